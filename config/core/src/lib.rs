@@ -1,0 +1,18 @@
+//! The vocabulary of the system: resources with Calico's exact fields and defaults, keys, selectors, and the
+//! [`store::Store`] trait every datastore implements.
+//!
+//! Pure: no I/O, no clock, no randomness, no threads. What reads files or opens databases is in `config`.
+
+pub mod bgp;
+pub mod felix;
+pub mod ipam;
+pub mod key;
+pub mod meta;
+pub mod node;
+pub mod pool;
+pub mod status;
+pub mod store;
+pub mod workload;
+
+pub use key::{Key, Kind};
+pub use meta::{ObjectMeta, Resource, Spec};

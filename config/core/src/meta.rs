@@ -1,0 +1,82 @@
+//! Resource envelope: `apiVersion`, `kind`, `metadata`, `spec`, as in `projectcalico.org/v3`.
+//! Fields this version does not know are kept in `extra` and written back unchanged.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::key::{Key, Kind};
+
+/// API version written on every resource.
+pub const API_VERSION: &str = "projectcalico.org/v3";
+
+/// Unknown fields, kept verbatim.
+pub type Extra = BTreeMap<String, Value>;
+
+/// Object metadata (the subset of Kubernetes ObjectMeta that Calico uses; the rest is kept in `extra`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ObjectMeta {
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creation_timestamp: Option<String>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl ObjectMeta {
+    /// Metadata with nothing but a name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+}
+
+/// The specification of one kind of resource.
+pub trait Spec:
+    Serialize + DeserializeOwned + Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static
+{
+    /// The kind this is the `spec` of.
+    const KIND: Kind;
+}
+
+/// A resource as stored and as printed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(bound(serialize = "S: Serialize", deserialize = "S: DeserializeOwned"), rename_all = "camelCase")]
+pub struct Resource<S> {
+    pub api_version: String,
+    pub kind: String,
+    pub metadata: ObjectMeta,
+    pub spec: S,
+    /// Anything else at the top level, e.g. `status`.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl<S: Spec> Resource<S> {
+    /// A resource of this kind with the given metadata.
+    pub fn new(metadata: ObjectMeta, spec: S) -> Self {
+        Self {
+            api_version: API_VERSION.into(),
+            kind: S::KIND.as_str().into(),
+            metadata,
+            spec,
+            extra: Extra::new(),
+        }
+    }
+
+    /// The key under which the stores hold this resource.
+    pub fn key(&self) -> Key {
+        Key::new(S::KIND, self.metadata.namespace.as_deref(), &self.metadata.name)
+    }
+}

@@ -1,0 +1,119 @@
+//! What an agent reports about itself over its admin socket; `brindlectl` and the lab read it.
+//! One JSON object per line each way: `{"cmd":"status"}` is answered by a [`NodeStatus`].
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// A question to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "kebab-case")]
+pub enum AdminRequest {
+    Status,
+    /// Loc-RIB with the deciding step per path.
+    Rib {
+        #[serde(default)]
+        prefix: Option<IpNet>,
+    },
+    /// Desired and actual kernel routes.
+    Routes,
+}
+
+/// Answer to [`AdminRequest::Status`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    pub node: String,
+    pub version: String,
+    pub pid: u32,
+    /// Resident set, KiB.
+    pub rss_kib: u64,
+    pub uptime_ms: u64,
+    pub ready: bool,
+    /// Why it is not ready; each with the next thing to do.
+    pub reasons: Vec<String>,
+    pub bgp: BgpStatus,
+    pub routes: RouteStatus,
+    pub encap: EncapStatus,
+    pub pods: Vec<PodStatus>,
+    pub blocks: Vec<IpNet>,
+}
+
+/// The speaker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BgpStatus {
+    pub asn: u32,
+    pub router_id: String,
+    pub listen: String,
+    pub peers: Vec<PeerStatus>,
+    /// Prefixes in the Loc-RIB.
+    pub loc_rib: usize,
+}
+
+/// One neighbor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    pub address: IpAddr,
+    /// Name of the node, or of the BGPPeer resource.
+    pub name: String,
+    /// `mesh`, `global`, `node`, `static`.
+    pub kind: String,
+    pub asn: u32,
+    /// `Idle`, `Connect`, `Active`, `OpenSent`, `OpenConfirm`, `Established`.
+    pub state: String,
+    /// Milliseconds in this state.
+    pub since_ms: u64,
+    pub received: usize,
+    pub advertised: usize,
+    pub last_error: Option<String>,
+}
+
+/// felix's route manager.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RouteStatus {
+    pub in_sync: bool,
+    pub desired: usize,
+    /// Refused by the kernel, with its words.
+    pub failed: Vec<String>,
+    /// Netlink route writes since the agent started.
+    pub writes: u64,
+    pub repairs: u64,
+}
+
+/// Encapsulation in use.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EncapStatus {
+    /// `none`, `kernel` (ipip device) or `carrier` (brindle-ipip).
+    pub device: String,
+    /// Why that one.
+    pub why: String,
+    pub mtu: u32,
+    pub paths: Vec<EncapPath>,
+    /// Encapsulated packets refused because their outer source is no known node.
+    pub refused: u64,
+}
+
+/// How one remote block or node is reached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EncapPath {
+    pub destination: IpNet,
+    pub via: IpAddr,
+    /// `direct` or `ipip`.
+    pub mode: String,
+    pub why: String,
+}
+
+/// One local pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PodStatus {
+    pub namespace: String,
+    pub name: String,
+    pub container_id: String,
+    pub addresses: Vec<IpNet>,
+    pub interface: String,
+    pub ready: bool,
+}

@@ -1,0 +1,70 @@
+//! WorkloadEndpoint: one interface of one pod (Calico `internalapi/workloadendpoint.go`).
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    key::Kind,
+    meta::{Extra, Spec},
+};
+
+/// A named port of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadPort {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub protocol: String,
+    pub port: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<u16>,
+}
+
+/// WorkloadEndpoint.spec.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadEndpointSpec {
+    /// `k8s`, `cni`, …
+    pub orchestrator: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub workload: String,
+    pub node: String,
+    #[serde(rename = "containerID", skip_serializing_if = "String::is_empty")]
+    pub container_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pod: String,
+    /// Interface name inside the pod, `eth0`.
+    pub endpoint: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub service_account_name: String,
+    /// /32 and /128 addresses of the pod.
+    #[serde(rename = "ipNetworks", skip_serializing_if = "Vec::is_empty")]
+    pub ip_networks: Vec<IpNet>,
+    #[serde(rename = "ipv4Gateway", skip_serializing_if = "Option::is_none")]
+    pub ipv4_gateway: Option<IpAddr>,
+    #[serde(rename = "ipv6Gateway", skip_serializing_if = "Option::is_none")]
+    pub ipv6_gateway: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
+    /// Host side device, `cali` + 11 hex digits.
+    pub interface_name: String,
+    /// MAC inside the pod.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mac: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<WorkloadPort>,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Spec for WorkloadEndpointSpec {
+    const KIND: Kind = Kind::WorkloadEndpoint;
+}
+
+/// Name of a Kubernetes endpoint: parts joined by `-`, each `-` inside a part doubled.
+pub fn endpoint_name(node: &str, orchestrator: &str, workload: &str, endpoint: &str) -> String {
+    [node, orchestrator, workload, endpoint].map(|p| p.replace('-', "--")).join("-")
+}
