@@ -1,2 +1,53 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask TASK`: what a person types in a clone. `lab` brings up a living cluster, `test` does all that CI
+//! checks, `layers` proves the architecture's dependency rules, `bench` prints the measured figures.
+#![expect(clippy::print_stdout, reason = "a task runner's product is its output")]
+
+mod layers;
+mod setup;
+mod steps;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask TASK
+
+  lab [ARGS]     install what is missing, build in release, then `brindlectl lab up ARGS`
+  test [STEP..]  everything CI checks; with names, only those steps:
+                 fmt layers clippy unit integration doc deny fuzz bench
+  layers         the dependency rules of ARCHITECTURE.md, and that the bans of the pure packages bite
+  bench [NAME..] build in release and run the paired benchmarks: routes cni carrier lab
+  setup          only install what is missing";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
+    let root = setup::root()?;
+    std::env::set_current_dir(&root)?;
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let Some((task, rest)) = args.split_first() else {
+        println!("{HELP}");
+        return Ok(ExitCode::from(2));
+    };
+    match task.as_str() {
+        "lab" => steps::lab(rest),
+        "test" => steps::test(rest),
+        "bench" => steps::bench(rest),
+        "layers" => layers::check().map(|()| ExitCode::SUCCESS),
+        "setup" => setup::install(&setup::ALL).map(|()| ExitCode::SUCCESS),
+        "help" | "-h" | "--help" => {
+            println!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("unknown task {other:?}\n{HELP}"),
+    }
+}

@@ -1,0 +1,142 @@
+//! The steps of `test`, `lab` and `bench`, each a command line a person could type.
+
+use std::{
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{layers, setup};
+
+/// Runs a command line with inherited output; an error names it.
+pub(crate) fn sh(program: &str, args: &[&str]) -> Result<()> {
+    println!("+ {program} {}", args.join(" "));
+    let status =
+        Command::new(program).args(args).status().with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("`{program} {}` failed ({status})", args.join(" "));
+    }
+    Ok(())
+}
+
+fn cargo(args: &str) -> Result<()> {
+    sh("cargo", &args.split_whitespace().collect::<Vec<_>>())
+}
+
+type Step = (&'static str, fn() -> Result<()>);
+
+/// In the order in which a failure is cheapest to learn of.
+const STEPS: [Step; 9] = [
+    ("fmt", || cargo("fmt --all -- --check")),
+    ("layers", layers::check),
+    ("clippy", || cargo("clippy --workspace --all-targets -- -D warnings")),
+    ("unit", || cargo("test --workspace --exclude brindle-integration --lib --bins --tests")),
+    ("integration", integration),
+    ("doc", || cargo("test --workspace --doc")),
+    ("deny", deny),
+    ("fuzz", || cargo("build --manifest-path fuzz/Cargo.toml")),
+    ("bench", || cargo("bench --workspace --no-run")),
+];
+
+/// `cargo xtask test [STEP..]`.
+pub(crate) fn test(names: &[String]) -> Result<ExitCode> {
+    for n in names {
+        if !STEPS.iter().any(|s| s.0 == n) {
+            bail!("no step {n:?}; there are: {}", STEPS.map(|s| s.0).join(" "));
+        }
+    }
+    if !is_root() {
+        bail!("the tests make network namespaces: run as root");
+    }
+    setup::install(&setup::ALL)?;
+    let mut failed = Vec::new();
+    let mut table = Vec::new();
+    for (name, run) in STEPS {
+        if !names.is_empty() && !names.iter().any(|n| n == name) {
+            continue;
+        }
+        println!("\n== {name}");
+        let start = Instant::now();
+        let result = run();
+        let verdict = match &result {
+            Ok(()) => "ok".to_owned(),
+            Err(e) => format!("FAILED: {e:#}"),
+        };
+        table.push(format!("{name:<12} {:>7.1} s  {verdict}", start.elapsed().as_secs_f64()));
+        if result.is_err() {
+            failed.push(name);
+        }
+    }
+    println!("\n{}", table.join("\n"));
+    println!("steps: {} passed, {} failed", table.len() - failed.len(), failed.len());
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Scenario tests run the real binaries, so these are built first; one test at a time, as each brings up nodes.
+fn integration() -> Result<()> {
+    cargo("build --workspace")?;
+    cargo("test --package brindle-integration -- --test-threads=1")
+}
+
+fn deny() -> Result<()> {
+    if !setup::have("cargo-deny") && !home_has("cargo-deny") {
+        println!("cargo-deny is missing: licences, duplicate versions and sources are checked with it");
+        cargo("install cargo-deny --version 0.20.2 --locked --quiet")?;
+    }
+    cargo("deny --all-features check licenses bans sources")
+}
+
+fn home_has(program: &str) -> bool {
+    let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|h| format!("{h}/.cargo")));
+    home.is_ok_and(|h| setup::have(&format!("{h}/bin/{program}")))
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
+}
+
+/// `cargo xtask lab [ARGS]`.
+pub(crate) fn lab(args: &[String]) -> Result<ExitCode> {
+    if !is_root() {
+        bail!("the lab makes network namespaces: run as root");
+    }
+    setup::install(&setup::LAB)?;
+    cargo("build --release --workspace --bins --exclude brindle-integration --exclude xtask")?;
+    let bin = target()?.join("release/brindlectl");
+    println!("+ {} lab up {}", bin.display(), args.join(" "));
+    let status = Command::new(&bin).args(["lab", "up"]).args(args).status()?;
+    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(2)).unwrap_or(2)))
+}
+
+/// The benchmarks, each a binary of the integration package.
+const BENCHES: [&str; 4] = ["routes", "cni", "carrier", "lab"];
+
+/// `cargo xtask bench [NAME..]`.
+pub(crate) fn bench(names: &[String]) -> Result<ExitCode> {
+    if !is_root() {
+        bail!("the benchmarks make network namespaces: run as root");
+    }
+    for n in names {
+        if !BENCHES.contains(&n.as_str()) {
+            bail!("no benchmark {n:?}; there are: {}", BENCHES.join(" "));
+        }
+    }
+    setup::install(&setup::ALL)?;
+    cargo("build --release --workspace --bins")?;
+    for name in BENCHES {
+        if names.is_empty() || names.iter().any(|n| n == name) {
+            println!("\n== {name}");
+            let bin = target()?.join(format!("release/bench-{name}"));
+            sh(&bin.to_string_lossy(), &[])?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Cargo's target folder, wherever the user put it.
+fn target() -> Result<std::path::PathBuf> {
+    let out = Command::new("cargo").args(["metadata", "--no-deps", "--format-version", "1"]).output()?;
+    let meta: serde_json::Value = serde_json::from_slice(&out.stdout).context("cargo metadata")?;
+    Ok(meta["target_directory"].as_str().context("cargo metadata names no target_directory")?.into())
+}
