@@ -69,7 +69,7 @@ pub struct PeerConfig {
     pub restart_time: u16,
     pub reflector_client: bool,
     pub next_hop: NextHopPolicy,
-    /// eBGP multihop / GTSM hops, carried for the driver.
+    /// Calico's ttlSecurity: GTSM (RFC 5082), the peer is at most this many hops away. Carried for the driver.
     pub ttl: Option<u8>,
     /// TCP-MD5 password, carried for the driver.
     pub password: Option<String>,
@@ -79,9 +79,21 @@ pub struct PeerConfig {
 
 /// What is advertised beside what the protocol allows. Issue-sized policy (BGPFilter) grows here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ExportPolicy {
     /// Prefixes (and all longer ones) never advertised, e.g. pools with disableBGPExport.
     pub deny: Vec<IpNet>,
+    /// Learnt routes are re-advertised only inside one of these (a Calico node: the IP pools). `None`: all are.
+    /// Own routes need no entry.
+    pub allow: Option<Vec<IpNet>>,
+}
+
+impl ExportPolicy {
+    /// Whether the policy lets `prefix` out; `local` = it is a route of our own.
+    pub fn permits(&self, prefix: &IpNet, local: bool) -> bool {
+        !self.deny.iter().any(|d| d.contains(prefix))
+            && (local || self.allow.as_ref().is_none_or(|a| a.iter().any(|n| n.contains(prefix))))
+    }
 }
 
 /// A route of our own.
