@@ -1,15 +1,10 @@
-//! The speaker: all peers and the RIB behind one `handle`. The driver owns sockets and the clock.
-//!
-//! ```text
-//! socket -> reader (frames) -> Input::Message -> Speaker -> Output::{Send, Dial, Close, Fib, ..} -> driver
-//! ```
-//! The driver's loop is: wait for input | `deadline()` | room in an output queue; call `handle`, `on_time` or
-//! `next_update`; drain `Output`s in order.
+//! What goes into and comes out of a [`Speaker`](super::Speaker): configuration, inputs, outputs. Values only.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::{
     af::Family,
@@ -31,8 +26,46 @@ pub struct SpeakerConfig {
     pub router_id: Ipv4Addr,
     /// Set on a route reflector (RFC 4456).
     pub cluster_id: Option<Ipv4Addr>,
-    /// Seed of timer jitter.
+    /// Seed of timer jitter and of the hash tables; the driver draws it at random.
     pub seed: u64,
+    /// LOCAL_PREF of own routes towards iBGP peers. Calico sends 2147483647 - 1024 for a route of normal priority.
+    pub local_pref: u32,
+    /// LOCAL_PREF of routes from eBGP peers (they carry none).
+    pub ebgp_local_pref: u32,
+    /// The LOCAL_PREF a classic speaker sends for a route of normal priority; the decision process takes it as equal
+    /// to `local_pref`, and 101 as one better. `None`: LOCAL_PREF values are compared as they are.
+    pub classic_local_pref: Option<u32>,
+    /// Largest number of equal-cost next hops of one prefix.
+    pub multipath: u8,
+    /// The forwarding state of an earlier run is still in the kernel: announce it (RFC 4724, R and F bits), and choose
+    /// and advertise routes only when the peers have sent theirs.
+    pub restarting: bool,
+    /// Seconds after which peers that are not up are no longer waited for before [`Output::FibInSync`].
+    pub sync_settle: u16,
+    /// Seconds after which `FibInSync` comes in any case (RFC 4724 Selection_Deferral_Timer).
+    pub sync_wait: u16,
+}
+
+impl SpeakerConfig {
+    /// LOCAL_PREF of a Calico route of normal priority.
+    pub const NORMAL_LOCAL_PREF: u32 = 2_147_483_647 - 1_024;
+
+    /// A speaker with the usual settings.
+    pub const fn new(asn: u32, router_id: Ipv4Addr) -> Self {
+        Self {
+            asn,
+            router_id,
+            cluster_id: None,
+            seed: 0,
+            local_pref: Self::NORMAL_LOCAL_PREF,
+            ebgp_local_pref: 100,
+            classic_local_pref: Some(100),
+            multipath: 16,
+            restarting: false,
+            sync_settle: 10,
+            sync_wait: 60,
+        }
+    }
 }
 
 /// How next hops are set towards a peer.
@@ -63,11 +96,17 @@ pub struct PeerConfig {
     pub families: Vec<Family>,
     /// Seconds; Calico's BIRD uses 240.
     pub hold_time: u16,
+    /// Seconds between KEEPALIVEs; `None`: a third of the negotiated hold time (Calico: keepaliveTime).
+    pub keepalive: Option<u16>,
     /// Seconds between attempts (BIRD: 5).
     pub connect_retry: u16,
     /// Announced in the graceful restart capability; seconds, 0 = not announced.
     pub restart_time: u16,
     pub reflector_client: bool,
+    /// How often our own AS may stand in a received AS_PATH (Calico: numAllowedLocalASNumbers).
+    pub allow_own_as: u8,
+    /// More prefixes of one family than this end the session (Cease, RFC 4486 subcode 1). Bounds memory.
+    pub max_prefixes: u32,
     pub next_hop: NextHopPolicy,
     /// Calico's ttlSecurity: GTSM (RFC 5082), the peer is at most this many hops away. Carried for the driver.
     pub ttl: Option<u8>,
@@ -75,6 +114,34 @@ pub struct PeerConfig {
     pub password: Option<String>,
     /// Export policy: peers with an equal one share work. Accept = advertise what the speaker may advertise.
     pub export: ExportPolicy,
+}
+
+impl PeerConfig {
+    /// A neighbor with the usual settings: port 179, the family of its address, Calico's timers.
+    pub fn new(name: impl Into<String>, address: IpAddr, asn: u32) -> Self {
+        Self {
+            name: name.into(),
+            kind: "static".into(),
+            address,
+            port: 179,
+            local_address: None,
+            asn,
+            local_asn: None,
+            passive: false,
+            families: vec![if address.is_ipv4() { Family::Ipv4Unicast } else { Family::Ipv6Unicast }],
+            hold_time: 240,
+            keepalive: None,
+            connect_retry: 5,
+            restart_time: 120,
+            reflector_client: false,
+            allow_own_as: 0,
+            max_prefixes: 1_000_000,
+            next_hop: NextHopPolicy::Auto,
+            ttl: None,
+            password: None,
+            export: ExportPolicy::default(),
+        }
+    }
 }
 
 /// What is advertised beside what the protocol allows. Issue-sized policy (BGPFilter) grows here.
@@ -148,8 +215,35 @@ pub enum Input {
         notification: Notification,
         what: String,
     },
+    /// The peer has not read anything for longer than the send hold time (RFC 9687): max(8 minutes, 2 x hold time).
+    SendStalled {
+        conn: ConnId,
+    },
+    /// Whether an address can be reached by what the kernel knows, and at what cost. Addresses never mentioned are
+    /// taken as reachable at cost 0.
+    NextHop {
+        address: IpAddr,
+        /// `None`: unreachable.
+        cost: Option<u32>,
+    },
+    /// An operator's `clear`.
+    Clear {
+        peer: PeerId,
+        how: Clear,
+    },
     /// Stop every session with Cease / Administrative Shutdown.
     Shutdown,
+}
+
+/// What an operator wants of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Clear {
+    /// Close it (Cease / Administrative Reset) and start again.
+    Reset,
+    /// Send everything again.
+    SoftOut,
+    /// Ask the peer to send everything again (RFC 2918).
+    SoftIn,
 }
 
 /// What the driver must do, in order.
@@ -168,13 +262,15 @@ pub enum Output {
         conn: ConnId,
         message: Message,
     },
-    /// From here on, messages of this connection are read and written with this.
+    /// From here on, messages of this connection are read and written with this. Comes in answer to the peer's OPEN,
+    /// before anything else is sent: the reader must not decode what follows an OPEN until it has this (or `Close`).
     Negotiated {
         conn: ConnId,
         read: WireCx,
         write: WireCx,
     },
-    /// There are updates to pull with `Speaker::next_update` when the socket has room.
+    /// There are updates to pull with `Speaker::next_update` when the socket has room. Not repeated until
+    /// `next_update` has returned false.
     Pending {
         conn: ConnId,
     },
@@ -183,6 +279,9 @@ pub enum Output {
         conn: ConnId,
     },
     Fib(FibChange),
+    /// Once: the peers' routes are complete (or were waited for long enough), every `Fib` of them is out, and routes of
+    /// an earlier run that were not confirmed by then may be swept.
+    FibInSync,
     Event(Event),
 }
 
@@ -190,8 +289,8 @@ pub enum Output {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FibChange {
     pub prefix: IpNet,
-    /// Empty: withdrawn. More than one: equal cost.
-    pub next_hops: Vec<IpAddr>,
+    /// Empty: withdrawn. More than one: equal cost; sorted.
+    pub next_hops: SmallVec<[IpAddr; 1]>,
     /// Peer the best path came from.
     pub from: Option<PeerId>,
 }
@@ -210,6 +309,13 @@ pub enum Event {
     Fault {
         peer: PeerId,
         what: String,
+    },
+    /// A graceful restart of the peer: its routes are kept, swept or dropped.
+    Restart {
+        peer: PeerId,
+        name: String,
+        what: String,
+        routes: usize,
     },
     /// Connection refused by the speaker.
     Refused {
