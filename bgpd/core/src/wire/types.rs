@@ -9,6 +9,10 @@ use smallvec::SmallVec;
 use crate::af::Family;
 
 /// A BGP message (RFC 4271 section 4.1).
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every message is an UPDATE; a box would cost an allocation each"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
     Open(Open),
