@@ -1,2 +1,43 @@
-//! Placeholder.
-fn main() {}
+//! `brindle-node`: the agent of one node. This file only turns arguments into [`settings::Settings`] and a result into
+//! an exit code: 0 ended as asked, 1 failed while running, 2 could not start as configured.
+
+mod admin;
+mod autodetect;
+mod cni_server;
+mod identity;
+mod lock;
+mod run;
+mod settings;
+mod tunnel_address;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = settings::Cli::parse();
+    let settings = match cli.command {
+        settings::Command::Run(args) => match settings::Settings::from_args(*args) {
+            Ok(s) => s,
+            Err(e) => {
+                eprintln!("brindle-node: {e}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    if let Err(e) = settings.init_log() {
+        eprintln!("brindle-node: {e}");
+        return ExitCode::from(2);
+    }
+    match run::run(settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(run::Failure::Setup(e)) => {
+            tracing::error!("cannot start: {e:#}");
+            ExitCode::from(2)
+        }
+        Err(run::Failure::Running(e)) => {
+            tracing::error!("stopped: {e:#}");
+            ExitCode::from(1)
+        }
+    }
+}

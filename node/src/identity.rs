@@ -1,0 +1,69 @@
+//! The Node resource of this node: written with its address, refused when another node has the same one.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use brindle_config_core::{
+    ObjectMeta, Resource,
+    node::{NodeAddress, NodeSpec, TypedAddress},
+    store::{Expect, Store, StoreError, StoreExt, Stored},
+};
+use ipnet::IpNet;
+
+/// Attempts against writers of the same object.
+const ATTEMPTS: u32 = 20;
+
+/// Changes this node's resource by compare-and-swap; makes it when it is not there. Returns what is stored now.
+/// `edit` may run more than once.
+pub(crate) async fn update(store: &dyn Store, name: &str, edit: impl Fn(&mut NodeSpec)) -> Result<NodeSpec> {
+    for attempt in 0..ATTEMPTS {
+        let found: Option<Stored<NodeSpec>> = match store.get_as(None, name).await {
+            Ok(s) => Some(s),
+            Err(StoreError::NotFound(_)) => None,
+            Err(e) => return Err(e).with_context(|| format!("cannot read Node({name})")),
+        };
+        let (mut resource, expect) = match found {
+            Some(s) => (s.resource, Expect::Revision(s.revision)),
+            None => (Resource::new(ObjectMeta::named(name), NodeSpec::default()), Expect::Absent),
+        };
+        let before = resource.spec.clone();
+        edit(&mut resource.spec);
+        if resource.spec == before && !matches!(expect, Expect::Absent) {
+            return Ok(before);
+        }
+        match store.put_as(&resource, expect).await {
+            Ok(_) => return Ok(resource.spec),
+            Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_)) => {
+                tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 3)).await;
+            }
+            Err(e) => return Err(e).with_context(|| format!("cannot write Node({name})")),
+        }
+    }
+    bail!("Node({name}) is being changed by somebody else all the time; is another agent using this node name?")
+}
+
+/// Publishes this node's address. Another node with the same address is a configuration error: one of the two would
+/// draw the other's traffic.
+pub(crate) async fn publish(store: &dyn Store, name: &str, address: IpNet) -> Result<NodeSpec> {
+    let (nodes, _) = store.list_as::<NodeSpec>().await.context("cannot list the nodes")?;
+    if let Some(other) =
+        nodes.iter().find(|n| n.resource.metadata.name != name && n.resource.spec.ips().any(|ip| ip == address.addr()))
+    {
+        bail!(
+            "conflicting node detected: Node({}) has the address {} too; give this node its own with --ip, or delete \
+             the stale Node",
+            other.resource.metadata.name,
+            address.addr()
+        );
+    }
+    update(store, name, |spec| {
+        let bgp = spec.bgp.get_or_insert_default();
+        match address {
+            IpNet::V4(a) => bgp.ipv4_address = Some(NodeAddress(a)),
+            IpNet::V6(a) => bgp.ipv6_address = Some(NodeAddress(a)),
+        }
+        spec.addresses.retain(|a| a.kind != "CalicoNodeIP");
+        spec.addresses.insert(0, TypedAddress { address: address.to_string(), kind: "CalicoNodeIP".into() });
+    })
+    .await
+}
