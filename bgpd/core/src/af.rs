@@ -1,5 +1,7 @@
 //! Address families (RFC 4760).
 
+use std::ops::{Index, IndexMut};
+
 use serde::{Deserialize, Serialize};
 
 /// The families Brindle routes.
@@ -27,6 +29,43 @@ impl Family {
             (1, 1) => Some(Self::Ipv4Unicast),
             (2, 1) => Some(Self::Ipv6Unicast),
             _ => None,
+        }
+    }
+}
+
+/// One value per family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PerFamily<T>(pub [T; 2]);
+
+impl<T> PerFamily<T> {
+    /// Builds each value from its family.
+    pub fn from_fn(mut f: impl FnMut(Family) -> T) -> Self {
+        Self([f(Family::Ipv4Unicast), f(Family::Ipv6Unicast)])
+    }
+
+    /// Every family with its value, in wire order.
+    pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
+        Family::ALL.into_iter().zip(self.0.iter())
+    }
+}
+
+impl<T> Index<Family> for PerFamily<T> {
+    type Output = T;
+    fn index(&self, family: Family) -> &T {
+        let [v4, v6] = &self.0;
+        match family {
+            Family::Ipv4Unicast => v4,
+            Family::Ipv6Unicast => v6,
+        }
+    }
+}
+
+impl<T> IndexMut<Family> for PerFamily<T> {
+    fn index_mut(&mut self, family: Family) -> &mut T {
+        let [v4, v6] = &mut self.0;
+        match family {
+            Family::Ipv4Unicast => v4,
+            Family::Ipv6Unicast => v6,
         }
     }
 }

@@ -1,0 +1,193 @@
+//! OPEN against OPEN: what we send, whether theirs is acceptable, and what both agreed on.
+//!
+//! RFC 4271 section 6.2, 5492 (capabilities), 4760 (families), 6793 (4-octet AS), 6286 (identifier), 8654 (extended
+//! message), 4724 (graceful restart).
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Endpoints;
+use crate::{
+    af::{Family, PerFamily},
+    speaker::PeerConfig,
+    wire::{Capability, GrFamily, Notification, Open, WireCx},
+};
+
+/// Who we are towards every peer at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub asn: u32,
+    pub router_id: Ipv4Addr,
+    /// RFC 4724 R bit: we have restarted and have not yet advertised everything.
+    pub restarting: bool,
+    /// RFC 4724 F bit: the forwarding state outlived the last session.
+    pub preserved: bool,
+}
+
+/// What the peer said about its own restart (RFC 4724 section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRestart {
+    /// R bit.
+    pub restarting: bool,
+    /// Seconds for which we keep its routes.
+    pub time: u16,
+    /// F bit by family; `None`: the family is not restarted gracefully.
+    pub preserved: PerFamily<Option<bool>>,
+}
+
+/// An accepted OPEN: everything that is known about the session. Exists from OpenConfirm on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    pub ends: Endpoints,
+    /// The AS we present.
+    pub local_asn: u32,
+    pub remote_asn: u32,
+    pub remote_id: Ipv4Addr,
+    pub ibgp: bool,
+    /// Negotiated, seconds; 0: neither hold timer nor KEEPALIVEs.
+    pub hold_time: u16,
+    /// Seconds between KEEPALIVEs before jitter; 0: none.
+    pub keepalive: u16,
+    pub families: PerFamily<bool>,
+    /// What the peer sends.
+    pub read: WireCx,
+    /// What we send.
+    pub write: WireCx,
+    pub route_refresh: bool,
+    /// Present when both sides announced graceful restart.
+    pub restart: Option<PeerRestart>,
+    /// Everything the peer announced.
+    pub capabilities: Vec<Capability>,
+}
+
+/// Our AS towards this peer.
+pub fn local_asn(cfg: &PeerConfig, me: &Identity) -> u32 {
+    cfg.local_asn.unwrap_or(me.asn)
+}
+
+/// The OPEN we send.
+pub fn our_open(cfg: &PeerConfig, me: &Identity) -> Open {
+    let asn = local_asn(cfg, me);
+    let mut capabilities = Vec::with_capacity(8);
+    let families = || Family::ALL.into_iter().filter(|f| cfg.families.contains(f));
+    for family in families() {
+        let (afi, safi) = family.code();
+        capabilities.push(Capability::MultiProtocol { afi, safi });
+    }
+    capabilities.push(Capability::RouteRefresh);
+    capabilities.push(Capability::ExtendedMessage);
+    if cfg.restart_time > 0 {
+        capabilities.push(Capability::GracefulRestart {
+            restarting: me.restarting,
+            notification: false,
+            restart_time: cfg.restart_time.min(4_095),
+            families: families()
+                .map(|f| GrFamily { afi: f.code().0, safi: f.code().1, forwarding_preserved: me.preserved })
+                .collect(),
+        });
+    }
+    capabilities.push(Capability::FourOctetAs(asn));
+    Open { asn, hold_time: cfg.hold_time, router_id: me.router_id, capabilities }
+}
+
+/// An OPEN error with its data.
+const fn open_error(subcode: u8, data: Vec<u8>) -> Notification {
+    Notification { code: 2, subcode, data }
+}
+
+/// Checks the peer's OPEN and computes what holds for the session, or the NOTIFICATION to answer with.
+pub fn negotiate(
+    cfg: &PeerConfig,
+    me: &Identity,
+    ends: Endpoints,
+    open: &Open,
+) -> Result<Session, Notification> {
+    let local_asn = local_asn(cfg, me);
+    if open.asn != cfg.asn || open.asn == 0 {
+        return Err(open_error(2, Vec::new()));
+    }
+    let ibgp = open.asn == local_asn;
+    // RFC 6286: non-zero, and unique inside the AS; another AS may use the same number.
+    if open.router_id.is_unspecified() || (ibgp && open.router_id == me.router_id) {
+        return Err(open_error(3, Vec::new()));
+    }
+    if matches!(open.hold_time, 1 | 2) {
+        return Err(open_error(6, Vec::new()));
+    }
+    let families = common_families(cfg, open)?;
+
+    let has = |c: &Capability| open.capabilities.contains(c);
+    let hold_time = open.hold_time.min(cfg.hold_time);
+    let keepalive = match hold_time {
+        0 => 0,
+        h => cfg.keepalive.unwrap_or(h / 3).min(h / 3).max(1),
+    };
+    let four_octet_as = open.capabilities.iter().any(|c| matches!(c, Capability::FourOctetAs(_)));
+    let wire = WireCx {
+        four_octet_as,
+        extended_message: has(&Capability::ExtendedMessage),
+        add_path: [false; 2],
+        ibgp,
+    };
+    Ok(Session {
+        ends,
+        local_asn,
+        remote_asn: open.asn,
+        remote_id: open.router_id,
+        ibgp,
+        hold_time,
+        keepalive,
+        families,
+        read: wire,
+        write: wire,
+        route_refresh: has(&Capability::RouteRefresh),
+        restart: if cfg.restart_time > 0 { peer_restart(open, &families) } else { None },
+        capabilities: open.capabilities.clone(),
+    })
+}
+
+/// Families both sides want. An OPEN without any multiprotocol capability means IPv4 unicast (RFC 4760 section 8).
+fn common_families(cfg: &PeerConfig, open: &Open) -> Result<PerFamily<bool>, Notification> {
+    let announced = || {
+        open.capabilities.iter().filter_map(|c| match c {
+            Capability::MultiProtocol { afi, safi } => Some((*afi, *safi)),
+            _ => None,
+        })
+    };
+    let families = if announced().next().is_none() {
+        PerFamily::from_fn(|f| f == Family::Ipv4Unicast && cfg.families.contains(&f))
+    } else {
+        PerFamily::from_fn(|f| cfg.families.contains(&f) && announced().any(|a| a == f.code()))
+    };
+    if families.0.contains(&true) {
+        return Ok(families);
+    }
+    // RFC 5492 section 5: name the capability that is missing.
+    let mut data = Vec::new();
+    for family in Family::ALL.into_iter().filter(|f| cfg.families.contains(f)) {
+        let (afi, safi) = family.code();
+        data.extend_from_slice(&[1, 4]);
+        data.extend_from_slice(&afi.to_be_bytes());
+        data.extend_from_slice(&[0, safi]);
+    }
+    Err(open_error(7, data))
+}
+
+/// The peer's graceful restart capability, as far as it concerns negotiated families. The last one counts when it is
+/// sent more than once.
+fn peer_restart(open: &Open, negotiated: &PerFamily<bool>) -> Option<PeerRestart> {
+    open.capabilities.iter().rev().find_map(|c| match c {
+        Capability::GracefulRestart { restarting, restart_time, families, .. } => Some(PeerRestart {
+            restarting: *restarting,
+            time: *restart_time,
+            preserved: PerFamily::from_fn(|f| {
+                negotiated[f]
+                    .then(|| families.iter().find(|g| (g.afi, g.safi) == f.code()))
+                    .flatten()
+                    .map(|g| g.forwarding_preserved)
+            }),
+        }),
+        _ => None,
+    })
+}
