@@ -8,7 +8,7 @@ use super::{
     error::{DecodeError, EmitError},
     frame::{HEADER_LEN, Header, MARKER, MAX_LEN, MsgType},
     iana::{error, header},
-    types::{Message, Notification, Open, RouteRefresh, WireCx},
+    types::{Message, Notification, Open, RouteRefresh, Update, WireCx},
 };
 
 impl Message {
@@ -25,9 +25,7 @@ impl Message {
         };
         Ok(match header.kind {
             MsgType::Open => Self::Open(Open::parse(body)?),
-            MsgType::Update => {
-                return Err(DecodeError::new(error::UPDATE, 0, &[], "UPDATE is not decoded yet"));
-            }
+            MsgType::Update => Self::Update(Update::parse(body, cx)?),
             MsgType::Notification => Self::Notification(Notification::parse(body)),
             MsgType::Keepalive => Self::Keepalive,
             MsgType::RouteRefresh => Self::RouteRefresh(RouteRefresh::parse(frame, body)?),
@@ -49,7 +47,7 @@ impl Message {
         let start = begin(kind, out);
         let body = match self {
             Self::Open(open) => open.emit(out),
-            Self::Update(_) => Err(EmitError::Empty),
+            Self::Update(update) => update.emit(cx, out),
             Self::Notification(n) => {
                 n.emit(out);
                 Ok(())

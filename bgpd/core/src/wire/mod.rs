@@ -9,17 +9,26 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used, clippy::panic)
 )]
 
+mod aspath;
+pub mod attr;
 mod capability;
 mod cursor;
+mod encode;
 mod error;
 pub mod frame;
 pub mod iana;
 mod message;
+mod nlri;
 mod notification;
 mod open;
 mod refresh;
 pub mod types;
+mod update;
 
+pub use attr::encode_attrs;
+pub use encode::{UpdateBuilder, announce, end_of_rib, withdraw};
 pub use error::{DecodeError, EmitError};
 pub use frame::{Header, MsgType, next_frame};
+pub use nlri::WirePrefix;
 pub use types::*;
+pub use update::RawUpdate;
