@@ -1,0 +1,150 @@
+//! The `Store` trait over two connections: one reads, one writes, so that a reader never waits for a writer's queue.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use brindle_config_core::{
+    Key, Kind,
+    store::{Change, Entry, Expect, Listing, Revision, Store, StoreError, StoreFuture, Watch},
+};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::{
+    db::{Db, Position},
+    feed::{Bell, Ear},
+    worker::Worker,
+};
+
+/// A datastore in one SQLite file. Watches need a tokio runtime with time; the other calls need none.
+pub struct SqliteStore {
+    path: PathBuf,
+    reader: Worker,
+    writer: Worker,
+    bell: Arc<Bell>,
+    /// Made by the first watch: a command that only reads or writes needs no inotify instance.
+    ear: OnceLock<Arc<Ear>>,
+}
+
+impl SqliteStore {
+    /// Opens the file, creating it (not its directory) if it is missing.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::with(path, true)
+    }
+
+    /// Opens a file that must exist.
+    pub fn open_existing(path: &Path) -> Result<Self, StoreError> {
+        Self::with(path, false)
+    }
+
+    fn with(path: &Path, create: bool) -> Result<Self, StoreError> {
+        let path =
+            std::path::absolute(path).map_err(|e| StoreError::Broken(format!("{}: {e}", path.display())))?;
+        let writer = Worker::start("store-write", &path, Db::open(&path, create)?)?;
+        let reader = Worker::start("store-read", &path, Db::open(&path, false)?)?;
+        let bell = Arc::new(Bell::new(&path));
+        Ok(Self { path, reader, writer, bell, ear: OnceLock::new() })
+    }
+
+    /// The database file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Forgets the history that watches resume from: those that are not up to date list again.
+    pub async fn compact(&self) -> Result<(), StoreError> {
+        self.writer.run(Db::compact).await
+    }
+}
+
+impl Store for SqliteStore {
+    fn get<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Entry> {
+        let key = key.clone();
+        Box::pin(async move { self.reader.run(move |db| db.get(&key)).await })
+    }
+
+    fn list<'a>(&'a self, kinds: &'a [Kind]) -> StoreFuture<'a, Listing> {
+        let kinds = kinds.to_vec();
+        Box::pin(async move { self.reader.run(move |db| db.list(&kinds)).await })
+    }
+
+    fn put<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Revision> {
+        let (key, bell) = (key.clone(), self.bell.clone());
+        Box::pin(async move {
+            self.writer
+                .run(move |db| {
+                    let revision = db.put(&key, &value.to_string(), expect)?;
+                    bell.ring(revision);
+                    Ok(revision)
+                })
+                .await
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {
+        let (key, bell) = (key.clone(), self.bell.clone());
+        Box::pin(async move {
+            self.writer
+                .run(move |db| {
+                    let revision = db.delete(&key, expect)?;
+                    bell.ring(revision);
+                    Ok(revision)
+                })
+                .await
+        })
+    }
+
+    fn watch<'a>(&'a self, kinds: &'a [Kind], from: Revision) -> StoreFuture<'a, Box<dyn Watch>> {
+        Box::pin(async move {
+            let ear = self.ear.get_or_init(|| Arc::new(Ear::new(&self.path))).clone();
+            let tick = ear.subscribe();
+            let at = self.reader.run(move |db| db.position(from)).await?;
+            let patience = ear.patience();
+            Ok(Box::new(SqliteWatch {
+                reader: self.reader.clone(),
+                kinds: kinds.into(),
+                at,
+                tick,
+                patience,
+                _ear: ear,
+            }) as Box<dyn Watch>)
+        })
+    }
+}
+
+struct SqliteWatch {
+    reader: Worker,
+    kinds: Arc<[Kind]>,
+    at: Position,
+    tick: watch::Receiver<u64>,
+    patience: Duration,
+    /// Keeps the feed alive.
+    _ear: Arc<Ear>,
+}
+
+impl Watch for SqliteWatch {
+    fn next(&mut self) -> StoreFuture<'_, Vec<Change>> {
+        Box::pin(async move {
+            loop {
+                // Before the read: a signal that comes during it must not be lost.
+                self.tick.mark_unchanged();
+                let (kinds, at) = (self.kinds.clone(), self.at);
+                let (changes, now) = self.reader.run(move |db| db.since(&kinds, at)).await?;
+                let moved = now.revision != self.at.revision;
+                self.at = now;
+                if !changes.is_empty() {
+                    return Ok(changes);
+                }
+                if !moved {
+                    // Err: no signal for long. Ok(Err): the feed has ended; then only time is left.
+                    if let Ok(Err(_)) = tokio::time::timeout(self.patience, self.tick.changed()).await {
+                        tokio::time::sleep(self.patience).await;
+                    }
+                }
+            }
+        })
+    }
+}
