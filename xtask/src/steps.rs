@@ -30,7 +30,10 @@ type Step = (&'static str, fn() -> Result<()>);
 const STEPS: [Step; 9] = [
     ("fmt", || cargo("fmt --all -- --check")),
     ("layers", layers::check),
-    ("clippy", || cargo("clippy --workspace --all-targets -- -D warnings")),
+    ("clippy", || {
+        cargo("clippy --workspace --lib --bins -- -D warnings -D clippy::unwrap_used")?;
+        cargo("clippy --workspace --all-targets -- -D warnings")
+    }),
     ("unit", || cargo("test --workspace --exclude brindle-integration --lib --bins --tests")),
     ("integration", integration),
     ("doc", || cargo("test --workspace --doc")),

@@ -1,0 +1,98 @@
+//! What was read from this host's kernel and bears on decisions: links, addresses, routes of others.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use prefix_trie::PrefixMap;
+use serde::{Deserialize, Serialize};
+
+use crate::route::{Route, Target};
+
+/// One network device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub up: bool,
+    /// Octets.
+    pub mtu: u32,
+    /// Addresses with the prefix length of their subnet.
+    pub addresses: Vec<IpNet>,
+}
+
+/// Devices by name, and the routes of the main table that are not ours.
+#[derive(Clone, Debug, Default)]
+pub struct HostView {
+    links: BTreeMap<String, Link>,
+    foreign4: PrefixMap<ipnet::Ipv4Net, Route>,
+    foreign6: PrefixMap<ipnet::Ipv6Net, Route>,
+}
+
+/// How an address is reached without our help.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// On a subnet of this device.
+    Connected {
+        dev: String,
+    },
+    /// Through a gateway the host already routes to.
+    Through {
+        via: IpAddr,
+        dev: String,
+    },
+    Nowhere,
+}
+
+impl HostView {
+    /// From what was read back. Of foreign routes with one destination the lowest metric counts.
+    pub fn new(links: BTreeMap<String, Link>, foreign: impl IntoIterator<Item = Route>) -> Self {
+        let mut view = Self { links, foreign4: PrefixMap::new(), foreign6: PrefixMap::new() };
+        for r in foreign {
+            let better = |old: Option<&Route>| old.is_none_or(|o| r.metric < o.metric);
+            match r.dst {
+                IpNet::V4(n) if better(view.foreign4.get(&n)) => drop(view.foreign4.insert(n, r)),
+                IpNet::V6(n) if better(view.foreign6.get(&n)) => drop(view.foreign6.insert(n, r)),
+                _ => {}
+            }
+        }
+        view
+    }
+
+    /// A device by name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.get(name)
+    }
+
+    /// All devices.
+    pub fn links(&self) -> impl Iterator<Item = (&str, &Link)> {
+        self.links.iter().map(|(n, l)| (n.as_str(), l))
+    }
+
+    /// The device that carries this very address.
+    pub fn carrier_of(&self, ip: IpAddr) -> Option<(&str, &Link)> {
+        self.links().find(|(_, l)| l.addresses.iter().any(|a| a.addr() == ip))
+    }
+
+    /// How `ip` is reached: the longest connected subnet, else the host's own routes.
+    pub fn reach(&self, ip: IpAddr) -> Reach {
+        let connected = self
+            .links()
+            .filter(|(_, l)| l.up)
+            .flat_map(|(n, l)| l.addresses.iter().map(move |a| (n, a)))
+            .filter(|(_, a)| a.contains(&ip) && a.prefix_len() < if ip.is_ipv4() { 32 } else { 128 })
+            .max_by_key(|(_, a)| a.prefix_len());
+        if let Some((dev, _)) = connected {
+            return Reach::Connected { dev: dev.to_owned() };
+        }
+        let route = match ip {
+            IpAddr::V4(a) => self.foreign4.get_lpm(&a.into()).map(|(_, r)| r),
+            IpAddr::V6(a) => self.foreign6.get_lpm(&a.into()).map(|(_, r)| r),
+        };
+        match route.map(|r| &r.target) {
+            Some(Target::Device(dev)) => Reach::Connected { dev: dev.clone() },
+            Some(Target::Via(hops)) => match hops.first() {
+                Some(h) => Reach::Through { via: h.via, dev: h.dev.clone() },
+                None => Reach::Nowhere,
+            },
+            Some(Target::Blackhole | Target::Other(_)) | None => Reach::Nowhere,
+        }
+    }
+}

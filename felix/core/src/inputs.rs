@@ -1,0 +1,197 @@
+//! The resources and best paths felix decides from. Output depends on this state only, never on how it came about:
+//! equal upserts and unknown deletes change nothing, a resource that does not decode is left out and named.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use brindle_config_core::{
+    Key, Kind, Spec,
+    felix::FelixConfigurationSpec,
+    ipam::IpamBlockSpec,
+    node::NodeSpec,
+    pool::IpPoolSpec,
+    store::{Entry, SyncEvent, decode},
+    workload::WorkloadEndpointSpec,
+};
+use ipnet::IpNet;
+
+/// The kinds felix follows.
+pub const KINDS: [Kind; 5] =
+    [Kind::IpPool, Kind::IpamBlock, Kind::Node, Kind::FelixConfiguration, Kind::WorkloadEndpoint];
+
+/// Everything felix knows.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Name of this node.
+    pub node: String,
+    pub(crate) pools: BTreeMap<String, IpPoolSpec>,
+    pub(crate) blocks: BTreeMap<String, IpamBlockSpec>,
+    pub(crate) nodes: BTreeMap<String, NodeSpec>,
+    /// Endpoints of this node only.
+    pub(crate) endpoints: BTreeMap<Key, WorkloadEndpointSpec>,
+    pub(crate) felix: BTreeMap<String, FelixConfigurationSpec>,
+    /// Best paths from bgpd: prefix → next hops, sorted.
+    pub(crate) fib: BTreeMap<IpNet, Vec<IpAddr>>,
+    /// Resources that do not decode, with the reason.
+    pub(crate) bad: BTreeMap<Key, String>,
+}
+
+impl Inputs {
+    /// Nothing known yet.
+    pub fn new(node: impl Into<String>) -> Self {
+        Self {
+            node: node.into(),
+            pools: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            felix: BTreeMap::new(),
+            fib: BTreeMap::new(),
+            bad: BTreeMap::new(),
+        }
+    }
+
+    /// Takes one event; true if something felix cares about changed.
+    pub fn apply(&mut self, event: &SyncEvent) -> bool {
+        match event {
+            SyncEvent::Upsert(e) => self.upsert(e),
+            SyncEvent::Delete(key) => self.delete(key),
+            SyncEvent::InSync => false,
+        }
+    }
+
+    /// Takes a change of best path; empty next hops withdraw it.
+    pub fn set_fib(&mut self, prefix: IpNet, mut next_hops: Vec<IpAddr>) -> bool {
+        next_hops.sort_unstable();
+        next_hops.dedup();
+        if next_hops.is_empty() {
+            self.fib.remove(&prefix).is_some()
+        } else {
+            self.fib.insert(prefix, next_hops.clone()).is_none_or(|old| old != next_hops)
+        }
+    }
+
+    /// The local endpoint behind a key.
+    pub fn endpoint(&self, key: &Key) -> Option<&WorkloadEndpointSpec> {
+        self.endpoints.get(key)
+    }
+
+    /// Effective configuration: `node.<name>` over `default`, field by field.
+    pub fn felix(&self) -> FelixConfigurationSpec {
+        let default = self.felix.get("default").cloned().unwrap_or_default();
+        let Some(own) = self.felix.get(&format!("node.{}", self.node)) else { return default };
+        FelixConfigurationSpec {
+            ipip_enabled: own.ipip_enabled.or(default.ipip_enabled),
+            ipip_mtu: own.ipip_mtu.or(default.ipip_mtu),
+            interface_prefix: own.interface_prefix.clone().or(default.interface_prefix),
+            route_refresh_interval: own.route_refresh_interval.clone().or(default.route_refresh_interval),
+            device_route_protocol: own.device_route_protocol.or(default.device_route_protocol),
+            remove_external_routes: own.remove_external_routes.or(default.remove_external_routes),
+            ipv4_normal_route_priority: own.ipv4_normal_route_priority.or(default.ipv4_normal_route_priority),
+            external_nodes_list: if own.external_nodes_list.is_empty() {
+                default.external_nodes_list
+            } else {
+                own.external_nodes_list.clone()
+            },
+            mtu_iface_pattern: own.mtu_iface_pattern.clone().or(default.mtu_iface_pattern),
+            extra: default.extra,
+        }
+    }
+
+    /// Whether any pool asks for IPIP.
+    pub fn ipip_wanted(&self) -> bool {
+        self.felix().ipip_enabled.unwrap_or_else(|| {
+            self.pools.values().any(|p| {
+                p.ipip_mode != brindle_config_core::pool::EncapMode::Never && p.cidr.addr().is_ipv4()
+            })
+        })
+    }
+
+    /// Outer sources from which encapsulated packets are accepted: every node but this one, and externalNodesList.
+    pub fn known_sources(&self) -> BTreeSet<Ipv4Addr> {
+        let nodes = self.nodes.iter().filter(|(n, _)| **n != self.node).filter_map(|(_, s)| s.ipv4());
+        let external = self.felix().external_nodes_list;
+        nodes.chain(external.iter().filter_map(|s| s.parse().ok())).collect()
+    }
+
+    /// Own blocks.
+    pub fn own_blocks(&self) -> impl Iterator<Item = &IpamBlockSpec> {
+        self.blocks.values().filter(|b| !b.deleted && b.host() == Some(&self.node))
+    }
+
+    /// The pool that covers a prefix, the most specific one.
+    pub fn pool_of(&self, prefix: &IpNet) -> Option<&IpPoolSpec> {
+        self.pools.values().filter(|p| p.cidr.contains(prefix)).max_by_key(|p| p.cidr.prefix_len())
+    }
+
+    fn upsert(&mut self, e: &Entry) -> bool {
+        match e.key.kind {
+            Kind::IpPool => put(&mut self.pools, &mut self.bad, e, |k| k.name.clone(), |_| true),
+            Kind::IpamBlock => put(&mut self.blocks, &mut self.bad, e, |k| k.name.clone(), |_| true),
+            Kind::Node => put(&mut self.nodes, &mut self.bad, e, |k| k.name.clone(), |_| true),
+            Kind::FelixConfiguration => put(&mut self.felix, &mut self.bad, e, |k| k.name.clone(), |_| true),
+            Kind::WorkloadEndpoint => {
+                let node = self.node.clone();
+                put(&mut self.endpoints, &mut self.bad, e, Key::clone, |w: &WorkloadEndpointSpec| {
+                    w.node == node
+                })
+            }
+            Kind::IpReservation
+            | Kind::IpamConfiguration
+            | Kind::IpamHandle
+            | Kind::BlockAffinity
+            | Kind::BgpConfiguration
+            | Kind::BgpPeer
+            | Kind::BgpFilter
+            | Kind::ClusterInformation => false,
+        }
+    }
+
+    fn delete(&mut self, key: &Key) -> bool {
+        let was_bad = self.bad.remove(key).is_some();
+        let had = match key.kind {
+            Kind::IpPool => self.pools.remove(&key.name).is_some(),
+            Kind::IpamBlock => self.blocks.remove(&key.name).is_some(),
+            Kind::Node => self.nodes.remove(&key.name).is_some(),
+            Kind::FelixConfiguration => self.felix.remove(&key.name).is_some(),
+            Kind::WorkloadEndpoint => self.endpoints.remove(key).is_some(),
+            Kind::IpReservation
+            | Kind::IpamConfiguration
+            | Kind::IpamHandle
+            | Kind::BlockAffinity
+            | Kind::BgpConfiguration
+            | Kind::BgpPeer
+            | Kind::BgpFilter
+            | Kind::ClusterInformation => false,
+        };
+        had || was_bad
+    }
+}
+
+/// Stores a decoded spec under its name. What does not decode keeps its last good value and is named in `bad`: running
+/// traffic is not cut because of a typing mistake.
+fn put<K: Ord, S: Spec>(
+    map: &mut BTreeMap<K, S>,
+    bad: &mut BTreeMap<Key, String>,
+    entry: &Entry,
+    name: impl Fn(&Key) -> K,
+    mine: impl Fn(&S) -> bool,
+) -> bool {
+    match decode::<S>(entry) {
+        Ok(stored) => {
+            let was_bad = bad.remove(&entry.key).is_some();
+            let key = name(&entry.key);
+            if !mine(&stored.resource.spec) {
+                return map.remove(&key).is_some() || was_bad;
+            }
+            let same = map.get(&key) == Some(&stored.resource.spec);
+            if !same {
+                map.insert(key, stored.resource.spec);
+            }
+            !same || was_bad
+        }
+        Err(e) => bad.insert(entry.key.clone(), e.to_string()).is_none(),
+    }
+}

@@ -1,0 +1,118 @@
+//! Actual against desired: the smallest list of route writes, in an order that never opens a gap. Pure and printable.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::{
+    host::HostView,
+    owner::Ownership,
+    route::{PROTO_CLUSTER, Route, RouteKey, Target},
+};
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Add(Route),
+    /// In place: the entry keeps its destination and metric, so no packet is lost.
+    Replace {
+        old: Route,
+        new: Route,
+    },
+    Delete(Route),
+}
+
+/// A desired route that cannot be written now, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub route: Route,
+    pub why: String,
+}
+
+/// What to write. Additions and replacements come first, deletions last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// Waiting for a device, or blocked by somebody else's route.
+    pub held: Vec<Held>,
+    /// Ours, unwanted, and left in place for now.
+    pub kept: usize,
+}
+
+/// What bears on deletions.
+#[derive(Clone, Copy)]
+pub struct PlanCx<'a> {
+    pub owner: &'a Ownership,
+    /// Before bgpd has said that its best paths are complete, learned routes found in the kernel stay: they are what an
+    /// earlier agent was told, and forward.
+    pub fib_in_sync: bool,
+    /// Pod devices seen so recently that their routes may be somebody's work in progress.
+    pub grace: &'a dyn Fn(&str) -> bool,
+}
+
+impl Plan {
+    /// Compares the main table with what should be there.
+    pub fn new(
+        actual: &BTreeMap<RouteKey, Route>,
+        desired: &BTreeMap<RouteKey, Route>,
+        host: &HostView,
+        cx: &PlanCx<'_>,
+    ) -> Self {
+        let mut plan = Self::default();
+        for (key, want) in desired {
+            if let Some(dev) = want.devices().find(|d| host.link(d).is_none_or(|l| !l.up)) {
+                let why = format!("waiting for device {dev} to be up");
+                plan.held.push(Held { route: want.clone(), why });
+                continue;
+            }
+            match actual.get(key) {
+                Some(have) if have == want => {}
+                Some(have) if cx.owner.owns(have) => {
+                    plan.steps.push(Step::Replace { old: have.clone(), new: want.clone() });
+                }
+                Some(have) => plan.held.push(Held {
+                    route: want.clone(),
+                    why: format!(
+                        "somebody else's route is in its place ({have}); remove it or change its metric"
+                    ),
+                }),
+                None => plan.steps.push(Step::Add(want.clone())),
+            }
+        }
+        for (key, have) in actual {
+            if desired.contains_key(key) || !cx.owner.owns(have) {
+                continue;
+            }
+            let learned = have.protocol == PROTO_CLUSTER && matches!(have.target, Target::Via(_));
+            let young = have.devices().any(|d| (cx.grace)(d));
+            if (learned && !cx.fib_in_sync) || young {
+                plan.kept += 1;
+            } else {
+                plan.steps.push(Step::Delete(have.clone()));
+            }
+        }
+        plan
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for s in &self.steps {
+            match s {
+                Step::Add(r) => writeln!(f, "+ {r}")?,
+                Step::Replace { old, new } => writeln!(f, "~ {new}   (was {old})")?,
+                Step::Delete(r) => writeln!(f, "- {r}")?,
+            }
+        }
+        for h in &self.held {
+            writeln!(f, "? {}   ({})", h.route, h.why)?;
+        }
+        if self.kept > 0 {
+            writeln!(f, "= {} kept for now", self.kept)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! Resources and best paths in, routes with reasons out: one case per rule of calico-felix's route programming.
+
+use std::collections::BTreeMap;
+
+use brindle_config_core::{
+    ObjectMeta, Resource, Spec,
+    ipam::IpamBlockSpec,
+    node::{NodeAddress, NodeBgpSpec, NodeSpec},
+    pool::{EncapMode, IpPoolSpec},
+    store::{Entry, Revision, SyncEvent},
+    workload::WorkloadEndpointSpec,
+};
+use brindle_felix_core::{
+    desire::{Desired, desire, ownership},
+    host::{HostView, Link},
+    inputs::Inputs,
+    plan::{Plan, PlanCx, Step},
+    route::{Hop, Route, RouteKey, Target},
+};
+use proptest::prelude::*;
+
+fn upsert<S: Spec>(name: &str, spec: S) -> SyncEvent {
+    let r = Resource::new(ObjectMeta::named(name), spec);
+    SyncEvent::Upsert(Entry {
+        key: r.key(),
+        revision: Revision(1),
+        value: serde_json::to_value(&r).unwrap().into(),
+    })
+}
+
+fn node(name: &str, address: &str) -> SyncEvent {
+    let bgp = NodeBgpSpec { ipv4_address: Some(NodeAddress(address.parse().unwrap())), ..Default::default() };
+    upsert(name, NodeSpec { bgp: Some(bgp), ..Default::default() })
+}
+
+fn block(cidr: &str, host: &str) -> SyncEvent {
+    let size = 64;
+    let name = cidr.replace(['.', '/'], "-");
+    upsert(
+        &name,
+        IpamBlockSpec {
+            cidr: cidr.parse().unwrap(),
+            affinity: Some(format!("host:{host}")),
+            affinity_claim_time: None,
+            allocations: vec![None; size],
+            unallocated: (0..size).collect(),
+            attributes: vec![],
+            sequence_number: 0,
+            sequence_number_for_allocation: BTreeMap::new(),
+            deleted: false,
+            strict_affinity: false,
+            extra: BTreeMap::new(),
+        },
+    )
+}
+
+fn inputs(mode: EncapMode) -> Inputs {
+    let mut i = Inputs::new("n1");
+    let mut pool = IpPoolSpec::new("192.168.0.0/16".parse().unwrap());
+    pool.ipip_mode = mode;
+    for e in [
+        upsert("pool", pool),
+        node("n1", "10.0.1.1/24"),
+        node("n2", "10.0.1.2/24"),
+        node("n3", "10.0.2.3/24"),
+        block("192.168.1.0/26", "n1"),
+        block("192.168.2.0/26", "n2"),
+        upsert(
+            "n1-k8s-a-eth0",
+            WorkloadEndpointSpec {
+                node: "n1".into(),
+                interface_name: "cali0123456789a".into(),
+                ip_networks: vec!["192.168.1.5/32".parse().unwrap()],
+                ..Default::default()
+            },
+        ),
+    ] {
+        assert!(i.apply(&e));
+        assert!(!i.apply(&e), "an equal upsert changes nothing");
+    }
+    i.set_fib("192.168.2.0/26".parse().unwrap(), vec!["10.0.1.2".parse().unwrap()]);
+    i.set_fib("192.168.3.0/26".parse().unwrap(), vec!["10.0.2.3".parse().unwrap()]);
+    i
+}
+
+fn host() -> HostView {
+    let link = |addresses: &[&str]| Link {
+        up: true,
+        mtu: 1500,
+        addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+    };
+    let links = BTreeMap::from([
+        ("lo".to_owned(), link(&["127.0.0.1/8"])),
+        ("eth0".to_owned(), link(&["10.0.1.1/24"])),
+        ("tunl0".to_owned(), link(&[])),
+        ("cali0123456789a".to_owned(), link(&[])),
+    ]);
+    let default = Route {
+        dst: "0.0.0.0/0".parse().unwrap(),
+        metric: 0,
+        protocol: 4,
+        target: Target::Via(vec![Hop {
+            via: "10.0.1.254".parse().unwrap(),
+            dev: "eth0".into(),
+            onlink: false,
+        }]),
+    };
+    HostView::new(links, [default])
+}
+
+fn text(d: &Desired) -> Vec<String> {
+    d.routes.values().map(ToString::to_string).collect()
+}
+
+#[test]
+fn cross_subnet_goes_direct_inside_the_segment_and_through_the_tunnel_across() {
+    let d = desire(&inputs(EncapMode::CrossSubnet), &host(), "tunl0");
+    assert_eq!(
+        text(&d),
+        [
+            "blackhole 192.168.1.0/26 proto 80 metric 1024",
+            "192.168.1.5/32 dev cali0123456789a scope link proto 3 metric 1024",
+            "192.168.2.0/26 via 10.0.1.2 dev eth0 onlink proto 80 metric 1024",
+            "192.168.3.0/26 via 10.0.2.3 dev tunl0 onlink proto 80 metric 1024",
+        ]
+    );
+    let why: Vec<_> = d.paths.iter().map(|p| (p.mode.as_str(), p.why.as_str())).collect();
+    assert_eq!(
+        why,
+        [
+            ("direct", "CrossSubnet, same segment; next hop connected"),
+            ("ipip", "CrossSubnet, and 10.0.2.3 is outside 10.0.1.0/24"),
+        ]
+    );
+    let t = d.tunnel.unwrap();
+    assert_eq!((t.mtu, d.pod_mtu), (1480, 1480));
+    assert_eq!(t.routes.len(), 1);
+    assert!(t.sources.contains(&"10.0.2.3".parse().unwrap()));
+    assert!(!t.sources.contains(&"10.0.1.1".parse().unwrap()), "we are not our own peer");
+}
+
+#[test]
+fn always_tunnels_even_to_a_neighbour() {
+    let d = desire(&inputs(EncapMode::Always), &host(), "tunl0");
+    assert!(d.paths.iter().all(|p| p.mode == "ipip"), "{:?}", d.paths);
+}
+
+#[test]
+fn never_uses_the_hosts_own_route_to_the_next_hop() {
+    let d = desire(&inputs(EncapMode::Never), &host(), "tunl0");
+    assert!(d.tunnel.is_none());
+    assert_eq!(d.pod_mtu, 1500);
+    assert!(text(&d).contains(&"192.168.3.0/26 via 10.0.1.254 dev eth0 proto 80 metric 1024".to_owned()));
+}
+
+#[test]
+fn an_unreachable_next_hop_is_a_problem_not_a_route() {
+    let mut i = inputs(EncapMode::Never);
+    i.set_fib("203.0.113.0/24".parse().unwrap(), vec!["172.30.0.1".parse().unwrap()]);
+    let bare = HostView::new(host().links().map(|(n, l)| (n.to_owned(), l.clone())).collect(), []);
+    let d = desire(&i, &bare, "tunl0");
+    assert!(d.problems.iter().any(|p| p.contains("203.0.113.0/24 via 172.30.0.1")), "{:?}", d.problems);
+}
+
+#[test]
+fn what_does_not_decode_is_named_and_keeps_its_last_good_value() {
+    let mut i = inputs(EncapMode::CrossSubnet);
+    let SyncEvent::Upsert(mut e) = node("n2", "10.0.1.2/24") else { unreachable!() };
+    e.value = serde_json::json!({"apiVersion": "x", "kind": "Node", "metadata": {"name": "n2"},
+        "spec": {"bgp": {"ipv4Address": "nonsense"}}})
+    .into();
+    assert!(i.apply(&SyncEvent::Upsert(e)));
+    let d = desire(&i, &host(), "tunl0");
+    assert!(d.problems[0].contains("Node(n2)") && d.problems[0].contains("ipv4Address"), "{:?}", d.problems);
+    assert!(d.tunnel.unwrap().sources.contains(&"10.0.1.2".parse().unwrap()));
+}
+
+fn table(routes: Vec<Route>) -> BTreeMap<RouteKey, Route> {
+    routes.into_iter().map(|r| (r.key(), r)).collect()
+}
+
+fn apply(actual: &mut BTreeMap<RouteKey, Route>, plan: &Plan) {
+    for s in &plan.steps {
+        match s {
+            Step::Add(r) => assert!(actual.insert(r.key(), r.clone()).is_none(), "add over an entry"),
+            Step::Replace { new, .. } => assert!(actual.insert(new.key(), new.clone()).is_some()),
+            Step::Delete(r) => assert!(actual.remove(&r.key()).is_some()),
+        }
+    }
+}
+
+fn any_route() -> impl Strategy<Value = Route> {
+    let dst = (0u8..4, 0u8..3)
+        .prop_map(|(a, l)| format!("192.168.{a}.0/{}", [24, 26, 32][l as usize]).parse().unwrap());
+    let dev = prop_oneof![Just("eth0"), Just("cali0123456789a"), Just("tunl0"), Just("gone0")];
+    let target = prop_oneof![
+        Just(Target::Blackhole),
+        dev.clone().prop_map(|d| Target::Device(d.into())),
+        (dev, 1u8..4).prop_map(|(d, n)| Target::Via(vec![Hop {
+            via: format!("10.0.1.{n}").parse().unwrap(),
+            dev: d.into(),
+            onlink: true
+        }])),
+    ];
+    let protocol = prop_oneof![Just(80u8), Just(3), Just(4), Just(12), Just(2)];
+    let metric = prop_oneof![Just(0u32), Just(1024)];
+    (dst, metric, protocol, target).prop_map(|(dst, metric, protocol, target)| Route {
+        dst,
+        metric,
+        protocol,
+        target,
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_plan_reaches_what_is_wanted_spares_foreign_routes_and_is_then_empty(
+        actual in prop::collection::vec(any_route(), 0..24),
+        wanted in prop::collection::vec(any_route(), 0..16),
+        fib_in_sync: bool,
+    ) {
+        let owner = ownership(&Inputs::new("n1"));
+        let mut actual = table(actual);
+        let wanted = table(wanted.into_iter().filter(|r| owner.owns(r)).collect());
+        let foreign: Vec<_> = actual.values().filter(|r| !owner.owns(r)).cloned().collect();
+        let cx = PlanCx { owner: &owner, fib_in_sync, grace: &|_| false };
+        let host = host();
+        let plan = Plan::new(&actual, &wanted, &host, &cx);
+        apply(&mut actual, &plan);
+        for r in foreign {
+            prop_assert_eq!(actual.get(&r.key()), Some(&r));
+        }
+        let held: Vec<_> = plan.held.iter().map(|h| h.route.key()).collect();
+        for (k, r) in &wanted {
+            prop_assert!(held.contains(k) || actual.get(k) == Some(r));
+        }
+        prop_assert!(Plan::new(&actual, &wanted, &host, &cx).is_empty());
+        if fib_in_sync {
+            prop_assert!(actual.iter().all(|(k, r)| !owner.owns(r) || wanted.contains_key(k)));
+        }
+    }
+}
+
+#[test]
+fn the_same_state_plans_nothing() {
+    let d = desire(&inputs(EncapMode::CrossSubnet), &host(), "tunl0");
+    let owner = ownership(&inputs(EncapMode::CrossSubnet));
+    let cx = PlanCx { owner: &owner, fib_in_sync: true, grace: &|_| false };
+    assert_eq!(Plan::new(&d.routes, &d.routes, &host(), &cx), Plan::default());
+}
