@@ -1,2 +1,12 @@
-//! Placeholder, see ARCHITECTURE.md.
+//! Mechanism only: netlink, sysctl, socket options, namespaces, child processes. No policy: nothing here knows what a pod, a pool or
+//! a peer is.
+//!
+//! The only package that may hold `unsafe` (file by file, with a reason). Everything blocks; callers that live on an
+//! async runtime give it a thread of its own. Every receive has a deadline and no answer of the kernel, however short
+//! or odd, can make it panic. See docs/design/kernel.md.
+
+pub mod exec;
+pub mod netlink;
+pub mod netns;
+pub mod sysctl;
 pub mod tcp;

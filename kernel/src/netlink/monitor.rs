@@ -1,0 +1,151 @@
+//! Notifications: what changed in a namespace, as it happens.
+
+use std::{
+    io::{Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    decode::{self, msg},
+    error::NetlinkError,
+    rtnl::inside,
+    socket::{Frame, Frames, Limit, NlSocket},
+    types::{Addr, Link, Route},
+};
+use crate::netns::NetNs;
+
+/// Bursts of 10,000 link events fit.
+const RCVBUF: usize = 8 << 20;
+
+/// What to listen to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    Links,
+    AddrsV4,
+    AddrsV6,
+    RoutesV4,
+    RoutesV6,
+}
+
+impl Group {
+    /// `RTNLGRP_*`.
+    const fn number(self) -> u32 {
+        match self {
+            Self::Links => 1,
+            Self::AddrsV4 => 5,
+            Self::RoutesV4 => 7,
+            Self::AddrsV6 => 9,
+            Self::RoutesV6 => 11,
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// New or changed.
+    Link(Link),
+    LinkGone(Link),
+    Addr(Addr),
+    AddrGone(Addr),
+    Route(Route),
+    RouteGone(Route),
+}
+
+/// A listening socket.
+pub struct Monitor {
+    sock: NlSocket,
+    wake: UnixStream,
+    waker: Waker,
+}
+
+/// Ends a [`Monitor::next`] from another thread.
+#[derive(Clone)]
+pub struct Waker(Arc<UnixStream>);
+
+impl Waker {
+    /// Makes the running `next`, or the following one, return no events. Repeated calls merge.
+    pub fn wake(&self) {
+        // Fails only when the buffer is full: then the reader is woken already.
+        let _ = (&*self.0).write(&[1]);
+    }
+}
+
+impl Monitor {
+    /// In the namespace of the calling thread.
+    pub fn open(groups: &[Group]) -> Result<Self, NetlinkError> {
+        let mut sock = NlSocket::open(RCVBUF)?;
+        for g in groups {
+            sock.join(g.number())?;
+        }
+        let (wake, far) = pair().map_err(|e| NetlinkError::Socket {
+            what: "create wake-up socket".into(),
+            errno: e.raw_os_error().unwrap_or(0),
+        })?;
+        Ok(Self { sock, wake, waker: Waker(Arc::new(far)) })
+    }
+
+    /// In another namespace.
+    pub fn open_in(ns: &NetNs, groups: &[Group]) -> Result<Self, NetlinkError> {
+        inside(ns, || Self::open(groups))
+    }
+
+    /// A handle that interrupts [`Self::next`].
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// Waits for the next events (`limit` none: for ever). An empty answer means woken or time over. `Overrun` means
+    /// events were lost: read everything again and go on listening; the socket stays usable.
+    pub fn next(&mut self, limit: Option<Duration>) -> Result<Vec<Event>, NetlinkError> {
+        let what = "wait for netlink events";
+        let datagram = match self.sock.recv(limit.map(Limit::after), Some(self.wake.as_fd()), what) {
+            Ok(Some(d)) => d,
+            Ok(None) => {
+                let _ = (&self.wake).read(&mut [0; 64]);
+                return Ok(Vec::new());
+            }
+            Err(NetlinkError::Timeout { .. }) => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        let mut events = Vec::new();
+        for frame in Frames(datagram) {
+            let event = frame.and_then(|f| read(&f));
+            match event {
+                Ok(e) => events.extend(e),
+                Err(reason) => return Err(NetlinkError::Garbled { what: what.to_owned(), reason }),
+            }
+        }
+        Ok(events)
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sock.as_fd()
+    }
+}
+
+fn pair() -> std::io::Result<(UnixStream, UnixStream)> {
+    let (near, far) = UnixStream::pair()?;
+    near.set_nonblocking(true)?;
+    far.set_nonblocking(true)?;
+    Ok((near, far))
+}
+
+fn read(f: &Frame<'_>) -> Result<Option<Event>, String> {
+    Ok(match f.kind {
+        msg::NEWLINK => Some(Event::Link(decode::link(f.payload)?)),
+        msg::DELLINK => Some(Event::LinkGone(decode::link(f.payload)?)),
+        msg::NEWADDR => decode::addr(f.payload)?.map(Event::Addr),
+        msg::DELADDR => decode::addr(f.payload)?.map(Event::AddrGone),
+        msg::NEWROUTE => decode::route(f.payload)?.map(Event::Route),
+        msg::DELROUTE => decode::route(f.payload)?.map(Event::RouteGone),
+        _ => None,
+    })
+}

@@ -1,0 +1,124 @@
+//! Kernel parameters under /proc/sys.
+//!
+//! The kernel resolves `net/…` in the network namespace of the *calling thread*, so these functions see the right one
+//! inside [`crate::netns::NetNs::run`]. (/proc/net, in contrast, follows the main thread.)
+
+use std::{fs, io, path::PathBuf};
+
+/// A parameter that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{verb} sysctl {key}: {source}")]
+pub struct SysctlError {
+    verb: String,
+    key: String,
+    source: io::Error,
+}
+
+impl SysctlError {
+    /// The parameter does not exist (feature missing, or its device is gone).
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
+    /// Positive errno, 0 if there is none behind this.
+    pub fn errno(&self) -> i32 {
+        self.source.raw_os_error().unwrap_or(0)
+    }
+}
+
+/// As sysctl(8): whichever of `.` and `/` comes first separates, the other one is an ordinary character, so that
+/// `net/ipv4/conf/eth0.100/forwarding` names a VLAN device.
+fn path_of(key: &str) -> io::Result<PathBuf> {
+    let swap = key.find(['.', '/']).is_some_and(|at| key.as_bytes().get(at) == Some(&b'.'));
+    let rel: String = if swap {
+        key.chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect()
+    } else {
+        key.to_owned()
+    };
+    if rel.is_empty() || rel.split('/').any(|p| p.is_empty() || p == "..") {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a parameter name like net/ipv4/ip_forward",
+        ));
+    }
+    Ok(PathBuf::from("/proc/sys").join(rel))
+}
+
+/// The value, without the line end.
+pub fn get(key: &str) -> Result<String, SysctlError> {
+    path_of(key).and_then(fs::read_to_string).map(|v| v.trim_end().to_owned()).map_err(|source| SysctlError {
+        verb: "read".into(),
+        key: key.into(),
+        source,
+    })
+}
+
+/// Writes the value.
+pub fn set(key: &str, value: &str) -> Result<(), SysctlError> {
+    // Not fs::write: it would create a file if /proc/sys were something else.
+    let write = |path: PathBuf| {
+        let mut file = fs::OpenOptions::new().write(true).open(path)?;
+        io::Write::write_all(&mut file, value.as_bytes())
+    };
+    path_of(key).and_then(write).map_err(|source| SysctlError {
+        verb: format!("write {value:?} to"),
+        key: key.into(),
+        source,
+    })
+}
+
+/// Writes the value unless it is there already; true if it was written.
+pub fn ensure(key: &str, value: &str) -> Result<bool, SysctlError> {
+    if get(key)? == value {
+        return Ok(false);
+    }
+    set(key, value).map(|()| true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netns::NetNs;
+
+    #[test]
+    fn the_first_separator_decides() {
+        let p = |k| path_of(k).unwrap().display().to_string();
+        assert_eq!(p("net.ipv4.ip_forward"), "/proc/sys/net/ipv4/ip_forward");
+        assert_eq!(p("net/ipv4/conf/eth0.100/forwarding"), "/proc/sys/net/ipv4/conf/eth0.100/forwarding");
+        assert_eq!(p("net.ipv4.conf.eth0/100.forwarding"), "/proc/sys/net/ipv4/conf/eth0.100/forwarding");
+        for bad in ["", "/etc/passwd", "net/../../etc/passwd", "net//x"] {
+            assert!(path_of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_write_in_a_namespace_stays_there() {
+        let name = format!("bt-{}-sysctl", std::process::id());
+        let ns = NetNs::create(&name).unwrap();
+        let key = "net/ipv4/conf/lo/proxy_arp";
+        let before = get(key).unwrap();
+        let (changed, again, inside) =
+            ns.run(|| (ensure(key, "1").unwrap(), ensure(key, "1").unwrap(), get(key).unwrap())).unwrap();
+        NetNs::delete(&name).unwrap();
+        assert!(changed && !again);
+        assert_eq!(inside, "1");
+        assert_eq!(get(key).unwrap(), before);
+    }
+
+    #[test]
+    fn an_unknown_parameter_is_named() {
+        let e = get("net/ipv4/conf/nosuchdevice/forwarding").unwrap_err();
+        assert!(e.is_not_found());
+        assert!(e.to_string().contains("net/ipv4/conf/nosuchdevice/forwarding"), "{e}");
+    }
+}
