@@ -98,7 +98,7 @@ impl Update {
     }
 }
 
-/// Adds prefixes to those of their family.
+/// Adds prefixes to those of their family; IPv4 comes first.
 fn push(list: &mut Vec<Prefixes>, more: Prefixes) {
     if more.is_empty() {
         return;
@@ -110,7 +110,8 @@ fn push(list: &mut Vec<Prefixes>, more: Prefixes) {
             (Prefixes::V4(_), Prefixes::V6(_)) | (Prefixes::V6(_), Prefixes::V4(_)) => {}
         }
     }
-    list.push(more);
+    let at = if more.family() == Family::Ipv4Unicast { 0 } else { list.len() };
+    list.insert(at, more);
 }
 
 fn reset(subcode: u8, what: String) -> DecodeError {
