@@ -10,9 +10,11 @@ pub mod key;
 pub mod meta;
 pub mod node;
 pub mod pool;
+pub mod selector;
 pub mod status;
 pub mod store;
 pub mod workload;
 
 pub use key::{Key, Kind};
 pub use meta::{ObjectMeta, Resource, Spec};
+pub use selector::Selector;
