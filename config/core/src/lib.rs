@@ -8,6 +8,7 @@ pub mod felix;
 pub mod ipam;
 pub mod key;
 pub mod meta;
+pub mod names;
 pub mod node;
 pub mod pool;
 pub mod selector;

@@ -66,6 +66,13 @@ impl Selector {
         eval::eval(&self.expr, &label)
     }
 
+    /// Calico's id of the selector, 40 characters, the same for all spellings: `s:` and a hash of the canonical form.
+    pub fn unique_id(&self) -> String {
+        use sha2::{Digest, Sha224};
+        let hash = Sha224::digest(format!("s:{self}"));
+        format!("s:{}", crate::names::base_n::<6>(&hash, crate::names::BASE64_URL))
+    }
+
     /// Whether this is plain `all()` (or empty).
     pub fn is_all(&self) -> bool {
         self.expr == Expr::All

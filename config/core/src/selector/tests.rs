@@ -55,6 +55,20 @@ fn accepted_texts_have_calicos_canonical_form() {
 }
 
 #[test]
+fn unique_ids_are_calicos() {
+    for (text, want) in [
+        ("", "s:5y5I3VdRZfDU01O--xXAPx2yxCQQqMf0M6IWug"),
+        ("!all()", "s:Z9zLaL1EHxF9kgXz1JwBD_e-AJbeJyFDpG-oKw"),
+        ("foo == 'bar'", "s:KFMvceMXUppWzK90Qfbm3acGhvce0jmCAt1S_A"),
+        ("has(projectcalico.org/namespace)", "s:2dAotJA2sZ5pOhC_BaBuAFekzFsoGV350DfHsw"),
+        ("!(has(b) || !has(a))", "s:Iss0uCleLYv1GSv_pNm7hAO58kE9jAx1NKyG3Q"),
+        ("!(a == 'b' && !c != 'd')", "s:lh3haoY1ikTRkd4UZu0nWSaIBknYLPJLX16d-w"),
+    ] {
+        assert_eq!(Selector::parse(text).expect(text).unique_id(), want, "{text}");
+    }
+}
+
+#[test]
 fn refused_texts_name_the_column_and_what_would_be_right() {
     let mut shown = String::new();
     for text in [
@@ -195,10 +209,8 @@ fn expr() -> impl Strategy<Value = Expr> {
 
 /// Evaluates by the grammar's sentences, without sharing code with `eval`: every leaf becomes a truth value first.
 fn naive(e: &Expr, l: &BTreeMap<String, String>) -> bool {
-    let test = |k: &String, present: &dyn Fn(&str) -> bool| match l.iter().find(|(key, _)| *key == k) {
-        Some((_, v)) => Some(present(v)),
-        None => None,
-    };
+    let test =
+        |k: &String, holds: &dyn Fn(&str) -> bool| l.iter().find(|(key, _)| *key == k).map(|(_, v)| holds(v));
     match e {
         Expr::All | Expr::Global => true,
         Expr::Has(k) => l.keys().any(|key| key == k),
