@@ -1,5 +1,4 @@
 //! The netlink API against this machine's kernel, each test in namespaces of its own. Needs root.
-#![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
 
 use std::{
     net::IpAddr,
