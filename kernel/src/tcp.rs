@@ -70,6 +70,11 @@ pub fn set_min_ttl(socket: impl AsFd, ipv4: bool, ttl: u8) -> io::Result<()> {
     set(socket.as_fd(), level, name, &libc::c_int::from(ttl))
 }
 
+/// Whether an error means that this kernel has no such address family (IPv6 compiled out or disabled at boot).
+pub fn is_family_missing(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
 fn set<T>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of::<T>()).expect("option structures are small");
     // SAFETY: `value` is a live, fully initialised `T` and `len` its size; the kernel only reads that many bytes. The
