@@ -1,0 +1,106 @@
+//! The writer: owns the sending half, takes one chunk at a time and asks for the next when the socket took it.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+
+use super::{Chunk, Exit, LINGER, Mode, Report, Token};
+
+/// Writes chunks until one is the last, or the connection is lost. `send_hold`: how long the peer may refuse to read
+/// (RFC 9687).
+pub(crate) async fn write(
+    token: Token,
+    mut socket: impl AsyncWrite + Unpin,
+    mut chunks: mpsc::Receiver<Chunk>,
+    mut mode: watch::Receiver<Mode>,
+    inbox: mpsc::Sender<Report>,
+    send_hold: Duration,
+) -> Exit {
+    while let Some(Chunk { mut bytes, last }) = chunks.recv().await {
+        let hurry = async {
+            if mode.wait_for(|m| *m == Mode::Closing).await.is_ok() {
+                sleep(LINGER).await;
+            }
+        };
+        tokio::select! {
+            sent = timeout(send_hold, socket.write_all_buf(&mut bytes)) => match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => return Exit::Lost { token, why: e.to_string() },
+                Err(_) => return Exit::Stalled { token },
+            },
+            () = hurry => return Exit::Closed,
+        }
+        if last {
+            // The reader drains the other half; an error means that the peer is gone already.
+            let _ = timeout(LINGER, socket.shutdown()).await;
+            return Exit::Closed;
+        }
+        let buffer = if bytes.is_empty() { bytes } else { BytesMut::new() };
+        if inbox.send(Report::Room { token, buffer }).await.is_err() {
+            return Exit::Closed;
+        }
+    }
+    Exit::Closed
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    struct Rig {
+        chunks: mpsc::Sender<Chunk>,
+        mode: watch::Sender<Mode>,
+        reports: mpsc::Receiver<Report>,
+        peer: tokio::io::DuplexStream,
+        task: tokio::task::JoinHandle<Exit>,
+    }
+
+    fn rig(room: usize) -> Rig {
+        let (peer, socket) = tokio::io::duplex(room);
+        let (chunks, rx) = mpsc::channel(1);
+        let (mode, mode_rx) = watch::channel(Mode::Open);
+        let (inbox, reports) = mpsc::channel(4);
+        let task = tokio::spawn(write(Token(7), socket, rx, mode_rx, inbox, Duration::from_secs(480)));
+        Rig { chunks, mode, reports, peer, task }
+    }
+
+    fn chunk(n: usize, last: bool) -> Chunk {
+        Chunk { bytes: BytesMut::from(vec![7u8; n].as_slice()), last }
+    }
+
+    #[tokio::test]
+    async fn a_chunk_is_acknowledged_once_the_socket_took_it_and_the_last_one_closes() {
+        let mut r = rig(64);
+        r.chunks.send(chunk(10, false)).await.unwrap();
+        assert!(matches!(r.reports.recv().await, Some(Report::Room { token: Token(7), .. })));
+        r.chunks.send(chunk(3, true)).await.unwrap();
+        assert!(matches!(r.task.await.unwrap(), Exit::Closed));
+        let mut got = Vec::new();
+        r.peer.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got.len(), 13);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_never_reads_is_stalled_after_the_send_hold_time() {
+        let r = rig(8);
+        r.chunks.send(chunk(100, false)).await.unwrap();
+        assert!(matches!(r.task.await.unwrap(), Exit::Stalled { token: Token(7) }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closing_connection_does_not_wait_that_long() {
+        let r = rig(8);
+        let start = tokio::time::Instant::now();
+        r.chunks.send(chunk(100, false)).await.unwrap();
+        r.mode.send(Mode::Closing).unwrap();
+        assert!(matches!(r.task.await.unwrap(), Exit::Closed));
+        assert!(start.elapsed() <= LINGER);
+    }
+}

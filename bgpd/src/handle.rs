@@ -1,0 +1,175 @@
+//! What the rest of a process holds of a running speaker: questions and orders in, routes out.
+
+use std::net::SocketAddr;
+
+use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, SpeakerConfig};
+use brindle_config_core::status::BgpStatus;
+use ipnet::IpNet;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use crate::peers::Plan;
+
+/// The speaker task is gone: shut down, or failed (its panic is in the log).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the BGP speaker is not running")]
+pub struct Gone;
+
+/// What a speaker should be. Applied as a whole; what is the same as before is not disturbed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// `None`: nothing to speak for; sessions are closed. Another AS, router id or cluster id restarts all sessions.
+    pub speaker: Option<SpeakerConfig>,
+    pub listen: Vec<SocketAddr>,
+    pub peers: Vec<PeerConfig>,
+    pub routes: Vec<LocalRoute>,
+}
+
+impl From<Plan> for Desired {
+    fn from(plan: Plan) -> Self {
+        Self { speaker: plan.speaker, listen: plan.listen, peers: plan.peers, routes: plan.routes }
+    }
+}
+
+/// A listening address that could not be had, with the system's words. It is tried again in the background.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot listen on {address}: {why}")]
+pub struct ListenError {
+    pub address: SocketAddr,
+    pub why: String,
+}
+
+/// Changes of best paths, coalesced per prefix while the receiver is busy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FibBatch {
+    /// The speaker was made anew (another AS or router id): what was learnt before is void unless a later batch
+    /// says it again before `in_sync`.
+    pub reset: bool,
+    /// At most one per prefix, oldest change first.
+    pub changes: Vec<FibChange>,
+    /// With these changes the routes are complete: what an earlier run left and nobody confirmed may be swept.
+    pub in_sync: bool,
+}
+
+/// Orders and questions to the speaker task. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) orders: mpsc::Sender<Order>,
+}
+
+pub(crate) enum Order {
+    Apply(Box<Desired>, oneshot::Sender<Vec<ListenError>>),
+    SetPeers(Vec<PeerConfig>),
+    SetLocalRoutes(Vec<LocalRoute>),
+    Clear(String, Clear, oneshot::Sender<bool>),
+    Status(oneshot::Sender<BgpStatus>),
+    Rib(Option<IpNet>, oneshot::Sender<serde_json::Value>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+impl Handle {
+    /// Makes the speaker what it should be. The answer lists the addresses it could not listen on (yet).
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn apply(&self, desired: Desired) -> Result<Vec<ListenError>, Gone> {
+        self.ask(|tx| Order::Apply(Box::new(desired), tx)).await
+    }
+
+    /// Replaces the set of peers; unchanged ones are not disturbed.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Gone> {
+        self.orders.send(Order::SetPeers(peers)).await.map_err(|_| Gone)
+    }
+
+    /// Replaces the set of own routes.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn set_local_routes(&self, routes: Vec<LocalRoute>) -> Result<(), Gone> {
+        self.orders.send(Order::SetLocalRoutes(routes)).await.map_err(|_| Gone)
+    }
+
+    /// An operator's `clear` of the peer with this name or address; `false` if there is none.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn clear(&self, peer: &str, how: Clear) -> Result<bool, Gone> {
+        self.ask(|tx| Order::Clear(peer.to_owned(), how, tx)).await
+    }
+
+    /// Peers, sessions, counters.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn status(&self) -> Result<BgpStatus, Gone> {
+        self.ask(Order::Status).await
+    }
+
+    /// The Loc-RIB, or one prefix of it, with every path and the step of the decision that chose or rejected it.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn rib(&self, prefix: Option<IpNet>) -> Result<serde_json::Value, Gone> {
+        self.ask(|tx| Order::Rib(prefix, tx)).await
+    }
+
+    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, Gone> {
+        let (tx, rx) = oneshot::channel();
+        self.orders.send(order(tx)).await.map_err(|_| Gone)?;
+        rx.await.map_err(|_| Gone)
+    }
+}
+
+/// Best paths for whoever programs routes.
+#[derive(Debug)]
+pub struct FibStream {
+    pub(crate) batches: mpsc::Receiver<FibBatch>,
+}
+
+impl FibStream {
+    /// The next batch, never empty; `None` when the speaker is gone. Cancel safe.
+    pub async fn next(&mut self) -> Option<FibBatch> {
+        self.batches.recv().await
+    }
+}
+
+/// A running speaker. Dropping it abandons the sessions without a word, so that peers with graceful restart keep our
+/// routes; [`Running::shutdown`] says goodbye.
+#[derive(Debug)]
+pub struct Running {
+    pub handle: Handle,
+    pub(crate) task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Ends every session with Cease / Administrative Shutdown and waits until the peers were told (bounded).
+    pub async fn shutdown(mut self) {
+        let (tx, rx) = oneshot::channel();
+        if self.handle.orders.send(Order::Shutdown(tx)).await.is_ok() {
+            // Fails if the speaker ended by itself: then there is nobody to say goodbye to.
+            let _ = rx.await;
+        }
+        let _ = (&mut self.task).await;
+    }
+
+    /// Drops every connection without a NOTIFICATION, for a graceful restart.
+    pub fn abandon(self) {
+        drop(self);
+    }
+
+    /// Waits until the speaker has ended by itself, which it does only by a panic (a defect, in the log).
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

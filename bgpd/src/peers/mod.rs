@@ -1,0 +1,49 @@
+//! Resources to peers: which sessions this node runs, with which settings, and what it announces.
+//!
+//! Pure: a [`ClusterState`] (fed by the store's sync stream) goes in, a [`Plan`] comes out; nothing here opens a
+//! socket or reads a clock. The same function answers the running agent, `brindle-bgpd check` and the tests.
+//! Rules are those of Calico's confd (`bgp_processor.go`, `bird.cfg.template`); where its result depends on map
+//! order, ours depends on names.
+
+mod bgp_peers;
+mod duration;
+mod routes;
+mod sessions;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, net::SocketAddr};
+
+use brindle_bgpd_core::speaker::{LocalRoute, PeerConfig, SpeakerConfig};
+use brindle_config_core::key::Key;
+
+pub use self::{sessions::translate, state::ClusterState};
+
+/// What a node's speaker should be, as of one state of the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// `None`: the node is not registered or has no address; there is nothing to speak for.
+    pub speaker: Option<SpeakerConfig>,
+    /// Where to listen. Unspecified addresses listen on everything of that family.
+    pub listen: Vec<SocketAddr>,
+    /// In address order.
+    pub peers: Vec<PeerConfig>,
+    /// In prefix order.
+    pub routes: Vec<LocalRoute>,
+    /// What could not be done as written, in key order.
+    pub problems: Vec<Problem>,
+}
+
+/// Something in the configuration that cannot be done as written: which resource, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    pub about: Key,
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.about, self.what)
+    }
+}

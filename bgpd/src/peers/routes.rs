@@ -1,0 +1,160 @@
+//! Own announcements: confirmed blocks as they are, single addresses only where no own block covers them.
+//!
+//! | route | announced |
+//! |---|---|
+//! | own confirmed block | exactly, unless its pool has disableBGPExport |
+//! | own block of one address (/32, /128) | while a pod here uses it |
+//! | address of a pod here, or our IPIP address, outside own blocks (borrowed) | as /32 (/128), if in a pool without disableBGPExport |
+//! | anything else | no |
+
+use std::collections::BTreeMap;
+
+use brindle_bgpd_core::{speaker::LocalRoute, wire::AttrSet};
+use brindle_config_core::{
+    bgp::{BgpConfigurationSpec, Community, PrefixAdvertisement},
+    key::{Key, Kind},
+};
+use ipnet::IpNet;
+
+use super::{
+    Problem,
+    state::{ClusterState, NodeFacts},
+};
+use crate::communities::{self, Tag};
+
+/// Calico's normal route priority; iBGP carries it as LOCAL_PREF = 2147483647 − priority.
+const NORMAL_PRIORITY: u32 = 1024;
+const MAX_PRIORITY: u32 = 2_147_483_647;
+
+pub(super) fn local_routes(
+    state: &ClusterState,
+    own: &NodeFacts,
+    problems: &mut Vec<Problem>,
+) -> Vec<LocalRoute> {
+    let blocks = own_blocks(state, problems);
+    let hidden = |net: &IpNet| state.pools.values().any(|p| p.disable_bgp_export && p.cidr.contains(net));
+    let mut prefixes: Vec<IpNet> = blocks.iter().copied().filter(|b| !is_single(b) && !hidden(b)).collect();
+
+    for (key, address) in local_addresses(state, own) {
+        if blocks.iter().any(|b| !is_single(b) && b.contains(&address)) || hidden(&address) {
+            continue;
+        }
+        if blocks.contains(&address) || state.pools.values().any(|p| p.cidr.contains(&address)) {
+            prefixes.push(address);
+        } else {
+            problems.push(Problem {
+                about: key,
+                what: format!("{address} is in no IPPool, so it is not announced"),
+            });
+        }
+    }
+    prefixes.sort();
+    prefixes.dedup();
+
+    let tags = Tags::new(state, problems);
+    prefixes
+        .into_iter()
+        .map(|prefix| LocalRoute { prefix, next_hop: None, attributes: tags.attributes(&prefix) })
+        .collect()
+}
+
+/// Confirmed claims that the block itself does not contradict.
+fn own_blocks(state: &ClusterState, problems: &mut Vec<Problem>) -> Vec<IpNet> {
+    let by_cidr: BTreeMap<IpNet, _> = state.blocks.values().map(|b| (b.cidr, b)).collect();
+    let mut own = Vec::new();
+    for (name, claim) in state.claims.iter().filter(|(_, c)| c.confirmed) {
+        match by_cidr.get(&claim.cidr) {
+            Some(block) if block.deleted => {}
+            Some(block) => match block.affinity.as_deref() {
+                Some(a) if a.strip_prefix("host:") == Some(&state.me) => own.push(claim.cidr),
+                other => problems.push(Problem {
+                    about: Key::new(Kind::BlockAffinity, None, name),
+                    what: format!(
+                        "claims {} for this node, but the block belongs to {}; it is not announced",
+                        claim.cidr,
+                        other.unwrap_or("nobody")
+                    ),
+                }),
+            },
+            // The kinds arrive one after the other; a confirmed claim is only written after its block.
+            None => own.push(claim.cidr),
+        }
+    }
+    own
+}
+
+fn local_addresses(state: &ClusterState, own: &NodeFacts) -> Vec<(Key, IpNet)> {
+    let tunnel = own.spec.bgp.as_ref().and_then(|b| b.ipv4_ipip_tunnel_addr);
+    let tunnel =
+        tunnel.map(|a| (Key::new(Kind::Node, None, &state.me), IpNet::from(std::net::IpAddr::V4(a))));
+    let pods = state.workloads.iter().flat_map(|(k, nets)| nets.iter().map(|n| (k.clone(), n.trunc())));
+    tunnel.into_iter().chain(pods).collect()
+}
+
+fn is_single(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
+
+/// LOCAL_PREF that says this route priority on iBGP sessions.
+pub(super) fn local_pref(priority: Option<u32>) -> u32 {
+    MAX_PRIORITY - priority.unwrap_or(NORMAL_PRIORITY).min(MAX_PRIORITY)
+}
+
+/// What goes onto own routes beside the prefix: communities from prefixAdvertisements, and the LOCAL_PREF of IPv6
+/// routes where it is not the speaker's own (which is that of IPv4).
+struct Tags {
+    ipv6_local_pref: Option<u32>,
+    adverts: Vec<(IpNet, Vec<Tag>)>,
+}
+
+impl Tags {
+    fn new(state: &ClusterState, problems: &mut Vec<Problem>) -> Self {
+        let empty = BgpConfigurationSpec::default();
+        let global = state.configs.get("default").unwrap_or(&empty);
+        let node_name = format!("node.{}", state.me);
+        let node = state.configs.get(&node_name).unwrap_or(&empty);
+        // The node's list replaces the global one.
+        let (source, adverts): (&str, &[PrefixAdvertisement]) = if node.prefix_advertisements.is_empty() {
+            ("default", &global.prefix_advertisements)
+        } else {
+            (&node_name, &node.prefix_advertisements)
+        };
+        let names = || node.communities.iter().chain(&global.communities);
+        let adverts = adverts
+            .iter()
+            .map(|a| {
+                let tags = a.communities.iter().filter_map(|text| {
+                    let found = names().find(|c| c.name == *text);
+                    let value = found.map_or(text.as_str(), |Community { value, .. }| value);
+                    let tag = communities::parse(value);
+                    if tag.is_none() {
+                        problems.push(Problem {
+                            about: Key::new(Kind::BgpConfiguration, None, source),
+                            what: format!(
+                                "prefixAdvertisements {}: {text:?} is neither a named community nor aa:nn or \
+                                 aa:nn:mm; it is not attached",
+                                a.cidr
+                            ),
+                        });
+                    }
+                    tag
+                });
+                (a.cidr, tags.collect())
+            })
+            .collect();
+        Self {
+            ipv6_local_pref: Some(local_pref(global.ipv6_normal_route_priority))
+                .filter(|v6| *v6 != local_pref(global.ipv4_normal_route_priority)),
+            adverts,
+        }
+    }
+
+    fn attributes(&self, prefix: &IpNet) -> AttrSet {
+        let local_pref = self.ipv6_local_pref.filter(|_| matches!(prefix, IpNet::V6(_)));
+        let mut set = AttrSet { local_pref, ..AttrSet::default() };
+        for tag in self.adverts.iter().filter(|(net, _)| net.contains(prefix)).flat_map(|(_, t)| t) {
+            tag.attach(&mut set);
+        }
+        set
+    }
+}

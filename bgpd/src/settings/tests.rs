@@ -1,0 +1,138 @@
+//! The example file, and one row per mistake.
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../deploy/brindle-bgpd.example.yaml");
+
+fn parse(text: &str) -> Result<Settings, String> {
+    Settings::parse(Path::new("t.yaml"), text).map_err(|e| e.to_string())
+}
+
+#[test]
+fn the_example_shows_every_field_and_is_valid() {
+    let s = parse(EXAMPLE).unwrap();
+    let d = &s.desired;
+    assert_eq!((d.peers.len(), d.routes.len(), d.listen.len()), (3, 2, 2));
+    assert_eq!(d.speaker.as_ref().unwrap().asn, 64512);
+    let full = &d.peers[2];
+    assert_eq!(
+        (full.hold_time, full.keepalive, full.ttl, full.local_asn),
+        (90, Some(30), Some(1), Some(64700))
+    );
+    assert_eq!(full.families, Family::ALL);
+    assert!(d.peers[1].reflector_client && d.peers[1].passive);
+    assert_eq!(d.routes[1].attributes.large_communities.as_slice(), [(64512, 1, 2)]);
+    for field in [
+        "asNumber",
+        "routerID",
+        "clusterID",
+        "listen",
+        "adminSocket",
+        "log",
+        "localPref",
+        "multipath",
+        "peers",
+        "announce",
+        "name",
+        "address",
+        "port",
+        "localASNumber",
+        "sourceAddress",
+        "passive",
+        "families",
+        "holdTime",
+        "keepalive",
+        "connectRetry",
+        "restartTime",
+        "reflectorClient",
+        "allowOwnAS",
+        "maxPrefixes",
+        "nextHop",
+        "ttlSecurity",
+        "passwordFile",
+        "export",
+        "prefix",
+        "communities",
+        "med",
+        "origin",
+        "deny",
+        "allow",
+    ] {
+        assert!(EXAMPLE.contains(&format!("{field}:")), "{field} is not in the example");
+    }
+}
+
+#[test]
+fn the_smallest_file_has_the_usual_settings() {
+    let s = parse("asNumber: 1.10\nrouterID: 10.0.0.1\n").unwrap();
+    assert_eq!(s.desired.speaker.as_ref().unwrap().asn, 65546);
+    assert_eq!(s.desired.listen, everywhere());
+    assert_eq!(s.admin_socket, Path::new(DEFAULT_ADMIN_SOCKET));
+    assert_eq!(s.desired.speaker.unwrap().cluster_id, None);
+}
+
+#[test]
+fn every_mistake_is_named_with_file_line_and_field() {
+    let head = "asNumber: 64512\nrouterID: 10.0.0.1\n";
+    for (body, line, words) in [
+        ("peers:\n  - address: 10.0.0.2\n    asNumber: 70000000000\n", 5, "peers[0].asNumber"),
+        ("peers:\n  - address: 10.0.0.300\n    asNumber: 1\n", 4, "peers[0].address"),
+        ("peers:\n  - address: 10.0.0.2\n", 4, "asNumber"),
+        ("peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    colour: red\n", 6, "colour"),
+        ("peers:\n  - address: 10.0.0.2\n    asNumber: 0\n", 5, "peers[0].asNumber: 0 is reserved"),
+        (
+            "peers:\n  - {address: 10.0.0.2, asNumber: 1}\n  - {address: 10.0.0.2, asNumber: 2}\n",
+            5,
+            "peers[1].address: 10.0.0.2 is the address of peers[0] already",
+        ),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    holdTime: 2\n",
+            6,
+            "peers[0].holdTime: must be 0 or",
+        ),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    restartTime: 5000\n",
+            6,
+            "peers[0].restartTime: at most",
+        ),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    sourceAddress: fd00::1\n",
+            6,
+            "sourceAddress: fd00::1",
+        ),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    reflectorClient: true\n",
+            5,
+            "reflectorClient: AS 1",
+        ),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    passwordFile: nowhere.key\n",
+            6,
+            "passwordFile: cannot read",
+        ),
+        ("peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    passive: yes please\n", 6, "peers[0].passive"),
+        (
+            "announce:\n  - prefix: 10.0.0.1/24\n",
+            4,
+            "announce[0].prefix: 10.0.0.1/24 has host bits set; write 10.0.0.0/24",
+        ),
+        (
+            "announce:\n  - prefix: 10.0.0.0/24\n    nextHop: fd00::1\n",
+            5,
+            "announce[0].nextHop: fd00::1 is not of",
+        ),
+        ("announce:\n  - prefix: 10.0.0.0/24\n    communities: [\"1:2\", blue]\n", 5, "found \"blue\""),
+        ("announce:\n  - prefix: 10.0.0.0/24\n  - prefix: 10.0.0.0/24\n", 5, "announce[0] already"),
+        ("listen: [localhost]\n", 3, "listen[0]"),
+        ("peers: [\n", 3, ""),
+    ] {
+        let error = parse(&format!("{head}{body}")).unwrap_err();
+        // A missing field is told at the block it is missing from; an unclosed bracket where the text ends.
+        assert!(error.starts_with(&format!("t.yaml:{line}")) || words.is_empty(), "{error} (line {line})");
+        assert!(error.starts_with("t.yaml:") && error.contains(words), "{error} ({words})");
+    }
+    assert!(parse("routerID: 10.0.0.1\n").unwrap_err().contains("asNumber"));
+    assert!(parse("asNumber: 1\nrouterID: 0.0.0.0\n").unwrap_err().starts_with("t.yaml:2: routerID"));
+    let missing = Settings::read(Path::new("/nonexistent/x.yaml")).unwrap_err().to_string();
+    assert!(missing.starts_with("/nonexistent/x.yaml: cannot read"), "{missing}");
+}
