@@ -73,6 +73,11 @@ impl Inputs {
         }
     }
 
+    /// Forgets all best paths (the speaker was made anew).
+    pub fn clear_fib(&mut self) {
+        self.fib.clear();
+    }
+
     /// The local endpoint behind a key.
     pub fn endpoint(&self, key: &Key) -> Option<&WorkloadEndpointSpec> {
         self.endpoints.get(key)

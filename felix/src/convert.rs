@@ -1,0 +1,76 @@
+//! Between the kernel's routes (device indexes) and felix-core's (device names).
+
+use std::collections::BTreeMap;
+
+use brindle_felix_core::route::{Hop, Route, Target};
+use brindle_kernel::netlink::{Route as KernelRoute, RouteKind, TABLE_MAIN};
+
+/// Device names by index and back.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    by_index: BTreeMap<u32, String>,
+    by_name: BTreeMap<String, u32>,
+}
+
+impl Names {
+    pub(crate) fn new(links: impl IntoIterator<Item = (u32, String)>) -> Self {
+        let mut names = Self::default();
+        for (index, name) in links {
+            names.by_name.insert(name.clone(), index);
+            names.by_index.insert(index, name);
+        }
+        names
+    }
+
+    pub(crate) fn index(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    fn name(&self, index: Option<u32>) -> String {
+        match index {
+            Some(i) => self.by_index.get(&i).cloned().unwrap_or_else(|| format!("if{i}")),
+            None => String::new(),
+        }
+    }
+}
+
+/// A route of the main table as felix-core sees it; none for other tables.
+pub(crate) fn from_kernel(r: &KernelRoute, names: &Names) -> Option<Route> {
+    if r.table != TABLE_MAIN || r.tos != 0 {
+        return None;
+    }
+    let target = match r.kind {
+        RouteKind::Blackhole => Target::Blackhole,
+        RouteKind::Unicast => match r.hops.as_slice() {
+            [one] if one.gateway.is_none() => Target::Device(names.name(one.dev)),
+            hops => {
+                let mut hops: Vec<Hop> = hops
+                    .iter()
+                    .filter_map(|h| Some(Hop { via: h.gateway?, dev: names.name(h.dev), onlink: h.onlink }))
+                    .collect();
+                hops.sort();
+                Target::Via(hops)
+            }
+        },
+        other => Target::Other(format!("{other:?}").to_lowercase()),
+    };
+    Some(Route { dst: r.dst, metric: r.metric, protocol: r.protocol, target })
+}
+
+/// The kernel's form; the error names the device that is not there.
+pub(crate) fn to_kernel(r: &Route, names: &Names) -> Result<KernelRoute, String> {
+    let index = |dev: &str| names.index(dev).ok_or_else(|| format!("{r}: no device {dev}"));
+    let base = match &r.target {
+        Target::Blackhole => KernelRoute::blackhole(r.dst),
+        Target::Device(dev) => KernelRoute::new(r.dst).dev(index(dev)?),
+        Target::Via(hops) => {
+            let mut route = KernelRoute::new(r.dst);
+            for h in hops {
+                route = route.via(h.via, Some(index(&h.dev)?), h.onlink);
+            }
+            route
+        }
+        Target::Other(kind) => return Err(format!("{r}: {kind} routes are never made here")),
+    };
+    Ok(base.with_protocol(r.protocol).with_metric(r.metric))
+}

@@ -1,0 +1,99 @@
+//! What the rest of the agent holds of felix: a way in for inputs, and its latest report.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+use brindle_config_core::{
+    Key,
+    status::{EncapStatus, RouteStatus},
+    store::SyncEvent,
+};
+use ipnet::IpNet;
+use tokio::sync::{mpsc, watch};
+
+/// Best paths from the speaker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FibUpdate {
+    /// Forget all earlier paths first (the speaker was made anew).
+    pub reset: bool,
+    /// Prefix → next hops; empty withdraws.
+    pub changes: Vec<(IpNet, Vec<IpAddr>)>,
+    /// The paths are complete now: learned routes nobody confirmed may be swept.
+    pub in_sync: bool,
+}
+
+/// Everything felix is told.
+#[derive(Debug)]
+pub enum FelixInput {
+    Store(Vec<SyncEvent>),
+    Fib(FibUpdate),
+    /// From the netlink monitor.
+    Kernel(Vec<brindle_kernel::netlink::Event>),
+    /// The kernel dropped events, or the monitor failed: read everything again.
+    Resync(String),
+}
+
+/// What felix says about itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    pub routes: RouteStatus,
+    pub encap: EncapStatus,
+    /// Endpoints whose device, settings and routes are in the kernel.
+    pub ready: Arc<BTreeSet<Key>>,
+    pub own_blocks: Vec<IpNet>,
+    /// MTU for new pods, octets; 0 until known.
+    pub pod_mtu: u32,
+    /// What cannot be done as asked, with what to do.
+    pub problems: Vec<String>,
+}
+
+/// An endpoint did not become ready.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WaitError {
+    #[error("{key} is not in the kernel after {after:?}{}", if problems.is_empty() { String::new() } else { format!(": {}", problems.join("; ")) })]
+    Timeout { key: Key, after: Duration, problems: Vec<String> },
+    #[error("felix is not running")]
+    Gone,
+}
+
+/// A running felix. Dropping every handle ends it and leaves the kernel as it is.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) inputs: mpsc::Sender<FelixInput>,
+    pub(crate) report: watch::Receiver<Report>,
+}
+
+impl Handle {
+    /// Tells felix something; waits while it is busy. `false`: it is gone.
+    pub async fn send(&self, input: FelixInput) -> bool {
+        self.inputs.send(input).await.is_ok()
+    }
+
+    /// The latest report.
+    pub fn report(&self) -> Report {
+        self.report.borrow().clone()
+    }
+
+    /// Follows the report.
+    pub fn watch(&self) -> watch::Receiver<Report> {
+        self.report.clone()
+    }
+
+    /// Waits until an endpoint's device, settings and routes are in the kernel.
+    pub async fn wait_ready(&self, key: &Key, limit: Duration) -> Result<(), WaitError> {
+        let mut report = self.report.clone();
+        let wait = report.wait_for(|r| r.ready.contains(key));
+        match tokio::time::timeout(limit, wait).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(WaitError::Gone),
+            Err(_) => {
+                let problems = self.report.borrow().problems.clone();
+                Err(WaitError::Timeout { key: key.clone(), after: limit, problems })
+            }
+        }
+    }
+
+    /// Completes when felix has ended.
+    pub async fn ended(&self) {
+        self.inputs.closed().await;
+    }
+}

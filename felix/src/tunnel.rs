@@ -1,0 +1,153 @@
+//! The tunnel device: the kernel's ipip where there is ipip, else the brindle-ipip process.
+
+use brindle_felix_core::desire::Tunnel;
+use brindle_kernel::netlink::{Addr, Link, LinkRef, Op};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::{
+    engine::{CarrierPolicy, Settings},
+    platform::Platform,
+};
+
+/// Name of the device in both cases: tools and firewalls written for Calico look for it.
+pub(crate) const DEVICE: &str = "tunl0";
+
+/// A carrier process, as felix needs it.
+pub(crate) trait Carrier: Send {
+    /// Makes it run with this configuration; adopts one that runs already.
+    fn ensure(&mut self, want: &Tunnel) -> Result<(), String>;
+    /// Packets refused because of their outer source.
+    fn refused(&mut self) -> Option<u64>;
+    /// Ends it and removes its device.
+    fn stop(&mut self);
+}
+
+/// Which way packets are encapsulated here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Kernel,
+    Carrier,
+}
+
+/// Keeps the device as wanted.
+pub(crate) struct TunnelManager {
+    policy: CarrierPolicy,
+    kind: Option<(Kind, String)>,
+    carrier: Box<dyn Carrier>,
+    told: Option<Tunnel>,
+}
+
+impl TunnelManager {
+    pub(crate) fn new(settings: &Settings, carrier: Box<dyn Carrier>) -> Self {
+        Self { policy: settings.carrier, kind: None, carrier, told: None }
+    }
+
+    /// `kernel`, `carrier` or `none`, and why.
+    pub(crate) fn describe(&self) -> (&'static str, String) {
+        match &self.kind {
+            Some((Kind::Kernel, why)) => ("kernel", why.clone()),
+            Some((Kind::Carrier, why)) => ("carrier", why.clone()),
+            None => ("none", "no pool asks for IPIP".into()),
+        }
+    }
+
+    pub(crate) fn refused(&mut self) -> u64 {
+        match self.kind {
+            Some((Kind::Carrier, _)) => self.carrier.refused().unwrap_or(0),
+            Some((Kind::Kernel, _)) | None => 0,
+        }
+    }
+
+    /// Brings the device to what is wanted. True if something was written (links must be read again).
+    pub(crate) fn reconcile(
+        &mut self,
+        want: Option<&Tunnel>,
+        platform: &mut dyn Platform,
+        links: &[Link],
+        addrs: &[Addr],
+    ) -> Result<bool, String> {
+        let Some(want) = want else {
+            if let Some((Kind::Carrier, _)) = self.kind.take() {
+                self.carrier.stop();
+            }
+            self.told = None;
+            return Ok(false);
+        };
+        if self.kind.is_none() {
+            let (kind, why) = self.choose(platform, links)?;
+            tracing::info!(device = DEVICE, backend = ?kind, cause = %why, "encapsulation chosen");
+            self.kind = Some((kind, why));
+        }
+        let mut wrote = false;
+        if let Some((Kind::Carrier, _)) = self.kind {
+            let dead = !links.iter().any(|l| l.name == DEVICE);
+            if self.told.as_ref() != Some(want) || dead {
+                self.carrier.ensure(want)?;
+                wrote |= self.told.is_none() || dead;
+                self.told = Some(want.clone());
+            }
+        }
+        Ok(wrote | configure(want, platform, links, addrs)?)
+    }
+
+    /// Looks at the carrier again even if nothing changed: it may have died.
+    pub(crate) fn recheck(&mut self) {
+        self.told = None;
+    }
+
+    fn choose(&self, platform: &mut dyn Platform, links: &[Link]) -> Result<(Kind, String), String> {
+        let existing = links.iter().find(|l| l.name == DEVICE).and_then(|l| l.kind.clone());
+        if self.policy != CarrierPolicy::Kernel && existing.as_deref() == Some("tun") {
+            return Ok((Kind::Carrier, "a running brindle-ipip was found".into()));
+        }
+        if self.policy == CarrierPolicy::User {
+            return Ok((Kind::Carrier, "asked for with --ipip-carrier user".into()));
+        }
+        if existing.as_deref() == Some("ipip") {
+            return Ok((Kind::Kernel, "the kernel has ipip".into()));
+        }
+        match platform.link_op(Op::add_link(DEVICE, "ipip", None, false)) {
+            Ok(()) => Ok((Kind::Kernel, "the kernel has ipip".into())),
+            // Loading the module makes tunl0 in every namespace.
+            Err(e) if e.is_exists() => Ok((Kind::Kernel, "the kernel has ipip".into())),
+            Err(e) if e.is_unsupported() && self.policy == CarrierPolicy::Auto => {
+                Ok((Kind::Carrier, "the kernel has no ipip".into()))
+            }
+            Err(e) => Err(format!("{e}; with --ipip-carrier user the brindle-ipip process is used instead")),
+        }
+    }
+}
+
+/// Up, MTU, one address.
+fn configure(
+    want: &Tunnel,
+    platform: &mut dyn Platform,
+    links: &[Link],
+    addrs: &[Addr],
+) -> Result<bool, String> {
+    let Some(link) = links.iter().find(|l| l.name == DEVICE) else {
+        // Just made: the caller reads the links again and comes back.
+        return Ok(true);
+    };
+    let mut ops = Vec::new();
+    if link.mtu != want.mtu {
+        ops.push(Op::set_mtu(LinkRef::Index(link.index), want.mtu));
+    }
+    if !link.up {
+        ops.push(Op::set_up(LinkRef::Index(link.index), true));
+    }
+    let wanted = want.address.map(|a| IpNet::V4(Ipv4Net::from(a)));
+    let present: Vec<IpNet> =
+        addrs.iter().filter(|a| a.link == link.index && a.net.addr().is_ipv4()).map(|a| a.net).collect();
+    for extra in present.iter().filter(|n| Some(**n) != wanted) {
+        ops.push(Op::del_addr(link.index, *extra));
+    }
+    if let Some(net) = wanted.filter(|n| !present.contains(n)) {
+        ops.push(Op::add_addr(&Addr::new(link.index, net)));
+    }
+    let wrote = !ops.is_empty();
+    for op in ops {
+        platform.link_op(op).map_err(|e| e.to_string())?;
+    }
+    Ok(wrote)
+}
