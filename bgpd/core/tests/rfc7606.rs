@@ -4,6 +4,8 @@
 //! the same attributes. Position must never matter (FRR 8.4 for one gets it right only for the last attribute), and
 //! of several errors the strongest decides.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use Reaction::{Discard, SessionReset, TreatAsWithdraw};
 use brindle_bgpd_core::wire::{Message, Reaction, Update, WireCx, attr};
 

@@ -5,19 +5,18 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use brindle_bgpd_core::{af::Family, wire::*};
 use proptest::{collection::vec, option, prelude::*};
 
-pub fn cx() -> impl Strategy<Value = WireCx> {
+pub(crate) fn cx() -> impl Strategy<Value = WireCx> {
     (any::<bool>(), any::<bool>(), any::<[bool; 2]>(), any::<bool>()).prop_map(
         |(four_octet_as, extended_message, add_path, ibgp)| WireCx {
             four_octet_as,
             extended_message,
             add_path,
             ibgp,
-            ..WireCx::default()
         },
     )
 }
 
-pub fn message(cx: WireCx) -> impl Strategy<Value = Message> {
+pub(crate) fn message(cx: WireCx) -> impl Strategy<Value = Message> {
     prop_oneof![
         1 => open().prop_map(Message::Open),
         6 => update(cx).prop_map(Message::Update),
@@ -29,7 +28,7 @@ pub fn message(cx: WireCx) -> impl Strategy<Value = Message> {
     ]
 }
 
-pub fn open() -> impl Strategy<Value = Open> {
+pub(crate) fn open() -> impl Strategy<Value = Open> {
     let hold = prop_oneof![Just(0), 3..=u16::MAX];
     (1..=u16::MAX, option::of(1..=u32::MAX), hold, 1..=u32::MAX, vec(capability(), 0..12)).prop_map(
         |(my_as, four, hold_time, id, mut capabilities)| {
@@ -67,7 +66,7 @@ fn capability() -> impl Strategy<Value = Capability> {
     ]
 }
 
-pub fn update(cx: WireCx) -> impl Strategy<Value = Update> {
+pub(crate) fn update(cx: WireCx) -> impl Strategy<Value = Update> {
     let [add_v4, add_v6] = cx.add_path;
     prop_oneof![
         1 => prop_oneof![Just(Family::Ipv4Unicast), Just(Family::Ipv6Unicast)]
@@ -172,7 +171,7 @@ fn as_path(cx: WireCx) -> impl Strategy<Value = AsPath> {
     })
 }
 
-pub fn attributes(cx: WireCx) -> impl Strategy<Value = AttrSet> {
+pub(crate) fn attributes(cx: WireCx) -> impl Strategy<Value = AttrSet> {
     let unknown = prop_oneof![
         (prop_oneof![20..=24u8, 36..=255u8], vec(any::<u8>(), 0..20), Just(0xe0u8)),
         (Just(35u8), vec(any::<u8>(), 4..=4), prop_oneof![Just(0xc0u8), Just(0xe0)]),

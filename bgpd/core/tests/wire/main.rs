@@ -1,4 +1,5 @@
 //! Laws of the codec, for arbitrary messages and arbitrary bytes.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use brindle_bgpd_core::wire::*;
 use bytes::BytesMut;

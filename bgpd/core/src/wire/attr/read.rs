@@ -89,9 +89,13 @@ impl<'a> Draft<'a> {
     pub(super) fn finish(mut self, seen: &Seen, count: usize) -> Result<Block, DecodeError> {
         let announces = self.classic || self.mp_announces;
         if let Some(bad) = self.next_hop_fault.take() {
-            // RFC 4760 section 3: beside MP_REACH alone, NEXT_HOP is to be ignored.
-            if self.mp_announces && !self.classic {
-                self.faults.discard(code::NEXT_HOP, bad.what);
+            // RFC 4760 section 3: where only the MP attributes have prefixes, NEXT_HOP is to be ignored. There are
+            // routers that fill in 0.0.0.0.
+            let mp = seen.has(code::MP_REACH) || seen.has(code::MP_UNREACH);
+            if mp && !self.classic {
+                if bad.subcode == update::ATTRIBUTE_LENGTH {
+                    self.faults.discard(code::NEXT_HOP, bad.what);
+                }
             } else {
                 self.faults.withdraw(code::NEXT_HOP, bad.subcode, &[], bad.what);
             }
