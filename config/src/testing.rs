@@ -1,7 +1,7 @@
 //! Folders for this package's tests, removed when the test ends.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -19,10 +19,6 @@ impl TempDir {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
-    }
-
-    pub(crate) fn root(&self) -> &Path {
-        &self.0
     }
 }
 

@@ -142,13 +142,14 @@ impl Drop for Ear {
 
 fn add(watches: &mut Watches, feed: &Path) -> io::Result<WatchDescriptor> {
     open_feed(feed)?;
-    watches.add(feed, WatchMask::MODIFY | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF)
+    watches.add(feed, WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF)
 }
 
 fn listen_loop(inotify: &mut Inotify, feed: &Path, tick: &watch::Sender<u64>, stop: &Stop) {
     let mut buffer = [0u8; 1024];
     let mut pause = DEBOUNCE;
-    let lost = EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED;
+    // An unlinked file that somebody holds open is only reported as a changed link count.
+    let lost = EventMask::ATTRIB | EventMask::MOVE_SELF | EventMask::IGNORED;
     loop {
         let gone = match inotify.read_events_blocking(&mut buffer) {
             Ok(mut events) => events.any(|e| e.mask.intersects(lost)),

@@ -1,0 +1,60 @@
+//! kill -9 of a writer.
+
+use brindle_config::SqliteStore;
+use brindle_config_core::{
+    Kind,
+    store::{Change, Expect, Revision, Store},
+};
+
+use super::{Role, TempDir, key, number, value};
+
+#[tokio::test]
+async fn a_writer_killed_at_any_time_leaves_a_consistent_file() {
+    let dir = TempDir::new();
+    let db = dir.path("store.db");
+    let mut acknowledged = 0;
+    for round in 0..12u64 {
+        let mut writer = Role::start("count", &db);
+        // Each round kills at another point of the loop.
+        for _ in 0..=round * 7 {
+            acknowledged = writer.says().expect("the writer writes").parse().expect("it says numbers");
+        }
+        writer.kill();
+        let store = SqliteStore::open(&db).expect("opens after a crash (and has checked itself)");
+        let counter = store.get(&key("counter")).await.expect("the counter is there");
+        let n = number(&counter.value);
+        assert!(
+            (acknowledged..=acknowledged + 1).contains(&n),
+            "{acknowledged} were acknowledged, {n} are stored"
+        );
+        let revision = store.put(&key("after"), value(round), Expect::Any).await.expect("can be written");
+        let listing = store.list(&[Kind::BgpPeer]).await.expect("lists");
+        assert!(listing.entries.iter().all(|e| e.revision <= revision));
+        // The log has every revision exactly once.
+        let mut watch = store.watch(&[Kind::BgpPeer], Revision(0)).await.expect("nothing was compacted yet");
+        let mut seen = Vec::new();
+        while seen.last() != Some(&revision.0) {
+            seen.extend(watch.next().await.expect("goes on").iter().map(|c| match c {
+                Change::Put(e) => e.revision.0,
+                Change::Delete { revision, .. } => revision.0,
+            }));
+        }
+        assert_eq!(seen, (1..=revision.0).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_killed_writer_does_not_block_the_others() {
+    let dir = TempDir::new();
+    let db = dir.path("store.db");
+    let mut writers: Vec<Role> = (0..3).map(|_| Role::start("open", &db)).collect();
+    for w in &mut writers {
+        assert_eq!(w.says().as_deref(), Some("0 entries"), "many processes may create the file together");
+    }
+    let mut victim = Role::start("count", &db);
+    victim.says().expect("it writes");
+    let store = SqliteStore::open(&db).expect("opens");
+    store.put(&key("mine"), value(1), Expect::Absent).await.expect("writes beside it");
+    victim.kill();
+    store.put(&key("mine"), value(2), Expect::Any).await.expect("writes after it");
+}
