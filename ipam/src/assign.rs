@@ -1,0 +1,338 @@
+//! Auto-assignment, cheapest step first: own blocks as remembered; own blocks as stored; a new block; an empty block
+//! of another host; an address borrowed from another host's block. Each step that fails leaves its reason.
+//!
+//! Two points where Calico does otherwise, on purpose: a host at its limit of blocks still borrows; and a candidate
+//! block is refused if it overlaps *any* stored block, also one of another size, so that a changed block size never
+//! lets two blocks give the same address.
+
+use std::net::IpAddr;
+
+use brindle_config_core::pool::AllowedUse;
+use ipnet::IpNet;
+
+use crate::{
+    affinity::{Claim, ReleaseGuard},
+    allocator::{AllBlocks, AssignRequest, Assigned, Assignment, BlockAllocator, Wanted},
+    block::Owner,
+    error::IpamError,
+    net::{self, BlockWalk},
+    pools::{Family, Pool, View},
+    records::Held,
+    refusal::{Reason, Refusal},
+    retry::Retry,
+    time::Now,
+};
+
+/// Limit of blocks per host when none is configured (Calico's).
+const DEFAULT_MAX_BLOCKS: u32 = 20;
+/// A block claimed less than this ago is not taken from its host though it is empty: the host is about to use it.
+const RECLAIM_AGE_SECS: u64 = 60;
+
+/// What every step of one assignment needs.
+struct Job<'a> {
+    owner: &'a Owner,
+    view: &'a View,
+    pools: Vec<&'a Pool>,
+    count: usize,
+    now: Now,
+    got: Vec<Assigned>,
+    refusal: Refusal,
+}
+
+impl Job<'_> {
+    fn missing(&self) -> usize {
+        self.count.saturating_sub(self.got.len())
+    }
+
+    fn pool_of(&self, block: &IpNet) -> Option<&Pool> {
+        self.pools.iter().find(|p| p.spec.cidr.contains(block)).copied()
+    }
+
+    fn take_up(&mut self, ips: Vec<IpAddr>, block: IpNet, borrowed_from: Option<&str>) {
+        let pool = self.pool_of(&block).map(|p| p.name.clone()).unwrap_or_default();
+        self.got.extend(ips.into_iter().map(|ip| Assigned {
+            ip,
+            block,
+            pool: pool.clone(),
+            borrowed_from: borrowed_from.map(str::to_owned),
+        }));
+    }
+}
+
+impl BlockAllocator {
+    pub(crate) async fn assign_both(
+        &mut self,
+        request: &AssignRequest,
+        view: &View,
+        now: Now,
+    ) -> Result<Assignment, IpamError> {
+        let (mut addresses, v4_refusal) =
+            self.assign_family(Family::V4, &request.v4, request, view, now).await?;
+        let (v6, v6_refusal) = self.assign_family(Family::V6, &request.v6, request, view, now).await?;
+        addresses.extend(v6);
+        Ok(Assignment { addresses, v4_refusal, v6_refusal })
+    }
+
+    async fn assign_family(
+        &mut self,
+        family: Family,
+        wanted: &Wanted,
+        request: &AssignRequest,
+        view: &View,
+        now: Now,
+    ) -> Result<(Vec<Assigned>, Option<Refusal>), IpamError> {
+        if wanted.count == 0 {
+            return Ok((Vec::new(), None));
+        }
+        let namespace = request.namespace_labels.as_ref();
+        let pools = match view.choose(&self.host, family, &wanted.pools, request.intended_use, namespace) {
+            Ok(pools) => pools,
+            Err(refusal) => return Ok((Vec::new(), Some(refusal))),
+        };
+        let mut job = Job {
+            owner: &request.owner,
+            view,
+            pools,
+            count: wanted.count,
+            now,
+            got: Vec::new(),
+            refusal: Refusal::default(),
+        };
+        self.use_own(&mut job).await?;
+        if job.missing() > 0 {
+            let mut all = self.read_all(view).await?;
+            self.use_own(&mut job).await?;
+            self.use_new(&mut job, &mut all, limit(request.max_blocks, view.config.max_blocks_per_host))
+                .await?;
+            self.use_others(&mut job, all).await?;
+        }
+        let refusal = (job.missing() > 0).then_some(job.refusal);
+        Ok((job.got, refusal))
+    }
+
+    /// From blocks the host owns.
+    async fn use_own(&mut self, job: &mut Job<'_>) -> Result<(), IpamError> {
+        let candidates: Vec<IpNet> = self.own.keys().filter(|c| job.pool_of(c).is_some()).copied().collect();
+        for cidr in candidates {
+            if job.missing() == 0 {
+                break;
+            }
+            // Taken out while it is being changed: whatever interrupts this, no half-made copy remains.
+            let Some(mut held) = self.own.remove(&cidr) else { continue };
+            held.block.end_cooldown(job.now, job.view.config.ip_cooldown_seconds.unwrap_or(0));
+            if held.block.free_count(&job.view.reservations) == 0 {
+                self.own.insert(cidr, held);
+                continue;
+            }
+            let (ips, held) = self.take(held, job, true).await?;
+            job.take_up(ips, cidr, None);
+            if let Some(held) = held {
+                self.own.insert(cidr, held);
+            }
+        }
+        Ok(())
+    }
+
+    /// From blocks nobody owns yet, or that others own but do not use.
+    async fn use_new(&mut self, job: &mut Job<'_>, all: &mut AllBlocks, limit: u32) -> Result<(), IpamError> {
+        let mut retry = Retry::new(&self.pause);
+        while job.missing() > 0 {
+            let owned = self.own.keys().filter(|c| job.pool_of(c).is_some()).count();
+            if owned > 0 {
+                job.refusal.push(Reason::OwnBlocksFull(owned));
+            }
+            if owned >= limit as usize {
+                job.refusal.push(Reason::BlockLimit(limit));
+                return Ok(());
+            }
+            if !job.view.config.auto_allocate_blocks {
+                job.refusal.push(Reason::AutoAllocateOff);
+                return Ok(());
+            }
+            let cidr = match self.unclaimed(job, all) {
+                Some(cidr) => cidr,
+                None => match self.reclaim(job, all).await? {
+                    Some(cidr) => cidr,
+                    None => {
+                        for pool in &job.pools {
+                            let blocks = BlockWalk::new(pool.spec.cidr, pool.spec.block_size(), 0).total();
+                            job.refusal.push(Reason::NoFreeBlock { pool: pool.name.clone(), blocks });
+                        }
+                        return Ok(());
+                    }
+                },
+            };
+            match self.affinities.claim(&self.host, &cidr, job.now).await? {
+                Claim::Ours(held) => {
+                    all.insert(cidr, Some((*held).clone()));
+                    let (ips, held) = self.take(*held, job, true).await?;
+                    job.take_up(ips, cidr, None);
+                    match held {
+                        Some(held) => self.own.insert(cidr, held),
+                        None => self.own.remove(&cidr),
+                    };
+                }
+                Claim::Lost => {
+                    // Others are claiming too: what they took since the listing must be seen, or a host would
+                    // collide with each of them in turn.
+                    retry.again(|| "the claim of a block".to_owned()).await?;
+                    *all = self.read_all(job.view).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first block of the allowed pools that overlaps no stored one, from the host's own starting point.
+    fn unclaimed(&self, job: &Job<'_>, all: &AllBlocks) -> Option<IpNet> {
+        for pool in &job.pools {
+            let size = pool.spec.block_size();
+            let single = matches!((&pool.spec.cidr, size), (IpNet::V4(_), 32) | (IpNet::V6(_), 128));
+            // For blocks of one address a steady start would make every claim walk over all earlier ones.
+            let seed = if single { job.now.0 } else { net::host_seed(&self.host) };
+            let mut walk = BlockWalk::new(pool.spec.cidr, size, seed);
+            while let Some(block) = walk.next() {
+                if let Some(reserved) = job.view.reservations.covering(&block) {
+                    walk.pass_over(reserved);
+                } else if !overlaps(all, &block) {
+                    return Some(block);
+                }
+            }
+        }
+        None
+    }
+
+    /// Frees an unused block of another host and returns it for a claim.
+    async fn reclaim(&self, job: &Job<'_>, all: &mut AllBlocks) -> Result<Option<IpNet>, IpamError> {
+        let unused: Vec<(IpNet, Option<String>, u64)> = all
+            .iter()
+            .filter_map(|(cidr, held)| Some((cidr, &held.as_ref()?.block)))
+            .filter(|(cidr, block)| {
+                let pool = job.pool_of(cidr);
+                pool.is_some_and(|p| p.spec.block_size() == cidr.prefix_len())
+                    && !block.is_of(&self.host)
+                    && block.is_empty()
+                    && block.free_count(&job.view.reservations) > 0
+                    && block.claimed().is_none_or(|t| job.now.secs_since(t) >= RECLAIM_AGE_SECS)
+            })
+            .map(|(cidr, block)| (*cidr, block.host().map(str::to_owned), block.spec().sequence_number))
+            .collect();
+        for (cidr, host, sequence) in unused {
+            let guard = ReleaseGuard { empty: true, sequence: Some(sequence) };
+            // Nobody's block has no affinity to go through; the empty name finds none.
+            if self.affinities.release(host.as_deref().unwrap_or(""), &cidr, guard).await? {
+                all.remove(&cidr);
+                return Ok(Some(cidr));
+            }
+            all.insert(cidr, None);
+        }
+        Ok(None)
+    }
+
+    /// From blocks of other hosts, which keep them.
+    async fn use_others(&mut self, job: &mut Job<'_>, all: AllBlocks) -> Result<(), IpamError> {
+        if job.missing() == 0 {
+            return Ok(());
+        }
+        if job.view.config.strict_affinity {
+            job.refusal.push(Reason::StrictAffinity);
+            return Ok(());
+        }
+        let mut lenders: Vec<Held> = all
+            .into_values()
+            .flatten()
+            .filter(|h| {
+                !h.block.is_of(&self.host)
+                    && !h.block.spec().strict_affinity
+                    && job.pool_of(&h.block.cidr()).is_some()
+                    && h.block.free_count(&job.view.reservations) > 0
+            })
+            .collect();
+        // Each host starts elsewhere, so that borrowers do not queue at one block; what nobody owns goes last, for
+        // it is there to be emptied.
+        let start = usize::try_from(net::host_seed(&self.host) >> 1).unwrap_or(0);
+        let at = start.checked_rem(lenders.len()).unwrap_or(0);
+        lenders.rotate_left(at);
+        lenders.sort_by_key(|h| h.block.host().is_none());
+        for held in lenders {
+            if job.missing() == 0 {
+                return Ok(());
+            }
+            let (cidr, owner) = (held.block.cidr(), held.block.host().map(str::to_owned));
+            let (ips, _) = self.take(held, job, false).await?;
+            job.take_up(ips, cidr, Some(owner.as_deref().unwrap_or("nobody")));
+        }
+        if job.missing() > 0 {
+            job.refusal.push(Reason::NothingToBorrow);
+        }
+        Ok(())
+    }
+
+    /// Takes what is missing from one block. Returns the addresses and the block as it is now stored; no block when
+    /// it is gone or (with `ours`) no longer the host's.
+    async fn take(
+        &self,
+        mut held: Held,
+        job: &Job<'_>,
+        ours: bool,
+    ) -> Result<(Vec<IpAddr>, Option<Held>), IpamError> {
+        let cidr = held.block.cidr();
+        let mut retry = Retry::new(&self.pause);
+        loop {
+            if ours && !held.block.is_of(&self.host) {
+                return Ok((Vec::new(), None));
+            }
+            held.block.end_cooldown(job.now, job.view.config.ip_cooldown_seconds.unwrap_or(0));
+            let ips = held.block.auto_assign(job.missing(), job.owner, &job.view.reservations);
+            if ips.is_empty() {
+                return Ok((ips, Some(held)));
+            }
+            if self.write_assigned(&mut held, &job.owner.handle, ips.len()).await? {
+                return Ok((ips, Some(held)));
+            }
+            retry.again(|| format!("block {cidr}")).await?;
+            match self.records.block(&cidr).await? {
+                Some(fresh) => held = fresh,
+                None => return Ok((Vec::new(), None)),
+            }
+        }
+    }
+
+    /// Counts the handle up, writes the block, and counts down again if the write lost. When the outcome is unknown
+    /// the count stays: a handle that claims too much is repaired by its release, an address without one is lost.
+    pub(crate) async fn write_assigned(
+        &self,
+        held: &mut Held,
+        handle: &str,
+        n: usize,
+    ) -> Result<bool, IpamError> {
+        let cidr = held.block.cidr();
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        self.handles.increment(handle, &cidr, n).await?;
+        if self.records.swap_block(held).await? {
+            return Ok(true);
+        }
+        self.handles.decrement(handle, &cidr, n).await?;
+        Ok(false)
+    }
+}
+
+/// The smaller of two limits, where 0 means none.
+fn limit(request: u32, configured: u32) -> u32 {
+    [request, configured].into_iter().filter(|l| *l > 0).min().unwrap_or(DEFAULT_MAX_BLOCKS)
+}
+
+/// Whether any stored block shares an address with this one.
+pub(crate) fn overlaps(all: &AllBlocks, block: &IpNet) -> bool {
+    let around = (0..=block.prefix_len())
+        .filter_map(|len| IpNet::new(block.addr(), len).ok())
+        .any(|net| all.contains_key(&net.trunc()));
+    around || all.range(*block..).map(|(c, _)| c).take_while(|c| block.contains(&c.network())).any(|_| true)
+}
+
+impl AssignRequest {
+    /// A request for a pod.
+    pub fn for_workload(owner: Owner, v4: Wanted, v6: Wanted) -> Self {
+        Self { owner, v4, v6, intended_use: AllowedUse::Workload, namespace_labels: None, max_blocks: 0 }
+    }
+}

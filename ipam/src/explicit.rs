@@ -1,0 +1,96 @@
+//! Assignment of one given address (a pod that asks for its address, a take-over).
+
+use std::net::IpAddr;
+
+use brindle_config_core::pool::AllowedUse;
+use ipnet::IpNet;
+
+use crate::{
+    affinity::Claim,
+    allocator::{Assigned, BlockAllocator},
+    assign::overlaps,
+    block::Owner,
+    error::IpamError,
+    net,
+    pools::{Pool, View},
+    records::Held,
+    refusal::{Reason, Refusal},
+    retry::Retry,
+    time::Now,
+};
+
+impl BlockAllocator {
+    pub(crate) async fn assign_explicit(
+        &mut self,
+        ip: IpAddr,
+        owner: &Owner,
+        intended_use: AllowedUse,
+        view: &View,
+        now: Now,
+    ) -> Result<Assigned, IpamError> {
+        let refused = |reason: Reason| IpamError::Refused(Refusal::from(reason));
+        let pool = view.pool_of(ip).ok_or_else(|| refused(Reason::OutsidePools))?;
+        if !pool.spec.allows(intended_use) {
+            return Err(refused(Reason::UseNotAllowed { pool: pool.name.clone(), wanted: intended_use }));
+        }
+        let cidr = net::block_of(ip, pool.spec.block_size()).ok_or_else(|| {
+            refused(Reason::BadBlockSize { pool: pool.name.clone(), block_size: pool.spec.block_size() })
+        })?;
+        let mut retry = Retry::new(&self.pause);
+        loop {
+            let mut held = self.block_for(ip, &cidr, view, now).await?;
+            let block = held.block.cidr();
+            let lender =
+                (!held.block.is_of(&self.host)).then(|| held.block.host().unwrap_or("nobody").to_owned());
+            if let Some(host) = &lender
+                && (view.config.strict_affinity || held.block.spec().strict_affinity)
+            {
+                return Err(refused(Reason::ForeignBlock { block, host: host.clone() }));
+            }
+            held.block.end_cooldown(now, view.config.ip_cooldown_seconds.unwrap_or(0));
+            held.block.assign(ip, owner)?;
+            if self.write_assigned(&mut held, &owner.handle, 1).await? {
+                if lender.is_none() {
+                    self.own.insert(block, held);
+                }
+                return Ok(assigned(ip, block, pool, lender));
+            }
+            retry.again(|| format!("block {block}")).await?;
+        }
+    }
+
+    /// The stored block that holds the address; claimed when there is none.
+    async fn block_for(
+        &mut self,
+        ip: IpAddr,
+        cidr: &IpNet,
+        view: &View,
+        now: Now,
+    ) -> Result<Held, IpamError> {
+        let mut retry = Retry::new(&self.pause);
+        loop {
+            self.own.remove(cidr);
+            if let Some(held) = self.records.block(cidr).await? {
+                return Ok(held);
+            }
+            let all = self.read_all(view).await?;
+            if overlaps(&all, cidr) {
+                // A block of another size, from before the pool's was changed.
+                let other = all.into_iter().find(|(c, _)| c.contains(&ip));
+                if let Some((_, Some(held))) = other {
+                    return Ok(held);
+                }
+                let reason = Reason::Unreadable(format!("the block that holds {ip}"));
+                return Err(IpamError::Refused(reason.into()));
+            }
+            if let Claim::Ours(held) = self.affinities.claim(&self.host, cidr, now).await? {
+                return Ok(*held);
+            }
+            retry.again(|| format!("the claim of block {cidr}")).await?;
+        }
+    }
+}
+
+fn assigned(ip: IpAddr, block: IpNet, pool: &Pool, borrowed_from: Option<String>) -> Assigned {
+    Assigned { ip, block, pool: pool.name.clone(), borrowed_from }
+}

@@ -1,0 +1,150 @@
+//! Why no address was given: collected where each decision is made, printed as one line.
+
+use std::fmt;
+
+use brindle_config_core::pool::AllowedUse;
+use ipnet::IpNet;
+
+/// One step that led nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No pool of this family exists at all.
+    NoPools,
+    /// The request names a pool that does not exist.
+    NoSuchPool(String),
+    /// The request names a pool that gives no new addresses.
+    PoolDisabled(String),
+    PoolTerminating(String),
+    /// The pool's node selector does not match the node's labels.
+    NodeNotSelected {
+        pool: String,
+        selector: String,
+        node: String,
+    },
+    NamespaceNotSelected {
+        pool: String,
+        selector: String,
+    },
+    /// A selector that does not parse.
+    BadSelector {
+        pool: String,
+        error: String,
+    },
+    UseNotAllowed {
+        pool: String,
+        wanted: AllowedUse,
+    },
+    /// `assignmentMode: Manual` and not asked for.
+    ManualPool(String),
+    /// Block size and pool prefix do not fit.
+    BadBlockSize {
+        pool: String,
+        block_size: u8,
+    },
+    /// A stored resource does not decode.
+    Unreadable(String),
+    /// Every block of the host in the allowed pools is full.
+    OwnBlocksFull(usize),
+    /// No block of the pool is unclaimed.
+    NoFreeBlock {
+        pool: String,
+        blocks: u128,
+    },
+    /// The host has as many blocks as it may have.
+    BlockLimit(u32),
+    AutoAllocateOff,
+    /// Addresses of other hosts' blocks may not be borrowed.
+    StrictAffinity,
+    /// No block of another host has a free address either.
+    NothingToBorrow,
+    /// Asked for an address outside every pool.
+    OutsidePools,
+    /// The block of the wanted address belongs to another host.
+    ForeignBlock {
+        block: IpNet,
+        host: String,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPools => f.write_str("no IP pool is configured"),
+            Self::NoSuchPool(p) => write!(f, "the given pool ({p}) does not exist, or is not enabled"),
+            Self::PoolDisabled(p) => write!(f, "pool {p} is disabled"),
+            Self::PoolTerminating(p) => write!(f, "pool {p} is being deleted"),
+            Self::NodeNotSelected { pool, selector, node } => {
+                write!(f, "pool {pool} does not select node {node} (nodeSelector {selector:?})")
+            }
+            Self::NamespaceNotSelected { pool, selector } => {
+                write!(f, "pool {pool} does not select the namespace (namespaceSelector {selector:?})")
+            }
+            Self::BadSelector { pool, error } => write!(f, "pool {pool} has an invalid selector: {error}"),
+            Self::UseNotAllowed { pool, wanted } => write!(f, "pool {pool} is not for {wanted:?} addresses"),
+            Self::ManualPool(p) => write!(f, "pool {p} is given on request only (assignmentMode Manual)"),
+            Self::BadBlockSize { pool, block_size } => {
+                write!(f, "pool {pool} cannot be divided into blocks of /{block_size}")
+            }
+            Self::Unreadable(what) => write!(f, "not readable: {what}"),
+            Self::OwnBlocksFull(n) => write!(f, "the node's {n} blocks are full"),
+            Self::NoFreeBlock { pool, blocks } => write!(f, "no free block in pool {pool} ({blocks} in all)"),
+            Self::BlockLimit(n) => {
+                write!(f, "the node has reached its limit of {n} blocks (maxBlocksPerHost)")
+            }
+            Self::AutoAllocateOff => f.write_str("blocks are not claimed automatically (autoAllocateBlocks)"),
+            Self::StrictAffinity => {
+                f.write_str("addresses are not borrowed from other nodes (strictAffinity)")
+            }
+            Self::NothingToBorrow => f.write_str("no other node's block has a free address"),
+            Self::OutsidePools => f.write_str("the provided IP address is not in a configured pool"),
+            Self::ForeignBlock { block, host } => write!(f, "block {block} belongs to node {host}"),
+        }
+    }
+}
+
+/// Why no address (or not enough) was given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refusal {
+    pub reasons: Vec<Reason>,
+}
+
+impl Refusal {
+    /// Adds a reason unless it is known.
+    pub fn push(&mut self, reason: Reason) {
+        if !self.reasons.contains(&reason) {
+            self.reasons.push(reason);
+        }
+    }
+
+    /// Whether addresses ran out, as opposed to a request or configuration that can never be served.
+    pub fn exhausted(&self) -> bool {
+        self.reasons.iter().any(|r| {
+            matches!(
+                r,
+                Reason::OwnBlocksFull(_)
+                    | Reason::NoFreeBlock { .. }
+                    | Reason::BlockLimit(_)
+                    | Reason::NothingToBorrow
+                    | Reason::StrictAffinity
+            )
+        })
+    }
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self { reasons: vec![reason] }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, reason) in self.reasons.iter().enumerate() {
+            if i > 0 {
+                f.write_str("; ")?;
+            }
+            reason.fmt(f)?;
+        }
+        Ok(())
+    }
+}
