@@ -15,6 +15,11 @@ pub struct SysctlError {
 }
 
 impl SysctlError {
+    #[cfg(feature = "fake")]
+    pub(crate) fn made(verb: &str, key: &str, errno: i32) -> Self {
+        Self { verb: verb.into(), key: key.into(), source: io::Error::from_raw_os_error(errno) }
+    }
+
     /// The parameter does not exist (feature missing, or its device is gone).
     pub fn is_not_found(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound

@@ -91,6 +91,11 @@ impl RouteBatcher {
         inside(ns, Self::open)
     }
 
+    /// The socket's port: what [`super::Monitor::ignore`] takes.
+    pub fn port(&self) -> u32 {
+        self.sock.port()
+    }
+
     /// Deadline of each batch of 128 (10 s at first).
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;

@@ -62,17 +62,22 @@ pub struct Monitor {
     sock: NlSocket,
     wake: UnixStream,
     waker: Waker,
+    ignored: Vec<u32>,
 }
 
 /// Ends a [`Monitor::next`] from another thread.
 #[derive(Clone)]
-pub struct Waker(Arc<UnixStream>);
+pub struct Waker(Arc<dyn Fn() + Send + Sync>);
 
 impl Waker {
+    /// A waker that calls `f`.
+    pub fn new(f: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(f))
+    }
+
     /// Makes the running `next`, or the following one, return no events. Repeated calls merge.
     pub fn wake(&self) {
-        // Fails only when the buffer is full: then the reader is woken already.
-        let _ = (&*self.0).write(&[1]);
+        (self.0)();
     }
 }
 
@@ -87,12 +92,22 @@ impl Monitor {
             what: "create wake-up socket".into(),
             errno: e.raw_os_error().unwrap_or(0),
         })?;
-        Ok(Self { sock, wake, waker: Waker(Arc::new(far)) })
+        let waker = Waker::new(move || {
+            // Fails only when the buffer is full: then the reader is woken already.
+            let _ = (&far).write(&[1]);
+        });
+        Ok(Self { sock, wake, waker, ignored: Vec::new() })
     }
 
     /// In another namespace.
     pub fn open_in(ns: &NetNs, groups: &[Group]) -> Result<Self, NetlinkError> {
         inside(ns, || Self::open(groups))
+    }
+
+    /// Keeps quiet about route changes that were requested through these sockets ([`super::Rtnl::port`],
+    /// [`super::RouteBatcher::port`]): whoever made them knows.
+    pub fn ignore(&mut self, ports: &[u32]) {
+        self.ignored.extend(ports.iter().filter(|p| **p != 0));
     }
 
     /// A handle that interrupts [`Self::next`].
@@ -103,25 +118,40 @@ impl Monitor {
     /// Waits for the next events (`limit` none: for ever). An empty answer means woken or time over. `Overrun` means
     /// events were lost: read everything again and go on listening; the socket stays usable.
     pub fn next(&mut self, limit: Option<Duration>) -> Result<Vec<Event>, NetlinkError> {
+        let limit = limit.map(Limit::after);
+        loop {
+            match self.datagram(limit)? {
+                Some(events) if events.is_empty() => {}
+                Some(events) => return Ok(events),
+                None => return Ok(Vec::new()),
+            }
+        }
+    }
+
+    /// The events of one datagram; none when woken or out of time.
+    fn datagram(&mut self, limit: Option<Limit>) -> Result<Option<Vec<Event>>, NetlinkError> {
         let what = "wait for netlink events";
-        let datagram = match self.sock.recv(limit.map(Limit::after), Some(self.wake.as_fd()), what) {
+        let datagram = match self.sock.recv(limit, Some(self.wake.as_fd()), what) {
             Ok(Some(d)) => d,
             Ok(None) => {
                 let _ = (&self.wake).read(&mut [0; 64]);
-                return Ok(Vec::new());
+                return Ok(None);
             }
-            Err(NetlinkError::Timeout { .. }) => return Ok(Vec::new()),
+            Err(NetlinkError::Timeout { .. }) => return Ok(None),
             Err(e) => return Err(e),
         };
         let mut events = Vec::new();
         for frame in Frames(datagram) {
-            let event = frame.and_then(|f| read(&f));
+            let own = |f: &Frame<'_>| {
+                matches!(f.kind, msg::NEWROUTE | msg::DELROUTE) && self.ignored.contains(&f.port)
+            };
+            let event = frame.and_then(|f| if own(&f) { Ok(None) } else { read(&f) });
             match event {
                 Ok(e) => events.extend(e),
                 Err(reason) => return Err(NetlinkError::Garbled { what: what.to_owned(), reason }),
             }
         }
-        Ok(events)
+        Ok(Some(events))
     }
 }
 

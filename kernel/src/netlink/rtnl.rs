@@ -47,6 +47,11 @@ impl Rtnl {
         inside(ns, Self::open)
     }
 
+    /// The socket's port: what [`super::Monitor::ignore`] takes.
+    pub fn port(&self) -> u32 {
+        self.sock.port()
+    }
+
     /// Limits every call from now on (10 s at first).
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;

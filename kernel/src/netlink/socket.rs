@@ -28,6 +28,7 @@ pub(crate) struct NlSocket {
     sock: Socket,
     buf: Vec<u8>,
     seq: u32,
+    port: u32,
 }
 
 /// One message of a datagram.
@@ -36,6 +37,8 @@ pub(crate) struct Frame<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) seq: u32,
+    /// The requester's port in an answer; in a notification, the port whose request caused the change (0 = none).
+    pub(crate) port: u32,
     pub(crate) payload: &'a [u8],
 }
 
@@ -49,7 +52,7 @@ impl NlSocket {
     pub(crate) fn open(rcvbuf: usize) -> Result<Self, NetlinkError> {
         let what = "open netlink socket";
         let mut sock = Socket::new(NETLINK_ROUTE).map_err(|e| os(what, &e))?;
-        sock.bind_auto().map_err(|e| os(what, &e))?;
+        let port = sock.bind_auto().map_err(|e| os(what, &e))?.port_number();
         // Older kernels lack these three; everything works without them, with less said about errors.
         let _ = sock.set_ext_ack(true);
         let _ = sock.set_cap_ack(true);
@@ -60,12 +63,17 @@ impl NlSocket {
         {
             return Err(NetlinkError::Socket { what: "set SO_RCVBUF".into(), errno: e as i32 });
         }
-        Ok(Self { sock, buf: vec![0; BUFFER], seq: 0 })
+        Ok(Self { sock, buf: vec![0; BUFFER], seq: 0, port })
     }
 
     /// The size of the receive buffer as the kernel accounts it (twice what was asked for).
     pub(crate) fn rcvbuf(&self) -> usize {
         self.sock.get_rx_buf_sz().unwrap_or(0)
+    }
+
+    /// Address of this socket on the netlink bus.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
     }
 
     pub(crate) fn join(&mut self, group: u32) -> Result<(), NetlinkError> {
@@ -205,7 +213,7 @@ impl<'a> Iterator for Frames<'a> {
             return Some(Err(format!("message says {len} bytes, {} are there", whole.len())));
         };
         self.0 = whole.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some(Ok(Frame { kind: half(4), flags: half(6), seq: word(8), payload }))
+        Some(Ok(Frame { kind: half(4), flags: half(6), seq: word(8), port: word(12), payload }))
     }
 }
 
