@@ -1,1 +1,3 @@
-//! Placeholder, see ARCHITECTURE.md.
+//! The CNI plugin: what it asks of the agent ([`proto`]), and what it does in the namespaces of host and container.
+
+pub mod proto;

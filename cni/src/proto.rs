@@ -1,0 +1,284 @@
+//! The protocol between the plugin and the agent of its node: one request and one reply per frame over a unix socket,
+//! as many as needed per connection. A frame is a length (u32, big endian) and that many octets of JSON.
+//!
+//! The agent owns addresses and endpoints; the plugin owns the veth pair. So an ADD is two calls: [`Call::Add`] gives
+//! addresses and the name of the host device, [`Call::Register`] is answered when the endpoint is in the kernel.
+
+use std::{
+    io::{self, Read, Write},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha1::{Digest, Sha1};
+
+/// Version of this protocol. The agent refuses others with a sentence that says what to update.
+pub const VERSION: u32 = 1;
+/// Largest frame, octets.
+pub const MAX_FRAME: u32 = 256 * 1024;
+
+/// CNI error codes (spec 1.1.0 section 5; from 100 on our own, systems.md).
+pub mod code {
+    pub const VERSION: u32 = 1;
+    pub const UNSUPPORTED_FIELD: u32 = 2;
+    pub const UNKNOWN_CONTAINER: u32 = 3;
+    pub const ENVIRONMENT: u32 = 4;
+    pub const IO: u32 = 5;
+    pub const DECODE: u32 = 6;
+    pub const CONFIG: u32 = 7;
+    pub const TRY_AGAIN: u32 = 11;
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// No address to give.
+    pub const POOL_EXHAUSTED: u32 = 100;
+    /// The address asked for is taken.
+    pub const DUPLICATE_ADDRESS: u32 = 101;
+    /// Something does not look as it should (CHECK), or the agent failed.
+    pub const FAILED: u32 = 110;
+}
+
+/// The pod behind an attachment, from CNI_ARGS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRef {
+    pub namespace: String,
+    pub name: String,
+    #[serde(default)]
+    pub uid: String,
+}
+
+/// One interface of one container: what all calls are about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    pub container_id: String,
+    pub ifname: String,
+    /// Path of the network namespace; empty in a DEL after the namespace is gone.
+    pub netns: String,
+    /// `name` of the network configuration; prefix of the address handle.
+    pub network: String,
+    /// None outside Kubernetes (podman, ctr).
+    #[serde(default)]
+    pub pod: Option<PodRef>,
+}
+
+impl Attachment {
+    /// Handle that owns the addresses: `<network>.<containerID>`, with the interface for all but eth0 so that a second
+    /// interface is released alone.
+    pub fn handle(&self) -> String {
+        if self.ifname == "eth0" {
+            format!("{}.{}", self.network, self.container_id)
+        } else {
+            format!("{}.{}.{}", self.network, self.container_id, self.ifname)
+        }
+    }
+
+    /// Orchestrator field of the endpoint.
+    pub fn orchestrator(&self) -> &'static str {
+        if self.pod.is_some() { "k8s" } else { "cni" }
+    }
+
+    /// Namespace of the endpoint resource.
+    pub fn namespace(&self) -> &str {
+        self.pod.as_ref().map_or("default", |p| &p.namespace)
+    }
+
+    /// Workload part of the endpoint's name: the pod, else the container.
+    pub fn workload(&self) -> &str {
+        self.pod.as_ref().map_or(&self.container_id, |p| &p.name)
+    }
+
+    /// Name of the host device: prefix and the first 11 hexadecimal digits of SHA-1 of `<namespace>.<pod>` for eth0 of
+    /// a pod (as Calico has it); container and interface otherwise.
+    pub fn host_ifname(&self, prefix: &str) -> String {
+        let text = match (&self.pod, self.ifname.as_str()) {
+            (Some(p), "eth0") => format!("{}.{}", p.namespace, p.name),
+            (Some(p), other) => format!("{}.{}.{other}", p.namespace, p.name),
+            (None, other) => format!("{}.{other}", self.container_id),
+        };
+        let hex: String = Sha1::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+        let room = 15_usize.saturating_sub(prefix.len()).min(11);
+        format!("{prefix}{}", &hex[..room])
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "kebab-case")]
+pub enum Call {
+    Ping,
+    /// Addresses and a host device name for an attachment. Asked twice for one attachment, the same are given.
+    Add {
+        attachment: Attachment,
+        #[serde(default)]
+        pools4: Vec<String>,
+        #[serde(default)]
+        pools6: Vec<String>,
+        num4: u8,
+        num6: u8,
+        /// These very addresses.
+        #[serde(default)]
+        ips: Vec<IpAddr>,
+    },
+    /// The veth pair is there: record the endpoint, answer when its route and settings are in the kernel.
+    Register {
+        attachment: Attachment,
+        host_ifname: String,
+        /// Of the container's end.
+        mac: String,
+        addresses: Vec<IpNet>,
+    },
+    /// Endpoint and addresses go; nothing there is fine.
+    Del {
+        attachment: Attachment,
+    },
+    /// Endpoint, address records and host route are as they should be.
+    Check {
+        attachment: Attachment,
+        addresses: Vec<IpNet>,
+    },
+    /// Addresses only, for another plugin's interface.
+    IpamAdd {
+        attachment: Attachment,
+        #[serde(default)]
+        pools4: Vec<String>,
+        #[serde(default)]
+        pools6: Vec<String>,
+        num4: u8,
+        num6: u8,
+        #[serde(default)]
+        ips: Vec<IpAddr>,
+    },
+    IpamDel {
+        attachment: Attachment,
+    },
+    IpamCheck {
+        attachment: Attachment,
+        addresses: Vec<IpNet>,
+    },
+}
+
+/// A call with the version of the protocol it is in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub version: u32,
+    #[serde(flatten)]
+    pub call: Call,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    Pong {
+        node: String,
+        version: String,
+    },
+    Added {
+        /// /32 and /128.
+        addresses: Vec<IpNet>,
+        host_ifname: String,
+        /// Octets; 0: leave the kernel's default.
+        mtu: u32,
+    },
+    Registered,
+    Deleted,
+    Checked,
+    Error {
+        /// One of [`code`].
+        code: u32,
+        msg: String,
+        /// What to do.
+        details: String,
+    },
+}
+
+/// A frame that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    #[error("the other side of the socket: {0}")]
+    Io(#[from] io::Error),
+    #[error("a frame of {0} octets, but {MAX_FRAME} is the most")]
+    TooLong(u32),
+    #[error("frame is not valid: {0}")]
+    Decode(String),
+}
+
+/// The octets of a frame.
+pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
+    let body = serde_json::to_vec(value).map_err(|e| FrameError::Decode(e.to_string()))?;
+    let len = u32::try_from(body.len()).ok().filter(|l| *l <= MAX_FRAME).ok_or(FrameError::TooLong(u32::MAX))?;
+    let mut frame = len.to_be_bytes().to_vec();
+    frame.extend(body);
+    Ok(frame)
+}
+
+/// The length announced by the first four octets of a frame.
+pub fn body_len(head: [u8; 4]) -> Result<usize, FrameError> {
+    match u32::from_be_bytes(head) {
+        len if len > MAX_FRAME => Err(FrameError::TooLong(len)),
+        len => usize::try_from(len).map_err(|_| FrameError::TooLong(len)),
+    }
+}
+
+/// The value in a frame's body.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+    serde_json::from_slice(body).map_err(|e| FrameError::Decode(e.to_string()))
+}
+
+/// Asks over a connected stream and waits for the reply (the stream's timeouts apply).
+pub fn ask(stream: &mut (impl Read + Write), call: Call) -> Result<Reply, FrameError> {
+    stream.write_all(&encode(&Request { version: VERSION, call })?)?;
+    let mut head = [0; 4];
+    stream.read_exact(&mut head)?;
+    let mut body = vec![0; body_len(head)?];
+    stream.read_exact(&mut body)?;
+    decode(&body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(pod: bool, ifname: &str) -> Attachment {
+        Attachment {
+            container_id: "abc123".into(),
+            ifname: ifname.into(),
+            netns: "/run/netns/x".into(),
+            network: "k8s-pod-network".into(),
+            pod: pod.then(|| PodRef { namespace: "default".into(), name: "web-0".into(), uid: String::new() }),
+        }
+    }
+
+    #[test]
+    fn a_frame_comes_back_as_it_went() {
+        let request = Request {
+            version: VERSION,
+            call: Call::Add {
+                attachment: attachment(true, "eth0"),
+                pools4: vec![],
+                pools6: vec![],
+                num4: 1,
+                num6: 0,
+                ips: vec![],
+            },
+        };
+        let frame = encode(&request).unwrap();
+        let len = body_len(frame[..4].try_into().unwrap()).unwrap();
+        assert_eq!(len, frame.len() - 4);
+        assert_eq!(decode::<Request>(&frame[4..]).unwrap(), request);
+    }
+
+    #[test]
+    fn a_frame_that_claims_too_much_is_refused_before_it_is_read() {
+        assert!(matches!(body_len([0xff; 4]), Err(FrameError::TooLong(_))));
+    }
+
+    #[test]
+    fn names_are_those_calico_gives() {
+        let a = attachment(true, "eth0");
+        assert_eq!(a.handle(), "k8s-pod-network.abc123");
+        // sha1("default.web-0")
+        assert_eq!(a.host_ifname("cali").len(), 15);
+        assert_ne!(a.host_ifname("cali"), attachment(true, "net1").host_ifname("cali"));
+        assert_ne!(a.host_ifname("cali"), attachment(false, "eth0").host_ifname("cali"));
+    }
+}
