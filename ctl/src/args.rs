@@ -1,0 +1,172 @@
+//! What may be typed: the command line as clap sees it. No meaning here: no file is read and no default is derived
+//! from another argument; that is `meaning`.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Exit codes, said in `--help`.
+const EXIT: &str = "Exit codes: 0 all is well; 1 it works but something is degraded; 2 error.";
+
+#[derive(Debug, Parser)]
+#[command(name = "brindlectl", version, about = "Look at and operate Brindle, and build labs of it", after_help = EXIT)]
+pub(crate) struct Args {
+    /// Form of the answer.
+    #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Form of the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people, 80 columns.
+    #[default]
+    Table,
+    /// For programs; one object per line where a command reports progress.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build, prove, break and remove a cluster of real agents on this machine.
+    Lab(LabArgs),
+    /// Show the agent of this node: peers, blocks, routes, encapsulation, health.
+    Status(StatusArgs),
+    /// Print the version.
+    Version,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusArgs {
+    /// The agent's admin socket.
+    #[arg(
+        long,
+        env = "BRINDLE_ADMIN_SOCKET",
+        default_value = "/var/lib/brindle/admin.sock",
+        value_name = "PATH"
+    )]
+    pub(crate) admin_socket: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct LabArgs {
+    /// Which lab (default: the one of the topology file, else `lab`).
+    #[arg(long, global = true, value_name = "LAB")]
+    pub(crate) name: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: LabCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabCommand {
+    /// Build a lab and prove that every pod reaches every pod.
+    Up(UpArgs),
+    /// Show nodes, sessions, blocks, encapsulation and health.
+    Status,
+    /// Prove again: every pod to every pod, small and full-size packets.
+    Ping(PingArgs),
+    /// Run a command in the network namespace of a node, a pod, `router` or `fabric`.
+    Exec(ExecArgs),
+    /// Break something on purpose.
+    Break(BreakArgs),
+    /// Undo every break, start dead agents again, and prove.
+    Heal,
+    /// Add to a running lab.
+    Add(AddArgs),
+    /// List the labs of this machine.
+    List,
+    /// Remove a lab, finished or half-made, with everything in it.
+    Down,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct UpArgs {
+    /// Read the topology from this file.
+    #[arg(long, value_name = "FILE.yaml", conflicts_with_all = ["nodes", "segments", "pods_per_node"])]
+    pub(crate) topology: Option<PathBuf>,
+    /// Nodes.
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub(crate) nodes: u16,
+    /// L2 segments, with a router between them.
+    #[arg(long, default_value_t = 2, value_name = "S", value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub(crate) segments: u16,
+    /// Pods on each node.
+    #[arg(long, default_value_t = 2, value_name = "P", value_parser = clap::value_parser!(u16).range(0..=50))]
+    pub(crate) pods_per_node: u16,
+    /// When to encapsulate in IPIP (default crosssubnet, or what the topology file says).
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(crate) ipip: Option<Ipip>,
+}
+
+/// `--ipip`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Ipip {
+    Always,
+    Crosssubnet,
+    Never,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PingArgs {
+    /// Only from this pod or node (its pods).
+    #[arg(long, value_name = "POD|NODE")]
+    pub(crate) from: Option<String>,
+    /// Only to this pod or node (its pods).
+    #[arg(long, value_name = "POD|NODE")]
+    pub(crate) to: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExecArgs {
+    /// A node, a pod, `router` or `fabric`.
+    #[arg(value_name = "NODE|POD")]
+    pub(crate) target: String,
+    /// The command and its arguments, after `--`.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) argv: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BreakArgs {
+    #[command(subcommand)]
+    pub(crate) what: BreakCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BreakCommand {
+    /// kill -9 the agent of a node.
+    Kill { node: String },
+    /// Pull the network cable of a node.
+    Link { node: String },
+    /// Cut a segment off the router.
+    Partition { segment: String },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AddArgs {
+    #[command(subcommand)]
+    pub(crate) what: AddCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AddCommand {
+    /// One more node, with pods.
+    Node(AddNodeArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AddNodeArgs {
+    /// Its name (default: the next number).
+    pub(crate) node: Option<String>,
+    /// Its segment (default: the one with the fewest nodes).
+    #[arg(long)]
+    pub(crate) segment: Option<String>,
+    /// Its address (default: the next of the segment).
+    #[arg(long)]
+    pub(crate) address: Option<Ipv4Addr>,
+    /// Its pods.
+    #[arg(long, default_value_t = 2, value_name = "P", value_parser = clap::value_parser!(u16).range(0..=50))]
+    pub(crate) pods: u16,
+}

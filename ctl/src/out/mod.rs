@@ -1,0 +1,52 @@
+//! How answers look: tables for people in 80 columns, JSON for programs, colours only on a terminal.
+
+mod table;
+
+use std::io::IsTerminal as _;
+
+use serde::Serialize;
+
+pub(crate) use table::Table;
+
+use crate::args::Format;
+
+/// Columns of the narrowest terminal that must do.
+pub(crate) const WIDTH: usize = 80;
+
+/// What a word means; its colour, where there are colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Good,
+    Bad,
+    Plain,
+}
+
+/// Whether stdout takes colours: a terminal, and neither NO_COLOR nor a dumb one.
+pub(crate) fn colours() -> bool {
+    std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+        && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
+/// `text` in the colour of `mood`.
+pub(crate) fn paint(text: &str, mood: Mood, colours: bool) -> String {
+    match (mood, colours) {
+        (Mood::Good, true) => format!("\x1b[32m{text}\x1b[0m"),
+        (Mood::Bad, true) => format!("\x1b[1;31m{text}\x1b[0m"),
+        (Mood::Plain, _) | (_, false) => text.to_owned(),
+    }
+}
+
+/// Prints one JSON value on a line of its own.
+pub(crate) fn json(value: &impl Serialize) {
+    // Only maps with keys that are no strings fail, and there are none.
+    println!("{}", serde_json::to_string(value).expect("answers serialise"));
+}
+
+/// Prints an error: one line on stderr, or an object on stdout.
+pub(crate) fn error(format: Format, error: &anyhow::Error) {
+    match format {
+        Format::Table => eprintln!("brindlectl: {error:#}"),
+        Format::Json => json(&serde_json::json!({ "error": format!("{error:#}") })),
+    }
+}
