@@ -7,9 +7,8 @@ use std::{
     fs, io,
     os::unix::{
         fs::MetadataExt as _,
-        process::{CommandExt as _, ExitStatusExt as _},
+        process::CommandExt as _,
     },
-    path::Path,
     process::{Child, Command},
 };
 
@@ -19,8 +18,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// Identity of a namespace: device and inode of its file.
-pub type NsId = (u64, u64);
+use crate::netns::NetNsId;
 
 /// What to tell a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +35,7 @@ pub struct Found {
     pub pid: u32,
     /// Name of the program, as the kernel keeps it (15 bytes).
     pub program: String,
-    pub namespace: NsId,
+    pub namespace: NetNsId,
 }
 
 /// Starts `command` in a session of its own, so that it outlives the terminal, in the network namespace of the
@@ -48,15 +46,6 @@ pub fn spawn_session(command: &mut Command) -> io::Result<Child> {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
     }
     command.spawn()
-}
-
-/// Whether the processes's exit was a signal, for messages: "exit code 2", "signal 9".
-pub fn describe(status: std::process::ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "unknown".to_owned(),
-    }
 }
 
 /// Start time of a process in clock ticks after boot; `None` when it is gone or dead but not yet waited for.
@@ -74,18 +63,17 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-/// Identity of the namespace behind a path such as `/run/netns/NAME` or `/proc/PID/ns/net`.
-pub fn namespace_id(path: &Path) -> io::Result<NsId> {
-    fs::metadata(path).map(|m| (m.dev(), m.ino()))
+fn namespace_of(pid: u32) -> io::Result<NetNsId> {
+    fs::metadata(format!("/proc/{pid}/ns/net")).map(|m| NetNsId { dev: m.dev(), inode: m.ino() })
 }
 
 /// Every living process in one of the network namespaces.
-pub fn in_namespaces(namespaces: &BTreeSet<NsId>) -> io::Result<Vec<Found>> {
+pub fn in_namespaces(namespaces: &BTreeSet<NetNsId>) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry.ok().and_then(|e| e.file_name().to_str()?.parse::<u32>().ok()) else { continue };
         // A process may end at any moment while it is looked at.
-        let Ok(namespace) = namespace_id(Path::new(&format!("/proc/{pid}/ns/net"))) else { continue };
+        let Ok(namespace) = namespace_of(pid) else { continue };
         if !namespaces.contains(&namespace) || start_time(pid).is_none() {
             continue;
         }
@@ -139,12 +127,12 @@ mod tests {
         let mut child = spawn_session(Command::new("sleep").arg("60")).unwrap();
         let pid = child.id();
         let start = start_time(pid).unwrap();
-        let ours = namespace_id(Path::new("/proc/self/ns/net")).unwrap();
+        let ours = namespace_of(std::process::id()).unwrap();
         let all = in_namespaces(&BTreeSet::from([ours])).unwrap();
         assert!(all.iter().any(|f| f.pid == pid));
         assert!(!tell(pid, start + 1, Tell::Kill).unwrap(), "another start time is another process");
         assert!(tell(pid, start, Tell::Kill).unwrap());
-        assert_eq!(describe(child.wait().unwrap()), "signal 9");
+        child.wait().unwrap();
         assert_eq!(start_time(pid), None);
     }
 }

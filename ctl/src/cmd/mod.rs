@@ -1,0 +1,32 @@
+//! What requests do. One file per family of commands; the lab has a module of its own.
+
+mod status;
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::{
+    Outcome,
+    args::Format,
+    lab,
+    meaning::{Request, What},
+    out,
+};
+
+/// Carries out a request.
+pub(crate) fn run(request: Request) -> Result<Outcome> {
+    let format = request.output;
+    match request.what {
+        What::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            match format {
+                Format::Json => out::json(&json!({ "version": version })),
+                Format::Table => println!("brindlectl {version}"),
+            }
+            Ok(Outcome::Ok)
+        }
+        What::Status { admin_socket } => status::status(&admin_socket, format),
+        What::LabList => lab::list(format),
+        What::Lab { name, what } => lab::run(&name, what, format),
+    }
+}

@@ -1,0 +1,149 @@
+//! Namespaces and links of a lab. Everything is made inside the lab's own namespaces; the root namespace sees
+//! nothing but the names in /run/netns.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use anyhow::{Context as _, Result};
+use brindle_kernel::{
+    netlink::{Addr, Mac, Op, Route, Rtnl, Veth, VethPeer},
+    netns::NetNs,
+    sysctl,
+};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::plan::{LabPlan, NodePlan, SegmentPlan, UPLINK};
+
+/// Creates namespaces, in order. The fabric comes first and goes last: while it exists, the lab exists.
+pub(crate) fn namespaces<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<usize> {
+    let mut made = 0;
+    for name in names {
+        NetNs::create(name).with_context(|| format!("cannot make network namespace {name}"))?;
+        made += 1;
+    }
+    Ok(made)
+}
+
+/// Opens a namespace of the lab.
+pub(crate) fn open(name: &str) -> Result<NetNs> {
+    NetNs::named(name).with_context(|| format!("network namespace {name} cannot be opened"))
+}
+
+/// Locally administered, with the IPv4 address in it: readable in a capture.
+fn mac_of(address: Ipv4Addr) -> Mac {
+    let [a, b, c, d] = address.octets();
+    Mac([0x02, 0x00, a, b, c, d])
+}
+
+/// Bridges, the router with its legs, and the link of every node.
+pub(crate) fn links(plan: &LabPlan) -> Result<()> {
+    let fabric = open(&plan.fabric)?;
+    let router = open(&plan.router.namespace)?;
+    let mut rtnl = Rtnl::open_in(&fabric)?;
+    fabric.run(|| sysctl::set("net/ipv6/conf/default/disable_ipv6", "1"))??;
+    let mut ops = vec![Op::set_up("lo", true)];
+    for s in &plan.segments {
+        ops.push(Op::add_link(&s.bridge, "bridge", Some(plan.mtu), true));
+        ops.push(Op::add_veth(&Veth {
+            name: &s.router_port,
+            mac: None,
+            mtu: Some(plan.mtu),
+            up: true,
+            peer: VethPeer {
+                name: &s.router_device,
+                mac: Some(mac_of(s.gateway.addr())),
+                netns: Some(&router),
+                up: true,
+            },
+        }));
+    }
+    rtnl.run_all(&ops)?;
+    let index = indices(&mut rtnl)?;
+    let ports: Vec<_> = plan
+        .segments
+        .iter()
+        .map(|s| Ok(Op::set_master(&s.router_port, Some(find(&index, &s.bridge)?))))
+        .collect::<Result<_>>()?;
+    rtnl.run_all(&ports)?;
+    configure_router(plan, &router)?;
+    for node in &plan.nodes {
+        link_node(plan, node, &mut rtnl, &index)?;
+    }
+    Ok(())
+}
+
+fn configure_router(plan: &LabPlan, router: &NetNs) -> Result<()> {
+    router.run(|| sysctl::set("net/ipv4/ip_forward", "1"))??;
+    let mut rtnl = Rtnl::open_in(router)?;
+    let index = indices(&mut rtnl)?;
+    let mut ops = vec![Op::set_up("lo", true)];
+    for s in &plan.segments {
+        ops.push(Op::add_addr(&Addr::new(find(&index, &s.router_device)?, IpNet::V4(s.gateway))));
+    }
+    rtnl.run_all(&ops)?;
+    Ok(())
+}
+
+/// Links one more node to a running fabric.
+pub(crate) fn link_one(plan: &LabPlan, node: &NodePlan) -> Result<()> {
+    let mut rtnl = Rtnl::open_in(&open(&plan.fabric)?)?;
+    let index = indices(&mut rtnl)?;
+    link_node(plan, node, &mut rtnl, &index)
+}
+
+fn link_node(plan: &LabPlan, node: &NodePlan, fabric: &mut Rtnl, bridges: &HashMap<String, u32>) -> Result<()> {
+    let segment = segment(plan, node)?;
+    let namespace = open(&node.namespace)?;
+    fabric.run_all(
+        &[
+            Op::add_veth(&Veth {
+                name: &node.port,
+                mac: None,
+                mtu: Some(plan.mtu),
+                up: true,
+                peer: VethPeer {
+                    name: UPLINK,
+                    mac: Some(mac_of(node.address.addr())),
+                    netns: Some(&namespace),
+                    up: true,
+                },
+            }),
+            Op::set_master(&node.port, Some(find(bridges, &segment.bridge)?)),
+        ],
+    )?;
+    let mut rtnl = Rtnl::open_in(&namespace)?;
+    let uplink = find(&indices(&mut rtnl)?, UPLINK)?;
+    let gateway = IpAddr::V4(segment.gateway.addr());
+    let everything = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+    rtnl.run_all(
+        &[
+            Op::set_up("lo", true),
+            Op::add_addr(&Addr::new(uplink, IpNet::V4(node.address))),
+            Op::add_route(&Route::new(everything).via(gateway, Some(uplink), false)),
+        ],
+    )?;
+    Ok(())
+}
+
+pub(crate) fn segment<'a>(plan: &'a LabPlan, node: &NodePlan) -> Result<&'a SegmentPlan> {
+    plan.segment(&node.segment).with_context(|| format!("{} is on no segment of the lab", node.name))
+}
+
+/// Device names and their indices.
+pub(crate) fn indices(rtnl: &mut Rtnl) -> Result<HashMap<String, u32>> {
+    Ok(rtnl.links()?.into_iter().map(|l| (l.name, l.index)).collect())
+}
+
+pub(crate) fn find(index: &HashMap<String, u32>, name: &str) -> Result<u32> {
+    index.get(name).copied().with_context(|| format!("device {name} is missing"))
+}
+
+/// Puts ports of the fabric up or down: pulls cables and plugs them in.
+pub(crate) fn set_ports(plan: &LabPlan, ports: &[&str], up: bool) -> Result<()> {
+    let mut rtnl = Rtnl::open_in(&open(&plan.fabric)?)?;
+    let ops: Vec<_> = ports.iter().map(|p| Op::set_up(*p, up)).collect();
+    rtnl.run_all(&ops)?;
+    Ok(())
+}

@@ -1,0 +1,298 @@
+//! Waiting for a lab to come together, and saying what is missing when it does not: agents that answer, sessions,
+//! routes to every pod. What a person can do about it is part of the answer.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use brindle_kernel::netlink::{Family, Route, RouteFilter, RouteKind, Rtnl};
+use ipnet::IpNet;
+
+use super::{
+    agents::{self, View},
+    build,
+    plan::{LabPlan, NodePlan},
+    state::{Break, LabDir, LabState},
+    topology::RouterKind,
+    wait::{parallel, until},
+};
+
+/// Threads that ask agents at the same time.
+const WIDTH: usize = 8;
+
+/// Something that is not there yet, or not any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) node: String,
+    /// What, why, and what to type next, in one line.
+    pub(crate) text: String,
+}
+
+/// Asks many nodes at once.
+pub(crate) fn views(state: &LabState, dir: &LabDir, nodes: &[&NodePlan]) -> Vec<View> {
+    parallel(nodes, WIDTH, |node| agents::view(state, dir, node))
+}
+
+/// What to add to every command that names this lab.
+pub(crate) fn name_flag(lab: &str) -> String {
+    if lab == crate::meaning::DEFAULT_LAB { String::new() } else { format!(" --name {lab}") }
+}
+
+/// Why a node does not answer; `None` when it does.
+pub(crate) fn silence(state: &LabState, dir: &LabDir, node: &NodePlan, view: &View) -> Option<String> {
+    let lab = name_flag(&state.plan.name);
+    match view {
+        View::Dead if state.breaks.contains(&Break::Kill(node.name.clone())) => {
+            Some(format!("the agent was killed on purpose; start it again: brindlectl lab heal{lab}"))
+        }
+        View::Dead => Some(format!(
+            "the agent is dead; its last words: {}; start it again: brindlectl lab heal{lab}",
+            agents::last_words(dir, &node.name)
+        )),
+        View::Silent(why) => {
+            Some(format!("the agent does not answer: {why}; its log: {}", dir.log(&node.name).display()))
+        }
+        View::Brindle(_) | View::Bird(_) => None,
+    }
+}
+
+/// Established sessions of a node, all it should have, and a line for each that is missing.
+pub(crate) fn sessions(state: &LabState, node: &NodePlan, view: &View) -> (usize, usize, Vec<String>) {
+    let expected = state.plan.peers_of(&node.name);
+    let mut missing = Vec::new();
+    for (address, name) in &expected {
+        let (up, now) = match view {
+            View::Brindle(status) => match status.bgp.peers.iter().find(|p| p.address == *address) {
+                Some(p) if p.state == "Established" => (true, String::new()),
+                Some(p) => {
+                    let error = p.last_error.as_ref().map(|e| format!(" ({e})")).unwrap_or_default();
+                    (false, format!("is {}{error}", p.state))
+                }
+                None => (false, "is not configured".to_owned()),
+            },
+            View::Bird(sessions) => {
+                let wanted =
+                    if name == "router" { "tor".to_owned() } else { format!("mesh_{}", name.replace('-', "_")) };
+                match sessions.iter().find(|(n, _)| *n == wanted) {
+                    Some((_, true)) => (true, String::new()),
+                    Some((_, false)) => (false, "is down".to_owned()),
+                    None => (false, "is not configured".to_owned()),
+                }
+            }
+            View::Dead | View::Silent(_) => (false, "cannot be asked for".to_owned()),
+        };
+        if !up {
+            missing.push(format!("session with {name} ({address}) {now}; {}", blame(state, node, name, *address)));
+        }
+    }
+    (expected.len() - missing.len(), expected.len(), missing)
+}
+
+/// The most likely cause of a missing session, and what to type.
+fn blame(state: &LabState, node: &NodePlan, peer: &str, address: IpAddr) -> String {
+    let lab = name_flag(&state.plan.name);
+    let heal = format!("undo: brindlectl lab heal{lab}");
+    for b in &state.breaks {
+        match b {
+            Break::Kill(n) if n == peer => return format!("{n}'s agent was killed on purpose; {heal}"),
+            Break::Link(n) if n == peer || *n == node.name => {
+                return format!("{n}'s link was cut on purpose; {heal}");
+            }
+            Break::Partition(s) => {
+                let there = state.plan.node(peer).map(|n| n.segment.as_str());
+                if (there == Some(s.as_str())) != (node.segment == *s) || peer == "router" {
+                    return format!("segment {s} was cut off on purpose; {heal}");
+                }
+            }
+            Break::Kill(_) | Break::Link(_) => {}
+        }
+    }
+    format!("look: brindlectl lab exec{lab} {} -- ping -c1 {address}", node.name)
+}
+
+/// Waits until every node answers and has its sessions; returns what is missing then. `at` learns the progress.
+pub(crate) fn wait_sessions(
+    state: &LabState,
+    dir: &LabDir,
+    nodes: &[&NodePlan],
+    limit: Duration,
+    at: impl Fn(usize),
+) -> Vec<Missing> {
+    // Only who is not complete is asked again.
+    let mut open: Vec<&NodePlan> = nodes.to_vec();
+    let mut missing: BTreeMap<String, Vec<Missing>> = BTreeMap::new();
+    let all: usize = nodes.iter().map(|n| state.plan.peers_of(&n.name).len()).sum();
+    until(limit, || {
+        let seen = views(state, dir, &open);
+        let mut still = Vec::new();
+        for (node, view) in open.iter().zip(&seen) {
+            let mut lines = Vec::new();
+            lines.extend(silence(state, dir, node, view));
+            if lines.is_empty() {
+                lines.extend(sessions(state, node, view).2);
+            }
+            if lines.is_empty() {
+                missing.remove(&node.name);
+            } else {
+                let lines = lines.into_iter().map(|text| Missing { node: node.name.clone(), text }).collect();
+                missing.insert(node.name.clone(), lines);
+                still.push(*node);
+            }
+        }
+        open = still;
+        at(all.saturating_sub(missing.values().map(Vec::len).sum()));
+        // A dead agent will not come back by waiting.
+        let hopeless = open.iter().any(|n| {
+            missing.get(&n.name).is_some_and(|m| m.iter().any(|m| m.text.starts_with("the agent is dead")))
+        });
+        open.is_empty() || hopeless
+    });
+    missing.into_values().flatten().collect()
+}
+
+/// Waits until every node answers at all.
+pub(crate) fn wait_agents(
+    state: &LabState,
+    dir: &LabDir,
+    nodes: &[&NodePlan],
+    limit: Duration,
+    at: impl Fn(usize),
+) -> Vec<Missing> {
+    let mut open: Vec<&NodePlan> = nodes.to_vec();
+    let mut missing = Vec::new();
+    until(limit, || {
+        let seen = views(state, dir, &open);
+        missing = open
+            .iter()
+            .zip(&seen)
+            .filter_map(|(node, view)| {
+                let text = silence(state, dir, node, view)?;
+                Some(Missing { node: node.name.clone(), text })
+            })
+            .collect();
+        open.retain(|n| missing.iter().any(|m| m.node == n.name));
+        at(nodes.len() - open.len());
+        open.is_empty() || missing.iter().any(|m| m.text.starts_with("the agent is dead"))
+    });
+    missing
+}
+
+/// Waits until every node has a route to every pod that leads out of the node (the default route does not count);
+/// returns what is missing then. The kernels are asked, not the agents.
+pub(crate) fn wait_routes(state: &LabState, limit: Duration, at: impl Fn(usize)) -> Vec<Missing> {
+    let plan = &state.plan;
+    let pods: HashMap<&str, (Ipv4Addr, &str)> = plan
+        .pods()
+        .filter_map(|(node, pod)| Some((pod.name.as_str(), (state.pods.get(&pod.name)?.address, node.name.as_str()))))
+        .collect();
+    let mut places: Vec<(&str, &str)> =
+        plan.nodes.iter().map(|n| (n.name.as_str(), n.namespace.as_str())).collect();
+    if plan.router.kind == RouterKind::Frr {
+        places.push(("router", &plan.router.namespace));
+    }
+    let total = places.len();
+    let mut missing = Vec::new();
+    until(limit, || {
+        let found = parallel(&places, WIDTH, |(place, namespace)| unreached(place, namespace, &pods));
+        let (done, open): (Vec<_>, Vec<_>) =
+            places.iter().copied().zip(found).partition(|(_, pods)| pods.is_empty());
+        drop(done);
+        missing = open
+            .iter()
+            .map(|((place, _), pods)| Missing {
+                node: (*place).to_owned(),
+                text: format!(
+                    "no route to {} of {} pods ({}, ...); look: brindlectl lab exec{} {place} -- ip route",
+                    pods.len(),
+                    state.pods.len(),
+                    pods.first().map_or("", |p| p.as_str()),
+                    name_flag(&plan.name)
+                ),
+            })
+            .collect();
+        places = open.into_iter().map(|(place, _)| place).collect();
+        at(total - places.len());
+        places.is_empty()
+    });
+    missing
+}
+
+/// The pods a place has no route to.
+fn unreached(place: &str, namespace: &str, pods: &HashMap<&str, (Ipv4Addr, &str)>) -> Vec<String> {
+    let filter = RouteFilter { family: Some(Family::V4), ..RouteFilter::main() };
+    let routes = build::open(namespace)
+        .ok()
+        .and_then(|ns| Rtnl::open_in(&ns).ok())
+        .and_then(|mut rtnl| rtnl.routes(&filter).ok())
+        .unwrap_or_default();
+    let mut lost: Vec<_> = pods
+        .iter()
+        .filter(|(_, (address, node))| *node != place && !covered(&routes, *address))
+        .map(|(pod, (address, _))| format!("{pod} {address}"))
+        .collect();
+    lost.sort();
+    lost
+}
+
+/// Whether the longest match is a unicast route other than the default.
+fn covered(routes: &[Route], address: Ipv4Addr) -> bool {
+    routes
+        .iter()
+        .filter(|r| r.dst.prefix_len() > 0 && r.dst.contains(&IpAddr::V4(address)))
+        .max_by_key(|r| r.dst.prefix_len())
+        .is_some_and(|r| r.kind == RouteKind::Unicast)
+}
+
+/// Which pairs of nodes talk through a tunnel and which directly, and why: a line for the `encap` stage.
+pub(crate) fn encapsulation(plan: &LabPlan, views: &[View]) -> String {
+    let mut devices: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut direct, mut tunnelled, mut reasons) = (0, 0, BTreeMap::<(String, String), usize>::new());
+    for view in views {
+        let View::Brindle(status) = view else { continue };
+        *devices.entry(device(&status.encap.device, &status.encap.why)).or_default() += 1;
+        for path in &status.encap.paths {
+            if path.mode == "ipip" { tunnelled += 1 } else { direct += 1 }
+            *reasons.entry((path.mode.clone(), path.why.clone())).or_default() += 1;
+        }
+    }
+    let list = |m: &BTreeMap<String, usize>| m.keys().cloned().collect::<Vec<_>>().join("; ");
+    let mut text = format!("{}: {direct} paths direct, {tunnelled} by ipip", mode_name(plan));
+    if !devices.is_empty() {
+        text += &format!("; device: {}", list(&devices));
+    }
+    text
+}
+
+fn device(device: &str, why: &str) -> String {
+    if why.is_empty() { device.to_owned() } else { format!("{device} ({why})") }
+}
+
+/// The pool's mode as the command line spells it.
+pub(crate) fn mode_name(plan: &LabPlan) -> &'static str {
+    use brindle_config_core::pool::EncapMode;
+    match plan.pool.ipip {
+        EncapMode::Always => "always",
+        EncapMode::CrossSubnet => "crosssubnet",
+        EncapMode::Never => "never",
+    }
+}
+
+/// The pods' networks, for tests of routes.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blackhole_and_the_default_route_lead_nowhere() {
+        let net = |s: &str| s.parse::<IpNet>().unwrap();
+        let pod = Ipv4Addr::new(192, 168, 5, 3);
+        let default = Route::new(net("0.0.0.0/0")).via("10.0.0.1".parse().unwrap(), Some(2), false);
+        assert!(!covered(std::slice::from_ref(&default), pod));
+        let block = Route::new(net("192.168.5.0/26")).via("10.0.0.2".parse().unwrap(), Some(2), false);
+        assert!(covered(&[default.clone(), block.clone()], pod));
+        let hole = Route::blackhole(net("192.168.5.0/28"));
+        assert!(!covered(&[default, block, hole], pod));
+    }
+}

@@ -1,0 +1,47 @@
+//! `lab exec`: a command in the network namespace of a node, a pod, the router or the fabric.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+
+use super::{build, state::LabDir};
+use crate::{Outcome, args::Format, out};
+
+/// Runs `argv` in the namespace of `target` and passes on its exit code. With `-o json` its output is captured.
+pub(crate) fn exec(name: &str, target: &str, argv: &[String], format: Format) -> Result<Outcome> {
+    super::need_root()?;
+    let dir = LabDir::of(name)?;
+    let state = dir.load_existing()?;
+    let Some(namespace) = state.plan.namespace_of(target) else {
+        bail!("there is no node and no pod {target:?} in lab {name:?}; see: brindlectl lab status");
+    };
+    let (program, args) = argv.split_first().context("no command given")?;
+    let mut command = Command::new(program);
+    command.args(args);
+    if state.plan.node(target).is_some() {
+        // So that `brindlectl status` inside asks this node's agent.
+        command.env("BRINDLE_ADMIN_SOCKET", dir.admin_socket(target));
+        command.env("NODENAME", target);
+    }
+    let start = |e: &std::io::Error| format!("cannot run {program:?} in {target}: {e}");
+    let ns = build::open(namespace)?;
+    let status = match format {
+        Format::Table => ns
+            .run(move || command.status())?
+            .map_err(|e| anyhow::anyhow!(start(&e)))?,
+        Format::Json => {
+            let out = ns
+                .run(move || command.stdin(Stdio::null()).output())?
+                .map_err(|e| anyhow::anyhow!(start(&e)))?;
+            out::json(&json!({
+                "target": target,
+                "code": out.status.code(),
+                "stdout": String::from_utf8_lossy(&out.stdout),
+                "stderr": String::from_utf8_lossy(&out.stderr),
+            }));
+            out.status
+        }
+    };
+    Ok(Outcome::Code(u8::try_from(status.code().unwrap_or(128)).unwrap_or(u8::MAX)))
+}

@@ -1,0 +1,93 @@
+//! What the arguments ask for, with every default decided and every file read: the second stage after `args`.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use brindle_config_core::pool::EncapMode;
+
+use crate::{
+    args::{AddCommand, Args, BreakCommand, Command, Format, Ipip, LabCommand},
+    lab::{state::Break, topology::Topology},
+};
+
+/// Name of the lab when nobody gives one.
+pub(crate) const DEFAULT_LAB: &str = "lab";
+
+/// A request, ready to be carried out.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) output: Format,
+    pub(crate) what: What,
+}
+
+#[derive(Debug)]
+pub(crate) enum What {
+    Version,
+    Status { admin_socket: PathBuf },
+    LabList,
+    Lab { name: String, what: LabWhat },
+}
+
+#[derive(Debug)]
+pub(crate) enum LabWhat {
+    Up { topology: Topology, source: String },
+    Status,
+    Ping { from: Option<String>, to: Option<String> },
+    Exec { target: String, argv: Vec<String> },
+    Break(Break),
+    Heal,
+    AddNode { name: Option<String>, segment: Option<String>, address: Option<Ipv4Addr>, pods: u16 },
+    Down,
+}
+
+/// Reads meaning into arguments.
+pub(crate) fn understand(args: Args) -> Result<Request> {
+    let what = match args.command {
+        Command::Version => What::Version,
+        Command::Status(status) => What::Status { admin_socket: status.admin_socket },
+        Command::Lab(lab) => match lab.command {
+            LabCommand::List => What::LabList,
+            LabCommand::Up(up) => {
+                let (mut topology, source) = match up.topology {
+                    Some(file) => (read_topology(&file)?, file.display().to_string()),
+                    None => (Topology::regular(up.nodes, up.segments, up.pods_per_node), String::new()),
+                };
+                if let Some(ipip) = up.ipip {
+                    topology.pool.ipip_mode = match ipip {
+                        Ipip::Always => EncapMode::Always,
+                        Ipip::Crosssubnet => EncapMode::CrossSubnet,
+                        Ipip::Never => EncapMode::Never,
+                    };
+                }
+                let name = lab.name.or_else(|| topology.name.clone()).unwrap_or_else(|| DEFAULT_LAB.to_owned());
+                What::Lab { name, what: LabWhat::Up { topology, source } }
+            }
+            other => What::Lab {
+                name: lab.name.unwrap_or_else(|| DEFAULT_LAB.to_owned()),
+                what: lab_what(other),
+            },
+        },
+    };
+    Ok(Request { output: args.output, what })
+}
+
+fn lab_what(command: LabCommand) -> LabWhat {
+    match command {
+        LabCommand::Up(_) | LabCommand::List => unreachable!("understood by the caller"),
+        LabCommand::Status => LabWhat::Status,
+        LabCommand::Ping(p) => LabWhat::Ping { from: p.from, to: p.to },
+        LabCommand::Exec(e) => LabWhat::Exec { target: e.target, argv: e.argv },
+        LabCommand::Break(b) => LabWhat::Break(match b.what {
+            BreakCommand::Kill { node } => Break::Kill(node),
+            BreakCommand::Link { node } => Break::Link(node),
+            BreakCommand::Partition { segment } => Break::Partition(segment),
+        }),
+        LabCommand::Heal => LabWhat::Heal,
+        LabCommand::Add(a) => match a.what {
+            AddCommand::Node(n) => {
+                LabWhat::AddNode { name: n.node, segment: n.segment, address: n.address, pods: n.pods }
+            }
+        },
+        LabCommand::Down => LabWhat::Down,
+    }
+}
