@@ -29,7 +29,8 @@ pub(crate) fn ask<T: DeserializeOwned>(
     patience: Duration,
 ) -> Result<T, AdminError> {
     let path = socket.display().to_string();
-    let line = talk(socket, request, patience).map_err(|source| AdminError::Absent { path: path.clone(), source })?;
+    let line = talk(socket, request, patience)
+        .map_err(|source| AdminError::Absent { path: path.clone(), source })?;
     let nonsense = |reason: String| AdminError::Nonsense { path: path.clone(), reason };
     let value: serde_json::Value = serde_json::from_str(&line).map_err(|e| nonsense(e.to_string()))?;
     if let Some(error) = value.get("error").and_then(|e| e.as_str()) {

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use brindle_config_core::pool::EncapMode;
 
 use crate::{
@@ -48,10 +48,8 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
         Command::Lab(lab) => match lab.command {
             LabCommand::List => What::LabList,
             LabCommand::Up(up) => {
-                let (mut topology, source) = match up.topology {
-                    Some(file) => (read_topology(&file)?, file.display().to_string()),
-                    None => (Topology::regular(up.nodes, up.segments, up.pods_per_node), String::new()),
-                };
+                let mut topology = Topology::regular(up.nodes, up.segments, up.pods_per_node);
+                let source = String::new();
                 if let Some(ipip) = up.ipip {
                     topology.pool.ipip_mode = match ipip {
                         Ipip::Always => EncapMode::Always,
@@ -59,13 +57,13 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
                         Ipip::Never => EncapMode::Never,
                     };
                 }
-                let name = lab.name.or_else(|| topology.name.clone()).unwrap_or_else(|| DEFAULT_LAB.to_owned());
+                let name =
+                    lab.name.or_else(|| topology.name.clone()).unwrap_or_else(|| DEFAULT_LAB.to_owned());
                 What::Lab { name, what: LabWhat::Up { topology, source } }
             }
-            other => What::Lab {
-                name: lab.name.unwrap_or_else(|| DEFAULT_LAB.to_owned()),
-                what: lab_what(other),
-            },
+            other => {
+                What::Lab { name: lab.name.unwrap_or_else(|| DEFAULT_LAB.to_owned()), what: lab_what(other) }
+            }
         },
     };
     Ok(Request { output: args.output, what })

@@ -14,6 +14,8 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+/// Option of raw sockets (linux/icmp.h).
+const ICMP_FILTER: i32 = 1;
 const ECHO_REPLY: u8 = 0;
 const UNREACHABLE: u8 = 3;
 const ECHO_REQUEST: u8 = 8;
@@ -49,14 +51,10 @@ pub struct EchoSocket(Socket);
 impl EchoSocket {
     /// Opens a socket in the network namespace of the calling thread. Needs CAP_NET_RAW.
     pub fn open() -> io::Result<Self> {
-        let socket = Socket::new(
-            Domain::IPV4,
-            Type::RAW.nonblocking().cloexec(),
-            Some(Protocol::ICMPV4),
-        )?;
+        let socket = Socket::new(Domain::IPV4, Type::RAW.nonblocking().cloexec(), Some(Protocol::ICMPV4))?;
         // A set bit keeps the type out; everything but the answers is kept out.
         let filter = !((1u32 << ECHO_REPLY) | (1 << UNREACHABLE) | (1 << TIME_EXCEEDED));
-        set_u32(&socket, libc::SOL_RAW, libc::ICMP_FILTER, filter)?;
+        set_u32(&socket, libc::SOL_RAW, ICMP_FILTER, filter)?;
         set_u32(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO as u32)?;
         socket.set_recv_buffer_size(1 << 20)?;
         Ok(Self(socket))

@@ -9,7 +9,9 @@ pub mod api;
 pub mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod icmp;
 pub mod netlink;
 pub mod netns;
+pub mod process;
 pub mod sysctl;
 pub mod tcp;

@@ -5,10 +5,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::{
-        fs::MetadataExt as _,
-        process::CommandExt as _,
-    },
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     process::{Child, Command},
 };
 
@@ -71,7 +68,9 @@ fn namespace_of(pid: u32) -> io::Result<NetNsId> {
 pub fn in_namespaces(namespaces: &BTreeSet<NetNsId>) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry.ok().and_then(|e| e.file_name().to_str()?.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.ok().and_then(|e| e.file_name().to_str()?.parse::<u32>().ok()) else {
+            continue;
+        };
         // A process may end at any moment while it is looked at.
         let Ok(namespace) = namespace_of(pid) else { continue };
         if !namespaces.contains(&namespace) || start_time(pid).is_none() {

@@ -26,7 +26,8 @@ pub(crate) fn status(socket: &Path, format: Format) -> Result<Outcome> {
 
 /// The screen.
 fn render(s: &NodeStatus, colours: bool) -> String {
-    let ready = if s.ready { paint("ready", Mood::Good, colours) } else { paint("NOT READY", Mood::Bad, colours) };
+    let ready =
+        if s.ready { paint("ready", Mood::Good, colours) } else { paint("NOT READY", Mood::Bad, colours) };
     let mut text = format!(
         "{} {} pid {}, up {}, {} KiB resident: {ready}\n",
         s.node,
@@ -39,7 +40,8 @@ fn render(s: &NodeStatus, colours: bool) -> String {
         let _ = writeln!(text, "  {reason}");
     }
     let blocks: Vec<_> = s.blocks.iter().map(ToString::to_string).collect();
-    let _ = writeln!(text, "blocks  {}", if blocks.is_empty() { "none".to_owned() } else { blocks.join(" ") });
+    let _ =
+        writeln!(text, "blocks  {}", if blocks.is_empty() { "none".to_owned() } else { blocks.join(" ") });
     let _ = writeln!(
         text,
         "routes  {} wanted, {}, {} writes, {} repairs",

@@ -122,11 +122,31 @@ fn start(dir: &LabDir, namespace: &str, place: &str, program: &Program) -> Resul
             fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
         }
         fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        if let Some(owner) = program.owner {
+            hand_over(file, owner)?;
+        }
     }
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
     let mut command = Command::new(&path);
     command.args(&program.args);
     spawn(dir, namespace, place, &name, command)
+}
+
+/// Gives a file and its directory to a user of the machine.
+fn hand_over(file: &Path, owner: &str) -> Result<()> {
+    let passwd = fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
+    let ids = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let found = fields.next() == Some(owner);
+        let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        found.then_some((uid, gid))
+    });
+    let Some((uid, gid)) = ids else { bail!("there is no user {owner}; apt install {owner}") };
+    for path in [Some(file), file.parent()].into_iter().flatten() {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid))
+            .with_context(|| format!("cannot give {} to {owner}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Starts a program for good in a namespace, with its words in the place's log.
@@ -141,7 +161,9 @@ fn spawn(dir: &LabDir, namespace: &str, place: &str, name: &str, mut command: Co
     // A lab must not depend on what happens to be set where it is started.
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(file).stderr(errors);
     for (key, value) in std::env::vars_os() {
-        let known = key.to_str().is_some_and(|k| matches!(k, "PATH" | "HOME" | "LANG" | "RUST_LOG" | "RUST_BACKTRACE"));
+        let known = key
+            .to_str()
+            .is_some_and(|k| matches!(k, "PATH" | "HOME" | "LANG" | "RUST_LOG" | "RUST_BACKTRACE"));
         if known {
             command.env(key, value);
         }
@@ -187,15 +209,34 @@ pub(crate) fn view(state: &LabState, dir: &LabDir, node: &NodePlan) -> View {
     }
 }
 
-fn bird_sessions(dir: &LabDir, node: &NodePlan) -> View {
-    let socket = dir.node(&node.name).join("bird.ctl");
+/// Tells the BIRD nodes of a lab that has grown who their neighbors are now.
+pub(crate) fn reconfigure_birds(plan: &LabPlan, dir: &LabDir) -> Result<()> {
+    for node in plan.nodes.iter().filter(|n| n.agent == AgentKind::Bird) {
+        let place = dir.node(&node.name);
+        for (file, text) in bird::program(plan, node, &place).files {
+            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        // A dead BIRD reads its file when it is started again.
+        if place.join("bird.ctl").exists() {
+            birdc(&place, false, "configure").with_context(|| format!("BIRD on {}", node.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks BIRD; without `-r` it may be told things.
+fn birdc(place: &Path, read_only: bool, words: &str) -> Result<String> {
     let mut command = Command::new("birdc");
-    command.arg("-r").arg("-s").arg(&socket).args(["show", "protocols"]);
+    command.args(read_only.then_some("-r")).arg("-s").arg(place.join("bird.ctl")).args(words.split(' '));
     command.env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin");
-    let out = exec::run_command(&mut command, None, PATIENCE).and_then(exec::Output::success);
-    match out {
-        Ok(out) => View::Bird(bird::sessions(&out.text())),
-        Err(e) => View::Silent(e.to_string()),
+    let out = exec::run_command(&mut command, None, PATIENCE).and_then(exec::Output::success)?;
+    Ok(out.text())
+}
+
+fn bird_sessions(dir: &LabDir, node: &NodePlan) -> View {
+    match birdc(&dir.node(&node.name), true, "show protocols") {
+        Ok(text) => View::Bird(bird::sessions(&text)),
+        Err(e) => View::Silent(format!("{e:#}")),
     }
 }
 

@@ -109,6 +109,16 @@ pub(crate) fn undo(state: &mut LabState, dir: &LabDir) -> Result<String> {
             done.push(format!("started {}", node.name));
         }
     }
+    if state.processes.iter().any(|p| p.place == "router" && !agents::alive(p)) {
+        // zebra and bgpd belong together: what is left of them is ended, and both start again.
+        for p in state.processes.iter().filter(|p| p.place == "router") {
+            process::tell(p.pid, p.start_time, Tell::Kill)
+                .with_context(|| format!("cannot kill {}", p.program))?;
+        }
+        state.processes.retain(|p| p.place != "router");
+        state.processes.extend(agents::start_router(&plan, dir)?);
+        done.push("started the router".to_owned());
+    }
     state.breaks.clear();
     dir.save(state)?;
     Ok(if done.is_empty() { "nothing was broken".to_owned() } else { done.join(", ") })
@@ -120,5 +130,9 @@ pub(crate) fn hints(state: &LabState) -> Vec<String> {
         return Vec::new();
     }
     let words: Vec<_> = state.breaks.iter().map(Break::words).collect();
-    vec![format!("broken on purpose: {}; undo: brindlectl lab heal{}", words.join(", "), name_flag(&state.plan.name))]
+    vec![format!(
+        "broken on purpose: {}; undo: brindlectl lab heal{}",
+        words.join(", "),
+        name_flag(&state.plan.name)
+    )]
 }

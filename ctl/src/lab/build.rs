@@ -55,7 +55,6 @@ pub(crate) fn links(plan: &LabPlan) -> Result<()> {
                 name: &s.router_device,
                 mac: Some(mac_of(s.gateway.addr())),
                 netns: Some(&router),
-                up: true,
             },
         }));
     }
@@ -80,7 +79,9 @@ fn configure_router(plan: &LabPlan, router: &NetNs) -> Result<()> {
     let index = indices(&mut rtnl)?;
     let mut ops = vec![Op::set_up("lo", true)];
     for s in &plan.segments {
-        ops.push(Op::add_addr(&Addr::new(find(&index, &s.router_device)?, IpNet::V4(s.gateway))));
+        let device = find(&index, &s.router_device)?;
+        ops.push(Op::set_up(device, true));
+        ops.push(Op::add_addr(&Addr::new(device, IpNet::V4(s.gateway))));
     }
     rtnl.run_all(&ops)?;
     Ok(())
@@ -93,37 +94,34 @@ pub(crate) fn link_one(plan: &LabPlan, node: &NodePlan) -> Result<()> {
     link_node(plan, node, &mut rtnl, &index)
 }
 
-fn link_node(plan: &LabPlan, node: &NodePlan, fabric: &mut Rtnl, bridges: &HashMap<String, u32>) -> Result<()> {
+fn link_node(
+    plan: &LabPlan,
+    node: &NodePlan,
+    fabric: &mut Rtnl,
+    bridges: &HashMap<String, u32>,
+) -> Result<()> {
     let segment = segment(plan, node)?;
     let namespace = open(&node.namespace)?;
-    fabric.run_all(
-        &[
-            Op::add_veth(&Veth {
-                name: &node.port,
-                mac: None,
-                mtu: Some(plan.mtu),
-                up: true,
-                peer: VethPeer {
-                    name: UPLINK,
-                    mac: Some(mac_of(node.address.addr())),
-                    netns: Some(&namespace),
-                    up: true,
-                },
-            }),
-            Op::set_master(&node.port, Some(find(bridges, &segment.bridge)?)),
-        ],
-    )?;
+    fabric.run_all(&[
+        Op::add_veth(&Veth {
+            name: &node.port,
+            mac: None,
+            mtu: Some(plan.mtu),
+            up: true,
+            peer: VethPeer { name: UPLINK, mac: Some(mac_of(node.address.addr())), netns: Some(&namespace) },
+        }),
+        Op::set_master(&node.port, Some(find(bridges, &segment.bridge)?)),
+    ])?;
     let mut rtnl = Rtnl::open_in(&namespace)?;
     let uplink = find(&indices(&mut rtnl)?, UPLINK)?;
     let gateway = IpAddr::V4(segment.gateway.addr());
     let everything = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
-    rtnl.run_all(
-        &[
-            Op::set_up("lo", true),
-            Op::add_addr(&Addr::new(uplink, IpNet::V4(node.address))),
-            Op::add_route(&Route::new(everything).via(gateway, Some(uplink), false)),
-        ],
-    )?;
+    rtnl.run_all(&[
+        Op::set_up("lo", true),
+        Op::set_up(uplink, true),
+        Op::add_addr(&Addr::new(uplink, IpNet::V4(node.address))),
+        Op::add_route(&Route::new(everything).via(gateway, Some(uplink), false)),
+    ])?;
     Ok(())
 }
 

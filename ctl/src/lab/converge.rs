@@ -8,7 +8,8 @@ use std::{
 };
 
 use brindle_kernel::netlink::{Family, Route, RouteFilter, RouteKind, Rtnl};
-use ipnet::IpNet;
+
+use serde::Serialize;
 
 use super::{
     agents::{self, View},
@@ -22,12 +23,37 @@ use super::{
 /// Threads that ask agents at the same time.
 const WIDTH: usize = 8;
 
-/// Something that is not there yet, or not any more.
+/// Something that is not as it should be: what and why, and what to type next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Problem {
+    pub(crate) what: String,
+    pub(crate) next: Option<String>,
+}
+
+impl Problem {
+    pub(crate) fn new(what: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { what: what.into(), next: Some(next.into()) }
+    }
+
+    /// Nothing in particular can be typed against it.
+    pub(crate) fn plain(what: impl Into<String>) -> Self {
+        Self { what: what.into(), next: None }
+    }
+}
+
+/// Something that is not there yet, or not any more, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Missing {
     pub(crate) node: String,
-    /// What, why, and what to type next, in one line.
-    pub(crate) text: String,
+    pub(crate) problem: Problem,
+    /// Waiting will not bring it.
+    pub(crate) hopeless: bool,
+}
+
+impl Missing {
+    pub(crate) fn new(node: &str, problem: Problem) -> Self {
+        Self { node: node.to_owned(), problem, hopeless: false }
+    }
 }
 
 /// Asks many nodes at once.
@@ -41,25 +67,26 @@ pub(crate) fn name_flag(lab: &str) -> String {
 }
 
 /// Why a node does not answer; `None` when it does.
-pub(crate) fn silence(state: &LabState, dir: &LabDir, node: &NodePlan, view: &View) -> Option<String> {
-    let lab = name_flag(&state.plan.name);
+pub(crate) fn silence(state: &LabState, dir: &LabDir, node: &NodePlan, view: &View) -> Option<Problem> {
+    let heal = format!("brindlectl lab heal{}", name_flag(&state.plan.name));
     match view {
         View::Dead if state.breaks.contains(&Break::Kill(node.name.clone())) => {
-            Some(format!("the agent was killed on purpose; start it again: brindlectl lab heal{lab}"))
+            Some(Problem::new("the agent was killed on purpose", heal))
         }
-        View::Dead => Some(format!(
-            "the agent is dead; its last words: {}; start it again: brindlectl lab heal{lab}",
-            agents::last_words(dir, &node.name)
+        View::Dead => Some(Problem::new(
+            format!("the agent is dead; its last words: {}", agents::last_words(dir, &node.name)),
+            heal,
         )),
-        View::Silent(why) => {
-            Some(format!("the agent does not answer: {why}; its log: {}", dir.log(&node.name).display()))
-        }
+        View::Silent(why) => Some(Problem::new(
+            format!("the agent does not answer: {why}"),
+            format!("tail {}", dir.log(&node.name).display()),
+        )),
         View::Brindle(_) | View::Bird(_) => None,
     }
 }
 
 /// Established sessions of a node, all it should have, and a line for each that is missing.
-pub(crate) fn sessions(state: &LabState, node: &NodePlan, view: &View) -> (usize, usize, Vec<String>) {
+pub(crate) fn sessions(state: &LabState, node: &NodePlan, view: &View) -> (usize, usize, Vec<Problem>) {
     let expected = state.plan.peers_of(&node.name);
     let mut missing = Vec::new();
     for (address, name) in &expected {
@@ -73,8 +100,11 @@ pub(crate) fn sessions(state: &LabState, node: &NodePlan, view: &View) -> (usize
                 None => (false, "is not configured".to_owned()),
             },
             View::Bird(sessions) => {
-                let wanted =
-                    if name == "router" { "tor".to_owned() } else { format!("mesh_{}", name.replace('-', "_")) };
+                let wanted = if name == "router" {
+                    "tor".to_owned()
+                } else {
+                    format!("mesh_{}", name.replace('-', "_"))
+                };
                 match sessions.iter().find(|(n, _)| *n == wanted) {
                     Some((_, true)) => (true, String::new()),
                     Some((_, false)) => (false, "is down".to_owned()),
@@ -84,32 +114,31 @@ pub(crate) fn sessions(state: &LabState, node: &NodePlan, view: &View) -> (usize
             View::Dead | View::Silent(_) => (false, "cannot be asked for".to_owned()),
         };
         if !up {
-            missing.push(format!("session with {name} ({address}) {now}; {}", blame(state, node, name, *address)));
+            let (cause, next) = blame(state, node, name, *address);
+            let cause = cause.map(|c| format!(": {c}")).unwrap_or_default();
+            missing.push(Problem::new(format!("session with {name} ({address}) {now}{cause}"), next));
         }
     }
     (expected.len() - missing.len(), expected.len(), missing)
 }
 
 /// The most likely cause of a missing session, and what to type.
-fn blame(state: &LabState, node: &NodePlan, peer: &str, address: IpAddr) -> String {
+fn blame(state: &LabState, node: &NodePlan, peer: &str, address: IpAddr) -> (Option<String>, String) {
     let lab = name_flag(&state.plan.name);
-    let heal = format!("undo: brindlectl lab heal{lab}");
-    for b in &state.breaks {
-        match b {
-            Break::Kill(n) if n == peer => return format!("{n}'s agent was killed on purpose; {heal}"),
-            Break::Link(n) if n == peer || *n == node.name => {
-                return format!("{n}'s link was cut on purpose; {heal}");
-            }
-            Break::Partition(s) => {
-                let there = state.plan.node(peer).map(|n| n.segment.as_str());
-                if (there == Some(s.as_str())) != (node.segment == *s) || peer == "router" {
-                    return format!("segment {s} was cut off on purpose; {heal}");
-                }
-            }
-            Break::Kill(_) | Break::Link(_) => {}
+    let cause = state.breaks.iter().find_map(|b| match b {
+        Break::Kill(n) if n == peer => Some(format!("{n}'s agent was killed on purpose")),
+        Break::Link(n) if n == peer || *n == node.name => Some(format!("{n}'s link was cut on purpose")),
+        Break::Partition(s) => {
+            let there = state.plan.node(peer).map(|n| n.segment.as_str());
+            let crosses = (there == Some(s.as_str())) != (node.segment == *s);
+            (crosses || peer == "router").then(|| format!("segment {s} was cut off on purpose"))
         }
+        Break::Kill(_) | Break::Link(_) => None,
+    });
+    match cause {
+        Some(cause) => (Some(cause), format!("brindlectl lab heal{lab}")),
+        None => (None, format!("brindlectl lab exec{lab} {} -- ping -c1 {address}", node.name)),
     }
-    format!("look: brindlectl lab exec{lab} {} -- ping -c1 {address}", node.name)
 }
 
 /// Waits until every node answers and has its sessions; returns what is missing then. `at` learns the progress.
@@ -128,28 +157,30 @@ pub(crate) fn wait_sessions(
         let seen = views(state, dir, &open);
         let mut still = Vec::new();
         for (node, view) in open.iter().zip(&seen) {
-            let mut lines = Vec::new();
-            lines.extend(silence(state, dir, node, view));
-            if lines.is_empty() {
-                lines.extend(sessions(state, node, view).2);
-            }
+            let lines = look(state, dir, node, view);
             if lines.is_empty() {
                 missing.remove(&node.name);
             } else {
-                let lines = lines.into_iter().map(|text| Missing { node: node.name.clone(), text }).collect();
                 missing.insert(node.name.clone(), lines);
                 still.push(*node);
             }
         }
         open = still;
         at(all.saturating_sub(missing.values().map(Vec::len).sum()));
-        // A dead agent will not come back by waiting.
-        let hopeless = open.iter().any(|n| {
-            missing.get(&n.name).is_some_and(|m| m.iter().any(|m| m.text.starts_with("the agent is dead")))
-        });
-        open.is_empty() || hopeless
+        open.is_empty() || missing.values().flatten().any(|m| m.hopeless)
     });
     missing.into_values().flatten().collect()
+}
+
+/// What a node lacks: an answer, or sessions.
+fn look(state: &LabState, dir: &LabDir, node: &NodePlan, view: &View) -> Vec<Missing> {
+    match silence(state, dir, node, view) {
+        // A dead agent does not come back by waiting.
+        Some(problem) => {
+            vec![Missing { hopeless: matches!(view, View::Dead), ..Missing::new(&node.name, problem) }]
+        }
+        None => sessions(state, node, view).2.into_iter().map(|p| Missing::new(&node.name, p)).collect(),
+    }
 }
 
 /// Waits until every node answers at all.
@@ -168,13 +199,13 @@ pub(crate) fn wait_agents(
             .iter()
             .zip(&seen)
             .filter_map(|(node, view)| {
-                let text = silence(state, dir, node, view)?;
-                Some(Missing { node: node.name.clone(), text })
+                let problem = silence(state, dir, node, view)?;
+                Some(Missing { hopeless: matches!(view, View::Dead), ..Missing::new(&node.name, problem) })
             })
             .collect();
         open.retain(|n| missing.iter().any(|m| m.node == n.name));
         at(nodes.len() - open.len());
-        open.is_empty() || missing.iter().any(|m| m.text.starts_with("the agent is dead"))
+        open.is_empty() || missing.iter().any(|m| m.hopeless)
     });
     missing
 }
@@ -185,7 +216,9 @@ pub(crate) fn wait_routes(state: &LabState, limit: Duration, at: impl Fn(usize))
     let plan = &state.plan;
     let pods: HashMap<&str, (Ipv4Addr, &str)> = plan
         .pods()
-        .filter_map(|(node, pod)| Some((pod.name.as_str(), (state.pods.get(&pod.name)?.address, node.name.as_str()))))
+        .filter_map(|(node, pod)| {
+            Some((pod.name.as_str(), (state.pods.get(&pod.name)?.address, node.name.as_str())))
+        })
         .collect();
     let mut places: Vec<(&str, &str)> =
         plan.nodes.iter().map(|n| (n.name.as_str(), n.namespace.as_str())).collect();
@@ -201,15 +234,15 @@ pub(crate) fn wait_routes(state: &LabState, limit: Duration, at: impl Fn(usize))
         drop(done);
         missing = open
             .iter()
-            .map(|((place, _), pods)| Missing {
-                node: (*place).to_owned(),
-                text: format!(
-                    "no route to {} of {} pods ({}, ...); look: brindlectl lab exec{} {place} -- ip route",
-                    pods.len(),
-                    state.pods.len(),
-                    pods.first().map_or("", |p| p.as_str()),
-                    name_flag(&plan.name)
-                ),
+            .map(|((place, _), lost)| {
+                let first = lost.first().map_or("", |p| p.as_str());
+                Missing::new(
+                    place,
+                    Problem::new(
+                        format!("no route to {} of {} pods: {first}, ...", lost.len(), pods.len()),
+                        format!("brindlectl lab exec{} {place} -- ip route", name_flag(&plan.name)),
+                    ),
+                )
             })
             .collect();
         places = open.into_iter().map(|(place, _)| place).collect();
@@ -253,7 +286,11 @@ pub(crate) fn encapsulation(plan: &LabPlan, views: &[View]) -> String {
         let View::Brindle(status) = view else { continue };
         *devices.entry(device(&status.encap.device, &status.encap.why)).or_default() += 1;
         for path in &status.encap.paths {
-            if path.mode == "ipip" { tunnelled += 1 } else { direct += 1 }
+            if path.mode == "ipip" {
+                tunnelled += 1
+            } else {
+                direct += 1
+            }
             *reasons.entry((path.mode.clone(), path.why.clone())).or_default() += 1;
         }
     }
@@ -279,9 +316,10 @@ pub(crate) fn mode_name(plan: &LabPlan) -> &'static str {
     }
 }
 
-/// The pods' networks, for tests of routes.
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
+
     use super::*;
 
     #[test]

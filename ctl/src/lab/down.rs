@@ -1,11 +1,7 @@
 //! `lab down`: processes, namespaces, files; of a finished lab, of a half-made one, of what is left when the state
 //! file is gone. Links, routes and rules are all inside namespaces and go with them.
 
-use std::{
-    collections::BTreeSet,
-    fs, io,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, io, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use brindle_kernel::{
@@ -69,13 +65,16 @@ pub(crate) fn down(name: &str, format: Format) -> Result<Outcome> {
 /// have its name in front and are in no other lab's plan.
 fn namespaces_of(name: &str, state: Option<&LabState>, has_dir: bool) -> Result<Vec<String>> {
     let existing = NetNs::list()?;
-    let planned: BTreeSet<&str> = state.map(|s| s.plan.namespaces().into_iter().collect()).unwrap_or_default();
+    let planned: BTreeSet<&str> =
+        state.map(|s| s.plan.namespaces().into_iter().collect()).unwrap_or_default();
     let by_name = state.is_none() && (has_dir || existing.contains(&format!("{name}-fabric")));
     let foreign: BTreeSet<String> = if by_name { other_labs(name)? } else { BTreeSet::new() };
     let prefix = format!("{name}-");
     Ok(existing
         .into_iter()
-        .filter(|n| planned.contains(n.as_str()) || (by_name && n.starts_with(&prefix) && !foreign.contains(n)))
+        .filter(|n| {
+            planned.contains(n.as_str()) || (by_name && n.starts_with(&prefix) && !foreign.contains(n))
+        })
         .collect())
 }
 
@@ -93,7 +92,8 @@ fn other_labs(name: &str) -> Result<BTreeSet<String>> {
 /// Kills everything that lives in the namespaces, and what the state file knows, until nothing is left.
 fn end_processes(state: Option<&LabState>, names: &[String]) -> Result<usize> {
     // A name without a namespace behind it holds nobody.
-    let ids: BTreeSet<NetNsId> = names.iter().filter_map(|n| NetNs::named(n).ok()).map(|ns| ns.id()).collect();
+    let ids: BTreeSet<NetNsId> =
+        names.iter().filter_map(|n| NetNs::named(n).ok()).map(|ns| ns.id()).collect();
     let own = std::process::id();
     let mut killed = BTreeSet::new();
     let mut failure = None;

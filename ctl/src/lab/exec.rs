@@ -27,9 +27,7 @@ pub(crate) fn exec(name: &str, target: &str, argv: &[String], format: Format) ->
     let start = |e: &std::io::Error| format!("cannot run {program:?} in {target}: {e}");
     let ns = build::open(namespace)?;
     let status = match format {
-        Format::Table => ns
-            .run(move || command.status())?
-            .map_err(|e| anyhow::anyhow!(start(&e)))?,
+        Format::Table => ns.run(move || command.status())?.map_err(|e| anyhow::anyhow!(start(&e)))?,
         Format::Json => {
             let out = ns
                 .run(move || command.stdin(Stdio::null()).output())?

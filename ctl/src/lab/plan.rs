@@ -359,13 +359,14 @@ fn plan_segments(topology: &Topology) -> Result<Vec<SegmentPlan>, PlanError> {
 fn plan_block(node: &NodeTopology, number: u16, field: &str) -> Result<Option<Ipv4Net>, PlanError> {
     match (node.agent, node.block) {
         (AgentKind::Brindle, None) => Ok(None),
-        (AgentKind::Brindle, Some(_)) => {
-            wrong(format!("{field}.block"), "only a bird node has a fixed block; the others take theirs by IPAM")
-        }
+        (AgentKind::Brindle, Some(_)) => wrong(
+            format!("{field}.block"),
+            "only a bird node has a fixed block; the others take theirs by IPAM",
+        ),
         (AgentKind::Bird, block) => {
             let third = u8::try_from(number).unwrap_or(u8::MAX);
-            let block = block
-                .map_or_else(|| Ipv4Net::new_assert(Ipv4Addr::new(10, 78, third, 0), 26), |b| b.trunc());
+            let block =
+                block.map_or_else(|| Ipv4Net::new_assert(Ipv4Addr::new(10, 78, third, 0), 26), |b| b.trunc());
             let room = 1u64 << (32 - u32::from(block.prefix_len()));
             if u64::from(node.pods) + 2 > room {
                 return wrong(

@@ -60,7 +60,8 @@ pub(crate) fn write_conflist(dir: &LabDir, node: &NodePlan) -> Result<()> {
 fn plugin_config(dir: &LabDir, node: &NodePlan) -> Result<String> {
     let file = dir.node(&node.name).join("10-brindle.conflist");
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let list: Value = serde_json::from_str(&text).with_context(|| format!("{} is no JSON", file.display()))?;
+    let list: Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is no JSON", file.display()))?;
     let mut element = list
         .get("plugins")
         .and_then(|p| p.get(0))
@@ -121,8 +122,9 @@ fn cni_add(dir: &LabDir, node: &NodePlan, pod: &PodPlan) -> Result<Ipv4Addr> {
         );
         bail!("CNI ADD of {} on {}: {message}", pod.name, node.name);
     }
-    address_of(&answer)
-        .with_context(|| format!("CNI ADD of {} on {} answered without an address: {answer}", pod.name, node.name))
+    address_of(&answer).with_context(|| {
+        format!("CNI ADD of {} on {} answered without an address: {answer}", pod.name, node.name)
+    })
 }
 
 /// The first IPv4 address of a CNI result.
@@ -141,15 +143,13 @@ fn plain_veth(plan: &LabPlan, node: &NodePlan, pod: &PodPlan, address: Ipv4Addr)
     let inside = build::open(&pod.namespace)?;
     let port = format!("pod-{}", pod.name);
     let mut rtnl = Rtnl::open_in(&host)?;
-    rtnl.run_all(
-        &[Op::add_veth(&Veth {
-            name: &port,
-            mac: Some(HOST_MAC),
-            mtu: Some(plan.pod_mtu()),
-            up: true,
-            peer: VethPeer { name: UPLINK, mac: None, netns: Some(&inside), up: true },
-        })],
-    )?;
+    rtnl.run_all(&[Op::add_veth(&Veth {
+        name: &port,
+        mac: Some(HOST_MAC),
+        mtu: Some(plan.pod_mtu()),
+        up: true,
+        peer: VethPeer { name: UPLINK, mac: None, netns: Some(&inside) },
+    })])?;
     host.run(|| {
         sysctl::set(&format!("net/ipv4/conf/{port}/proxy_arp"), "1")?;
         sysctl::set(&format!("net/ipv4/neigh/{port}/proxy_delay"), "0")
@@ -161,14 +161,13 @@ fn plain_veth(plan: &LabPlan, node: &NodePlan, pod: &PodPlan, address: Ipv4Addr)
     let index = build::find(&build::indices(&mut rtnl)?, UPLINK)?;
     let gateway = IpNet::V4(Ipv4Net::from(GATEWAY));
     let everything = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
-    rtnl.run_all(
-        &[
-            Op::set_up("lo", true),
-            Op::add_addr(&Addr::new(index, net)),
-            Op::add_route(&Route::new(gateway).dev(index)),
-            Op::add_route(&Route::new(everything).via(IpAddr::V4(GATEWAY), Some(index), false)),
-        ],
-    )?;
+    rtnl.run_all(&[
+        Op::set_up("lo", true),
+        Op::set_up(index, true),
+        Op::add_addr(&Addr::new(index, net)),
+        Op::add_route(&Route::new(gateway).dev(index)),
+        Op::add_route(&Route::new(everything).via(IpAddr::V4(GATEWAY), Some(index), false)),
+    ])?;
     Ok(())
 }
 

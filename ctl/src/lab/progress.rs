@@ -90,17 +90,23 @@ impl Stage<'_> {
 
     /// Ends the stage with its line.
     pub(crate) fn done(self, ok: bool, text: &str) {
+        let took = self.start.elapsed();
+        self.done_in(took, ok, text);
+    }
+
+    /// Ends a stage that went on beside another one and took `took` by itself.
+    pub(crate) fn done_in(self, took: Duration, ok: bool, text: &str) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        let took = self.start.elapsed();
         let o = self.owner;
         o.event(&json!({
             "event": "stage", "stage": self.name, "ok": ok, "text": text,
             "ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         }));
         if o.format == Format::Table {
-            let verdict = if ok { paint("ok", Mood::Good, o.colours) } else { paint("FAILED", Mood::Bad, o.colours) };
+            let verdict =
+                if ok { paint("ok", Mood::Good, o.colours) } else { paint("FAILED", Mood::Bad, o.colours) };
             let head = format!("{:>7.2}s  {:<STAGE$} ", took.as_secs_f64(), self.name);
             let mut lines = wrap(text, WIDTH - head.len() - 8).into_iter();
             let first = lines.next().unwrap_or_default();

@@ -138,7 +138,8 @@ pub(crate) fn prove(provers: Vec<Prover>, sockets: &[EchoSocket], id: u16) -> Re
     for step in 1..n.max(1) {
         for from in 0..n {
             let to = (from + step) % n;
-            let wanted = provers.get(from).is_some_and(|p| p.sends) && provers.get(to).is_some_and(|p| p.answers);
+            let wanted =
+                provers.get(from).is_some_and(|p| p.sends) && provers.get(to).is_some_and(|p| p.answers);
             if wanted {
                 for full in [false, true] {
                     probes.push(Probe { from, to, full, state: Fate::Waiting });
@@ -267,8 +268,12 @@ impl Run<'_> {
                     ErrorKind::FragNeeded(mtu) => {
                         Fate::Refused(format!("too big for the path: {reporter} takes {mtu} bytes"))
                     }
-                    ErrorKind::Unreachable(code) => Fate::Lost(format!("{reporter} says {}", unreachable(code))),
-                    ErrorKind::TimeExceeded => Fate::Lost(format!("{reporter} says time exceeded: a routing loop")),
+                    ErrorKind::Unreachable(code) => {
+                        Fate::Lost(format!("{reporter} says {}", unreachable(code)))
+                    }
+                    ErrorKind::TimeExceeded => {
+                        Fate::Lost(format!("{reporter} says time exceeded: a routing loop"))
+                    }
                 };
                 (to, id, seq, fate)
             }

@@ -68,8 +68,12 @@ pub(crate) fn ping(name: &str, from: Option<String>, to: Option<String>, format:
     let progress = Progress::new(format);
     let proof = run(&state, from.as_deref(), to.as_deref())?;
     let mut summary = proof.summary();
-    let unattached: Vec<_> =
-        state.plan.pods().filter(|(_, p)| !state.pods.contains_key(&p.name)).map(|(_, p)| p.name.as_str()).collect();
+    let unattached: Vec<_> = state
+        .plan
+        .pods()
+        .filter(|(_, p)| !state.pods.contains_key(&p.name))
+        .map(|(_, p)| p.name.as_str())
+        .collect();
     summary.ok &= unattached.is_empty();
     match format {
         Format::Json => out::json(&summary),
@@ -85,4 +89,3 @@ pub(crate) fn ping(name: &str, from: Option<String>, to: Option<String>, format:
     }
     Ok(if summary.ok { Outcome::Ok } else { Outcome::Degraded })
 }
-

@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
 
-use super::proof::{Failure, Proof, Prover, Verdict};
+use super::{
+    converge::Problem,
+    progress::wrap,
+    proof::{Failure, Proof, Prover, Verdict},
+};
 use crate::out::{Mood, Table, WIDTH, paint};
 
 /// Failures listed one by one; more are counted.
@@ -23,21 +27,19 @@ pub(crate) fn matrix(proof: &Proof, colours: bool) -> String {
     } else {
         let nodes = names(&proof.provers, |p| &p.node);
         let segments = names(&proof.provers, |p| &p.segment);
-        let (by, labels): (fn(&Prover) -> &str, _) = if fits(&nodes, 7) {
-            (|p| &p.node, nodes)
-        } else {
-            (|p| &p.segment, segments)
-        };
+        let (by, labels): (fn(&Prover) -> &str, _) =
+            if fits(&nodes, 7) { (|p| &p.node, nodes) } else { (|p| &p.segment, segments) };
         let counts = count(proof, by);
         let width = counts.values().map(|c| format!("{}/{}", c.0, c.1).len()).max().unwrap_or(0);
         if fits(&labels, width) {
             grid(&mut text, "from\\to", &labels, width, |i, j| sum_cell(&counts, &labels, i, j), colours);
         }
     }
-    let verdict = if s.ok { paint("ok", Mood::Good, colours) } else { paint("INCOMPLETE", Mood::Bad, colours) };
+    let verdict =
+        if s.ok { paint("ok", Mood::Good, colours) } else { paint("INCOMPLETE", Mood::Bad, colours) };
     let _ = writeln!(
         text,
-        "proof: {} pairs; small {}/{}, full-size with DF {}/{}; {} ms: {verdict}",
+        "proof: {} pairs; small {}/{}, full-size DF {}/{}; {} ms: {verdict}",
         s.pairs, s.small, s.pairs, s.full, s.pairs, s.ms
     );
     failures(&mut text, &s.failures);
@@ -50,7 +52,7 @@ fn fits(labels: &[&str], cell: usize) -> bool {
     widest.max("from\\to".len()) + labels.len() * column <= WIDTH
 }
 
-fn names<'a>(provers: &'a [Prover], by: fn(&Prover) -> &String) -> Vec<&'a str> {
+fn names(provers: &[Prover], by: fn(&Prover) -> &String) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     for p in provers {
         if !names.contains(&by(p).as_str()) {
@@ -92,9 +94,7 @@ fn sum_cell(counts: &Counts, labels: &[&str], i: usize, j: usize) -> (String, Mo
     let key = |k: usize| labels.get(k).copied().unwrap_or_default().to_owned();
     match counts.get(&(key(i), key(j))) {
         None => (".".to_owned(), Mood::Plain),
-        Some((good, all)) => {
-            (format!("{good}/{all}"), if good == all { Mood::Good } else { Mood::Bad })
-        }
+        Some((good, all)) => (format!("{good}/{all}"), if good == all { Mood::Good } else { Mood::Bad }),
     }
 }
 
@@ -126,13 +126,34 @@ fn grid(
     }
 }
 
+/// One line per pair, or per packet where small and full-size ones met different fates.
 fn failures(text: &mut String, failures: &[Failure]) {
-    for f in failures.iter().take(LISTED) {
-        let _ = writeln!(text, "  {} -> {} ({}): {}", f.from, f.to, f.size, f.cause);
+    let mut lines: Vec<(String, &str, Vec<&str>)> = Vec::new();
+    for f in failures {
+        let pair = format!("{} -> {}", f.from, f.to);
+        match lines.last_mut() {
+            Some((p, cause, sizes)) if *p == pair && *cause == f.cause => sizes.push(f.size),
+            _ => lines.push((pair, &f.cause, vec![f.size])),
+        }
     }
-    if failures.len() > LISTED {
-        let _ = writeln!(text, "  ... and {} more; all of them with -o json", failures.len() - LISTED);
+    for (pair, cause, sizes) in lines.iter().take(LISTED) {
+        let _ = writeln!(text, "  {pair} ({}): {cause}", sizes.join(", "));
     }
+    if lines.len() > LISTED {
+        let _ = writeln!(text, "  ... and {} more; all of them with -o json", lines.len() - LISTED);
+    }
+}
+
+/// A problem of `place`: what, broken into lines, and the command on a line of its own.
+pub(crate) fn problem(place: &str, p: &Problem) -> String {
+    let mut text = String::new();
+    for (i, line) in wrap(&format!("{place}: {}", p.what), WIDTH - 4).into_iter().enumerate() {
+        let _ = writeln!(text, "{}{line}", if i == 0 { "" } else { "    " });
+    }
+    if let Some(next) = &p.next {
+        let _ = writeln!(text, "  next: {next}");
+    }
+    text
 }
 
 /// One node in `lab status`.
@@ -152,8 +173,8 @@ pub(crate) struct NodeRow {
     pub(crate) encap: String,
     pub(crate) rss_kib: Option<u64>,
     pub(crate) routes: usize,
-    /// Empty = healthy. Each with the next thing to do.
-    pub(crate) problems: Vec<String>,
+    /// Empty = healthy.
+    pub(crate) problems: Vec<Problem>,
 }
 
 /// `lab status`.
@@ -164,7 +185,9 @@ pub(crate) struct StatusScreen {
     pub(crate) nodes: Vec<NodeRow>,
     pub(crate) breaks: Vec<String>,
     /// About the lab as a whole.
-    pub(crate) problems: Vec<String>,
+    pub(crate) problems: Vec<Problem>,
+    /// What undoes the breaks.
+    pub(crate) undo: String,
 }
 
 impl StatusScreen {
@@ -173,18 +196,15 @@ impl StatusScreen {
         let sum = |f: fn(&NodeRow) -> usize| self.nodes.iter().map(f).sum::<usize>();
         let healthy = self.nodes.iter().filter(|n| n.problems.is_empty()).count();
         let mut text = format!(
-            "lab {}: nodes {healthy}/{}, sessions {}/{}, pods {}: ",
+            "lab {:?}: nodes {healthy}/{}, sessions {}/{}, pods {}: ",
             self.lab,
             self.nodes.len(),
             sum(|n| n.peers_up),
             sum(|n| n.peers),
             sum(|n| n.used),
         );
-        text += &if self.ok {
-            paint("ok", Mood::Good, colours)
-        } else {
-            paint("DEGRADED", Mood::Bad, colours)
-        };
+        text +=
+            &if self.ok { paint("ok", Mood::Good, colours) } else { paint("DEGRADED", Mood::Bad, colours) };
         text.push('\n');
         let mut table =
             Table::new(&["NODE", "ADDRESS", "PEERS", "POD-BLOCKS", "USED", "ENCAP", "RSS", "HEALTH"]);
@@ -203,14 +223,14 @@ impl StatusScreen {
         text += &table.render();
         for n in &self.nodes {
             for p in &n.problems {
-                let _ = writeln!(text, "{}: {p}", n.node);
+                text += &problem(&n.node, p);
             }
         }
         for p in &self.problems {
-            let _ = writeln!(text, "{p}");
+            text += &problem("lab", p);
         }
         if !self.breaks.is_empty() {
-            let _ = writeln!(text, "broken on purpose: {}; undo: brindlectl lab heal", self.breaks.join(", "));
+            let _ = writeln!(text, "broken on purpose: {}\n  undo: {}", self.breaks.join(", "), self.undo);
         }
         text
     }

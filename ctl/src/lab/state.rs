@@ -158,7 +158,11 @@ impl LabDir {
             Err(e) => return Err(e).with_context(|| format!("cannot read {}", file.display())),
         };
         let state: LabState = serde_json::from_slice(&text).with_context(|| {
-            format!("{} is not a lab's state; `brindlectl lab down --name {}` removes it", file.display(), self.name())
+            format!(
+                "{} is not a lab's state; `brindlectl lab down --name {}` removes it",
+                file.display(),
+                self.name()
+            )
         })?;
         if state.version != 1 {
             bail!("{} has format {}; this brindlectl reads format 1", file.display(), state.version);
@@ -241,9 +245,7 @@ pub(crate) fn all() -> Result<Vec<LabDir>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e).with_context(|| format!("cannot read {ROOT}")),
     };
-    let mut labs: Vec<_> = entries
-        .filter_map(|e| LabDir::of(e.ok()?.file_name().to_str()?).ok())
-        .collect();
+    let mut labs: Vec<_> = entries.filter_map(|e| LabDir::of(e.ok()?.file_name().to_str()?).ok()).collect();
     labs.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(labs)
 }

@@ -4,8 +4,8 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{
-    agents::View,
-    converge::{name_flag, sessions, silence, views},
+    agents::{self, View},
+    converge::{Problem, name_flag, sessions, silence, views},
     plan::NodePlan,
     render::{NodeRow, StatusScreen},
     state::{self, Break, LabDir, LabState, Phase},
@@ -32,20 +32,20 @@ pub(crate) fn status(name: &str, format: Format) -> Result<Outcome> {
 
 fn screen(state: &LabState, dir: &LabDir) -> StatusScreen {
     let nodes: Vec<&NodePlan> = state.plan.nodes.iter().collect();
-    let rows: Vec<_> =
-        nodes.iter().zip(views(state, dir, &nodes)).map(|(node, view)| row(state, dir, node, &view)).collect();
+    let rows: Vec<_> = nodes
+        .iter()
+        .zip(views(state, dir, &nodes))
+        .map(|(node, view)| row(state, dir, node, &view))
+        .collect();
+    let lab = name_flag(&state.plan.name);
     let mut problems = Vec::new();
     if state.phase == Phase::Building {
-        problems.push(format!(
-            "the lab is half-made; remove it: brindlectl lab down{}",
-            name_flag(&state.plan.name)
-        ));
+        problems.push(Problem::new("it is half-made", format!("brindlectl lab down{lab}")));
     }
-    for p in state.processes.iter().filter(|p| p.place == "router" && !super::agents::alive(p)) {
-        problems.push(format!(
-            "router: {} is dead: {}",
-            p.program,
-            super::agents::last_words(dir, "router")
+    for p in state.processes.iter().filter(|p| p.place == "router" && !agents::alive(p)) {
+        problems.push(Problem::new(
+            format!("the router's {} is dead: {}", p.program, agents::last_words(dir, "router")),
+            format!("brindlectl lab heal{lab}"),
         ));
     }
     let ok = problems.is_empty() && state.breaks.is_empty() && rows.iter().all(|r| r.problems.is_empty());
@@ -55,6 +55,7 @@ fn screen(state: &LabState, dir: &LabDir) -> StatusScreen {
         nodes: rows,
         breaks: state.breaks.iter().map(Break::words).collect(),
         problems,
+        undo: format!("brindlectl lab heal{lab}"),
     }
 }
 
@@ -76,7 +77,7 @@ fn row(state: &LabState, dir: &LabDir, node: &NodePlan, view: &View) -> NodeRow 
         rss_kib: state
             .processes
             .iter()
-            .find(|p| p.place == node.name && super::agents::alive(p))
+            .find(|p| p.place == node.name && agents::alive(p))
             .and_then(|p| brindle_kernel::process::rss_kib(p.pid)),
         routes: 0,
         problems: Vec::new(),
@@ -86,21 +87,22 @@ fn row(state: &LabState, dir: &LabDir, node: &NodePlan, view: &View) -> NodeRow 
         None => row.problems.extend(missing),
     }
     for pod in node.pods.iter().filter(|p| !state.pods.contains_key(&p.name)) {
-        row.problems.push(format!("pod {} was never attached", pod.name));
+        row.problems.push(Problem::plain(format!("pod {} was never attached", pod.name)));
     }
     if let View::Brindle(status) = view {
         row.blocks = status.blocks.iter().map(ToString::to_string).collect();
         row.encap.clone_from(&status.encap.device);
         row.routes = status.routes.desired;
-        row.problems.extend(status.routes.failed.iter().map(|f| format!("route refused: {f}")));
+        row.problems
+            .extend(status.routes.failed.iter().map(|f| Problem::plain(format!("route refused: {f}"))));
         if !status.ready {
-            row.problems.extend(status.reasons.iter().cloned());
+            row.problems.extend(status.reasons.iter().map(Problem::plain));
         }
         if status.encap.refused > 0 {
-            row.problems.push(format!(
+            row.problems.push(Problem::plain(format!(
                 "{} encapsulated packets refused: their outer source is no known node",
                 status.encap.refused
-            ));
+            )));
         }
     }
     row
@@ -123,8 +125,16 @@ pub(crate) fn list(format: Format) -> Result<Outcome> {
         if phase != "up" {
             outcome = Outcome::Degraded;
         }
-        labs.push(json!({ "lab": dir.name(), "state": phase, "nodes": nodes, "pods": pods, "broken": broken }));
-        table.row([dir.name().to_owned(), phase.into(), nodes.to_string(), pods.to_string(), broken.to_string()]);
+        labs.push(
+            json!({ "lab": dir.name(), "state": phase, "nodes": nodes, "pods": pods, "broken": broken }),
+        );
+        table.row([
+            dir.name().to_owned(),
+            phase.into(),
+            nodes.to_string(),
+            pods.to_string(),
+            broken.to_string(),
+        ]);
     }
     match format {
         Format::Json => out::json(&labs),

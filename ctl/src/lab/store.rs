@@ -121,6 +121,6 @@ mod tests {
         t.router.kind = RouterKind::Frr;
         let plan = LabPlan::new("lab", &t).unwrap();
         let all: Vec<_> = resources(&plan).unwrap().into_iter().map(|(k, v)| (k.to_string(), v)).collect();
-        insta::assert_json_snapshot!(all);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&all).unwrap());
     }
 }

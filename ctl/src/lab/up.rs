@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -12,13 +12,12 @@ use serde_json::json;
 
 use super::{
     agents, breaks, build,
-    converge::{self, Missing, name_flag},
+    converge::{self, Missing, Problem, name_flag},
     plan::{LabPlan, NodePlan},
     pods,
-    proof::Proof,
-    prover,
     progress::Progress,
-    render,
+    proof::Proof,
+    prover, render,
     state::{LabDir, LabState, Phase, PodState},
     store,
     topology::{AgentKind, NodeTopology, RouterKind, Topology},
@@ -43,7 +42,9 @@ pub(crate) fn up(name: &str, topology: &Topology, source: &str, format: Format) 
     agents::check_programs(&plan, &dir)?;
     if dir.exists() {
         let what = match dir.load() {
-            Ok(Some(s)) if s.phase == Phase::Up => format!("is there already, with {} nodes", s.plan.nodes.len()),
+            Ok(Some(s)) if s.phase == Phase::Up => {
+                format!("is there already, with {} nodes", s.plan.nodes.len())
+            }
             _ => "is there, half-made".to_owned(),
         };
         bail!(
@@ -146,7 +147,10 @@ fn bring_up(state: &mut LabState, dir: &LabDir, nodes: &[NodePlan], progress: &P
     let all: Vec<&NodePlan> = plan.nodes.iter().collect();
     let stage = progress.stage("sessions", sessions);
     let (missing, attached) = std::thread::scope(|scope| {
-        let adding = scope.spawn(|| attach_pods(&plan, dir, nodes));
+        let adding = scope.spawn(|| {
+            let start = Instant::now();
+            (attach_pods(&plan, dir, nodes), start.elapsed())
+        });
         let missing = converge::wait_sessions(state, dir, &all, limit, |n| stage.at(n));
         (missing, adding.join())
     });
@@ -155,17 +159,21 @@ fn bring_up(state: &mut LabState, dir: &LabDir, nodes: &[NodePlan], progress: &P
     told(progress, &missing);
 
     let stage = progress.stage("pods", 0);
-    let (attached, failed) = attached.map_err(|_| anyhow::anyhow!("attaching pods failed unexpectedly"))?;
+    let ((attached, failed), took) =
+        attached.map_err(|_| anyhow::anyhow!("attaching pods failed unexpectedly"))?;
     let text = pods_text(&attached, failed.len());
     state.pods.extend(attached);
     dir.save(state)?;
-    stage.done(failed.is_empty(), &text);
+    stage.done_in(took, failed.is_empty(), &text);
     told(progress, &failed);
     good &= failed.is_empty();
 
     let stage = progress.stage("routes", state.plan.nodes.len());
     let missing = converge::wait_routes(state, limit.min(Duration::from_secs(15)), |n| stage.at(n));
-    stage.done(missing.is_empty(), &format!("every node has a route to every one of {} pods", state.pods.len()));
+    stage.done(
+        missing.is_empty(),
+        &format!("every node has a route to every one of {} pods", state.pods.len()),
+    );
     told(progress, &missing);
     good &= missing.is_empty();
 
@@ -176,14 +184,17 @@ fn bring_up(state: &mut LabState, dir: &LabDir, nodes: &[NodePlan], progress: &P
 }
 
 fn agents_text(state: &LabState, nodes: &[NodePlan]) -> String {
-    let ours = nodes.iter().filter(|n| n.agent == AgentKind::Brindle).count();
-    let mut text = format!("{ours} brindle-node");
-    if nodes.len() > ours {
-        text += &format!(", {} bird", nodes.len() - ours);
+    let count = |kind: AgentKind| nodes.iter().filter(|n| n.agent == kind).count();
+    let mut parts = Vec::new();
+    for (n, program) in [(count(AgentKind::Brindle), "brindle-node"), (count(AgentKind::Bird), "bird")] {
+        if n > 0 {
+            parts.push(format!("{n} {program}"));
+        }
     }
     if state.processes.iter().any(|p| p.place == "router") {
-        text += ", router frr";
+        parts.push("router frr".to_owned());
     }
+    let mut text = parts.join(", ");
     let rss = state
         .processes
         .iter()
@@ -191,7 +202,7 @@ fn agents_text(state: &LabState, nodes: &[NodePlan]) -> String {
         .filter_map(|p| brindle_kernel::process::rss_kib(p.pid))
         .max();
     if let Some(kib) = rss {
-        text += &format!(" up, at most {} resident", render::mib(kib));
+        text += &format!(", at most {} resident", render::mib(kib));
     }
     text
 }
@@ -217,14 +228,14 @@ fn attach_pods(
             Ok(())
         };
         if let Err(e) = prepared {
-            return vec![Err(Missing { node: node.name.clone(), text: format!("{e:#}") })];
+            return vec![Err(Missing::new(&node.name, Problem::plain(format!("{e:#}"))))];
         }
         node.pods
             .iter()
             .map(|pod| {
-                pods::attach(plan, dir, node, pod).map(|state| (pod.name.clone(), state)).map_err(|e| Missing {
-                    node: node.name.clone(),
-                    text: format!("{e:#}; its log: {}", dir.log(&node.name).display()),
+                pods::attach(plan, dir, node, pod).map(|state| (pod.name.clone(), state)).map_err(|e| {
+                    let log = format!("tail {}", dir.log(&node.name).display());
+                    Missing::new(&node.name, Problem::new(format!("{e:#}"), log))
                 })
             })
             .collect()
@@ -244,7 +255,7 @@ fn pods_text(attached: &BTreeMap<String, PodState>, failed: usize) -> String {
     let mut times: Vec<_> = attached.values().map(|p| p.add_ms).collect();
     times.sort_unstable();
     let median = times.get(times.len() / 2).copied().unwrap_or(0);
-    let mut text = format!("{} attached by CNI ADD, median {median} ms", attached.len());
+    let mut text = format!("{} attached, median {median} ms", attached.len());
     if failed > 0 {
         text += &format!("; {failed} failed");
     }
@@ -259,10 +270,12 @@ fn pods_text(attached: &BTreeMap<String, PodState>, failed: usize) -> String {
 fn told(progress: &Progress, missing: &[Missing]) -> bool {
     const LISTED: usize = 12;
     for m in missing {
-        progress.event(&json!({ "event": "missing", "node": m.node, "text": m.text }));
+        progress.event(
+            &json!({ "event": "missing", "node": m.node, "what": m.problem.what, "next": m.problem.next }),
+        );
     }
     for m in missing.iter().take(LISTED) {
-        progress.say(&format!("  {}: {}", m.node, m.text));
+        progress.say(render::problem(&m.node, &m.problem).trim_end());
     }
     if missing.len() > LISTED {
         progress.say(&format!("  ... and {} more; all of them with -o json", missing.len() - LISTED));
@@ -296,7 +309,11 @@ fn finish(result: Result<bool>, state: &mut LabState, dir: &LabDir, progress: &P
     {
         progress.say(&hint);
     }
-    progress.say(&format!("\n{} in {:.1} s", if ok { "done" } else { "DEGRADED" }, progress.elapsed().as_secs_f64()));
+    progress.say(&format!(
+        "\n{} in {:.1} s",
+        if ok { "done" } else { "DEGRADED" },
+        progress.elapsed().as_secs_f64()
+    ));
     if ok {
         progress.say(&next_commands(state));
     } else {
@@ -358,7 +375,10 @@ fn settle(state: &LabState, dir: &LabDir, progress: &Progress) -> bool {
     told(progress, &missing);
     let stage = progress.stage("routes", all.len());
     let routes = converge::wait_routes(state, Duration::from_secs(15), |n| stage.at(n));
-    stage.done(routes.is_empty(), &format!("every node has a route to every one of {} pods", state.pods.len()));
+    stage.done(
+        routes.is_empty(),
+        &format!("every node has a route to every one of {} pods", state.pods.len()),
+    );
     told(progress, &routes);
     missing.is_empty() && routes.is_empty()
 }
@@ -401,6 +421,7 @@ pub(crate) fn add_node(name: &str, new: NewNode, format: Format) -> Result<Outco
     build::link_one(&state.plan, &node)?;
     stage.done(true, &format!("{made}; {} {} on {}", node.name, node.address, node.segment));
     store::write(&dir, store::node_resources(&state.plan, &node)?)?;
+    agents::reconfigure_birds(&state.plan, &dir)?;
     let result = bring_up(&mut state, &dir, &[node], &progress);
     finish(result, &mut state, &dir, &progress)
 }

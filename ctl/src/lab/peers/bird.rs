@@ -52,9 +52,9 @@ pub(crate) fn config(plan: &LabPlan, node: &NodePlan) -> String {
         plan.as_number
     );
     for other in plan.nodes.iter().filter(|n| n.name != node.name) {
-        let _ = write!(
+        let _ = writeln!(
             text,
-            "protocol bgp {} from mesh {{ neighbor {} as {}; }}\n",
+            "protocol bgp {} from mesh {{ neighbor {} as {}; }}",
             symbol(&other.name),
             other.address.addr(),
             plan.as_number
@@ -93,6 +93,7 @@ pub(crate) fn program(plan: &LabPlan, node: &NodePlan, dir: &Path) -> Program {
     Program {
         candidates: &["/usr/sbin/bird", "bird"],
         package: "bird2",
+        owner: None,
         args: vec![
             "-f".into(),
             "-c".into(),

@@ -18,15 +18,13 @@ pub(crate) fn config(plan: &LabPlan) -> String {
          \x20no bgp default ipv4-unicast\n\
          \x20no bgp network import-check\n\
          \x20bgp graceful-restart\n\
-         \x20timers bgp 30 90\n\
          \x20neighbor NODES peer-group\n\
-         \x20neighbor NODES remote-as {}\n\
-         \x20neighbor NODES timers connect 2\n",
+         \x20neighbor NODES remote-as {}\n",
         plan.router.as_number, plan.as_number
     );
-    for node in &plan.nodes {
-        let _ = writeln!(text, " neighbor {} peer-group NODES", node.address.addr());
-        let _ = writeln!(text, " neighbor {} description {}", node.address.addr(), node.name);
+    // Whoever is on a segment may peer, so that `lab add node` needs no change here.
+    for segment in &plan.segments {
+        let _ = writeln!(text, " bgp listen range {} peer-group NODES", segment.subnet);
     }
     text.push_str(" address-family ipv4 unicast\n  neighbor NODES activate\n exit-address-family\n");
     text
@@ -37,11 +35,7 @@ pub(crate) fn programs(plan: &LabPlan, dir: &Path) -> [Program; 2] {
     let file = |name: &str| dir.join(name).display().to_string();
     let common = |conf: &str, pid: &str| {
         vec![
-            "-u".to_owned(),
-            "root".into(),
-            "-g".into(),
-            "root".into(),
-            "-f".into(),
+            "-f".to_owned(),
             file(conf),
             "-i".into(),
             file(pid),
@@ -58,6 +52,8 @@ pub(crate) fn programs(plan: &LabPlan, dir: &Path) -> [Program; 2] {
     let program = |candidates, conf: &str, pid: &str, text: String| Program {
         candidates,
         package: "frr",
+        // FRR insists on a user of its own.
+        owner: Some("frr"),
         args: common(conf, pid),
         files: vec![(dir.join(conf), text)],
     };
@@ -72,19 +68,6 @@ pub(crate) fn programs(plan: &LabPlan, dir: &Path) -> [Program; 2] {
     ]
 }
 
-/// Addresses of the neighbors with established sessions, out of `show bgp summary json`.
-pub(crate) fn established(summary: &str) -> Option<Vec<String>> {
-    let v: serde_json::Value = serde_json::from_str(summary).ok()?;
-    let peers = v.get("ipv4Unicast")?.get("peers")?.as_object()?;
-    Some(
-        peers
-            .iter()
-            .filter(|(_, p)| p.get("state").and_then(|s| s.as_str()) == Some("Established"))
-            .map(|(address, _)| address.clone())
-            .collect(),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,13 +78,5 @@ mod tests {
         let mut t = Topology::regular(3, 2, 1);
         t.router.kind = RouterKind::Frr;
         insta::assert_snapshot!(config(&LabPlan::new("lab", &t).unwrap()));
-    }
-
-    #[test]
-    fn established_neighbors_are_read_from_the_summary() {
-        let text = r#"{"ipv4Unicast":{"peers":{"10.77.1.1":{"state":"Established"},
-            "10.77.1.2":{"state":"Active"}}}}"#;
-        assert_eq!(established(text), Some(vec!["10.77.1.1".to_owned()]));
-        assert_eq!(established("{}"), None);
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Program {
     pub(crate) candidates: &'static [&'static str],
     /// Debian package to install when there is none.
     pub(crate) package: &'static str,
+    /// User it changes to by itself, who must own the place's directory and files.
+    pub(crate) owner: Option<&'static str>,
     pub(crate) args: Vec<String>,
     /// Written before it starts: path and content.
     pub(crate) files: Vec<(PathBuf, String)>,

@@ -14,7 +14,7 @@ fn refused(topology: &Topology) -> String {
 #[test]
 fn default_topology_gets_readable_names_and_addresses() {
     let plan = LabPlan::new("lab", &regular()).unwrap();
-    insta::assert_json_snapshot!(plan);
+    insta::assert_snapshot!(serde_json::to_string_pretty(&plan).unwrap());
     assert_eq!(plan.namespaces().len(), 2 + 4 + 8);
 }
 

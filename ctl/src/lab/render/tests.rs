@@ -17,9 +17,7 @@ fn proof(pods: usize, per_segment: usize, bad: impl Fn(usize, usize) -> Verdict)
             answers: true,
         })
         .collect();
-    let cells = (0..pods)
-        .map(|i| (0..pods).map(|j| (i != j).then(|| bad(i, j))).collect())
-        .collect();
+    let cells = (0..pods).map(|i| (0..pods).map(|j| (i != j).then(|| bad(i, j))).collect()).collect();
     Proof { provers, cells, took: Duration::from_millis(42) }
 }
 
@@ -44,7 +42,9 @@ fn eight_pods_get_the_whole_matrix() {
 fn what_is_lost_is_named_with_its_cause() {
     let p = proof(4, 1, |i, j| match (i, j) {
         (0, 2) => Verdict { small: Some("no answer".into()), full: Some("no answer".into()) },
-        (3, 1) => Verdict { small: None, full: Some("too big for the path: 10.77.1.254 takes 1400 bytes".into()) },
+        (3, 1) => {
+            Verdict { small: None, full: Some("too big for the path: 10.77.1.254 takes 1400 bytes".into()) }
+        }
         _ => Verdict::default(),
     });
     insta::assert_snapshot!(checked(matrix(&p, false)));
@@ -88,14 +88,17 @@ fn status_shows_one_line_per_node_and_every_problem_below() {
         encap: "carrier".into(),
         rss_kib: problems.is_empty().then_some(9 * 1024 + 512),
         routes: 5,
-        problems: problems.iter().map(|p| (*p).to_owned()).collect(),
+        problems: problems.iter().map(|p| Problem::new(*p, "brindlectl lab heal")).collect(),
     };
     let screen = StatusScreen {
         lab: "lab".into(),
         ok: false,
-        nodes: vec![row(1, &[]), row(2, &["the agent is dead; start it: brindlectl lab heal"])],
+        nodes: vec![row(1, &[]), row(2, &["the agent is dead"])],
         breaks: vec!["kill node2".into()],
-        problems: vec![],
+        problems: vec![Problem::plain(
+            "a text that is so long that it does not fit into a line of eighty columns, so it is broken",
+        )],
+        undo: "brindlectl lab heal".into(),
     };
     insta::assert_snapshot!(checked(screen.render(false)));
 }
