@@ -63,7 +63,11 @@ pub(crate) async fn publish(store: &dyn Store, name: &str, address: IpNet) -> Re
             IpNet::V6(a) => bgp.ipv6_address = Some(NodeAddress(a)),
         }
         spec.addresses.retain(|a| a.kind != "CalicoNodeIP");
-        spec.addresses.insert(0, TypedAddress { address: address.to_string(), kind: "CalicoNodeIP".into() });
+        spec.addresses.insert(0, TypedAddress {
+            address: address.to_string(),
+            kind: "CalicoNodeIP".into(),
+            ..TypedAddress::default()
+        });
     })
     .await
 }

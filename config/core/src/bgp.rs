@@ -74,6 +74,8 @@ impl<'de> Deserialize<'de> for AsNumber {
 pub struct SecretKeyRef {
     pub name: String,
     pub key: String,
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// A password kept in a Secret.
@@ -81,6 +83,14 @@ pub struct SecretKeyRef {
 #[serde(rename_all = "camelCase")]
 pub struct BgpPassword {
     pub secret_key_ref: SecretKeyRef,
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl BgpPassword {
+    fn extras(&self, at: &str) -> [(String, &Extra); 2] {
+        [(at.to_owned(), &self.extra), (format!("{at}.secretKeyRef"), &self.secret_key_ref.extra)]
+    }
 }
 
 /// A named community.
@@ -89,6 +99,8 @@ pub struct Community {
     pub name: String,
     /// `aa:nn` or `aa:nn:mm`.
     pub value: String,
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// Communities to put on what is advertised inside a prefix.
@@ -97,12 +109,16 @@ pub struct PrefixAdvertisement {
     pub cidr: IpNet,
     #[serde(default)]
     pub communities: Vec<String>,
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// A service range to advertise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceBlock {
     pub cidr: IpNet,
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// BGPConfiguration.spec; objects `default` and `node.<name>`.
@@ -154,6 +170,25 @@ pub struct BgpConfigurationSpec {
 
 impl Spec for BgpConfigurationSpec {
     const KIND: Kind = Kind::BgpConfiguration;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        let mut all = vec![(String::new(), &self.extra)];
+        for (i, c) in self.communities.iter().enumerate() {
+            all.push((format!("communities[{i}]"), &c.extra));
+        }
+        for (i, a) in self.prefix_advertisements.iter().enumerate() {
+            all.push((format!("prefixAdvertisements[{i}]"), &a.extra));
+        }
+        for (name, blocks) in [
+            ("serviceClusterIPs", &self.service_cluster_ips),
+            ("serviceExternalIPs", &self.service_external_ips),
+            ("serviceLoadBalancerIPs", &self.service_load_balancer_ips),
+        ] {
+            all.extend(blocks.iter().enumerate().map(|(i, b)| (format!("{name}[{i}]"), &b.extra)));
+        }
+        all.extend(self.node_mesh_password.iter().flat_map(|p| p.extras("nodeMeshPassword")));
+        all
+    }
 }
 
 /// How the next hop of advertised routes is set.
@@ -214,6 +249,12 @@ pub struct BgpPeerSpec {
 
 impl Spec for BgpPeerSpec {
     const KIND: Kind = Kind::BgpPeer;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        let mut all = vec![(String::new(), &self.extra)];
+        all.extend(self.password.iter().flat_map(|p| p.extras("password")));
+        all
+    }
 }
 
 /// How a filter rule compares a prefix with its `cidr`.
@@ -233,19 +274,23 @@ pub enum FilterAction {
 }
 
 /// Bounds on a prefix length, inclusive.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PrefixLengthRange {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<u8>,
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// Communities a route must carry (exactly one value is allowed by Calico).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommunityMatch {
     pub values: Vec<String>,
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// One rule of a filter; all given matches must hold.
@@ -298,4 +343,30 @@ pub struct BgpFilterSpec {
 
 impl Spec for BgpFilterSpec {
     const KIND: Kind = Kind::BgpFilter;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        let mut all = vec![(String::new(), &self.extra)];
+        for (list, rules) in self.lists() {
+            for (i, rule) in rules.iter().enumerate() {
+                all.push((format!("{list}[{i}]"), &rule.extra));
+                let range = rule.prefix_length.as_ref();
+                all.extend(range.map(|r| (format!("{list}[{i}].prefixLength"), &r.extra)));
+                let communities = rule.communities.as_ref();
+                all.extend(communities.map(|c| (format!("{list}[{i}].communities"), &c.extra)));
+            }
+        }
+        all
+    }
+}
+
+impl BgpFilterSpec {
+    /// The four lists with their field names.
+    pub fn lists(&self) -> [(&'static str, &[BgpFilterRule]); 4] {
+        [
+            ("exportV4", &self.export_v4),
+            ("importV4", &self.import_v4),
+            ("exportV6", &self.export_v6),
+            ("importV6", &self.import_v6),
+        ]
+    }
 }

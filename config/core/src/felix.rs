@@ -43,6 +43,10 @@ pub struct FelixConfigurationSpec {
 
 impl Spec for FelixConfigurationSpec {
     const KIND: Kind = Kind::FelixConfiguration;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        vec![(String::new(), &self.extra)]
+    }
 }
 
 /// ClusterInformation.spec, object `default`.
@@ -64,4 +68,8 @@ pub struct ClusterInformationSpec {
 
 impl Spec for ClusterInformationSpec {
     const KIND: Kind = Kind::ClusterInformation;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        vec![(String::new(), &self.extra)]
+    }
 }

@@ -64,6 +64,13 @@ impl IpamBlockSpec {
 
 impl Spec for IpamBlockSpec {
     const KIND: Kind = Kind::IpamBlock;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        let attributes = self.attributes.iter().enumerate();
+        std::iter::once((String::new(), &self.extra))
+            .chain(attributes.map(|(i, a)| (format!("attributes[{i}]"), &a.extra)))
+            .collect()
+    }
 }
 
 /// State of a claim on a block.
@@ -116,6 +123,10 @@ fn bool_or_string<'de, D: serde::Deserializer<'de>>(d: D) -> Result<bool, D::Err
 
 impl Spec for BlockAffinitySpec {
     const KIND: Kind = Kind::BlockAffinity;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        vec![(String::new(), &self.extra)]
+    }
 }
 
 /// IPAMHandle.spec: how many addresses a handle holds in each block.
@@ -133,6 +144,10 @@ pub struct IpamHandleSpec {
 
 impl Spec for IpamHandleSpec {
     const KIND: Kind = Kind::IpamHandle;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        vec![(String::new(), &self.extra)]
+    }
 }
 
 /// IPAMConfiguration.spec (only the object named `default`).
@@ -171,4 +186,8 @@ impl Default for IpamConfigSpec {
 
 impl Spec for IpamConfigSpec {
     const KIND: Kind = Kind::IpamConfiguration;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        vec![(String::new(), &self.extra)]
+    }
 }

@@ -3,8 +3,10 @@
 //!
 //! Pure: no I/O, no clock, no randomness, no threads. What reads files or opens databases is in `config`.
 
+pub mod any;
 pub mod bgp;
 pub mod felix;
+pub mod fields;
 pub mod ipam;
 pub mod key;
 pub mod meta;
@@ -14,8 +16,10 @@ pub mod pool;
 pub mod selector;
 pub mod status;
 pub mod store;
+pub mod suggest;
 pub mod workload;
 
+pub use any::AnyResource;
 pub use key::{Key, Kind};
 pub use meta::{ObjectMeta, Resource, Spec};
 pub use selector::Selector;

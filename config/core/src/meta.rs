@@ -48,6 +48,10 @@ pub trait Spec:
 {
     /// The kind this is the `spec` of.
     const KIND: Kind;
+
+    /// Fields this version does not know, each with the path inside the spec of the object that holds it (empty for
+    /// the spec itself).
+    fn extras(&self) -> Vec<(String, &Extra)>;
 }
 
 /// A resource as stored and as printed.
@@ -73,6 +77,19 @@ impl<S: Spec> Resource<S> {
             spec,
             extra: Extra::new(),
         }
+    }
+
+    /// The same as [`Spec::extras`] from the top of the resource, with metadata.
+    pub fn extras(&self) -> Vec<(String, &Extra)> {
+        let inside = self.spec.extras().into_iter().map(|(at, extra)| match at.as_str() {
+            "" => ("spec".to_owned(), extra),
+            at => (format!("spec.{at}"), extra),
+        });
+        [(String::new(), &self.extra), ("metadata".to_owned(), &self.metadata.extra)]
+            .into_iter()
+            .chain(inside)
+            .filter(|(_, extra)| !extra.is_empty())
+            .collect()
     }
 
     /// The key under which the stores hold this resource.

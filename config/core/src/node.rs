@@ -55,11 +55,13 @@ pub struct NodeBgpSpec {
 }
 
 /// One address of a node and where it comes from (`CalicoNodeIP`, `InternalIP`, `ExternalIP`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TypedAddress {
     pub address: String,
     #[serde(rename = "type", default, skip_serializing_if = "String::is_empty")]
     pub kind: String,
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// Node.spec.
@@ -97,4 +99,11 @@ impl NodeSpec {
 
 impl Spec for NodeSpec {
     const KIND: Kind = Kind::Node;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        let mut all = vec![(String::new(), &self.extra)];
+        all.extend(self.bgp.iter().map(|b| ("bgp".to_owned(), &b.extra)));
+        all.extend(self.addresses.iter().enumerate().map(|(i, a)| (format!("addresses[{i}]"), &a.extra)));
+        all
+    }
 }

@@ -106,6 +106,10 @@ impl IpPoolSpec {
 
 impl Spec for IpPoolSpec {
     const KIND: Kind = Kind::IpPool;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        vec![(String::new(), &self.extra)]
+    }
 }
 
 /// IPReservation.spec: addresses never assigned automatically.
@@ -119,4 +123,8 @@ pub struct IpReservationSpec {
 
 impl Spec for IpReservationSpec {
     const KIND: Kind = Kind::IpReservation;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        vec![(String::new(), &self.extra)]
+    }
 }

@@ -21,6 +21,8 @@ pub struct WorkloadPort {
     pub port: u16,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_port: Option<u16>,
+    #[serde(flatten)]
+    pub extra: Extra,
 }
 
 /// WorkloadEndpoint.spec.
@@ -62,6 +64,13 @@ pub struct WorkloadEndpointSpec {
 
 impl Spec for WorkloadEndpointSpec {
     const KIND: Kind = Kind::WorkloadEndpoint;
+
+    fn extras(&self) -> Vec<(String, &Extra)> {
+        let ports = self.ports.iter().enumerate();
+        std::iter::once((String::new(), &self.extra))
+            .chain(ports.map(|(i, p)| (format!("ports[{i}]"), &p.extra)))
+            .collect()
+    }
 }
 
 /// Name of a Kubernetes endpoint: parts joined by `-`, each `-` inside a part doubled.
