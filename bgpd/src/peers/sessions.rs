@@ -157,7 +157,7 @@ impl<'a> Cx<'a> {
         field: &str,
         wanted: Option<&BgpPassword>,
     ) -> Result<Option<String>, String> {
-        let Some(BgpPassword { secret_key_ref: r }) = wanted else { return Ok(None) };
+        let Some(BgpPassword { secret_key_ref: r, .. }) = wanted else { return Ok(None) };
         match self.state.secret(&r.name, &r.key) {
             Some(p) => Ok(Some(p.to_owned())),
             None => Err(format!(
