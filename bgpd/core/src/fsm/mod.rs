@@ -182,9 +182,9 @@ impl fmt::Display for Cause {
             Self::Replaced => f.write_str("peer restarted and opened a new connection"),
             Self::HoldExpired => f.write_str("hold timer expired"),
             Self::SendHoldExpired => f.write_str("peer reads nothing: send hold timer expired"),
-            Self::Sent(n, what) if what.is_empty() => write!(f, "sent NOTIFICATION {}", notice::describe(n)),
-            Self::Sent(n, what) => write!(f, "sent NOTIFICATION {}: {what}", notice::describe(n)),
-            Self::Received(n) => write!(f, "received NOTIFICATION {}", notice::describe(n)),
+            Self::Sent(n, what) if what.is_empty() => write!(f, "sent NOTIFICATION {n}"),
+            Self::Sent(n, what) => write!(f, "sent NOTIFICATION {n}: {what}"),
+            Self::Received(n) => write!(f, "received NOTIFICATION {n}"),
         }
     }
 }

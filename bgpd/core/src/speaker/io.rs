@@ -317,6 +317,11 @@ pub enum Event {
         what: String,
         routes: usize,
     },
+    /// A setting that cannot be used.
+    Config {
+        name: String,
+        what: String,
+    },
     /// Connection refused by the speaker.
     Refused {
         remote: SocketAddr,

@@ -6,6 +6,266 @@
 //! The driver's loop is: wait for input | `deadline()` | room in an output queue; call `handle`, `on_time` or
 //! `next_update`; drain `Output`s in order.
 
+mod config;
 mod io;
+mod neighbor;
+mod restart;
+mod session;
+mod status;
 
-pub use io::*;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{IpAddr, SocketAddr},
+};
+
+use bytes::BytesMut;
+
+pub use self::{io::*, status::PeerStatus};
+use self::{neighbor::Neighbor, restart::Sync};
+use crate::{
+    fsm::{Action, Actions, Cease, ConnIds, Endpoints, Env, Identity, Jitter, PeerInput, Side, StateKind},
+    rib::Rib,
+    time::Mono,
+};
+
+/// A BGP speaker.
+#[derive(Debug)]
+pub struct Speaker {
+    cfg: SpeakerConfig,
+    rib: Rib,
+    peers: BTreeMap<PeerId, Neighbor>,
+    by_address: BTreeMap<IpAddr, Vec<PeerId>>,
+    conns: BTreeMap<ConnId, PeerId>,
+    /// The next deadline of each peer that has one.
+    timers: BTreeSet<(Mono, PeerId)>,
+    ids: ConnIds,
+    next_peer: u32,
+    jitter: Jitter,
+    actions: Actions,
+    sync: Sync,
+    stopped: bool,
+}
+
+impl Speaker {
+    /// A speaker without peers.
+    pub fn new(cfg: SpeakerConfig) -> Self {
+        Self {
+            rib: Rib::new(cfg.clone()),
+            peers: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            ids: ConnIds::default(),
+            next_peer: 0,
+            jitter: Jitter::new(cfg.seed),
+            actions: Actions::new(),
+            sync: Sync::default(),
+            stopped: false,
+            cfg,
+        }
+    }
+
+    /// One input.
+    pub fn handle(&mut self, now: Mono, input: Input, out: &mut VecDeque<Output>) {
+        match input {
+            Input::SetPeers(peers) => self.set_peers(now, peers, out),
+            Input::SetLocalRoutes(routes) => {
+                self.sync.routes_known();
+                self.rib.set_local(routes);
+            }
+            Input::Connected { conn, local, remote } => {
+                let ends = Endpoints { local, remote, initiator: Side::Us };
+                if !self.to_peer(now, conn, PeerInput::Connected(conn, ends), out) {
+                    // Given up while it was under way.
+                    out.push_back(Output::Close { conn });
+                }
+            }
+            Input::Accepted { conn, local, remote } => self.accept(now, conn, local, remote, out),
+            Input::Disconnected { conn, reason } => {
+                self.to_peer(now, conn, PeerInput::Lost(conn, reason), out);
+                self.conns.remove(&conn);
+            }
+            Input::Message { conn, message } => {
+                self.to_peer(now, conn, PeerInput::Message(conn, message), out);
+            }
+            Input::BadMessage { conn, notification, what } => {
+                self.to_peer(now, conn, PeerInput::Bad(conn, notification, what), out);
+            }
+            Input::SendStalled { conn } => {
+                self.to_peer(now, conn, PeerInput::SendStalled(conn), out);
+            }
+            Input::NextHop { address, cost } => self.rib.set_next_hop(address, cost),
+            Input::Clear { peer, how } => self.clear(now, peer, how, out),
+            Input::Shutdown => {
+                self.stopped = true;
+                let all: Vec<PeerId> = self.peers.keys().copied().collect();
+                for peer in all {
+                    self.drive(now, peer, PeerInput::Stop(Cease::AdministrativeShutdown), out);
+                }
+            }
+        }
+        self.flush(now, out);
+    }
+
+    /// Everything that is due.
+    pub fn on_time(&mut self, now: Mono, out: &mut VecDeque<Output>) {
+        while let Some((at, id)) = self.timers.first().copied()
+            && at <= now
+        {
+            self.timers.pop_first();
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            peer.armed = None;
+            let old = peer.fsm.state();
+            let me = identity(&self.cfg, &self.sync);
+            let mut env = Env { now, me, ids: &mut self.ids };
+            peer.fsm.on_time(&mut env, &mut self.actions);
+            self.stale_time(now, id, out);
+            self.after(now, id, old, out);
+        }
+        self.flush(now, out);
+    }
+
+    /// When `on_time` must be called next.
+    pub fn deadline(&self) -> Option<Mono> {
+        let timer = self.timers.first().map(|(at, _)| *at);
+        timer.into_iter().chain(self.sync.deadline()).min()
+    }
+
+    /// Appends UPDATEs for a connection to `buf`: about `limit` octets, at least one message if any waits. True:
+    /// something was appended, ask again when it is written. False: nothing waits and nothing was appended;
+    /// [`Output::Pending`] will say when that changes.
+    pub fn next_update(&mut self, conn: ConnId, limit: usize, buf: &mut BytesMut) -> bool {
+        let Some(peer) = self.conns.get(&conn).and_then(|id| self.peers.get(id)) else { return false };
+        match &peer.up {
+            Some(up) if up.conn == conn => {
+                let write = up.session.write;
+                self.rib.pull(peer.id, &write, limit, buf)
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// Gives an input to the peer that owns a connection; false if nobody does.
+    fn to_peer(&mut self, now: Mono, conn: ConnId, input: PeerInput, out: &mut VecDeque<Output>) -> bool {
+        match self.conns.get(&conn) {
+            Some(id) => self.drive(now, *id, input, out),
+            None => false,
+        }
+    }
+
+    /// Gives an input to a peer and does what follows.
+    fn drive(&mut self, now: Mono, id: PeerId, input: PeerInput, out: &mut VecDeque<Output>) -> bool {
+        let Some(peer) = self.peers.get_mut(&id) else { return false };
+        let old = peer.fsm.state();
+        let me = identity(&self.cfg, &self.sync);
+        let mut env = Env { now, me, ids: &mut self.ids };
+        let known = peer.fsm.handle(&mut env, input, &mut self.actions);
+        self.after(now, id, old, out);
+        known
+    }
+
+    /// Carries out the actions of a peer's state machine, reports its state, sets its timer.
+    fn after(&mut self, now: Mono, id: PeerId, old: StateKind, out: &mut VecDeque<Output>) {
+        let mut too_many = None;
+        while let Some((conn, action)) = self.actions.pop_front() {
+            match action {
+                Action::Dial => {
+                    self.conns.insert(conn, id);
+                    if let Some(peer) = self.peers.get(&id) {
+                        let cfg = peer.fsm.config();
+                        out.push_back(Output::Dial {
+                            conn,
+                            peer: id,
+                            to: SocketAddr::new(cfg.address, cfg.port),
+                            from: cfg.local_address,
+                            ttl: cfg.ttl,
+                            password: cfg.password.clone(),
+                        });
+                    }
+                }
+                Action::Close => {
+                    self.conns.remove(&conn);
+                    out.push_back(Output::Close { conn });
+                }
+                Action::Send(message) => out.push_back(Output::Send { conn, message }),
+                Action::Negotiated(s) => {
+                    out.push_back(Output::Negotiated { conn, read: s.read, write: s.write });
+                }
+                Action::Up(session) => self.up(now, id, conn, session, out),
+                Action::Down(down) => self.down(now, id, &down, out),
+                Action::Deliver(update) => too_many = self.deliver(id, update, out).or(too_many),
+                Action::Refresh(r) => self.refresh(id, r),
+            }
+        }
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.report(now, old, out);
+            let next = peer.deadline();
+            if next != peer.armed {
+                if let Some(at) = peer.armed {
+                    self.timers.remove(&(at, id));
+                }
+                peer.armed = next;
+                if let Some(at) = next {
+                    self.timers.insert((at, id));
+                }
+            }
+        }
+        if let Some((conn, notification, what)) = too_many {
+            self.drive(now, id, PeerInput::Bad(conn, notification, what), out);
+        }
+    }
+
+    /// Passes on what the RIB has to say.
+    fn flush(&mut self, now: Mono, out: &mut VecDeque<Output>) {
+        let in_sync = self.check_sync(now);
+        out.extend(self.rib.take_fib().map(Output::Fib));
+        if in_sync {
+            out.push_back(Output::FibInSync);
+        }
+        for id in self.rib.take_ring() {
+            if let Some(up) = self.peers.get(&id).and_then(|p| p.up.as_ref()) {
+                out.push_back(Output::Pending { conn: up.conn });
+            }
+        }
+    }
+
+    /// Somebody connected to us.
+    fn accept(
+        &mut self,
+        now: Mono,
+        conn: ConnId,
+        local: SocketAddr,
+        remote: SocketAddr,
+        out: &mut VecDeque<Output>,
+    ) {
+        let at = local.ip().to_canonical();
+        let candidates = self.by_address.get(&remote.ip().to_canonical());
+        let peer = candidates
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.peers.get(id))
+            .find(|p| p.fsm.config().local_address.is_none_or(|a| a == at));
+        let Some(id) = peer.filter(|_| !self.stopped).map(|p| p.id) else {
+            let why = if self.stopped { "shutting down" } else { "not a configured neighbor" };
+            out.push_back(Output::Event(Event::Refused { remote, why: why.into() }));
+            out.push_back(Output::Close { conn });
+            return;
+        };
+        self.conns.insert(conn, id);
+        let ends = Endpoints { local, remote, initiator: Side::Them };
+        self.drive(now, id, PeerInput::Accepted(conn, ends), out);
+    }
+}
+
+/// Who we are at this moment.
+const fn identity(cfg: &SpeakerConfig, sync: &Sync) -> Identity {
+    Identity {
+        asn: cfg.asn,
+        router_id: cfg.router_id,
+        restarting: cfg.restarting && !sync.released(),
+        preserved: cfg.restarting || sync.done(),
+    }
+}

@@ -1,0 +1,341 @@
+//! The RIB of one family: Adj-RIB-In and Loc-RIB (in [`Table`]), the decision, and what follows from a change: export
+//! and forwarding.
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+use std::net::IpAddr;
+
+use super::{
+    LOCAL,
+    attrs::Attrs,
+    bits::Bits,
+    decision::{DecisionCx, decide},
+    group::{Groups, OutCx},
+    import::Invalid,
+    peers::NextHops,
+    prefix::Prefix,
+    table::{Dest, Path, PathFlags, Table},
+};
+use crate::speaker::{FibChange, PeerId};
+
+/// Adj-RIB-In of one peer: which destinations it has sent.
+#[derive(Debug, Default)]
+struct AdjIn {
+    dests: Bits,
+    /// Paths; more than `dests` with add-path.
+    paths: usize,
+    stale: usize,
+}
+
+/// What a change needs of the rest of the RIB.
+#[derive(Debug)]
+pub(super) struct ChangeCx<'a> {
+    pub out: OutCx<'a>,
+    pub next_hops: &'a NextHops,
+    pub multipath: usize,
+    /// Selection is put off (RFC 4724 section 4.1): paths are only stored.
+    pub deferred: bool,
+    pub fib: &'a mut Vec<FibChange>,
+}
+
+/// A received or own route.
+#[derive(Clone, Debug)]
+pub(super) struct NewPath {
+    pub peer: PeerId,
+    pub path_id: u32,
+    pub attrs: Attrs,
+    pub ebgp: bool,
+    pub bad: Option<Invalid>,
+}
+
+/// One family.
+#[derive(Debug)]
+pub(super) struct Afi<P> {
+    pub table: Table<P>,
+    pub groups: Groups,
+    ins: Vec<AdjIn>,
+    own: AdjIn,
+    /// Destinations without paths, and how many of them make a sweep worthwhile.
+    empty: usize,
+    sweep_at: usize,
+}
+
+/// Least number of empty destinations for a sweep.
+const SWEEP_MIN: usize = 1_024;
+
+/// What is compared to see whether a change is one for others.
+struct Before {
+    best: Option<(Attrs, PeerId)>,
+    hops: SmallVec<[IpAddr; 1]>,
+}
+
+impl<P: Prefix> Afi<P> {
+    /// An empty RIB.
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            table: Table::new(seed),
+            groups: Groups::default(),
+            ins: Vec::new(),
+            own: AdjIn::default(),
+            empty: 0,
+            sweep_at: SWEEP_MIN,
+        }
+    }
+
+    fn adj_in(&mut self, peer: PeerId) -> &mut AdjIn {
+        if peer == LOCAL {
+            return &mut self.own;
+        }
+        let n = peer.0 as usize;
+        if n >= self.ins.len() {
+            self.ins.resize_with(n + 1, AdjIn::default);
+        }
+        &mut self.ins[n]
+    }
+
+    fn adj_in_ref(&self, peer: PeerId) -> Option<&AdjIn> {
+        if peer == LOCAL { Some(&self.own) } else { self.ins.get(peer.0 as usize) }
+    }
+
+    /// Paths a peer has sent.
+    pub(super) fn received(&self, peer: PeerId) -> usize {
+        self.adj_in_ref(peer).map_or(0, |i| i.paths)
+    }
+
+    /// Of these, those kept from before its restart.
+    pub(super) fn stale(&self, peer: PeerId) -> usize {
+        self.adj_in_ref(peer).map_or(0, |i| i.stale)
+    }
+
+    /// A route arrives, replacing an earlier one of the same peer and path identifier.
+    pub(super) fn announce(&mut self, prefix: P, new: NewPath, cx: &mut ChangeCx<'_>) {
+        let (n, added) = self.table.get_or_add(prefix);
+        let dest = self.table.dest_mut(n);
+        let at = dest.find(new.peer, new.path_id);
+        let peer = new.peer;
+        if let Ok(at) = at
+            && let Some(old) = dest.paths.get_mut(at)
+            && old.attrs == new.attrs
+            && old.bad == new.bad
+        {
+            // Nothing new, except that it is confirmed.
+            if std::mem::take(&mut old.flags.stale) {
+                self.adj_in(peer).stale -= 1;
+            }
+            return;
+        }
+        let before = Before::of(dest, cx);
+        let path = Path {
+            attrs: new.attrs,
+            peer,
+            path_id: new.path_id,
+            flags: PathFlags { ebgp: new.ebgp, stale: false, multipath: false },
+            bad: new.bad,
+            lost: None,
+        };
+        // An empty destination that is found again is one less to sweep.
+        let refilled = !added && dest.paths.is_empty();
+        let mut was_stale = false;
+        match at {
+            Ok(at) => {
+                if let Some(old) = dest.paths.get_mut(at) {
+                    was_stale = old.flags.stale;
+                    *old = path;
+                }
+            }
+            Err(at) => dest.paths.insert(at, path),
+        }
+        self.empty -= usize::from(refilled);
+        let adj = self.adj_in(peer);
+        if at.is_err() {
+            adj.dests.insert(n);
+            adj.paths += 1;
+        }
+        if was_stale {
+            adj.stale -= 1;
+        }
+        self.after(n, before, cx);
+    }
+
+    /// A route is withdrawn; whether it was there.
+    pub(super) fn withdraw(&mut self, prefix: P, peer: PeerId, path_id: u32, cx: &mut ChangeCx<'_>) -> bool {
+        let Some(n) = self.table.get(prefix) else { return false };
+        self.remove(n, peer, |p| p.path_id == path_id, cx) > 0
+    }
+
+    /// Removes paths of a peer from a destination; returns how many.
+    fn remove(
+        &mut self,
+        n: u32,
+        peer: PeerId,
+        which: impl Fn(&Path) -> bool,
+        cx: &mut ChangeCx<'_>,
+    ) -> usize {
+        let dest = self.table.dest_mut(n);
+        if !dest.paths.iter().any(|p| p.peer == peer && which(p)) {
+            return 0;
+        }
+        let before = Before::of(dest, cx);
+        let (mut gone, mut stale, mut left) = (0, 0, false);
+        dest.paths.retain(|p| {
+            if p.peer != peer {
+                return true;
+            }
+            let goes = which(p);
+            gone += usize::from(goes);
+            stale += usize::from(goes && p.flags.stale);
+            left |= !goes;
+            !goes
+        });
+        let emptied = dest.paths.is_empty();
+        let adj = self.adj_in(peer);
+        adj.paths -= gone;
+        adj.stale -= stale;
+        if !left {
+            adj.dests.remove(n);
+        }
+        self.empty += usize::from(emptied);
+        self.after(n, before, cx);
+        if self.empty >= self.sweep_at {
+            self.sweep();
+        }
+        gone
+    }
+
+    /// Decides about a destination whose paths have changed, and passes on what follows.
+    fn after(&mut self, n: u32, before: Before, cx: &mut ChangeCx<'_>) {
+        if cx.deferred {
+            return;
+        }
+        let dest = self.table.dest_mut(n);
+        let verdict = decide(
+            &dest.paths,
+            &DecisionCx { sources: cx.out.sources, next_hops: cx.next_hops, multipath: cx.multipath },
+        );
+        dest.settle(&verdict);
+        let best = dest.best();
+        let changed = match (&before.best, best) {
+            (None, None) => false,
+            (Some((attrs, peer)), Some(b)) => b.attrs != *attrs || b.peer != *peer,
+            (Some(_), None) | (None, Some(_)) => true,
+        };
+        let hops = next_hops(dest);
+        if hops != before.hops {
+            let from = best.map(|p| p.peer).filter(|p| *p != LOCAL);
+            cx.fib.push(FibChange { prefix: dest.prefix.net(), next_hops: hops, from });
+        }
+        if changed {
+            self.groups.propagate(&self.table, n, &mut cx.out);
+        }
+    }
+
+    /// Removes what a peer has sent, all of it or only what is stale; returns how many paths.
+    pub(super) fn drop_paths(&mut self, peer: PeerId, only_stale: bool, cx: &mut ChangeCx<'_>) -> usize {
+        if only_stale && self.stale(peer) == 0 {
+            return 0;
+        }
+        let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
+        dests.into_iter().map(|n| self.remove(n, peer, |p| !only_stale || p.flags.stale, cx)).sum()
+    }
+
+    /// Removes paths of a peer whose prefix does not satisfy `keep`.
+    pub(super) fn retain(&mut self, peer: PeerId, keep: impl Fn(P) -> bool, cx: &mut ChangeCx<'_>) {
+        let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
+        for n in dests {
+            if !keep(self.table.dest(n).prefix) {
+                self.remove(n, peer, |_| true, cx);
+            }
+        }
+    }
+
+    /// Marks what a peer has sent as kept from before its restart; returns how many paths.
+    pub(super) fn mark_stale(&mut self, peer: PeerId) -> usize {
+        let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
+        let mut marked = 0;
+        for n in dests {
+            for path in self.table.dest_mut(n).paths.iter_mut().filter(|p| p.peer == peer) {
+                path.flags.stale = true;
+                marked += 1;
+            }
+        }
+        self.adj_in(peer).stale = marked;
+        marked
+    }
+
+    /// Decides about every destination: after selection was put off, or when next hops or sources have changed.
+    pub(super) fn decide_all(&mut self, cx: &mut ChangeCx<'_>) {
+        let all: Vec<u32> = self.table.iter().map(|(n, _)| n).collect();
+        for n in all {
+            let before = Before::of(self.table.dest(n), cx);
+            self.after(n, before, cx);
+        }
+    }
+
+    /// What is known of a source has changed: its routes are decided about and exported again.
+    pub(super) fn source_changed(&mut self, peer: PeerId, cx: &mut ChangeCx<'_>) {
+        self.groups.forget();
+        let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
+        for n in dests {
+            let before = Before::of(self.table.dest(n), cx);
+            self.after(n, before, cx);
+            if !cx.deferred {
+                self.groups.propagate(&self.table, n, &mut cx.out);
+            }
+        }
+    }
+
+    /// Gives up destinations nobody refers to.
+    fn sweep(&mut self) {
+        let used = self.groups.refers_to();
+        self.empty = self.table.release(|n| used.contains(n));
+        self.sweep_at = SWEEP_MIN.max(self.empty * 2).max(self.table.len() / 2);
+    }
+
+    /// Destinations that match a prefix exactly, or all; sorted.
+    pub(super) fn select(&self, prefix: Option<P>) -> Vec<&Dest<P>> {
+        match prefix {
+            Some(p) => self.table.get(p).map(|n| self.table.dest(n)).into_iter().collect(),
+            None => {
+                let mut all: Vec<&Dest<P>> =
+                    self.table.iter().map(|(_, d)| d).filter(|d| !d.paths.is_empty()).collect();
+                all.sort_unstable_by_key(|d| d.prefix);
+                all
+            }
+        }
+    }
+
+    /// What a peer has been told, sorted by prefix.
+    pub(super) fn advertised(&self, peer: PeerId) -> Vec<(IpNet, &Attrs)> {
+        let mut all: Vec<(P, &Attrs)> = self
+            .table
+            .iter()
+            .filter_map(|(n, d)| Some((d.prefix, self.groups.advertised(&self.table, peer, n)?)))
+            .collect();
+        all.sort_unstable_by_key(|(p, _)| *p);
+        all.into_iter().map(|(p, a)| (p.net(), a)).collect()
+    }
+}
+
+impl Before {
+    fn of<P>(dest: &Dest<P>, cx: &ChangeCx<'_>) -> Self {
+        if cx.deferred {
+            return Self { best: None, hops: SmallVec::new() };
+        }
+        Self { best: dest.best().map(|p| (p.attrs.clone(), p.peer)), hops: next_hops(dest) }
+    }
+}
+
+/// Where packets to a destination go: the next hops of its multipath set, sorted; none for own routes.
+fn next_hops<P>(dest: &Dest<P>) -> SmallVec<[IpAddr; 1]> {
+    let mut hops: SmallVec<[IpAddr; 1]> = dest
+        .paths
+        .iter()
+        .filter(|p| p.flags.multipath && p.peer != LOCAL)
+        .filter_map(|p| p.attrs.next_hop.map(|h| h.ip()))
+        .collect();
+    if hops.len() > 1 {
+        hops.sort_unstable();
+        hops.dedup();
+    }
+    hops
+}

@@ -1,0 +1,434 @@
+//! Both families behind one interface: what the speaker asks of its routes.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use bytes::BytesMut;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    LOCAL,
+    afi::{Afi, ChangeCx, NewPath},
+    attrs::Interner,
+    decision::Step,
+    export::{ExportCx, GroupKey},
+    group::OutCx,
+    import::{ImportCx, Invalid},
+    pack::{Block, fill},
+    peers::{NextHops, Source, Sources},
+    prefix::Prefix,
+    table::{Dest, Path},
+};
+use crate::{
+    af::{Family, PerFamily},
+    speaker::{ExportPolicy, FibChange, LocalRoute, NextHopPolicy, PeerId, SpeakerConfig},
+    wire::{AttrSet, Nlri, Prefixes, Update, WireCx},
+};
+
+/// A neighbor with a session, as the RIB needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RibPeer {
+    pub id: PeerId,
+    pub ibgp: bool,
+    pub client: bool,
+    pub router_id: Ipv4Addr,
+    pub address: IpAddr,
+    /// Our end of the session.
+    pub local_address: IpAddr,
+    /// The AS we present.
+    pub local_asn: u32,
+    pub allow_own_as: u8,
+    pub next_hop: NextHopPolicy,
+    pub policy: Arc<ExportPolicy>,
+    pub families: PerFamily<bool>,
+}
+
+impl RibPeer {
+    fn source(&self) -> Source {
+        Source { ibgp: self.ibgp, client: self.client, router_id: self.router_id, address: self.address }
+    }
+
+    fn group(&self) -> GroupKey {
+        GroupKey {
+            ibgp: self.ibgp,
+            client: self.client,
+            local_asn: self.local_asn,
+            local_address: self.local_address,
+            next_hop: self.next_hop,
+            policy: Arc::clone(&self.policy),
+        }
+    }
+}
+
+/// How many routes a neighbor has sent, was told and is to be told, in one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRoutes {
+    pub received: usize,
+    pub stale: usize,
+    pub advertised: usize,
+    pub waiting: usize,
+}
+
+/// A path with its standing, to be shown.
+#[derive(Clone, Copy, Debug)]
+pub struct PathView<'a> {
+    pub prefix: IpNet,
+    /// `None`: our own.
+    pub from: Option<PeerId>,
+    pub path_id: u32,
+    pub attributes: &'a AttrSet,
+    pub next_hop: Option<IpAddr>,
+    pub best: bool,
+    /// Among those used for forwarding.
+    pub multipath: bool,
+    pub stale: bool,
+    pub invalid: Option<Invalid>,
+    /// Where it lost; `None` for the best, and while selection is put off.
+    pub lost: Option<Step>,
+}
+
+impl PathView<'_> {
+    /// Why it is not the best.
+    pub fn why(&self) -> String {
+        match (self.best, self.invalid, self.lost) {
+            (true, _, _) => "best".into(),
+            (false, Some(invalid), _) => invalid.to_string(),
+            (false, None, Some(Step::Validity)) => "the next hop is unreachable".into(),
+            (false, None, Some(step)) => step.to_string(),
+            (false, None, None) => "selection is put off".into(),
+        }
+    }
+}
+
+/// All routes of a speaker.
+#[derive(Debug)]
+pub struct Rib {
+    cfg: SpeakerConfig,
+    interner: Interner,
+    sources: Sources,
+    next_hops: NextHops,
+    v4: Afi<Ipv4Net>,
+    v6: Afi<Ipv6Net>,
+    deferred: bool,
+    ring: Vec<PeerId>,
+    fib: Vec<FibChange>,
+    block: Block,
+}
+
+impl Rib {
+    /// An empty RIB. With `cfg.restarting`, selection is put off until [`release`](Self::release).
+    pub fn new(cfg: SpeakerConfig) -> Self {
+        Self {
+            interner: Interner::new(&cfg),
+            sources: Sources::new(cfg.router_id),
+            next_hops: NextHops::default(),
+            v4: Afi::new(cfg.seed),
+            v6: Afi::new(cfg.seed.wrapping_add(1)),
+            deferred: cfg.restarting,
+            ring: Vec::new(),
+            fib: Vec::new(),
+            block: Block::default(),
+            cfg,
+        }
+    }
+
+    /// The parts a change works on.
+    fn split(&mut self) -> (&mut Afi<Ipv4Net>, &mut Afi<Ipv6Net>, ChangeCx<'_>) {
+        let cluster_id = self.cfg.cluster_id.unwrap_or(self.cfg.router_id);
+        let cx = ChangeCx {
+            out: OutCx {
+                sources: &self.sources,
+                interner: &mut self.interner,
+                export: ExportCx { cluster_id },
+                ring: &mut self.ring,
+            },
+            next_hops: &self.next_hops,
+            multipath: usize::from(self.cfg.multipath.max(1)),
+            deferred: self.deferred,
+            fib: &mut self.fib,
+        };
+        (&mut self.v4, &mut self.v6, cx)
+    }
+
+    /// Neighbors for which there is now something to pull.
+    pub fn take_ring(&mut self) -> std::vec::Drain<'_, PeerId> {
+        self.ring.drain(..)
+    }
+
+    /// Changes of forwarding.
+    pub fn take_fib(&mut self) -> std::vec::Drain<'_, FibChange> {
+        self.fib.drain(..)
+    }
+
+    /// A session is established: its neighbor is told everything, and routes of it are welcome.
+    pub fn peer_up(&mut self, peer: &RibPeer) {
+        self.next_hops.add_own(peer.local_address);
+        self.set_source(peer);
+        let eor = !self.deferred;
+        let (v4, v6, mut cx) = self.split();
+        for family in Family::ALL.into_iter().filter(|f| peer.families[*f]) {
+            match family {
+                Family::Ipv4Unicast => {
+                    v4.groups.join(&v4.table, peer.id, peer.group(), eor, &mut cx.out);
+                }
+                Family::Ipv6Unicast => {
+                    v6.groups.join(&v6.table, peer.id, peer.group(), eor, &mut cx.out);
+                }
+            }
+        }
+    }
+
+    /// Settings of an established session changed that need no new session.
+    pub fn peer_changed(&mut self, old: &RibPeer, peer: &RibPeer) {
+        self.set_source(peer);
+        if old.group() == peer.group() {
+            return;
+        }
+        let (v4, v6, mut cx) = self.split();
+        if v4.groups.contains(peer.id) {
+            v4.groups.join(&v4.table, peer.id, peer.group(), false, &mut cx.out);
+        }
+        if v6.groups.contains(peer.id) {
+            v6.groups.join(&v6.table, peer.id, peer.group(), false, &mut cx.out);
+        }
+    }
+
+    fn set_source(&mut self, peer: &RibPeer) {
+        let source = peer.source();
+        if *self.sources.get(peer.id) == source {
+            return;
+        }
+        self.sources.set(peer.id, source);
+        let (v4, v6, mut cx) = self.split();
+        v4.source_changed(peer.id, &mut cx);
+        v6.source_changed(peer.id, &mut cx);
+    }
+
+    /// The session ended. Routes of families in `keep` become stale, the others go; returns how many were kept.
+    pub fn peer_down(&mut self, peer: &RibPeer, keep: PerFamily<bool>) -> usize {
+        self.next_hops.remove_own(peer.local_address);
+        let (v4, v6, mut cx) = self.split();
+        v4.groups.remove(peer.id);
+        v6.groups.remove(peer.id);
+        let mut kept = 0;
+        if keep[Family::Ipv4Unicast] {
+            // Those already stale have had their time (RFC 4724 section 4.2).
+            v4.drop_paths(peer.id, true, &mut cx);
+            kept += v4.mark_stale(peer.id);
+        } else {
+            v4.drop_paths(peer.id, false, &mut cx);
+        }
+        if keep[Family::Ipv6Unicast] {
+            v6.drop_paths(peer.id, true, &mut cx);
+            kept += v6.mark_stale(peer.id);
+        } else {
+            v6.drop_paths(peer.id, false, &mut cx);
+        }
+        kept
+    }
+
+    /// The neighbor is gone for good.
+    pub fn forget(&mut self, peer: PeerId) {
+        let (v4, v6, mut cx) = self.split();
+        v4.drop_paths(peer, false, &mut cx);
+        v6.drop_paths(peer, false, &mut cx);
+    }
+
+    /// Drops what is kept as stale in a family; returns how many paths.
+    pub fn drop_stale(&mut self, peer: PeerId, family: Family) -> usize {
+        let (v4, v6, mut cx) = self.split();
+        match family {
+            Family::Ipv4Unicast => v4.drop_paths(peer, true, &mut cx),
+            Family::Ipv6Unicast => v6.drop_paths(peer, true, &mut cx),
+        }
+    }
+
+    /// An UPDATE of an established neighbor.
+    pub fn update(&mut self, peer: &RibPeer, update: Update) {
+        for prefixes in &update.withdrawn {
+            self.withdraw(peer, prefixes);
+        }
+        let Some(mut set) = update.attributes else { return };
+        let judge = ImportCx {
+            speaker: &self.cfg,
+            ibgp: peer.ibgp,
+            local_asn: peer.local_asn,
+            allow_own_as: peer.allow_own_as,
+        };
+        let bad = judge.judge(&mut set);
+        let mut set = Some(set);
+        let last = update.reach.len().saturating_sub(1);
+        for (i, reach) in update.reach.iter().enumerate() {
+            let bad = bad.or_else(|| {
+                ImportCx { speaker: &self.cfg, ibgp: peer.ibgp, local_asn: 0, allow_own_as: 0 }
+                    .judge_next_hop(&reach.next_hop, &self.next_hops)
+            });
+            let Some(set) = (if i == last { set.take() } else { set.clone() }) else { return };
+            let attrs = self.interner.intern(set, Some(reach.next_hop));
+            let new = NewPath { peer: peer.id, path_id: 0, attrs, ebgp: !peer.ibgp, bad };
+            let families = peer.families;
+            let (v4, v6, mut cx) = self.split();
+            match &reach.prefixes {
+                Prefixes::V4(list) if families[Family::Ipv4Unicast] => announce(v4, list, &new, &mut cx),
+                Prefixes::V6(list) if families[Family::Ipv6Unicast] => announce(v6, list, &new, &mut cx),
+                // A family that was not negotiated is ignored (RFC 4760 section 6).
+                Prefixes::V4(_) | Prefixes::V6(_) => {}
+            }
+        }
+    }
+
+    fn withdraw(&mut self, peer: &RibPeer, prefixes: &Prefixes) {
+        let (v4, v6, mut cx) = self.split();
+        match prefixes {
+            Prefixes::V4(list) => {
+                for n in list {
+                    v4.withdraw(n.prefix, peer.id, n.path_id, &mut cx);
+                }
+            }
+            Prefixes::V6(list) => {
+                for n in list {
+                    v6.withdraw(n.prefix, peer.id, n.path_id, &mut cx);
+                }
+            }
+        }
+    }
+
+    /// The complete set of own routes.
+    pub fn set_local(&mut self, routes: Vec<LocalRoute>) {
+        let mut wanted: Vec<IpNet> = routes.iter().map(|r| r.prefix).collect();
+        wanted.sort_unstable();
+        for LocalRoute { prefix, next_hop, mut attributes } in routes {
+            attributes.local_pref.get_or_insert(self.cfg.local_pref);
+            let attrs = self.interner.intern(attributes, next_hop);
+            let new = NewPath { peer: LOCAL, path_id: 0, attrs, ebgp: false, bad: None };
+            let (v4, v6, mut cx) = self.split();
+            match prefix {
+                IpNet::V4(p) => v4.announce(p.trunc(), new, &mut cx),
+                IpNet::V6(p) => v6.announce(p.trunc(), new, &mut cx),
+            }
+        }
+        let (v4, v6, mut cx) = self.split();
+        let wanted = |net: IpNet| wanted.binary_search(&net).is_ok();
+        v4.retain(LOCAL, |p| wanted(p.net()), &mut cx);
+        v6.retain(LOCAL, |p| wanted(p.net()), &mut cx);
+    }
+
+    /// The driver's word on a next hop.
+    pub fn set_next_hop(&mut self, address: IpAddr, cost: Option<u32>) {
+        if self.next_hops.set(address, cost) {
+            let (v4, v6, mut cx) = self.split();
+            v4.decide_all(&mut cx);
+            v6.decide_all(&mut cx);
+        }
+    }
+
+    /// The neighbor asks for everything again.
+    pub fn refresh(&mut self, peer: PeerId, family: Family) {
+        match family {
+            Family::Ipv4Unicast => self.v4.groups.refresh(&self.v4.table, peer, &mut self.ring),
+            Family::Ipv6Unicast => self.v6.groups.refresh(&self.v6.table, peer, &mut self.ring),
+        }
+    }
+
+    /// Whether selection is put off.
+    pub const fn deferred(&self) -> bool {
+        self.deferred
+    }
+
+    /// Selection begins: everything that was received is decided about, everybody is told, End-of-RIB follows.
+    pub fn release(&mut self) {
+        if !std::mem::replace(&mut self.deferred, false) {
+            return;
+        }
+        let (v4, v6, mut cx) = self.split();
+        v4.decide_all(&mut cx);
+        v6.decide_all(&mut cx);
+        v4.groups.end_of_rib(cx.out.ring);
+        v6.groups.end_of_rib(cx.out.ring);
+    }
+
+    /// Appends UPDATEs for a neighbor: about `limit` octets, at least one message if any waits. False: nothing waits
+    /// and nothing was appended.
+    pub fn pull(&mut self, peer: PeerId, cx: &WireCx, limit: usize, buf: &mut BytesMut) -> bool {
+        let start = buf.len();
+        let Self { v4, v6, block, .. } = self;
+        if let Some((out, want)) = v4.groups.pull(&v4.table, peer) {
+            fill(out, &want, &v4.table, cx, limit, block, buf);
+        }
+        let used = buf.len() - start;
+        if used < limit.max(1)
+            && let Some((out, want)) = v6.groups.pull(&v6.table, peer)
+        {
+            fill(out, &want, &v6.table, cx, limit - used, block, buf);
+        }
+        block.clear();
+        let any = buf.len() > start;
+        if !any {
+            v4.groups.drained(peer);
+            v6.groups.drained(peer);
+        }
+        any
+    }
+
+    /// Counts of a neighbor in a family.
+    pub fn counts(&self, peer: PeerId, family: Family) -> PeerRoutes {
+        fn of<P: Prefix>(afi: &Afi<P>, peer: PeerId) -> PeerRoutes {
+            PeerRoutes {
+                received: afi.received(peer),
+                stale: afi.stale(peer),
+                advertised: afi.groups.told(peer),
+                waiting: afi.groups.waiting(peer),
+            }
+        }
+        match family {
+            Family::Ipv4Unicast => of(&self.v4, peer),
+            Family::Ipv6Unicast => of(&self.v6, peer),
+        }
+    }
+
+    /// Paths to a prefix, or to all, sorted by prefix and peer.
+    pub fn paths(&self, prefix: Option<IpNet>) -> impl Iterator<Item = PathView<'_>> {
+        fn views<P: Prefix>(dests: Vec<&Dest<P>>) -> impl Iterator<Item = PathView<'_>> {
+            dests.into_iter().flat_map(|d| d.paths.iter().map(|p| view(d, p)))
+        }
+        let (v4, v6) = match prefix {
+            None => (self.v4.select(None), self.v6.select(None)),
+            Some(IpNet::V4(p)) => (self.v4.select(Some(p)), Vec::new()),
+            Some(IpNet::V6(p)) => (Vec::new(), self.v6.select(Some(p))),
+        };
+        views(v4).chain(views(v6))
+    }
+
+    /// What a neighbor has been told: prefix, attributes, next hop.
+    pub fn advertised(&self, peer: PeerId) -> impl Iterator<Item = (IpNet, &AttrSet, Option<IpAddr>)> {
+        self.v4
+            .advertised(peer)
+            .into_iter()
+            .chain(self.v6.advertised(peer))
+            .map(|(net, a)| (net, &a.entry().set, a.next_hop.map(|h| h.ip())))
+    }
+}
+
+fn announce<P: Prefix>(afi: &mut Afi<P>, list: &[Nlri<P>], new: &NewPath, cx: &mut ChangeCx<'_>) {
+    for n in list {
+        afi.announce(n.prefix, NewPath { path_id: n.path_id, ..new.clone() }, cx);
+    }
+}
+
+fn view<'a, P: Prefix>(dest: &'a Dest<P>, path: &'a Path) -> PathView<'a> {
+    PathView {
+        prefix: dest.prefix.net(),
+        from: (path.peer != LOCAL).then_some(path.peer),
+        path_id: path.path_id,
+        attributes: &path.attrs.entry().set,
+        next_hop: path.attrs.next_hop.map(|h| h.ip()),
+        best: dest.best().is_some_and(|b| std::ptr::eq(b, path)),
+        multipath: path.flags.multipath,
+        stale: path.flags.stale,
+        invalid: path.bad,
+        lost: path.lost,
+    }
+}

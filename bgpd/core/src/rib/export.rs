@@ -1,0 +1,293 @@
+//! What a neighbor is told about a best path: whether at all, and with which attributes.
+//!
+//! Neighbors that would be told the same form one group; the work is done once for a group (split horizon, the one
+//! thing that differs, is decided per neighbor). RFC 4271 sections 5.1 and 9.2, RFC 4456 (reflection), RFC 1997
+//! (well-known communities).
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use super::{
+    LOCAL,
+    attrs::{Attrs, Interner},
+    peers::Source,
+    prefix::Prefix,
+};
+use crate::{
+    speaker::{ExportPolicy, NextHopPolicy, PeerId},
+    wire::{AttrSet, NextHop, Segment, SegmentKind},
+};
+
+/// RFC 1997.
+const NO_EXPORT: u32 = 0xFFFF_FF01;
+const NO_ADVERTISE: u32 = 0xFFFF_FF02;
+const NO_EXPORT_SUBCONFED: u32 = 0xFFFF_FF03;
+
+/// What neighbors of one group have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct GroupKey {
+    pub ibgp: bool,
+    /// Clients of ours (RFC 4456).
+    pub client: bool,
+    /// The AS we present.
+    pub local_asn: u32,
+    /// Our end of the session.
+    pub local_address: IpAddr,
+    pub next_hop: NextHopPolicy,
+    pub policy: Arc<ExportPolicy>,
+}
+
+/// A best path on its way out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate<'a> {
+    pub attrs: &'a Attrs,
+    pub peer: PeerId,
+    pub source: &'a Source,
+}
+
+/// Our identity as a reflector.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExportCx {
+    pub cluster_id: Ipv4Addr,
+}
+
+impl GroupKey {
+    /// The attributes to advertise with, or `None`: not to be advertised to this group.
+    pub(super) fn attributes<P: Prefix>(
+        &self,
+        c: &Candidate<'_>,
+        cx: ExportCx,
+    ) -> Option<(AttrSet, NextHop)> {
+        let entry = c.attrs;
+        let local = c.peer == LOCAL;
+        let communities = &entry.set.communities;
+        if communities.contains(&NO_ADVERTISE)
+            || (!self.ibgp
+                && (communities.contains(&NO_EXPORT) || communities.contains(&NO_EXPORT_SUBCONFED)))
+        {
+            return None;
+        }
+        let reflected = !local && c.source.ibgp && self.ibgp;
+        if reflected && !(c.source.client || self.client) {
+            return None;
+        }
+        let next_hop = self.next_hop::<P>(entry.next_hop.as_ref(), local)?;
+        let mut set = entry.set.clone();
+        if !self.ibgp {
+            set.local_pref = None;
+            set.originator_id = None;
+            set.cluster_list.clear();
+            if !local {
+                // Not for third parties (RFC 4271 section 5.1.4).
+                set.med = None;
+            }
+            prepend(&mut set, self.local_asn);
+        } else if reflected {
+            set.originator_id = Some(set.originator_id.unwrap_or(c.source.router_id));
+            set.cluster_list.insert(0, cx.cluster_id);
+        }
+        Some((set, next_hop))
+    }
+
+    fn next_hop<P: Prefix>(&self, hop: Option<&NextHop>, local: bool) -> Option<NextHop> {
+        let ourselves = || P::own_next_hop(self.local_address);
+        let hop = match (self.next_hop, hop) {
+            (_, None) | (NextHopPolicy::SelfAddress, Some(_)) => return ourselves(),
+            (NextHopPolicy::Keep, Some(h)) => h,
+            (NextHopPolicy::Auto, Some(h)) if self.ibgp || local => h,
+            (NextHopPolicy::Auto, Some(_)) => return ourselves(),
+        };
+        P::fits(hop).then_some(*hop)
+    }
+
+    /// The interned attributes to advertise with. `memo` holds the last answer, which mostly is the next one too.
+    pub(super) fn export<P: Prefix>(
+        &self,
+        prefix: P,
+        c: &Candidate<'_>,
+        cx: ExportCx,
+        interner: &mut Interner,
+        memo: &mut Memo,
+    ) -> Option<Attrs> {
+        if !self.policy.permits(&prefix.net(), c.peer == LOCAL) {
+            return None;
+        }
+        if let Some((attrs, peer, answer)) = &memo.0
+            && attrs == c.attrs
+            && *peer == c.peer
+        {
+            return answer.clone();
+        }
+        let answer = self.attributes::<P>(c, cx).map(|(set, hop)| interner.intern(set, Some(hop)));
+        memo.0 = Some((c.attrs.clone(), c.peer, answer.clone()));
+        answer
+    }
+}
+
+/// The last question to a group and its answer.
+#[derive(Debug, Default)]
+pub(super) struct Memo(Option<(Attrs, PeerId, Option<Attrs>)>);
+
+/// Our AS in front (RFC 4271 section 5.1.2); what is inside a confederation is not for others (RFC 5065).
+fn prepend(set: &mut AttrSet, asn: u32) {
+    let path = &mut set.as_path.0;
+    path.retain(|s| matches!(s.kind, SegmentKind::Sequence | SegmentKind::Set));
+    match path.first_mut() {
+        // A segment holds at most 255 numbers on the wire.
+        Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < 255 => {
+            first.asns.insert(0, asn);
+        }
+        Some(_) | None => {
+            path.insert(0, Segment { kind: SegmentKind::Sequence, asns: smallvec::smallvec![asn] });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ipnet::Ipv4Net;
+
+    use super::*;
+    use crate::{speaker::SpeakerConfig, wire::AsPath};
+
+    const CX: ExportCx = ExportCx { cluster_id: Ipv4Addr::new(9, 9, 9, 9) };
+
+    fn interner() -> Interner {
+        Interner::new(&SpeakerConfig::new(1, Ipv4Addr::LOCALHOST))
+    }
+
+    fn group(ibgp: bool, client: bool) -> GroupKey {
+        GroupKey {
+            ibgp,
+            client,
+            local_asn: 65_000,
+            local_address: "10.0.0.1".parse().unwrap(),
+            next_hop: NextHopPolicy::Auto,
+            policy: Arc::default(),
+        }
+    }
+
+    fn source(ibgp: bool, client: bool) -> Source {
+        Source { ibgp, client, router_id: Ipv4Addr::new(2, 2, 2, 2), address: "10.0.0.2".parse().unwrap() }
+    }
+
+    fn hop(s: &str) -> NextHop {
+        NextHop::V4(s.parse().unwrap())
+    }
+
+    fn ask(
+        g: &GroupKey,
+        s: &Source,
+        peer: PeerId,
+        set: AttrSet,
+        next_hop: Option<NextHop>,
+    ) -> Option<(AttrSet, NextHop)> {
+        let attrs = interner().intern(set, next_hop);
+        g.attributes::<Ipv4Net>(&Candidate { attrs: &attrs, peer, source: s }, CX)
+    }
+
+    fn learned() -> AttrSet {
+        AttrSet {
+            as_path: AsPath::sequence([65_001]),
+            med: Some(5),
+            local_pref: Some(100),
+            ..AttrSet::default()
+        }
+    }
+
+    #[test]
+    fn own_routes_get_our_address_and_keep_their_local_pref_inside_the_as() {
+        let set = AttrSet { local_pref: Some(7), med: Some(1), ..AttrSet::default() };
+        let (out, h) = ask(&group(true, false), &source(true, true), LOCAL, set.clone(), None).unwrap();
+        assert_eq!((out.local_pref, out.med, h), (Some(7), Some(1), hop("10.0.0.1")));
+        let (out, h) = ask(&group(false, false), &source(true, true), LOCAL, set, None).unwrap();
+        assert_eq!((out.local_pref, out.med, h), (None, Some(1), hop("10.0.0.1")));
+        assert_eq!(out.as_path, AsPath::sequence([65_000]));
+    }
+
+    #[test]
+    fn external_peers_see_our_as_and_address_and_neither_local_pref_nor_foreign_med() {
+        let (out, h) =
+            ask(&group(false, false), &source(false, false), PeerId(1), learned(), Some(hop("10.9.9.9")))
+                .unwrap();
+        assert_eq!(out.as_path, AsPath::sequence([65_000, 65_001]));
+        assert_eq!((out.local_pref, out.med, h), (None, None, hop("10.0.0.1")));
+    }
+
+    #[test]
+    fn internal_peers_see_external_routes_as_they_came() {
+        let (out, h) =
+            ask(&group(true, false), &source(false, false), PeerId(1), learned(), Some(hop("10.9.9.9")))
+                .unwrap();
+        assert_eq!((out, h), (learned(), hop("10.9.9.9")));
+        let g = GroupKey { next_hop: NextHopPolicy::SelfAddress, ..group(true, false) };
+        let (_, h) = ask(&g, &source(false, false), PeerId(1), learned(), Some(hop("10.9.9.9"))).unwrap();
+        assert_eq!(h, hop("10.0.0.1"));
+    }
+
+    #[test]
+    fn internal_routes_are_reflected_only_from_or_to_clients() {
+        let hop9 = Some(hop("10.9.9.9"));
+        for (from_client, to_client, told) in
+            [(false, false, false), (true, false, true), (false, true, true), (true, true, true)]
+        {
+            let out = ask(&group(true, to_client), &source(true, from_client), PeerId(1), learned(), hop9);
+            assert_eq!(out.is_some(), told, "{from_client} {to_client}");
+            if let Some((out, h)) = out {
+                assert_eq!(out.originator_id, Some(Ipv4Addr::new(2, 2, 2, 2)));
+                assert_eq!(out.cluster_list[..], [CX.cluster_id]);
+                assert_eq!(Some(h), hop9);
+            }
+        }
+        let set = AttrSet {
+            originator_id: Some(Ipv4Addr::new(3, 3, 3, 3)),
+            cluster_list: smallvec::smallvec![Ipv4Addr::new(8, 8, 8, 8)],
+            ..learned()
+        };
+        let (out, _) = ask(&group(true, true), &source(true, false), PeerId(1), set, hop9).unwrap();
+        assert_eq!(out.originator_id, Some(Ipv4Addr::new(3, 3, 3, 3)));
+        assert_eq!(out.cluster_list[..], [CX.cluster_id, Ipv4Addr::new(8, 8, 8, 8)]);
+    }
+
+    #[test]
+    fn well_known_communities_are_obeyed() {
+        for (community, ibgp, told) in [
+            (NO_EXPORT, true, true),
+            (NO_EXPORT, false, false),
+            (NO_EXPORT_SUBCONFED, true, true),
+            (NO_EXPORT_SUBCONFED, false, false),
+            (NO_ADVERTISE, true, false),
+            (NO_ADVERTISE, false, false),
+            (1, false, true),
+        ] {
+            let set = AttrSet { communities: smallvec::smallvec![community], ..learned() };
+            let out = ask(&group(ibgp, false), &source(false, false), PeerId(1), set, Some(hop("10.9.9.9")));
+            assert_eq!(out.is_some(), told, "{community:x} {ibgp}");
+        }
+    }
+
+    #[test]
+    fn a_policy_keeps_prefixes_back_whatever_was_answered_before() {
+        let mut g = group(true, false);
+        g.policy =
+            Arc::new(ExportPolicy { deny: vec!["10.1.0.0/16".parse().unwrap()], ..ExportPolicy::default() });
+        let (mut i, mut memo) = (interner(), Memo::default());
+        let attrs = i.intern(learned(), Some(hop("10.9.9.9")));
+        let s = source(false, false);
+        let c = Candidate { attrs: &attrs, peer: PeerId(1), source: &s };
+        let mut told = |p: &str| g.export::<Ipv4Net>(p.parse().unwrap(), &c, CX, &mut i, &mut memo).is_some();
+        assert!(told("10.2.0.0/26"));
+        assert!(!told("10.1.2.0/26"));
+        assert!(!told("10.1.0.0/16"));
+        assert!(told("10.0.0.0/8"));
+    }
+
+    #[test]
+    fn a_next_hop_of_the_other_family_cannot_be_sent() {
+        let mut g = group(true, false);
+        g.local_address = "fd00::1".parse().unwrap();
+        assert_eq!(ask(&g, &source(true, true), LOCAL, learned(), None), None);
+    }
+}

@@ -1,0 +1,100 @@
+//! What the RIB knows of a neighbor: what the decision process and the export rules ask. Outlives the session while
+//! its routes are kept as stale.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use crate::speaker::PeerId;
+
+/// The source of our own routes.
+pub const LOCAL: PeerId = PeerId(u32::MAX);
+
+/// A neighbor as the source of routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    pub ibgp: bool,
+    /// A client of ours (RFC 4456).
+    pub client: bool,
+    pub router_id: Ipv4Addr,
+    pub address: IpAddr,
+}
+
+/// Sources by neighbor.
+#[derive(Debug)]
+pub struct Sources {
+    by_peer: Vec<Option<Source>>,
+    unknown: Source,
+}
+
+impl Sources {
+    /// Only ourselves.
+    pub const fn new(router_id: Ipv4Addr) -> Self {
+        let unknown =
+            Source { ibgp: true, client: true, router_id, address: IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+        Self { by_peer: Vec::new(), unknown }
+    }
+
+    /// A session came up, or its settings changed.
+    pub fn set(&mut self, peer: PeerId, source: Source) {
+        let n = peer.0 as usize;
+        if n >= self.by_peer.len() {
+            self.by_peer.resize(n + 1, None);
+        }
+        self.by_peer[n] = Some(source);
+    }
+
+    /// The neighbor; ourselves for own routes.
+    pub fn get(&self, peer: PeerId) -> &Source {
+        self.by_peer.get(peer.0 as usize).and_then(Option::as_ref).unwrap_or(&self.unknown)
+    }
+}
+
+/// Reachability of next hops as the driver reported it. What was never mentioned is reachable at cost 0.
+#[derive(Debug, Default)]
+pub struct NextHops {
+    known: BTreeMap<IpAddr, Option<u32>>,
+    own: BTreeMap<IpAddr, u32>,
+}
+
+impl NextHops {
+    /// Cost to reach; `None`: unreachable.
+    pub fn cost(&self, address: IpAddr) -> Option<u32> {
+        if self.known.is_empty() {
+            return Some(0);
+        }
+        self.known.get(&address).copied().unwrap_or(Some(0))
+    }
+
+    /// A report; whether it changes anything.
+    pub fn set(&mut self, address: IpAddr, cost: Option<u32>) -> bool {
+        let old = self.cost(address);
+        if cost == Some(0) {
+            self.known.remove(&address);
+        } else {
+            self.known.insert(address, cost);
+        }
+        old != cost
+    }
+
+    /// A session uses this address of ours.
+    pub fn add_own(&mut self, address: IpAddr) {
+        *self.own.entry(address).or_default() += 1;
+    }
+
+    /// It no longer does.
+    pub fn remove_own(&mut self, address: IpAddr) {
+        if let Some(n) = self.own.get_mut(&address) {
+            *n -= 1;
+            if *n == 0 {
+                self.own.remove(&address);
+            }
+        }
+    }
+
+    /// Whether it is one of ours: a route may not lead to ourselves.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.own.contains_key(&address)
+    }
+}

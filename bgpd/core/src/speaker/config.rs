@@ -1,0 +1,164 @@
+//! The desired set of peers against the present one: what is new starts, what is gone stops, what has changed is
+//! changed, and nobody else notices.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{Event, Input, Output, PeerConfig, PeerId, Speaker, neighbor::Neighbor, session::rib_peer};
+use crate::{
+    fsm::{Cease, PeerInput, StateKind},
+    time::Mono,
+};
+
+/// What identifies a peer across configurations.
+fn key(cfg: &PeerConfig) -> (IpAddr, u16) {
+    (cfg.address.to_canonical(), cfg.port)
+}
+
+/// Whether a session can go on under the new settings.
+fn compatible(old: &PeerConfig, new: &PeerConfig, established: bool) -> bool {
+    let mut old = old.clone();
+    old.name.clone_from(&new.name);
+    old.kind.clone_from(&new.kind);
+    old.export.clone_from(&new.export);
+    old.reflector_client = new.reflector_client;
+    old.next_hop = new.next_hop;
+    old.max_prefixes = new.max_prefixes;
+    if established {
+        // They matter when the next connection is made.
+        old.passive = new.passive;
+        old.connect_retry = new.connect_retry;
+    }
+    old == *new
+}
+
+/// Why settings cannot be used.
+fn fault(cfg: &PeerConfig) -> Option<&'static str> {
+    if cfg.asn == 0 || cfg.local_asn == Some(0) {
+        Some("AS 0 is reserved (RFC 7607)")
+    } else if cfg.families.is_empty() {
+        Some("no address family")
+    } else if matches!(cfg.hold_time, 1 | 2) {
+        Some("a hold time of 1 or 2 seconds is not allowed (RFC 4271); use 0 or at least 3")
+    } else if cfg.address.is_unspecified() || cfg.address.is_multicast() {
+        Some("the address is no unicast address")
+    } else {
+        None
+    }
+}
+
+impl Speaker {
+    /// Makes the peers what `list` says ([`Input::SetPeers`]).
+    pub(super) fn set_peers(&mut self, now: Mono, list: Vec<PeerConfig>, out: &mut VecDeque<Output>) {
+        let mut wanted: BTreeMap<(IpAddr, u16), PeerConfig> = BTreeMap::new();
+        let mut order = Vec::with_capacity(list.len());
+        for mut cfg in list {
+            cfg.address = cfg.address.to_canonical();
+            let name = cfg.name.clone();
+            let what = match fault(&cfg) {
+                Some(what) => Some(format!("neighbor {}: {what}", cfg.address)),
+                None => {
+                    let k = key(&cfg);
+                    order.push(k);
+                    let other = wanted.insert(k, cfg);
+                    other.map(|o| {
+                        format!("{} is configured twice (as {} before): the last one counts", k.0, o.name)
+                    })
+                }
+            };
+            if let Some(what) = what {
+                out.push_back(Output::Event(Event::Config { name, what }));
+            }
+        }
+        let present: Vec<(PeerId, (IpAddr, u16))> =
+            self.peers.values().map(|p| (p.id, key(p.fsm.config()))).collect();
+        for (id, k) in present {
+            match wanted.remove(&k) {
+                Some(cfg) => self.change(now, id, cfg, out),
+                None => self.remove(now, id, out),
+            }
+        }
+        for k in order {
+            if let Some(cfg) = wanted.remove(&k) {
+                self.add(now, cfg, out);
+            }
+        }
+        self.sync.peers_known();
+    }
+
+    fn add(&mut self, now: Mono, cfg: PeerConfig, out: &mut VecDeque<Output>) {
+        let id = PeerId(self.next_peer);
+        self.next_peer += 1;
+        self.by_address.entry(cfg.address).or_default().push(id);
+        let seed = self.jitter.next();
+        self.peers.insert(id, Neighbor::new(id, Arc::new(cfg), seed, now));
+        if !self.stopped {
+            self.drive(now, id, PeerInput::Start, out);
+        }
+    }
+
+    fn remove(&mut self, now: Mono, id: PeerId, out: &mut VecDeque<Output>) {
+        self.drive(now, id, PeerInput::Stop(Cease::PeerDeconfigured), out);
+        let Some(peer) = self.peers.remove(&id) else { return };
+        if let Some(at) = peer.armed {
+            self.timers.remove(&(at, id));
+        }
+        if let Some(ids) = self.by_address.get_mut(&peer.fsm.config().address) {
+            ids.retain(|i| *i != id);
+            if ids.is_empty() {
+                self.by_address.remove(&peer.fsm.config().address);
+            }
+        }
+        self.rib.forget(id);
+        self.sync.touch();
+    }
+
+    fn change(&mut self, now: Mono, id: PeerId, cfg: PeerConfig, out: &mut VecDeque<Output>) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if **peer.fsm.config() == cfg {
+            return;
+        }
+        let established = peer.fsm.state() == StateKind::Established;
+        if !compatible(peer.fsm.config(), &cfg, established) {
+            self.drive(now, id, PeerInput::Stop(Cease::ConfigurationChange), out);
+            self.rib.forget(id);
+            let seed = self.jitter.next();
+            let Some(peer) = self.peers.get_mut(&id) else { return };
+            peer.stale_until = None;
+            peer.fsm = crate::fsm::Peer::new(Arc::new(cfg), seed);
+            if !self.stopped {
+                self.drive(now, id, PeerInput::Start, out);
+            }
+            return;
+        }
+        peer.fsm.set_config(Arc::new(cfg));
+        if let Some(mut up) = peer.up.take() {
+            let rib = rib_peer(peer, &up.session);
+            self.rib.peer_changed(&up.rib, &rib);
+            up.rib = rib;
+            peer.up = Some(up);
+        }
+    }
+}
+
+impl Input {
+    /// A short name, for logs and recordings.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::SetPeers(_) => "SetPeers",
+            Self::SetLocalRoutes(_) => "SetLocalRoutes",
+            Self::Connected { .. } => "Connected",
+            Self::Accepted { .. } => "Accepted",
+            Self::Disconnected { .. } => "Disconnected",
+            Self::Message { .. } => "Message",
+            Self::BadMessage { .. } => "BadMessage",
+            Self::SendStalled { .. } => "SendStalled",
+            Self::NextHop { .. } => "NextHop",
+            Self::Clear { .. } => "Clear",
+            Self::Shutdown => "Shutdown",
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A neighbor as the speaker keeps it: state machine, session, what is kept from before a restart, counters.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::{ConnId, Event, Output, PeerConfig, PeerId};
+use crate::{
+    af::PerFamily,
+    fsm::{Peer, Session, StateKind},
+    rib::RibPeer,
+    time::Mono,
+};
+
+/// An established session.
+#[derive(Debug)]
+pub(super) struct Up {
+    pub(super) conn: ConnId,
+    pub(super) since: Mono,
+    pub(super) session: Arc<Session>,
+    pub(super) rib: RibPeer,
+    /// End-of-RIB markers received.
+    pub(super) eor: PerFamily<bool>,
+}
+
+/// A neighbor.
+#[derive(Debug)]
+pub(super) struct Neighbor {
+    pub(super) id: PeerId,
+    pub(super) fsm: Peer,
+    pub(super) up: Option<Up>,
+    /// Until when routes of the last session are kept (RFC 4724).
+    pub(super) stale_until: Option<Mono>,
+    /// What stands in the speaker's timer index.
+    pub(super) armed: Option<Mono>,
+    /// Last change of state.
+    pub(super) since: Mono,
+    pub(super) last_error: Option<String>,
+    /// Sessions that were established.
+    pub(super) sessions: u32,
+    pub(super) updates: u64,
+}
+
+impl Neighbor {
+    pub(super) fn new(id: PeerId, cfg: Arc<PeerConfig>, seed: u64, now: Mono) -> Self {
+        Self {
+            id,
+            fsm: Peer::new(cfg, seed),
+            up: None,
+            stale_until: None,
+            armed: None,
+            since: now,
+            last_error: None,
+            sessions: 0,
+            updates: 0,
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Mono> {
+        self.fsm.deadline().into_iter().chain(self.stale_until).min()
+    }
+
+    /// Says so if the state is another than before.
+    pub(super) fn report(&mut self, now: Mono, old: StateKind, out: &mut VecDeque<Output>) {
+        let new = self.fsm.state();
+        if new == old {
+            return;
+        }
+        self.since = now;
+        out.push_back(Output::Event(Event::State {
+            peer: self.id,
+            name: self.fsm.config().name.clone(),
+            old: old.to_string(),
+            new: new.to_string(),
+            cause: self.fsm.cause().to_string(),
+        }));
+    }
+}

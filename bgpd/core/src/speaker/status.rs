@@ -1,0 +1,128 @@
+//! What can be asked of a speaker. Nothing here changes anything.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{ConnId, PeerConfig, PeerId, Speaker, SpeakerConfig, neighbor::Neighbor};
+use crate::{
+    af::PerFamily,
+    fsm::{PeerRestart, StateKind},
+    rib::{PathView, PeerRoutes},
+    time::Mono,
+    wire::{AttrSet, Capability},
+};
+
+/// A neighbor at this moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    pub id: PeerId,
+    pub name: String,
+    pub kind: String,
+    pub address: IpAddr,
+    pub port: u16,
+    pub asn: u32,
+    pub state: StateKind,
+    /// Since when it is in this state.
+    pub since: Mono,
+    /// What brought it into this state.
+    pub cause: String,
+    /// What ended the last session.
+    pub last_error: Option<String>,
+    /// Sessions that were established since the start.
+    pub sessions: u32,
+    /// UPDATEs received since the start.
+    pub updates: u64,
+    /// Counts by family; families that are not negotiated have none (nor routes, unless stale).
+    pub routes: PerFamily<PeerRoutes>,
+    /// The rest exists from OpenConfirm on.
+    pub session: Option<SessionStatus>,
+}
+
+/// What both sides agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub remote_id: Ipv4Addr,
+    pub ibgp: bool,
+    /// Seconds.
+    pub hold_time: u16,
+    /// Seconds.
+    pub keepalive: u16,
+    pub families: PerFamily<bool>,
+    pub restart: Option<PeerRestart>,
+    /// End-of-RIB received.
+    pub end_of_rib: PerFamily<bool>,
+    /// Everything the peer announced.
+    pub capabilities: Vec<Capability>,
+}
+
+impl Speaker {
+    /// The speaker's own settings.
+    pub const fn config(&self) -> &SpeakerConfig {
+        &self.cfg
+    }
+
+    /// All neighbors, in the order they were configured.
+    pub fn peers(&self) -> impl Iterator<Item = PeerStatus> {
+        self.peers.values().map(|p| self.status_of(p))
+    }
+
+    /// One neighbor.
+    pub fn peer(&self, id: PeerId) -> Option<PeerStatus> {
+        self.peers.get(&id).map(|p| self.status_of(p))
+    }
+
+    /// The settings of a neighbor.
+    pub fn peer_config(&self, id: PeerId) -> Option<&PeerConfig> {
+        self.peers.get(&id).map(|p| &**p.fsm.config())
+    }
+
+    /// The neighbor a connection belongs to.
+    pub fn owner(&self, conn: ConnId) -> Option<PeerId> {
+        self.conns.get(&conn).copied()
+    }
+
+    /// Paths to a prefix (exactly this one), or all, sorted, each with what decided about it.
+    pub fn rib(&self, prefix: Option<IpNet>) -> impl Iterator<Item = PathView<'_>> {
+        self.rib.paths(prefix)
+    }
+
+    /// What a neighbor has been told: prefix, attributes, next hop.
+    pub fn advertised(&self, id: PeerId) -> impl Iterator<Item = (IpNet, &AttrSet, Option<IpAddr>)> {
+        self.rib.advertised(id)
+    }
+
+    fn status_of(&self, p: &Neighbor) -> PeerStatus {
+        let cfg = p.fsm.config();
+        PeerStatus {
+            id: p.id,
+            name: cfg.name.clone(),
+            kind: cfg.kind.clone(),
+            address: cfg.address,
+            port: cfg.port,
+            asn: cfg.asn,
+            state: p.fsm.state(),
+            since: p.since,
+            cause: p.fsm.cause().to_string(),
+            last_error: p.last_error.clone(),
+            sessions: p.sessions,
+            updates: p.updates,
+            routes: PerFamily::from_fn(|f| self.rib.counts(p.id, f)),
+            session: p.fsm.session().map(|s| SessionStatus {
+                local: s.ends.local,
+                remote: s.ends.remote,
+                remote_id: s.remote_id,
+                ibgp: s.ibgp,
+                hold_time: s.hold_time,
+                keepalive: s.keepalive,
+                families: s.families,
+                restart: s.restart,
+                end_of_rib: p.up.as_ref().map(|u| u.eor).unwrap_or_default(),
+                capabilities: s.capabilities.clone(),
+            }),
+        }
+    }
+}
