@@ -16,6 +16,8 @@ mod types;
 
 pub use batch::{BatchReport, RouteBatcher, RouteChange, RouteRefusal};
 pub use error::NetlinkError;
+#[doc(hidden)]
+pub use monitor::read_any;
 pub use monitor::{Event, Group, Monitor, Waker};
 pub use op::{LinkRef, Op, Veth, VethPeer};
 pub use rtnl::Rtnl;

@@ -168,6 +168,17 @@ fn pair() -> std::io::Result<(UnixStream, UnixStream)> {
     Ok((near, far))
 }
 
+/// Reads every message of a datagram as each of the kinds there are; returns how many there were. For fuzzing.
+#[doc(hidden)]
+pub fn read_any(datagram: &[u8]) -> usize {
+    let frames = Frames(datagram).flatten();
+    let all = frames.inspect(|f| {
+        let _ =
+            (read(f), decode::neigh(f.payload), decode::error(f.payload, f.flags), decode::done(f.payload));
+    });
+    all.count()
+}
+
 fn read(f: &Frame<'_>) -> Result<Option<Event>, String> {
     Ok(match f.kind {
         msg::NEWLINK => Some(Event::Link(decode::link(f.payload)?)),

@@ -1,0 +1,104 @@
+//! Writes a first corpus, so that a short run already reaches the depths: real BGP messages (the fixtures of
+//! bgpd/core), and a sound example for each of the other targets.
+//!
+//! `cargo run --manifest-path fuzz/Cargo.toml --example seeds`
+
+use std::{fs, io, path::Path};
+
+use brindle_bgpd_core::wire::RawUpdate;
+use brindle_cni::proto::{Attachment, Call, Request, VERSION, encode};
+
+const FIXTURES: [&str; 3] = [
+    include_str!("../../bgpd/core/tests/fixtures/tcpdump.hex"),
+    include_str!("../../bgpd/core/tests/fixtures/netgauze.hex"),
+    include_str!("../../bgpd/core/tests/fixtures/mrt.hex"),
+];
+
+/// Session bits and frames.
+fn messages() -> impl Iterator<Item = (u8, Vec<u8>)> {
+    FIXTURES.iter().flat_map(|f| f.lines()).filter_map(|line| {
+        let (session, hex) = line.split_once(' ')?;
+        let bits = match session {
+            "4" => 16,
+            "2" => 17,
+            "4+" => 16 + 12,
+            _ => return None,
+        };
+        let octet = |i| u8::from_str_radix(hex.get(i..i + 2)?, 16).ok();
+        Some((bits, (0..hex.len()).step_by(2).map(octet).collect::<Option<Vec<u8>>>()?))
+    })
+}
+
+fn main() -> io::Result<()> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let mut count = 0;
+    let mut put = |target: &str, bytes: &[u8]| {
+        let dir = corpus.join(target);
+        fs::create_dir_all(&dir)?;
+        count += 1;
+        fs::write(dir.join(format!("seed-{count:04}")), bytes)
+    };
+    for (bits, frame) in messages() {
+        put("message", &[&[bits][..], &frame].concat())?;
+        let body = frame.get(19..).unwrap_or_default();
+        match frame.get(18) {
+            Some(1) => {
+                put("open", body)?;
+                put("open", body.get(10..).unwrap_or_default())?;
+            }
+            Some(2) => {
+                if let Ok(raw) = RawUpdate::split(body) {
+                    put("attrs", &[&[bits][..], raw.attributes].concat())?;
+                    put("nlri", &[&[bits, 1][..], raw.nlri].concat())?;
+                }
+            }
+            _ => {}
+        }
+    }
+    for text in [
+        "all()",
+        "a == 'b' && c != \"d\" || !has(e.f/g)",
+        "x in {'a', 'b'} && y not in {\"c\"}",
+        "(k contains 'v') || z starts with 'p' && !(w ends with 's')",
+        "global()",
+    ] {
+        put("selector", text.as_bytes())?;
+    }
+    put(
+        "block",
+        br#"{"cidr":"10.0.0.0/29","affinity":"host:n1","allocations":[0,null,null,null,null,null,null,1],
+        "unallocated":[1,2,3,4,5,6],"attributes":[{"handle_id":"k8s.1","secondary":{"node":"n1"}},
+        {"handle_id":"h2","releasedAt":"2026-01-01T00:00:00Z"}],"sequenceNumber":7,
+        "sequenceNumberForAllocation":{"0":1},"deleted":false,"strictAffinity":false}"#,
+    )?;
+    let attachment = Attachment {
+        container_id: "c1".into(),
+        ifname: "eth0".into(),
+        netns: "/run/netns/x".into(),
+        network: "brindle".into(),
+        pod: None,
+    };
+    let addresses = vec!["10.0.0.1/32".parse().expect("a prefix")];
+    for call in
+        [Call::Ping, Call::Del { attachment: attachment.clone() }, Call::Check { attachment, addresses }]
+    {
+        put("cni_proto", &encode(&Request { version: VERSION, call }).map_err(io::Error::other)?)?;
+    }
+    // A NEWROUTE with destination, device and gateway, and an error with a text.
+    let attr = |kind: u8, value: [u8; 4]| [&[8, 0, kind, 0][..], &value].concat();
+    let route = [
+        &[2, 24, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0][..],
+        &attr(1, [10, 1, 2, 0]),
+        &attr(4, [2, 0, 0, 0]),
+        &attr(5, [10, 0, 0, 1]),
+    ]
+    .concat();
+    let error = [&[0xea, 0xff, 0xff, 0xff][..], &[0; 16], &[9, 0, 1, 0], b"words"].concat();
+    for (kind, flags, body) in [(24u8, 2u8, route), (2, 3, error)] {
+        let len = u8::try_from(16 + body.len()).expect("short");
+        let head = [len, 0, 0, 0, kind, 0, 0, flags, 1, 0, 0, 0, 0, 0, 0, 0];
+        put("netlink", &[&head[..], &body].concat())?;
+    }
+    println!("{count} files in {}", corpus.display());
+    Ok(())
+}
