@@ -205,7 +205,8 @@ pub enum FrameError {
 /// The octets of a frame.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
     let body = serde_json::to_vec(value).map_err(|e| FrameError::Decode(e.to_string()))?;
-    let len = u32::try_from(body.len()).ok().filter(|l| *l <= MAX_FRAME).ok_or(FrameError::TooLong(u32::MAX))?;
+    let len =
+        u32::try_from(body.len()).ok().filter(|l| *l <= MAX_FRAME).ok_or(FrameError::TooLong(u32::MAX))?;
     let mut frame = len.to_be_bytes().to_vec();
     frame.extend(body);
     Ok(frame)
@@ -244,7 +245,11 @@ mod tests {
             ifname: ifname.into(),
             netns: "/run/netns/x".into(),
             network: "k8s-pod-network".into(),
-            pod: pod.then(|| PodRef { namespace: "default".into(), name: "web-0".into(), uid: String::new() }),
+            pod: pod.then(|| PodRef {
+                namespace: "default".into(),
+                name: "web-0".into(),
+                uid: String::new(),
+            }),
         }
     }
 
