@@ -1,1 +1,12 @@
-//! Placeholder, see ARCHITECTURE.md.
+//! What the scenario tests and the benchmarks share: where the binaries are, namespaces and processes that are gone
+//! when the test is, bounded waiting, labs driven through `brindlectl`, and what to print when something fails.
+//!
+//! Everything here runs as root and stays inside namespaces whose names begin with `bt-<pid>-`. Panics are meant:
+//! this package is a test harness.
+
+pub mod bins;
+pub mod diag;
+pub mod lab;
+pub mod netns;
+pub mod process;
+pub mod wait;

@@ -14,6 +14,8 @@ use super::topology::{AgentKind, NodeTopology, ROUTER_AS, RouterKind, Topology};
 
 /// Longest name of a lab, a segment or a node: unix socket paths and namespace names stay short enough with it.
 const NAME_MAX: usize = 24;
+/// Most pods of a lab: the proof asks every one from every other.
+const PODS_MAX: usize = 800;
 /// Device of a node towards its segment, and of a pod.
 pub(crate) const UPLINK: &str = "eth0";
 
@@ -160,6 +162,10 @@ impl LabPlan {
         plan.check_ranges()?;
         for (i, node) in topology.nodes.iter().enumerate() {
             plan.push_node(node, &format!("nodes[{i}]"))?;
+        }
+        let pods = plan.pods().count();
+        if pods > PODS_MAX {
+            return wrong("nodes", format!("{pods} pods are more than the {PODS_MAX} that a lab can prove"));
         }
         Ok(plan)
     }

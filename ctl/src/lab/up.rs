@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use brindle_kernel::netns::NetNs;
 use serde_json::json;
 
 use super::{
@@ -49,6 +50,15 @@ pub(crate) fn up(name: &str, topology: &Topology, source: &str, format: Format) 
         };
         bail!(
             "lab {name:?} {what}; remove it with `brindlectl lab down{}` or give another --name",
+            name_flag(name)
+        );
+    }
+    // Namespaces that are there now are not ours, and `lab down` would remove what is in the plan.
+    let existing = NetNs::list()?;
+    if let Some(taken) = plan.namespaces().into_iter().find(|n| existing.iter().any(|e| e == n)) {
+        bail!(
+            "network namespace {taken} exists already; give another --name, or, if it is a leftover, run \
+             `brindlectl lab down{}`",
             name_flag(name)
         );
     }

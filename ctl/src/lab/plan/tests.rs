@@ -72,6 +72,7 @@ fn every_refusal_names_the_field() {
     let mut t = regular();
     t.nodes[0].block = Some("10.78.1.0/26".parse().unwrap());
     assert!(refused(&t).starts_with("nodes[0].block: only a bird node has a fixed block"));
+    assert!(refused(&Topology::regular(100, 2, 50)).starts_with("nodes: 5000 pods are more than"));
     let t = Topology { segments: vec![], ..regular() };
     assert_eq!(refused(&t), "segments: a lab needs at least one");
     assert!(LabPlan::new("Lab!", &regular()).unwrap_err().to_string().starts_with("name: \"Lab!\""));
