@@ -14,4 +14,6 @@ pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod sysctl;
+pub mod rawip;
 pub mod tcp;
+pub mod tun;

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! What should be in the kernel, and why.
 //!
 //! ```text
@@ -13,3 +14,7 @@ pub mod owner;
 pub mod plan;
 pub mod route;
 pub mod sysctl;
+=======
+//! Placeholder, see ARCHITECTURE.md.
+pub mod ipip;
+>>>>>>> 3383ace (Add the IPIP packet rules, TUN devices and batched raw sockets)
