@@ -6,6 +6,7 @@
 //! or odd, can make it panic. See docs/design/kernel.md.
 
 pub mod api;
+pub mod daemon;
 pub mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -13,7 +14,7 @@ pub mod icmp;
 pub mod netlink;
 pub mod netns;
 pub mod process;
-pub mod sysctl;
 pub mod rawip;
+pub mod sysctl;
 pub mod tcp;
 pub mod tun;

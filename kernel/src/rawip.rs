@@ -201,10 +201,7 @@ impl RawIp {
         let count = batch.lengths.len().min(SEND_BATCH);
         // SAFETY: all-zero values are valid for these plain C structs.
         let (mut vectors, mut messages) = unsafe {
-            (
-                mem::zeroed::<[libc::iovec; SEND_BATCH]>(),
-                mem::zeroed::<[libc::mmsghdr; SEND_BATCH]>(),
-            )
+            (mem::zeroed::<[libc::iovec; SEND_BATCH]>(), mem::zeroed::<[libc::mmsghdr; SEND_BATCH]>())
         };
         let slots = batch.slots.chunks_exact_mut(SLOT);
         for ((slot, vector), message) in slots.zip(vectors.iter_mut()).zip(messages.iter_mut()).take(count) {
@@ -245,6 +242,49 @@ impl RawIp {
 impl AsFd for RawIp {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// What an error of [`RawIp::send`] or [`RawIp::receive`] means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The datagram does not fit the path, or ICMP said so of an earlier one.
+    TooBig,
+    /// ICMP reported it, most likely of an earlier datagram; trying again tells.
+    Reported,
+    /// This datagram cannot go now: no room, no route, forbidden, device down.
+    Refused,
+    /// The socket is of no use any more.
+    Fatal,
+}
+
+/// Sorts an error by what can be done about it.
+pub fn trouble(error: &io::Error) -> Trouble {
+    match error.raw_os_error() {
+        Some(libc::EMSGSIZE) => Trouble::TooBig,
+        Some(
+            libc::ECONNREFUSED
+            | libc::ENOPROTOOPT
+            | libc::EHOSTUNREACH
+            | libc::EHOSTDOWN
+            | libc::ENETUNREACH
+            | libc::EPROTO
+            | libc::EOPNOTSUPP
+            | libc::EINTR,
+        ) => Trouble::Reported,
+        Some(
+            libc::ENOBUFS
+            | libc::ENOMEM
+            | libc::EPERM
+            | libc::EACCES
+            | libc::EINVAL
+            | libc::ENETDOWN
+            | libc::ENODEV
+            | libc::ENXIO
+            | libc::EADDRNOTAVAIL
+            | libc::EAGAIN,
+        ) => Trouble::Refused,
+        _ => Trouble::Fatal,
     }
 }
 

@@ -8,7 +8,9 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 const DEVICE_NODE: &str = "/dev/net/tun";
@@ -177,23 +179,34 @@ impl Tun {
         let rc = self.set_offload(tcp);
         match rc {
             Ok(()) => Ok(Offloads::Tcp),
-            Err(source) => Err(TunError::Ioctl { what: "enable offloads on", name: self.name.clone(), source }),
+            Err(source) => {
+                Err(TunError::Ioctl { what: "enable offloads on", name: self.name.clone(), source })
+            }
         }
     }
 
     fn set_offload(&self, bits: libc::c_uint) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its bits as the argument itself; no memory is touched.
-        let rc = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(bits)) };
+        let rc =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(bits)) };
         if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Whether the device outlives the processes attached to it.
     pub fn set_persistent(&self, keep: bool) -> Result<(), TunError> {
         // SAFETY: TUNSETPERSIST takes its flag as the argument itself; no memory is touched.
-        let rc = unsafe {
-            libc::ioctl(self.file.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(keep))
-        };
+        let rc =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(keep)) };
         self.checked(rc, "change the persistence of")
+    }
+
+    /// Waits until a frame can be read, or the device is gone.
+    pub fn wait(&self) -> io::Result<()> {
+        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Reads one frame (virtio header included) into `buffer`; `None` when none is waiting.

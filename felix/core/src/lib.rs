@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! What should be in the kernel, and why.
 //!
 //! ```text
@@ -10,11 +9,8 @@
 pub mod desire;
 pub mod host;
 pub mod inputs;
+pub mod ipip;
 pub mod owner;
 pub mod plan;
 pub mod route;
 pub mod sysctl;
-=======
-//! Placeholder, see ARCHITECTURE.md.
-pub mod ipip;
->>>>>>> 3383ace (Add the IPIP packet rules, TUN devices and batched raw sockets)

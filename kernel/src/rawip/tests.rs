@@ -13,7 +13,12 @@ fn pair(a: [u8; 4], b: [u8; 4]) -> (RawIp, RawIp) {
 fn a_batch_arrives_whole_in_order_and_with_its_tos() {
     let (a, b) = pair([127, 9, 1, 1], [127, 9, 1, 2]);
     let datagrams: Vec<Datagram> = (0..10)
-        .map(|i| Datagram { to: b.local(), tos: if i % 2 == 0 { 0 } else { 3 }, head: i..i + 2, body: i * 3..i * 3 + 5 })
+        .map(|i| Datagram {
+            to: b.local(),
+            tos: if i % 2 == 0 { 0 } else { 3 },
+            head: i..i + 2,
+            body: i * 3..i * 3 + 5,
+        })
         .collect();
     let heads: Vec<u8> = (0..100).collect();
     let bodies: Vec<u8> = (100..200).collect();

@@ -44,8 +44,7 @@ fn tcp(seq: u32, flags: u8, payload: &[u8], complete: bool) -> Vec<u8> {
     // data offset 8 words: 20 fixed bytes, 12 of options
     assert_eq!(t.len(), 32);
     t.extend(payload);
-    let mut sum =
-        checksum::Sum::pseudo(POD_A, POD_B, 6, u16::try_from(t.len()).unwrap());
+    let mut sum = checksum::Sum::pseudo(POD_A, POD_B, 6, u16::try_from(t.len()).unwrap());
     let partial = sum.fold();
     sum.add(&t);
     let value = if complete { sum.finish() } else { partial };
@@ -113,11 +112,11 @@ fn a_set_with_one_bad_entry_is_refused_whole() {
     assert_eq!(refused(&[("10.0.0.0/24", B)], &[]), TableError::ToSelf(net("10.0.0.0/24")));
     let any = Ipv4Addr::UNSPECIFIED;
     assert_eq!(refused(&[("10.0.0.0/24", any)], &[]), TableError::NotANode(any));
-    assert_eq!(refused(&[], &[Ipv4Addr::new(224, 0, 0, 1)]), TableError::NotANode(Ipv4Addr::new(224, 0, 0, 1)));
-    assert!(matches!(
-        refused(&[("10.0.0.0/24", A), ("10.0.0.0/24", POD_A)], &[]),
-        TableError::Twice { .. }
-    ));
+    assert_eq!(
+        refused(&[], &[Ipv4Addr::new(224, 0, 0, 1)]),
+        TableError::NotANode(Ipv4Addr::new(224, 0, 0, 1))
+    );
+    assert!(matches!(refused(&[("10.0.0.0/24", A), ("10.0.0.0/24", POD_A)], &[]), TableError::Twice { .. }));
 }
 
 // --- decapsulation ---
@@ -345,7 +344,8 @@ fn grouped(packets: &[Vec<u8>]) -> (Coalescer, Vec<usize>) {
 
 #[test]
 fn consecutive_segments_become_one_frame_that_can_be_cut_again() {
-    let parts = [tcp(100, 0x10, &[1; 50], true), tcp(150, 0x10, &[2; 50], true), tcp(200, 0x18, &[3; 20], true)];
+    let parts =
+        [tcp(100, 0x10, &[1; 50], true), tcp(150, 0x10, &[2; 50], true), tcp(200, 0x18, &[3; 20], true)];
     let (c, counts) = grouped(&parts);
     assert_eq!(counts, [3]);
     let group = &c.groups()[0];

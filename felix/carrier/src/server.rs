@@ -1,0 +1,189 @@
+//! The control socket: who may connect, one thread per connection, one request at a time.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use brindle_kernel::daemon;
+use serde::Deserialize;
+use tracing::{info, warn};
+
+use crate::control::{Answer, Hello, Request, VERSION};
+use crate::run::Event;
+use crate::shared::Shared;
+
+/// A configuration of 100,000 routes is under 8 MiB.
+const MAX_REQUEST: u64 = 16 * 1024 * 1024;
+/// The agent, brindlectl, and a few that hang.
+const MAX_CONNECTIONS: usize = 16;
+/// Somebody who does not read answers is let go.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who this carrier is.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) device: String,
+    pub(crate) start: Instant,
+}
+
+/// Answers requests for the life of the process.
+pub(crate) struct Server {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) identity: Identity,
+    pub(crate) events: Sender<Event>,
+    pub(crate) connections: AtomicUsize,
+}
+
+/// Makes the socket, accessible to its owner alone. The caller holds the pid file's lock, so a
+/// socket that is there already is a dead carrier's.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    // Bound under another name first: at no time is there a socket with wider permissions to be
+    // found at the path.
+    let mut hidden = path.as_os_str().to_owned();
+    hidden.push("~");
+    let hidden = Path::new(&hidden);
+    drop(std::fs::remove_file(hidden));
+    let listener = UnixListener::bind(hidden)?;
+    std::fs::set_permissions(hidden, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(hidden, path)?;
+    Ok(listener)
+}
+
+impl Server {
+    /// Accepts connections until the process ends.
+    pub(crate) fn serve(self: &Arc<Self>, listener: &UnixListener) -> io::Result<()> {
+        loop {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) if is_fleeting(&e) => continue,
+                Err(e) => return Err(e),
+            };
+            let server = Arc::clone(self);
+            std::thread::Builder::new()
+                .name("control".to_owned())
+                .spawn(move || server.connection(stream))?;
+        }
+    }
+
+    fn connection(&self, stream: UnixStream) {
+        let others = self.connections.fetch_add(1, Ordering::Relaxed);
+        let outcome = self.admit(&stream, others).and_then(|()| self.converse(stream));
+        if let Err(e) = outcome {
+            warn!(error = %e, "control connection ended");
+        }
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn admit(&self, mut stream: &UnixStream, others: usize) -> io::Result<()> {
+        stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+        let uid = daemon::peer_uid(stream)?;
+        let message = if uid != 0 && uid != daemon::own_uid() {
+            format!("user {uid} may not control this carrier: use the user it runs as, or root")
+        } else if others >= MAX_CONNECTIONS {
+            format!("{others} connections are open already: close one")
+        } else {
+            return Ok(());
+        };
+        write_answer(&mut stream, &Answer::Error { message: message.clone() })?;
+        Err(io::Error::other(message))
+    }
+
+    fn converse(&self, stream: UnixStream) -> io::Result<()> {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = (&mut reader).take(MAX_REQUEST).read_until(b'\n', &mut line);
+            match read {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                // The agent died in the middle of a word.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+                Err(e) => return Err(e),
+            }
+            if line.last() != Some(&b'\n') {
+                let message = format!("request without an end in {} bytes", line.len());
+                return write_answer(reader.get_mut(), &Answer::Error { message });
+            }
+            let (answer, end) = self.answer(&line);
+            let written = write_answer(reader.get_mut(), &answer);
+            if let Some(event) = end {
+                // The main thread ends the process; nobody there means that it is ending already.
+                drop(self.events.send(event));
+            }
+            written?;
+        }
+    }
+
+    fn answer(&self, line: &[u8]) -> (Answer, Option<Event>) {
+        let request = match serde_json::from_slice(line) {
+            Ok(request) => request,
+            Err(e) => return (Answer::Error { message: not_understood(line, &e) }, None),
+        };
+        match request {
+            Request::Hello { version: _ } => (Answer::Hello(self.hello()), None),
+            Request::GetStats => (Answer::Stats(Box::new(self.shared.stats())), None),
+            Request::SetConfig { config } => {
+                let mtu = config.mtu;
+                match self.shared.set_config(config) {
+                    Ok(done) => {
+                        if done.changed {
+                            info!(
+                                mtu,
+                                routes = done.routes,
+                                sources = done.sources,
+                                "configuration replaced"
+                            );
+                        }
+                        (Answer::Configured(done), None)
+                    }
+                    Err(e) => (Answer::Error { message: e.to_string() }, None),
+                }
+            }
+            Request::Shutdown { keep_device } => (Answer::Bye, Some(Event::Shutdown { keep_device })),
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            version: VERSION,
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            device: self.identity.device.clone(),
+            local: self.shared.local,
+            configured: self.shared.is_configured(),
+            uptime_ms: u64::try_from(self.identity.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+fn write_answer(stream: &mut impl Write, answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+fn not_understood(line: &[u8], error: &serde_json::Error) -> String {
+    #[derive(Deserialize)]
+    struct Op {
+        op: String,
+    }
+    match serde_json::from_slice::<Op>(line) {
+        Ok(Op { op }) => format!("request {op:?} of protocol version {VERSION}: {error}"),
+        Err(_) => format!("not a request of protocol version {VERSION}: {error}"),
+    }
+}
+
+fn is_fleeting(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
+}
