@@ -18,6 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use thiserror::Error;
 
+use crate::process::spawn_session;
+
 /// Longest first line a started program may say.
 const MAX_FIRST_LINE: u64 = 4096;
 
@@ -51,17 +53,14 @@ pub enum StartError {
     },
 }
 
-/// Starts `program` in the calling process's network namespace and waits until it writes its first
+/// Starts `program` in the calling thread's network namespace and in a session of its own, and waits until it writes its first
 /// line on standard output, which is returned. Its standard error is ours; its standard input is
 /// empty.
 pub fn start(program: &Path, args: &[String], timeout: Duration) -> Result<(Child, String), StartError> {
     let execute = |source| StartError::Execute { program: program.to_owned(), source };
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(execute)?;
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = spawn_session(&mut command).map_err(execute)?;
     let Some(stdout) = child.stdout.take() else {
         return Err(execute(io::Error::other("its standard output is not a pipe")));
     };
