@@ -29,6 +29,11 @@ use super::{
 const NAMESPACE: &str = "default";
 /// kubelet's patience with a plugin is longer; a lab wants to know sooner.
 const CNI_TIMEOUT: Duration = Duration::from_secs(30);
+/// The specification's code for "try again later", which kubelet does.
+const TRY_AGAIN: u64 = 11;
+/// How long an agent may say so.
+const RETRY_FOR: Duration = Duration::from_secs(15);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// The gateway of every pod, answered by proxy ARP.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// MAC of every host side.
@@ -43,7 +48,8 @@ fn conflist(dir: &LabDir, node: &NodePlan) -> Value {
             "type": "brindle",
             "log_level": "info",
             "nodename": node.name,
-            "socket": dir.cni_socket(&node.name),
+            "agent_socket": dir.cni_socket(&node.name),
+            "state_dir": dir.node(&node.name),
             "ipam": { "type": "brindle-ipam" },
         }],
     })
@@ -82,12 +88,25 @@ pub(crate) fn attach(plan: &LabPlan, dir: &LabDir, node: &NodePlan, pod: &PodPla
             plain_veth(plan, node, pod, address)?;
             address
         }
-        None => cni_add(dir, node, pod)?,
+        None => loop {
+            match cni_add(dir, node, pod)? {
+                Added::Address(address) => break address,
+                Added::Later(_) if start.elapsed() < RETRY_FOR => std::thread::sleep(RETRY_PAUSE),
+                Added::Later(why) => bail!("{why} (asked again for {RETRY_FOR:?})"),
+            }
+        },
     };
     Ok(PodState { address, add_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX) })
 }
 
-fn cni_add(dir: &LabDir, node: &NodePlan, pod: &PodPlan) -> Result<Ipv4Addr> {
+/// Answer to an ADD.
+enum Added {
+    Address(Ipv4Addr),
+    /// The agent is not ready for it yet.
+    Later(String),
+}
+
+fn cni_add(dir: &LabDir, node: &NodePlan, pod: &PodPlan) -> Result<Added> {
     let bin_dir = agents::bin_dir()?;
     let plugin = agents::our_program("brindle")?;
     let netns = Path::new("/run/netns").join(&pod.namespace);
