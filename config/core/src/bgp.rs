@@ -116,6 +116,7 @@ pub struct PrefixAdvertisement {
 /// A service range to advertise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceBlock {
+    #[serde(deserialize_with = "crate::meta::net_or_ip")]
     pub cidr: IpNet,
     #[serde(flatten)]
     pub extra: Extra,

@@ -75,6 +75,61 @@ impl Kind {
         Self::ALL.into_iter().find(|k| k.as_str() == s)
     }
 
+    /// Plural in lower case: how Kubernetes and the command line name a collection (`ippools`).
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::IpPool => "ippools",
+            Self::IpReservation => "ipreservations",
+            Self::IpamConfiguration => "ipamconfigurations",
+            Self::IpamBlock => "ipamblocks",
+            Self::IpamHandle => "ipamhandles",
+            Self::BlockAffinity => "blockaffinities",
+            Self::Node => "nodes",
+            Self::BgpConfiguration => "bgpconfigurations",
+            Self::BgpPeer => "bgppeers",
+            Self::BgpFilter => "bgpfilters",
+            Self::FelixConfiguration => "felixconfigurations",
+            Self::ClusterInformation => "clusterinformations",
+            Self::WorkloadEndpoint => "workloadendpoints",
+        }
+    }
+
+    /// Short names on the command line, those of calicoctl and of the CRDs.
+    pub const fn aliases(self) -> &'static [&'static str] {
+        match self {
+            Self::IpPool => &["ipp", "ipps", "pool", "pools"],
+            Self::IpReservation => &["reservation", "reservations"],
+            Self::IpamConfiguration => &["ipamconfig", "ipamconfigs"],
+            Self::IpamBlock => &["block", "blocks"],
+            Self::IpamHandle => &["handle", "handles"],
+            Self::BlockAffinity => &["affinity", "affinities"],
+            Self::Node => &["no", "nos"],
+            Self::BgpConfiguration => &["bgpconfig", "bgpconfigs"],
+            Self::BgpPeer => &["bgpp", "bgpps", "bp", "bps"],
+            Self::BgpFilter => &["bgpf", "bgpfs", "bf", "bfs"],
+            Self::FelixConfiguration => &["felixconfig", "felixconfigs"],
+            Self::ClusterInformation => &["clusterinfo", "clusterinfos"],
+            Self::WorkloadEndpoint => &["wep", "weps"],
+        }
+    }
+
+    /// The kind a person means: any spelling of the kind, its plural or one of its aliases.
+    pub fn find(word: &str) -> Option<Self> {
+        let word = word.to_lowercase();
+        Self::ALL.into_iter().find(|k| {
+            k.as_str().to_lowercase() == word || k.plural() == word || k.aliases().contains(&word.as_str())
+        })
+    }
+
+    /// The kind whose name comes closest to a misspelt one.
+    pub fn closest(word: &str) -> Option<Self> {
+        Self::find(word).or_else(|| {
+            let names = Self::ALL.iter().map(|k| k.as_str());
+            crate::suggest::closest(word, names.chain(Self::ALL.iter().map(|k| k.plural())))
+                .and_then(Self::find)
+        })
+    }
+
     /// Whether resources of this kind live in a namespace.
     pub const fn namespaced(self) -> bool {
         matches!(self, Self::WorkloadEndpoint)
@@ -112,5 +167,44 @@ impl fmt::Display for Key {
         } else {
             write!(f, "{}({}/{})", self.kind, self.namespace, self.name)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn every_name_of_a_kind_leads_to_it_alone() {
+        let mut seen = BTreeMap::new();
+        for kind in Kind::ALL {
+            assert_eq!(Kind::parse(kind.as_str()), Some(kind));
+            assert_eq!(serde_json::to_value(kind).ok(), Some(kind.as_str().into()));
+            for word in [kind.as_str(), kind.plural()].iter().chain(kind.aliases()) {
+                assert_eq!(Kind::find(word), Some(kind), "{word}");
+                assert_eq!(Kind::find(&word.to_uppercase()), Some(kind), "{word}");
+                assert_eq!(seen.insert(word.to_lowercase(), kind), None, "{word} is used twice");
+            }
+        }
+        assert_eq!(Kind::find("deployment"), None);
+    }
+
+    #[test]
+    fn misspelt_kinds_are_recognised() {
+        assert_eq!(Kind::closest("BGPPear"), Some(Kind::BgpPeer));
+        assert_eq!(Kind::closest("ippol"), Some(Kind::IpPool));
+        assert_eq!(Kind::closest("Deployment"), None);
+    }
+
+    #[test]
+    fn keys_sort_by_kind_then_namespace_then_name() {
+        let pool = Key::new(Kind::IpPool, Some("ignored"), "z");
+        let a = Key::new(Kind::WorkloadEndpoint, Some("a"), "z");
+        let b = Key::new(Kind::WorkloadEndpoint, Some("b"), "a");
+        assert!(pool < a && a < b);
+        assert_eq!(pool.to_string(), "IPPool(z)");
+        assert_eq!(Key::new(Kind::WorkloadEndpoint, None, "w").to_string(), "WorkloadEndpoint(default/w)");
     }
 }

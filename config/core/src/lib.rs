@@ -5,6 +5,8 @@
 
 pub mod any;
 pub mod bgp;
+pub mod bgp_values;
+pub mod duration;
 pub mod felix;
 pub mod fields;
 pub mod ipam;
@@ -17,6 +19,7 @@ pub mod selector;
 pub mod status;
 pub mod store;
 pub mod suggest;
+pub mod validate;
 pub mod workload;
 
 pub use any::AnyResource;

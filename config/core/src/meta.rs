@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::key::{Key, Kind};
@@ -13,6 +14,29 @@ pub const API_VERSION: &str = "projectcalico.org/v3";
 
 /// Unknown fields, kept verbatim.
 pub type Extra = BTreeMap<String, Value>;
+
+/// Reads a prefix; a bare address is the prefix of that address alone, as Calico has it.
+pub(crate) fn net_or_ip<'de, D: Deserializer<'de>>(d: D) -> Result<IpNet, D::Error> {
+    struct V;
+    impl serde::de::Visitor<'_> for V {
+        type Value = IpNet;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a CIDR such as 10.0.0.0/16, or an IP address")
+        }
+        fn visit_str<E: serde::de::Error>(self, s: &str) -> Result<IpNet, E> {
+            let net = s.parse().or_else(|_| s.parse::<std::net::IpAddr>().map(IpNet::from));
+            net.map_err(|_| E::invalid_value(serde::de::Unexpected::Str(s), &self))
+        }
+    }
+    d.deserialize_str(V)
+}
+
+/// The same for a list.
+pub(crate) fn nets_or_ips<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<IpNet>, D::Error> {
+    #[derive(Deserialize)]
+    struct One(#[serde(deserialize_with = "net_or_ip")] IpNet);
+    Ok(Vec::<One>::deserialize(d)?.into_iter().map(|one| one.0).collect())
+}
 
 /// Object metadata (the subset of Kubernetes ObjectMeta that Calico uses; the rest is kept in `extra`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -115,7 +115,7 @@ impl Spec for IpPoolSpec {
 /// IPReservation.spec: addresses never assigned automatically.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct IpReservationSpec {
-    #[serde(rename = "reservedCIDRs", default)]
+    #[serde(rename = "reservedCIDRs", default, deserialize_with = "crate::meta::nets_or_ips")]
     pub reserved_cidrs: Vec<IpNet>,
     #[serde(flatten)]
     pub extra: Extra,

@@ -106,11 +106,26 @@ pub struct Stored<S> {
 
 /// Decodes an entry; the error names key and field.
 pub fn decode<S: Spec>(entry: &Entry) -> Result<Stored<S>, StoreError> {
-    let resource = serde_path_to_error::deserialize(&*entry.value).map_err(|e| StoreError::Invalid {
-        key: entry.key.clone(),
-        reason: format!("{}: {}", e.path(), e.inner()),
+    let resource = serde_path_to_error::deserialize(&*entry.value).or_else(|e| {
+        // Writers in Go leave `null` where a list or a map is empty; for them that is the same as leaving it out.
+        serde_json::from_value(without_nulls(&entry.value)).map_err(|_| StoreError::Invalid {
+            key: entry.key.clone(),
+            reason: format!("{}: {}", e.path(), e.inner()),
+        })
     })?;
     Ok(Stored { revision: entry.revision, resource })
+}
+
+/// The value without members that are `null`; elements of lists stay.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let kept = members.iter().filter(|(_, v)| !v.is_null());
+            Value::Object(kept.map(|(k, v)| (k.clone(), without_nulls(v))).collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(without_nulls).collect()),
+        other => other.clone(),
+    }
 }
 
 /// Typed conveniences over any [`Store`].
@@ -156,4 +171,39 @@ pub enum SyncEvent {
     Upsert(Entry),
     Delete(Key),
     InSync,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{ipam::IpamBlockSpec, pool::IpPoolSpec};
+
+    fn entry(kind: Kind, spec: Value) -> Entry {
+        let value = json!({"apiVersion": "projectcalico.org/v3", "kind": kind.as_str(),
+            "metadata": {"name": "x", "creationTimestamp": null}, "spec": spec});
+        Entry { key: Key::new(kind, None, "x"), revision: Revision(1), value: Arc::new(value) }
+    }
+
+    #[test]
+    fn an_entry_that_does_not_decode_names_key_and_field() {
+        let e = decode::<IpPoolSpec>(&entry(Kind::IpPool, json!({"cidr": "10.0.0.0"}))).expect_err("no CIDR");
+        assert_eq!(
+            e.to_string(),
+            "IPPool(x): stored value is not valid: spec.cidr: invalid IP address syntax"
+        );
+    }
+
+    #[test]
+    fn null_stands_for_an_absent_list_or_map() {
+        let spec = json!({"cidr": "10.0.0.0/30", "allocations": [null, null, 0, null], "unallocated": [0, 1, 3],
+            "attributes": [{"handle_id": "h", "secondary": null}], "affinity": null});
+        let block = decode::<IpamBlockSpec>(&entry(Kind::IpamBlock, spec)).expect("decodes").resource.spec;
+        assert_eq!(block.allocations, [None, None, Some(0), None], "null in a list stays");
+        assert!(block.attributes.iter().all(|a| a.secondary.is_empty()));
+        let pool = json!({"cidr": "10.0.0.0/16", "allowedUses": null, "nodeSelector": null});
+        let pool = decode::<IpPoolSpec>(&entry(Kind::IpPool, pool)).expect("decodes").resource.spec;
+        assert_eq!(pool.node_selector, "all()");
+    }
 }

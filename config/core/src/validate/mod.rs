@@ -1,0 +1,197 @@
+//! What makes a resource acceptable beyond its types: Calico's rules, all violations at once, in the shape of its
+//! client errors.
+//!
+//! [`resource`] looks at one resource alone. What needs others is a function of its own that takes them:
+//! [`pool::against`], [`pool::update`], [`node::conflicts`].
+
+mod bgp;
+mod felix;
+mod filter;
+mod ipam;
+pub mod names;
+pub mod node;
+pub mod pool;
+mod workload;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use crate::{AnyResource, Kind, Selector, duration};
+
+/// One field with an unacceptable value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Path from the top of the resource: `spec.cidr`, `spec.exportV4[0].action`.
+    pub field: String,
+    /// The value as written, shortened when long.
+    pub value: String,
+    /// What is wrong and what would be right.
+    pub reason: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = '{}' ({})", self.field, self.value, self.reason)
+    }
+}
+
+/// Every violation found; never empty when it is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid(pub Vec<FieldError>);
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [one] => write!(f, "error with field {one}"),
+            all => {
+                f.write_str("error with the following fields:")?;
+                all.iter().try_for_each(|e| write!(f, "\n-  {e}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// Checks one resource by itself.
+pub fn resource(r: &AnyResource) -> Result<(), Invalid> {
+    let mut errors = Errors::default();
+    metadata(r, &mut errors);
+    match r {
+        AnyResource::IpPool(r) => pool::check(&r.spec, &mut errors),
+        AnyResource::IpReservation(r) => pool::check_reservation(&r.spec, &mut errors),
+        AnyResource::IpamConfiguration(r) => ipam::check_config(&r.spec, &mut errors),
+        AnyResource::IpamBlock(r) => ipam::check_block(&r.metadata.name, &r.spec, &mut errors),
+        AnyResource::IpamHandle(r) => ipam::check_handle(&r.metadata.name, &r.spec, &mut errors),
+        AnyResource::BlockAffinity(r) => ipam::check_affinity(&r.metadata.name, &r.spec, &mut errors),
+        AnyResource::Node(r) => node::check(&r.spec, &mut errors),
+        AnyResource::BgpConfiguration(r) => bgp::check_configuration(&r.metadata.name, &r.spec, &mut errors),
+        AnyResource::BgpPeer(r) => bgp::check_peer(&r.spec, &mut errors),
+        AnyResource::BgpFilter(r) => filter::check(&r.spec, &mut errors),
+        AnyResource::FelixConfiguration(r) => felix::check(&r.metadata.name, &r.spec, &mut errors),
+        AnyResource::ClusterInformation(_) => {}
+        AnyResource::WorkloadEndpoint(r) => workload::check(&r.spec, &mut errors),
+    }
+    errors.done()
+}
+
+fn metadata(r: &AnyResource, errors: &mut Errors) {
+    let meta = r.metadata();
+    let name = meta.name.as_str();
+    let only_default = matches!(r.kind(), Kind::IpamConfiguration | Kind::ClusterInformation);
+    if name.is_empty() {
+        errors.add("metadata.name", name, "a name is required");
+    } else if only_default && name != "default" {
+        errors.add("metadata.name", name, format!("the only {} is named default", r.kind()));
+    } else if let Err(reason) = names::subdomain(name) {
+        errors.add("metadata.name", name, reason);
+    }
+    match (&meta.namespace, r.kind().namespaced()) {
+        (Some(ns), true) => {
+            if let Err(reason) = names::label(ns) {
+                errors.add("metadata.namespace", ns, reason);
+            }
+        }
+        (Some(ns), false) if !ns.is_empty() => {
+            errors.add("metadata.namespace", ns, format!("{} has no namespaces; remove the field", r.kind()));
+        }
+        _ => {}
+    }
+    for (key, value) in &meta.labels {
+        let field = format!("metadata.labels.{key}");
+        if let Err(reason) = names::qualified(key) {
+            errors.add(&field, key, reason);
+        }
+        if let Err(reason) = names::label_value(value) {
+            errors.add(&field, value, reason);
+        }
+    }
+    for key in meta.annotations.keys() {
+        if let Err(reason) = names::qualified(key) {
+            errors.add(&format!("metadata.annotations.{key}"), key, reason);
+        }
+    }
+}
+
+/// Collects violations.
+#[derive(Default)]
+pub(crate) struct Errors(Vec<FieldError>);
+
+impl Errors {
+    fn add(&mut self, field: &str, value: impl fmt::Display, reason: impl Into<String>) {
+        const LONGEST: usize = 80;
+        let mut value = value.to_string();
+        if value.chars().count() > LONGEST {
+            value = value.chars().take(LONGEST).chain(['…']).collect();
+        }
+        self.0.push(FieldError { field: field.to_owned(), value, reason: reason.into() });
+    }
+
+    fn done(self) -> Result<(), Invalid> {
+        if self.0.is_empty() { Ok(()) } else { Err(Invalid(self.0)) }
+    }
+
+    /// A selector that is empty or parses, without `global()`.
+    fn selector(&mut self, field: &str, text: &str) {
+        const LONGEST: usize = 1024;
+        if text.chars().count() > LONGEST {
+            self.add(field, text, format!("at most {LONGEST} characters"));
+        }
+        match Selector::parse(text) {
+            Err(e) => {
+                self.add(
+                    field,
+                    text,
+                    format!("column {}: expected {}, found {}", e.column, e.expected, e.found),
+                );
+            }
+            Ok(s) if s.uses_global() => {
+                self.add(
+                    field,
+                    text,
+                    "global() is only meaningful in the namespaceSelector of a policy rule",
+                );
+            }
+            Ok(_) => {}
+        }
+    }
+
+    fn duration(&mut self, field: &str, text: Option<&String>) {
+        if let Some(Err(e)) = text.map(|t| duration::parse(t)) {
+            self.add(field, &e.text, e.expected());
+        }
+    }
+
+    /// A text that must be one of a few.
+    fn one_of(&mut self, field: &str, text: Option<&String>, allowed: &[&str]) {
+        if let Some(text) = text.filter(|t| !allowed.contains(&t.as_str())) {
+            let meant = crate::suggest::closest(text, allowed.iter().copied());
+            let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
+            self.add(field, text, format!("expected one of {}{hint}", allowed.join(", ")));
+        }
+    }
+
+    fn at_most<T>(&mut self, field: &str, list: &[T], most: usize) {
+        if list.len() > most {
+            self.add(field, format!("{} entries", list.len()), format!("at most {most} entries"));
+        }
+    }
+
+    fn route_priority(&mut self, field: &str, value: Option<u32>) {
+        const LARGEST: u32 = 2_147_483_646;
+        if let Some(n) = value.filter(|n| !(1..=LARGEST).contains(n)) {
+            self.add(field, n, format!("expected 1 to {LARGEST}"));
+        }
+    }
+
+    /// The name of a network interface, or with `wildcards` a pattern of one.
+    fn interface(&mut self, field: &str, name: &str, wildcards: bool) {
+        const LONGEST: usize = 15;
+        let ok = |c: char| c.is_ascii_graphic() && c != '/' && (wildcards || c != '*');
+        if name.is_empty() || name.len() > LONGEST || !name.chars().all(ok) {
+            self.add(field, name, format!("expected an interface name of 1 to {LONGEST} characters"));
+        }
+    }
+}
