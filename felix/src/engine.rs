@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -14,13 +15,14 @@ use brindle_config_core::{
     store::SyncEvent,
 };
 use brindle_felix_core::{
-    desire::{Desired, desire, ownership},
+    desire::{Desired, Tunnel, desire, ownership},
     host::{HostView, Link as HostLink},
     inputs::Inputs,
     plan::{Plan, PlanCx, Step},
-    route::{Route, RouteKey},
+    route::{Route, RouteKey, Target},
 };
 use brindle_kernel::netlink::{Addr, Event, Group, Link, Monitor, NetlinkError, RouteChange};
+use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -63,8 +65,11 @@ pub fn spawn(settings: &Settings) -> Result<Handle, PlatformError> {
     let platform = Linux::open()?;
     let monitor =
         Monitor::open(&[Group::Links, Group::AddrsV4, Group::AddrsV6, Group::RoutesV4, Group::RoutesV6])?;
-    let carrier = Box::new(crate::carrier::Process::new(&settings.state_dir));
+    let inbox = crate::carrier::Inbox::default();
+    let carrier = Box::new(crate::carrier::Process::new(&settings.state_dir, Arc::clone(&inbox)));
     let handle = start(settings, Box::new(platform), carrier)?;
+    // Cannot be set already: it was made here.
+    drop(inbox.set(handle.inputs.downgrade()));
     watch_kernel(monitor, handle.inputs.downgrade())?;
     Ok(handle)
 }
@@ -341,6 +346,9 @@ impl Engine {
             }
             host = self.host();
             wanted = desire(&self.inputs, &host, DEVICE);
+            if let Some(tunnel) = &mut wanted.tunnel {
+                self.keep_carried(tunnel);
+            }
             match self.tunnel.reconcile(wanted.tunnel.as_ref(), &mut *self.platform, &self.links, &self.addrs)
             {
                 Ok(false) => break,
@@ -381,6 +389,19 @@ impl Engine {
             r.problems = problems;
             r.problems.extend(failed);
         });
+    }
+
+    /// A carrier knows every route the kernel has through its device, not only those wanted now: what a restarted
+    /// agent has not learnt again yet is still forwarded. What the kernel does not send it, it ignores.
+    fn keep_carried(&self, tunnel: &mut Tunnel) {
+        for route in self.actual.values() {
+            let (IpNet::V4(dst), Target::Via(hops)) = (route.dst, &route.target) else { continue };
+            if let Some(IpAddr::V4(via)) = hops.iter().find(|h| h.dev == DEVICE).map(|h| h.via)
+                && via != tunnel.local
+            {
+                tunnel.routes.entry(dst).or_insert(via);
+            }
+        }
     }
 
     fn publish(&self) {

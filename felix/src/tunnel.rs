@@ -16,6 +16,8 @@ pub(crate) const DEVICE: &str = "tunl0";
 pub(crate) trait Carrier: Send {
     /// Makes it run with this configuration; adopts one that runs already.
     fn ensure(&mut self, want: &Tunnel) -> Result<(), String>;
+    /// Whether it still runs.
+    fn alive(&mut self) -> bool;
     /// Packets refused because of their outer source.
     fn refused(&mut self) -> Option<u64>;
     /// Ends it and removes its device.
@@ -67,11 +69,20 @@ impl TunnelManager {
         addrs: &[Addr],
     ) -> Result<bool, String> {
         let Some(want) = want else {
-            if let Some((Kind::Carrier, _)) = self.kind.take() {
+            // A TUN device of this name is a carrier's, perhaps one an earlier agent started.
+            let left = links.iter().find(|l| l.name == DEVICE && l.kind.as_deref() == Some("tun"));
+            if let Some(link) = left {
                 self.carrier.stop();
+                // It takes its device along; one that is dead cannot.
+                match platform.link_op(Op::del_link(LinkRef::Index(link.index))) {
+                    Ok(()) => {}
+                    Err(e) if e.is_not_found() => {}
+                    Err(e) => return Err(e.to_string()),
+                }
             }
+            self.kind = None;
             self.told = None;
-            return Ok(false);
+            return Ok(left.is_some());
         };
         if self.kind.is_none() {
             let (kind, why) = self.choose(platform, links)?;
@@ -80,7 +91,7 @@ impl TunnelManager {
         }
         let mut wrote = false;
         if let Some((Kind::Carrier, _)) = self.kind {
-            let dead = !links.iter().any(|l| l.name == DEVICE);
+            let dead = !links.iter().any(|l| l.name == DEVICE) || !self.carrier.alive();
             if self.told.as_ref() != Some(want) || dead {
                 self.carrier.ensure(want)?;
                 wrote |= self.told.is_none() || dead;
