@@ -373,6 +373,20 @@ impl Rib {
         any
     }
 
+    /// Entries held and changes waiting in a neighbor's queues.
+    #[cfg(test)]
+    pub(super) fn queue_len(&self, peer: PeerId) -> (usize, usize) {
+        let (v4, v6) = (self.v4.groups.queue(peer), self.v6.groups.queue(peer));
+        let queues = v4.into_iter().chain(v6);
+        queues.fold((0, 0), |(e, w), q| (e + q.entries(), w + q.waiting()))
+    }
+
+    /// Destinations held, those without paths included.
+    #[cfg(test)]
+    pub(super) fn destinations(&self) -> usize {
+        self.v4.table.len() + self.v6.table.len()
+    }
+
     /// Counts of a neighbor in a family.
     pub fn counts(&self, peer: PeerId, family: Family) -> PeerRoutes {
         fn of<P: Prefix>(afi: &Afi<P>, peer: PeerId) -> PeerRoutes {

@@ -265,7 +265,9 @@ const fn identity(cfg: &SpeakerConfig, sync: &Sync) -> Identity {
     Identity {
         asn: cfg.asn,
         router_id: cfg.router_id,
-        restarting: cfg.restarting && !sync.released(),
+        // Set on any start, as RFC 4724 section 3 has it: it lets a peer that has not noticed the end of the old session
+        // take the new one instead, and tells it not to wait for us.
+        restarting: !sync.released(),
         preserved: cfg.restarting || sync.done(),
     }
 }

@@ -65,12 +65,17 @@ impl Neighbor {
             return;
         }
         self.since = now;
+        // The end of a session is told by what ended it, even if another connection is under way already.
+        let cause = match &self.last_error {
+            Some(error) if old == StateKind::Established => error.clone(),
+            Some(_) | None => self.fsm.cause().to_string(),
+        };
         out.push_back(Output::Event(Event::State {
             peer: self.id,
             name: self.fsm.config().name.clone(),
             old: old.to_string(),
             new: new.to_string(),
-            cause: self.fsm.cause().to_string(),
+            cause,
         }));
     }
 }

@@ -44,7 +44,7 @@ enum Packet {
     Syn { from: usize, conn: ConnId },
     Connected { conn: ConnId },
     Refused { conn: ConnId },
-    Bytes { conn: ConnId, bytes: BytesMut },
+    Bytes { from: (usize, ConnId), conn: ConnId, bytes: BytesMut },
     Fin { conn: ConnId },
 }
 
@@ -138,6 +138,22 @@ impl Net {
         let (peers, routes) = (node.peers.clone(), node.routes.clone());
         self.input(n, Input::SetPeers(peers));
         self.input(n, Input::SetLocalRoutes(routes));
+    }
+
+    /// As `start`, but the speaker is not told its own routes (the agent cannot read them yet).
+    pub(crate) fn start_without_routes(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        node.speaker = Some(Speaker::new(node.cfg.clone()));
+        node.in_sync = None;
+        let peers = node.peers.clone();
+        self.input(n, Input::SetPeers(peers));
+    }
+
+    /// The node has lost its connections without telling anybody.
+    pub(crate) fn forget_links(&mut self, n: usize) {
+        self.nodes[n].speaker = None;
+        self.nodes[n].cx.clear();
+        self.links.retain(|(owner, _), _| *owner != n);
     }
 
     pub(crate) fn start_all(&mut self) {
@@ -252,7 +268,7 @@ impl Net {
     fn write(&mut self, n: usize, conn: ConnId, bytes: BytesMut) {
         self.bytes += bytes.len();
         if let Some((other, far)) = self.links.get(&(n, conn)).copied() {
-            self.send(n, other, Packet::Bytes { conn: far, bytes });
+            self.send(n, other, Packet::Bytes { from: (n, conn), conn: far, bytes });
         }
     }
 
@@ -280,7 +296,11 @@ impl Net {
                 let reason = DownReason::ConnectFailed("connection refused".into());
                 self.input(n, Input::Disconnected { conn, reason });
             }
-            Packet::Bytes { conn, mut bytes } => {
+            // A host that knows nothing of the connection resets it.
+            Packet::Bytes { from, conn, .. } if !self.links.contains_key(&(n, conn)) => {
+                self.send(n, from.0, Packet::Fin { conn: from.1 });
+            }
+            Packet::Bytes { conn, mut bytes, .. } => {
                 while self.links.contains_key(&(n, conn)) && !bytes.is_empty() {
                     let (read, _) = self.nodes[n].cx.get(&conn).copied().unwrap_or_default();
                     let input = match next_frame(&bytes, read.max_len()) {

@@ -1,1 +1,5 @@
-//! Tests of the RIB as a whole.
+//! Tests of the RIB: the decision process row by row and by law, queues and packing, the whole against a model.
+
+mod decision;
+mod model;
+mod queue;
