@@ -141,7 +141,7 @@ fn cni_add(dir: &LabDir, node: &NodePlan, pod: &PodPlan) -> Result<Added> {
         );
         bail!("CNI ADD of {} on {}: {message}", pod.name, node.name);
     }
-    address_of(&answer).with_context(|| {
+    address_of(&answer).map(Added::Address).with_context(|| {
         format!("CNI ADD of {} on {} answered without an address: {answer}", pod.name, node.name)
     })
 }
