@@ -139,7 +139,11 @@ fn cni_add(dir: &LabDir, node: &NodePlan, pod: &PodPlan) -> Result<Added> {
                 if details.is_empty() { msg.to_owned() } else { format!("{msg}: {details}") }
             },
         );
-        bail!("CNI ADD of {} on {}: {message}", pod.name, node.name);
+        let message = format!("CNI ADD of {} on {}: {message}", pod.name, node.name);
+        if answer.get("code").and_then(Value::as_u64) == Some(TRY_AGAIN) {
+            return Ok(Added::Later(message));
+        }
+        bail!(message);
     }
     address_of(&answer).map(Added::Address).with_context(|| {
         format!("CNI ADD of {} on {} answered without an address: {answer}", pod.name, node.name)
