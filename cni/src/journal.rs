@@ -1,139 +1,269 @@
-//! DELs taken while no agent was running: one small file each, carried out by the next agent, so that no address leaks.
+//! DELs taken while no agent was there. The plugin writes one file per attachment; the agent carries them out when it
+//! starts (and looks again now and then), so that no address stays with a container that is gone.
 //!
-//! A file is a line `brindle-del 1 LENGTH SUM`, then LENGTH octets of JSON; SUM is the start of their SHA-1. It is
-//! written beside its place, synced, and renamed: whoever reads sees all of it or none.
+//! A file is one line `brindle-cni-journal 1 LENGTH SHA1`, then that many bytes of JSON. It is written beside its place,
+//! synced, and renamed: a crash leaves the old file, the new one, or a `.tmp` that nobody reads. Whatever is cut or
+//! damaged is recognised and set aside, never half believed.
 
 use std::{
     fs,
     io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use sha1::{Digest, Sha1};
+use serde::{Deserialize, Serialize};
 
-use crate::proto::Attachment;
+use crate::{names::sha1_hex, proto::Attachment};
 
-const MAGIC: &str = "brindle-del 1";
+/// Folder below the state folder.
+pub const FOLDER: &str = "cni-journal";
+const MAGIC: &str = "brindle-cni-journal 1";
+const SUFFIX: &str = "del";
+/// Larger than any entry; what is longer is no entry.
+const MAX_FILE: u64 = 64 * 1024;
 
-/// A DEL to carry out.
+/// What the file asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub attachment: Attachment,
+    /// Only addresses are concerned (`brindle-ipam`).
+    #[serde(default)]
+    pub addresses_only: bool,
+}
+
+/// A record and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub path: PathBuf,
-    pub attachment: Attachment,
+    pub record: Record,
 }
 
-fn sum(body: &[u8]) -> String {
-    Sha1::digest(body).iter().take(8).map(|b| format!("{b:02x}")).collect()
+/// What a folder holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    pub entries: Vec<Entry>,
+    /// Files that are damaged, with the reason; they were renamed to `*.bad`.
+    pub damaged: Vec<(PathBuf, String)>,
 }
 
-/// The octets of a file.
-pub fn encode(attachment: &Attachment) -> Vec<u8> {
-    // A struct of strings always serialises.
-    let body = serde_json::to_vec(attachment).unwrap_or_default();
-    let mut all = format!("{MAGIC} {} {}\n", body.len(), sum(&body)).into_bytes();
-    all.extend(body);
-    all
+/// Why bytes are no record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    #[error("no line {MAGIC:?} at its beginning")]
+    Header,
+    #[error("{found} bytes where {wanted} were written: cut short, or written over")]
+    Length { wanted: usize, found: usize },
+    #[error("its checksum does not match: damaged")]
+    Checksum,
+    #[error("its content is not understood: {0}")]
+    Content(String),
 }
 
-/// What a file says; the error says what is wrong with it.
-pub fn decode(bytes: &[u8]) -> Result<Attachment, String> {
-    let end = bytes.iter().position(|b| *b == b'\n').ok_or("no header line")?;
-    let (head, body) = bytes.split_at(end);
-    let body = body.get(1..).unwrap_or_default();
-    let head = std::str::from_utf8(head).map_err(|_| "the header is not text")?;
-    let rest = head.strip_prefix(MAGIC).ok_or_else(|| format!("the header is not {MAGIC:?}"))?;
-    let mut fields = rest.split_ascii_whitespace();
-    let len: usize = fields.next().and_then(|f| f.parse().ok()).ok_or("the header has no length")?;
-    if body.len() != len {
-        return Err(format!("{} octets where {len} were written", body.len()));
-    }
-    if fields.next() != Some(sum(body).as_str()) {
-        return Err("the checksum does not match".into());
-    }
-    serde_json::from_slice(body).map_err(|e| e.to_string())
+/// The bytes of a file.
+pub fn encode(record: &Record) -> Vec<u8> {
+    let body = serde_json::to_vec(record).expect("a record of strings and flags always becomes JSON");
+    let mut bytes = format!("{MAGIC} {} {}\n", body.len(), sha1_hex(&body)).into_bytes();
+    bytes.extend(body);
+    bytes
 }
 
-/// File name of an attachment's entry: distinct for distinct attachments, and no path.
-fn file_name(a: &Attachment) -> String {
-    let key = sum(format!("{}\n{}\n{}", a.network, a.container_id, a.ifname).as_bytes());
-    let id: String = a.container_id.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
-    format!("{id}-{key}.del")
-}
-
-/// Records a DEL.
-pub fn write(dir: &Path, attachment: &Attachment) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    let name = file_name(attachment);
-    let temporary = dir.join(format!(".{name}.{}", std::process::id()));
-    let result = (|| {
-        let mut f = fs::File::create(&temporary)?;
-        f.write_all(&encode(attachment))?;
-        f.sync_all()?;
-        fs::rename(&temporary, dir.join(name))?;
-        fs::File::open(dir)?.sync_all()
-    })();
-    if result.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    result
-}
-
-/// All entries, by name. A damaged one is set aside as `*.bad`: what it held is lost, and the collector finds the
-/// address.
-pub fn read_all(dir: &Path) -> io::Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    let listing = match fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(entries),
-        other => other?,
+/// The record in a file's bytes.
+pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
+    let end = bytes.iter().position(|b| *b == b'\n').ok_or(DecodeError::Header)?;
+    let (head, rest) = bytes.split_at(end);
+    let body = rest.get(1..).unwrap_or_default();
+    let head = std::str::from_utf8(head).ok().and_then(|h| h.strip_prefix(MAGIC)).ok_or(DecodeError::Header)?;
+    let mut words = head.split_ascii_whitespace();
+    let (Some(wanted), Some(sum), None) =
+        (words.next().and_then(|w| w.parse::<usize>().ok()), words.next(), words.next())
+    else {
+        return Err(DecodeError::Header);
     };
-    for item in listing {
-        let path = item?.path();
-        if path.extension().is_none_or(|e| e != "del") {
-            continue;
-        }
-        match decode(&fs::read(&path)?) {
-            Ok(attachment) => entries.push(Entry { path, attachment }),
-            Err(_) => fs::rename(&path, path.with_extension("bad"))?,
+    if body.len() != wanted {
+        return Err(DecodeError::Length { wanted, found: body.len() });
+    }
+    if sha1_hex(body) != sum {
+        return Err(DecodeError::Checksum);
+    }
+    serde_json::from_slice(body).map_err(|e| DecodeError::Content(e.to_string()))
+}
+
+/// File name of an attachment's record: the same for a repeated DEL.
+fn file_name(a: &Attachment) -> String {
+    format!("{}.{SUFFIX}", sha1_hex(format!("{}\n{}\n{}", a.network, a.container_id, a.ifname).as_bytes()))
+}
+
+/// Records the DEL for the next agent. When this returns it survives a power cut.
+pub fn write(folder: &Path, record: &Record) -> io::Result<PathBuf> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let name = file_name(&record.attachment);
+    let path = folder.join(&name);
+    let temporary = folder.join(format!("{name}.{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&encode(record))?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        fs::File::open(folder)?.sync_all()
+    })();
+    if let Err(e) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(e);
+    }
+    Ok(path)
+}
+
+/// Forgets the record of this attachment, if there is one (a DEL carried out, an ADD that came after it).
+pub fn remove(folder: &Path, a: &Attachment) -> io::Result<()> {
+    match fs::remove_file(folder.join(file_name(a))) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Reads all records. Files left by a crash while writing are removed; damaged ones are set aside.
+pub fn read(folder: &Path) -> io::Result<Contents> {
+    let mut contents = Contents::default();
+    let listing = match fs::read_dir(folder) {
+        Ok(listing) => listing,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(contents),
+        Err(e) => return Err(e),
+    };
+    let mut paths = listing.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    for path in paths {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("tmp") if is_stale(&path) => drop(fs::remove_file(&path)),
+            Some(SUFFIX) => match read_one(&path) {
+                Ok(record) => contents.entries.push(Entry { path, record }),
+                // Carried out by somebody else since the listing.
+                Err(Unread::Io(e)) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(Unread::Io(e)) => return Err(e),
+                Err(Unread::Damaged(reason)) => {
+                    fs::rename(&path, path.with_extension("bad"))?;
+                    contents.damaged.push((path, reason));
+                }
+            },
+            _ => {}
         }
     }
-    entries.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(entries)
+    Ok(contents)
+}
+
+enum Unread {
+    Io(io::Error),
+    Damaged(String),
+}
+
+fn read_one(path: &Path) -> Result<Record, Unread> {
+    let len = fs::metadata(path).map_err(Unread::Io)?.len();
+    if len > MAX_FILE {
+        return Err(Unread::Damaged(format!("{len} bytes, {MAX_FILE} are the most")));
+    }
+    let bytes = fs::read(path).map_err(Unread::Io)?;
+    decode(&bytes).map_err(|e| Unread::Damaged(e.to_string()))
+}
+
+/// Whether the process that wrote the temporary file is gone.
+fn is_stale(path: &Path) -> bool {
+    let pid = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.rsplit('.').next());
+    pid.is_none_or(|pid| !Path::new("/proc").join(pid).exists())
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn attachment(id: &str) -> Attachment {
-        Attachment {
-            container_id: id.into(),
-            ifname: "eth0".into(),
-            netns: String::new(),
-            network: "n".into(),
-            pod: None,
+    fn record(id: &str) -> Record {
+        Record {
+            attachment: Attachment {
+                container_id: id.into(),
+                ifname: "eth0".into(),
+                netns: String::new(),
+                netns_id: String::new(),
+                network: "net".into(),
+                pod: None,
+            },
+            addresses_only: false,
+        }
+    }
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(tag: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("bt-{}-{tag}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
     #[test]
-    fn what_is_written_is_read_and_a_file_cut_anywhere_is_refused() {
-        let a = attachment("c1");
-        let bytes = encode(&a);
-        assert_eq!(decode(&bytes).unwrap(), a);
-        for cut in 0..bytes.len() {
-            assert!(decode(&bytes[..cut]).is_err(), "cut at {cut}");
+    fn what_is_written_is_read_once_per_attachment() {
+        let folder = Folder::new("journal");
+        assert_eq!(read(&folder.0).unwrap(), Contents::default());
+        for id in ["a", "b", "a"] {
+            write(&folder.0, &record(id)).unwrap();
         }
+        let found = read(&folder.0).unwrap();
+        assert_eq!(found.entries.len(), 2);
+        remove(&folder.0, &record("a").attachment).unwrap();
+        remove(&folder.0, &record("a").attachment).unwrap();
+        let left: Vec<Record> = read(&folder.0).unwrap().entries.into_iter().map(|e| e.record).collect();
+        assert_eq!(left, [record("b")]);
     }
 
     #[test]
-    fn entries_are_listed_and_damaged_ones_set_aside() {
-        let dir = std::env::temp_dir().join(format!("brindle-journal-{}", std::process::id()));
-        write(&dir, &attachment("c1")).unwrap();
-        write(&dir, &attachment("c1")).unwrap();
-        write(&dir, &attachment("../../c2")).unwrap();
-        fs::write(dir.join("x.del"), "torn").unwrap();
-        let ids: Vec<_> = read_all(&dir).unwrap().into_iter().map(|e| e.attachment.container_id).collect();
-        assert_eq!(ids.len(), 2);
-        assert!(dir.join("x.bad").exists());
-        fs::remove_dir_all(&dir).unwrap();
+    fn a_file_cut_at_any_byte_is_recognised_and_set_aside() {
+        let whole = encode(&record("a"));
+        for cut in 0..whole.len() {
+            assert!(decode(&whole[..cut]).is_err(), "cut at {cut}");
+        }
+        let folder = Folder::new("journal-cut");
+        let path = write(&folder.0, &record("a")).unwrap();
+        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        let found = read(&folder.0).unwrap();
+        assert!(found.entries.is_empty());
+        assert_eq!(found.damaged.len(), 1);
+        assert!(path.with_extension("bad").exists());
+        assert_eq!(read(&folder.0).unwrap(), Contents::default(), "reported once");
+    }
+
+    #[test]
+    fn leftovers_of_a_dead_writer_are_removed_and_those_of_a_live_one_are_not() {
+        let folder = Folder::new("journal-tmp");
+        fs::create_dir_all(&folder.0).unwrap();
+        let dead = folder.0.join("x.del.4194305.tmp");
+        let live = folder.0.join(format!("x.del.{}.tmp", std::process::id()));
+        fs::write(&dead, b"half").unwrap();
+        fs::write(&live, b"half").unwrap();
+        read(&folder.0).unwrap();
+        assert!(!dead.exists());
+        assert!(live.exists());
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_is_noticed(at: prop::sample::Index, bit in 0u8..8) {
+            let mut bytes = encode(&record("a"));
+            let i = at.index(bytes.len());
+            bytes[i] ^= 1 << bit;
+            prop_assert_ne!(decode(&bytes).ok(), Some(record("a")));
+        }
+
+        #[test]
+        fn any_bytes_are_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+        }
     }
 }

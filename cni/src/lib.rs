@@ -1,5 +1,18 @@
-//! The CNI plugin: what it asks of the agent ([`proto`]), and what it does in the namespaces of host and container.
+//! The CNI plugin and how it talks to the node agent.
+//!
+//! Two programs share this library: `brindle` (the interface) and `brindle-ipam` (addresses only, for other plugins).
+//! Both are small, synchronous, and hold no credentials: what needs the datastore is asked of the agent over a unix
+//! socket ([`proto`]). [`proto`] and [`journal`] are used by the agent too.
 
+pub mod client;
+pub mod conf;
+pub mod env;
+pub mod error;
 pub mod journal;
+pub mod names;
+pub mod plugin;
 pub mod proto;
-pub mod veth;
+pub mod result;
+mod veth;
+
+pub use error::CniError;

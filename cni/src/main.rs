@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! `brindle`: the CNI plugin.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    brindle_cni::plugin::main(brindle_cni::plugin::Program::Interface)
+}

@@ -13,29 +13,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha1::{Digest, Sha1};
 
+use crate::conf::ValidAttachment;
+
 /// Version of this protocol. The agent refuses others with a sentence that says what to update.
 pub const VERSION: u32 = 1;
 /// Largest frame, octets.
 pub const MAX_FRAME: u32 = 256 * 1024;
-
-/// CNI error codes (spec 1.1.0 section 5; from 100 on our own, systems.md).
-pub mod code {
-    pub const VERSION: u32 = 1;
-    pub const UNSUPPORTED_FIELD: u32 = 2;
-    pub const UNKNOWN_CONTAINER: u32 = 3;
-    pub const ENVIRONMENT: u32 = 4;
-    pub const IO: u32 = 5;
-    pub const DECODE: u32 = 6;
-    pub const CONFIG: u32 = 7;
-    pub const TRY_AGAIN: u32 = 11;
-    pub const NOT_AVAILABLE: u32 = 50;
-    /// No address to give.
-    pub const POOL_EXHAUSTED: u32 = 100;
-    /// The address asked for is taken.
-    pub const DUPLICATE_ADDRESS: u32 = 101;
-    /// Something does not look as it should (CHECK), or the agent failed.
-    pub const FAILED: u32 = 110;
-}
 
 /// The pod behind an attachment, from CNI_ARGS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +36,9 @@ pub struct Attachment {
     pub ifname: String,
     /// Path of the network namespace; empty in a DEL after the namespace is gone.
     pub netns: String,
+    /// `device:inode` of the namespace: the same path may stand for another one later. Empty as above.
+    #[serde(default)]
+    pub netns_id: String,
     /// `name` of the network configuration; prefix of the address handle.
     pub network: String,
     /// None outside Kubernetes (podman, ctr).
@@ -105,6 +91,8 @@ impl Attachment {
 #[serde(tag = "call", rename_all = "kebab-case")]
 pub enum Call {
     Ping,
+    /// Whether an ADD can be served now.
+    Status,
     /// Addresses and a host device name for an attachment. Asked twice for one attachment, the same are given.
     Add {
         attachment: Attachment,
@@ -126,9 +114,12 @@ pub enum Call {
         mac: String,
         addresses: Vec<IpNet>,
     },
-    /// Endpoint and addresses go; nothing there is fine.
+    /// Endpoint and addresses go; nothing there is fine. The agent also deletes the device, without making the caller
+    /// wait for the kernel to tear it down.
     Del {
         attachment: Attachment,
+        #[serde(default)]
+        device: Option<HostDevice>,
     },
     /// Endpoint, address records and host route are as they should be.
     Check {
@@ -154,6 +145,18 @@ pub enum Call {
         attachment: Attachment,
         addresses: Vec<IpNet>,
     },
+    /// Attachments of the network other than these are gone; what they hold goes back.
+    Gc {
+        network: String,
+        valid: Vec<ValidAttachment>,
+    },
+}
+
+/// The host end of a pair, named twice so that a device that took either number or name since is not hit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostDevice {
+    pub index: u32,
+    pub name: String,
 }
 
 /// A call with the version of the protocol it is in.
@@ -178,12 +181,15 @@ pub enum Reply {
         host_ifname: String,
         /// Octets; 0: leave the kernel's default.
         mtu: u32,
+        /// The attachment had these addresses before: a repeated ADD.
+        #[serde(default)]
+        again: bool,
     },
     Registered,
     Deleted,
     Checked,
     Error {
-        /// One of [`code`].
+        /// One of [`crate::error::code`].
         code: u32,
         msg: String,
         /// What to do.
@@ -244,6 +250,7 @@ mod tests {
             container_id: "abc123".into(),
             ifname: ifname.into(),
             netns: "/run/netns/x".into(),
+            netns_id: "4:1".into(),
             network: "k8s-pod-network".into(),
             pod: pod.then(|| PodRef {
                 namespace: "default".into(),

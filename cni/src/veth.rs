@@ -1,188 +1,213 @@
-//! The veth pair of a pod: made in the host's namespace with its far end born in the pod's, addressed and routed from
-//! inside. Calico's shape: host MAC ee:ee:ee:ee:ee:ee, gateway 169.254.1.1 answered by proxy ARP, /32 and /128
-//! addresses. The host's route to the pod and the settings of the host device belong to felix.
+//! The pair of devices between a pod and its host, as Calico makes it: host end `cali…` with MAC ee:ee:ee:ee:ee:ee, in
+//! the pod a /32, a link-scope route to 169.254.1.1 and the default route through it, answered by proxy ARP. Routes and
+//! settings of the host end are the agent's.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use brindle_kernel::{
-    netlink::{
-        Addr, Family, LinkRef, Mac, NetlinkError, Op, Route, RouteFilter, Rtnl, Veth, VethPeer, addr_flag,
-    },
-    netns::{NetNs, NetNsError},
+    netlink::{Addr, Link, Mac, NetlinkError, Op, Route, RouteFilter, Rtnl, Veth, VethPeer, addr_flag},
+    netns::NetNs,
     sysctl,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// MAC of every host end.
-pub const HOST_MAC: Mac = Mac([0xee; 6]);
-/// Gateway of every pod; no device carries it.
-pub const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+use crate::{
+    error::{CniError, code},
+    names::HOST_MAC,
+};
 
-/// The host end's link-local address, which follows from its MAC (EUI-64): the pod's IPv6 gateway.
-pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+/// Next hop of every pod.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// Link-local address the kernel makes of [`HOST_MAC`] (EUI-64).
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+/// How often a device in the way is removed before giving up.
+const ATTEMPTS: u32 = 3;
 
-/// What to make.
-#[derive(Debug)]
-pub struct Attach<'a> {
-    pub host_ifname: &'a str,
-    pub netns: &'a NetNs,
-    pub ifname: &'a str,
-    /// /32 and /128.
-    pub addresses: &'a [IpNet],
-    /// Octets; 0: the kernel's default.
-    pub mtu: u32,
-    /// MAC of the pod's end; none: the kernel chooses.
-    pub mac: Option<Mac>,
+/// The pair that is wanted.
+#[derive(Clone, Debug)]
+pub(crate) struct Wiring {
+    pub host_ifname: String,
+    pub ifname: String,
+    pub mac: Mac,
+    /// None: the kernel's default.
+    pub mtu: Option<u32>,
+    pub addresses: Vec<IpNet>,
+    pub forwarding: bool,
 }
 
-/// What was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
-    pub container_mac: String,
-    /// Octets.
-    pub mtu: u32,
+/// What [`Wiring::create`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Created {
+    New,
+    /// A repeated ADD: the pair was there already.
+    Same,
 }
 
-/// What went wrong, and where.
-#[derive(Debug, thiserror::Error)]
-pub enum VethError {
-    #[error("the pod's network namespace: {0}")]
-    NetNs(#[from] NetNsError),
-    #[error("in the host's namespace: {0}")]
-    Host(NetlinkError),
-    #[error("in the pod's namespace: {0}")]
-    Pod(NetlinkError),
-    #[error("in the pod's namespace: {0}")]
-    Setting(#[from] sysctl::SysctlError),
-    #[error("{ifname} exists in the pod's namespace already")]
-    Taken { ifname: String },
-    /// CHECK: something is not as ADD left it.
-    #[error("{0}")]
-    Differs(String),
+/// A device in a pod and its end on the host.
+#[derive(Clone, Debug)]
+pub(crate) struct Pair {
+    pub container: Link,
+    pub host: Link,
 }
 
-impl VethError {
-    /// The namespace vanished: nothing can be done for this container any more.
-    pub fn netns_gone(&self) -> bool {
-        matches!(self, Self::NetNs(e) if e.is_not_found())
-    }
-}
-
-/// Makes the pair. On failure nothing is left of it.
-pub fn attach(want: &Attach<'_>) -> Result<Attached, VethError> {
-    let mut host = Rtnl::open().map_err(VethError::Host)?;
-    let mut pod = Rtnl::open_in(want.netns).map_err(VethError::Pod)?;
-    if pod.link_by_name(want.ifname).map_err(VethError::Pod)?.is_some() {
-        return Err(VethError::Taken { ifname: want.ifname.into() });
-    }
-    // Of an earlier sandbox of this pod, whose DEL has not come yet.
-    if host.link_by_name(want.host_ifname).map_err(VethError::Host)?.is_some() {
-        ignore_missing(host.del_link(want.host_ifname)).map_err(VethError::Host)?;
-    }
-    host.add_veth(&Veth {
-        name: want.host_ifname,
-        mac: Some(HOST_MAC),
-        mtu: (want.mtu > 0).then_some(want.mtu),
-        up: true,
-        peer: VethPeer { name: want.ifname, mac: want.mac, netns: Some(want.netns) },
-    })
-    .map_err(VethError::Host)?;
-    let result = dress(want, &mut pod);
-    if result.is_err() {
-        // The far end goes with it. A second failure would hide the first.
-        let _ = host.del_link(want.host_ifname);
-    }
-    result
-}
-
-fn dress(want: &Attach<'_>, pod: &mut Rtnl) -> Result<Attached, VethError> {
-    let v4 = want.addresses.iter().any(|a| a.addr().is_ipv4());
-    let v6 = want.addresses.iter().any(|a| a.addr().is_ipv6());
-    if v6 {
-        // Runtimes may have switched IPv6 off in a new namespace.
-        want.netns.run(|| {
-            for key in ["all", "default", "lo", want.ifname] {
-                sysctl::set(&format!("net/ipv6/conf/{key}/disable_ipv6"), "0")?;
-            }
-            sysctl::set(&format!("net/ipv6/conf/{}/accept_dad", want.ifname), "0")
-        })??;
-    }
-    let link = pod.link_by_name(want.ifname).map_err(VethError::Pod)?.ok_or_else(|| {
-        VethError::Differs(format!("{} vanished from the pod's namespace while it was set up", want.ifname))
-    })?;
-    let index = link.index;
-    let mut ops = vec![Op::set_up(LinkRef::Name("lo"), true), Op::set_up(LinkRef::Index(index), true)];
-    for net in want.addresses {
-        let mut addr = Addr::new(index, *net);
-        if net.addr().is_ipv6() {
-            addr.flags |= addr_flag::NODAD;
-        }
-        ops.push(Op::add_addr(&addr));
-    }
-    if v4 {
-        let gateway = IpNet::V4(Ipv4Net::from(GATEWAY4));
-        ops.push(Op::add_route(&Route::new(gateway).dev(index)));
-        let default = IpNet::V4(Ipv4Net::default());
-        ops.push(Op::add_route(&Route::new(default).via(GATEWAY4.into(), Some(index), false)));
-    }
-    if v6 {
-        let default = IpNet::V6(Ipv6Net::default());
-        ops.push(Op::add_route(&Route::new(default).via(GATEWAY6.into(), Some(index), false)));
-    }
-    pod.run_all(&ops).map_err(VethError::Pod)?;
-    let mac = link.mac.map(|m| m.to_string()).unwrap_or_default();
-    Ok(Attached { container_mac: mac, mtu: link.mtu })
-}
-
-/// Removes the pair by whichever end is there. Nothing there is fine.
-pub fn detach(host_ifname: &str, ifname: &str, netns: Option<&NetNs>) -> Result<(), VethError> {
-    let mut host = Rtnl::open().map_err(VethError::Host)?;
-    ignore_missing(host.del_link(host_ifname)).map_err(VethError::Host)?;
-    if let Some(ns) = netns {
-        let mut pod = Rtnl::open_in(ns).map_err(VethError::Pod)?;
-        ignore_missing(pod.del_link(ifname)).map_err(VethError::Pod)?;
-    }
-    Ok(())
-}
-
-fn ignore_missing(r: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
-    match r {
-        Err(e) if e.is_not_found() => Ok(()),
-        other => other,
-    }
-}
-
-/// Compares both ends with what ADD made.
-pub fn check(host_ifname: &str, netns: &NetNs, ifname: &str, addresses: &[IpNet]) -> Result<(), VethError> {
-    let differs = |what: String| Err(VethError::Differs(what));
-    let mut host = Rtnl::open().map_err(VethError::Host)?;
-    match host.link_by_name(host_ifname).map_err(VethError::Host)? {
-        None => return differs(format!("the host device {host_ifname} is gone")),
-        Some(l) if !l.up => return differs(format!("the host device {host_ifname} is down")),
-        Some(_) => {}
-    }
-    let mut pod = Rtnl::open_in(netns).map_err(VethError::Pod)?;
-    let link = match pod.link_by_name(ifname).map_err(VethError::Pod)? {
-        None => return differs(format!("{ifname} is gone from the pod's namespace")),
-        Some(l) if !l.up => return differs(format!("{ifname} is down in the pod's namespace")),
-        Some(l) => l,
+/// The pair behind the pod's device; none if there is no such device. A device that is no pair with its other end in
+/// this namespace is an error: it is somebody else's.
+pub(crate) fn find(host: &mut Rtnl, pod: &NetNs, ifname: &str) -> Result<Option<Pair>, CniError> {
+    let Some(container) = Rtnl::open_in(pod)?.link_by_name(ifname)? else { return Ok(None) };
+    let foreign = || {
+        CniError::new(code::ATTACHED, format!("{ifname} in {pod} is not a device of this plugin"))
+            .hint("another plugin or person made it; remove it or use another CNI_IFNAME")
     };
-    let present = pod.addrs(Some(link.index)).map_err(VethError::Pod)?;
-    for a in addresses {
-        if !present.iter().any(|p| p.net == *a) {
-            return differs(format!("{ifname} has lost its address {a}"));
-        }
-        let (family, gateway) = match a.addr() {
-            IpAddr::V4(_) => (Family::V4, IpAddr::V4(GATEWAY4)),
-            IpAddr::V6(_) => (Family::V6, IpAddr::V6(GATEWAY6)),
-        };
-        let filter = RouteFilter { family: Some(family), dev: Some(link.index), ..RouteFilter::main() };
-        let routes = pod.routes(&filter).map_err(VethError::Pod)?;
-        let default =
-            |r: &Route| r.dst.prefix_len() == 0 && r.hops.iter().any(|h| h.gateway == Some(gateway));
-        if !routes.iter().any(default) {
-            return differs(format!("the pod has lost its default route via {gateway}"));
-        }
+    let peer = container.link.filter(|_| container.kind.as_deref() == Some("veth")).ok_or_else(foreign)?;
+    let peer = host.link_by_index(peer)?.ok_or_else(foreign)?;
+    if peer.kind.as_deref() != Some("veth") || peer.link != Some(container.index) {
+        return Err(foreign());
     }
-    Ok(())
+    Ok(Some(Pair { container, host: peer }))
+}
+
+impl Wiring {
+    /// Creates the pair, the host end up. An old pair of the same pod (its former sandbox's) makes way; the very pair
+    /// that is wanted stays.
+    pub(crate) fn create(&self, host: &mut Rtnl, pod: &NetNs) -> Result<Created, CniError> {
+        let veth = Veth {
+            name: &self.host_ifname,
+            mac: Some(HOST_MAC),
+            mtu: self.mtu,
+            up: true,
+            peer: VethPeer { name: &self.ifname, mac: Some(self.mac), netns: Some(pod) },
+        };
+        for _ in 0..ATTEMPTS {
+            match host.add_veth(&veth) {
+                Ok(()) => return Ok(Created::New),
+                Err(e) if e.is_exists() => {}
+                Err(e) => return Err(e.into()),
+            }
+            // One of the two names is taken; which one decides what this is.
+            if let Some(pair) = find(host, pod, &self.ifname)? {
+                if pair.host.name == self.host_ifname && pair.container.mac == Some(self.mac) {
+                    if !pair.host.up {
+                        host.set_up(pair.host.index)?;
+                    }
+                    return Ok(Created::Same);
+                }
+                let what = format!("{} exists already in {pod}, for another container", self.ifname);
+                return Err(CniError::new(code::ATTACHED, what).hint("DEL the other attachment first"));
+            }
+            remove(host, &self.host_ifname)?;
+        }
+        Err(CniError::new(code::TRY_AGAIN, format!("{} is made again by somebody else", self.host_ifname)))
+    }
+
+    /// Sets up the pod's end. Safe to repeat. Returns what could not be done but does not matter.
+    pub(crate) fn configure(&self, pod: &NetNs) -> Result<Vec<String>, CniError> {
+        pod.run(|| self.configure_here()).map_err(|e| CniError::new(code::IO, e.to_string()))?
+    }
+
+    fn configure_here(&self) -> Result<Vec<String>, CniError> {
+        let mut warnings = Vec::new();
+        let v6 = self.addresses.iter().any(|a| a.addr().is_ipv6());
+        if v6 {
+            self.enable_ipv6()?;
+        }
+        let forwarding = if self.forwarding { "1" } else { "0" };
+        if let Err(e) = sysctl::ensure("net/ipv4/ip_forward", forwarding) {
+            warnings.push(e.to_string());
+        }
+        let mut pod = Rtnl::open()?;
+        let link = pod.link_by_name(&self.ifname)?.ok_or_else(|| vanished(&self.ifname))?;
+        let mut ops = vec![Op::set_up("lo", true), Op::set_up(link.index, true)];
+        ops.extend(self.addresses.iter().map(|a| {
+            let flags = if a.addr().is_ipv6() { addr_flag::NODAD } else { 0 };
+            Op::add_addr(&Addr { flags, ..Addr::new(link.index, *a) })
+        }));
+        ops.extend(self.routes(link.index).iter().map(Op::replace_route));
+        for result in pod.run(&ops) {
+            match result {
+                Err(e) if !e.is_exists() => return Err(e.into()),
+                _ => {}
+            }
+        }
+        Ok(warnings)
+    }
+
+    /// Routes of the pod, in the order in which they can be added.
+    fn routes(&self, dev: u32) -> Vec<Route> {
+        let mut routes = Vec::new();
+        if self.addresses.iter().any(|a| a.addr().is_ipv4()) {
+            routes.push(Route::new(IpNet::from(IpAddr::V4(GATEWAY))).dev(dev));
+            routes.push(Route::new(IpNet::V4(Ipv4Net::default())).via(GATEWAY.into(), Some(dev), false));
+        }
+        if self.addresses.iter().any(|a| a.addr().is_ipv6()) {
+            routes.push(Route::new(IpNet::V6(Ipv6Net::default())).via(GATEWAY6.into(), Some(dev), false));
+        }
+        routes
+    }
+
+    /// Some runtimes switch IPv6 off in new namespaces.
+    fn enable_ipv6(&self) -> Result<(), CniError> {
+        let conf = |who: &str, what: &str| format!("net/ipv6/conf/{who}/{what}");
+        let set = |key: String, value: &str| {
+            sysctl::ensure(&key, value).map(drop).map_err(|e| {
+                let hint = if e.is_not_found() { "this kernel has no IPv6" } else { "is /proc/sys read-only?" };
+                CniError::new(code::IO, e.to_string()).hint(hint)
+            })
+        };
+        for who in ["all", "default", "lo", &self.ifname] {
+            set(conf(who, "disable_ipv6"), "0")?;
+        }
+        set(conf(&self.ifname, "accept_dad"), "0")
+    }
+
+    /// What differs from how it should be; nothing if all is well.
+    pub(crate) fn differences(&self, host: &mut Rtnl, pod: &NetNs) -> Result<Vec<String>, CniError> {
+        let mut wrong = Vec::new();
+        let Some(pair) = find(host, pod, &self.ifname)? else {
+            return Ok(vec![format!("{} does not exist in {pod}", self.ifname)]);
+        };
+        if pair.host.name != self.host_ifname {
+            wrong.push(format!("the host end is {}, not {}", pair.host.name, self.host_ifname));
+        }
+        for (link, place) in [(&pair.container, "in the pod"), (&pair.host, "on the host")] {
+            if !link.up {
+                wrong.push(format!("{} {place} is down", link.name));
+            }
+        }
+        let inside = pod.run(|| -> Result<_, NetlinkError> {
+            let mut pod = Rtnl::open()?;
+            Ok((pod.addrs(Some(pair.container.index))?, pod.routes(&RouteFilter::main())?))
+        });
+        let (addrs, routes) = inside.map_err(|e| CniError::new(code::IO, e.to_string()))??;
+        for want in &self.addresses {
+            if !addrs.iter().any(|a| a.net == *want) {
+                wrong.push(format!("{} lacks the address {want}", self.ifname));
+            }
+        }
+        for want in self.routes(pair.container.index) {
+            let there = routes.iter().any(|r| r.dst == want.dst && r.hops == want.hops);
+            if !there {
+                wrong.push(format!("the pod lacks the route {want}"));
+            }
+        }
+        let on_host = host.routes(&RouteFilter { dev: Some(pair.host.index), ..RouteFilter::main() })?;
+        for want in &self.addresses {
+            if !on_host.iter().any(|r| r.dst == want.trunc()) {
+                wrong.push(format!("the host has no route to {want} through {}", pair.host.name));
+            }
+        }
+        Ok(wrong)
+    }
+}
+
+/// Deletes a device by name; none is fine. Waits until the kernel has torn it down.
+pub(crate) fn remove(host: &mut Rtnl, name: &str) -> Result<(), CniError> {
+    match host.del_link(name) {
+        Err(e) if !e.is_not_found() => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+fn vanished(ifname: &str) -> CniError {
+    CniError::new(code::CONTAINER, format!("{ifname} vanished while it was being set up"))
+        .hint("the container was deleted meanwhile")
 }

@@ -1,0 +1,389 @@
+//! The network configuration on standard input. Unknown fields are ignored (a conflist carries fields for others);
+//! known ones are checked, and errors name the field.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize, de::Error as _};
+use serde_json::Value;
+
+use crate::{
+    env::is_name,
+    error::{CniError, code},
+    result::Answer,
+};
+
+/// Versions of the specification served, oldest first.
+pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// Largest configuration read.
+pub const MAX_INPUT: usize = 1024 * 1024;
+/// Where the agent listens unless `agent_socket` says otherwise, in this order.
+const SOCKETS: [&str; 2] = ["/run/brindle/cni.sock", "/var/lib/brindle/cni.sock"];
+const STATE_DIR: &str = "/var/lib/brindle";
+/// What the plugin calls itself in an `ipam` section.
+const IPAM: &str = "brindle-ipam";
+
+/// A version of the specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    V0_3_1,
+    V0_4_0,
+    V1_0_0,
+    V1_1_0,
+}
+
+impl Version {
+    pub const LATEST: Self = Self::V1_1_0;
+
+    /// The version of this name.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "0.3.1" => Some(Self::V0_3_1),
+            "0.4.0" => Some(Self::V0_4_0),
+            "1.0.0" => Some(Self::V1_0_0),
+            "1.1.0" => Some(Self::V1_1_0),
+            _ => None,
+        }
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V0_3_1 => "0.3.1",
+            Self::V0_4_0 => "0.4.0",
+            Self::V1_0_0 => "1.0.0",
+            Self::V1_1_0 => "1.1.0",
+        }
+    }
+}
+
+/// The `dns` section; handed on to the result.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domain: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct RawIpam {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(deserialize_with = "flag")]
+    assign_ipv4: Option<bool>,
+    #[serde(deserialize_with = "flag")]
+    assign_ipv6: Option<bool>,
+    ipv4_pools: Vec<String>,
+    ipv6_pools: Vec<String>,
+    /// Another plugin's configuration has no place for these but this section.
+    agent_socket: String,
+    state_dir: String,
+}
+
+impl Default for RawIpam {
+    fn default() -> Self {
+        Self {
+            kind: IPAM.into(),
+            assign_ipv4: None,
+            assign_ipv6: None,
+            ipv4_pools: Vec::new(),
+            ipv6_pools: Vec::new(),
+            agent_socket: String::new(),
+            state_dir: String::new(),
+        }
+    }
+}
+
+/// `"true"`, `"false"`, true, false.
+fn flag<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<bool>, D::Error> {
+    match Value::deserialize(d)? {
+        Value::Null => Ok(None),
+        Value::Bool(b) => Ok(Some(b)),
+        Value::String(s) if s == "true" => Ok(Some(true)),
+        Value::String(s) if s == "false" => Ok(Some(false)),
+        other => Err(D::Error::custom(format!("expected true or false, found {other}"))),
+    }
+}
+
+#[derive(Deserialize)]
+struct RawConf {
+    #[serde(default, rename = "cniVersion")]
+    version: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    nodename: String,
+    #[serde(default)]
+    mtu: u32,
+    #[serde(default)]
+    agent_socket: String,
+    #[serde(default)]
+    state_dir: String,
+    #[serde(default)]
+    ipam: RawIpam,
+    #[serde(default)]
+    dns: Dns,
+    #[serde(default, rename = "prevResult")]
+    prev_result: Option<Value>,
+    #[serde(default)]
+    policy: Option<Value>,
+    #[serde(default)]
+    container_settings: ContainerSettings,
+    #[serde(default, rename = "runtimeConfig")]
+    runtime: RuntimeConfig,
+    #[serde(default, rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// `container_settings`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ContainerSettings {
+    /// Let the pod forward packets.
+    pub allow_ip_forwarding: bool,
+}
+
+/// `runtimeConfig`, for the capabilities this plugin declares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct RuntimeConfig {
+    ips: Vec<String>,
+    mac: String,
+}
+
+/// One entry of `cni.dev/valid-attachments`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    pub ifname: String,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conf {
+    pub version: Version,
+    pub name: String,
+    /// None: as the agent knows.
+    pub nodename: Option<String>,
+    /// None: as the agent finds right.
+    pub mtu: Option<u32>,
+    pub sockets: Vec<PathBuf>,
+    pub state_dir: PathBuf,
+    pub ipv4: bool,
+    pub ipv6: bool,
+    pub ipv4_pools: Vec<String>,
+    pub ipv6_pools: Vec<String>,
+    /// Addresses asked for by the runtime.
+    pub ips: Vec<IpAddr>,
+    pub mac: Option<brindle_kernel::netlink::Mac>,
+    pub dns: Dns,
+    pub prev_result: Option<Value>,
+    pub container: ContainerSettings,
+    pub valid_attachments: Option<Vec<ValidAttachment>>,
+    /// What is accepted but has no effect.
+    pub warnings: Vec<String>,
+}
+
+/// The version the configuration is written in, as far as it can be made out: errors are answered in it.
+pub fn version_hint(input: &[u8]) -> String {
+    let value: Option<Value> = serde_json::from_slice(input).ok();
+    let text = value.as_ref().and_then(|v| v.get("cniVersion")).and_then(Value::as_str);
+    text.filter(|t| t.len() < 32).unwrap_or(Version::LATEST.as_str()).to_owned()
+}
+
+impl Conf {
+    /// Reads and checks a configuration.
+    pub fn parse(input: &[u8]) -> Result<Self, CniError> {
+        if input.iter().all(u8::is_ascii_whitespace) {
+            return Err(CniError::new(code::DECODE, "no network configuration on standard input"));
+        }
+        if input.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(match serde_json::from_slice::<Value>(input) {
+                Ok(_) => CniError::config("network configuration: expected an object"),
+                Err(e) => CniError::new(code::DECODE, format!("network configuration: {e}")),
+            });
+        }
+        let mut de = serde_json::Deserializer::from_slice(input);
+        let raw: RawConf = serde_path_to_error::deserialize(&mut de).map_err(|e| {
+            let (path, inner) = (e.path().to_string(), e.inner());
+            // Broken JSON is code 6; JSON of the wrong shape is an invalid configuration.
+            let broken = inner.is_syntax() || inner.is_eof();
+            let code = if broken { code::DECODE } else { code::CONFIG };
+            let at = if path == "." || broken { String::new() } else { format!("{path}: ") };
+            CniError::new(code, format!("network configuration: {at}{inner}"))
+        })?;
+        de.end().map_err(|e| CniError::new(code::DECODE, format!("network configuration: {e}")))?;
+        Self::check(raw)
+    }
+
+    fn check(raw: RawConf) -> Result<Self, CniError> {
+        let version = if raw.version.is_empty() {
+            return Err(CniError::new(code::VERSION, "network configuration: cniVersion is missing")
+                .hint(format!("supported: {}", VERSIONS.join(", "))));
+        } else {
+            Version::parse(&raw.version).ok_or_else(|| {
+                CniError::new(
+                    code::VERSION,
+                    format!("incompatible CNI versions: the configuration is {:?}", raw.version),
+                )
+                .hint(format!("supported: {}", VERSIONS.join(", ")))
+            })?
+        };
+        if raw.name.is_empty() {
+            return Err(CniError::config("name: is missing"));
+        }
+        if !is_name(&raw.name) {
+            return Err(CniError::config(format!("name: {:?} is not valid", raw.name))
+                .hint("it begins with a letter or digit and has only letters, digits, '_', '.' and '-'"));
+        }
+        if raw.mtu != 0 && !(68..=65_535).contains(&raw.mtu) {
+            return Err(CniError::config(format!("mtu: {} is not between 68 and 65535", raw.mtu)));
+        }
+        if raw.ipam.kind != IPAM {
+            return Err(CniError::new(code::FIELD, format!("ipam.type: {:?} is not supported", raw.ipam.kind))
+                .hint(format!("use {IPAM:?}")));
+        }
+        let (ipv4, ipv6) = (raw.ipam.assign_ipv4.unwrap_or(true), raw.ipam.assign_ipv6.unwrap_or(false));
+        if !ipv4 && !ipv6 {
+            return Err(CniError::config("ipam: assign_ipv4 and assign_ipv6 are both false: no address is asked for"));
+        }
+        let mut warnings = Vec::new();
+        if raw.policy.is_some() {
+            warnings.push("policy: has no effect; the agent reads policies from its datastore".to_owned());
+        }
+        Ok(Self {
+            version,
+            sockets: paths("agent_socket", [&raw.agent_socket, &raw.ipam.agent_socket], &SOCKETS)?,
+            state_dir: paths("state_dir", [&raw.state_dir, &raw.ipam.state_dir], &[STATE_DIR])?.swap_remove(0),
+            ips: ips("runtimeConfig.ips", &raw.runtime.ips)?,
+            mac: mac("runtimeConfig.mac", &raw.runtime.mac)?,
+            ipv4_pools: pools("ipam.ipv4_pools", raw.ipam.ipv4_pools, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?,
+            ipv6_pools: pools("ipam.ipv6_pools", raw.ipam.ipv6_pools, IpAddr::V6(Ipv6Addr::UNSPECIFIED))?,
+            name: raw.name,
+            nodename: Some(raw.nodename).filter(|n| !n.is_empty()),
+            mtu: Some(raw.mtu).filter(|m| *m != 0),
+            ipv4,
+            ipv6,
+            dns: raw.dns,
+            prev_result: raw.prev_result.filter(|v| !v.is_null()),
+            container: raw.container_settings,
+            valid_attachments: raw.valid_attachments,
+            warnings,
+        })
+    }
+
+    /// The earlier plugin's result, or for CHECK our own.
+    pub fn prev_answer(&self) -> Result<Option<Answer>, CniError> {
+        let Some(value) = &self.prev_result else { return Ok(None) };
+        serde_path_to_error::deserialize(value)
+            .map(Some)
+            .map_err(|e| CniError::config(format!("prevResult.{}: {}", e.path(), e.inner())))
+    }
+}
+
+fn paths(field: &str, given: [&str; 2], defaults: &[&str]) -> Result<Vec<PathBuf>, CniError> {
+    let Some(given) = given.into_iter().find(|g| !g.is_empty()) else {
+        return Ok(defaults.iter().map(PathBuf::from).collect());
+    };
+    if !given.starts_with('/') {
+        return Err(CniError::config(format!("{field}: {given:?} is not an absolute path")));
+    }
+    Ok(vec![PathBuf::from(given)])
+}
+
+fn ips(field: &str, texts: &[String]) -> Result<Vec<IpAddr>, CniError> {
+    let parse = |t: &String| {
+        let bare = t.split('/').next().unwrap_or(t);
+        bare.parse().map_err(|_| CniError::config(format!("{field}: {t:?} is not an IP address")))
+    };
+    texts.iter().map(parse).collect()
+}
+
+fn mac(field: &str, text: &str) -> Result<Option<brindle_kernel::netlink::Mac>, CniError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| CniError::config(format!("{field}: {text:?} is not a MAC address")))
+}
+
+fn pools(field: &str, pools: Vec<String>, family: IpAddr) -> Result<Vec<String>, CniError> {
+    for pool in &pools {
+        let wrong_family = pool.parse::<ipnet::IpNet>().is_ok_and(|n| n.addr().is_ipv4() != family.is_ipv4());
+        if pool.is_empty() || wrong_family {
+            return Err(CniError::config(format!("{field}: {pool:?} is no pool name and no CIDR of this family")));
+        }
+    }
+    Ok(pools)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(json: &str) -> Result<Conf, CniError> {
+        Conf::parse(json.as_bytes())
+    }
+
+    #[test]
+    fn calicos_configuration_is_accepted_and_what_has_no_effect_is_said() {
+        let conf = parse(
+            r#"{"cniVersion":"1.0.0","name":"k8s-pod-network","type":"brindle","log_level":"info","mtu":0,
+                "datastore_type":"kubernetes","nodename":"node1","ipam":{"type":"brindle-ipam","assign_ipv4":"true"},
+                "policy":{"type":"k8s"},"kubernetes":{"kubeconfig":"/etc/x"}}"#,
+        )
+        .unwrap();
+        assert_eq!((conf.ipv4, conf.ipv6, conf.mtu), (true, false, None));
+        assert_eq!(conf.nodename.as_deref(), Some("node1"));
+        assert_eq!(conf.sockets.len(), 2);
+        assert_eq!(conf.warnings.len(), 1);
+    }
+
+    #[test]
+    fn every_error_has_its_code_and_names_the_field() {
+        let cases = [
+            ("", 6, "no network configuration"),
+            ("{", 6, "EOF"),
+            ("nonsense", 6, "expected"),
+            (r#"{"cniVersion":"1.0.0","name":"n"} x"#, 6, "trailing"),
+            ("[]", 7, "expected an object"),
+            (r#"{"name":"n"}"#, 1, "cniVersion is missing"),
+            (r#"{"cniVersion":"9.9.9","name":"n"}"#, 1, "\"9.9.9\""),
+            (r#"{"cniVersion":"1.0.0"}"#, 7, "name: is missing"),
+            (r#"{"cniVersion":"1.0.0","name":"a/b"}"#, 7, "name: \"a/b\""),
+            (r#"{"cniVersion":"1.0.0","name":"n","mtu":"big"}"#, 7, "mtu: invalid type"),
+            (r#"{"cniVersion":"1.0.0","name":"n","mtu":20}"#, 7, "mtu: 20"),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"host-local"}}"#, 2, "ipam.type: \"host-local\""),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"assign_ipv4":"maybe"}}"#, 7, "ipam.assign_ipv4"),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"assign_ipv4":false}}"#, 7, "no address is asked for"),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"ipv4_pools":["fd00::/64"]}}"#, 7, "ipam.ipv4_pools"),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"ipv4_pools":[7]}}"#, 7, "ipam.ipv4_pools[0]"),
+            (r#"{"cniVersion":"1.0.0","name":"n","agent_socket":"cni.sock"}"#, 7, "agent_socket"),
+            (r#"{"cniVersion":"1.0.0","name":"n","state_dir":"x"}"#, 7, "state_dir"),
+            (r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"ips":["x"]}}"#, 7, "runtimeConfig.ips"),
+        ];
+        for (json, code, want) in cases {
+            let e = parse(json).unwrap_err();
+            assert_eq!(e.code, code, "{json}: {e}");
+            assert!(e.message.contains(want), "{json}: {e}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Conf::parse(&bytes);
+            let _ = version_hint(&bytes);
+        }
+    }
+}

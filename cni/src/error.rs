@@ -1,0 +1,95 @@
+//! The error object of the CNI specification: a code that runtimes act on, a message, details.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Error codes. 1–99 are the specification's, those from 100 on are ours.
+pub mod code {
+    /// The configuration's `cniVersion` is not supported.
+    pub const VERSION: u32 = 1;
+    /// A field of the configuration is not supported.
+    pub const FIELD: u32 = 2;
+    /// The container is unknown or gone.
+    pub const CONTAINER: u32 = 3;
+    /// A CNI_* variable is missing or invalid.
+    pub const ENVIRONMENT: u32 = 4;
+    /// I/O failed.
+    pub const IO: u32 = 5;
+    /// Something could not be decoded.
+    pub const DECODE: u32 = 6;
+    /// The configuration is invalid.
+    pub const CONFIG: u32 = 7;
+    /// A transient condition: try again later.
+    pub const TRY_AGAIN: u32 = 11;
+    /// STATUS: ADD cannot be served now.
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// No address to give.
+    pub const POOL_EXHAUSTED: u32 = 100;
+    /// The address asked for is taken.
+    pub const DUPLICATE_ADDRESS: u32 = 101;
+    /// The routes of the pod did not come into force in time.
+    pub const NOT_READY: u32 = 103;
+    /// The container's interface exists already, or in another namespace.
+    pub const ATTACHED: u32 = 104;
+    /// Plugin and agent do not speak the same protocol.
+    pub const PROTOCOL: u32 = 107;
+    /// Something does not look as it should (CHECK), or the kernel or the agent failed.
+    pub const FAILED: u32 = 110;
+}
+
+/// A failed operation, as the runtime will read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub struct CniError {
+    pub code: u32,
+    #[serde(rename = "msg")]
+    pub message: String,
+    /// What to do about it.
+    #[serde(rename = "details", default, skip_serializing_if = "String::is_empty")]
+    pub hint: String,
+}
+
+impl CniError {
+    pub fn new(code: u32, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: String::new() }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+
+    /// An invalid or missing variable.
+    pub fn env(message: impl Into<String>) -> Self {
+        Self::new(code::ENVIRONMENT, message)
+    }
+
+    /// An invalid configuration.
+    pub fn config(message: impl Into<String>) -> Self {
+        Self::new(code::CONFIG, message)
+    }
+
+    /// Whether another attempt of the same may work.
+    pub const fn is_transient(&self) -> bool {
+        self.code == code::TRY_AGAIN
+    }
+}
+
+impl fmt::Display for CniError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if !self.hint.is_empty() {
+            write!(f, " ({})", self.hint)?;
+        }
+        Ok(())
+    }
+}
+
+impl From<brindle_kernel::netlink::NetlinkError> for CniError {
+    fn from(e: brindle_kernel::netlink::NetlinkError) -> Self {
+        let error = Self::new(code::FAILED, e.to_string());
+        if e.is_permission() { error.hint("run as root (CAP_NET_ADMIN)") } else { error }
+    }
+}

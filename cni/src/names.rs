@@ -1,0 +1,38 @@
+//! MAC addresses, and digests for file names. Device names and handles are in [`crate::proto`]: the agent decides them.
+
+use brindle_kernel::netlink::Mac;
+use sha1::{Digest, Sha1};
+
+/// MAC of every host side device; proxy ARP answers with it.
+pub const HOST_MAC: Mac = Mac([0xee; 6]);
+/// Longest device name (IFNAMSIZ − 1).
+pub const MAX_IFNAME: usize = 15;
+
+/// MAC of the container side: locally administered, the same for the same container and interface, so that a
+/// repeated ADD changes nothing.
+pub fn container_mac(container_id: &str, ifname: &str) -> Mac {
+    let hash = Sha1::digest(format!("{container_id}.{ifname}"));
+    let mut mac = [0x02, 0, 0, 0, 0, 0];
+    for (to, from) in mac.iter_mut().skip(1).zip(hash.iter()) {
+        *to = *from;
+    }
+    Mac(mac)
+}
+
+/// SHA-1 of the bytes, in hex.
+pub fn sha1_hex(bytes: &[u8]) -> String {
+    Sha1::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn macs_are_local_unicast_and_repeat() {
+        let mac = container_mac("abc", "eth0");
+        assert_eq!(mac, container_mac("abc", "eth0"));
+        assert_ne!(mac, container_mac("abc", "eth1"));
+        assert_eq!(mac.0[0] & 0b11, 0b10);
+    }
+}

@@ -1,0 +1,143 @@
+//! ADD: addresses from the agent, the pair, the pod's end, the endpoint at the agent, the result. Whatever fails, what
+//! was made before it is taken back: a runtime that never sends the DEL still finds nothing left.
+
+use brindle_kernel::netlink::{Mac, Rtnl};
+use ipnet::IpNet;
+
+use super::{Invocation, open_pod};
+use crate::{
+    client::Agent,
+    error::{CniError, code},
+    names,
+    proto::{Call, Reply},
+    result::{Answer, Interface},
+    veth::{self, Created, Wiring},
+};
+
+pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
+    let before = call.conf.prev_answer()?;
+    let pod = call.pod()?;
+    let mut host = Rtnl::open()?;
+    let mut agent = call.agent()?;
+    let mut attachment = call.attachment.clone();
+    attachment.netns_id = format!("{}:{}", pod.id().dev, pod.id().inode);
+
+    let (pools4, pools6, num4, num6, ips) = call.wish();
+    let request = Call::Add { attachment: attachment.clone(), pools4, pools6, num4, num6, ips };
+    let (addresses, host_ifname, mtu, again) = match agent.call(request)? {
+        Reply::Added { addresses, host_ifname, mtu, again } => (addresses, host_ifname, mtu, again),
+        other => return Err(Agent::unexpected(&other)),
+    };
+    let mut undo = Undo { agent, attachment: Some(attachment.clone()), device: None, armed: !again };
+
+    let mac = mac(call);
+    let wiring = Wiring {
+        host_ifname: host_ifname.clone(),
+        ifname: attachment.ifname.clone(),
+        mac,
+        mtu: call.conf.mtu.or(Some(mtu).filter(|m| *m != 0)),
+        addresses: addresses.clone(),
+        forwarding: call.conf.container.allow_ip_forwarding,
+    };
+    let wired = wire(&wiring, &mut host, &pod, &mut undo).and_then(|()| {
+        let register = Call::Register {
+            attachment: attachment.clone(),
+            host_ifname: host_ifname.clone(),
+            mac: mac.to_string(),
+            addresses: addresses.clone(),
+        };
+        match undo.agent.call(register)? {
+            Reply::Registered => still_there(call, &pod),
+            other => Err(Agent::unexpected(&other)),
+        }
+    });
+    if let Err(e) = wired {
+        return Err(undo.all(&mut host, e));
+    }
+    Ok(answer(call, &wiring, before))
+}
+
+fn mac(call: &Invocation) -> Mac {
+    let wished = call.runtime.args.mac.or(call.conf.mac);
+    wished.unwrap_or_else(|| names::container_mac(&call.runtime.container_id, &call.runtime.ifname))
+}
+
+fn wire(
+    wiring: &Wiring,
+    host: &mut Rtnl,
+    pod: &brindle_kernel::netns::NetNs,
+    undo: &mut Undo,
+) -> Result<(), CniError> {
+    if wiring.create(host, pod)? == Created::New {
+        undo.device = Some(wiring.host_ifname.clone());
+    }
+    for warning in wiring.configure(pod)? {
+        eprintln!("brindle: {warning}");
+    }
+    Ok(())
+}
+
+/// Our descriptor kept the namespace alive; the runtime may have deleted it all the same.
+fn still_there(call: &Invocation, pod: &brindle_kernel::netns::NetNs) -> Result<(), CniError> {
+    let path = call.runtime.netns.as_deref().unwrap_or_else(|| pod.path());
+    match open_pod(path) {
+        Ok(now) if now == *pod => Ok(()),
+        _ => Err(CniError::new(
+            code::CONTAINER,
+            format!("the network namespace {} was deleted while the interface was being made", path.display()),
+        )
+        .hint("the container was deleted meanwhile; nothing is left of it")),
+    }
+}
+
+fn answer(call: &Invocation, wiring: &Wiring, before: Option<Answer>) -> Answer {
+    let mtu = wiring.mtu.unwrap_or(1500);
+    let host = Interface {
+        name: wiring.host_ifname.clone(),
+        mac: names::HOST_MAC.to_string(),
+        mtu,
+        ..Interface::default()
+    };
+    let container = Interface {
+        name: wiring.ifname.clone(),
+        mac: wiring.mac.to_string(),
+        mtu,
+        sandbox: call.attachment.netns.clone(),
+        ..Interface::default()
+    };
+    let addresses: &[IpNet] = &wiring.addresses;
+    Answer::attached(call.conf.version, host, container, addresses, call.conf.dns.clone(), before)
+}
+
+/// What has to go if the rest fails.
+struct Undo {
+    agent: Agent,
+    attachment: Option<crate::proto::Attachment>,
+    /// The pair made by this call.
+    device: Option<String>,
+    /// Not for a repeated ADD: the pod may be running on what the first one made.
+    armed: bool,
+}
+
+impl Undo {
+    fn all(&mut self, host: &mut Rtnl, cause: CniError) -> CniError {
+        let mut left = Vec::new();
+        if let Some(device) = self.device.take()
+            && let Err(e) = veth::remove(host, &device)
+        {
+            left.push(format!("device {device}: {e}"));
+        }
+        if self.armed
+            && let Some(attachment) = self.attachment.take()
+            && let Err(e) = self.agent.call(Call::Del { attachment, device: None })
+        {
+            // The agent undoes an ADD whose connection ends before it was registered.
+            left.push(format!("addresses: {}", CniError::from(e)));
+        }
+        if left.is_empty() {
+            return cause;
+        }
+        let hint = format!("{}; not taken back yet: {}", cause.hint, left.join("; "));
+        CniError { hint: hint.trim_start_matches("; ").to_owned(), ..cause }
+    }
+}

@@ -1,0 +1,33 @@
+//! The address plugin: for other plugins that want Brindle's addresses on interfaces of their own.
+
+use super::{Invocation, del};
+use crate::{
+    client::Agent,
+    error::CniError,
+    proto::{Call, Reply},
+    result::Answer,
+};
+
+pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
+    let (pools4, pools6, num4, num6, ips) = call.wish();
+    let request = Call::IpamAdd { attachment: call.attachment.clone(), pools4, pools6, num4, num6, ips };
+    match call.agent()?.call(request)? {
+        Reply::Added { addresses, .. } => {
+            Ok(Answer::addresses(call.conf.version, &addresses, call.conf.dns.clone()))
+        }
+        other => Err(Agent::unexpected(&other)),
+    }
+}
+
+pub(super) fn del(call: &Invocation) -> Result<(), CniError> {
+    del::tell(call, Call::IpamDel { attachment: call.attachment.clone() }, true).map(drop)
+}
+
+pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
+    let result = call.conf.prev_answer()?.ok_or_else(|| CniError::config("prevResult: is missing"))?;
+    let addresses = result.ips.iter().map(|ip| ip.address).collect();
+    match call.agent()?.call(Call::IpamCheck { attachment: call.attachment.clone(), addresses })? {
+        Reply::Checked => Ok(()),
+        other => Err(Agent::unexpected(&other)),
+    }
+}

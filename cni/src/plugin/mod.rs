@@ -1,0 +1,242 @@
+//! From environment and standard input to standard output and exit code. One file per command.
+
+mod add;
+mod check;
+mod del;
+mod ipam;
+
+use std::{
+    io::{Read, Write},
+    os::unix::fs::FileTypeExt,
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use brindle_kernel::netns::NetNs;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    client::Agent,
+    conf::{self, Conf, MAX_INPUT, Version},
+    env::{self, Command, Lookup},
+    error::{CniError, code},
+    proto::{Attachment, Call, PodRef, Reply},
+    result,
+};
+
+/// How long an ADD or CHECK may wait for the agent: longer than the agent itself takes before it gives up, shorter
+/// than kubelet's two minutes.
+const PATIENCE: Duration = Duration::from_secs(70);
+/// A DEL rather goes into the journal than wait.
+const DEL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Which of the two programs this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `brindle`: interface and addresses.
+    Interface,
+    /// `brindle-ipam`: addresses alone.
+    Ipam,
+}
+
+impl Program {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Interface => "brindle",
+            Self::Ipam => "brindle-ipam",
+        }
+    }
+}
+
+/// Runs the program with the process's own environment and streams.
+pub fn main(program: Program) -> ExitCode {
+    if let Some(argument) = std::env::args().nth(1) {
+        return about(program, &argument);
+    }
+    let mut input = Vec::new();
+    let read = std::io::stdin().take(MAX_INPUT as u64 + 1).read_to_end(&mut input);
+    let lookup = |name: &str| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned());
+    let outcome = match read {
+        Err(e) => Err(CniError::new(code::IO, format!("cannot read standard input: {e}"))),
+        Ok(n) if n > MAX_INPUT => {
+            Err(CniError::new(code::DECODE, format!("more than {MAX_INPUT} bytes on standard input")))
+        }
+        Ok(_) => run(program, &lookup, &input),
+    };
+    let (output, status) = match outcome {
+        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Some(value)) => (value, ExitCode::SUCCESS),
+        Err(e) => {
+            eprintln!("{}: {e}", program.name());
+            (result::error(&conf::version_hint(&input), &e), ExitCode::FAILURE)
+        }
+    };
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{output:#}").and_then(|()| out.flush()) {
+        Ok(()) => status,
+        Err(e) => {
+            eprintln!("{}: cannot write to standard output: {e}", program.name());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A person at a terminal.
+fn about(program: Program, argument: &str) -> ExitCode {
+    let (name, version) = (program.name(), env!("CARGO_PKG_VERSION"));
+    let (text, status) = match argument {
+        "--version" | "-V" | "-v" => (format!("{name} {version}"), ExitCode::SUCCESS),
+        "--help" | "-h" => (
+            format!(
+                "{name} {version}: a CNI plugin. Container runtimes start it with CNI_COMMAND and a network\n\
+                 configuration on standard input; versions {}.",
+                conf::VERSIONS.join(", ")
+            ),
+            ExitCode::SUCCESS,
+        ),
+        other => {
+            eprintln!("{name}: unknown argument {other:?}; it takes none but --version and --help");
+            return ExitCode::from(2);
+        }
+    };
+    let _ = writeln!(std::io::stdout(), "{text}");
+    status
+}
+
+/// Carries out the command; what to print, if anything.
+pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<Value>, CniError> {
+    let command = env::command(lookup)?;
+    if command == Command::Version {
+        return Ok(Some(result::versions(&conf::version_hint(input))));
+    }
+    let conf = Conf::parse(input)?;
+    for warning in &conf.warnings {
+        eprintln!("{}: {warning}", program.name());
+    }
+    let needs = match command {
+        Command::Check => Version::V0_4_0,
+        Command::Status | Command::Gc => Version::V1_1_0,
+        _ => Version::V0_3_1,
+    };
+    if conf.version < needs {
+        let what = format!("{command:?} needs cniVersion {} or later, not {}", needs.as_str(), conf.version.as_str());
+        return Err(CniError::new(code::VERSION, what));
+    }
+    match command {
+        Command::Status => return status(&conf).map(|()| None),
+        Command::Gc => return gc(&conf).map(|()| None),
+        _ => {}
+    }
+    let runtime = env::Attachment::read(lookup, command)?;
+    let call = Invocation { attachment: attachment(&conf, &runtime), conf, runtime };
+    match (program, command) {
+        (Program::Interface, Command::Add) => add::add(&call).and_then(json).map(Some),
+        (Program::Interface, Command::Del) => del::del(&call).map(|()| None),
+        (Program::Interface, _) => check::check(&call).map(|()| None),
+        (Program::Ipam, Command::Add) => ipam::add(&call).and_then(json).map(Some),
+        (Program::Ipam, Command::Del) => ipam::del(&call).map(|()| None),
+        (Program::Ipam, _) => ipam::check(&call).map(|()| None),
+    }
+}
+
+fn json(answer: impl Serialize) -> Result<Value, CniError> {
+    serde_json::to_value(answer).map_err(|e| CniError::new(code::DECODE, e.to_string()))
+}
+
+/// One call about one attachment.
+pub(crate) struct Invocation {
+    pub conf: Conf,
+    pub runtime: env::Attachment,
+    pub attachment: Attachment,
+}
+
+fn attachment(conf: &Conf, runtime: &env::Attachment) -> Attachment {
+    let pod = runtime.args.pod_name.as_ref().map(|name| PodRef {
+        namespace: runtime.args.pod_namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        name: name.clone(),
+        uid: runtime.args.pod_uid.clone().unwrap_or_default(),
+    });
+    Attachment {
+        container_id: runtime.container_id.clone(),
+        ifname: runtime.ifname.clone(),
+        netns: runtime.netns.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
+        netns_id: String::new(),
+        network: conf.name.clone(),
+        pod,
+    }
+}
+
+impl Invocation {
+    /// Connects, and refuses an agent of another node than the configuration names.
+    fn agent(&self) -> Result<Agent, CniError> {
+        Agent::connect(&self.conf.sockets, PATIENCE).map_err(|e| e.error())
+    }
+
+    /// The request for addresses.
+    fn wish(&self) -> (Vec<String>, Vec<String>, u8, u8, Vec<std::net::IpAddr>) {
+        let mut ips = self.conf.ips.clone();
+        ips.extend(self.runtime.args.ip);
+        (
+            self.conf.ipv4_pools.clone(),
+            self.conf.ipv6_pools.clone(),
+            u8::from(self.conf.ipv4),
+            u8::from(self.conf.ipv6),
+            ips,
+        )
+    }
+
+    /// Opens the pod's namespace.
+    fn pod(&self) -> Result<NetNs, CniError> {
+        let path = self.runtime.netns.as_deref().ok_or_else(|| CniError::env("CNI_NETNS is missing"))?;
+        open_pod(path)
+    }
+}
+
+/// Opens a pod's namespace; the host's own is refused, and so is a path that leads elsewhere.
+fn open_pod(path: &Path) -> Result<NetNs, CniError> {
+    let shown = path.display();
+    let kind = std::fs::symlink_metadata(path).map(|m| m.file_type());
+    if kind.as_ref().is_ok_and(|k| k.is_symlink()) && !path.starts_with("/proc") {
+        return Err(CniError::env(format!("CNI_NETNS {shown} is a symbolic link"))
+            .hint("give the namespace itself, like /run/netns/NAME or /proc/PID/ns/net"));
+    }
+    if kind.is_ok_and(|k| k.is_fifo() || k.is_socket() || k.is_char_device() || k.is_block_device()) {
+        return Err(CniError::env(format!("CNI_NETNS {shown} is not a network namespace")));
+    }
+    let pod = NetNs::open(path).map_err(|e| {
+        let (code, hint) = if e.is_not_found() {
+            (code::CONTAINER, "the sandbox is gone; DEL it and make it anew")
+        } else {
+            (code::ENVIRONMENT, "CNI_NETNS must name a network namespace this process may open")
+        };
+        CniError::new(code, format!("CNI_NETNS: {e}")).hint(hint)
+    })?;
+    let own = NetNs::current().map_err(|e| CniError::new(code::IO, e.to_string()))?;
+    if own == pod {
+        return Err(CniError::env(format!("CNI_NETNS {shown} is the network namespace of the host itself"))
+            .hint("pods with hostNetwork get no interface"));
+    }
+    Ok(pod)
+}
+
+fn status(conf: &Conf) -> Result<(), CniError> {
+    let down = |e: CniError| CniError { code: code::NOT_AVAILABLE, ..e };
+    let mut agent = Agent::connect(&conf.sockets, Duration::from_secs(5)).map_err(|e| down(e.error()))?;
+    match agent.call(Call::Status).map_err(|e| down(e.into()))? {
+        Reply::Pong { .. } => Ok(()),
+        other => Err(Agent::unexpected(&other)),
+    }
+}
+
+fn gc(conf: &Conf) -> Result<(), CniError> {
+    let Some(valid) = conf.valid_attachments.clone() else {
+        return Err(CniError::config("cni.dev/valid-attachments: is missing"));
+    };
+    let mut agent = Agent::connect(&conf.sockets, PATIENCE).map_err(|e| e.error())?;
+    match agent.call(Call::Gc { network: conf.name.clone(), valid })? {
+        Reply::Deleted => Ok(()),
+        other => Err(Agent::unexpected(&other)),
+    }
+}
