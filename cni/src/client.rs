@@ -38,7 +38,8 @@ impl Unreachable {
         if self.tried.iter().any(|(_, e)| e.kind() == io::ErrorKind::PermissionDenied) {
             return CniError::new(code::IO, what).hint("run as root: only root may talk to the agent");
         }
-        CniError::new(code::TRY_AGAIN, what).hint("start brindle-node, or set agent_socket to where it listens")
+        CniError::new(code::TRY_AGAIN, what)
+            .hint("start brindle-node, or set agent_socket to where it listens")
     }
 }
 

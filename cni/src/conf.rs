@@ -249,12 +249,17 @@ impl Conf {
             return Err(CniError::config(format!("mtu: {} is not between 68 and 65535", raw.mtu)));
         }
         if raw.ipam.kind != IPAM {
-            return Err(CniError::new(code::FIELD, format!("ipam.type: {:?} is not supported", raw.ipam.kind))
-                .hint(format!("use {IPAM:?}")));
+            return Err(CniError::new(
+                code::FIELD,
+                format!("ipam.type: {:?} is not supported", raw.ipam.kind),
+            )
+            .hint(format!("use {IPAM:?}")));
         }
         let (ipv4, ipv6) = (raw.ipam.assign_ipv4.unwrap_or(true), raw.ipam.assign_ipv6.unwrap_or(false));
         if !ipv4 && !ipv6 {
-            return Err(CniError::config("ipam: assign_ipv4 and assign_ipv6 are both false: no address is asked for"));
+            return Err(CniError::config(
+                "ipam: assign_ipv4 and assign_ipv6 are both false: no address is asked for",
+            ));
         }
         let mut warnings = Vec::new();
         if raw.policy.is_some() {
@@ -263,7 +268,8 @@ impl Conf {
         Ok(Self {
             version,
             sockets: paths("agent_socket", [&raw.agent_socket, &raw.ipam.agent_socket], &SOCKETS)?,
-            state_dir: paths("state_dir", [&raw.state_dir, &raw.ipam.state_dir], &[STATE_DIR])?.swap_remove(0),
+            state_dir: paths("state_dir", [&raw.state_dir, &raw.ipam.state_dir], &[STATE_DIR])?
+                .swap_remove(0),
             ips: ips("runtimeConfig.ips", &raw.runtime.ips)?,
             mac: mac("runtimeConfig.mac", &raw.runtime.mac)?,
             ipv4_pools: pools("ipam.ipv4_pools", raw.ipam.ipv4_pools, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?,
@@ -319,7 +325,9 @@ fn pools(field: &str, pools: Vec<String>, family: IpAddr) -> Result<Vec<String>,
     for pool in &pools {
         let wrong_family = pool.parse::<ipnet::IpNet>().is_ok_and(|n| n.addr().is_ipv4() != family.is_ipv4());
         if pool.is_empty() || wrong_family {
-            return Err(CniError::config(format!("{field}: {pool:?} is no pool name and no CIDR of this family")));
+            return Err(CniError::config(format!(
+                "{field}: {pool:?} is no pool name and no CIDR of this family"
+            )));
         }
     }
     Ok(pools)
@@ -363,10 +371,22 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"a/b"}"#, 7, "name: \"a/b\""),
             (r#"{"cniVersion":"1.0.0","name":"n","mtu":"big"}"#, 7, "mtu: invalid type"),
             (r#"{"cniVersion":"1.0.0","name":"n","mtu":20}"#, 7, "mtu: 20"),
-            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"host-local"}}"#, 2, "ipam.type: \"host-local\""),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"host-local"}}"#,
+                2,
+                "ipam.type: \"host-local\"",
+            ),
             (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"assign_ipv4":"maybe"}}"#, 7, "ipam.assign_ipv4"),
-            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"assign_ipv4":false}}"#, 7, "no address is asked for"),
-            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"ipv4_pools":["fd00::/64"]}}"#, 7, "ipam.ipv4_pools"),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","ipam":{"assign_ipv4":false}}"#,
+                7,
+                "no address is asked for",
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","ipam":{"ipv4_pools":["fd00::/64"]}}"#,
+                7,
+                "ipam.ipv4_pools",
+            ),
             (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"ipv4_pools":[7]}}"#, 7, "ipam.ipv4_pools[0]"),
             (r#"{"cniVersion":"1.0.0","name":"n","agent_socket":"cni.sock"}"#, 7, "agent_socket"),
             (r#"{"cniVersion":"1.0.0","name":"n","state_dir":"x"}"#, 7, "state_dir"),

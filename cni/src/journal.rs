@@ -73,7 +73,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
     let end = bytes.iter().position(|b| *b == b'\n').ok_or(DecodeError::Header)?;
     let (head, rest) = bytes.split_at(end);
     let body = rest.get(1..).unwrap_or_default();
-    let head = std::str::from_utf8(head).ok().and_then(|h| h.strip_prefix(MAGIC)).ok_or(DecodeError::Header)?;
+    let head =
+        std::str::from_utf8(head).ok().and_then(|h| h.strip_prefix(MAGIC)).ok_or(DecodeError::Header)?;
     let mut words = head.split_ascii_whitespace();
     let (Some(wanted), Some(sum), None) =
         (words.next().and_then(|w| w.parse::<usize>().ok()), words.next(), words.next())

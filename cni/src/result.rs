@@ -129,7 +129,12 @@ mod tests {
 
     fn pair() -> (Interface, Interface) {
         (
-            Interface { name: "cali1".into(), mac: "ee:ee:ee:ee:ee:ee".into(), mtu: 1480, ..Interface::default() },
+            Interface {
+                name: "cali1".into(),
+                mac: "ee:ee:ee:ee:ee:ee".into(),
+                mtu: 1480,
+                ..Interface::default()
+            },
             Interface {
                 name: "eth0".into(),
                 mac: "02:00:00:00:00:01".into(),
@@ -168,7 +173,8 @@ mod tests {
             "ips": [{ "address": "192.0.2.2/24", "gateway": "192.0.2.1", "interface": 0 }],
         }))
         .unwrap();
-        let answer = Answer::attached(Version::V1_0_0, host, container, &nets()[..1], Dns::default(), Some(before));
+        let answer =
+            Answer::attached(Version::V1_0_0, host, container, &nets()[..1], Dns::default(), Some(before));
         assert_eq!(answer.interfaces[0].extra["pciID"], "0000:1");
         assert_eq!(answer.ips[0].interface, Some(0));
         assert_eq!(answer.addresses_of("eth0", "/run/netns/x"), nets()[..1]);

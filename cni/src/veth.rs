@@ -149,7 +149,8 @@ impl Wiring {
         let conf = |who: &str, what: &str| format!("net/ipv6/conf/{who}/{what}");
         let set = |key: String, value: &str| {
             sysctl::ensure(&key, value).map(drop).map_err(|e| {
-                let hint = if e.is_not_found() { "this kernel has no IPv6" } else { "is /proc/sys read-only?" };
+                let hint =
+                    if e.is_not_found() { "this kernel has no IPv6" } else { "is /proc/sys read-only?" };
                 CniError::new(code::IO, e.to_string()).hint(hint)
             })
         };

@@ -84,7 +84,10 @@ fn still_there(call: &Invocation, pod: &brindle_kernel::netns::NetNs) -> Result<
         Ok(now) if now == *pod => Ok(()),
         _ => Err(CniError::new(
             code::CONTAINER,
-            format!("the network namespace {} was deleted while the interface was being made", path.display()),
+            format!(
+                "the network namespace {} was deleted while the interface was being made",
+                path.display()
+            ),
         )
         .hint("the container was deleted meanwhile; nothing is left of it")),
     }

@@ -12,10 +12,9 @@ use crate::{
 };
 
 pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
-    let result = call
-        .conf
-        .prev_answer()?
-        .ok_or_else(|| CniError::config("prevResult: is missing").hint("CHECK compares with the result of ADD"))?;
+    let result = call.conf.prev_answer()?.ok_or_else(|| {
+        CniError::config("prevResult: is missing").hint("CHECK compares with the result of ADD")
+    })?;
     let (ifname, sandbox) = (&call.runtime.ifname, &call.attachment.netns);
     let ours = result.interfaces.iter().position(|i| i.name == *ifname && i.sandbox == *sandbox);
     let host_ifname = ours
@@ -24,7 +23,9 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
         .filter(|host| host.sandbox.is_empty())
         .map(|host| host.name.clone())
         .ok_or_else(|| {
-            CniError::config(format!("prevResult.interfaces: no {ifname} in {sandbox} behind its host device"))
+            CniError::config(format!(
+                "prevResult.interfaces: no {ifname} in {sandbox} behind its host device"
+            ))
         })?;
     let addresses = result.addresses_of(ifname, sandbox);
     if addresses.is_empty() {
@@ -41,7 +42,9 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
     let pod = call.pod()?;
     let wrong = wiring.differences(&mut Rtnl::open()?, &pod)?;
     if !wrong.is_empty() {
-        return Err(CniError::new(code::FAILED, wrong.join("; ")).hint("delete the pod; it will be made anew"));
+        return Err(
+            CniError::new(code::FAILED, wrong.join("; ")).hint("delete the pod; it will be made anew")
+        );
     }
     match call.agent()?.call(Call::Check { attachment: call.attachment.clone(), addresses })? {
         Reply::Checked => Ok(()),

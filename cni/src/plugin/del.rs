@@ -73,7 +73,12 @@ pub(super) fn tell(call: &Invocation, ask: Call, addresses_only: bool) -> Result
     Ok(false)
 }
 
-fn write_down(call: &Invocation, a: &Attachment, addresses_only: bool, why: &CniError) -> Result<(), CniError> {
+fn write_down(
+    call: &Invocation,
+    a: &Attachment,
+    addresses_only: bool,
+    why: &CniError,
+) -> Result<(), CniError> {
     let folder = call.conf.state_dir.join(journal::FOLDER);
     match journal::write(&folder, &Record { attachment: a.clone(), addresses_only }) {
         Ok(path) => {
@@ -82,8 +87,9 @@ fn write_down(call: &Invocation, a: &Attachment, addresses_only: bool, why: &Cni
         }
         Err(e) => {
             let what = format!("{}, and cannot write to {}: {e}", why.message, folder.display());
-            Err(CniError::new(code::IO, what)
-                .hint("start brindle-node or make the folder writable, then delete again; no address is lost"))
+            Err(CniError::new(code::IO, what).hint(
+                "start brindle-node or make the folder writable, then delete again; no address is lost",
+            ))
         }
     }
 }

@@ -121,7 +121,11 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
         _ => Version::V0_3_1,
     };
     if conf.version < needs {
-        let what = format!("{command:?} needs cniVersion {} or later, not {}", needs.as_str(), conf.version.as_str());
+        let what = format!(
+            "{command:?} needs cniVersion {} or later, not {}",
+            needs.as_str(),
+            conf.version.as_str()
+        );
         return Err(CniError::new(code::VERSION, what));
     }
     match command {
