@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use brindle_kernel::{
-    netlink::{Addr, Mac, Op, Route, Rtnl, Veth, VethPeer},
+    netlink::{Addr, Mac, Neigh, Op, Route, Rtnl, Veth, VethPeer},
     netns::NetNs,
     sysctl,
 };
@@ -70,6 +70,40 @@ pub(crate) fn links(plan: &LabPlan) -> Result<()> {
     for node in &plan.nodes {
         link_node(plan, node, &mut rtnl, &index)?;
     }
+    static_neighbours(plan)
+}
+
+/// Entries that the kernel's neighbour table may hold, of all namespaces together. Only the first namespace shows it.
+pub(crate) fn neighbour_limit() -> usize {
+    const KERNEL_DEFAULT: usize = 1024;
+    sysctl::get("net/ipv4/neigh/default/gc_thresh3")
+        .ok()
+        .and_then(|v| v.trim().parse().ok())
+        .unwrap_or(KERNEL_DEFAULT)
+}
+
+/// Tells everybody on a segment who the others are, where the plan says so.
+fn static_neighbours(plan: &LabPlan) -> Result<()> {
+    if !plan.static_neighbours {
+        return Ok(());
+    }
+    let entry = |device, address: Ipv4Addr| {
+        Op::set_neigh(&Neigh::permanent(device, IpAddr::V4(address), mac_of(address)))
+    };
+    let mut router = Rtnl::open_in(&open(&plan.router.namespace)?)?;
+    let legs = indices(&mut router)?;
+    for s in &plan.segments {
+        let members: Vec<&NodePlan> = plan.nodes.iter().filter(|n| n.segment == s.name).collect();
+        let leg = find(&legs, &s.router_device)?;
+        router.run_all(&members.iter().map(|n| entry(leg, n.address.addr())).collect::<Vec<_>>())?;
+        for node in &members {
+            let mut rtnl = Rtnl::open_in(&open(&node.namespace)?)?;
+            let uplink = find(&indices(&mut rtnl)?, UPLINK)?;
+            let others = members.iter().filter(|n| n.name != node.name).map(|n| n.address.addr());
+            let ops: Vec<_> = others.chain([s.gateway.addr()]).map(|a| entry(uplink, a)).collect();
+            rtnl.run_all(&ops)?;
+        }
+    }
     Ok(())
 }
 
@@ -91,7 +125,8 @@ fn configure_router(plan: &LabPlan, router: &NetNs) -> Result<()> {
 pub(crate) fn link_one(plan: &LabPlan, node: &NodePlan) -> Result<()> {
     let mut rtnl = Rtnl::open_in(&open(&plan.fabric)?)?;
     let index = indices(&mut rtnl)?;
-    link_node(plan, node, &mut rtnl, &index)
+    link_node(plan, node, &mut rtnl, &index)?;
+    static_neighbours(plan)
 }
 
 fn link_node(

@@ -25,6 +25,10 @@ pub(crate) struct LabPlan {
     pub(crate) name: String,
     pub(crate) as_number: u32,
     pub(crate) mtu: u32,
+    /// Neighbours on a segment are static entries instead of resolved ones, because the kernel's table, which all
+    /// namespaces share, would overflow. See [`LabPlan::fit_neighbours`].
+    #[serde(default)]
+    pub(crate) static_neighbours: bool,
     pub(crate) pool: PoolPlan,
     /// Namespace that holds the bridges.
     pub(crate) fabric: String,
@@ -149,6 +153,7 @@ impl LabPlan {
             name: name.to_owned(),
             as_number: topology.as_number,
             mtu: topology.mtu,
+            static_neighbours: false,
             pool: PoolPlan { cidr: pool.cidr.trunc(), ipip: pool.ipip_mode, block_size: pool.block_size },
             fabric: format!("{name}-fabric"),
             router: RouterPlan {
@@ -302,6 +307,30 @@ impl LabPlan {
         self.node(name)
             .map(|n| n.namespace.as_str())
             .or_else(|| self.pods().find(|(_, p)| p.name == name).map(|(_, p)| p.namespace.as_str()))
+    }
+
+    /// Decides whether the lab fits a neighbour table of `limit` entries: every node knows the others of its segment
+    /// and the router (and the other way round), which can be static and then does not count; every pod knows its
+    /// gateway and is known by its node, which is the product's business and counts.
+    pub(crate) fn fit_neighbours(&mut self, limit: usize) -> Result<(), PlanError> {
+        let pods = 2 * self.pods().count();
+        let on = |s: &SegmentPlan| self.nodes.iter().filter(|n| n.segment == s.name).count();
+        let nodes: usize = self.segments.iter().map(on).map(|n| n * (n + 1)).sum();
+        // Others on this machine use the table, too.
+        let share = limit / 2;
+        if pods > limit - limit / 8 {
+            return wrong(
+                "nodes",
+                format!(
+                    "{} pods need {pods} entries of the kernel's neighbour table, which has {limit}; \
+                     make it larger: sysctl -w net.ipv4.neigh.default.gc_thresh3={}",
+                    pods / 2,
+                    (pods * 2).next_power_of_two()
+                ),
+            );
+        }
+        self.static_neighbours = pods + nodes > share;
+        Ok(())
     }
 
     /// MTU of the pods: what an IPIP header leaves, when there may be one.

@@ -37,8 +37,9 @@ fn patience(nodes: usize) -> Duration {
 /// `lab up`.
 pub(crate) fn up(name: &str, topology: &Topology, source: &str, format: Format) -> Result<Outcome> {
     let progress = Progress::new(format);
-    let plan = LabPlan::new(name, topology).map_err(|e| located(e, source))?;
+    let mut plan = LabPlan::new(name, topology).map_err(|e| located(e, source))?;
     super::need_root()?;
+    plan.fit_neighbours(build::neighbour_limit()).map_err(|e| located(e, source))?;
     let dir = LabDir::of(name)?;
     agents::check_programs(&plan, &dir)?;
     if dir.exists() {
@@ -126,11 +127,15 @@ fn links_text(plan: &LabPlan) -> String {
         RouterKind::Plain => "router",
         RouterKind::Frr => "FRR router",
     };
-    if per_segment.len() > 4 {
+    let mut text = if per_segment.len() > 4 {
         format!("{} segments, {} nodes, {router} between", plan.segments.len(), plan.nodes.len())
     } else {
         format!("{}; {router} between", per_segment.join(", "))
+    };
+    if plan.static_neighbours {
+        text += "; static ARP entries, as resolved ones would overflow the kernel's table";
     }
+    text
 }
 
 /// Agents, sessions, pods, routes of `nodes`, whose namespaces and links exist. `Ok(false)`: something is missing,

@@ -111,3 +111,20 @@ fn an_frr_router_is_a_peer_of_every_node() {
     assert_eq!(peers.get(&"10.77.2.254".parse().unwrap()).map(String::as_str), Some("router"));
     assert_eq!(peers.len(), 4);
 }
+
+#[test]
+fn a_lab_that_would_overflow_the_neighbour_table_resolves_nothing_or_is_refused() {
+    let plan =
+        |nodes, segments, pods| LabPlan::new("lab", &Topology::regular(nodes, segments, pods)).unwrap();
+    let mut small = plan(4, 2, 2);
+    small.fit_neighbours(1024).unwrap();
+    assert!(!small.static_neighbours);
+    let mut big = plan(50, 2, 2);
+    big.fit_neighbours(1024).unwrap();
+    assert!(big.static_neighbours, "25 * 26 * 2 + 200 entries are more than half of 1024");
+    let mut spread = plan(50, 25, 2);
+    spread.fit_neighbours(1024).unwrap();
+    assert!(!spread.static_neighbours);
+    let error = plan(50, 2, 10).fit_neighbours(1024).unwrap_err().to_string();
+    assert!(error.contains("500 pods need 1000") && error.contains("gc_thresh3=2048"), "{error}");
+}
