@@ -92,7 +92,7 @@ pub(crate) fn start_node(plan: &LabPlan, dir: &LabDir, node: &NodePlan) -> Resul
             command
                 .args(["run", "--node-name", place, "--ip", &node.address.to_string()])
                 .args(["--state-dir".as_ref(), state.as_os_str()])
-                .args(["--datastore", &dir.store_url()]);
+                .args(["--datastore", &dir.store_url(), "--ipip-carrier", node.ipip_carrier.as_str()]);
             spawn(dir, &node.namespace, place, "brindle-node", command)
         }
         AgentKind::Bird => {

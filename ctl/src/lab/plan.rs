@@ -10,7 +10,7 @@ use brindle_config_core::pool::EncapMode;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::topology::{AgentKind, NodeTopology, ROUTER_AS, RouterKind, Topology};
+use super::topology::{AgentKind, Carrier, NodeTopology, ROUTER_AS, RouterKind, Topology};
 
 /// Longest name of a lab, a segment or a node: unix socket paths and namespace names stay short enough with it.
 const NAME_MAX: usize = 24;
@@ -74,6 +74,8 @@ pub(crate) struct NodePlan {
     /// With the prefix length of its segment.
     pub(crate) address: Ipv4Net,
     pub(crate) agent: AgentKind,
+    #[serde(default)]
+    pub(crate) ipip_carrier: Carrier,
     /// The bridge's port towards the node, in the fabric.
     pub(crate) port: String,
     /// Pod addresses of a BIRD node.
@@ -220,6 +222,7 @@ impl LabPlan {
             segment: segment.name.clone(),
             address: Ipv4Net::new_assert(address, segment.subnet.prefix_len()),
             agent: node.agent,
+            ipip_carrier: node.ipip_carrier,
             port: format!("n{number}"),
             block,
             pods: (1..=node.pods).map(|k| self.plan_pod(number, k, block)).collect(),

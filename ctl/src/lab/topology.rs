@@ -94,6 +94,9 @@ pub(crate) struct NodeTopology {
     pub(crate) agent: AgentKind,
     #[serde(default = "default_pods")]
     pub(crate) pods: u16,
+    /// Only for `brindle`: who carries IPIP; absent = the agent decides.
+    #[serde(default)]
+    pub(crate) ipip_carrier: Carrier,
     /// Only for `bird`: the addresses of its pods; absent = 10.78.<number of the node>.0/26.
     #[serde(default)]
     pub(crate) block: Option<Ipv4Net>,
@@ -108,6 +111,28 @@ pub(crate) enum AgentKind {
     Brindle,
     /// BIRD 2 with its kernel protocol, configured as Calico configures it.
     Bird,
+}
+
+/// `--ipip-carrier` of the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Carrier {
+    /// The kernel's ipip where there is one, else ours.
+    #[default]
+    Auto,
+    Kernel,
+    User,
+}
+
+impl Carrier {
+    /// As the agent's flag spells it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kernel => "kernel",
+            Self::User => "user",
+        }
+    }
 }
 
 const fn default_as() -> u32 {
@@ -142,6 +167,7 @@ impl Topology {
                     address: None,
                     agent: AgentKind::Brindle,
                     pods: pods_per_node,
+                    ipip_carrier: Carrier::Auto,
                     block: None,
                 })
                 .collect(),

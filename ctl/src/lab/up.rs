@@ -21,7 +21,7 @@ use super::{
     prover, render,
     state::{LabDir, LabState, Phase, PodState},
     store,
-    topology::{AgentKind, NodeTopology, RouterKind, Topology},
+    topology::{AgentKind, Carrier, NodeTopology, RouterKind, Topology},
     wait::parallel,
 };
 use crate::{Outcome, args::Format};
@@ -426,6 +426,7 @@ pub(crate) fn add_node(name: &str, new: NewNode, format: Format) -> Result<Outco
         address: new.address,
         agent: AgentKind::Brindle,
         pods: new.pods,
+        ipip_carrier: Carrier::Auto,
         block: None,
     };
     let node = state.plan.push_node(&node, "node")?.clone();
