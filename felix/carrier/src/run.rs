@@ -97,14 +97,14 @@ pub fn run(options: &Options, ready: impl FnOnce()) -> Result<(), RunError> {
     let pid_file = PidFile::take(&options.pid_file)?;
     let tun = Arc::new(Tun::attach(&options.device)?);
     let offloads = tun.enable_offloads()?;
-    // The device, its addresses and routes outlive this process: a new carrier finds them in place.
-    tun.set_persistent(true)?;
     let raw = RawIp::open(PROTO_IPIP, options.local, OUTER_TTL, SOCKET_BUFFER)
         .map_err(|source| RunError::Raw { local: options.local, source })?;
     let raw = Arc::new(raw);
     let shared = Arc::new(Shared::new(options.local));
     let listen_error = |source| RunError::Listen { path: options.control.clone(), source };
     let listener = listen(&options.control).map_err(listen_error)?;
+    // The device, its addresses and routes outlive this process: a new carrier finds them in place.
+    tun.set_persistent(true)?;
 
     let (events, inbox) = mpsc::channel();
     let (s, t, r) = (Arc::clone(&shared), Arc::clone(&tun), Arc::clone(&raw));

@@ -1,6 +1,6 @@
 //! The control socket: who may connect, one thread per connection, one request at a time.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -44,7 +44,7 @@ pub(crate) struct Server {
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
     // Bound under another name first: at no time is there a socket with wider permissions to be
@@ -78,20 +78,18 @@ impl Server {
     fn connection(&self, stream: UnixStream) {
         let others = self.connections.fetch_add(1, Ordering::Relaxed);
         let outcome = self.admit(&stream, others).and_then(|()| self.converse(stream));
-        if let Err(e) = outcome {
-            warn!(error = %e, "control connection ended");
+        match outcome {
+            // Who asked has died or does not want to know any more: every day's business.
+            Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {}
+            Err(e) => warn!(error = %e, "control connection ended"),
+            Ok(()) => {}
         }
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn admit(&self, mut stream: &UnixStream, others: usize) -> io::Result<()> {
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-        let uid = daemon::peer_uid(stream)?;
-        let message = if uid != 0 && uid != daemon::own_uid() {
-            format!("user {uid} may not control this carrier: use the user it runs as, or root")
-        } else if others >= MAX_CONNECTIONS {
-            format!("{others} connections are open already: close one")
-        } else {
+        let Some(message) = refusal(daemon::peer_uid(stream)?, daemon::own_uid(), others) else {
             return Ok(());
         };
         write_answer(&mut stream, &Answer::Error { message: message.clone() })?;
@@ -107,8 +105,6 @@ impl Server {
             match read {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
-                // The agent died in the middle of a word.
-                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
                 Err(e) => return Err(e),
             }
             if line.last() != Some(&b'\n') {
@@ -167,6 +163,15 @@ impl Server {
     }
 }
 
+/// Why a connection is not served. The socket's mode keeps other users out already; a mode is
+/// easily changed.
+fn refusal(peer_uid: u32, own_uid: u32, others: usize) -> Option<String> {
+    if peer_uid != 0 && peer_uid != own_uid {
+        return Some(format!("user {peer_uid} may not control this carrier: be user {own_uid} or root"));
+    }
+    (others >= MAX_CONNECTIONS).then(|| format!("{others} connections are open already: close one"))
+}
+
 fn write_answer(stream: &mut impl Write, answer: &Answer) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
@@ -185,5 +190,20 @@ fn not_understood(line: &[u8], error: &serde_json::Error) -> String {
 }
 
 fn is_fleeting(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
+    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_root_and_the_own_user_are_served_and_not_too_many() {
+        assert_eq!(refusal(0, 0, 0), None);
+        assert_eq!(refusal(0, 500, MAX_CONNECTIONS - 1), None);
+        assert_eq!(refusal(500, 500, 0), None);
+        assert!(refusal(501, 500, 0).is_some_and(|m| m.contains("user 501")));
+        assert!(refusal(1000, 0, 0).is_some());
+        assert!(refusal(0, 0, MAX_CONNECTIONS).is_some());
+    }
 }
