@@ -10,7 +10,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::peers::Plan;
+use crate::{peers::Plan, view::RibPath};
 
 /// The speaker task is gone: shut down, or failed (its panic is in the log).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +65,7 @@ pub(crate) enum Order {
     SetLocalRoutes(Vec<LocalRoute>),
     Clear(String, Clear, oneshot::Sender<bool>),
     Status(oneshot::Sender<BgpStatus>),
-    Rib(Option<IpNet>, oneshot::Sender<serde_json::Value>),
+    Rib(Option<IpNet>, oneshot::Sender<Vec<RibPath>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -114,7 +114,7 @@ impl Handle {
     ///
     /// # Errors
     /// [`Gone`].
-    pub async fn rib(&self, prefix: Option<IpNet>) -> Result<serde_json::Value, Gone> {
+    pub async fn rib(&self, prefix: Option<IpNet>) -> Result<Vec<RibPath>, Gone> {
         self.ask(|tx| Order::Rib(prefix, tx)).await
     }
 

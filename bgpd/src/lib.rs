@@ -1,12 +1,41 @@
 //! The BGP daemon around `brindle-bgpd-core`: sockets, tasks, and the translation of resources to peers.
+//!
+//! ```text
+//!  store --sync--> follow --translate (peers)--> Desired --+        brindle-bgpd --config FILE.yaml (settings)
+//!                                                          |                    |
+//!                                                   Handle::apply  <------------+
+//!                                                          | orders
+//!  listen --+                                              v
+//!  dial   --+--> reader --decoded--> inbox ----> [ speaker_task: owns Speaker ] --batches--> FibStream (node: felix)
+//!             \  (1 per connection)  (bounded)     |      ^
+//!              \                                   | chunk| room
+//!               +-- socket                         v      |
+//!                      ^------------- bytes ------ writer (1 per connection)
+//! ```
+//! The speaker task never waits for a peer: readers wait for it (so a flood is slowed by its own TCP window), and
+//! writers get their next chunk when the socket took the one before. One armed sleep, at `Speaker::deadline`: an idle
+//! daemon wakes only for keepalives. See docs/design/bgpd.md.
 
+pub mod admin;
+pub mod cli;
 mod communities;
 mod conn;
+pub mod daemon;
 mod fib;
+mod follow;
 mod handle;
 mod listeners;
 pub mod peers;
 mod record;
 pub mod settings;
+pub mod show;
+mod spawn;
+mod speaker_task;
+mod view;
 
-pub use self::handle::{Desired, FibBatch, FibStream, Gone, Handle, ListenError, Running};
+pub use self::{
+    follow::{Follower, from_store},
+    handle::{Desired, FibBatch, FibStream, Gone, Handle, ListenError, Running},
+    spawn::spawn,
+    view::RibPath,
+};

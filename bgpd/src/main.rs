@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! `brindle-bgpd`: see `cli`.
+
+fn main() -> std::process::ExitCode {
+    brindle_bgpd::cli::main()
+}

@@ -13,7 +13,7 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 
 pub(crate) use self::{
-    dial::{Dial, dial},
+    dial::{Dial, dial, prepare},
     listen::Listener,
     read::read,
     write::write,
@@ -27,8 +27,7 @@ pub(crate) struct Token(pub(crate) u64);
 /// How long a closing connection may take to carry the last NOTIFICATION to the peer.
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
-/// Octets of wire read (and handed over decoded) at a time; also what one connection may have under way to the
-/// speaker.
+/// Octets read at a time from a peer that has much to say.
 const READ_BATCH: usize = 64 * 1024;
 
 /// What the tasks tell the speaker task while they run.

@@ -21,6 +21,8 @@ use super::{Exit, Mode, READ_BATCH, Report, Token};
 
 /// Room for most sessions, which are idle most of the time; grows to [`READ_BATCH`] while a peer has much to say.
 const IDLE_BUFFER: usize = 4096;
+/// Messages handed over at a time: how long another peer's message waits at most behind those of a flooding one.
+const BATCH: usize = 128;
 /// How long, and how much, is read from a connection being closed, so that the peer gets our NOTIFICATION and not
 /// a reset.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
@@ -50,6 +52,7 @@ pub(crate) async fn read(
         }
         match decoded.then {
             Then::ReadMore => {}
+            Then::DecodeMore => continue,
             // What follows an OPEN cannot be read before the speaker has negotiated; and after a message that did
             // not decode nothing can. The next mode is then `Closing`.
             Then::AwaitMode => {
@@ -84,6 +87,8 @@ fn closed(rest: &BytesMut) -> String {
 /// What the reader does next.
 enum Then {
     ReadMore,
+    /// A batch is full and the buffer is not empty.
+    DecodeMore,
     AwaitMode,
 }
 
@@ -92,13 +97,16 @@ struct Decoded {
     then: Then,
 }
 
-/// Takes every complete message off the buffer, up to and including an OPEN or one that does not decode.
+/// Takes complete messages off the buffer, up to and including an OPEN or one that does not decode.
 fn decode(conn: ConnId, buf: &mut BytesMut, cx: &WireCx) -> Decoded {
     let mut inputs = Vec::new();
     let bad = |inputs: &mut Vec<Input>, e: brindle_bgpd_core::wire::DecodeError| {
         inputs.push(Input::BadMessage { conn, notification: e.notification, what: e.what });
     };
     loop {
+        if inputs.len() == BATCH {
+            return Decoded { inputs, then: Then::DecodeMore };
+        }
         let (kind, len) = match next_frame(buf, cx.max_len()) {
             Ok(Some(frame)) => frame,
             Ok(None) => return Decoded { inputs, then: Then::ReadMore },

@@ -18,7 +18,10 @@ use std::{fmt, net::SocketAddr};
 use brindle_bgpd_core::speaker::{LocalRoute, PeerConfig, SpeakerConfig};
 use brindle_config_core::key::Key;
 
-pub use self::{sessions::translate, state::ClusterState};
+pub use self::{
+    sessions::translate,
+    state::{ClusterState, KINDS},
+};
 
 /// What a node's speaker should be, as of one state of the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]

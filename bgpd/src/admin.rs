@@ -1,0 +1,159 @@
+//! The admin socket of `brindle-bgpd`: one JSON line in, one JSON line out (`config_core::status`), both ends.
+
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream as BlockingStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use brindle_config_core::status::{AdminRequest, NodeStatus};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use crate::handle::Handle;
+
+/// Longest request, octets.
+const MAX_REQUEST: u64 = 64 * 1024;
+/// Questions answered at the same time; more wait.
+const MAX_CLIENTS: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why the socket could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error("{}: another brindle-bgpd answers there; stop it, or choose another admin socket", .0.display())]
+    Taken(PathBuf),
+    #[error("{}: cannot listen: {why}", path.display())]
+    Bind { path: PathBuf, why: io::Error },
+    #[error("{}: no answer: {why}; is brindle-bgpd running, and is this its admin socket?", path.display())]
+    Ask { path: PathBuf, why: io::Error },
+}
+
+/// The bound socket; its file goes when it is dropped.
+#[derive(Debug)]
+pub struct AdminSocket {
+    path: PathBuf,
+    listener: UnixListener,
+    started: Instant,
+}
+
+impl AdminSocket {
+    /// Binds, mode 0600. A socket nobody answers on is replaced.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub fn bind(path: &Path) -> Result<Self, AdminError> {
+        let fail = |why| AdminError::Bind { path: path.into(), why };
+        if BlockingStream::connect(path).is_ok() {
+            return Err(AdminError::Taken(path.into()));
+        }
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail(e)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(fail)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+        Ok(Self { path: path.into(), listener, started: Instant::now() })
+    }
+
+    /// Answers questions until dropped.
+    pub async fn serve(self, handle: Handle) {
+        let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let (handle, started) = (handle.clone(), self.started);
+                    tokio::spawn(async move {
+                        let _slot = slot;
+                        match timeout(PATIENCE, client(stream, &handle, started)).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(e)) => debug!(error = %e, "admin client"),
+                            Err(_) => debug!("admin client took too long"),
+                        }
+                    });
+                }
+                Err(e) => {
+                    warn!(error = %e, "cannot accept on the admin socket; trying again");
+                    sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        // If somebody removed it already, that is what we want, too.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn client(stream: UnixStream, handle: &Handle, started: Instant) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut lines = tokio::io::BufReader::new(read.take(MAX_REQUEST)).lines();
+    while let Some(line) = lines.next_line().await? {
+        let reply = match serde_json::from_str(&line) {
+            Ok(request) => answer(&request, handle, started).await,
+            Err(e) => json!({"error": format!("not a request brindle-bgpd knows: {e}")}),
+        };
+        write.write_all(format!("{reply}\n").as_bytes()).await?;
+    }
+    Ok(())
+}
+
+async fn answer(request: &AdminRequest, handle: &Handle, started: Instant) -> Value {
+    let answer = match request {
+        AdminRequest::Status => handle.status().await.map(|bgp| {
+            let ready = !bgp.peers.is_empty() && bgp.peers.iter().all(|p| p.state == "Established");
+            json!(NodeStatus {
+                version: env!("CARGO_PKG_VERSION").into(),
+                pid: std::process::id(),
+                rss_kib: rss_kib(),
+                uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                ready,
+                bgp,
+                ..NodeStatus::default()
+            })
+        }),
+        AdminRequest::Rib { prefix } => handle.rib(*prefix).await.map(|paths| json!(paths)),
+        AdminRequest::Routes => {
+            return json!({"error": "brindle-bgpd programs no kernel routes; ask brindle-node"});
+        }
+    };
+    answer.unwrap_or_else(|e| json!({"error": e.to_string()}))
+}
+
+/// Resident set of this process; 0 if /proc is not there.
+fn rss_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Asks a running daemon one question.
+///
+/// # Errors
+/// [`AdminError::Ask`] when nobody answers, also when what answers is an error.
+pub fn ask(path: &Path, request: &AdminRequest) -> Result<Value, AdminError> {
+    let fail = |why| AdminError::Ask { path: path.into(), why };
+    let mut stream = BlockingStream::connect(path).map_err(fail)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
+    let line = serde_json::to_string(request).expect("a request has a form in JSON");
+    stream.write_all(format!("{line}\n").as_bytes()).map_err(fail)?;
+    let mut reply = String::new();
+    BufReader::new(stream).read_line(&mut reply).map_err(fail)?;
+    let reply: Value = serde_json::from_str(&reply).map_err(|e| fail(io::Error::other(e)))?;
+    match reply.get("error").and_then(Value::as_str) {
+        Some(e) => Err(fail(io::Error::other(e.to_owned()))),
+        None => Ok(reply),
+    }
+}

@@ -1,0 +1,232 @@
+//! Command line of `brindle-bgpd`: what was typed, and what is done about it.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use brindle_config_core::status::{AdminRequest, NodeStatus};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    admin,
+    daemon::{Daemon, Source, run},
+    settings::{DEFAULT_ADMIN_SOCKET, LogFormat, Settings},
+    show,
+    view::RibPath,
+};
+
+/// BGP speaker: route collector, route reflector, or the BGP half of a Brindle node. Programs no kernel routes.
+#[derive(Debug, Parser)]
+#[command(name = "brindle-bgpd", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+#[command(after_help = "Exit codes: 0 ok, 1 failure while running, 2 usage or configuration.\n\
+    SIGHUP reads --config again without touching unchanged sessions; SIGTERM says goodbye to every peer (Cease).")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Peers and sessions of a running brindle-bgpd
+    Status(AskArgs),
+    /// Routes of a running brindle-bgpd: every path, and why it won or lost
+    Rib {
+        /// Only this prefix
+        prefix: Option<IpNet>,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Look for mistakes in a configuration file, without running it
+    Check {
+        /// The file
+        #[arg(long, short, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct AskArgs {
+    /// Socket of the daemon [default: that of --config, else /run/brindle-bgpd.sock]
+    #[arg(long, value_name = "PATH")]
+    admin_socket: Option<PathBuf>,
+    /// Configuration file of the daemon, to find its socket
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Run with the peers and routes of this file (see deploy/brindle-bgpd.example.yaml)
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        conflicts_with = "datastore",
+        required_unless_present = "datastore"
+    )]
+    config: Option<PathBuf>,
+    /// Run as the BGP half of a node: peers and routes come from this datastore, e.g. sqlite:/var/lib/brindle/brindle.db
+    #[arg(long, value_name = "URL", requires = "node")]
+    datastore: Option<String>,
+    /// With --datastore: the node to speak for
+    #[arg(long, value_name = "NAME", requires = "datastore")]
+    node: Option<String>,
+    /// Where `brindle-bgpd status` asks [default: adminSocket of the file, else /run/brindle-bgpd.sock]
+    #[arg(long, value_name = "PATH")]
+    admin_socket: Option<PathBuf>,
+    /// Write every input of the speaker to this file, one JSON line each (contains passwords)
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// [default: that of the file, else text]
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+    /// error, warn, info, debug, trace, or a filter such as info,brindle_bgpd=debug [default: that of the file, else info]
+    #[arg(long, value_name = "FILTER")]
+    log_level: Option<String>,
+}
+
+/// Usage or configuration, not a failure while running.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+struct Usage(anyhow::Error);
+
+/// Parses the arguments of this process and does what they say.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        None => daemon(cli.run),
+        Some(Command::Status(ask)) => status(&ask),
+        Some(Command::Rib { prefix, ask }) => rib(prefix, &ask),
+        Some(Command::Check { config }) => check(&config),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("brindle-bgpd: {e:#}");
+            ExitCode::from(if e.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn usage(e: impl Into<anyhow::Error>) -> anyhow::Error {
+    Usage(e.into()).into()
+}
+
+fn daemon(args: RunArgs) -> Result<()> {
+    let (source, settings) = match (args.config, args.datastore, args.node) {
+        (Some(file), _, _) => {
+            let settings = Settings::read(&file).map_err(usage)?;
+            (Source::File(file), Some(settings))
+        }
+        (None, Some(url), Some(node)) => (Source::Datastore { url, node }, None),
+        _ => return Err(usage(anyhow::anyhow!("give --config FILE, or --datastore URL with --node NAME"))),
+    };
+    let log = settings.as_ref().map(|s| s.log.clone()).unwrap_or_default();
+    let level = args.log_level.or(log.level).unwrap_or_else(|| "info".into());
+    init_log(args.log_format.unwrap_or(log.format), &level)?;
+    let of_file = settings.as_ref().map(|s| s.admin_socket.clone());
+    let admin_socket = args.admin_socket.or(of_file).unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into());
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    runtime.block_on(run(Daemon { source, admin_socket, record: args.record, settings }))
+}
+
+fn init_log(format: LogFormat, level: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(level).with_context(|| format!("log level {level:?}")).map_err(usage)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    }
+    .map_err(|e| anyhow::anyhow!("cannot start logging: {e}"))
+}
+
+fn socket(ask: &AskArgs) -> Result<PathBuf> {
+    match (&ask.admin_socket, &ask.config) {
+        (Some(path), _) => Ok(path.clone()),
+        (None, Some(file)) => Ok(Settings::read(file).map_err(usage)?.admin_socket),
+        (None, None) => Ok(DEFAULT_ADMIN_SOCKET.into()),
+    }
+}
+
+fn status(args: &AskArgs) -> Result<()> {
+    let reply = admin::ask(&socket(args)?, &AdminRequest::Status)?;
+    match args.output {
+        Format::Json => print(&format!("{reply:#}\n")),
+        Format::Table => {
+            let status: NodeStatus = serde_json::from_value(reply).context("the answer is not understood")?;
+            print(&show::status(&status))
+        }
+    }
+}
+
+fn rib(prefix: Option<IpNet>, args: &AskArgs) -> Result<()> {
+    let reply = admin::ask(&socket(args)?, &AdminRequest::Rib { prefix })?;
+    match args.output {
+        Format::Json => print(&format!("{reply:#}\n")),
+        Format::Table => {
+            let paths: Vec<RibPath> =
+                serde_json::from_value(reply).context("the answer is not understood")?;
+            print(&show::rib(&paths))
+        }
+    }
+}
+
+fn check(file: &Path) -> Result<()> {
+    let settings = Settings::read(file).map_err(usage)?;
+    let d = &settings.desired;
+    print(&format!(
+        "{}: ok: {} peers, {} routes to announce\n",
+        file.display(),
+        d.peers.len(),
+        d.routes.len()
+    ))
+}
+
+/// To standard output; a reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("cannot write"),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        for bad in
+            [&["brindle-bgpd"][..], &["brindle-bgpd", "--datastore", "x"], &["brindle-bgpd", "--node", "x"]]
+        {
+            assert!(Cli::try_parse_from(bad).is_err(), "{bad:?}");
+        }
+        for good in [
+            &["brindle-bgpd", "--config", "x.yaml"][..],
+            &["brindle-bgpd", "--datastore", "sqlite:x", "--node", "n"],
+            &["brindle-bgpd", "status"],
+            &["brindle-bgpd", "rib", "10.0.0.0/24", "-o", "json"],
+            &["brindle-bgpd", "check", "-c", "x.yaml"],
+        ] {
+            Cli::try_parse_from(good).unwrap();
+        }
+    }
+}

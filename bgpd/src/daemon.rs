@@ -1,0 +1,117 @@
+//! `brindle-bgpd` in the foreground: starts the speaker from a file or from a datastore and runs it until a signal.
+//!
+//! SIGHUP reads the file again: peers whose text did not change are not disturbed. SIGTERM and SIGINT end every
+//! session with Cease.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::AdminSocket,
+    follow::{Follower, from_store},
+    handle::Running,
+    record::Recorder,
+    settings::Settings,
+    spawn,
+};
+
+/// Where peers and routes come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    File(PathBuf),
+    Datastore { url: String, node: String },
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    pub source: Source,
+    pub admin_socket: PathBuf,
+    pub record: Option<PathBuf>,
+    /// The file's content as read at start, to be applied first. `None` with a datastore.
+    pub settings: Option<Settings>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting: the admin socket, a listening address, the datastore, the recording; or the end of
+/// the speaker by a defect.
+pub async fn run(daemon: Daemon) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
+    let mut term = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+
+    let admin = AdminSocket::bind(&daemon.admin_socket)?;
+    let recorder = match &daemon.record {
+        Some(path) => {
+            Some(Recorder::create(path).with_context(|| format!("cannot record to {}", path.display()))?)
+        }
+        None => None,
+    };
+    let (mut running, fib) = spawn::start(recorder, false);
+    // Nobody programs routes here.
+    drop(fib);
+    let _follower = start(&daemon, &running).await?;
+    let admin = tokio::spawn(admin.serve(running.handle.clone()));
+    info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "brindle-bgpd runs");
+
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hangup.recv() => reload(&daemon, &running).await,
+            () = running.ended() => {
+                admin.abort();
+                bail!("the speaker ended by a defect; see the log above");
+            }
+        }
+    }
+    admin.abort();
+    // Its file goes with it; waiting for the abort is waiting for that.
+    let _ = admin.await;
+    running.shutdown().await;
+    Ok(())
+}
+
+async fn start(daemon: &Daemon, running: &Running) -> Result<Option<Follower>> {
+    match (&daemon.source, &daemon.settings) {
+        (Source::Datastore { url, node }, _) => {
+            let store = brindle_config::open(url)?;
+            Ok(Some(from_store(store, node, running.handle.clone())))
+        }
+        (Source::File(_), Some(settings)) => {
+            let failed = running.handle.apply(settings.desired.clone()).await?;
+            if let Some(first) = failed.first() {
+                bail!("{first}; free the address, or change `listen`");
+            }
+            Ok(None)
+        }
+        (Source::File(file), None) => bail!("{}: was not read", file.display()),
+    }
+}
+
+async fn reload(daemon: &Daemon, running: &Running) {
+    let Source::File(file) = &daemon.source else {
+        return info!("SIGHUP: nothing to read again, the datastore is followed anyway");
+    };
+    let settings = match Settings::read(file) {
+        Ok(settings) => settings,
+        Err(e) => return error!(error = %e, "SIGHUP: the configuration stays as it was"),
+    };
+    if settings.admin_socket != daemon.admin_socket {
+        warn!("SIGHUP: adminSocket changes only with a restart");
+    }
+    match running.handle.apply(settings.desired).await {
+        Ok(failed) => {
+            for e in failed {
+                warn!(error = %e, "trying again every few seconds");
+            }
+            info!(file = %file.display(), "SIGHUP: configuration read again");
+        }
+        Err(e) => error!(error = %e, "SIGHUP"),
+    }
+}

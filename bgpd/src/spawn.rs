@@ -1,0 +1,26 @@
+//! Starting a speaker inside a process.
+
+use tokio::sync::mpsc;
+
+use crate::{
+    fib::FibQueue,
+    handle::{FibStream, Handle, Running},
+    record::Recorder,
+    speaker_task::SpeakerTask,
+};
+
+/// Starts a speaker that knows nothing yet on the current tokio runtime; [`Handle::apply`] tells it what to be, or
+/// [`crate::from_store`] does. `restarting`: the routes of an earlier run are still in the kernel, so the first speaker
+/// announces a graceful restart and holds [`crate::FibBatch::in_sync`] back until its peers have sent theirs.
+///
+/// Drop the [`FibStream`] if nobody programs routes.
+pub fn spawn(restarting: bool) -> (Running, FibStream) {
+    start(None, restarting)
+}
+
+pub(crate) fn start(recorder: Option<Recorder>, restarting: bool) -> (Running, FibStream) {
+    let (orders, taken) = mpsc::channel(16);
+    let (queue, stream) = FibQueue::new();
+    let task = tokio::spawn(SpeakerTask::new(taken, queue, recorder, restarting).run());
+    (Running { handle: Handle { orders }, task }, stream)
+}

@@ -1,0 +1,135 @@
+//! What a speaker looks like from outside: status and routes as plain values.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use brindle_bgpd_core::{
+    speaker::{PeerId, Speaker},
+    time::Mono,
+    wire::{AsPath, AttrSet, Origin, SegmentKind},
+};
+use brindle_config_core::status::{BgpStatus, PeerStatus};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// One path to a prefix, in the answer to `rib`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RibPath {
+    pub prefix: IpNet,
+    /// Name of the peer; `None`: our own route.
+    pub peer: Option<String>,
+    pub next_hop: Option<IpAddr>,
+    pub best: bool,
+    /// Among the equal-cost paths used for forwarding.
+    pub multipath: bool,
+    /// Kept over a graceful restart of the peer, not confirmed yet.
+    pub stale: bool,
+    /// `best`, or the step of the decision at which it lost.
+    pub why: String,
+    pub origin: String,
+    /// As routers print it: sets in braces, confederation segments in parentheses.
+    pub as_path: String,
+    pub local_pref: Option<u32>,
+    pub med: Option<u32>,
+    pub communities: Vec<String>,
+    pub large_communities: Vec<String>,
+}
+
+pub(crate) fn status(speaker: &Speaker, now: Mono, listen: String) -> BgpStatus {
+    let config = speaker.config();
+    BgpStatus {
+        asn: config.asn,
+        router_id: config.router_id.to_string(),
+        listen,
+        peers: speaker
+            .peers()
+            .map(|p| PeerStatus {
+                address: p.address,
+                asn: p.asn,
+                state: p.state.to_string(),
+                since_ms: now.since_ms(p.since),
+                received: p.routes.iter().map(|(_, r)| r.received).sum(),
+                advertised: p.routes.iter().map(|(_, r)| r.advertised).sum(),
+                last_error: p.last_error,
+                name: p.name,
+                kind: p.kind,
+            })
+            .collect(),
+        loc_rib: speaker.rib(None).filter(|p| p.best).count(),
+    }
+}
+
+pub(crate) fn rib(speaker: &Speaker, prefix: Option<IpNet>) -> Vec<RibPath> {
+    let names: HashMap<PeerId, String> = speaker.peers().map(|p| (p.id, p.name)).collect();
+    speaker
+        .rib(prefix)
+        .map(|p| RibPath {
+            prefix: p.prefix,
+            peer: p.from.map(|id| names.get(&id).cloned().unwrap_or_else(|| "removed peer".into())),
+            next_hop: p.next_hop,
+            best: p.best,
+            multipath: p.multipath,
+            stale: p.stale,
+            why: p.why(),
+            ..attributes(p.prefix, p.attributes)
+        })
+        .collect()
+}
+
+fn attributes(prefix: IpNet, a: &AttrSet) -> RibPath {
+    RibPath {
+        prefix,
+        peer: None,
+        next_hop: None,
+        best: false,
+        multipath: false,
+        stale: false,
+        why: String::new(),
+        origin: match a.origin {
+            Origin::Igp => "igp",
+            Origin::Egp => "egp",
+            Origin::Incomplete => "incomplete",
+        }
+        .into(),
+        as_path: as_path(&a.as_path),
+        local_pref: a.local_pref,
+        med: a.med,
+        communities: a.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff)).collect(),
+        large_communities: a.large_communities.iter().map(|(x, y, z)| format!("{x}:{y}:{z}")).collect(),
+    }
+}
+
+fn as_path(path: &AsPath) -> String {
+    let segments = path.0.iter().map(|s| {
+        let join = |by: &str| s.asns.iter().map(u32::to_string).collect::<Vec<_>>().join(by);
+        match s.kind {
+            SegmentKind::Sequence => join(" "),
+            SegmentKind::Set => format!("{{{}}}", join(",")),
+            SegmentKind::ConfedSequence => format!("({})", join(" ")),
+            SegmentKind::ConfedSet => format!("[{}]", join(",")),
+        }
+    });
+    segments.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use brindle_bgpd_core::wire::Segment;
+
+    use super::*;
+
+    #[test]
+    fn as_paths_read_as_routers_print_them() {
+        let segment = |kind, asns: &[u32]| Segment { kind, asns: asns.iter().copied().collect() };
+        let path = AsPath(
+            [
+                segment(SegmentKind::ConfedSequence, &[65000]),
+                segment(SegmentKind::Sequence, &[1, 2]),
+                segment(SegmentKind::Set, &[3, 4]),
+            ]
+            .into_iter()
+            .collect(),
+        );
+        assert_eq!(as_path(&path), "(65000) 1 2 {3,4}");
+    }
+}
