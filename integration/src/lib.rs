@@ -8,5 +8,6 @@ pub mod bins;
 pub mod diag;
 pub mod lab;
 pub mod netns;
+pub mod peer;
 pub mod process;
 pub mod wait;
