@@ -16,6 +16,8 @@ pub mod sync;
 #[cfg(test)]
 mod testing;
 
+pub mod yaml;
+
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 

@@ -42,8 +42,12 @@ impl std::str::FromStr for AsNumber {
 impl<'de> Deserialize<'de> for AsNumber {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct V;
-        impl serde::de::Visitor<'_> for V {
+        impl<'de> serde::de::Visitor<'de> for V {
             type Value = AsNumber;
+            // The name tells a reader of text that 64512.10 is no decimal fraction.
+            fn visit_newtype_struct<D: serde::Deserializer<'de>>(self, d: D) -> Result<AsNumber, D::Error> {
+                d.deserialize_any(self)
+            }
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an AS number (0..4294967295 or x.y)")
             }
@@ -64,7 +68,7 @@ impl<'de> Deserialize<'de> for AsNumber {
                 v.parse().map_err(E::custom)
             }
         }
-        d.deserialize_any(V)
+        d.deserialize_newtype_struct("AsNumber", V)
     }
 }
 
@@ -196,6 +200,7 @@ impl Spec for BgpConfigurationSpec {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NextHopMode {
     #[default]
+    #[serde(alias = "")]
     Auto,
     #[serde(rename = "Self")]
     SelfAddress,

@@ -12,6 +12,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EncapMode {
     #[default]
+    #[serde(alias = "")]
     Never,
     Always,
     CrossSubnet,
@@ -29,6 +30,7 @@ pub enum AllowedUse {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AssignmentMode {
     #[default]
+    #[serde(alias = "")]
     Automatic,
     Manual,
 }
