@@ -2,8 +2,6 @@
 //! end): `args` is what was typed, `meaning` is what it asks for; `cmd` and `lab` do it and answer with an
 //! [`Outcome`], which decides the exit code: 0 all is well, 1 it works but something is degraded, 2 error.
 
-#![expect(clippy::print_stdout, reason = "stdout is this program's product")]
-
 mod admin;
 mod args;
 mod cmd;

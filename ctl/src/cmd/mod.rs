@@ -21,7 +21,7 @@ pub(crate) fn run(request: Request) -> Result<Outcome> {
             let version = env!("CARGO_PKG_VERSION");
             match format {
                 Format::Json => out::json(&json!({ "version": version })),
-                Format::Table => println!("brindlectl {version}"),
+                Format::Table => crate::out::say!("brindlectl {version}"),
             }
             Ok(Outcome::Ok)
         }

@@ -17,7 +17,7 @@ pub(crate) fn status(socket: &Path, format: Format) -> Result<Outcome> {
         .context("is brindle-node running here? Its socket is named by --admin-socket")?;
     match format {
         Format::Json => out::json(&status),
-        Format::Table => print!("{}", render(&status, out::colours())),
+        Format::Table => crate::out::put!("{}", render(&status, out::colours())),
     }
     let established = status.bgp.peers.iter().all(|p| p.state == "Established");
     let healthy = status.ready && established && status.routes.failed.is_empty();

@@ -84,7 +84,7 @@ pub(crate) fn break_it(name: &str, what: Break, format: Format) -> Result<Outcom
     let lab = name_flag(name);
     match format {
         Format::Json => out::json(&json!({ "lab": name, "broken": what, "text": done })),
-        Format::Table => println!(
+        Format::Table => crate::out::say!(
             "{done}\nNext:  brindlectl lab ping{lab}\n       brindlectl lab status{lab}\n       brindlectl lab heal{lab}"
         ),
     }

@@ -220,11 +220,7 @@ pub(crate) fn wait_routes(state: &LabState, limit: Duration, at: impl Fn(usize))
             Some((pod.name.as_str(), (state.pods.get(&pod.name)?.address, node.name.as_str())))
         })
         .collect();
-    let mut places: Vec<(&str, &str)> =
-        plan.nodes.iter().map(|n| (n.name.as_str(), n.namespace.as_str())).collect();
-    if plan.router.kind == RouterKind::Frr {
-        places.push(("router", &plan.router.namespace));
-    }
+    let mut places = routed_places(plan);
     let total = places.len();
     let mut missing = Vec::new();
     until(limit, || {
@@ -250,6 +246,12 @@ pub(crate) fn wait_routes(state: &LabState, limit: Duration, at: impl Fn(usize))
         places.is_empty()
     });
     missing
+}
+
+/// Places that must have routes to pods, and their namespaces: nodes, and an FRR router.
+pub(crate) fn routed_places(plan: &LabPlan) -> Vec<(&str, &str)> {
+    let router = (plan.router.kind == RouterKind::Frr).then_some(("router", plan.router.namespace.as_str()));
+    plan.nodes.iter().map(|n| (n.name.as_str(), n.namespace.as_str())).chain(router).collect()
 }
 
 /// The pods a place has no route to.

@@ -45,12 +45,12 @@ pub(crate) fn down(name: &str, format: Format) -> Result<Outcome> {
         })),
         Format::Table => {
             if let Some(notice) = notice {
-                println!("{notice}");
+                crate::out::say!("{notice}");
             }
             if processes + names.len() + files == 0 {
-                println!("lab {name:?}: there is nothing to remove");
+                crate::out::say!("lab {name:?}: there is nothing to remove");
             } else {
-                println!(
+                crate::out::say!(
                     "lab {name:?}: removed {processes} processes, {} namespaces with all links and routes in them, \
                      {files} files",
                     names.len()

@@ -2,7 +2,7 @@
 //! with `-o json` an event per line (`begin`, `stage`), flushed at once, so that a program can follow.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::IsTerminal as _,
     time::{Duration, Instant},
 };
 
@@ -48,7 +48,7 @@ impl Progress {
     /// A line for people only.
     pub(crate) fn say(&self, text: &str) {
         if self.format == Format::Table {
-            println!("{text}");
+            crate::out::say!("{text}");
         }
     }
 
@@ -56,8 +56,6 @@ impl Progress {
     pub(crate) fn event(&self, value: &serde_json::Value) {
         if self.format == Format::Json {
             out::json(value);
-            // Whoever follows may act, or kill us, at this very line. A closed pipe is theirs to close.
-            let _ = std::io::stdout().flush();
         }
     }
 
@@ -110,9 +108,9 @@ impl Stage<'_> {
             let head = format!("{:>7.2}s  {:<STAGE$} ", took.as_secs_f64(), self.name);
             let mut lines = wrap(text, WIDTH - head.len() - 8).into_iter();
             let first = lines.next().unwrap_or_default();
-            println!("{head}{first:<width$} {verdict}", width = WIDTH - head.len() - 7);
+            crate::out::say!("{head}{first:<width$} {verdict}", width = WIDTH - head.len() - 7);
             for line in lines {
-                println!("{:width$}{line}", "", width = head.len());
+                crate::out::say!("{:width$}{line}", "", width = head.len());
             }
         }
     }

@@ -25,7 +25,7 @@ pub(crate) fn status(name: &str, format: Format) -> Result<Outcome> {
     let screen = screen(&state, &dir);
     match format {
         Format::Json => out::json(&screen),
-        Format::Table => print!("{}", screen.render(out::colours())),
+        Format::Table => crate::out::put!("{}", screen.render(out::colours())),
     }
     Ok(if screen.ok { Outcome::Ok } else { Outcome::Degraded })
 }
@@ -138,8 +138,8 @@ pub(crate) fn list(format: Format) -> Result<Outcome> {
     }
     match format {
         Format::Json => out::json(&labs),
-        Format::Table if labs.is_empty() => println!("no labs; build one: brindlectl lab up"),
-        Format::Table => print!("{}", table.render()),
+        Format::Table if labs.is_empty() => crate::out::say!("no labs; build one: brindlectl lab up"),
+        Format::Table => crate::out::put!("{}", table.render()),
     }
     Ok(outcome)
 }

@@ -183,7 +183,7 @@ fn bring_up(state: &mut LabState, dir: &LabDir, nodes: &[NodePlan], progress: &P
     told(progress, &failed);
     good &= failed.is_empty();
 
-    let stage = progress.stage("routes", state.plan.nodes.len());
+    let stage = progress.stage("routes", converge::routed_places(&state.plan).len());
     let missing = converge::wait_routes(state, limit.min(Duration::from_secs(15)), |n| stage.at(n));
     stage.done(
         missing.is_empty(),
@@ -388,7 +388,7 @@ fn settle(state: &LabState, dir: &LabDir, progress: &Progress) -> bool {
     let missing = converge::wait_sessions(state, dir, &all, limit, |n| stage.at(n));
     stage.done(missing.is_empty(), &sessions_text(&state.plan, sessions, missing.len()));
     told(progress, &missing);
-    let stage = progress.stage("routes", all.len());
+    let stage = progress.stage("routes", converge::routed_places(&state.plan).len());
     let routes = converge::wait_routes(state, Duration::from_secs(15), |n| stage.at(n));
     stage.done(
         routes.is_empty(),

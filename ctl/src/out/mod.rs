@@ -2,7 +2,7 @@
 
 mod table;
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use serde::Serialize;
 
@@ -37,10 +37,29 @@ pub(crate) fn paint(text: &str, mood: Mood, colours: bool) -> String {
     }
 }
 
+/// Writes to stdout at once, so that whoever follows a pipe sees it. A reader that has gone away is its own
+/// business: what was begun is finished all the same.
+pub(crate) fn write(text: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_fmt(text).and_then(|()| out.flush());
+}
+
+/// `print!` that survives a closed pipe.
+macro_rules! put {
+    ($($arg:tt)*) => { $crate::out::write(format_args!($($arg)*)) };
+}
+
+/// `println!` that survives a closed pipe.
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::out::write(format_args!("{}\n", format_args!($($arg)*))) };
+}
+
+pub(crate) use {put, say};
+
 /// Prints one JSON value on a line of its own.
 pub(crate) fn json(value: &impl Serialize) {
     // Only maps with keys that are no strings fail, and there are none.
-    println!("{}", serde_json::to_string(value).expect("answers serialise"));
+    say!("{}", serde_json::to_string(value).expect("answers serialise"));
 }
 
 /// Prints an error: one line on stderr, or an object on stdout.
