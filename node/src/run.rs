@@ -1,0 +1,297 @@
+//! The composition root: starts the parts in order, lets them meet, and ends when asked or when a part ends.
+//!
+//! ```text
+//! store ──follow──> felix <──FIB batches── bgpd <──follow── store
+//!                     └──report──> cni server (ready endpoints, MTU), admin socket
+//! ```
+
+use std::{pin::Pin, sync::Arc, time::Instant};
+
+use anyhow::{Context, anyhow};
+use brindle_config_core::{
+    status::{AdminRequest, BgpStatus, NodeStatus, PodStatus},
+    store::{Store, StoreExt},
+    workload::WorkloadEndpointSpec,
+};
+use brindle_felix::{CarrierPolicy, FelixInput, FibUpdate};
+use brindle_felix_core::inputs::KINDS;
+use brindle_felix_core::route::PROTO_CLUSTER;
+use brindle_kernel::netlink::{RouteFilter, Rtnl};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    admin, autodetect, identity, lock,
+    settings::{Carrier, Networking, Settings},
+    tunnel_address,
+};
+
+/// Why the agent ended.
+pub(crate) enum Failure {
+    /// It could not start as configured.
+    Setup(anyhow::Error),
+    /// It ran and cannot go on.
+    Running(anyhow::Error),
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
+    let setup = Failure::Setup;
+    if std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) != 0) {
+        return Err(setup(anyhow!("must run as root: it programs routes and network namespaces")));
+    }
+    let _lock = lock::take(&settings.state_dir).map_err(setup)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(4)
+        .enable_all()
+        .build()
+        .map_err(|e| setup(anyhow!("cannot start the runtime: {e}")))?;
+    let result = runtime.block_on(agent(settings));
+    // Connections are dropped without a NOTIFICATION, so that peers keep our routes for the restart time.
+    runtime.shutdown_background();
+    result
+}
+
+async fn agent(settings: Settings) -> Result<(), Failure> {
+    let started = Instant::now();
+    let Parts { store, felix, bgp, mut ended, listener } = start(&settings).await.map_err(Failure::Setup)?;
+    let answer: admin::Answer = {
+        let (settings, store, felix, bgp) = (Arc::new(settings.clone()), store.clone(), felix.clone(), bgp.clone());
+        Arc::new(move |request| {
+            let (settings, store, felix, bgp) = (settings.clone(), store.clone(), felix.clone(), bgp.clone());
+            Box::pin(async move {
+                match request {
+                    AdminRequest::Status => status(&settings, &*store, &felix, bgp.as_ref(), started).await,
+                    AdminRequest::Rib { prefix } => match &bgp {
+                        Some(b) => match b.rib(prefix).await {
+                            Ok(paths) => serde_json::to_value(paths).unwrap_or(Value::Null),
+                            Err(e) => json!({"error": e.to_string()}),
+                        },
+                        None => json!({"error": "this agent runs with --networking none"}),
+                    },
+                    AdminRequest::Routes => serde_json::to_value(felix.report().encap).unwrap_or(Value::Null),
+                }
+            })
+        })
+    };
+    tokio::spawn(admin::serve(listener, answer));
+    tracing::info!(node = %settings.node_name, state = %settings.state_dir.display(), "agent started");
+
+    let signals = |kind| signal(kind).map_err(|e| Failure::Setup(anyhow!("cannot handle signals: {e}")));
+    let mut term = signals(SignalKind::terminate())?;
+    let mut int = signals(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => tracing::info!(cause = "SIGTERM", "agent ends; kernel routes stay"),
+        _ = int.recv() => tracing::info!(cause = "SIGINT", "agent ends; kernel routes stay"),
+        part = &mut ended => return Err(Failure::Running(anyhow!("{part} ended unexpectedly; kernel routes stay"))),
+    }
+    Ok(())
+}
+
+struct Parts {
+    store: Arc<dyn Store>,
+    felix: brindle_felix::Handle,
+    bgp: Option<brindle_bgpd::Handle>,
+    /// Completes with the name of a part that ended by itself.
+    ended: Pin<Box<dyn Future<Output = &'static str> + Send>>,
+    listener: tokio::net::UnixListener,
+}
+
+async fn start(settings: &Settings) -> anyhow::Result<Parts> {
+    let url = settings.datastore.clone();
+    let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
+    let choice = own_address(settings)?;
+    tracing::info!(address = %choice.address, cause = %choice.why, "this node's address");
+    identity::publish(&*store, &settings.node_name, choice.address).await?;
+    let nodename = settings.state_dir.join("nodename");
+    std::fs::write(&nodename, format!("{}\n", settings.node_name))
+        .with_context(|| format!("cannot write {}", nodename.display()))?;
+
+    // Bound before anything is written to the kernel: whoever can connect finds a starting agent, not a dead one.
+    let listener = admin::bind(&settings.admin_socket)?;
+    let felix = brindle_felix::spawn(&brindle_felix::Settings {
+        node: settings.node_name.clone(),
+        state_dir: settings.state_dir.clone(),
+        carrier: match settings.carrier {
+            Carrier::Auto => CarrierPolicy::Auto,
+            Carrier::Kernel => CarrierPolicy::Kernel,
+            Carrier::User => CarrierPolicy::User,
+        },
+    })?;
+    let mut events = brindle_config::sync::follow(store.clone(), KINDS.to_vec());
+    let to_felix = felix.clone();
+    let feed = tokio::spawn(async move {
+        while let Some(batch) = events.recv().await {
+            if !to_felix.send(FelixInput::Store(batch)).await {
+                return;
+            }
+        }
+    });
+
+    let (bgp, speaker) = match settings.networking {
+        Networking::Bgp => {
+            let speaker = speak(settings, &store, &felix).await?;
+            (Some(speaker.running.handle.clone()), Some(speaker))
+        }
+        Networking::None => {
+            let done = FibUpdate { in_sync: true, ..FibUpdate::default() };
+            felix.send(FelixInput::Fib(done)).await;
+            (None, None)
+        }
+    };
+
+    tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone()));
+    tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
+    let cni = crate::cni_server::start(settings, &store, &felix).await?;
+
+    let gone = felix.clone();
+    let ended = Box::pin(async move {
+        let speaker = async {
+            match speaker {
+                Some(mut s) => {
+                    s.running.ended().await;
+                    drop(s.follower);
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = gone.ended() => "felix",
+            () = speaker => "bgpd",
+            _ = feed => "the datastore follower",
+            () = cni.ended() => "the CNI server",
+        }
+    });
+    Ok(Parts { store, felix, bgp, ended, listener })
+}
+
+fn own_address(settings: &Settings) -> anyhow::Result<autodetect::Choice> {
+    let mut k = Rtnl::open()?;
+    let links = k.links()?;
+    let candidates: Vec<_> = k
+        .addrs(None)?
+        .into_iter()
+        .filter_map(|a| {
+            let link = links.iter().find(|l| l.index == a.link)?;
+            Some(autodetect::Candidate { interface: link.name.clone(), address: a.net })
+        })
+        .collect();
+    autodetect::choose(settings.address, &candidates).map_err(anyhow::Error::msg)
+}
+
+/// Starts the speaker and the task that carries its best paths to felix.
+async fn speak(
+    settings: &Settings,
+    store: &Arc<dyn Store>,
+    felix: &brindle_felix::Handle,
+) -> anyhow::Result<Speaker> {
+    let restarting = forwards_already()?;
+    if restarting {
+        tracing::info!(cause = "learned routes found in the kernel", "announcing a graceful restart");
+    }
+    let (running, mut fib) = brindle_bgpd::spawn(restarting);
+    let follower = brindle_bgpd::from_store(store.clone(), &settings.node_name, running.handle.clone());
+    let felix = felix.clone();
+    tokio::spawn(async move {
+        while let Some(batch) = fib.next().await {
+            let update = FibUpdate {
+                reset: batch.reset,
+                changes: batch.changes.into_iter().map(|c| (c.prefix, c.next_hops.to_vec())).collect(),
+                in_sync: batch.in_sync,
+            };
+            if !felix.send(FelixInput::Fib(update)).await {
+                return;
+            }
+        }
+    });
+    Ok(Speaker { running, follower })
+}
+
+/// A running speaker and what feeds it.
+struct Speaker {
+    running: brindle_bgpd::Running,
+    follower: brindle_bgpd::Follower,
+}
+
+/// Whether an earlier agent left routes it had learned: then peers keep ours, and theirs are kept here.
+fn forwards_already() -> anyhow::Result<bool> {
+    let ours = RouteFilter { protocol: Some(PROTO_CLUSTER), ..RouteFilter::main() };
+    Ok(Rtnl::open()?.routes(&ours)?.iter().any(|r| r.hops.iter().any(|h| h.gateway.is_some())))
+}
+
+/// STATE/mtu: what other tools and the CNI plugin give new pods.
+async fn keep_mtu_file(path: std::path::PathBuf, mut report: tokio::sync::watch::Receiver<brindle_felix::Report>) {
+    let mut written = 0;
+    loop {
+        let mtu = report.borrow_and_update().pod_mtu;
+        if mtu != 0 && mtu != written {
+            match std::fs::write(&path, format!("{mtu}\n")) {
+                Ok(()) => {
+                    tracing::info!(old = written, new = mtu, "MTU for new pods");
+                    written = mtu;
+                }
+                Err(e) => tracing::warn!("cannot write {}: {e}", path.display()),
+            }
+        }
+        if report.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn status(
+    settings: &Settings,
+    store: &dyn Store,
+    felix: &brindle_felix::Handle,
+    bgp: Option<&brindle_bgpd::Handle>,
+    started: Instant,
+) -> Value {
+    let report = felix.report();
+    let mut reasons = report.problems.clone();
+    let bgp = match bgp {
+        Some(b) => b.status().await.unwrap_or_else(|e| {
+            reasons.push(e.to_string());
+            BgpStatus::default()
+        }),
+        None => BgpStatus::default(),
+    };
+    let pods = match store.list_as::<WorkloadEndpointSpec>().await {
+        Ok((all, _)) => all
+            .into_iter()
+            .filter(|w| w.resource.spec.node == settings.node_name)
+            .map(|w| PodStatus {
+                ready: report.ready.contains(&w.resource.key()),
+                namespace: w.resource.metadata.namespace.clone().unwrap_or_default(),
+                name: w.resource.spec.pod,
+                container_id: w.resource.spec.container_id,
+                addresses: w.resource.spec.ip_networks,
+                interface: w.resource.spec.interface_name,
+            })
+            .collect(),
+        Err(e) => {
+            reasons.push(format!("{e}; running pods are not touched"));
+            Vec::new()
+        }
+    };
+    let status = NodeStatus {
+        node: settings.node_name.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        rss_kib: rss_kib().unwrap_or(0),
+        uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        ready: report.pod_mtu != 0 && report.problems.is_empty(),
+        reasons,
+        bgp,
+        routes: report.routes,
+        encap: report.encap,
+        pods,
+        blocks: report.own_blocks,
+    };
+    serde_json::to_value(status).unwrap_or_else(|e| json!({"error": e.to_string()}))
+}
+
+fn rss_kib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?.trim().strip_suffix("kB")?.trim().parse().ok()
+}
