@@ -19,7 +19,8 @@ const MAX_CLIENTS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Answers questions; given by the composition root.
-pub(crate) type Answer = Arc<dyn Fn(AdminRequest) -> Pin<Box<dyn Future<Output = Value> + Send>> + Send + Sync>;
+pub(crate) type Answer =
+    Arc<dyn Fn(AdminRequest) -> Pin<Box<dyn Future<Output = Value> + Send>> + Send + Sync>;
 
 /// Binds the socket, replacing one left by a dead agent (the agent lock is held, so nobody else lives).
 pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
@@ -28,7 +29,8 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
     {
         return Err(e).with_context(|| format!("cannot replace the socket {}", path.display()));
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot restrict {}", path.display()))?;
     Ok(listener)

@@ -59,10 +59,15 @@ pub(crate) fn choose(wish: OwnAddress, candidates: &[Candidate]) -> Result<Choic
             })
         }
         OwnAddress::Given(ip, None) => match candidates.iter().find(|c| c.address.addr() == ip) {
-            Some(c) => Ok(Choice { address: c.address, why: format!("given; prefix length from {}", c.interface) }),
+            Some(c) => {
+                Ok(Choice { address: c.address, why: format!("given; prefix length from {}", c.interface) })
+            }
             None => {
                 let len = if ip.is_ipv4() { 32 } else { 128 };
-                Ok(Choice { address: net(ip, len)?, why: "given; no interface carries it, so every node is remote".into() })
+                Ok(Choice {
+                    address: net(ip, len)?,
+                    why: "given; no interface carries it, so every node is remote".into(),
+                })
             }
         },
         OwnAddress::Autodetect => candidates
@@ -70,7 +75,8 @@ pub(crate) fn choose(wish: OwnAddress, candidates: &[Candidate]) -> Result<Choic
             .find(|c| !excluded(&c.interface) && usable(c.address.addr()))
             .map(|c| Choice { address: c.address, why: format!("first usable address, on {}", c.interface) })
             .ok_or_else(|| {
-                let seen: Vec<String> = candidates.iter().map(|c| format!("{} {}", c.interface, c.address)).collect();
+                let seen: Vec<String> =
+                    candidates.iter().map(|c| format!("{} {}", c.interface, c.address)).collect();
                 format!(
                     "failed to autodetect an IPv4 address (seen: {}); give it with --ip",
                     if seen.is_empty() { "none".to_owned() } else { seen.join(", ") }
@@ -109,7 +115,12 @@ mod tests {
 
     #[test]
     fn the_first_usable_address_wins_and_says_where_it_is() {
-        let all = [c("lo", "127.0.0.1/8"), c("docker0", "172.17.0.1/16"), c("eth0", "fe80::1/64"), c("eth0", "10.0.0.5/24")];
+        let all = [
+            c("lo", "127.0.0.1/8"),
+            c("docker0", "172.17.0.1/16"),
+            c("eth0", "fe80::1/64"),
+            c("eth0", "10.0.0.5/24"),
+        ];
         let choice = choose(OwnAddress::Autodetect, &all).unwrap();
         assert_eq!(choice.address.to_string(), "10.0.0.5/24");
         assert!(choice.why.contains("eth0"));

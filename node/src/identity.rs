@@ -39,15 +39,18 @@ pub(crate) async fn update(store: &dyn Store, name: &str, edit: impl Fn(&mut Nod
             Err(e) => return Err(e).with_context(|| format!("cannot write Node({name})")),
         }
     }
-    bail!("Node({name}) is being changed by somebody else all the time; is another agent using this node name?")
+    bail!(
+        "Node({name}) is being changed by somebody else all the time; is another agent using this node name?"
+    )
 }
 
 /// Publishes this node's address. Another node with the same address is a configuration error: one of the two would
 /// draw the other's traffic.
 pub(crate) async fn publish(store: &dyn Store, name: &str, address: IpNet) -> Result<NodeSpec> {
     let (nodes, _) = store.list_as::<NodeSpec>().await.context("cannot list the nodes")?;
-    if let Some(other) =
-        nodes.iter().find(|n| n.resource.metadata.name != name && n.resource.spec.ips().any(|ip| ip == address.addr()))
+    if let Some(other) = nodes
+        .iter()
+        .find(|n| n.resource.metadata.name != name && n.resource.spec.ips().any(|ip| ip == address.addr()))
     {
         bail!(
             "conflicting node detected: Node({}) has the address {} too; give this node its own with --ip, or delete \
@@ -63,11 +66,14 @@ pub(crate) async fn publish(store: &dyn Store, name: &str, address: IpNet) -> Re
             IpNet::V6(a) => bgp.ipv6_address = Some(NodeAddress(a)),
         }
         spec.addresses.retain(|a| a.kind != "CalicoNodeIP");
-        spec.addresses.insert(0, TypedAddress {
-            address: address.to_string(),
-            kind: "CalicoNodeIP".into(),
-            ..TypedAddress::default()
-        });
+        spec.addresses.insert(
+            0,
+            TypedAddress {
+                address: address.to_string(),
+                kind: "CalicoNodeIP".into(),
+                ..TypedAddress::default()
+            },
+        );
     })
     .await
 }

@@ -17,7 +17,8 @@ pub(crate) struct AgentLock {
 
 /// Takes the lock, or says who holds it.
 pub(crate) fn take(state_dir: &Path) -> Result<AgentLock> {
-    std::fs::create_dir_all(state_dir).with_context(|| format!("cannot make the state folder {}", state_dir.display()))?;
+    std::fs::create_dir_all(state_dir)
+        .with_context(|| format!("cannot make the state folder {}", state_dir.display()))?;
     let path = state_dir.join("agent.lock");
     let mut file = OpenOptions::new()
         .read(true)

@@ -57,7 +57,8 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     let started = Instant::now();
     let Parts { store, felix, bgp, mut ended, listener } = start(&settings).await.map_err(Failure::Setup)?;
     let answer: admin::Answer = {
-        let (settings, store, felix, bgp) = (Arc::new(settings.clone()), store.clone(), felix.clone(), bgp.clone());
+        let (settings, store, felix, bgp) =
+            (Arc::new(settings.clone()), store.clone(), felix.clone(), bgp.clone());
         Arc::new(move |request| {
             let (settings, store, felix, bgp) = (settings.clone(), store.clone(), felix.clone(), bgp.clone());
             Box::pin(async move {
@@ -221,7 +222,10 @@ fn forwards_already() -> anyhow::Result<bool> {
 }
 
 /// STATE/mtu: what other tools and the CNI plugin give new pods.
-async fn keep_mtu_file(path: std::path::PathBuf, mut report: tokio::sync::watch::Receiver<brindle_felix::Report>) {
+async fn keep_mtu_file(
+    path: std::path::PathBuf,
+    mut report: tokio::sync::watch::Receiver<brindle_felix::Report>,
+) {
     let mut written = 0;
     loop {
         let mtu = report.borrow_and_update().pod_mtu;

@@ -30,7 +30,12 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/brindle")]
     state_dir: PathBuf,
     /// Datastore: sqlite:PATH
-    #[arg(long, env = "BRINDLE_DATASTORE", value_name = "URL", default_value = "sqlite:/var/lib/brindle/brindle.db")]
+    #[arg(
+        long,
+        env = "BRINDLE_DATASTORE",
+        value_name = "URL",
+        default_value = "sqlite:/var/lib/brindle/brindle.db"
+    )]
     datastore: String,
     /// Address of this node with the prefix length of its subnet, or `autodetect`
     #[arg(long, env = "IP", value_name = "CIDR", default_value = "autodetect")]
@@ -148,7 +153,8 @@ fn parse_own_address(s: &str) -> Result<OwnAddress, String> {
     if s.is_empty() || s == "autodetect" {
         return Ok(OwnAddress::Autodetect);
     }
-    let bad = || format!("--ip {s:?}: expected an address with prefix length such as 10.0.0.5/24, or autodetect");
+    let bad =
+        || format!("--ip {s:?}: expected an address with prefix length such as 10.0.0.5/24, or autodetect");
     let (ip, len) = if s.contains('/') {
         let net: IpNet = s.parse().map_err(|_| bad())?;
         (net.addr(), Some(net.prefix_len()))
@@ -172,7 +178,8 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Settings, String> {
-        let cli = Cli::try_parse_from(["brindle-node", "run"].iter().chain(args)).map_err(|e| e.to_string())?;
+        let cli =
+            Cli::try_parse_from(["brindle-node", "run"].iter().chain(args)).map_err(|e| e.to_string())?;
         let Command::Run(a) = cli.command;
         Settings::from_args(*a)
     }

@@ -41,15 +41,20 @@ async fn ensure(store: &Arc<dyn Store>, node: &str) -> Result<()> {
         .pools
         .iter()
         .filter(|p| {
-            p.spec.ipip_mode != EncapMode::Never && !p.spec.disabled && !p.terminating && p.spec.cidr.addr().is_ipv4()
+            p.spec.ipip_mode != EncapMode::Never
+                && !p.spec.disabled
+                && !p.terminating
+                && p.spec.cidr.addr().is_ipv4()
         })
         .map(|p| p.name.clone())
         .collect();
-    let current = store.get_as::<NodeSpec>(None, node).await?.resource.spec.bgp.and_then(|b| b.ipv4_ipip_tunnel_addr);
+    let current =
+        store.get_as::<NodeSpec>(None, node).await?.resource.spec.bgp.and_then(|b| b.ipv4_ipip_tunnel_addr);
     let mut allocator = BlockAllocator::new(store.clone(), node, Arc::new(Jitter));
     if pools.is_empty() {
         if current.is_some() {
-            identity::update(&**store, node, |n| n.bgp.get_or_insert_default().ipv4_ipip_tunnel_addr = None).await?;
+            identity::update(&**store, node, |n| n.bgp.get_or_insert_default().ipv4_ipip_tunnel_addr = None)
+                .await?;
         }
         allocator.release_tunnel_address(TunnelKind::Ipip, &view, now()).await?;
         return Ok(());
@@ -60,7 +65,8 @@ async fn ensure(store: &Arc<dyn Store>, node: &str) -> Result<()> {
     if let IpAddr::V4(ip) = ip
         && current != Some(ip)
     {
-        identity::update(&**store, node, |n| n.bgp.get_or_insert_default().ipv4_ipip_tunnel_addr = Some(ip)).await?;
+        identity::update(&**store, node, |n| n.bgp.get_or_insert_default().ipv4_ipip_tunnel_addr = Some(ip))
+            .await?;
         tracing::info!(old = ?current, new = %ip, cause = "an IPIP pool serves this node", "tunnel address");
     }
     Ok(())

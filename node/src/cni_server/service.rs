@@ -71,13 +71,17 @@ impl From<IpamError> for Refused {
         match e {
             IpamError::Store(e) => e.into(),
             IpamError::Refused(_) => Self::new(code::POOL_EXHAUSTED, e, "add an IPPool or free addresses"),
-            IpamError::Assigned { .. } => {
-                Self::new(code::DUPLICATE_ADDRESS, e, "ask for another address, or delete the pod that has it")
-            }
+            IpamError::Assigned { .. } => Self::new(
+                code::DUPLICATE_ADDRESS,
+                e,
+                "ask for another address, or delete the pod that has it",
+            ),
             IpamError::Stale(_) | IpamError::Contention { .. } => {
                 Self::new(code::TRY_AGAIN, e, "other nodes write the same blocks; try again")
             }
-            IpamError::Malformed(_) => Self::new(code::FAILED, e, "mend the IPAMBlock, see `brindlectl ipam check`"),
+            IpamError::Malformed(_) => {
+                Self::new(code::FAILED, e, "mend the IPAMBlock, see `brindlectl ipam check`")
+            }
         }
     }
 }
@@ -108,11 +112,14 @@ impl Service {
             | Call::IpamAdd { attachment, pools4, pools6, num4, num6, ips } => {
                 let _turn = self.turn(&attachment).await;
                 let wish = Wish { pools4, pools6, num4, num6, ips };
-                self.assign(&attachment, wish).await.map(|addresses| Reply::Added {
-                    addresses,
-                    host_ifname: attachment.host_ifname(PREFIX),
-                    mtu: self.felix.report().pod_mtu,
-                })
+                match self.mtu().await {
+                    Ok(mtu) => self.assign(&attachment, wish).await.map(|addresses| Reply::Added {
+                        addresses,
+                        host_ifname: attachment.host_ifname(PREFIX),
+                        mtu,
+                    }),
+                    Err(refused) => Err(refused),
+                }
             }
             Call::Register { attachment, host_ifname, mac, addresses } => {
                 let _turn = self.turn(&attachment).await;
@@ -154,8 +161,24 @@ impl Service {
                         tracing::warn!("cannot remove {}: {e}", entry.path.display());
                     }
                 }
-                Err(r) => tracing::warn!(container = %attachment.container_id, "DEL from the journal: {}", r.msg),
+                Err(r) => {
+                    tracing::warn!(container = %attachment.container_id, "DEL from the journal: {}", r.msg)
+                }
             }
+        }
+    }
+
+    /// MTU for a new pod. Known once felix has seen pools and devices, which it has not in the agent's first moments.
+    async fn mtu(&self) -> Result<u32, Refused> {
+        let mut report = self.felix.watch();
+        let known = report.wait_for(|r| r.pod_mtu != 0);
+        match tokio::time::timeout(READY_TIMEOUT, known).await {
+            Ok(Ok(r)) => Ok(r.pod_mtu),
+            Ok(Err(_)) | Err(_) => Err(Refused::new(
+                code::TRY_AGAIN,
+                "the agent is starting and does not know the pods' MTU yet",
+                "try again; if it stays so, see the agent's log",
+            )),
         }
     }
 
@@ -197,8 +220,10 @@ impl Service {
         }
         let view = View::load(&*self.store, &self.node).await?;
         let now = now();
-        let mut attributes =
-            BTreeMap::from([("node".to_owned(), self.node.clone()), ("timestamp".to_owned(), now.attribute())]);
+        let mut attributes = BTreeMap::from([
+            ("node".to_owned(), self.node.clone()),
+            ("timestamp".to_owned(), now.attribute()),
+        ]);
         if let Some(p) = &a.pod {
             attributes.insert("namespace".into(), p.namespace.clone());
             attributes.insert("pod".into(), p.name.clone());
@@ -282,11 +307,20 @@ impl Service {
         };
         self.write_endpoint(a, &key, spec).await?;
         self.felix.wait_ready(&key, READY_TIMEOUT).await.map_err(|e| {
-            Refused::new(code::TRY_AGAIN, e, "the agent could not program the endpoint; see `brindlectl lab status`")
+            Refused::new(
+                code::TRY_AGAIN,
+                e,
+                "the agent could not program the endpoint; see `brindlectl lab status`",
+            )
         })
     }
 
-    async fn write_endpoint(&self, a: &Attachment, key: &Key, spec: WorkloadEndpointSpec) -> Result<(), Refused> {
+    async fn write_endpoint(
+        &self,
+        a: &Attachment,
+        key: &Key,
+        spec: WorkloadEndpointSpec,
+    ) -> Result<(), Refused> {
         for attempt in 0..ATTEMPTS {
             let (mut resource, expect) =
                 match self.store.get_as::<WorkloadEndpointSpec>(Some(&key.namespace), &key.name).await {
@@ -310,17 +344,22 @@ impl Service {
                 Err(e) => return Err(e.into()),
             }
         }
-        Err(Refused::new(code::TRY_AGAIN, format!("{key} is being changed by somebody else all the time"), "try again"))
+        Err(Refused::new(
+            code::TRY_AGAIN,
+            format!("{key} is being changed by somebody else all the time"),
+            "try again",
+        ))
     }
 
     async fn del(&self, a: &Attachment) -> Result<(), Refused> {
         let key = self.endpoint_key(a);
         for attempt in 0..ATTEMPTS {
-            let stored = match self.store.get_as::<WorkloadEndpointSpec>(Some(&key.namespace), &key.name).await {
-                Ok(s) => s,
-                Err(StoreError::NotFound(_)) => break,
-                Err(e) => return Err(e.into()),
-            };
+            let stored =
+                match self.store.get_as::<WorkloadEndpointSpec>(Some(&key.namespace), &key.name).await {
+                    Ok(s) => s,
+                    Err(StoreError::NotFound(_)) => break,
+                    Err(e) => return Err(e.into()),
+                };
             if stored.resource.spec.container_id != a.container_id {
                 // The pod's next sandbox is there already; its endpoint is not ours to remove.
                 break;

@@ -59,7 +59,8 @@ fn bind(path: &Path) -> Result<UnixListener> {
     {
         return Err(e).with_context(|| format!("cannot replace the socket {}", path.display()));
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot restrict {}", path.display()))?;
     Ok(listener)
@@ -106,7 +107,9 @@ async fn client(mut stream: UnixStream, service: &Service) -> Result<()> {
                 timeout(REQUEST_TIMEOUT, stream.read_exact(&mut body)).await??;
                 answer(&body, service).await
             }
-            Err(e) => error(code::DECODE, e.to_string(), "the plugin and the agent do not fit; install both anew"),
+            Err(e) => {
+                error(code::DECODE, e.to_string(), "the plugin and the agent do not fit; install both anew")
+            }
         };
         stream.write_all(&proto::encode(&reply)?).await?;
     }
