@@ -11,7 +11,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use brindle_cni::proto::{Attachment, Call, Reply, code};
+use brindle_cni::{
+    error::code,
+    journal,
+    proto::{Attachment, Call, HostDevice, Reply},
+};
 use brindle_config_core::{
     Key, Kind, ObjectMeta, Resource,
     felix::ClusterInformationSpec,
@@ -20,6 +24,7 @@ use brindle_config_core::{
     workload::{WorkloadEndpointSpec, endpoint_name},
 };
 use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, IpamError, Now, Owner, Pause, View, Wanted};
+use brindle_kernel::netlink::Rtnl;
 use ipnet::IpNet;
 use tokio::sync::Mutex;
 
@@ -105,7 +110,7 @@ impl Service {
     /// Carries out a call.
     pub(crate) async fn call(&self, call: Call) -> Reply {
         let result = match call {
-            Call::Ping => {
+            Call::Ping | Call::Status => {
                 Ok(Reply::Pong { node: self.node.clone(), version: env!("CARGO_PKG_VERSION").to_owned() })
             }
             Call::Add { attachment, pools4, pools6, num4, num6, ips }
@@ -113,10 +118,11 @@ impl Service {
                 let _turn = self.turn(&attachment).await;
                 let wish = Wish { pools4, pools6, num4, num6, ips };
                 match self.mtu().await {
-                    Ok(mtu) => self.assign(&attachment, wish).await.map(|addresses| Reply::Added {
+                    Ok(mtu) => self.assign(&attachment, wish).await.map(|(addresses, again)| Reply::Added {
                         addresses,
                         host_ifname: attachment.host_ifname(PREFIX),
                         mtu,
+                        again,
                     }),
                     Err(refused) => Err(refused),
                 }
@@ -125,10 +131,19 @@ impl Service {
                 let _turn = self.turn(&attachment).await;
                 self.register(&attachment, host_ifname, mac, addresses).await.map(|()| Reply::Registered)
             }
-            Call::Del { attachment } => {
+            Call::Del { attachment, device } => {
                 let _turn = self.turn(&attachment).await;
-                self.del(&attachment).await.map(|()| Reply::Deleted)
+                let done = self.del(&attachment).await.map(|()| Reply::Deleted);
+                if let Some(device) = device {
+                    remove_later(device);
+                }
+                done
             }
+            Call::Gc { .. } => Err(Refused::new(
+                code::TRY_AGAIN,
+                "this agent does not collect attachments yet",
+                "addresses of vanished containers are returned by DEL",
+            )),
             Call::IpamDel { attachment } => {
                 let _turn = self.turn(&attachment).await;
                 self.release(&attachment).await.map(|()| Reply::Deleted)
@@ -144,17 +159,25 @@ impl Service {
     }
 
     /// Carries out DELs taken while no agent was running, and forgets them.
-    pub(crate) async fn replay(&self, journal: &Path) {
-        let entries = match brindle_cni::journal::read_all(journal) {
-            Ok(e) => e,
+    pub(crate) async fn replay(&self, folder: &Path) {
+        let contents = match journal::read(folder) {
+            Ok(c) => c,
             Err(e) => {
-                tracing::warn!("cannot read the journal {}: {e}", journal.display());
+                tracing::warn!("cannot read the journal {}: {e}", folder.display());
                 return;
             }
         };
-        for entry in entries {
-            let attachment = entry.attachment;
-            match self.del(&attachment).await {
+        for (path, why) in contents.damaged {
+            tracing::warn!("{}: {why}; set aside, see `brindlectl ipam check`", path.display());
+        }
+        for entry in contents.entries {
+            let attachment = entry.record.attachment;
+            let done = if entry.record.addresses_only {
+                self.release(&attachment).await
+            } else {
+                self.del(&attachment).await
+            };
+            match done {
                 Ok(()) => {
                     tracing::info!(container = %attachment.container_id, "carried out a DEL from the journal");
                     if let Err(e) = std::fs::remove_file(&entry.path) {
@@ -210,13 +233,13 @@ impl Service {
         }
     }
 
-    async fn assign(&self, a: &Attachment, wish: Wish) -> Result<Vec<IpNet>, Refused> {
+    async fn assign(&self, a: &Attachment, wish: Wish) -> Result<(Vec<IpNet>, bool), Refused> {
         self.unlocked().await?;
         let handle = a.handle();
         let mut allocator = self.allocator.lock().await;
         let have = allocator.by_handle(&handle).await?;
         if !have.is_empty() {
-            return Ok(have.into_iter().map(IpNet::from).collect());
+            return Ok((have.into_iter().map(IpNet::from).collect(), true));
         }
         let view = View::load(&*self.store, &self.node).await?;
         let now = now();
@@ -266,7 +289,7 @@ impl Service {
         match given {
             Ok(all) => {
                 tracing::info!(container = %a.container_id, workload = a.workload(), addresses = ?all, "addresses given");
-                Ok(all.into_iter().map(IpNet::from).collect())
+                Ok((all.into_iter().map(IpNet::from).collect(), false))
             }
             Err(refused) => {
                 // One family may have been given before the other was refused.
@@ -407,6 +430,21 @@ impl Service {
         let ready = self.felix.wait_ready(&key, Duration::from_secs(2)).await;
         ready.map_err(|e| bad(format!("host side: {e}")))
     }
+}
+
+/// Deletes a pod's host device without making anybody wait for the kernel to tear it down.
+fn remove_later(device: HostDevice) {
+    tokio::task::spawn_blocking(move || {
+        let gone = Rtnl::open().and_then(|mut k| match k.link_by_index(device.index)? {
+            Some(l) if l.name == device.name => k.del_link(device.index),
+            Some(_) | None => Ok(()),
+        });
+        if let Err(e) = gone
+            && !e.is_not_found()
+        {
+            tracing::warn!(device = %device.name, "{e}");
+        }
+    });
 }
 
 struct Wish {

@@ -3,7 +3,10 @@
 use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use brindle_cni::proto::{self, Reply, Request, code};
+use brindle_cni::{
+    error::code,
+    proto::{self, Reply, Request},
+};
 use brindle_config_core::store::Store;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
