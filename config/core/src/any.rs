@@ -98,3 +98,6 @@ impl AnyResource {
         serde_json::to_value(self).expect("resources have string keys and finite numbers")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -294,6 +294,7 @@ pub struct PrefixLengthRange {
 /// Communities a route must carry (exactly one value is allowed by Calico).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommunityMatch {
+    #[serde(default)]
     pub values: Vec<String>,
     #[serde(flatten)]
     pub extra: Extra,

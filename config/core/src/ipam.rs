@@ -40,7 +40,9 @@ pub struct IpamBlockSpec {
     /// Ordinal → index into `attributes`; none = free. Length = size of the block.
     pub allocations: Vec<Option<usize>>,
     /// Free ordinals, first in first out.
+    #[serde(default)]
     pub unallocated: Vec<usize>,
+    #[serde(default)]
     pub attributes: Vec<AllocationAttribute>,
     #[serde(default)]
     pub sequence_number: u64,
