@@ -99,6 +99,32 @@ fn main() -> io::Result<()> {
         let head = [len, 0, 0, 0, kind, 0, 0, flags, 1, 0, 0, 0, 0, 0, 0, 0];
         put("netlink", &[&head[..], &body].concat())?;
     }
+    // Everybody dials, opens, confirms; routes come and go; a restart.
+    let up = |odd: u8| -> Vec<[u8; 6]> {
+        let mut steps = vec![[1, 0, 30, 0, 0, 0]];
+        for command in [2, 4, 5] {
+            steps.extend((0..4).map(|n| [command, n, odd, 0, 0, 0]));
+        }
+        steps
+    };
+    let routes = [
+        [14, 0, 7, 0, 0, 0],
+        [6, 0, 1, 1, 4, 1],
+        [6, 1, 1, 2, 4, 2],
+        [7, 2, 2, 1, 0, 3],
+        [12, 0, 255, 255, 0, 0],
+    ];
+    let gone = [
+        [6, 0, 1, 0, 1, 0],
+        [13, 1, 1, 1, 0, 0],
+        [13, 2, 3, 1, 0, 0],
+        [12, 0, 0, 1, 0, 0],
+        [11, 0, 0, 0, 0, 0],
+    ];
+    for odd in [0, 2, 6, 14, 30, 32, 64, 128] {
+        let steps = [&up(odd)[..], &routes, &gone, &up(odd), &routes, &[[15, 0, 5, 1, 0, 0]], &gone].concat();
+        put("speaker", steps.as_flattened())?;
+    }
     println!("{count} files in {}", corpus.display());
     Ok(())
 }
