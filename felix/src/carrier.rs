@@ -12,10 +12,7 @@ use brindle_carrier::control::{Client, Config, How, Launch, Route, ensure};
 use brindle_felix_core::desire::Tunnel;
 use tokio::sync::mpsc::WeakSender;
 
-use crate::{
-    handle::FelixInput,
-    tunnel::{Carrier, DEVICE},
-};
+use crate::{handle::FelixInput, tunnel::Carrier};
 
 const PROGRAM: &str = "brindle-ipip";
 
@@ -35,11 +32,11 @@ impl Process {
         Self { state_dir: state_dir.to_owned(), inbox, client: None, child: None }
     }
 
-    fn connect(&mut self, want: &Tunnel) -> Result<&mut Client, String> {
+    fn connect(&mut self, device: &str, want: &Tunnel) -> Result<&mut Client, String> {
         self.reap();
         let wanted = Launch {
             program: program(),
-            device: DEVICE.into(),
+            device: device.into(),
             local: want.local,
             control: self.state_dir.join("carrier.sock"),
             pid_file: self.state_dir.join("carrier.pid"),
@@ -107,18 +104,21 @@ impl Process {
 }
 
 impl Carrier for Process {
-    fn ensure(&mut self, want: &Tunnel) -> Result<(), String> {
+    fn ensure(&mut self, device: &str, want: &Tunnel) -> Result<(), String> {
         let config = Config {
             mtu: u16::try_from(want.mtu).unwrap_or(u16::MAX),
             routes: want.routes.iter().map(|(&dst, &via)| Route { dst, via }).collect(),
             sources: want.sources.iter().copied().collect(),
         };
         // The address is part of its command line: if that changed, the one running is of no use.
-        let usable = self.client.as_mut().is_some_and(|c| c.hello().is_ok_and(|h| h.local == want.local));
+        let usable = self
+            .client
+            .as_mut()
+            .is_some_and(|c| c.hello().is_ok_and(|h| h.local == want.local && h.device == device));
         let client = if usable { self.client.as_mut() } else { None };
         let client = match client {
             Some(client) => client,
-            None => self.connect(want)?,
+            None => self.connect(device, want)?,
         };
         client.set_config(&config).map(drop).map_err(|e| in_full(&e))
     }

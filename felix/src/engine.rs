@@ -29,7 +29,7 @@ use crate::{
     convert::{self, Names},
     handle::{FelixInput, Handle, Report},
     platform::{Linux, Platform, PlatformError},
-    tunnel::{Carrier, DEVICE, TunnelManager},
+    tunnel::{Carrier, TunnelManager},
 };
 
 /// Batches waiting for the engine; beyond that senders wait.
@@ -345,9 +345,10 @@ impl Engine {
                 return;
             }
             host = self.host();
-            wanted = desire(&self.inputs, &host, DEVICE);
+            let device = self.tunnel.device(&self.links);
+            wanted = desire(&self.inputs, &host, device);
             if let Some(tunnel) = &mut wanted.tunnel {
-                self.keep_carried(tunnel);
+                self.keep_carried(device, tunnel);
             }
             match self.tunnel.reconcile(wanted.tunnel.as_ref(), &mut *self.platform, &self.links, &self.addrs)
             {
@@ -393,10 +394,10 @@ impl Engine {
 
     /// A carrier knows every route the kernel has through its device, not only those wanted now: what a restarted
     /// agent has not learnt again yet is still forwarded. What the kernel does not send it, it ignores.
-    fn keep_carried(&self, tunnel: &mut Tunnel) {
+    fn keep_carried(&self, device: &str, tunnel: &mut Tunnel) {
         for route in self.actual.values() {
             let (IpNet::V4(dst), Target::Via(hops)) = (route.dst, &route.target) else { continue };
-            if let Some(IpAddr::V4(via)) = hops.iter().find(|h| h.dev == DEVICE).map(|h| h.via)
+            if let Some(IpAddr::V4(via)) = hops.iter().find(|h| h.dev == device).map(|h| h.via)
                 && via != tunnel.local
             {
                 tunnel.routes.entry(dst).or_insert(via);

@@ -10,12 +10,17 @@ use crate::{
 };
 
 /// Name of the device in both cases: tools and firewalls written for Calico look for it.
-pub(crate) const DEVICE: &str = "tunl0";
+const DEVICE: &str = "tunl0";
+/// The carrier's device beside a kernel's own tunl0, which cannot be removed while its module is loaded.
+const BESIDE: &str = "brtun0";
+/// Kinds of devices as the kernel names them.
+const IPIP: &str = "ipip";
+const TUN: &str = "tun";
 
 /// A carrier process, as felix needs it.
 pub(crate) trait Carrier: Send {
     /// Makes it run with this configuration; adopts one that runs already.
-    fn ensure(&mut self, want: &Tunnel) -> Result<(), String>;
+    fn ensure(&mut self, device: &str, want: &Tunnel) -> Result<(), String>;
     /// Whether it still runs.
     fn alive(&mut self) -> bool;
     /// Packets refused because of their outer source.
@@ -68,37 +73,56 @@ impl TunnelManager {
         links: &[Link],
         addrs: &[Addr],
     ) -> Result<bool, String> {
+        let device = self.device(links);
+        let none_at_all = want.is_none() || self.policy == CarrierPolicy::Kernel;
+        if let Some(left) = carriers(links).find(|l| none_at_all || l.name != device) {
+            self.end_carrier(left, platform)?;
+            return Ok(true);
+        }
         let Some(want) = want else {
-            // A TUN device of this name is a carrier's, perhaps one an earlier agent started.
-            let left = links.iter().find(|l| l.name == DEVICE && l.kind.as_deref() == Some("tun"));
-            if let Some(link) = left {
-                self.carrier.stop();
-                // It takes its device along; one that is dead cannot.
-                match platform.link_op(Op::del_link(LinkRef::Index(link.index))) {
-                    Ok(()) => {}
-                    Err(e) if e.is_not_found() => {}
-                    Err(e) => return Err(e.to_string()),
-                }
-            }
             self.kind = None;
-            self.told = None;
-            return Ok(left.is_some());
+            return Ok(false);
         };
         if self.kind.is_none() {
             let (kind, why) = self.choose(platform, links)?;
-            tracing::info!(device = DEVICE, backend = ?kind, cause = %why, "encapsulation chosen");
+            tracing::info!(device, backend = ?kind, cause = %why, "encapsulation chosen");
             self.kind = Some((kind, why));
         }
         let mut wrote = false;
         if let Some((Kind::Carrier, _)) = self.kind {
-            let dead = !links.iter().any(|l| l.name == DEVICE) || !self.carrier.alive();
+            let dead = !links.iter().any(|l| l.name == device) || !self.carrier.alive();
             if self.told.as_ref() != Some(want) || dead {
-                self.carrier.ensure(want)?;
+                self.carrier.ensure(device, want)?;
                 wrote |= self.told.is_none() || dead;
                 self.told = Some(want.clone());
             }
         }
-        Ok(wrote | configure(want, platform, links, addrs)?)
+        Ok(wrote | configure(device, want, platform, links, addrs)?)
+    }
+
+    /// The device that packets for other segments take, or would.
+    pub(crate) fn device(&self, links: &[Link]) -> &'static str {
+        let kernels = links.iter().any(|l| l.name == DEVICE && l.kind.as_deref() == Some(IPIP));
+        if self.policy == CarrierPolicy::User && kernels { BESIDE } else { DEVICE }
+    }
+
+    /// A carrier that is not wanted, perhaps one an earlier agent started.
+    fn end_carrier(&mut self, device: &Link, platform: &mut dyn Platform) -> Result<(), String> {
+        tracing::info!(
+            device = device.name,
+            old = "carrier",
+            new = "none",
+            cause = "not wanted",
+            "encapsulation"
+        );
+        self.carrier.stop();
+        (self.told, self.kind) = (None, None);
+        // It takes its device along; one that is dead cannot.
+        match platform.link_op(Op::del_link(LinkRef::Index(device.index))) {
+            Ok(()) => Ok(()),
+            Err(e) if e.is_not_found() => Ok(()),
+            Err(e) => Err(e.to_string()),
+        }
     }
 
     /// Looks at the carrier again even if nothing changed: it may have died.
@@ -107,17 +131,25 @@ impl TunnelManager {
     }
 
     fn choose(&self, platform: &mut dyn Platform, links: &[Link]) -> Result<(Kind, String), String> {
-        let existing = links.iter().find(|l| l.name == DEVICE).and_then(|l| l.kind.clone());
-        if self.policy != CarrierPolicy::Kernel && existing.as_deref() == Some("tun") {
-            return Ok((Kind::Carrier, "a running brindle-ipip was found".into()));
+        let existing = links.iter().find(|l| l.name == DEVICE);
+        match existing.map(|l| l.kind.as_deref().unwrap_or("unnamed")) {
+            Some(IPIP) if self.policy != CarrierPolicy::User => {
+                return Ok((Kind::Kernel, "the kernel has ipip".into()));
+            }
+            Some(TUN) if self.policy == CarrierPolicy::Auto => {
+                return Ok((Kind::Carrier, "a running brindle-ipip was found".into()));
+            }
+            Some(IPIP | TUN) | None => {}
+            Some(other) => {
+                return Err(format!(
+                    "there is a device {DEVICE} of kind {other}, not ours: remove or rename it"
+                ));
+            }
         }
         if self.policy == CarrierPolicy::User {
             return Ok((Kind::Carrier, "asked for with --ipip-carrier user".into()));
         }
-        if existing.as_deref() == Some("ipip") {
-            return Ok((Kind::Kernel, "the kernel has ipip".into()));
-        }
-        match platform.link_op(Op::add_link(DEVICE, "ipip", None, false)) {
+        match platform.link_op(Op::add_link(DEVICE, IPIP, None, false)) {
             Ok(()) => Ok((Kind::Kernel, "the kernel has ipip".into())),
             // Loading the module makes tunl0 in every namespace.
             Err(e) if e.is_exists() => Ok((Kind::Kernel, "the kernel has ipip".into())),
@@ -129,14 +161,20 @@ impl TunnelManager {
     }
 }
 
+/// Devices that carriers made here.
+fn carriers(links: &[Link]) -> impl Iterator<Item = &Link> {
+    links.iter().filter(|l| matches!(l.name.as_str(), DEVICE | BESIDE) && l.kind.as_deref() == Some(TUN))
+}
+
 /// Up, MTU, one address.
 fn configure(
+    device: &str,
     want: &Tunnel,
     platform: &mut dyn Platform,
     links: &[Link],
     addrs: &[Addr],
 ) -> Result<bool, String> {
-    let Some(link) = links.iter().find(|l| l.name == DEVICE) else {
+    let Some(link) = links.iter().find(|l| l.name == device) else {
         // Just made: the caller reads the links again and comes back.
         return Ok(true);
     };
