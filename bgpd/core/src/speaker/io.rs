@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use crate::{
     af::Family,
+    time::Mono,
     wire::{AttrSet, Message, NextHop, Notification, WireCx},
 };
 
@@ -110,7 +111,8 @@ pub struct PeerConfig {
     pub next_hop: NextHopPolicy,
     /// Calico's ttlSecurity: GTSM (RFC 5082), the peer is at most this many hops away. Carried for the driver.
     pub ttl: Option<u8>,
-    /// TCP-MD5 password, carried for the driver.
+    /// TCP-MD5 password, carried for the driver. Never written into a recording.
+    #[serde(default, skip_serializing)]
     pub password: Option<String>,
     /// Export policy: peers with an equal one share work. Accept = advertise what the speaker may advertise.
     pub export: ExportPolicy,
@@ -183,6 +185,10 @@ pub enum DownReason {
 
 /// Everything that happens to a speaker. Serialisable, so that a run can be recorded and replayed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most values are UPDATEs; a box would cost an allocation for each"
+)]
 pub enum Input {
     /// The complete desired set of peers; unchanged ones are not disturbed.
     SetPeers(Vec<PeerConfig>),
@@ -235,6 +241,13 @@ pub enum Input {
     Shutdown,
 }
 
+/// One line of a recorded run: what came in, and when. A file of these and a [`SpeakerConfig`] repeat the run exactly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recorded {
+    pub at: Mono,
+    pub input: Input,
+}
+
 /// What an operator wants of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Clear {
@@ -255,6 +268,7 @@ pub enum Output {
         to: SocketAddr,
         from: Option<IpAddr>,
         ttl: Option<u8>,
+        #[serde(default, skip_serializing)]
         password: Option<String>,
     },
     /// Encode with the connection's [`WireCx`] and send.

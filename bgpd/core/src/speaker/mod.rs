@@ -78,24 +78,24 @@ impl Speaker {
             }
             Input::Connected { conn, local, remote } => {
                 let ends = Endpoints { local, remote, initiator: Side::Us };
-                if !self.to_peer(now, conn, PeerInput::Connected(conn, ends), out) {
+                if !self.pass(now, conn, PeerInput::Connected(conn, ends), out) {
                     // Given up while it was under way.
                     out.push_back(Output::Close { conn });
                 }
             }
             Input::Accepted { conn, local, remote } => self.accept(now, conn, local, remote, out),
             Input::Disconnected { conn, reason } => {
-                self.to_peer(now, conn, PeerInput::Lost(conn, reason), out);
+                self.pass(now, conn, PeerInput::Lost(conn, reason), out);
                 self.conns.remove(&conn);
             }
             Input::Message { conn, message } => {
-                self.to_peer(now, conn, PeerInput::Message(conn, message), out);
+                self.pass(now, conn, PeerInput::Message(conn, message), out);
             }
             Input::BadMessage { conn, notification, what } => {
-                self.to_peer(now, conn, PeerInput::Bad(conn, notification, what), out);
+                self.pass(now, conn, PeerInput::Bad(conn, notification, what), out);
             }
             Input::SendStalled { conn } => {
-                self.to_peer(now, conn, PeerInput::SendStalled(conn), out);
+                self.pass(now, conn, PeerInput::SendStalled(conn), out);
             }
             Input::NextHop { address, cost } => self.rib.set_next_hop(address, cost),
             Input::Clear { peer, how } => self.clear(now, peer, how, out),
@@ -149,7 +149,7 @@ impl Speaker {
     }
 
     /// Gives an input to the peer that owns a connection; false if nobody does.
-    fn to_peer(&mut self, now: Mono, conn: ConnId, input: PeerInput, out: &mut VecDeque<Output>) -> bool {
+    fn pass(&mut self, now: Mono, conn: ConnId, input: PeerInput, out: &mut VecDeque<Output>) -> bool {
         match self.conns.get(&conn) {
             Some(id) => self.drive(now, *id, input, out),
             None => false,

@@ -8,7 +8,9 @@ use std::{
 };
 
 use brindle_bgpd_core::{
-    speaker::{ConnId, DownReason, Event, Input, LocalRoute, Output, PeerConfig, Speaker, SpeakerConfig},
+    speaker::{
+        ConnId, DownReason, Event, Input, LocalRoute, Output, PeerConfig, Recorded, Speaker, SpeakerConfig,
+    },
     time::Mono,
     wire::{AttrSet, Message, WireCx, next_frame},
 };
@@ -33,7 +35,7 @@ pub(crate) struct Node {
     /// Routes that were removed from the kernel, ever.
     pub(crate) removals: usize,
     /// Inputs, if they are recorded.
-    pub(crate) recording: Option<Vec<(Mono, Input)>>,
+    pub(crate) recording: Option<Vec<Recorded>>,
     cx: BTreeMap<ConnId, (WireCx, WireCx)>,
     next_accepted: u64,
     /// Nothing arrives or leaves.
@@ -196,7 +198,7 @@ impl Net {
         let mut out = VecDeque::new();
         let node = &mut self.nodes[n];
         if let Some(r) = &mut node.recording {
-            r.push((self.now, input.clone()));
+            r.push(Recorded { at: self.now, input: input.clone() });
         }
         let Some(speaker) = &mut node.speaker else { return };
         speaker.handle(self.now, input, &mut out);

@@ -28,6 +28,7 @@ pub(super) struct Node {
     pub(super) received: Vec<Update>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "few exist at a time")]
 enum Packet {
     Syn { conn: ConnId },
     Connected { conn: ConnId },
