@@ -43,7 +43,7 @@ fn run() -> Result<ExitCode> {
         "test" => steps::test(rest),
         "bench" => steps::bench(rest),
         "layers" => layers::check().map(|()| ExitCode::SUCCESS),
-        "setup" => setup::install(&setup::ALL).map(|()| ExitCode::SUCCESS),
+        "setup" => setup::install(&[&setup::LAB, &setup::TESTS]).map(|()| ExitCode::SUCCESS),
         "help" | "-h" | "--help" => {
             println!("{HELP}");
             Ok(ExitCode::SUCCESS)

@@ -30,13 +30,8 @@ pub(crate) const LAB: [Need; 6] = [
 ];
 
 /// What the tests and benchmarks use beside that: real peers, real clients, the reference plugins.
-pub(crate) const ALL: [Need; 14] = [
-    need("ip", "iproute2", "namespaces and routes are looked at with it"),
-    need("iptables", "iptables", "pod traffic rules"),
-    need("ipset", "ipset", "sets of addresses for the rules"),
-    need("conntrack", "conntrack", "flows of removed pods are cut with it"),
-    need("ping", "iputils-ping", "`lab exec POD -- ping` is the first thing people type"),
-    need("cc", "gcc", "SQLite is compiled into the binaries"),
+pub(crate) const TESTS: [Need; 9] = [
+    need("c++", "g++", "the run-time of the fuzz targets is C++"),
     need("bird", "bird2", "interop: BIRD as a node and as a peer"),
     need("/usr/lib/frr/bgpd", "frr", "interop: FRR as top-of-rack router and as a peer"),
     need("gobgpd", "gobgpd", "interop: GoBGP as a peer"),
@@ -72,8 +67,8 @@ pub(crate) fn have(program: &str) -> bool {
 }
 
 /// Installs what is missing with apt, saying what and why; elsewhere prints the list and stops.
-pub(crate) fn install(needs: &[Need]) -> Result<()> {
-    let missing: Vec<&Need> = needs.iter().filter(|n| !have(n.program)).collect();
+pub(crate) fn install(needs: &[&[Need]]) -> Result<()> {
+    let missing: Vec<&Need> = needs.iter().copied().flatten().filter(|n| !have(n.program)).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -52,7 +52,7 @@ pub(crate) fn test(names: &[String]) -> Result<ExitCode> {
     if !is_root() {
         bail!("the tests make network namespaces: run as root");
     }
-    setup::install(&setup::ALL)?;
+    setup::install(&[&setup::LAB, &setup::TESTS])?;
     let mut failed = Vec::new();
     let mut table = Vec::new();
     for (name, run) in STEPS {
@@ -104,7 +104,7 @@ pub(crate) fn lab(args: &[String]) -> Result<ExitCode> {
     if !is_root() {
         bail!("the lab makes network namespaces: run as root");
     }
-    setup::install(&setup::LAB)?;
+    setup::install(&[&setup::LAB])?;
     cargo("build --release --workspace --bins --exclude brindle-integration --exclude xtask")?;
     let bin = target()?.join("release/brindlectl");
     println!("+ {} lab up {}", bin.display(), args.join(" "));
@@ -125,7 +125,7 @@ pub(crate) fn bench(names: &[String]) -> Result<ExitCode> {
             bail!("no benchmark {n:?}; there are: {}", BENCHES.join(" "));
         }
     }
-    setup::install(&setup::ALL)?;
+    setup::install(&[&setup::LAB, &setup::TESTS])?;
     cargo("build --release --workspace --bins")?;
     for name in BENCHES {
         if names.is_empty() || names.iter().any(|n| n == name) {
