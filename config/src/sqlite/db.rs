@@ -13,21 +13,23 @@ use brindle_config_core::{
     Key, Kind,
     store::{Change, Entry, Expect, Listing, Revision, StoreError},
 };
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, ffi, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 use serde_json::Value;
+
+use super::fault::{corrupt, explain, io_error, is_busy};
 
 /// `PRAGMA application_id`: "Brnd".
 const APPLICATION_ID: i64 = 0x4272_6e64;
 /// `PRAGMA user_version` of the schema below.
 const SCHEMA_VERSION: i64 = 1;
 /// Changes kept for watches. A watch that falls further behind lists again.
-const HISTORY: u64 = 4096;
+pub(super) const HISTORY: u64 = 4096;
 /// The log is trimmed once per so many writes.
 const TRIM_EVERY: u64 = 64;
 /// Changes read at once by a watch.
 const PAGE: u32 = 1024;
 /// How long a call waits for other processes' transactions.
-const BUSY: Duration = Duration::from_secs(10);
+pub(super) const BUSY: Duration = Duration::from_secs(10);
 /// Files up to this size are checked when they are opened (a few ms); larger ones when SQLite meets the damage.
 const CHECK_UP_TO: u64 = 4 << 20;
 
@@ -448,69 +450,4 @@ fn create_schema(conn: &mut Connection, path: &Path) -> Result<(), Failure> {
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(path).map(|m| (m.dev(), m.ino()))
-}
-
-fn is_busy(e: &rusqlite::Error) -> bool {
-    matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
-}
-
-fn corrupt(path: &Path, detail: &str) -> String {
-    let path = path.display();
-    format!(
-        "{path}: is damaged ({detail}); stop what uses it, move it away together with {path}-wal and {path}-shm, \
-         then restore a backup or start with an empty one"
-    )
-}
-
-fn io_error(path: &Path, e: &io::Error) -> StoreError {
-    let path = path.display();
-    StoreError::Broken(match e.kind() {
-        io::ErrorKind::PermissionDenied => {
-            format!("{path}: permission denied; run as root or as the owner of the file")
-        }
-        io::ErrorKind::ReadOnlyFilesystem => {
-            format!("{path}: the file system is read-only; mount it writable or choose another path")
-        }
-        io::ErrorKind::StorageFull => format!("{path}: the disk is full; free some space"),
-        _ => format!("{path}: {e}"),
-    })
-}
-
-/// What SQLite's error means for the person who has to act.
-fn explain(path: &Path, failure: Failure) -> StoreError {
-    let e = match failure {
-        Failure::Store(e) => return e,
-        Failure::Sql(e) => e,
-    };
-    let at = path.display();
-    let extended = e.sqlite_error().map_or(0, |e| e.extended_code);
-    match e.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Unavailable(format!(
-            "{at}: locked by another process for more than {} s",
-            BUSY.as_secs()
-        )),
-        Some(ErrorCode::DatabaseCorrupt) => StoreError::Broken(corrupt(path, &e.to_string())),
-        Some(ErrorCode::NotADatabase) => StoreError::Broken(format!(
-            "{at}: is not a datastore file; choose another path, or move it away to start with an empty one"
-        )),
-        Some(ErrorCode::ReadOnly) => {
-            StoreError::Broken(format!("{at}: is read-only; make the file and its directory writable"))
-        }
-        Some(ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied) => {
-            io_error(path, &io::ErrorKind::PermissionDenied.into())
-        }
-        Some(ErrorCode::CannotOpen) => StoreError::Broken(match fs::File::open(path) {
-            Err(e) => return io_error(path, &e),
-            Ok(_) => format!("{at}: cannot be opened ({e}); is its directory writable for this user?"),
-        }),
-        Some(ErrorCode::DiskFull) => StoreError::Broken(format!("{at}: the disk is full; free some space")),
-        // A short read is what a truncated file looks like.
-        Some(ErrorCode::SystemIoFailure) if extended == ffi::SQLITE_IOERR_SHORT_READ => {
-            StoreError::Broken(corrupt(path, "the file is too short"))
-        }
-        Some(ErrorCode::SystemIoFailure) => StoreError::Broken(format!(
-            "{at}: reading or writing failed ({e}); look at the disk and the kernel log"
-        )),
-        _ => StoreError::Broken(format!("{at}: unexpected answer of the database ({e})")),
-    }
 }

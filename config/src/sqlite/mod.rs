@@ -1,6 +1,6 @@
 //! The SQLite store: many processes share one file, without a server and without polling.
 //!
-//! - [`db`]: schema, transactions, what each SQLite error means. Synchronous.
+//! - [`db`]: schema and transactions; [`fault`]: what each error means. Synchronous.
 //! - [`worker`]: a thread that owns one connection, so that no caller's runtime ever waits for a disk.
 //! - [`feed`]: how a commit in one process wakes the watches in all others.
 //! - [`store`]: the `Store` trait over these.
@@ -9,6 +9,7 @@
 //! signal. The whole set must live on a local file system.
 
 mod db;
+mod fault;
 mod feed;
 mod store;
 mod worker;

@@ -1,0 +1,73 @@
+//! What SQLite's and the system's errors mean for the person who has to act: each names the file and the remedy.
+
+use std::{fs, io, path::Path};
+
+use brindle_config_core::store::StoreError;
+use rusqlite::{ErrorCode, ffi};
+
+use super::db::{BUSY, Failure};
+
+pub(super) fn is_busy(e: &rusqlite::Error) -> bool {
+    matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+pub(super) fn corrupt(path: &Path, detail: &str) -> String {
+    let path = path.display();
+    format!(
+        "{path}: is damaged ({detail}); stop what uses it, move it away together with {path}-wal and {path}-shm, \
+         then restore a backup or start with an empty one"
+    )
+}
+
+pub(super) fn io_error(path: &Path, e: &io::Error) -> StoreError {
+    let path = path.display();
+    StoreError::Broken(match e.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("{path}: permission denied; run as root or as the owner of the file")
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!("{path}: the file system is read-only; mount it writable or choose another path")
+        }
+        io::ErrorKind::StorageFull => format!("{path}: the disk is full; free some space"),
+        _ => format!("{path}: {e}"),
+    })
+}
+
+/// The failure in words.
+pub(super) fn explain(path: &Path, failure: Failure) -> StoreError {
+    let e = match failure {
+        Failure::Store(e) => return e,
+        Failure::Sql(e) => e,
+    };
+    let at = path.display();
+    let extended = e.sqlite_error().map_or(0, |e| e.extended_code);
+    match e.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Unavailable(format!(
+            "{at}: locked by another process for more than {} s",
+            BUSY.as_secs()
+        )),
+        Some(ErrorCode::DatabaseCorrupt) => StoreError::Broken(corrupt(path, &e.to_string())),
+        Some(ErrorCode::NotADatabase) => StoreError::Broken(format!(
+            "{at}: is not a datastore file; choose another path, or move it away to start with an empty one"
+        )),
+        Some(ErrorCode::ReadOnly) => {
+            StoreError::Broken(format!("{at}: is read-only; make the file and its directory writable"))
+        }
+        Some(ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied) => {
+            io_error(path, &io::ErrorKind::PermissionDenied.into())
+        }
+        Some(ErrorCode::CannotOpen) => StoreError::Broken(match fs::File::open(path) {
+            Err(e) => return io_error(path, &e),
+            Ok(_) => format!("{at}: cannot be opened ({e}); is its directory writable for this user?"),
+        }),
+        Some(ErrorCode::DiskFull) => StoreError::Broken(format!("{at}: the disk is full; free some space")),
+        // A short read is what a truncated file looks like.
+        Some(ErrorCode::SystemIoFailure) if extended == ffi::SQLITE_IOERR_SHORT_READ => {
+            StoreError::Broken(corrupt(path, "the file is too short"))
+        }
+        Some(ErrorCode::SystemIoFailure) => StoreError::Broken(format!(
+            "{at}: reading or writing failed ({e}); look at the disk and the kernel log"
+        )),
+        _ => StoreError::Broken(format!("{at}: unexpected answer of the database ({e})")),
+    }
+}
