@@ -2,39 +2,56 @@
 
 use std::collections::BTreeMap;
 
-use brindle_felix_core::route::{Hop, Route, Target};
+use brindle_felix_core::route::{Dev, Hop, Route, Target};
 use brindle_kernel::netlink::{Route as KernelRoute, RouteKind, TABLE_MAIN};
 
 /// Device names by index and back.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    by_index: BTreeMap<u32, String>,
-    by_name: BTreeMap<String, u32>,
+    by_index: BTreeMap<u32, Dev>,
+    by_name: BTreeMap<Dev, u32>,
 }
 
 impl Names {
-    pub(crate) fn new(links: impl IntoIterator<Item = (u32, String)>) -> Self {
-        let mut names = Self::default();
-        for (index, name) in links {
-            names.by_name.insert(name.clone(), index);
-            names.by_index.insert(index, name);
+    /// Learns a name; the name the index had before, if it was another.
+    pub(crate) fn set(&mut self, index: u32, name: &str) -> Option<Dev> {
+        if self.by_index.get(&index).is_some_and(|n| **n == *name) {
+            return None;
         }
-        names
+        let dev: Dev = name.into();
+        let old = self.by_index.insert(index, Dev::clone(&dev));
+        if let Some(old) = &old {
+            self.by_name.remove(old);
+        }
+        self.by_name.insert(dev, index);
+        old
+    }
+
+    pub(crate) fn remove(&mut self, index: u32) {
+        if let Some(name) = self.by_index.remove(&index)
+            && self.by_name.get(&name) == Some(&index)
+        {
+            self.by_name.remove(&name);
+        }
     }
 
     pub(crate) fn index(&self, name: &str) -> Option<u32> {
         self.by_name.get(name).copied()
     }
 
-    fn name(&self, index: Option<u32>) -> String {
+    pub(crate) fn name(&self, index: u32) -> Option<&Dev> {
+        self.by_index.get(&index)
+    }
+
+    fn of(&self, index: Option<u32>) -> Dev {
         match index {
-            Some(i) => self.by_index.get(&i).cloned().unwrap_or_else(|| format!("if{i}")),
-            None => String::new(),
+            Some(i) => self.by_index.get(&i).cloned().unwrap_or_else(|| format!("if{i}").into()),
+            None => "".into(),
         }
     }
 }
 
-/// A route of the main table as felix-core sees it; none for other tables.
+/// A route of the main table as felix-core sees it; none for other tables and types of service.
 pub(crate) fn from_kernel(r: &KernelRoute, names: &Names) -> Option<Route> {
     if r.table != TABLE_MAIN || r.tos != 0 {
         return None;
@@ -42,15 +59,16 @@ pub(crate) fn from_kernel(r: &KernelRoute, names: &Names) -> Option<Route> {
     let target = match r.kind {
         RouteKind::Blackhole => Target::Blackhole,
         RouteKind::Unicast => match r.hops.as_slice() {
-            [one] if one.gateway.is_none() => Target::Device(names.name(one.dev)),
-            hops => {
+            [one] if one.gateway.is_none() => Target::Device(names.of(one.dev)),
+            hops if hops.iter().all(|h| h.gateway.is_some()) => {
                 let mut hops: Vec<Hop> = hops
                     .iter()
-                    .filter_map(|h| Some(Hop { via: h.gateway?, dev: names.name(h.dev), onlink: h.onlink }))
+                    .filter_map(|h| Some(Hop { via: h.gateway?, dev: names.of(h.dev), onlink: h.onlink }))
                     .collect();
                 hops.sort();
                 Target::Via(hops)
             }
+            _ => Target::Other("multipath".into()),
         },
         other => Target::Other(format!("{other:?}").to_lowercase()),
     };

@@ -1,6 +1,11 @@
 //! What the rest of the agent holds of felix: a way in for inputs, and its latest report.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use brindle_config_core::{
     Key,
@@ -39,6 +44,8 @@ pub struct Report {
     pub encap: EncapStatus,
     /// Endpoints whose device, settings and routes are in the kernel.
     pub ready: Arc<BTreeSet<Key>>,
+    /// What the other endpoints of this node wait for.
+    pub waiting: BTreeMap<Key, String>,
     pub own_blocks: Vec<IpNet>,
     /// MTU for new pods, octets; 0 until known.
     pub pod_mtu: u32,
@@ -86,7 +93,11 @@ impl Handle {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(WaitError::Gone),
             Err(_) => {
-                let problems = self.report.borrow().problems.clone();
+                let report = self.report.borrow();
+                let problems = match report.waiting.get(key) {
+                    Some(why) => vec![why.clone()],
+                    None => vec!["felix has not heard of it".into()],
+                };
                 Err(WaitError::Timeout { key: key.clone(), after: limit, problems })
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! store events ─┐                                    ┌─> routes, settings, tunnel
-//! FIB batches ──┼─> engine thread: Inputs ─ desire ─ Plan ─ Platform
+//! FIB batches ──┼─> engine thread: Inputs ─ desire ─ Plan ─ Kernel
 //! netlink ──────┘        │                           └─< read back: dump at start, events, slow resync
 //!                        └─> watch: Report (status, ready endpoints)
 //! ```
@@ -14,9 +14,7 @@ mod carrier;
 mod convert;
 mod engine;
 mod handle;
-mod platform;
 mod tunnel;
 
-pub use engine::{CarrierPolicy, Settings, spawn};
+pub use engine::{CarrierPolicy, Settings, StartError, spawn};
 pub use handle::{FelixInput, FibUpdate, Handle, Report, WaitError};
-pub use platform::{Linux, Platform, PlatformError};

@@ -1,13 +1,15 @@
 //! The tunnel device: the kernel's ipip where there is ipip, else the brindle-ipip process.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use brindle_felix_core::desire::Tunnel;
-use brindle_kernel::netlink::{Addr, Link, LinkRef, Op};
+use brindle_kernel::{
+    api::Kernel,
+    netlink::{Addr, Link, NetlinkError},
+};
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::{
-    engine::{CarrierPolicy, Settings},
-    platform::Platform,
-};
+use crate::engine::{CarrierPolicy, Settings};
 
 /// Name of the device in both cases: tools and firewalls written for Calico look for it.
 const DEVICE: &str = "tunl0";
@@ -42,11 +44,13 @@ pub(crate) struct TunnelManager {
     kind: Option<(Kind, String)>,
     carrier: Box<dyn Carrier>,
     told: Option<Tunnel>,
+    /// Ask the carrier whether it still runs.
+    check: bool,
 }
 
 impl TunnelManager {
     pub(crate) fn new(settings: &Settings, carrier: Box<dyn Carrier>) -> Self {
-        Self { policy: settings.carrier, kind: None, carrier, told: None }
+        Self { policy: settings.carrier, kind: None, carrier, told: None, check: true }
     }
 
     /// `kernel`, `carrier` or `none`, and why.
@@ -69,14 +73,14 @@ impl TunnelManager {
     pub(crate) fn reconcile(
         &mut self,
         want: Option<&Tunnel>,
-        platform: &mut dyn Platform,
-        links: &[Link],
-        addrs: &[Addr],
+        kernel: &mut dyn Kernel,
+        links: &BTreeMap<u32, Link>,
+        addrs: &BTreeSet<Addr>,
     ) -> Result<bool, String> {
         let device = self.device(links);
         let none_at_all = want.is_none() || self.policy == CarrierPolicy::Kernel;
         if let Some(left) = carriers(links).find(|l| none_at_all || l.name != device) {
-            self.end_carrier(left, platform)?;
+            self.end_carrier(left, kernel)?;
             return Ok(true);
         }
         let Some(want) = want else {
@@ -84,30 +88,31 @@ impl TunnelManager {
             return Ok(false);
         };
         if self.kind.is_none() {
-            let (kind, why) = self.choose(platform, links)?;
+            let (kind, why) = self.choose(kernel, links)?;
             tracing::info!(device, backend = ?kind, cause = %why, "encapsulation chosen");
             self.kind = Some((kind, why));
         }
         let mut wrote = false;
         if let Some((Kind::Carrier, _)) = self.kind {
-            let dead = !links.iter().any(|l| l.name == device) || !self.carrier.alive();
+            let dead = !links.values().any(|l| l.name == device) || (self.check && !self.carrier.alive());
+            self.check = false;
             if self.told.as_ref() != Some(want) || dead {
                 self.carrier.ensure(device, want)?;
                 wrote |= self.told.is_none() || dead;
                 self.told = Some(want.clone());
             }
         }
-        Ok(wrote | configure(device, want, platform, links, addrs)?)
+        Ok(wrote | configure(device, want, kernel, links, addrs)?)
     }
 
     /// The device that packets for other segments take, or would.
-    pub(crate) fn device(&self, links: &[Link]) -> &'static str {
-        let kernels = links.iter().any(|l| l.name == DEVICE && l.kind.as_deref() == Some(IPIP));
+    pub(crate) fn device(&self, links: &BTreeMap<u32, Link>) -> &'static str {
+        let kernels = links.values().any(|l| l.name == DEVICE && l.kind.as_deref() == Some(IPIP));
         if self.policy == CarrierPolicy::User && kernels { BESIDE } else { DEVICE }
     }
 
     /// A carrier that is not wanted, perhaps one an earlier agent started.
-    fn end_carrier(&mut self, device: &Link, platform: &mut dyn Platform) -> Result<(), String> {
+    fn end_carrier(&mut self, device: &Link, kernel: &mut dyn Kernel) -> Result<(), String> {
         tracing::info!(
             device = device.name,
             old = "carrier",
@@ -118,7 +123,7 @@ impl TunnelManager {
         self.carrier.stop();
         (self.told, self.kind) = (None, None);
         // It takes its device along; one that is dead cannot.
-        match platform.link_op(Op::del_link(LinkRef::Index(device.index))) {
+        match kernel.del_link(device.index) {
             Ok(()) => Ok(()),
             Err(e) if e.is_not_found() => Ok(()),
             Err(e) => Err(e.to_string()),
@@ -127,11 +132,11 @@ impl TunnelManager {
 
     /// Looks at the carrier again even if nothing changed: it may have died.
     pub(crate) fn recheck(&mut self) {
-        self.told = None;
+        self.check = true;
     }
 
-    fn choose(&self, platform: &mut dyn Platform, links: &[Link]) -> Result<(Kind, String), String> {
-        let existing = links.iter().find(|l| l.name == DEVICE);
+    fn choose(&self, kernel: &mut dyn Kernel, links: &BTreeMap<u32, Link>) -> Result<(Kind, String), String> {
+        let existing = links.values().find(|l| l.name == DEVICE);
         match existing.map(|l| l.kind.as_deref().unwrap_or("unnamed")) {
             Some(IPIP) if self.policy != CarrierPolicy::User => {
                 return Ok((Kind::Kernel, "the kernel has ipip".into()));
@@ -149,7 +154,7 @@ impl TunnelManager {
         if self.policy == CarrierPolicy::User {
             return Ok((Kind::Carrier, "asked for with --ipip-carrier user".into()));
         }
-        match platform.link_op(Op::add_link(DEVICE, IPIP, None, false)) {
+        match kernel.add_link(DEVICE, IPIP, None) {
             Ok(()) => Ok((Kind::Kernel, "the kernel has ipip".into())),
             // Loading the module makes tunl0 in every namespace.
             Err(e) if e.is_exists() => Ok((Kind::Kernel, "the kernel has ipip".into())),
@@ -162,41 +167,45 @@ impl TunnelManager {
 }
 
 /// Devices that carriers made here.
-fn carriers(links: &[Link]) -> impl Iterator<Item = &Link> {
-    links.iter().filter(|l| matches!(l.name.as_str(), DEVICE | BESIDE) && l.kind.as_deref() == Some(TUN))
+fn carriers(links: &BTreeMap<u32, Link>) -> impl Iterator<Item = &Link> {
+    links.values().filter(|l| matches!(l.name.as_str(), DEVICE | BESIDE) && l.kind.as_deref() == Some(TUN))
 }
 
 /// Up, MTU, one address.
 fn configure(
     device: &str,
     want: &Tunnel,
-    platform: &mut dyn Platform,
-    links: &[Link],
-    addrs: &[Addr],
+    kernel: &mut dyn Kernel,
+    links: &BTreeMap<u32, Link>,
+    addrs: &BTreeSet<Addr>,
 ) -> Result<bool, String> {
-    let Some(link) = links.iter().find(|l| l.name == device) else {
+    let Some(link) = links.values().find(|l| l.name == device) else {
         // Just made: the caller reads the links again and comes back.
         return Ok(true);
     };
-    let mut ops = Vec::new();
-    if link.mtu != want.mtu {
-        ops.push(Op::set_mtu(LinkRef::Index(link.index), want.mtu));
-    }
-    if !link.up {
-        ops.push(Op::set_up(LinkRef::Index(link.index), true));
-    }
     let wanted = want.address.map(|a| IpNet::V4(Ipv4Net::from(a)));
     let present: Vec<IpNet> =
         addrs.iter().filter(|a| a.link == link.index && a.net.addr().is_ipv4()).map(|a| a.net).collect();
-    for extra in present.iter().filter(|n| Some(**n) != wanted) {
-        ops.push(Op::del_addr(link.index, *extra));
-    }
-    if let Some(net) = wanted.filter(|n| !present.contains(n)) {
-        ops.push(Op::add_addr(&Addr::new(link.index, net)));
-    }
-    let wrote = !ops.is_empty();
-    for op in ops {
-        platform.link_op(op).map_err(|e| e.to_string())?;
-    }
-    Ok(wrote)
+    let write = |kernel: &mut dyn Kernel| -> Result<bool, NetlinkError> {
+        let mut wrote = false;
+        if link.mtu != want.mtu {
+            kernel.set_link_mtu(link.index, want.mtu)?;
+            wrote = true;
+        }
+        if !link.up {
+            kernel.set_link_up(link.index, true)?;
+            wrote = true;
+        }
+        // The new address before the old one goes: with its last address a device loses its routes.
+        if let Some(net) = wanted.filter(|n| !present.contains(n)) {
+            kernel.add_addr(&Addr::new(link.index, net))?;
+            wrote = true;
+        }
+        for extra in present.iter().filter(|n| wanted.is_some() && Some(**n) != wanted) {
+            kernel.del_addr(link.index, *extra)?;
+            wrote = true;
+        }
+        Ok(wrote)
+    };
+    write(kernel).map_err(|e| e.to_string())
 }

@@ -21,8 +21,8 @@ pub trait Kernel: Send {
     fn addrs(&mut self) -> Result<Vec<Addr>, NetlinkError>;
     /// Routes that match.
     fn routes(&mut self, filter: &RouteFilter) -> Result<Vec<Route>, NetlinkError>;
-    /// Neighbour entries of a device.
-    fn neighs(&mut self, link: u32) -> Result<Vec<Neigh>, NetlinkError>;
+    /// Neighbour entries of all devices.
+    fn neighs(&mut self) -> Result<Vec<Neigh>, NetlinkError>;
 
     /// Applies route changes in order; a refused one does not stop the others.
     fn write_routes(&mut self, changes: &[RouteChange]) -> BatchReport;
@@ -82,8 +82,8 @@ impl Kernel for Linux {
         self.rtnl.routes(filter)
     }
 
-    fn neighs(&mut self, link: u32) -> Result<Vec<Neigh>, NetlinkError> {
-        self.rtnl.neighs(Some(link))
+    fn neighs(&mut self) -> Result<Vec<Neigh>, NetlinkError> {
+        self.rtnl.neighs(None)
     }
 
     fn write_routes(&mut self, changes: &[RouteChange]) -> BatchReport {

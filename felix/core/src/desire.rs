@@ -1,20 +1,24 @@
 //! From inputs to the routes, tunnel and settings that should be there, each with its reason.
 //!
-//! One pass over everything: the set is small beside the kernel's cost of changing it, and a full answer cannot drift.
+//! [`desire`] computes everything. [`Desired::refresh_base`] and [`Desired::refresh_fib`] bring one part up to date and
+//! say which entries they touched; the result is the same as computing everything anew (a property test holds them to
+//! it), so that one pod or one prefix does not cost a pass over 100,000 routes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
+    sync::Arc,
 };
 
-use brindle_config_core::{Key, pool::EncapMode, status::EncapPath};
+use brindle_config_core::{Key, status::EncapPath};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
-    host::{HostView, Reach},
+    host::HostView,
     inputs::Inputs,
     owner::Ownership,
-    route::{Hop, METRIC, PROTO_CLUSTER, PROTO_DEVICE, Route, RouteKey, Target},
+    path::{NoWay, Paths, Way},
+    route::{Dev, Hop, METRIC, PROTO_CLUSTER, PROTO_DEVICE, Route, RouteKey, Target, route_key},
     sysctl::{self, Setting},
 };
 
@@ -33,15 +37,17 @@ pub struct Tunnel {
     pub address: Option<Ipv4Addr>,
     /// Outer sources to accept.
     pub sources: BTreeSet<Ipv4Addr>,
-    /// Inner destination → node, for a carrier that cannot see the route's gateway.
-    pub routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+    /// Inner destination → node, for a carrier that cannot see the route's gateway. Shared with whoever was told.
+    pub routes: Arc<BTreeMap<Ipv4Net, Ipv4Addr>>,
 }
 
 /// A local pod interface and what makes it ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    pub dev: String,
+    pub dev: Dev,
     pub addresses: Vec<IpNet>,
+    /// MAC inside the pod: the host's neighbour entry for its IPv4 addresses, so that the host never has to ask.
+    pub mac: String,
     pub settings: Vec<Setting>,
 }
 
@@ -54,11 +60,12 @@ pub struct Desired {
     pub host_settings: Vec<Setting>,
     /// MTU for new pods, octets.
     pub pod_mtu: u32,
-    /// Remote prefixes: how they are reached and why.
-    pub paths: Vec<EncapPath>,
-    /// What cannot be done as asked, with what to do.
-    pub problems: Vec<String>,
     pub own_blocks: Vec<IpNet>,
+    /// Of routes that want the same entry, a pod's counts before a learned one, that before a blackhole.
+    pods: BTreeMap<RouteKey, Route>,
+    blackholes: BTreeMap<RouteKey, Route>,
+    problems: Vec<String>,
+    fib_problems: BTreeMap<IpNet, String>,
 }
 
 /// The ownership rule that goes with these inputs.
@@ -72,167 +79,209 @@ pub fn ownership(inputs: &Inputs) -> Ownership {
 }
 
 /// Computes what should be there. `tunnel_device` is the name the IPIP device has or will have.
-pub fn desire(inputs: &Inputs, host: &HostView, tunnel_device: &str) -> Desired {
-    let felix = inputs.felix();
-    let metric = felix.ipv4_normal_route_priority.unwrap_or(METRIC);
-    let mut out = Desired { problems: inputs.bad.values().cloned().collect(), ..Desired::default() };
-    let me = inputs.nodes.get(&inputs.node);
-    let my_ip = me.and_then(|n| n.ipv4());
-    let parent = my_ip.and_then(|ip| host.carrier_of(ip.into()));
-    let parent_mtu = parent.map_or(FALLBACK_MTU, |(_, l)| l.mtu);
-    let tunnel_mtu = match felix.ipip_mtu {
-        Some(mtu) if mtu > 0 => mtu,
-        Some(_) | None => parent_mtu.saturating_sub(IPIP_OVERHEAD),
-    };
-    let ipip = inputs.ipip_wanted();
-    out.pod_mtu = if ipip { tunnel_mtu } else { parent_mtu };
-
-    // Lowest class first: a later one does not displace an earlier one.
-    let put = |out: &mut Desired, r: Route| {
-        out.routes.entry(r.key()).or_insert(r);
-    };
-    let device_protocol = felix.device_route_protocol.unwrap_or(PROTO_DEVICE);
-    for (key, w) in &inputs.endpoints {
-        if w.interface_name.is_empty() {
-            out.problems.push(format!("{key}: has no interfaceName"));
-            continue;
-        }
-        for net in &w.ip_networks {
-            let dst = net.trunc();
-            put(
-                &mut out,
-                Route {
-                    dst,
-                    metric,
-                    protocol: device_protocol,
-                    target: Target::Device(w.interface_name.clone()),
-                },
-            );
-        }
-        out.endpoints.insert(
-            key.clone(),
-            Endpoint {
-                dev: w.interface_name.clone(),
-                addresses: w.ip_networks.clone(),
-                settings: sysctl::device(&w.interface_name, &w.ip_networks),
-            },
-        );
-    }
-
-    let cx = PathCx {
-        inputs,
-        host,
-        my_net: me.and_then(|n| n.bgp.as_ref()?.ipv4_address.map(|a| a.0)),
-        my_ip,
-        ipip,
-    };
-    let mut tunnel_routes = BTreeMap::new();
-    for (prefix, next_hops) in &inputs.fib {
-        let mut hops = Vec::new();
-        for nh in next_hops {
-            match cx.path(prefix, *nh) {
-                Ok((way, why)) => {
-                    let (mode, hop) = match way {
-                        Way::Direct { via, dev, onlink } => ("direct", Hop { via, dev, onlink }),
-                        Way::Ipip(via) => {
-                            if let IpNet::V4(p) = prefix {
-                                tunnel_routes.entry(*p).or_insert(via);
-                            }
-                            ("ipip", Hop { via: via.into(), dev: tunnel_device.to_owned(), onlink: true })
-                        }
-                    };
-                    out.paths.push(EncapPath { destination: *prefix, via: *nh, mode: mode.into(), why });
-                    hops.push(hop);
-                }
-                Err(why) => out.problems.push(format!("{prefix} via {nh}: {why}")),
-            }
-        }
-        if !hops.is_empty() {
-            hops.sort();
-            put(&mut out, Route { dst: *prefix, metric, protocol: PROTO_CLUSTER, target: Target::Via(hops) });
-        }
-    }
-
-    for block in inputs.own_blocks() {
-        out.own_blocks.push(block.cidr);
-        let single = block.cidr.prefix_len() == block.cidr.max_prefix_len();
-        if !single {
-            put(
-                &mut out,
-                Route { dst: block.cidr.trunc(), metric, protocol: PROTO_CLUSTER, target: Target::Blackhole },
-            );
-        }
-    }
-
-    out.tunnel = match (ipip, my_ip) {
-        (true, Some(local)) => Some(Tunnel {
-            local,
-            mtu: tunnel_mtu,
-            address: me.and_then(|n| n.bgp.as_ref()?.ipv4_ipip_tunnel_addr),
-            sources: inputs.known_sources(),
-            routes: tunnel_routes,
-        }),
-        (true, None) => {
-            out.problems.push(format!("an IPIP pool exists, but Node({}) has no IPv4 address", inputs.node));
-            None
-        }
-        (false, _) => None,
-    };
-    let v6 = inputs.pools.values().any(|p| p.cidr.addr().is_ipv6());
-    out.host_settings = sysctl::host(v6);
+pub fn desire(inputs: &Inputs, host: &HostView, tunnel_device: &Dev) -> Desired {
+    let mut out = Desired::default();
+    out.refresh_base(inputs, host, tunnel_device);
+    out.refresh_fib(inputs, host, tunnel_device, inputs.fib.keys().copied());
     out
 }
 
-enum Way {
-    Direct { via: IpAddr, dev: String, onlink: bool },
-    Ipip(Ipv4Addr),
-}
-
-struct PathCx<'a> {
-    inputs: &'a Inputs,
-    host: &'a HostView,
-    my_net: Option<Ipv4Net>,
-    my_ip: Option<Ipv4Addr>,
-    ipip: bool,
-}
-
-impl PathCx<'_> {
-    /// How a prefix behind a next hop is reached, and why.
-    fn path(&self, prefix: &IpNet, next_hop: IpAddr) -> Result<(Way, String), String> {
-        if Some(next_hop) == self.my_ip.map(IpAddr::V4) {
-            return Err("the next hop is this node".into());
+/// How each remote prefix is reached and why.
+pub fn paths(inputs: &Inputs, host: &HostView) -> Vec<EncapPath> {
+    let paths = Paths::new(inputs, host);
+    let mut all = Vec::new();
+    for (prefix, next_hops) in &inputs.fib {
+        for nh in next_hops {
+            if let Ok((way, why)) = paths.path(prefix, *nh) {
+                let mode = if matches!(way, Way::Ipip(_)) { "ipip" } else { "direct" };
+                all.push(EncapPath {
+                    destination: *prefix,
+                    via: *nh,
+                    mode: mode.into(),
+                    why: why.to_string(),
+                });
+            }
         }
-        let mode = self.inputs.pool_of(prefix).map(|p| p.ipip_mode);
-        let same_subnet = match (next_hop, self.my_net) {
-            (IpAddr::V4(nh), Some(net)) => net.contains(&nh),
-            _ => false,
+    }
+    all
+}
+
+fn metric(inputs: &Inputs) -> u32 {
+    inputs.felix().ipv4_normal_route_priority.unwrap_or(METRIC)
+}
+
+/// Entries that are in one map and not, or differently, in the other.
+fn changed(old: &BTreeMap<RouteKey, Route>, new: &BTreeMap<RouteKey, Route>) -> BTreeSet<RouteKey> {
+    let gone = old.keys().filter(|k| !new.contains_key(k));
+    gone.chain(new.iter().filter(|(k, r)| old.get(k) != Some(r)).map(|(k, _)| k)).copied().collect()
+}
+
+impl Desired {
+    /// What cannot be done as asked, with what to do.
+    pub fn problems(&self) -> impl Iterator<Item = &str> {
+        self.problems.iter().chain(self.fib_problems.values()).map(String::as_str)
+    }
+
+    /// Recomputes everything but the ways of learned routes. Returns the entries that may have changed.
+    pub fn refresh_base(
+        &mut self,
+        inputs: &Inputs,
+        host: &HostView,
+        tunnel_device: &Dev,
+    ) -> BTreeSet<RouteKey> {
+        self.problems = inputs.bad.values().cloned().collect();
+        self.host_settings = sysctl::host(inputs.pools.values().any(|p| p.cidr.addr().is_ipv6()));
+        self.refresh_tunnel(inputs, host);
+        let metric = metric(inputs);
+        let pods = self.refresh_endpoints(inputs, metric);
+        let mut blackholes = BTreeMap::new();
+        self.own_blocks.clear();
+        for block in inputs.own_blocks() {
+            self.own_blocks.push(block.cidr);
+            // The blackhole of a one-address block would take the place of its pod's route.
+            if block.cidr.prefix_len() < block.cidr.max_prefix_len() {
+                let dst = block.cidr.trunc();
+                let route = Route { dst, metric, protocol: PROTO_CLUSTER, target: Target::Blackhole };
+                blackholes.insert(route.key(), route);
+            }
+        }
+        let mut touched = changed(&self.pods, &pods);
+        touched.extend(changed(&self.blackholes, &blackholes));
+        self.pods = pods;
+        self.blackholes = blackholes;
+        let paths = Paths::new(inputs, host);
+        for key in &touched {
+            let learned = self.learned(&paths, inputs, tunnel_device, key.0, metric);
+            self.merge(*key, learned);
+        }
+        touched
+    }
+
+    /// Recomputes the ways of learned prefixes. Returns the entries that may have changed.
+    pub fn refresh_fib(
+        &mut self,
+        inputs: &Inputs,
+        host: &HostView,
+        tunnel_device: &Dev,
+        prefixes: impl IntoIterator<Item = IpNet>,
+    ) -> BTreeSet<RouteKey> {
+        let metric = metric(inputs);
+        let paths = Paths::new(inputs, host);
+        let mut touched = BTreeSet::new();
+        for prefix in prefixes {
+            let learned = self.learned(&paths, inputs, tunnel_device, prefix, metric);
+            let key = route_key(prefix, metric);
+            self.merge(key, learned);
+            touched.insert(key);
+        }
+        touched
+    }
+
+    fn refresh_tunnel(&mut self, inputs: &Inputs, host: &HostView) {
+        let felix = inputs.felix();
+        let me = inputs.nodes.get(&inputs.node);
+        let my_ip = me.and_then(|n| n.ipv4());
+        let parent_mtu = my_ip.and_then(|ip| host.carrier_of(ip.into())).map_or(FALLBACK_MTU, |(_, l)| l.mtu);
+        let tunnel_mtu = match felix.ipip_mtu {
+            Some(mtu) if mtu > 0 => mtu,
+            Some(_) | None => parent_mtu.saturating_sub(IPIP_OVERHEAD),
         };
-        match (mode, next_hop) {
-            (Some(EncapMode::Always), IpAddr::V4(nh)) if self.ipip => {
-                Ok((Way::Ipip(nh), "the pool's ipipMode is Always".into()))
+        let ipip = inputs.ipip_wanted();
+        self.pod_mtu = if ipip { tunnel_mtu } else { parent_mtu };
+        let routes = self.tunnel.take().map(|t| t.routes).unwrap_or_default();
+        self.tunnel = match (ipip, my_ip) {
+            (true, Some(local)) => Some(Tunnel {
+                routes,
+                local,
+                mtu: tunnel_mtu,
+                address: me.and_then(|n| n.bgp.as_ref()?.ipv4_ipip_tunnel_addr),
+                sources: inputs.known_sources(),
+            }),
+            (true, None) => {
+                let node = &inputs.node;
+                self.problems.push(format!("an IPIP pool exists, but Node({node}) has no IPv4 address"));
+                None
             }
-            (Some(EncapMode::CrossSubnet), IpAddr::V4(nh)) if self.ipip && !same_subnet => {
-                let net =
-                    self.my_net.map_or_else(|| "this node's subnet".to_owned(), |n| n.trunc().to_string());
-                Ok((Way::Ipip(nh), format!("CrossSubnet, and {nh} is outside {net}")))
+            (false, _) => None,
+        };
+    }
+
+    /// Endpoints, and the routes to their addresses.
+    fn refresh_endpoints(&mut self, inputs: &Inputs, metric: u32) -> BTreeMap<RouteKey, Route> {
+        let protocol = inputs.felix().device_route_protocol.unwrap_or(PROTO_DEVICE);
+        let mut pods = BTreeMap::new();
+        self.endpoints.clear();
+        for (key, w) in &inputs.endpoints {
+            if w.interface_name.is_empty() {
+                self.problems.push(format!("{key}: has no interfaceName"));
+                continue;
             }
-            (Some(EncapMode::CrossSubnet), _) if same_subnet => {
-                self.direct(next_hop, "CrossSubnet, same segment")
+            let dev: Dev = w.interface_name.as_str().into();
+            for net in &w.ip_networks {
+                let target = Target::Device(Dev::clone(&dev));
+                let route = Route { dst: net.trunc(), metric, protocol, target };
+                match pods.get(&route.key()) {
+                    None => drop(pods.insert(route.key(), route)),
+                    Some(first) => self.problems.push(format!(
+                        "{key}: {net} is already routed to another endpoint's device ({first}); delete one of the two"
+                    )),
+                }
             }
-            (Some(_), _) => self.direct(next_hop, "the pool's ipipMode is Never"),
-            (None, _) => self.direct(next_hop, "outside all pools"),
+            let settings = sysctl::device(&dev, &w.ip_networks);
+            let endpoint = Endpoint { dev, addresses: w.ip_networks.clone(), mac: w.mac.clone(), settings };
+            self.endpoints.insert(key.clone(), endpoint);
+        }
+        pods
+    }
+
+    /// The route to a learned prefix, if there is one; keeps problems and the carrier's table up to date.
+    fn learned(
+        &mut self,
+        paths: &Paths<'_>,
+        inputs: &Inputs,
+        tunnel_device: &Dev,
+        prefix: IpNet,
+        metric: u32,
+    ) -> Option<Route> {
+        self.fib_problems.remove(&prefix);
+        let (mut hops, mut node) = (Vec::new(), None);
+        for nh in inputs.fib.get(&prefix).into_iter().flatten() {
+            match paths.path(&prefix, *nh) {
+                Ok((Way::Direct { via, dev, onlink }, _)) => hops.push(Hop { via, dev, onlink }),
+                Ok((Way::Ipip(via), _)) => {
+                    node = node.or(Some(via));
+                    hops.push(Hop { via: via.into(), dev: Dev::clone(tunnel_device), onlink: true });
+                }
+                Err(NoWay::Self_) => {}
+                Err(why) => drop(self.fib_problems.insert(prefix, format!("{prefix} via {nh}: {why}"))),
+            }
+        }
+        self.carry(prefix, node);
+        // Two next hops may resolve to one gateway.
+        hops.sort();
+        hops.dedup();
+        let target = Target::Via(hops).some()?;
+        Some(Route { dst: prefix, metric, protocol: PROTO_CLUSTER, target })
+    }
+
+    /// Keeps the carrier's table.
+    fn carry(&mut self, prefix: IpNet, node: Option<Ipv4Addr>) {
+        if let (IpNet::V4(p), Some(t)) = (prefix, &mut self.tunnel)
+            && t.routes.get(&p).copied() != node
+        {
+            let routes = Arc::make_mut(&mut t.routes);
+            match node {
+                Some(n) => drop(routes.insert(p, n)),
+                None => drop(routes.remove(&p)),
+            }
         }
     }
 
-    fn direct(&self, next_hop: IpAddr, why: &str) -> Result<(Way, String), String> {
-        match self.host.reach(next_hop) {
-            Reach::Connected { dev } => {
-                Ok((Way::Direct { via: next_hop, dev, onlink: true }, format!("{why}; next hop connected")))
-            }
-            Reach::Through { via, dev } => {
-                Ok((Way::Direct { via, dev, onlink: false }, format!("{why}; next hop behind {via}")))
-            }
-            Reach::Nowhere => Err(format!("no route to the next hop ({why}); is its segment reachable?")),
+    fn merge(&mut self, key: RouteKey, learned: Option<Route>) {
+        let best = self.pods.get(&key).cloned().or(learned).or_else(|| self.blackholes.get(&key).cloned());
+        match best {
+            Some(r) => drop(self.routes.insert(key, r)),
+            None => drop(self.routes.remove(&key)),
         }
     }
 }

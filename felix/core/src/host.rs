@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use prefix_trie::PrefixMap;
 use serde::{Deserialize, Serialize};
 
-use crate::route::{Route, Target};
+use crate::route::{Dev, Route, Target};
 
 /// One network device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub struct Link {
 /// Devices by name, and the routes of the main table that are not ours.
 #[derive(Clone, Debug, Default)]
 pub struct HostView {
-    links: BTreeMap<String, Link>,
+    links: BTreeMap<Dev, Link>,
     foreign4: PrefixMap<ipnet::Ipv4Net, Route>,
     foreign6: PrefixMap<ipnet::Ipv6Net, Route>,
 }
@@ -31,29 +31,59 @@ pub struct HostView {
 pub enum Reach {
     /// On a subnet of this device.
     Connected {
-        dev: String,
+        dev: Dev,
     },
     /// Through a gateway the host already routes to.
     Through {
         via: IpAddr,
-        dev: String,
+        dev: Dev,
     },
     Nowhere,
 }
 
 impl HostView {
     /// From what was read back. Of foreign routes with one destination the lowest metric counts.
-    pub fn new(links: BTreeMap<String, Link>, foreign: impl IntoIterator<Item = Route>) -> Self {
+    pub fn new(links: BTreeMap<Dev, Link>, foreign: impl IntoIterator<Item = Route>) -> Self {
         let mut view = Self { links, foreign4: PrefixMap::new(), foreign6: PrefixMap::new() };
         for r in foreign {
-            let better = |old: Option<&Route>| old.is_none_or(|o| r.metric < o.metric);
-            match r.dst {
-                IpNet::V4(n) if better(view.foreign4.get(&n)) => drop(view.foreign4.insert(n, r)),
-                IpNet::V6(n) if better(view.foreign6.get(&n)) => drop(view.foreign6.insert(n, r)),
-                _ => {}
+            let old = match r.dst {
+                IpNet::V4(n) => view.foreign4.get(&n),
+                IpNet::V6(n) => view.foreign6.get(&n),
+            };
+            if old.is_none_or(|o| r.metric < o.metric) {
+                view.set_foreign(r.dst, Some(r));
             }
         }
         view
+    }
+
+    /// The same foreign routes with other devices.
+    #[must_use]
+    pub fn with_links(self, links: BTreeMap<Dev, Link>) -> Self {
+        Self { links, ..self }
+    }
+
+    /// Replaces the routes that are not ours.
+    pub fn set_all_foreign<'r>(&mut self, foreign: impl Iterator<Item = &'r Route>) {
+        *self = Self::new(std::mem::take(&mut self.links), foreign.cloned());
+    }
+
+    /// Of the routes that are not ours, the one that counts for this destination (lowest metric), or none.
+    pub fn set_foreign(&mut self, dst: IpNet, best: Option<Route>) {
+        match (dst, best) {
+            (IpNet::V4(n), Some(r)) => drop(self.foreign4.insert(n, r)),
+            (IpNet::V4(n), None) => drop(self.foreign4.remove(&n)),
+            (IpNet::V6(n), Some(r)) => drop(self.foreign6.insert(n, r)),
+            (IpNet::V6(n), None) => drop(self.foreign6.remove(&n)),
+        }
+    }
+
+    /// A device appeared, changed, or went (none).
+    pub fn set_link(&mut self, name: Dev, link: Option<Link>) {
+        match link {
+            Some(l) => drop(self.links.insert(name, l)),
+            None => drop(self.links.remove(&name)),
+        }
     }
 
     /// A device by name.
@@ -63,7 +93,7 @@ impl HostView {
 
     /// All devices.
     pub fn links(&self) -> impl Iterator<Item = (&str, &Link)> {
-        self.links.iter().map(|(n, l)| (n.as_str(), l))
+        self.links.iter().map(|(n, l)| (&**n, l))
     }
 
     /// The device that carries this very address.
@@ -74,13 +104,14 @@ impl HostView {
     /// How `ip` is reached: the longest connected subnet, else the host's own routes.
     pub fn reach(&self, ip: IpAddr) -> Reach {
         let connected = self
-            .links()
+            .links
+            .iter()
             .filter(|(_, l)| l.up)
             .flat_map(|(n, l)| l.addresses.iter().map(move |a| (n, a)))
             .filter(|(_, a)| a.contains(&ip) && a.prefix_len() < if ip.is_ipv4() { 32 } else { 128 })
             .max_by_key(|(_, a)| a.prefix_len());
         if let Some((dev, _)) = connected {
-            return Reach::Connected { dev: dev.to_owned() };
+            return Reach::Connected { dev: Dev::clone(dev) };
         }
         let route = match ip {
             IpAddr::V4(a) => self.foreign4.get_lpm(&a.into()).map(|(_, r)| r),

@@ -21,6 +21,17 @@ use ipnet::IpNet;
 pub const KINDS: [Kind; 5] =
     [Kind::IpPool, Kind::IpamBlock, Kind::Node, Kind::FelixConfiguration, Kind::WorkloadEndpoint];
 
+/// How far a change of inputs reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Impact {
+    #[default]
+    Nothing,
+    /// Own pods and blocks: [`crate::desire::Desired::refresh_base`].
+    Base,
+    /// Also the way to every remote prefix.
+    Everything,
+}
+
 /// Everything felix knows.
 #[derive(Clone, Debug)]
 pub struct Inputs {
@@ -53,12 +64,17 @@ impl Inputs {
         }
     }
 
-    /// Takes one event; true if something felix cares about changed.
-    pub fn apply(&mut self, event: &SyncEvent) -> bool {
-        match event {
-            SyncEvent::Upsert(e) => self.upsert(e),
-            SyncEvent::Delete(key) => self.delete(key),
-            SyncEvent::InSync => false,
+    /// Takes one event; says what has to be computed again.
+    pub fn apply(&mut self, event: &SyncEvent) -> Impact {
+        let (changed, kind) = match event {
+            SyncEvent::Upsert(e) => (self.upsert(e), e.key.kind),
+            SyncEvent::Delete(key) => (self.delete(key), key.kind),
+            SyncEvent::InSync => return Impact::Nothing,
+        };
+        match (changed, kind) {
+            (false, _) => Impact::Nothing,
+            (true, Kind::WorkloadEndpoint | Kind::IpamBlock) => Impact::Base,
+            (true, _) => Impact::Everything,
         }
     }
 
@@ -73,9 +89,33 @@ impl Inputs {
         }
     }
 
-    /// Forgets all best paths (the speaker was made anew).
-    pub fn clear_fib(&mut self) {
-        self.fib.clear();
+    /// Forgets all best paths (the speaker was made anew). Returns their prefixes.
+    pub fn clear_fib(&mut self) -> BTreeSet<IpNet> {
+        std::mem::take(&mut self.fib).into_keys().collect()
+    }
+
+    /// The next hops of all learned prefixes, each once.
+    pub fn next_hops(&self) -> BTreeSet<IpAddr> {
+        let mut all = BTreeSet::new();
+        let mut last = &[][..];
+        for hops in self.fib.values() {
+            // Neighbouring prefixes mostly share their next hops.
+            if hops.as_slice() != last {
+                all.extend(hops);
+                last = hops;
+            }
+        }
+        all
+    }
+
+    /// The next hops of a learned prefix.
+    pub fn next_hops_of(&self, prefix: &IpNet) -> &[IpAddr] {
+        self.fib.get(prefix).map_or(&[], Vec::as_slice)
+    }
+
+    /// Number of learned prefixes.
+    pub fn fib_len(&self) -> usize {
+        self.fib.len()
     }
 
     /// The local endpoint behind a key.

@@ -7,10 +7,12 @@
 //! read back from the kernel. The driver in `felix` reads, asks, applies and reports. No I/O, no clock.
 
 pub mod desire;
+pub mod duration;
 pub mod host;
 pub mod inputs;
 pub mod ipip;
 pub mod owner;
+pub mod path;
 pub mod plan;
 pub mod route;
 pub mod sysctl;

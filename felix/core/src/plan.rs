@@ -25,6 +25,8 @@ pub enum Step {
 pub struct Held {
     pub route: Route,
     pub why: String,
+    /// Somebody else's route is in the way (otherwise it waits for a device).
+    pub foreign: bool,
 }
 
 /// What to write. Additions and replacements come first, deletions last.
@@ -57,39 +59,83 @@ impl Plan {
         cx: &PlanCx<'_>,
     ) -> Self {
         let mut plan = Self::default();
+        let mut cache = BTreeMap::new();
         for (key, want) in desired {
-            if let Some(dev) = want.devices().find(|d| host.link(d).is_none_or(|l| !l.up)) {
-                let why = format!("waiting for device {dev} to be up");
-                plan.held.push(Held { route: want.clone(), why });
-                continue;
-            }
-            match actual.get(key) {
-                Some(have) if have == want => {}
-                Some(have) if cx.owner.owns(have) => {
-                    plan.steps.push(Step::Replace { old: have.clone(), new: want.clone() });
-                }
-                Some(have) => plan.held.push(Held {
-                    route: want.clone(),
-                    why: format!(
-                        "somebody else's route is in its place ({have}); remove it or change its metric"
-                    ),
-                }),
-                None => plan.steps.push(Step::Add(want.clone())),
-            }
+            plan.want(actual.get(key), want, host, cx, &mut cache);
         }
         for (key, have) in actual {
-            if desired.contains_key(key) || !cx.owner.owns(have) {
-                continue;
-            }
-            let learned = have.protocol == PROTO_CLUSTER && matches!(have.target, Target::Via(_));
-            let young = have.devices().any(|d| (cx.grace)(d));
-            if (learned && !cx.fib_in_sync) || young {
-                plan.kept += 1;
-            } else {
-                plan.steps.push(Step::Delete(have.clone()));
+            if !desired.contains_key(key) {
+                plan.unwanted(have, cx);
             }
         }
         plan
+    }
+
+    /// The same for some entries only.
+    pub fn for_keys<'k>(
+        keys: impl Iterator<Item = &'k RouteKey> + Clone,
+        actual: &BTreeMap<RouteKey, Route>,
+        desired: &BTreeMap<RouteKey, Route>,
+        host: &HostView,
+        cx: &PlanCx<'_>,
+    ) -> Self {
+        let mut plan = Self::default();
+        let mut cache = BTreeMap::new();
+        for key in keys.clone() {
+            if let Some(want) = desired.get(key) {
+                plan.want(actual.get(key), want, host, cx, &mut cache);
+            }
+        }
+        for key in keys {
+            if let (None, Some(have)) = (desired.get(key), actual.get(key)) {
+                plan.unwanted(have, cx);
+            }
+        }
+        plan
+    }
+
+    fn want<'r>(
+        &mut self,
+        have: Option<&Route>,
+        want: &'r Route,
+        host: &HostView,
+        cx: &PlanCx<'_>,
+        up: &mut BTreeMap<&'r str, bool>,
+    ) {
+        let down =
+            want.devices().find(|d| !*up.entry(d).or_insert_with(|| host.link(d).is_some_and(|l| l.up)));
+        if let Some(dev) = down {
+            let why = format!("waiting for device {dev} to be up");
+            self.held.push(Held { route: want.clone(), why, foreign: false });
+            return;
+        }
+        match have {
+            Some(have) if have == want => {}
+            Some(have) if cx.owner.owns(have) => {
+                self.steps.push(Step::Replace { old: have.clone(), new: want.clone() });
+            }
+            Some(have) => self.held.push(Held {
+                route: want.clone(),
+                why: format!(
+                    "somebody else's route is in its place ({have}); remove it or change its metric"
+                ),
+                foreign: true,
+            }),
+            None => self.steps.push(Step::Add(want.clone())),
+        }
+    }
+
+    fn unwanted(&mut self, have: &Route, cx: &PlanCx<'_>) {
+        if !cx.owner.owns(have) {
+            return;
+        }
+        let learned = have.protocol == PROTO_CLUSTER && matches!(have.target, Target::Via(_));
+        let young = have.devices().any(|d| (cx.grace)(d));
+        if (learned && !cx.fib_in_sync) || young {
+            self.kept += 1;
+        } else {
+            self.steps.push(Step::Delete(have.clone()));
+        }
     }
 
     /// Whether there is nothing to write.
@@ -98,14 +144,20 @@ impl Plan {
     }
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Add(r) => write!(f, "+ {r}"),
+            Self::Replace { old, new } => write!(f, "~ {new}   (was {old})"),
+            Self::Delete(r) => write!(f, "- {r}"),
+        }
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for s in &self.steps {
-            match s {
-                Step::Add(r) => writeln!(f, "+ {r}")?,
-                Step::Replace { old, new } => writeln!(f, "~ {new}   (was {old})")?,
-                Step::Delete(r) => writeln!(f, "- {r}")?,
-            }
+            writeln!(f, "{s}")?;
         }
         for h in &self.held {
             writeln!(f, "? {}   ({})", h.route, h.why)?;

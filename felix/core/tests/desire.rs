@@ -11,9 +11,9 @@ use brindle_config_core::{
     workload::WorkloadEndpointSpec,
 };
 use brindle_felix_core::{
-    desire::{Desired, desire, ownership},
+    desire::{Desired, desire, ownership, paths},
     host::{HostView, Link},
-    inputs::Inputs,
+    inputs::{Impact, Inputs},
     plan::{Plan, PlanCx, Step},
     route::{Hop, Route, RouteKey, Target},
 };
@@ -75,8 +75,8 @@ fn inputs(mode: EncapMode) -> Inputs {
             },
         ),
     ] {
-        assert!(i.apply(&e));
-        assert!(!i.apply(&e), "an equal upsert changes nothing");
+        assert_ne!(i.apply(&e), Impact::Nothing);
+        assert_eq!(i.apply(&e), Impact::Nothing, "an equal upsert changes nothing");
     }
     i.set_fib("192.168.2.0/26".parse().unwrap(), vec!["10.0.1.2".parse().unwrap()]);
     i.set_fib("192.168.3.0/26".parse().unwrap(), vec!["10.0.2.3".parse().unwrap()]);
@@ -90,10 +90,10 @@ fn host() -> HostView {
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
     };
     let links = BTreeMap::from([
-        ("lo".to_owned(), link(&["127.0.0.1/8"])),
-        ("eth0".to_owned(), link(&["10.0.1.1/24"])),
-        ("tunl0".to_owned(), link(&[])),
-        ("cali0123456789a".to_owned(), link(&[])),
+        ("lo".into(), link(&["127.0.0.1/8"])),
+        ("eth0".into(), link(&["10.0.1.1/24"])),
+        ("tunl0".into(), link(&[])),
+        ("cali0123456789a".into(), link(&[])),
     ]);
     let default = Route {
         dst: "0.0.0.0/0".parse().unwrap(),
@@ -108,13 +108,17 @@ fn host() -> HostView {
     HostView::new(links, [default])
 }
 
+fn desired(i: &Inputs) -> Desired {
+    desire(i, &host(), &"tunl0".into())
+}
+
 fn text(d: &Desired) -> Vec<String> {
     d.routes.values().map(ToString::to_string).collect()
 }
 
 #[test]
 fn cross_subnet_goes_direct_inside_the_segment_and_through_the_tunnel_across() {
-    let d = desire(&inputs(EncapMode::CrossSubnet), &host(), "tunl0");
+    let d = desired(&inputs(EncapMode::CrossSubnet));
     assert_eq!(
         text(&d),
         [
@@ -124,15 +128,16 @@ fn cross_subnet_goes_direct_inside_the_segment_and_through_the_tunnel_across() {
             "192.168.3.0/26 via 10.0.2.3 dev tunl0 onlink proto 80 metric 1024",
         ]
     );
-    let why: Vec<_> = d.paths.iter().map(|p| (p.mode.as_str(), p.why.as_str())).collect();
+    let why: Vec<_> =
+        paths(&inputs(EncapMode::CrossSubnet), &host()).into_iter().map(|p| (p.mode, p.why)).collect();
     assert_eq!(
         why,
         [
-            ("direct", "CrossSubnet, same segment; next hop connected"),
-            ("ipip", "CrossSubnet, and 10.0.2.3 is outside 10.0.1.0/24"),
+            ("direct".to_owned(), "CrossSubnet, same segment; next hop connected".to_owned()),
+            ("ipip".to_owned(), "CrossSubnet, and 10.0.2.3 is outside 10.0.1.0/24".to_owned()),
         ]
     );
-    let t = d.tunnel.unwrap();
+    let t = d.tunnel.as_ref().unwrap();
     assert_eq!((t.mtu, d.pod_mtu), (1480, 1480));
     assert_eq!(t.routes.len(), 1);
     assert!(t.sources.contains(&"10.0.2.3".parse().unwrap()));
@@ -141,13 +146,13 @@ fn cross_subnet_goes_direct_inside_the_segment_and_through_the_tunnel_across() {
 
 #[test]
 fn always_tunnels_even_to_a_neighbour() {
-    let d = desire(&inputs(EncapMode::Always), &host(), "tunl0");
-    assert!(d.paths.iter().all(|p| p.mode == "ipip"), "{:?}", d.paths);
+    let p = paths(&inputs(EncapMode::Always), &host());
+    assert!(p.len() == 2 && p.iter().all(|p| p.mode == "ipip"), "{p:?}");
 }
 
 #[test]
 fn never_uses_the_hosts_own_route_to_the_next_hop() {
-    let d = desire(&inputs(EncapMode::Never), &host(), "tunl0");
+    let d = desired(&inputs(EncapMode::Never));
     assert!(d.tunnel.is_none());
     assert_eq!(d.pod_mtu, 1500);
     assert!(text(&d).contains(&"192.168.3.0/26 via 10.0.1.254 dev eth0 proto 80 metric 1024".to_owned()));
@@ -157,9 +162,13 @@ fn never_uses_the_hosts_own_route_to_the_next_hop() {
 fn an_unreachable_next_hop_is_a_problem_not_a_route() {
     let mut i = inputs(EncapMode::Never);
     i.set_fib("203.0.113.0/24".parse().unwrap(), vec!["172.30.0.1".parse().unwrap()]);
-    let bare = HostView::new(host().links().map(|(n, l)| (n.to_owned(), l.clone())).collect(), []);
-    let d = desire(&i, &bare, "tunl0");
-    assert!(d.problems.iter().any(|p| p.contains("203.0.113.0/24 via 172.30.0.1")), "{:?}", d.problems);
+    let bare = HostView::new(host().links().map(|(n, l)| (n.into(), l.clone())).collect(), []);
+    let d = desire(&i, &bare, &"tunl0".into());
+    assert!(
+        d.problems().any(|p| p.contains("203.0.113.0/24 via 172.30.0.1")),
+        "{:?}",
+        d.problems().collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -169,9 +178,13 @@ fn what_does_not_decode_is_named_and_keeps_its_last_good_value() {
     e.value = serde_json::json!({"apiVersion": "x", "kind": "Node", "metadata": {"name": "n2"},
         "spec": {"bgp": {"ipv4Address": "nonsense"}}})
     .into();
-    assert!(i.apply(&SyncEvent::Upsert(e)));
-    let d = desire(&i, &host(), "tunl0");
-    assert!(d.problems[0].contains("Node(n2)") && d.problems[0].contains("ipv4Address"), "{:?}", d.problems);
+    assert_eq!(i.apply(&SyncEvent::Upsert(e)), Impact::Everything);
+    let d = desired(&i);
+    assert!(
+        d.problems().any(|p| p.contains("Node(n2)") && p.contains("ipv4Address")),
+        "{:?}",
+        d.problems().collect::<Vec<_>>()
+    );
     assert!(d.tunnel.unwrap().sources.contains(&"10.0.1.2".parse().unwrap()));
 }
 
@@ -243,7 +256,7 @@ proptest! {
 
 #[test]
 fn the_same_state_plans_nothing() {
-    let d = desire(&inputs(EncapMode::CrossSubnet), &host(), "tunl0");
+    let d = desired(&inputs(EncapMode::CrossSubnet));
     let owner = ownership(&inputs(EncapMode::CrossSubnet));
     let cx = PlanCx { owner: &owner, fib_in_sync: true, grace: &|_| false };
     assert_eq!(Plan::new(&d.routes, &d.routes, &host(), &cx), Plan::default());

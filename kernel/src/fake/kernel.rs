@@ -214,8 +214,8 @@ impl Kernel for FakeKernel {
         self.read(Call::Routes, |m| m.routes().filter(|r| filter.matches(r)).cloned().collect())
     }
 
-    fn neighs(&mut self, link: u32) -> Result<Vec<Neigh>, NetlinkError> {
-        self.read(Call::Links, |m| m.neighs.values().filter(|n| n.link == link).cloned().collect())
+    fn neighs(&mut self) -> Result<Vec<Neigh>, NetlinkError> {
+        self.read(Call::Links, |m| m.neighs.values().cloned().collect())
     }
 
     fn write_routes(&mut self, changes: &[RouteChange]) -> BatchReport {

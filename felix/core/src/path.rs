@@ -1,0 +1,148 @@
+//! How a remote prefix is reached: directly, or through the IPIP tunnel; and why.
+//!
+//! The pool decides first (`ipipMode`), the local node's subnet second (CrossSubnet: the next hop inside the CIDR of
+//! this node's own address, as Calico and BIRD's configuration do it), the host's own routes last: a direct next hop
+//! that is not on a connected subnet is resolved through them (BIRD's `gateway recursive`).
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use brindle_config_core::pool::EncapMode;
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::{
+    host::{HostView, Reach},
+    inputs::Inputs,
+    route::Dev,
+};
+
+/// Where packets for a prefix go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    Direct { via: IpAddr, dev: Dev, onlink: bool },
+    Ipip(Ipv4Addr),
+}
+
+/// What the pool has to say about a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    Always,
+    /// Across subnets; the local one, if the node has an address.
+    Across(Ipv4Addr, Option<Ipv4Net>),
+    Within,
+    Never,
+    NoPool,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Always => f.write_str("the pool's ipipMode is Always"),
+            Self::Across(nh, Some(net)) => write!(f, "CrossSubnet, and {nh} is outside {}", net.trunc()),
+            Self::Across(nh, None) => {
+                write!(f, "CrossSubnet, and {nh} is outside this node's subnet, which is unknown")
+            }
+            Self::Within => f.write_str("CrossSubnet, same segment"),
+            Self::Never => f.write_str("the pool's ipipMode is Never"),
+            Self::NoPool => f.write_str("outside all pools"),
+        }
+    }
+}
+
+/// The reason of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Why {
+    pub rule: Rule,
+    /// For a direct path: the gateway found in the host's routes, if the next hop is not connected.
+    pub behind: Option<Option<IpAddr>>,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.behind {
+            None => write!(f, "{}", self.rule),
+            Some(None) => write!(f, "{}; next hop connected", self.rule),
+            Some(Some(gw)) => write!(f, "{}; next hop behind {gw}", self.rule),
+        }
+    }
+}
+
+/// Why there is no path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWay {
+    /// The next hop is this node: nothing to do.
+    Self_,
+    /// The host has no route to the next hop.
+    Unreachable(Rule),
+}
+
+impl fmt::Display for NoWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Self_ => f.write_str("the next hop is this node"),
+            Self::Unreachable(rule) => {
+                write!(f, "no route to the next hop ({rule}); is its segment reachable?")
+            }
+        }
+    }
+}
+
+/// The decision for many prefixes of one state.
+pub struct Paths<'a> {
+    inputs: &'a Inputs,
+    host: &'a HostView,
+    my_net: Option<Ipv4Net>,
+    ipip: bool,
+    /// Next hops are few, prefixes many.
+    reached: RefCell<BTreeMap<IpAddr, Reach>>,
+}
+
+impl<'a> Paths<'a> {
+    pub fn new(inputs: &'a Inputs, host: &'a HostView) -> Self {
+        let bgp = inputs.nodes.get(&inputs.node).and_then(|n| n.bgp.as_ref());
+        let my_net = bgp.and_then(|b| b.ipv4_address).map(|a| a.0);
+        Self { inputs, host, my_net, ipip: inputs.ipip_wanted(), reached: RefCell::default() }
+    }
+
+    /// How a prefix behind a next hop is reached, and why.
+    pub fn path(&self, prefix: &IpNet, next_hop: IpAddr) -> Result<(Way, Why), NoWay> {
+        if self.my_net.is_some_and(|n| IpAddr::V4(n.addr()) == next_hop) {
+            return Err(NoWay::Self_);
+        }
+        let mode = self.inputs.pool_of(prefix).map(|p| p.ipip_mode);
+        let within = match (next_hop, self.my_net) {
+            (IpAddr::V4(nh), Some(net)) => net.contains(&nh),
+            _ => false,
+        };
+        let rule = match (mode, next_hop) {
+            (Some(EncapMode::Always), IpAddr::V4(nh)) if self.ipip => {
+                return Ok((Way::Ipip(nh), Why { rule: Rule::Always, behind: None }));
+            }
+            (Some(EncapMode::CrossSubnet), IpAddr::V4(nh)) if self.ipip && !within => {
+                return Ok((Way::Ipip(nh), Why { rule: Rule::Across(nh, self.my_net), behind: None }));
+            }
+            (Some(EncapMode::CrossSubnet), _) if within => Rule::Within,
+            (Some(_), _) => Rule::Never,
+            (None, _) => Rule::NoPool,
+        };
+        let reach = self.reach(next_hop);
+        match reach {
+            Reach::Connected { dev } => {
+                Ok((Way::Direct { via: next_hop, dev, onlink: true }, Why { rule, behind: Some(None) }))
+            }
+            Reach::Through { via, dev } => {
+                Ok((Way::Direct { via, dev, onlink: false }, Why { rule, behind: Some(Some(via)) }))
+            }
+            Reach::Nowhere => Err(NoWay::Unreachable(rule)),
+        }
+    }
+
+    fn reach(&self, ip: IpAddr) -> Reach {
+        let mut known = self.reached.borrow_mut();
+        known.entry(ip).or_insert_with(|| self.host.reach(ip)).clone()
+    }
+}

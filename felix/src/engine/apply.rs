@@ -1,0 +1,211 @@
+//! Writing: settings and neighbours of pod devices, and the plan of routes. Nothing here decides what is wanted.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use brindle_felix_core::{
+    desire::Endpoint,
+    plan::{Plan, PlanCx, Step},
+    route::{RouteKey, Target},
+    sysctl::Setting,
+};
+use brindle_kernel::{
+    netlink::{BatchReport, Mac, Neigh, RouteChange, neigh_state},
+    sysctl::SysctlError,
+};
+
+use super::{Dirty, Engine, News, Part};
+use crate::convert;
+
+/// A pod device's unknown routes are somebody's work in progress for this long (Calico's route grace).
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What was set for a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Set {
+    settings: Vec<Setting>,
+    neighbours: Vec<(IpAddr, Mac)>,
+}
+
+impl Set {
+    fn of(e: &Endpoint) -> Self {
+        // No address, no entry: the pod is asked by ARP like any other host.
+        let mac: Option<Mac> = e.mac.parse().ok();
+        let v4 = e.addresses.iter().map(|a| a.addr()).filter(IpAddr::is_ipv4);
+        Self {
+            settings: e.settings.clone(),
+            neighbours: mac.map(|m| v4.map(|a| (a, m)).collect()).unwrap_or_default(),
+        }
+    }
+}
+
+impl Engine {
+    /// Settings of the host and of pod devices, and the neighbour entries of pods.
+    pub(super) fn apply_settings(&mut self, now: Instant) {
+        if !self.host_set && !self.parts_failed.waits(&Part::Host, now) {
+            match self.ensure(&self.wanted.host_settings.clone()) {
+                Ok(()) => {
+                    self.host_set = true;
+                    self.parts_failed.done(&Part::Host);
+                }
+                Err(e) => self.failed(Part::Host, e.to_string(), now),
+            }
+        }
+        let mut todo = Vec::new();
+        for e in self.wanted.endpoints.values() {
+            // A device that is down forgets its neighbours.
+            let Some(link) = self.view.link_named(&e.dev).filter(|l| l.up) else { continue };
+            let want = Set::of(e);
+            let waits = self.parts_failed.waits(&Part::Device(e.dev.clone()), now);
+            if self.set.get(&link.index) != Some(&want) && !waits {
+                todo.push((link.index, e.dev.clone(), want));
+            }
+        }
+        let known = match todo.iter().any(|(_, _, s)| !s.neighbours.is_empty()) {
+            true => self.kernel.neighs().unwrap_or_default(),
+            false => Vec::new(),
+        };
+        for (index, dev, want) in todo {
+            let done = self.ensure(&want.settings).map_err(|e| e.to_string()).and_then(|()| {
+                for (addr, mac) in &want.neighbours {
+                    let entry = Neigh::permanent(index, *addr, *mac);
+                    let same = |n: &Neigh| {
+                        (n.link, n.addr, n.mac) == (index, *addr, Some(*mac))
+                            && n.state & neigh_state::PERMANENT != 0
+                    };
+                    if !known.iter().any(same) {
+                        self.kernel.set_neigh(&entry).map_err(|e| e.to_string())?;
+                    }
+                }
+                Ok(())
+            });
+            match done {
+                Ok(()) => {
+                    self.parts_failed.done(&Part::Device(dev));
+                    self.set.insert(index, want);
+                }
+                Err(e) => self.failed(Part::Device(dev), e, now),
+            }
+        }
+        let view = &self.view;
+        self.parts_failed.retain(|p| !matches!(p, Part::Device(d) if view.link_named(d).is_none()));
+    }
+
+    fn ensure(&mut self, settings: &[Setting]) -> Result<(), SysctlError> {
+        settings.iter().try_for_each(|s| self.kernel.ensure_sysctl(&s.path, s.value).map(drop))
+    }
+
+    /// Compares, plans and writes routes.
+    pub(super) fn apply_routes(&mut self, dirty: &Dirty, now: Instant) {
+        let young = |dev: &str| {
+            dev.starts_with(&self.owner.interface_prefix)
+                && self.view.first_seen(dev).is_some_and(|t| now.saturating_duration_since(t) < GRACE)
+        };
+        let cx = PlanCx { owner: &self.owner, fib_in_sync: self.fib_in_sync, grace: &young };
+        let (actual, wanted, host) = (&self.view.actual, &self.wanted.routes, &self.view.host);
+        let plan = if dirty.compare {
+            self.held.clear();
+            Plan::new(actual, wanted, host, &cx)
+        } else {
+            self.held.retain(|k, _| !dirty.keys.contains(k));
+            Plan::for_keys(dirty.keys.iter(), actual, wanted, host, &cx)
+        };
+        self.held.extend(plan.held.into_iter().map(|h| (h.route.key(), h)));
+        if plan.kept > 0 && self.fib_in_sync {
+            self.recheck_at.get_or_insert(now + GRACE);
+        }
+        let (view, wanted) = (&self.view, &self.wanted.routes);
+        self.routes_failed.retain(|k| wanted.contains_key(k) || view.actual.contains_key(k));
+        self.write(plan.steps, now);
+    }
+
+    fn write(&mut self, mut steps: Vec<Step>, now: Instant) {
+        steps.retain(|s| !self.routes_failed.waits(&key(s), now));
+        // Local pods first: somebody waits for them.
+        steps.sort_by_key(|s| match s {
+            Step::Add(r) | Step::Replace { new: r, .. } => u8::from(!matches!(r.target, Target::Device(_))),
+            Step::Delete(_) => 2,
+        });
+        let mut changes = Vec::with_capacity(steps.len());
+        let mut sent = Vec::with_capacity(steps.len());
+        for step in steps {
+            let change = match &step {
+                // Refused if somebody else was quicker: then everything is read again.
+                Step::Add(r) => convert::to_kernel(r, &self.view.names).map(RouteChange::Add),
+                Step::Replace { new, .. } => {
+                    convert::to_kernel(new, &self.view.names).map(RouteChange::Replace)
+                }
+                Step::Delete(r) => convert::to_kernel(r, &self.view.names).map(RouteChange::Delete),
+            };
+            match change {
+                Ok(c) => {
+                    changes.push(c);
+                    sent.push(step);
+                }
+                Err(e) => drop(self.routes_failed.failed(key(&step), e, now)),
+            }
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let report = self.kernel.write_routes(&changes);
+        self.account(&sent, &report, now);
+    }
+
+    /// Believes what the kernel said about each write.
+    fn account(&mut self, sent: &[Step], report: &BatchReport, now: Instant) {
+        let mut refused = BTreeSet::new();
+        for r in &report.refused {
+            let Some(step) = sent.get(r.index) else { continue };
+            // A delete of what is gone is done.
+            if matches!(step, Step::Delete(_)) && r.error.is_not_found() {
+                continue;
+            }
+            refused.insert(r.index);
+            let error = r.error.to_string();
+            if self.routes_failed.failed(key(step), error.clone(), now) {
+                tracing::warn!("{error}");
+            }
+        }
+        let (mut added, mut replaced, mut deleted) = (0, 0, 0);
+        let mut own = News::default();
+        // Of a bulk that broke nothing is known: it is read back.
+        let known = if report.broken.is_some() { 0 } else { report.sent_to };
+        for (i, step) in sent.iter().take(known).enumerate() {
+            if refused.contains(&i) {
+                continue;
+            }
+            tracing::debug!("{step}");
+            self.routes_failed.done(&key(step));
+            match step {
+                Step::Add(r) => {
+                    added += 1;
+                    self.view.set_route(r.clone(), &self.owner, &mut own);
+                }
+                Step::Replace { new, .. } => {
+                    replaced += 1;
+                    self.view.set_route(new.clone(), &self.owner, &mut own);
+                }
+                Step::Delete(r) => {
+                    deleted += 1;
+                    self.view.remove_route(r.key(), &self.owner, &mut own);
+                }
+            }
+        }
+        self.status.writes += u64::try_from(report.done).unwrap_or(u64::MAX);
+        tracing::info!(added, replaced, deleted, refused = refused.len(), "routes written");
+        match &report.broken {
+            None => drop(self.parts_failed.done(&Part::Bulk)),
+            Some(e) => self.failed(Part::Bulk, e.to_string(), now),
+        }
+    }
+}
+
+fn key(step: &Step) -> RouteKey {
+    match step {
+        Step::Add(r) | Step::Replace { new: r, .. } | Step::Delete(r) => r.key(),
+    }
+}

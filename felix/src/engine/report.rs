@@ -1,0 +1,111 @@
+//! What the engine says about itself: which endpoints are in the kernel and why others are not, what failed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use brindle_config_core::status::EncapStatus;
+use brindle_felix_core::desire::{Endpoint, paths};
+
+use super::{Engine, FRESH_PATHS};
+
+/// Failures shown in the report.
+const SHOWN: usize = 20;
+/// How often the paths of very many prefixes are described anew.
+const PATHS_PAUSE: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// Publishes the state if it differs from what was published.
+    pub(super) fn publish(&mut self, now: Instant) {
+        self.refresh_paths(now);
+        let (mut ready, mut waiting) = (BTreeSet::new(), BTreeMap::new());
+        for (key, e) in &self.wanted.endpoints {
+            match self.waits_for(e) {
+                None => drop(ready.insert(key.clone())),
+                Some(why) => drop(waiting.insert(key.clone(), why)),
+            }
+        }
+        let blocked = self.held.values().filter(|h| h.foreign);
+        let failed: Vec<String> = (self.routes_failed.errors().chain(self.parts_failed.errors()))
+            .map(str::to_owned)
+            .chain(blocked.map(|h| format!("{}: {}", h.route, h.why)))
+            .collect();
+        self.status.in_sync = self.fib_in_sync && failed.is_empty();
+        self.status.desired = self.wanted.routes.len();
+        self.status.failed = failed.iter().take(SHOWN).cloned().collect();
+        let problems: Vec<String> =
+            self.wanted.problems().map(str::to_owned).chain(failed).take(10 * SHOWN).collect();
+        let (device, why) = self.tunnel.describe();
+        let refused = self.tunnel.refused();
+        self.report.send_if_modified(|r| {
+            let mut changed = false;
+            let mut set = |differs: bool| changed |= differs;
+            set(update(&mut r.routes, self.status.clone()));
+            let mtu = self.wanted.tunnel.as_ref().map_or(0, |t| t.mtu);
+            let old_paths = std::mem::take(&mut r.encap.paths);
+            set(old_paths != self.paths);
+            let paths = if old_paths == self.paths { old_paths } else { self.paths.clone() };
+            let head = (r.encap.device.as_str(), r.encap.why.as_str(), r.encap.mtu, r.encap.refused);
+            set(head != (device, why.as_str(), mtu, refused));
+            r.encap = EncapStatus { device: device.into(), why, mtu, paths, refused };
+            if *r.ready != ready {
+                r.ready = Arc::new(ready);
+                set(true);
+            }
+            set(update(&mut r.waiting, waiting));
+            set(update(&mut r.own_blocks, self.wanted.own_blocks.clone()));
+            set(update(&mut r.pod_mtu, self.wanted.pod_mtu));
+            set(update(&mut r.problems, problems));
+            changed
+        });
+    }
+
+    /// Describing 100,000 paths takes longer than changing one of them.
+    fn refresh_paths(&mut self, now: Instant) {
+        if !self.paths_stale {
+            return;
+        }
+        let free = self.paths_from.is_none_or(|t| now.saturating_duration_since(t) >= PATHS_PAUSE);
+        if free || self.inputs.fib_len() <= FRESH_PATHS {
+            self.paths = paths(&self.inputs, &self.view.host);
+            self.paths_stale = false;
+            self.paths_from = Some(now);
+            self.paths_at = None;
+        } else {
+            self.paths_at.get_or_insert(now + PATHS_PAUSE);
+        }
+    }
+
+    /// What an endpoint lacks; none: it is complete.
+    fn waits_for(&self, e: &Endpoint) -> Option<String> {
+        let Some(link) = self.view.link_named(&e.dev) else {
+            return Some(format!("device {} is not there", e.dev));
+        };
+        if !link.up {
+            return Some(format!("device {} is down", e.dev));
+        }
+        if !self.set.contains_key(&link.index) {
+            return Some(format!("settings of {} are not written", e.dev));
+        }
+        for a in &e.addresses {
+            let entries = self.wanted.routes.range((a.trunc(), 0)..=(a.trunc(), u32::MAX));
+            let mut own = entries.filter(|(_, r)| r.devices().any(|d| *d == *e.dev)).peekable();
+            if own.peek().is_none() {
+                return Some(format!("{a} is routed to another endpoint"));
+            }
+            if let Some((_, missing)) = own.find(|(k, r)| self.view.actual.get(k) != Some(r)) {
+                return Some(format!("route {missing} is not written"));
+            }
+        }
+        None
+    }
+}
+
+/// Stores a value; whether it differs from the old one.
+fn update<T: PartialEq>(slot: &mut T, value: T) -> bool {
+    let differs = *slot != value;
+    *slot = value;
+    differs
+}

@@ -1,0 +1,276 @@
+//! What is known of the kernel: read back as a whole, then kept up to date by events.
+//!
+//! Events are believed as they come. Where Linux changes something without saying so (IPv4 routes vanish with their
+//! device), the view asks for that part to be read: an event may be older than the last reading, so that guessing from
+//! it would make us forget what is there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use brindle_felix_core::{
+    host::{HostView, Link as HostLink},
+    owner::Ownership,
+    route::{Dev, Route, RouteKey, Target},
+};
+use brindle_kernel::{
+    api::Kernel,
+    netlink::{Addr, Event, Link, NetlinkError, RouteFilter},
+};
+use ipnet::IpNet;
+
+use crate::convert::{self, Names};
+
+/// What an event means for decisions.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    /// Entries of the main table that changed.
+    pub(crate) keys: BTreeSet<RouteKey>,
+    /// Those of them that somebody changed (the others vanished with their device).
+    pub(crate) by_others: BTreeSet<RouteKey>,
+    /// Devices that came, went or changed.
+    pub(crate) devices: BTreeSet<Dev>,
+    /// Devices (by index) that went down: which of their routes are left has to be read.
+    pub(crate) downed: BTreeSet<u32>,
+    /// Devices with addresses, addresses, or foreign routes changed: next hops may be reached otherwise.
+    pub(crate) host: bool,
+    /// The view cannot be kept up to date: read everything.
+    pub(crate) resync: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct View {
+    pub(crate) links: BTreeMap<u32, Link>,
+    pub(crate) addrs: BTreeSet<Addr>,
+    pub(crate) names: Names,
+    /// The main table.
+    pub(crate) actual: BTreeMap<RouteKey, Route>,
+    pub(crate) host: HostView,
+    /// When a device was first seen, by index.
+    seen: BTreeMap<u32, Instant>,
+}
+
+fn global(net: &IpNet) -> bool {
+    match net {
+        IpNet::V4(_) => true,
+        IpNet::V6(n) => n.addr().segments()[0] & 0xffc0 != 0xfe80,
+    }
+}
+
+impl View {
+    /// Reads devices and addresses.
+    pub(crate) fn read_links(&mut self, kernel: &mut dyn Kernel, now: Instant) -> Result<(), NetlinkError> {
+        let links = kernel.links()?;
+        self.addrs = kernel.addrs()?.into_iter().collect();
+        self.links = links.into_iter().map(|l| (l.index, l)).collect();
+        self.names = Names::default();
+        self.seen.retain(|i, _| self.links.contains_key(i));
+        let mut by_name = BTreeMap::new();
+        for l in self.links.values() {
+            self.names.set(l.index, &l.name);
+            self.seen.entry(l.index).or_insert(now);
+            by_name.insert(Dev::from(l.name.as_str()), self.host_link(l));
+        }
+        let foreign = std::mem::take(&mut self.host);
+        self.host = foreign.with_links(by_name);
+        Ok(())
+    }
+
+    /// Reads everything.
+    pub(crate) fn read(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        owner: &Ownership,
+        now: Instant,
+    ) -> Result<(), NetlinkError> {
+        self.read_links(kernel, now)?;
+        let routes = kernel.routes(&RouteFilter::main())?;
+        let ours = routes.iter().filter_map(|r| convert::from_kernel(r, &self.names));
+        self.actual = ours.map(|r| (r.key(), r)).collect();
+        self.host.set_all_foreign(self.actual.values().filter(|r| !owner.owns(r)));
+        Ok(())
+    }
+
+    fn host_link(&self, l: &Link) -> HostLink {
+        let low = Addr { link: l.index, ..LOWEST };
+        let addresses = self.addrs.range(low..).take_while(|a| a.link == l.index).map(|a| a.net).collect();
+        HostLink { up: l.up, mtu: l.mtu, addresses }
+    }
+
+    fn refresh_host_link(&mut self, index: u32) {
+        if let Some(l) = self.links.get(&index) {
+            let link = self.host_link(l);
+            self.host.set_link(Dev::from(l.name.as_str()), Some(link));
+        }
+    }
+
+    /// When the device was first seen.
+    pub(crate) fn first_seen(&self, dev: &str) -> Option<Instant> {
+        self.names.index(dev).and_then(|i| self.seen.get(&i)).copied()
+    }
+
+    /// The device, if it is there.
+    pub(crate) fn link_named(&self, dev: &str) -> Option<&Link> {
+        self.names.index(dev).and_then(|i| self.links.get(&i))
+    }
+
+    /// Whether every device a route uses is there and up.
+    pub(crate) fn all_up(&self, r: &Route) -> bool {
+        r.devices().all(|d| self.link_named(d).is_some_and(|l| l.up))
+    }
+
+    /// Takes an event in.
+    pub(crate) fn take(&mut self, event: &Event, owner: &Ownership, now: Instant, news: &mut News) {
+        match event {
+            Event::Link(l) => self.link(l, now, news),
+            Event::LinkGone(l) => self.link_gone(l, owner, news),
+            Event::Addr(a) => {
+                if self.links.contains_key(&a.link) && self.addrs.insert(a.clone()) {
+                    self.refresh_host_link(a.link);
+                    news.host |= global(&a.net);
+                }
+            }
+            Event::AddrGone(a) => {
+                if self.addrs.remove(a) {
+                    self.refresh_host_link(a.link);
+                    // With its last address a device loses its IPv4 routes, and nobody is told.
+                    news.resync |= global(&a.net);
+                }
+            }
+            Event::Route(r) => {
+                if let Some(r) = convert::from_kernel(r, &self.names) {
+                    news.by_others.insert(r.key());
+                    self.set_route(r, owner, news);
+                }
+            }
+            Event::RouteGone(r) => {
+                let Some(r) = convert::from_kernel(r, &self.names) else { return };
+                match self.actual.get(&r.key()) {
+                    Some(have) if have.target == r.target && have.protocol == r.protocol => {
+                        news.by_others.insert(r.key());
+                        self.remove_route(r.key(), owner, news);
+                    }
+                    // The end of something that is not what we believe to be there.
+                    Some(_) => news.resync = true,
+                    None => {}
+                }
+            }
+        }
+    }
+
+    fn link(&mut self, l: &Link, now: Instant, news: &mut News) {
+        let old = self.links.insert(l.index, l.clone());
+        self.seen.entry(l.index).or_insert(now);
+        if self.names.set(l.index, &l.name).is_some() {
+            // Renamed: every route that names it reads differently now.
+            news.resync = true;
+            return;
+        }
+        let (was_up, old_mtu) = old.as_ref().map_or((false, 0), |o| (o.up, o.mtu));
+        if old.is_some() && (was_up, old_mtu) == (l.up, l.mtu) {
+            return;
+        }
+        self.refresh_host_link(l.index);
+        if was_up && !l.up {
+            news.downed.insert(l.index);
+        }
+        news.devices.insert(l.name.as_str().into());
+        news.host |= self.has_addresses(l.index);
+    }
+
+    fn link_gone(&mut self, l: &Link, owner: &Ownership, news: &mut News) {
+        // A bridge reports the loss of a port in the same words; the port is still there.
+        if self.names.name(l.index).is_none() {
+            return;
+        }
+        news.host |= self.has_addresses(l.index);
+        self.vanish(&l.name, owner, news);
+        self.addrs.retain(|a| a.link != l.index);
+        self.links.remove(&l.index);
+        self.seen.remove(&l.index);
+        self.names.remove(l.index);
+        let dev = Dev::from(l.name.as_str());
+        self.host.set_link(Dev::clone(&dev), None);
+        news.devices.insert(dev);
+    }
+
+    fn has_addresses(&self, index: u32) -> bool {
+        self.addrs.iter().any(|a| a.link == index && global(&a.net))
+    }
+
+    /// A device is gone for good, and its routes with it. Of a route with several ways others may be left.
+    fn vanish(&mut self, name: &str, owner: &Ownership, news: &mut News) {
+        for key in self.through(name) {
+            match self.actual.get(&key).map(|r| &r.target) {
+                Some(Target::Via(hops)) if hops.len() > 1 => news.resync = true,
+                _ => self.remove_route(key, owner, news),
+            }
+        }
+    }
+
+    fn through(&self, name: &str) -> Vec<RouteKey> {
+        self.actual.values().filter(|r| r.devices().any(|d| d == name)).map(Route::key).collect()
+    }
+
+    /// Reads which routes go through a device.
+    pub(crate) fn read_device(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        index: u32,
+        owner: &Ownership,
+        news: &mut News,
+    ) -> Result<(), NetlinkError> {
+        let Some(name) = self.names.name(index).cloned() else { return Ok(()) };
+        let there = kernel.routes(&RouteFilter { dev: Some(index), ..RouteFilter::main() })?;
+        let there: BTreeMap<RouteKey, Route> =
+            there.iter().filter_map(|r| convert::from_kernel(r, &self.names)).map(|r| (r.key(), r)).collect();
+        for key in self.through(&name) {
+            if !there.contains_key(&key) {
+                self.remove_route(key, owner, news);
+            }
+        }
+        for r in there.into_values() {
+            self.set_route(r, owner, news);
+        }
+        Ok(())
+    }
+
+    /// An entry as it is now, by event or by our own write.
+    pub(crate) fn set_route(&mut self, r: Route, owner: &Ownership, news: &mut News) {
+        let (key, foreign) = (r.key(), !owner.owns(&r));
+        let old = self.actual.insert(key, r);
+        if old.as_ref() == self.actual.get(&key) {
+            return;
+        }
+        news.keys.insert(key);
+        if foreign || old.is_some_and(|o| !owner.owns(&o)) {
+            self.foreign_changed(key.0, owner, news);
+        }
+    }
+
+    /// An entry that is gone.
+    pub(crate) fn remove_route(&mut self, key: RouteKey, owner: &Ownership, news: &mut News) {
+        if let Some(old) = self.actual.remove(&key) {
+            news.keys.insert(key);
+            if !owner.owns(&old) {
+                self.foreign_changed(key.0, owner, news);
+            }
+        }
+    }
+
+    fn foreign_changed(&mut self, dst: IpNet, owner: &Ownership, news: &mut News) {
+        let best = self.actual.range((dst, 0)..=(dst, u32::MAX)).map(|(_, r)| r).find(|r| !owner.owns(r));
+        self.host.set_foreign(dst, best.cloned());
+        news.host = true;
+    }
+}
+
+/// Sorts before every address of its device.
+const LOWEST: Addr = Addr {
+    link: 0,
+    net: IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::UNSPECIFIED, 0)),
+    scope: 0,
+    flags: 0,
+    peer: None,
+};
