@@ -35,7 +35,13 @@ pub struct RibPath {
     pub large_communities: Vec<String>,
 }
 
-pub(crate) fn status(speaker: &Speaker, now: Mono, listen: String) -> BgpStatus {
+/// `trouble`: why peers are not up, from the driver's point of view.
+pub(crate) fn status(
+    speaker: &Speaker,
+    now: Mono,
+    listen: String,
+    trouble: &HashMap<PeerId, String>,
+) -> BgpStatus {
     let config = speaker.config();
     BgpStatus {
         asn: config.asn,
@@ -50,7 +56,7 @@ pub(crate) fn status(speaker: &Speaker, now: Mono, listen: String) -> BgpStatus 
                 since_ms: now.since_ms(p.since),
                 received: p.routes.iter().map(|(_, r)| r.received).sum(),
                 advertised: p.routes.iter().map(|(_, r)| r.advertised).sum(),
-                last_error: p.last_error,
+                last_error: trouble.get(&p.id).cloned().or(p.last_error),
                 name: p.name,
                 kind: p.kind,
             })

@@ -1,114 +1,25 @@
 //! Whole daemons on 127.0.0.0/8: routes go both ways, sessions end as they should, and peers that speak garbage get
 //! the right NOTIFICATION and harm nobody.
 
+mod support;
+
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
 
-use brindle_bgpd::{Desired, FibStream, Running, spawn};
+use brindle_bgpd::{Desired, spawn};
 use brindle_bgpd_core::{
-    speaker::{LocalRoute, PeerConfig, SpeakerConfig},
-    wire::{AttrSet, Capability, Message, Notification, Open, WireCx, frame::next_frame},
+    speaker::{PeerConfig, SpeakerConfig},
+    wire::{Capability, Message, Open},
 };
-use brindle_config_core::status::PeerStatus;
-use bytes::BytesMut;
 use ipnet::IpNet;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    io::AsyncWriteExt,
     time::{Instant, sleep, timeout},
 };
 
-const PORT: u16 = 1790;
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// An address of this test process's own, so that runs side by side do not meet.
-fn address() -> Ipv4Addr {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
-    let [.., a, b] = (std::process::id() % 60_000 + 256).to_be_bytes();
-    Ipv4Addr::new(127, a, b, NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-fn route(prefix: &str) -> LocalRoute {
-    LocalRoute { prefix: prefix.parse().unwrap(), next_hop: None, attributes: AttrSet::default() }
-}
-
-fn peer(of: Ipv4Addr, to: Ipv4Addr, asn: u32) -> PeerConfig {
-    PeerConfig {
-        port: PORT,
-        local_address: Some(of.into()),
-        connect_retry: 1,
-        hold_time: 9,
-        ..PeerConfig::new(to.to_string(), to.into(), asn)
-    }
-}
-
-/// A daemon at an address.
-struct Node {
-    address: Ipv4Addr,
-    desired: Desired,
-    running: Running,
-    fib: FibStream,
-}
-
-impl Node {
-    async fn start(address: Ipv4Addr, asn: u32, peers: Vec<PeerConfig>, routes: &[&str]) -> Self {
-        let (running, fib) = spawn(false);
-        let desired = Desired {
-            speaker: Some(SpeakerConfig { sync_settle: 1, ..SpeakerConfig::new(asn, address) }),
-            listen: vec![SocketAddr::new(address.into(), PORT)],
-            peers,
-            routes: routes.iter().map(|r| route(r)).collect(),
-        };
-        let errors = running.handle.apply(desired.clone()).await.unwrap();
-        assert_eq!(errors, []);
-        Self { address, desired, running, fib }
-    }
-
-    async fn change(&mut self, edit: impl FnOnce(&mut Desired)) {
-        edit(&mut self.desired);
-        assert_eq!(self.running.handle.apply(self.desired.clone()).await.unwrap(), []);
-    }
-
-    async fn peer(&self, of: Ipv4Addr) -> PeerStatus {
-        let status = self.running.handle.status().await.unwrap();
-        status.peers.into_iter().find(|p| p.address == IpAddr::V4(of)).unwrap()
-    }
-
-    async fn established(&self, with: Ipv4Addr) {
-        self.until(&format!("session with {with}"), async || {
-            let p = self.peer(with).await;
-            (p.state == "Established").then_some(()).ok_or(format!("{p:?}"))
-        })
-        .await;
-    }
-
-    async fn prefixes(&self) -> BTreeSet<String> {
-        let rib = self.running.handle.rib(None).await.unwrap();
-        rib.iter().filter(|p| p.best).map(|p| p.prefix.to_string()).collect()
-    }
-
-    async fn knows(&self, expected: &[&str]) {
-        let expected: BTreeSet<String> = expected.iter().map(|s| (*s).to_owned()).collect();
-        self.until(&format!("exactly {expected:?}"), async || {
-            let found = self.prefixes().await;
-            (found == expected).then_some(()).ok_or(format!("{found:?}"))
-        })
-        .await;
-    }
-
-    async fn until(&self, what: &str, mut attempt: impl AsyncFnMut() -> Result<(), String>) {
-        let start = Instant::now();
-        while let Err(why) = attempt().await {
-            assert!(start.elapsed() < PATIENCE, "{}: no {what}: {why}", self.address);
-            // Paces the questions; the outcome does not depend on it.
-            sleep(Duration::from_millis(10)).await;
-        }
-    }
-}
+use self::support::{Hand, Node, PATIENCE, PORT, address, bytes, peer, route};
 
 /// Two iBGP neighbors with a route each.
 async fn pair() -> (Node, Node) {
@@ -152,6 +63,13 @@ async fn the_fib_stream_has_what_others_announce_and_says_when_it_is_complete() 
     b.running.shutdown().await;
     let batch = timeout(PATIENCE, a.fib.next()).await.unwrap().unwrap();
     assert!(batch.changes[0].next_hops.is_empty(), "{batch:?}");
+}
+
+#[tokio::test]
+async fn a_speaker_without_peers_is_complete_at_once() {
+    let mut a = Node::start(address(), 64512, vec![], &[]).await;
+    let batch = timeout(PATIENCE, a.fib.next()).await.unwrap().unwrap();
+    assert!(batch.in_sync && batch.changes.is_empty(), "{batch:?}");
 }
 
 #[tokio::test]
@@ -204,58 +122,6 @@ async fn another_identity_restarts_the_sessions() {
     while !reset {
         reset = timeout(PATIENCE, a.fib.next()).await.unwrap().unwrap().reset;
     }
-}
-
-/// A peer made by hand.
-struct Hand {
-    stream: TcpStream,
-    buf: BytesMut,
-}
-
-impl Hand {
-    async fn connect(from: Ipv4Addr, to: Ipv4Addr) -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::new(from.into(), 0)).unwrap();
-        let stream = socket.connect(SocketAddr::new(to.into(), PORT)).await.unwrap();
-        Self { stream, buf: BytesMut::new() }
-    }
-
-    async fn send(&mut self, bytes: &[u8]) {
-        // The daemon may have closed already; what it said is what counts.
-        let _ = self.stream.write_all(bytes).await;
-    }
-
-    /// The next message; `None` when the connection is closed.
-    async fn next(&mut self) -> Option<Message> {
-        loop {
-            if let Some((_, len)) = next_frame(&self.buf, 4096).unwrap() {
-                let frame = self.buf.split_to(len);
-                return Some(
-                    Message::parse(&frame, &WireCx { four_octet_as: true, ..WireCx::default() }).unwrap(),
-                );
-            }
-            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.buf)).await.expect("an answer");
-            if read.unwrap_or(0) == 0 {
-                return None;
-            }
-        }
-    }
-
-    async fn notification(&mut self) -> Notification {
-        loop {
-            match self.next().await {
-                Some(Message::Notification(n)) => return n,
-                Some(_) => {}
-                None => panic!("closed without a NOTIFICATION"),
-            }
-        }
-    }
-}
-
-fn bytes(message: &Message) -> Vec<u8> {
-    let mut b = BytesMut::new();
-    message.emit(&WireCx { four_octet_as: true, ..WireCx::default() }, &mut b).unwrap();
-    b.to_vec()
 }
 
 fn open(asn: u32, hold_time: u16, id: Ipv4Addr) -> Vec<u8> {

@@ -6,7 +6,6 @@
 //! order, ours depends on names.
 
 mod bgp_peers;
-mod duration;
 mod routes;
 mod sessions;
 mod state;

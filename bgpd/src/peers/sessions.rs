@@ -12,6 +12,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
 };
 
 use brindle_bgpd_core::{
@@ -20,14 +21,13 @@ use brindle_bgpd_core::{
 };
 use brindle_config_core::{
     bgp::{BgpConfigurationSpec, BgpPassword, DEFAULT_AS, NextHopMode},
+    duration,
     key::{Key, Kind},
 };
 use sha2::{Digest, Sha256};
 
 use super::{
-    Plan, Problem, bgp_peers,
-    duration::whole_seconds,
-    routes,
+    Plan, Problem, bgp_peers, routes,
     state::{ClusterState, NodeFacts},
 };
 
@@ -350,16 +350,21 @@ pub(super) fn seconds(
 ) -> u16 {
     let Some(text) = text else { return default };
     let mut problem = |what: String| problems.push(Problem { about: from.clone(), what });
-    match whole_seconds(text) {
+    match duration::parse(text).map(whole_seconds) {
         Ok(s) => u16::try_from(s).ok().filter(|s| *s <= max).unwrap_or_else(|| {
             problem(format!("{field}: {s} s is more than the largest value, {max} s, which is used"));
             max
         }),
-        Err(what) => {
-            problem(format!("{field}: {what}; {default}s is used"));
+        Err(e) => {
+            problem(format!("{field}: {e}; {default}s is used"));
             default
         }
     }
+}
+
+/// Rounded as Calico rounds, half up.
+const fn whole_seconds(d: Duration) -> u64 {
+    d.as_secs() + (d.subsec_millis() >= 500) as u64
 }
 
 pub(super) fn cluster_id(node: &NodeFacts) -> Option<Ipv4Addr> {

@@ -1,0 +1,225 @@
+//! The connections of the speaker task: what their tasks report, what goes to their writers, how they end.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use brindle_bgpd_core::{
+    speaker::{ConnId, DownReason, Input},
+    wire::{Message, WireCx},
+};
+use bytes::BytesMut;
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+    task::{AbortHandle, Id, JoinError},
+};
+use tracing::{debug, error};
+
+use super::{Link, LinkState, REPORTS, SpeakerTask, Up};
+use crate::conn::{self, Chunk, Exit, Mode, Report, Token};
+
+/// Octets of messages a writer gets at a time: what a busy connection costs in memory beside its socket buffer.
+const CHUNK: usize = 16 * 1024;
+/// RFC 9687 section 3.2: eight minutes, or twice the hold time if that is longer.
+const SEND_HOLD: Duration = Duration::from_secs(480);
+
+impl SpeakerTask {
+    pub(super) fn reports(&mut self) {
+        for _ in 0..REPORTS {
+            let Ok(report) = self.inbox.try_recv() else { return };
+            self.report(report);
+        }
+    }
+
+    pub(super) fn report(&mut self, report: Report) {
+        match report {
+            Report::Accepted { stream, local, remote } => self.accepted(stream, local, remote),
+            Report::Inputs { token, inputs } => {
+                for input in inputs {
+                    // An earlier message may have ended the connection.
+                    if self.by_token.contains_key(&token) {
+                        self.feed(input);
+                    }
+                }
+            }
+            Report::Room { token, buffer } => {
+                let Some(conn) = self.by_token.get(&token).copied() else { return };
+                if let Some(Link { state: LinkState::Up(up), .. }) = self.links.get_mut(&conn) {
+                    up.busy = false;
+                    up.spare = up.pending.then_some(buffer);
+                    self.dirty.push(conn);
+                }
+            }
+        }
+    }
+
+    fn accepted(&mut self, stream: TcpStream, local: SocketAddr, remote: SocketAddr) {
+        let Some(neighbor) = self.neighbors.get(&remote.ip()) else {
+            return self.refused.count(remote);
+        };
+        if let Err(e) = conn::prepare(&stream, neighbor.ttl) {
+            return debug!(%remote, error = %e, "connection was gone before it was accepted");
+        }
+        let conn = ConnId(self.next_accept);
+        self.next_accept += 2;
+        let token = self.token(conn);
+        let up = self.start(token, conn, stream, remote.ip());
+        self.links.insert(conn, Link { token, state: LinkState::Up(up) });
+        self.feed(Input::Accepted { conn, local, remote });
+    }
+
+    pub(super) fn ended(&mut self, ended: Result<(Id, Exit), JoinError>) {
+        let exit = match ended {
+            Ok((id, exit)) => {
+                self.task_tokens.remove(&id);
+                exit
+            }
+            Err(e) => {
+                let Some(token) = self.task_tokens.remove(&e.id()) else { return };
+                if e.is_cancelled() {
+                    return;
+                }
+                error!(error = %e, "a connection task failed; this is a defect, the session is closed");
+                Exit::Lost { token, why: "internal error".into() }
+            }
+        };
+        match exit {
+            Exit::Closed => {}
+            Exit::Dialed { token, stream } => self.dialed(token, stream),
+            Exit::Lost { token, why } => {
+                if let Some(conn) = self.forget(token) {
+                    self.feed(Input::Disconnected { conn, reason: DownReason::Closed(why) });
+                }
+            }
+            Exit::Stalled { token } => {
+                if let Some(conn) = self.forget(token) {
+                    self.feed(Input::SendStalled { conn });
+                }
+            }
+        }
+    }
+
+    fn dialed(&mut self, token: Token, stream: io::Result<TcpStream>) {
+        let Some(conn) = self.by_token.get(&token).copied() else { return };
+        let ends = stream.and_then(|s| Ok((s.local_addr()?, s.peer_addr()?, s)));
+        match ends {
+            Ok((local, remote, stream)) => {
+                let up = self.start(token, conn, stream, remote.ip());
+                self.links.insert(conn, Link { token, state: LinkState::Up(up) });
+                self.feed(Input::Connected { conn, local, remote });
+            }
+            Err(e) => {
+                self.forget(token);
+                let reason = DownReason::ConnectFailed(e.to_string());
+                self.feed(Input::Disconnected { conn, reason });
+            }
+        }
+    }
+
+    pub(super) fn token(&mut self, conn: ConnId) -> Token {
+        self.next_token += 1;
+        let token = Token(self.next_token);
+        self.by_token.insert(token, conn);
+        token
+    }
+
+    fn forget(&mut self, token: Token) -> Option<ConnId> {
+        let conn = self.by_token.remove(&token)?;
+        self.links.remove(&conn);
+        Some(conn)
+    }
+
+    pub(super) fn spawn(
+        &mut self,
+        token: Token,
+        task: impl Future<Output = Exit> + Send + 'static,
+    ) -> AbortHandle {
+        let handle = self.tasks.spawn(task);
+        self.task_tokens.insert(handle.id(), token);
+        handle
+    }
+
+    /// Starts reader and writer.
+    pub(super) fn start(&mut self, token: Token, conn: ConnId, stream: TcpStream, remote: IpAddr) -> Up {
+        let hold = self.neighbors.get(&remote).map_or(0, |n| n.hold_time);
+        let send_hold = SEND_HOLD.max(Duration::from_secs(2 * u64::from(hold)));
+        let (read_half, write_half) = stream.into_split();
+        let (mode, mode_rx) = watch::channel(Mode::Open);
+        // Two: the chunk being written, and the last one.
+        let (chunks, chunks_rx) = mpsc::channel(2);
+        self.spawn(token, conn::read(token, conn, read_half, mode_rx.clone(), self.inbox_tx.clone()));
+        self.spawn(
+            token,
+            conn::write(token, write_half, chunks_rx, mode_rx, self.inbox_tx.clone(), send_hold),
+        );
+        Up {
+            mode,
+            chunks,
+            write: WireCx::default(),
+            control: BytesMut::new(),
+            pending: false,
+            busy: false,
+            spare: None,
+        }
+    }
+
+    pub(super) fn up(&mut self, conn: ConnId) -> Option<&mut Up> {
+        match self.links.get_mut(&conn) {
+            Some(Link { state: LinkState::Up(up), .. }) => Some(up),
+            _ => None,
+        }
+    }
+
+    /// Gives an idle writer what is to be sent, messages before updates.
+    pub(super) fn next_chunk(&mut self, conn: ConnId) {
+        let (Some(speaker), Some(Link { state: LinkState::Up(up), .. })) =
+            (&mut self.speaker, self.links.get_mut(&conn))
+        else {
+            return;
+        };
+        if up.busy || (up.control.is_empty() && !up.pending) {
+            return;
+        }
+        let mut bytes = match up.spare.take() {
+            Some(mut spare) => {
+                spare.extend_from_slice(&up.control);
+                up.control.clear();
+                spare
+            }
+            None => std::mem::take(&mut up.control),
+        };
+        while up.pending && bytes.len() < CHUNK {
+            up.pending = speaker.next_update(conn, CHUNK, &mut bytes);
+        }
+        if !bytes.is_empty() {
+            // Fails only if the writer ended; its exit is on the way.
+            up.busy = up.chunks.try_send(Chunk { bytes, last: false }).is_ok();
+        }
+    }
+
+    pub(super) fn send(&mut self, conn: ConnId, message: &Message) {
+        let Some(up) = self.up(conn) else { return };
+        match message.emit(&up.write, &mut up.control) {
+            Ok(()) => self.dirty.push(conn),
+            // Control messages are small; a NOTIFICATION with the peer's own bytes in it is cut by the speaker.
+            Err(e) => error!(error = %e, "a message could not be written; this is a defect, it is left out"),
+        }
+    }
+
+    /// What is queued goes out, then the connection ends; from here on the speaker does not know it.
+    pub(super) fn close(&mut self, conn: ConnId) {
+        let Some(link) = self.links.remove(&conn) else { return };
+        self.by_token.remove(&link.token);
+        match link.state {
+            LinkState::Dialing(task) => task.abort(),
+            LinkState::Up(up) => {
+                up.mode.send_replace(Mode::Closing);
+                // Fails only if the writer ended, and then there is nobody to tell.
+                let _ = up.chunks.try_send(Chunk { bytes: up.control, last: true });
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The speaker task: the one owner of the [`Speaker`], of every connection's state and of the listening sockets.
+//!
+//! Each turn: wait for a report, an order, the end of a task, room in the FIB channel or the deadline; hand it to the
+//! speaker; carry out its outputs in order; give idle writers their next chunk. Nothing in here waits for a peer.
+
+mod links;
+mod orders;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use brindle_bgpd_core::{
+    speaker::{ConnId, Event, Input, LocalRoute, Output, PeerConfig, PeerId, Speaker, SpeakerConfig},
+    time::Mono,
+    wire::WireCx,
+};
+use bytes::BytesMut;
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, Id, JoinSet},
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    conn::{self, Chunk, Exit, Mode, Report, Token},
+    fib::FibQueue,
+    handle::Order,
+    listeners::Listeners,
+    record::Recorder,
+};
+
+/// A connection attempt is given up after this.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Reports taken before outputs are looked at.
+const REPORTS: usize = 32;
+
+// States as events name them.
+const IDLE: &str = "Idle";
+const ACTIVE: &str = "Active";
+const ESTABLISHED: &str = "Established";
+
+/// A connection, as long as the speaker knows it.
+struct Link {
+    token: Token,
+    state: LinkState,
+}
+
+enum LinkState {
+    Dialing(AbortHandle),
+    Up(Up),
+}
+
+struct Up {
+    mode: watch::Sender<Mode>,
+    chunks: mpsc::Sender<Chunk>,
+    /// How messages are written: without capabilities until negotiated.
+    write: WireCx,
+    /// Messages for the next chunk, ahead of updates.
+    control: BytesMut,
+    /// The speaker has updates to pull.
+    pending: bool,
+    /// The writer has a chunk.
+    busy: bool,
+    /// Its buffer, between chunks of a long series.
+    spare: Option<BytesMut>,
+}
+
+pub(crate) struct SpeakerTask {
+    origin: Instant,
+    /// `None` until told whom to speak for.
+    speaker: Option<Speaker>,
+    /// What was asked for last, to see what is new in the next order. Peers and routes are `None` as long as the
+    /// speaker has not been told any: an empty set is news to it, too.
+    identity: Option<SpeakerConfig>,
+    peers: Option<Vec<PeerConfig>>,
+    routes: Option<Vec<LocalRoute>>,
+    /// For the first speaker: an earlier run's routes are in the kernel.
+    restarting: bool,
+    /// By address: who may connect, and with which socket options.
+    neighbors: HashMap<IpAddr, PeerConfig>,
+    links: HashMap<ConnId, Link>,
+    by_token: HashMap<Token, ConnId>,
+    tasks: JoinSet<Exit>,
+    /// So that the end of a task by a panic is that of its connection.
+    task_tokens: HashMap<Id, Token>,
+    next_token: u64,
+    next_accept: u64,
+    outputs: VecDeque<Output>,
+    /// Connections whose writer may have something to do.
+    dirty: Vec<ConnId>,
+    listeners: Listeners,
+    fib: FibQueue,
+    recorder: Option<Recorder>,
+    refused: Refused,
+    /// Why a peer is not up: what last sent it to Idle or Active.
+    trouble: HashMap<PeerId, String>,
+    inbox: mpsc::Receiver<Report>,
+    /// Cloned into connection tasks.
+    inbox_tx: mpsc::Sender<Report>,
+    orders: mpsc::Receiver<Order>,
+}
+
+/// Connections from addresses that are no peers: counted, and logged once a second at most.
+#[derive(Default)]
+struct Refused {
+    total: u64,
+    unlogged: u64,
+    logged_at: Option<Instant>,
+}
+
+impl SpeakerTask {
+    pub(crate) fn new(
+        orders: mpsc::Receiver<Order>,
+        fib: FibQueue,
+        recorder: Option<Recorder>,
+        restarting: bool,
+    ) -> Self {
+        // Small: what is in here is decoded and not yet part of any table.
+        let (inbox_tx, inbox) = mpsc::channel(8);
+        Self {
+            origin: Instant::now(),
+            speaker: None,
+            identity: None,
+            peers: None,
+            routes: None,
+            restarting,
+            neighbors: HashMap::new(),
+            links: HashMap::new(),
+            by_token: HashMap::new(),
+            tasks: JoinSet::new(),
+            task_tokens: HashMap::new(),
+            next_token: 0,
+            next_accept: 1,
+            outputs: VecDeque::new(),
+            dirty: Vec::new(),
+            listeners: Listeners::new(inbox_tx.clone()),
+            fib,
+            recorder,
+            refused: Refused::default(),
+            trouble: HashMap::new(),
+            inbox,
+            inbox_tx,
+            orders,
+        }
+    }
+
+    /// Runs until told to shut down, or until every handle is gone.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let deadline = self.deadline();
+            tokio::select! {
+                biased;
+                order = self.orders.recv() => match order {
+                    None => return,
+                    Some(Order::Shutdown(done)) => {
+                        self.shutdown().await;
+                        // Whoever asked may have stopped waiting.
+                        let _ = done.send(());
+                        return;
+                    }
+                    Some(order) => self.order(order),
+                },
+                Some(ended) = self.tasks.join_next_with_id() => {
+                    // A task ends after its last report is in the inbox, so that comes first.
+                    self.reports();
+                    self.ended(ended);
+                }
+                () = self.fib.hand_over(), if self.fib.has_work() => {}
+                Some(report) = self.inbox.recv() => {
+                    self.report(report);
+                    self.reports();
+                }
+                () = sleep_until(deadline.unwrap_or(self.origin)), if deadline.is_some() => {}
+            }
+            // Also when something else came first: a flood of input must not stop the timers.
+            if self.deadline().is_some_and(|d| d <= Instant::now()) {
+                self.on_time();
+            }
+            self.settle();
+        }
+    }
+
+    fn now(&self) -> Mono {
+        // A machine would have to run for 584 million years to overflow this.
+        Mono(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let timer = self.speaker.as_ref().and_then(Speaker::deadline);
+        let timer = timer.map(|d| self.origin + Duration::from_millis(d.0));
+        [timer, self.listeners.deadline()].into_iter().flatten().min()
+    }
+
+    fn on_time(&mut self) {
+        if self.listeners.deadline().is_some_and(|d| d <= Instant::now()) {
+            self.listeners.retry();
+        }
+        let now = self.now();
+        if let Some(speaker) = &mut self.speaker {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.tick(now);
+            }
+            speaker.on_time(now, &mut self.outputs);
+        }
+        self.act();
+    }
+
+    /// Hands one input to the speaker and carries out what it wants.
+    fn feed(&mut self, input: Input) {
+        let now = self.now();
+        let Some(speaker) = &mut self.speaker else { return };
+        if let Some(recorder) = &mut self.recorder {
+            recorder.input(now, &input);
+        }
+        speaker.handle(now, input, &mut self.outputs);
+        self.act();
+    }
+
+    /// End of a turn: writers get their next chunks, the recording is on disk before the task sleeps.
+    fn settle(&mut self) {
+        for conn in std::mem::take(&mut self.dirty) {
+            self.next_chunk(conn);
+        }
+        if self.inbox.is_empty()
+            && let Some(recorder) = &mut self.recorder
+        {
+            recorder.flush();
+        }
+    }
+
+    fn act(&mut self) {
+        while let Some(output) = self.outputs.pop_front() {
+            match output {
+                Output::Dial { conn, peer: _, to, from, ttl, password } => {
+                    let token = self.token(conn);
+                    let dial = conn::Dial { to, from, ttl, password, timeout: DIAL_TIMEOUT };
+                    let task = self.spawn(token, conn::dial(token, dial));
+                    self.links.insert(conn, Link { token, state: LinkState::Dialing(task) });
+                }
+                Output::Send { conn, message } => self.send(conn, &message),
+                Output::Negotiated { conn, read, write } => {
+                    if let Some(up) = self.up(conn) {
+                        up.write = write;
+                        up.mode.send_replace(Mode::Negotiated(read));
+                    }
+                }
+                Output::Pending { conn } => {
+                    if let Some(up) = self.up(conn) {
+                        up.pending = true;
+                        self.dirty.push(conn);
+                    }
+                }
+                Output::Close { conn } => self.close(conn),
+                Output::Fib(change) => self.fib.change(change),
+                Output::FibInSync => {
+                    info!("routes of all peers are complete");
+                    self.fib.in_sync();
+                }
+                Output::Event(event) => self.log(&event),
+            }
+        }
+    }
+
+    /// One line per change of state. A peer that cannot be reached goes through the same states every few seconds:
+    /// that is told once, and again when the reason changes.
+    fn log(&mut self, event: &Event) {
+        match event {
+            Event::State { peer, name, old, new, cause } => {
+                let news = if new == ESTABLISHED {
+                    self.trouble.remove(peer);
+                    true
+                } else if [IDLE, ACTIVE].contains(&new.as_str()) {
+                    self.trouble.insert(*peer, cause.clone()).as_ref() != Some(cause)
+                } else {
+                    old == ESTABLISHED
+                };
+                if news {
+                    info!(peer = %name, %old, %new, %cause, "session");
+                } else {
+                    debug!(peer = %name, %old, %new, %cause, "session");
+                }
+            }
+            Event::Fault { peer, what } => {
+                let name = self.speaker.as_ref().and_then(|s| s.peer_config(*peer)).map(|c| c.name.as_str());
+                warn!(peer = name.unwrap_or("removed"), %what, "faulty UPDATE");
+            }
+            Event::Restart { peer: _, name, what, routes } => {
+                info!(peer = %name, %what, routes, "graceful restart");
+            }
+            Event::Config { name, what } => warn!(peer = %name, %what, "configuration problem"),
+            Event::Refused { remote, why } => info!(%remote, %why, "refused connection"),
+        }
+    }
+}
+
+impl Refused {
+    fn count(&mut self, remote: SocketAddr) {
+        self.total += 1;
+        self.unlogged += 1;
+        let now = Instant::now();
+        if self.logged_at.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1)) {
+            info!(%remote, count = self.unlogged, total = self.total, "refused connection: not a configured peer");
+            self.logged_at = Some(now);
+            self.unlogged = 0;
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Orders to the speaker task: configuration as a whole or in part, questions, the end.
+
+use brindle_bgpd_core::speaker::{Clear, ConnId, Input, LocalRoute, PeerConfig, Speaker, SpeakerConfig};
+use tokio::time::timeout;
+use tracing::{debug, info};
+
+use super::SpeakerTask;
+use crate::{
+    conn::LINGER,
+    handle::{Desired, ListenError, Order},
+    view,
+};
+
+impl SpeakerTask {
+    pub(super) fn order(&mut self, order: Order) {
+        match order {
+            Order::Apply(desired, answer) => {
+                let errors = self.apply(*desired);
+                // The asker may have gone; what it wanted is done all the same. So with the other answers.
+                let _ = answer.send(errors);
+            }
+            Order::SetPeers(peers) => self.set_peers(peers),
+            Order::SetLocalRoutes(routes) => self.set_local_routes(routes),
+            Order::Clear(peer, how, answer) => {
+                let _ = answer.send(self.clear(&peer, how));
+            }
+            Order::Status(answer) => {
+                let listen = self.listeners.describe();
+                let now = self.now();
+                let status = self.speaker.as_ref().map(|s| view::status(s, now, listen, &self.trouble));
+                let _ = answer.send(status.unwrap_or_default());
+            }
+            Order::Rib(prefix, answer) => {
+                let _ = answer.send(self.speaker.as_ref().map_or_else(Vec::new, |s| view::rib(s, prefix)));
+            }
+            Order::Shutdown(_) => {}
+        }
+    }
+
+    fn apply(&mut self, desired: Desired) -> Vec<ListenError> {
+        if desired.speaker != self.identity {
+            self.restart(desired.speaker);
+        }
+        // Routes first: a session that comes up has them to send.
+        self.set_local_routes(desired.routes);
+        self.set_peers(desired.peers);
+        if self.speaker.is_some() { self.listeners.apply(&desired.listen) } else { self.listeners.apply(&[]) }
+    }
+
+    fn set_peers(&mut self, peers: Vec<PeerConfig>) {
+        if self.peers.as_ref() == Some(&peers) {
+            return;
+        }
+        self.neighbors = peers.iter().map(|p| (p.address, p.clone())).collect();
+        let passwords = peers.iter().filter_map(|p| Some((p.address, p.password.clone()?)));
+        self.listeners.set_passwords(passwords.collect());
+        self.peers = Some(peers.clone());
+        self.feed(Input::SetPeers(peers));
+        if let Some(speaker) = &self.speaker {
+            self.trouble.retain(|id, _| speaker.peer_config(*id).is_some());
+        }
+    }
+
+    fn set_local_routes(&mut self, routes: Vec<LocalRoute>) {
+        if self.routes.as_ref() == Some(&routes) {
+            return;
+        }
+        self.routes = Some(routes.clone());
+        self.feed(Input::SetLocalRoutes(routes));
+    }
+
+    fn clear(&mut self, peer: &str, how: Clear) -> bool {
+        let Some(speaker) = &self.speaker else { return false };
+        let found = speaker.peers().find(|p| p.name == peer || p.address.to_string() == peer).map(|p| p.id);
+        let Some(peer) = found else { return false };
+        self.feed(Input::Clear { peer, how });
+        true
+    }
+
+    /// Another identity is another speaker: the sessions of the old one end.
+    fn restart(&mut self, config: Option<SpeakerConfig>) {
+        if self.speaker.is_some() {
+            info!(old = ?self.identity, new = ?config, "the speaker's identity changed; sessions restart");
+            self.feed(Input::Shutdown);
+            self.settle();
+            let links: Vec<ConnId> = self.links.keys().copied().collect();
+            links.into_iter().for_each(|conn| self.close(conn));
+            self.fib.reset();
+        }
+        self.trouble.clear();
+        self.identity.clone_from(&config);
+        (self.peers, self.routes) = (None, None);
+        self.speaker = config.map(|mut config| {
+            config.seed = random();
+            config.restarting |= std::mem::take(&mut self.restarting);
+            if let Some(recorder) = &mut self.recorder {
+                recorder.speaker(&config);
+            }
+            Speaker::new(config)
+        });
+    }
+
+    pub(super) async fn shutdown(&mut self) {
+        info!("BGP shuts down: every session ends with Cease");
+        self.listeners.apply(&[]);
+        self.feed(Input::Shutdown);
+        self.settle();
+        let links: Vec<ConnId> = self.links.keys().copied().collect();
+        links.into_iter().for_each(|conn| self.close(conn));
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(LINGER, all).await.is_err() {
+            debug!("some peers did not take their NOTIFICATION in time");
+        }
+    }
+}
+
+/// Seed for jitter and hash tables: the standard library's random hash keys, which need no further dependency.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0u8)
+}
