@@ -94,22 +94,26 @@ pub(super) struct Position {
 }
 
 impl Db {
-    /// Opens the file; an absent or empty one becomes a database when `create` is set.
+    /// Opens the file; an absent or empty one becomes a database when `create` is set. A small file is checked whole.
     pub(super) fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).map_err(|e| io_error(path, &e))?;
         prepare_file(&path, create)?;
-        let opened = Self::connect(&path).map_err(|f| explain(&path, f))?;
-        Ok(opened)
+        Self::connect(&path, true).map_err(|f| explain(&path, f))
     }
 
-    fn connect(path: &Path) -> Result<Self, Failure> {
+    /// Another connection to a file that was just opened.
+    pub(super) fn open_again(path: &Path) -> Result<Self, StoreError> {
+        Self::connect(path, false).map_err(|f| explain(path, f))
+    }
+
+    fn connect(path: &Path, check: bool) -> Result<Self, Failure> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut conn = Connection::open_with_flags(path, flags)?;
         let mut waiting = Waiting::default();
         conn.busy_handler(Some(move |n| waiting.again(n)))?;
         check_header(&conn, path)?;
         let size = fs::metadata(path).map(|m| m.len()).unwrap_or(0);
-        if size > 0 && size <= CHECK_UP_TO {
+        if check && size > 0 && size <= CHECK_UP_TO {
             let verdict: String = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
             if verdict != "ok" {
                 return Err(StoreError::Broken(corrupt(path, &verdict)).into());

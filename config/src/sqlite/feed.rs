@@ -37,28 +37,36 @@ pub(super) fn file_of(db: &Path) -> PathBuf {
 /// The writing end.
 pub(super) struct Bell {
     path: PathBuf,
-    file: Mutex<Option<fs::File>>,
+    state: Mutex<Rope>,
+}
+
+#[derive(Default)]
+struct Rope {
+    file: Option<fs::File>,
+    /// The trouble was logged; again only after it went well once.
+    told: bool,
 }
 
 impl Bell {
     pub(super) fn new(db: &Path) -> Self {
-        Self { path: file_of(db), file: Mutex::new(None) }
+        Self { path: file_of(db), state: Mutex::default() }
     }
 
     /// Tells all processes that `revision` was committed. A failure is logged; watches then notice by themselves
     /// after [`SLOW_LOOK`].
     pub(super) fn ring(&self, revision: Revision) {
-        let mut file = self.file.lock().expect("nothing panics while it holds the bell");
+        let mut rope = self.state.lock().expect("nothing panics while it holds the bell");
         let ring = |file: &fs::File| file.write_all_at(&revision.0.to_be_bytes(), 0);
-        if file.as_ref().is_some_and(|f| is_linked(f) && ring(f).is_ok()) {
+        if rope.file.as_ref().is_some_and(|f| is_linked(f) && ring(f).is_ok()) {
             return;
         }
         match open_feed(&self.path).and_then(|f| ring(&f).map(|()| f)) {
-            Ok(f) => *file = Some(f),
+            Ok(f) => *rope = Rope { file: Some(f), told: false },
             Err(e) => {
-                if file.take().is_some() || revision.0 == 1 {
+                if !std::mem::replace(&mut rope.told, true) {
                     tracing::warn!(path = %self.path.display(), error = %e, "cannot signal changes to other processes");
                 }
+                rope.file = None;
             }
         }
     }

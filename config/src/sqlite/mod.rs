@@ -1,9 +1,9 @@
 //! The SQLite store: many processes share one file, without a server and without polling.
 //!
-//! - [`db`]: schema and transactions; [`fault`]: what each error means. Synchronous.
-//! - [`worker`]: a thread that owns one connection, so that no caller's runtime ever waits for a disk.
-//! - [`feed`]: how a commit in one process wakes the watches in all others.
-//! - [`store`]: the `Store` trait over these.
+//! - `db`: schema and transactions; `fault`: what each error means. Synchronous.
+//! - `worker`: a thread that owns one connection, so that no caller's runtime ever waits for a disk.
+//! - `feed`: how a commit in one process wakes the watches in all others.
+//! - `store`: the `Store` trait over these.
 //!
 //! Files: `PATH` (0600), SQLite's own `PATH-wal` and `PATH-shm`, and `PATH.feed`, 8 bytes whose modification is the
 //! signal. The whole set must live on a local file system.

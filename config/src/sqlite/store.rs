@@ -44,7 +44,7 @@ impl SqliteStore {
         let path =
             std::path::absolute(path).map_err(|e| StoreError::Broken(format!("{}: {e}", path.display())))?;
         let writer = Worker::start("store-write", &path, Db::open(&path, create)?)?;
-        let reader = Worker::start("store-read", &path, Db::open(&path, false)?)?;
+        let reader = Worker::start("store-read", &path, Db::open_again(&path)?)?;
         let bell = Arc::new(Bell::new(&path));
         Ok(Self { path, reader, writer, bell, ear: OnceLock::new() })
     }

@@ -1,9 +1,9 @@
 //! Resources in YAML and JSON files: many documents in, typed resources, warnings and errors with their place out.
 //!
-//! The only module that names the YAML parser. [`split`] cuts a file into documents, so that a broken one does not
-//! hide the next; [`tree`] parses one document and keeps where every node is and how every scalar was written;
-//! [`de`] turns nodes into types with errors that name place and field; [`read`] makes resources of documents;
-//! [`write`] is the way back.
+//! The only module that names the YAML parser. `split` cuts a file into documents, so that a broken one does not
+//! hide the next; `tree` parses one document and keeps where every node is and how every scalar was written;
+//! `de` turns nodes into types with errors that name place and field; `read` makes resources of documents;
+//! `write` is the way back.
 //!
 //! What a plain scalar means is decided as Calico's tools do (YAML 1.1: `yes` is a boolean, `014` is octal) where the
 //! field wants a boolean or number. Where it wants text, the text as written counts: an unquoted `014` or `yes` in a

@@ -1,6 +1,6 @@
 //! Calico's label selectors: `role == "db" && (has(zone) || env in {"a", "b"})`.
 //!
-//! [`lex`] cuts text into tokens, [`parse`] builds the tree, [`eval`] applies it to labels. [`Selector`]'s `Display` is
+//! `lex` cuts text into tokens, `parse` builds the tree, `eval` applies it to labels. [`Selector`]'s `Display` is
 //! the canonical form that Calico prints and hashes: parsing it gives the same selector again.
 
 mod eval;
