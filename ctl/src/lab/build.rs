@@ -42,7 +42,11 @@ pub(crate) fn links(plan: &LabPlan) -> Result<()> {
     let fabric = open(&plan.fabric)?;
     let router = open(&plan.router.namespace)?;
     let mut rtnl = Rtnl::open_in(&fabric)?;
-    fabric.run(|| sysctl::set("net/ipv6/conf/default/disable_ipv6", "1"))??;
+    fabric.run(|| match sysctl::set("net/ipv6/conf/default/disable_ipv6", "1") {
+        // A kernel without IPv6.
+        Err(e) if e.is_not_found() => Ok(()),
+        done => done,
+    })??;
     let mut ops = vec![Op::set_up("lo", true)];
     for s in &plan.segments {
         ops.push(Op::add_link(&s.bridge, "bridge", Some(plan.mtu), true));
