@@ -24,6 +24,10 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 const DEBOUNCE_MAX: Duration = Duration::from_millis(40);
 /// How long a watch trusts the feed before it looks for itself.
 const SLOW_LOOK: Duration = Duration::from_secs(10);
+/// How long a lost feed file is left alone.
+const MOURNING: Duration = Duration::from_millis(100);
+/// How often to look whether a database that went away is back.
+const GONE: Duration = Duration::from_secs(1);
 /// The same without inotify.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -191,8 +195,17 @@ fn listen_loop(inotify: &mut Inotify, feed: &Path, tick: &watch::Sender<u64>, st
     }
 }
 
-/// Somebody removed the feed file: make a new one. False when the store is closing or the file cannot be made.
+/// Somebody removed the feed file: make a new one, but only beside a database. False when the store is closing or the
+/// file cannot be made.
 fn listen_again(feed: &Path, stop: &Stop) -> bool {
+    // Perhaps the whole store is being removed: then nothing of ours may come back into its folder.
+    thread::sleep(MOURNING);
+    while !feed.with_extension("").exists() {
+        if stop.closed.load(Ordering::SeqCst) {
+            return false;
+        }
+        thread::sleep(GONE);
+    }
     let mut watched = stop.watched.lock().expect("nothing panics while it holds this");
     if stop.closed.load(Ordering::SeqCst) {
         return false;

@@ -105,6 +105,23 @@ async fn a_removed_feed_file_is_made_again() {
     }
 }
 
+#[tokio::test]
+async fn nothing_comes_back_into_the_folder_of_a_removed_store() {
+    let dir = TempDir::new();
+    let folder = dir.path("lab");
+    fs::create_dir(&folder).expect("creates");
+    let db = folder.join("store.db");
+    let mut follower = Role::start("follow", &db);
+    assert_eq!(follower.says().as_deref(), Some("in-sync"));
+    fs::remove_dir_all(&folder).expect("removes");
+    // Long enough for a follower that would make the file again.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(500) {
+        assert!(!folder.exists());
+        std::thread::yield_now();
+    }
+}
+
 fn wait_for(path: &Path) {
     let begun = Instant::now();
     while !path.exists() {
