@@ -124,6 +124,13 @@ pub fn remove(folder: &Path, a: &Attachment) -> io::Result<()> {
     }
 }
 
+/// The record of this attachment, if there is a sound one.
+pub fn find(folder: &Path, a: &Attachment) -> Option<Entry> {
+    let path = folder.join(file_name(a));
+    let record = read_one(&path).ok()?;
+    Some(Entry { path, record })
+}
+
 /// Reads all records. Files left by a crash while writing are removed; damaged ones are set aside.
 pub fn read(folder: &Path) -> io::Result<Contents> {
     let mut contents = Contents::default();
@@ -218,6 +225,8 @@ mod tests {
         }
         let found = read(&folder.0).unwrap();
         assert_eq!(found.entries.len(), 2);
+        assert_eq!(find(&folder.0, &record("b").attachment).unwrap().record, record("b"));
+        assert_eq!(find(&folder.0, &record("c").attachment), None);
         remove(&folder.0, &record("a").attachment).unwrap();
         remove(&folder.0, &record("a").attachment).unwrap();
         let left: Vec<Record> = read(&folder.0).unwrap().entries.into_iter().map(|e| e.record).collect();

@@ -1,8 +1,58 @@
-//! The agent's side of the CNI protocol (`brindle_cni::proto`): a unix socket only root may use, and behind it the
-//! [`service`] that gives addresses and records endpoints.
+//! The agent's side of the CNI protocol ([`brindle_cni::proto`]): a unix socket only root may use ([`socket`]), one
+//! session per plugin ([`session`]), and behind them the [`service`] that gives addresses ([`address`]), records
+//! endpoints ([`endpoint`]), deletes devices ([`device`]) and carries out what the journal says ([`replay`]).
+//!
+//! Nothing here decides who gets which address (`brindle-ipam`) or programs a route (felix).
 
+mod address;
+mod collect;
+mod dataplane;
+mod device;
+mod endpoint;
+mod pause;
+mod refused;
+mod replay;
 mod service;
+mod session;
 mod socket;
 
-pub(crate) use service::{Jitter, Service, now};
-pub(crate) use socket::start;
+use std::{path::PathBuf, sync::Arc};
+
+use brindle_config_core::store::Store;
+pub(crate) use dataplane::Dataplane;
+pub(crate) use pause::{Jitter, now};
+pub(crate) use socket::Server;
+
+/// What the server is made of.
+pub(crate) struct CniServerSettings {
+    pub(crate) node: String,
+    pub(crate) socket: PathBuf,
+    /// Holds the journal.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) dataplane: Arc<dyn Dataplane>,
+}
+
+/// Carries out the journal, then listens.
+pub(crate) async fn spawn(settings: CniServerSettings) -> anyhow::Result<Server> {
+    socket::spawn(settings).await
+}
+
+/// [`spawn`] with the agent's settings and parts.
+pub(crate) async fn start(
+    settings: &crate::settings::Settings,
+    store: &Arc<dyn Store>,
+    felix: &brindle_felix::Handle,
+) -> anyhow::Result<Server> {
+    spawn(CniServerSettings {
+        node: settings.node_name.clone(),
+        socket: settings.cni_socket.clone(),
+        state_dir: settings.state_dir.clone(),
+        store: Arc::clone(store),
+        dataplane: Arc::new(felix.clone()),
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! What the server needs of the part that programs the kernel.
+
+use std::{pin::Pin, time::Duration};
+
+use brindle_config_core::Key;
+use brindle_felix::Handle;
+use ipnet::IpNet;
+
+use super::device;
+
+/// A boxed answer; the error is a sentence.
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
+
+/// An endpoint the kernel should know.
+#[derive(Clone, Debug)]
+pub(crate) struct Expected {
+    pub(crate) key: Key,
+    pub(crate) device: String,
+    pub(crate) addresses: Vec<IpNet>,
+}
+
+/// Programs the kernel, and says how far it is.
+pub(crate) trait Dataplane: Send + Sync {
+    /// MTU for new pods, octets, as soon as it is known.
+    fn mtu(&self, limit: Duration) -> Answer<'_, u32>;
+    /// Waits until the endpoint's routes and settings are in the kernel.
+    fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()>;
+}
+
+impl Dataplane for Handle {
+    fn mtu(&self, limit: Duration) -> Answer<'_, u32> {
+        Box::pin(async move {
+            let mut report = self.watch();
+            let known = tokio::time::timeout(limit, report.wait_for(|r| r.pod_mtu != 0)).await;
+            match known {
+                Ok(Ok(report)) => Ok(report.pod_mtu),
+                _ => Err("the agent is starting and does not know the MTU of pods yet".to_owned()),
+            }
+        })
+    }
+
+    fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let deadline = tokio::time::Instant::now() + limit;
+            self.wait_ready(&endpoint.key, limit).await.map_err(|e| e.to_string())?;
+            // felix may still mean the endpoint's former device when a pod was made anew under its old name.
+            while let Some(missing) = device::missing(&endpoint).await? {
+                if tokio::time::Instant::now() >= deadline {
+                    return Err(format!("{} is not in the kernel after {limit:?}: {missing}", endpoint.key));
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,107 @@
+//! Host devices: deleting them without making anybody wait, and looking at what the kernel has.
+//!
+//! Deleting a veth takes the kernel a millisecond to take it from the lists and then some tens more to be sure that
+//! nobody uses it. The second part is waited for on a thread of its own.
+
+use std::sync::Arc;
+
+use brindle_cni::proto::HostDevice;
+use brindle_kernel::{
+    netlink::{NetlinkError, Rtnl},
+    sysctl,
+};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::dataplane::Expected;
+
+/// Deletions under way at a time; their waits overlap.
+const MAX_DELETIONS: usize = 32;
+/// What marks a device as a pod's.
+const PREFIX: &str = "cali";
+
+/// Deletes devices in the background.
+pub(super) struct Deletions {
+    slots: Arc<Semaphore>,
+}
+
+impl Deletions {
+    pub(super) fn new() -> Self {
+        Self { slots: Arc::new(Semaphore::new(MAX_DELETIONS)) }
+    }
+
+    /// Starts the deletion. The returned future completes when the device has been looked up and is about to go; it
+    /// is named by number and name, so that one made anew meanwhile stays.
+    pub(super) async fn start(&self, device: HostDevice) {
+        if !device.name.starts_with(PREFIX) {
+            tracing::warn!(device = %device.name, "asked to delete a device that is no pod's; left alone");
+            return;
+        }
+        let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
+        let (begun, wait) = oneshot::channel();
+        let spawned = std::thread::Builder::new().name("delete-device".into()).spawn(move || {
+            if let Err(e) = delete(&device, begun)
+                && !e.is_not_found()
+            {
+                tracing::warn!(device = %device.name, "cannot delete it: {e}");
+            }
+            drop(slot);
+        });
+        match spawned {
+            // A dropped sender says the same: it has been looked at.
+            Ok(_) => drop(wait.await),
+            Err(e) => tracing::warn!("cannot start a thread to delete a device: {e}; the plugin will do it"),
+        }
+    }
+}
+
+fn delete(device: &HostDevice, begun: oneshot::Sender<()>) -> Result<(), NetlinkError> {
+    let mut kernel = Rtnl::open()?;
+    let found = kernel.link_by_index(device.index)?;
+    if found.is_none_or(|l| l.name != device.name) {
+        return Ok(());
+    }
+    let _ = begun.send(());
+    kernel.del_link(device.index)
+}
+
+/// Whether a device of this name exists.
+pub(super) async fn exists(name: String) -> bool {
+    let look = move || Rtnl::open().and_then(|mut k| k.link_by_name(&name));
+    // Not knowing counts as existing: the careful answer for whoever asks.
+    !matches!(tokio::task::spawn_blocking(look).await, Ok(Ok(None)))
+}
+
+/// The host device of this name, as a deletion names it.
+pub(super) async fn find(name: String) -> Option<HostDevice> {
+    let look = move || Rtnl::open().and_then(|mut k| k.link_by_name(&name));
+    let link = tokio::task::spawn_blocking(look).await.ok()?.ok()??;
+    Some(HostDevice { index: link.index, name: link.name })
+}
+
+/// What the kernel lacks of an endpoint; none when all is there.
+pub(super) async fn missing(endpoint: &Expected) -> Result<Option<String>, String> {
+    let endpoint = endpoint.clone();
+    let look = move || look_for_missing(&endpoint).map_err(|e| e.to_string());
+    tokio::task::spawn_blocking(look).await.map_err(|e| e.to_string())?
+}
+
+fn look_for_missing(endpoint: &Expected) -> Result<Option<String>, NetlinkError> {
+    let mut kernel = Rtnl::open()?;
+    let Some(link) = kernel.link_by_name(&endpoint.device)? else {
+        return Ok(Some(format!("there is no device {}", endpoint.device)));
+    };
+    for net in &endpoint.addresses {
+        let route = kernel.route_to(net.addr())?;
+        let here = route.as_ref().is_some_and(|r| r.dst == net.trunc() && r.only_dev() == Some(link.index));
+        if !here {
+            return Ok(Some(format!("no route to {net} through {}", endpoint.device)));
+        }
+    }
+    if endpoint.addresses.iter().any(|n| n.addr().is_ipv4()) {
+        let key = format!("net/ipv4/conf/{}/proxy_arp", endpoint.device);
+        if sysctl::get(&key).is_ok_and(|v| v != "1") {
+            return Ok(Some(format!("{key} is off")));
+        }
+    }
+    Ok(None)
+}

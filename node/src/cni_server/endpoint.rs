@@ -1,0 +1,213 @@
+//! The WorkloadEndpoint of an attachment: written when its device is there, removed with it, checked. Names, labels and
+//! profiles are Calico's.
+
+use std::time::Duration;
+
+use brindle_cni::{error::code, proto::Attachment};
+use brindle_config_core::{
+    Key, Kind, ObjectMeta, Resource,
+    store::{Expect, StoreError, StoreExt, Stored},
+    workload::{WorkloadEndpointSpec, endpoint_name},
+};
+use brindle_ipam::Pause;
+use ipnet::IpNet;
+
+use super::{Jitter, dataplane::Expected, device, refused::Refused, service::Service};
+
+/// How long ADD waits for the endpoint to be in the kernel.
+const READY: Duration = Duration::from_secs(10);
+/// How long CHECK waits: it should have been there long ago.
+const READY_CHECK: Duration = Duration::from_secs(1);
+/// Attempts against other writers of an endpoint.
+const ATTEMPTS: u32 = 20;
+/// Annotations: the network of the attachment, and `device:inode` of its namespace.
+pub(super) const NETWORK: &str = "cni.brindle.dev/network";
+const NETNS: &str = "cni.brindle.dev/netns";
+const CONTAINER: &str = "cni.projectcalico.org/containerID";
+
+type Endpoint = Stored<WorkloadEndpointSpec>;
+
+/// What a plugin made.
+pub(super) struct Made {
+    pub(super) device: String,
+    pub(super) mac: String,
+    pub(super) addresses: Vec<IpNet>,
+}
+
+impl Service {
+    pub(super) fn endpoint_key(&self, a: &Attachment) -> Key {
+        let name = endpoint_name(&self.node, a.orchestrator(), a.workload(), &a.ifname);
+        Key::new(Kind::WorkloadEndpoint, Some(a.namespace()), &name)
+    }
+
+    pub(super) async fn endpoint(&self, key: &Key) -> Result<Option<Endpoint>, Refused> {
+        match self.store.get_as::<WorkloadEndpointSpec>(Some(&key.namespace), &key.name).await {
+            Ok(stored) => Ok(Some(stored)),
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Refuses an attachment that lives already, in another namespace. Its record alone does not count: after a reboot
+    /// the same container may come back before anybody deleted it.
+    pub(super) async fn not_elsewhere(&self, a: &Attachment) -> Result<(), Refused> {
+        let Some(there) = self.endpoint(&self.endpoint_key(a)).await? else { return Ok(()) };
+        let netns = there.resource.metadata.annotations.get(NETNS).filter(|n| !n.is_empty());
+        let same_container = there.resource.spec.container_id == a.container_id;
+        if same_container
+            && !a.netns_id.is_empty()
+            && netns.is_some_and(|n| *n != a.netns_id)
+            && device::exists(there.resource.spec.interface_name.clone()).await
+        {
+            return Err(Refused::new(
+                code::ATTACHED,
+                format!(
+                    "container {} has {} already, in another network namespace",
+                    a.container_id, a.ifname
+                ),
+                "DEL it before it is added again",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Records the endpoint and waits until it is in the kernel.
+    pub(super) async fn register(&self, a: &Attachment, made: Made) -> Result<(), Refused> {
+        let key = self.endpoint_key(a);
+        self.write_endpoint(a, &key, &made).await?;
+        let expected = Expected { key, device: made.device, addresses: made.addresses };
+        self.dataplane.ready(expected, READY).await.map_err(|e| {
+            Refused::new(code::NOT_READY, e, "the agent could not program the pod's routes; see its log")
+        })
+    }
+
+    async fn write_endpoint(&self, a: &Attachment, key: &Key, made: &Made) -> Result<(), Refused> {
+        for attempt in 1..=ATTEMPTS {
+            let (mut resource, expect) = match self.endpoint(key).await? {
+                Some(found) => (found.resource, Expect::Revision(found.revision)),
+                None => {
+                    let meta =
+                        ObjectMeta { namespace: Some(key.namespace.clone()), ..ObjectMeta::named(&key.name) };
+                    (Resource::new(meta, WorkloadEndpointSpec::default()), Expect::Absent)
+                }
+            };
+            self.fill(a, made, &mut resource);
+            match self.store.put_as(&resource, expect).await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_)) => {
+                    Jitter.pause(attempt).await;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(Refused::new(
+            code::TRY_AGAIN,
+            format!("{key} is changed by somebody else all the time"),
+            "try again",
+        ))
+    }
+
+    fn fill(&self, a: &Attachment, made: &Made, resource: &mut Resource<WorkloadEndpointSpec>) {
+        let meta = &mut resource.metadata;
+        for (key, value) in [
+            ("projectcalico.org/namespace", a.namespace()),
+            ("projectcalico.org/orchestrator", a.orchestrator()),
+        ] {
+            meta.labels.insert(key.to_owned(), value.to_owned());
+        }
+        for (key, value) in [(CONTAINER, &a.container_id), (NETWORK, &a.network), (NETNS, &a.netns_id)] {
+            meta.annotations.insert(key.to_owned(), value.to_owned());
+        }
+        resource.spec = WorkloadEndpointSpec {
+            orchestrator: a.orchestrator().into(),
+            workload: if a.pod.is_some() { String::new() } else { a.container_id.clone() },
+            node: self.node.clone(),
+            container_id: a.container_id.clone(),
+            pod: a.pod.as_ref().map(|p| p.name.clone()).unwrap_or_default(),
+            endpoint: a.ifname.clone(),
+            ip_networks: made.addresses.clone(),
+            profiles: a.pod.iter().map(|p| format!("kns.{}", p.namespace)).collect(),
+            interface_name: made.device.clone(),
+            mac: made.mac.clone(),
+            extra: std::mem::take(&mut resource.spec.extra),
+            ..WorkloadEndpointSpec::default()
+        };
+    }
+
+    /// Removes the attachment's endpoint; that of the pod's next sandbox stays.
+    pub(super) async fn remove_endpoint(&self, a: &Attachment) -> Result<(), Refused> {
+        let key = match a.pod {
+            Some(_) => self.endpoint_key(a),
+            // A DEL may come without the arguments that named the pod.
+            None => match self.find_endpoint(a).await? {
+                Some(key) => key,
+                None => return Ok(()),
+            },
+        };
+        for attempt in 1..=ATTEMPTS {
+            let Some(stored) = self.endpoint(&key).await? else { return Ok(()) };
+            if stored.resource.spec.container_id != a.container_id {
+                tracing::debug!(%key, container = %a.container_id, "belongs to a newer sandbox; left alone");
+                return Ok(());
+            }
+            match self.store.delete(&key, Expect::Revision(stored.revision)).await {
+                Ok(_) | Err(StoreError::NotFound(_)) => return Ok(()),
+                Err(StoreError::Conflict(_)) => Jitter.pause(attempt).await,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(Refused::new(
+            code::TRY_AGAIN,
+            format!("{key} is changed by somebody else all the time"),
+            "try again",
+        ))
+    }
+
+    async fn find_endpoint(&self, a: &Attachment) -> Result<Option<Key>, Refused> {
+        let own = self.endpoint_key(a);
+        if self.endpoint(&own).await?.is_some() {
+            return Ok(Some(own));
+        }
+        let of_it = |e: &Endpoint| {
+            let spec = &e.resource.spec;
+            spec.node == self.node && spec.container_id == a.container_id && spec.endpoint == a.ifname
+        };
+        Ok(self.endpoints().await?.iter().find(|e| of_it(e)).map(|e| e.resource.key()))
+    }
+
+    /// All endpoints. One that does not decode is left out: it is no reason to refuse the others.
+    pub(super) async fn endpoints(&self) -> Result<Vec<Endpoint>, Refused> {
+        let listing = self.store.list(&[Kind::WorkloadEndpoint]).await?;
+        Ok(listing.entries.iter().filter_map(|e| brindle_config_core::store::decode(e).ok()).collect())
+    }
+
+    /// Compares the records with what the plugin says it has.
+    pub(super) async fn check(
+        &self,
+        a: &Attachment,
+        addresses: &[IpNet],
+        endpoint: bool,
+    ) -> Result<(), Refused> {
+        let bad = |msg: String| Refused::new(code::FAILED, msg, "delete the pod; it will be made anew");
+        let held = self.addresses(a).await?;
+        if let Some(lost) = addresses.iter().find(|n| !held.contains(&n.addr())) {
+            return Err(bad(format!("{} is not recorded for {}", lost.addr(), a.handle())));
+        }
+        if !endpoint {
+            return Ok(());
+        }
+        let key = self.endpoint_key(a);
+        let Some(stored) = self.endpoint(&key).await? else {
+            return Err(bad(format!("{key} does not exist")));
+        };
+        let spec = stored.resource.spec;
+        if spec.container_id != a.container_id {
+            return Err(bad(format!("{key} belongs to container {}", spec.container_id)));
+        }
+        if let Some(lost) = addresses.iter().find(|n| !spec.ip_networks.contains(n)) {
+            return Err(bad(format!("{key} lacks {lost}")));
+        }
+        let expected = Expected { key, device: spec.interface_name, addresses: addresses.to_vec() };
+        self.dataplane.ready(expected, READY_CHECK).await.map_err(|e| bad(format!("host side: {e}")))
+    }
+}

@@ -1,0 +1,64 @@
+//! Why a call was refused, as the plugin passes it on: CNI code, what happened, what to do.
+
+use brindle_cni::{error::code, proto::Reply};
+use brindle_config_core::store::StoreError;
+use brindle_ipam::IpamError;
+
+/// A refused call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) code: u32,
+    pub(super) msg: String,
+    pub(super) details: String,
+    /// Nothing is wrong with the request: the datastore does not serve it at this time.
+    pub(super) datastore: bool,
+}
+
+impl Refused {
+    pub(super) fn new(code: u32, msg: impl ToString, details: &str) -> Self {
+        Self { code, msg: msg.to_string(), details: details.to_owned(), datastore: false }
+    }
+
+    /// ClusterInformation says that nobody may write (Calico's words, which people search for).
+    pub(super) fn locked() -> Self {
+        Self {
+            datastore: true,
+            ..Self::new(
+                code::TRY_AGAIN,
+                "Calico is currently not ready to process requests",
+                "ClusterInformation `default` has datastoreReady: false; somebody locked the datastore",
+            )
+        }
+    }
+}
+
+impl From<Refused> for Reply {
+    fn from(r: Refused) -> Self {
+        Self::Error { code: r.code, msg: r.msg, details: r.details }
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(e: StoreError) -> Self {
+        let code = if matches!(e, StoreError::Invalid { .. }) { code::FAILED } else { code::TRY_AGAIN };
+        let refused = Self::new(code, e, "the agent cannot use its datastore; see its log");
+        Self { datastore: true, ..refused }
+    }
+}
+
+impl From<IpamError> for Refused {
+    fn from(e: IpamError) -> Self {
+        let (code, hint) = match &e {
+            IpamError::Store(store) => return store.clone().into(),
+            IpamError::Refused(_) => (code::POOL_EXHAUSTED, "add an IPPool, or free addresses"),
+            IpamError::Assigned { .. } => {
+                (code::DUPLICATE_ADDRESS, "ask for another address, or delete the pod that has it")
+            }
+            IpamError::Stale(_) | IpamError::Contention { .. } => {
+                (code::TRY_AGAIN, "other nodes write the same blocks; try again")
+            }
+            IpamError::Malformed(_) => (code::FAILED, "mend or delete this IPAMBlock"),
+        };
+        Self::new(code, e, hint)
+    }
+}
