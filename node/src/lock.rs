@@ -1,9 +1,14 @@
-//! One agent per node: an exclusive lock on STATE/agent.lock, held as long as the process lives (the kernel drops it
-//! with the process, so a killed agent never blocks the next).
+//! One agent per node: an exclusive lock on STATE/agent.lock, and a name in the abstract socket space, which belongs to
+//! the network namespace, so that two agents with different state folders cannot fight over one kernel's routes. Both
+//! are held as long as the process lives (the kernel drops them with it, so a killed agent never blocks the next).
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{Read, Seek, SeekFrom, Write},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    },
     path::Path,
 };
 
@@ -13,10 +18,49 @@ use anyhow::{Context, Result, bail};
 #[derive(Debug)]
 pub(crate) struct AgentLock {
     _file: File,
+    _name: Option<UnixListener>,
+}
+
+/// Bound once per network namespace.
+const NAME: &str = "brindle-node";
+
+/// Marks the namespace. Whoever holds the name must be root to count: others may bind it too, and must not be able to
+/// keep the agent from starting. Needs a tokio context.
+fn take_name(name: &str) -> Result<Option<UnixListener>> {
+    let address = SocketAddr::from_abstract_name(name).context("cannot form a socket name")?;
+    match UnixListener::bind_addr(&address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(e) if e.kind() == ErrorKind::AddrInUse => {
+            let holder = UnixStream::connect_addr(&address).and_then(|s| {
+                s.set_nonblocking(true)?;
+                tokio::net::UnixStream::from_std(s)?.peer_cred()
+            });
+            match holder {
+                Ok(h) if h.uid() == 0 => bail!(
+                    "another agent (pid {}) already runs in this network namespace; stop it first",
+                    h.pid().unwrap_or_default()
+                ),
+                Ok(h) => {
+                    tracing::warn!(
+                        uid = h.uid(),
+                        pid = h.pid(),
+                        "@{name} is held by a process that is not root; going on"
+                    );
+                    Ok(None)
+                }
+                Err(e) => Err(e).context("another agent is starting or ending in this network namespace"),
+            }
+        }
+        Err(e) => Err(e).context("cannot mark this network namespace as taken"),
+    }
 }
 
 /// Takes the lock, or says who holds it.
 pub(crate) fn take(state_dir: &Path) -> Result<AgentLock> {
+    take_as(state_dir, NAME)
+}
+
+fn take_as(state_dir: &Path, name: &str) -> Result<AgentLock> {
     std::fs::create_dir_all(state_dir)
         .with_context(|| format!("cannot make the state folder {}", state_dir.display()))?;
     let path = state_dir.join("agent.lock");
@@ -43,24 +87,30 @@ pub(crate) fn take(state_dir: &Path) -> Result<AgentLock> {
             return Err(e).with_context(|| format!("cannot lock {}", path.display()));
         }
     }
+    let name = take_name(name)?;
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;
     writeln!(file, "{}", std::process::id())?;
-    Ok(AgentLock { _file: file })
+    Ok(AgentLock { _file: file, _name: name })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_second_agent_is_refused_with_the_pid_of_the_first() {
-        let dir = std::env::temp_dir().join(format!("brindle-lock-{}", std::process::id()));
-        let first = take(&dir).unwrap();
-        let e = take(&dir).unwrap_err().to_string();
+    #[tokio::test]
+    async fn a_second_agent_is_refused_with_the_pid_of_the_first() {
+        let name = format!("brindle-lock-{}", std::process::id());
+        let dir = std::env::temp_dir().join(&name);
+        let other = std::env::temp_dir().join(format!("{name}-other"));
+        let first = take_as(&dir, &name).unwrap();
+        let e = take_as(&dir, &name).unwrap_err().to_string();
         assert!(e.contains(&format!("pid {}", std::process::id())), "{e}");
+        let e = take_as(&other, &name).unwrap_err().to_string();
+        assert!(e.contains("network namespace"), "{e}");
         drop(first);
-        take(&dir).unwrap();
+        take_as(&other, &name).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
+        std::fs::remove_dir_all(&other).unwrap();
     }
 }

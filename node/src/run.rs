@@ -40,14 +40,16 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
     if std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) != 0) {
         return Err(setup(anyhow!("must run as root: it programs routes and network namespaces")));
     }
-    let _lock = lock::take(&settings.state_dir).map_err(setup)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(4)
         .enable_all()
         .build()
         .map_err(|e| setup(anyhow!("cannot start the runtime: {e}")))?;
-    let result = runtime.block_on(agent(settings));
+    let result = runtime.block_on(async {
+        let _lock = lock::take(&settings.state_dir).map_err(setup)?;
+        agent(settings).await
+    });
     // Connections are dropped without a NOTIFICATION, so that peers keep our routes for the restart time.
     runtime.shutdown_background();
     result
