@@ -261,3 +261,59 @@ fn the_same_state_plans_nothing() {
     let cx = PlanCx { owner: &owner, fib_in_sync: true, grace: &|_| false };
     assert_eq!(Plan::new(&d.routes, &d.routes, &host(), &cx), Plan::default());
 }
+
+/// A change of state: a pod or a block comes or goes, a prefix is learned or withdrawn.
+#[derive(Clone, Debug)]
+enum Act {
+    Pod(u8, Option<u8>),
+    Block(u8, bool),
+    Fib(u8, u8, Vec<u8>),
+}
+
+fn any_act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        (0u8..4, prop::option::of(0u8..4)).prop_map(|(p, a)| Act::Pod(p, a)),
+        (0u8..4, any::<bool>()).prop_map(|(b, there)| Act::Block(b, there)),
+        (0u8..4, prop::sample::select(vec![26u8, 32]), prop::collection::vec(1u8..5, 0..3))
+            .prop_map(|(b, len, hops)| Act::Fib(b, len, hops)),
+    ]
+}
+
+proptest! {
+    /// Bringing one part up to date gives what computing everything anew gives, and names every entry it changed.
+    #[test]
+    fn a_refreshed_answer_equals_a_new_one(acts in prop::collection::vec(any_act(), 1..24), mode in 0u8..3) {
+        let mode = [EncapMode::Never, EncapMode::Always, EncapMode::CrossSubnet][mode as usize];
+        let (mut i, host, tunnel) = (inputs(mode), host(), "tunl0".into());
+        let mut d = desire(&i, &host, &tunnel);
+        for act in acts {
+            let before = d.routes.clone();
+            let touched = match act {
+                Act::Pod(p, address) => {
+                    let spec = WorkloadEndpointSpec {
+                        node: if address.is_some() { "n1".into() } else { "elsewhere".into() },
+                        interface_name: format!("cali{p}"),
+                        ip_networks: address.map(|a| format!("192.168.{a}.0/32").parse().unwrap()).into_iter().collect(),
+                        ..Default::default()
+                    };
+                    i.apply(&upsert(&format!("p{p}"), spec));
+                    d.refresh_base(&i, &host, &tunnel)
+                }
+                Act::Block(b, there) => {
+                    i.apply(&block(&format!("192.168.{b}.0/26"), if there { "n1" } else { "n2" }));
+                    d.refresh_base(&i, &host, &tunnel)
+                }
+                Act::Fib(b, len, hops) => {
+                    let prefix = format!("192.168.{b}.0/{len}").parse().unwrap();
+                    let hops = hops.iter().map(|h| format!("10.0.{}.{h}", h % 2 + 1).parse().unwrap()).collect();
+                    i.set_fib(prefix, hops);
+                    d.refresh_fib(&i, &host, &tunnel, [prefix])
+                }
+            };
+            prop_assert_eq!(&d, &desire(&i, &host, &tunnel));
+            for key in before.keys().chain(d.routes.keys()) {
+                prop_assert!(touched.contains(key) || before.get(key) == d.routes.get(key), "{:?}", key);
+            }
+        }
+    }
+}

@@ -23,6 +23,9 @@ use crate::convert;
 /// A pod device's unknown routes are somebody's work in progress for this long (Calico's route grace).
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Up to so many routes written together have a line each in the log.
+const NAMED: usize = 8;
+
 /// What was set for a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Set {
@@ -178,7 +181,6 @@ impl Engine {
             if refused.contains(&i) {
                 continue;
             }
-            tracing::debug!("{step}");
             self.routes_failed.done(&key(step));
             match step {
                 Step::Add(r) => {
@@ -196,7 +198,14 @@ impl Engine {
             }
         }
         self.status.writes += u64::try_from(report.done).unwrap_or(u64::MAX);
-        tracing::info!(added, replaced, deleted, refused = refused.len(), "routes written");
+        // A handful is named, a bulk is counted.
+        if known <= NAMED {
+            for (_, step) in sent.iter().take(known).enumerate().filter(|(i, _)| !refused.contains(i)) {
+                tracing::info!(change = %step, "route written");
+            }
+        } else {
+            tracing::info!(added, replaced, deleted, refused = refused.len(), "routes written");
+        }
         match &report.broken {
             None => drop(self.parts_failed.done(&Part::Bulk)),
             Some(e) => self.failed(Part::Bulk, e.to_string(), now),
