@@ -1,16 +1,17 @@
 //! The admin socket: one JSON line in, one JSON line out (`config_core::status`). Read only; mode 0600.
 
-use std::{future::Future, os::unix::fs::PermissionsExt, path::Path, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use brindle_config_core::status::AdminRequest;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
     time::timeout,
 };
+
+use crate::local_socket;
 
 /// Longest request, octets.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -22,42 +23,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) type Answer =
     Arc<dyn Fn(AdminRequest) -> Pin<Box<dyn Future<Output = Value> + Send>> + Send + Sync>;
 
-/// Binds the socket, replacing one left by a dead agent (the agent lock is held, so nobody else lives).
-pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
-    if let Err(e) = std::fs::remove_file(path)
-        && e.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(e).with_context(|| format!("cannot replace the socket {}", path.display()));
-    }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("cannot restrict {}", path.display()))?;
-    Ok(listener)
-}
-
 /// Serves until dropped.
 pub(crate) async fn serve(listener: UnixListener, answer: Answer) {
-    let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let answer = Arc::clone(&answer);
-                tokio::spawn(async move {
-                    let _slot = slot;
-                    if let Err(e) = timeout(PATIENCE, client(stream, answer)).await.unwrap_or(Ok(())) {
-                        tracing::debug!("admin client: {e:#}");
-                    }
-                });
-            }
-            Err(e) => {
-                // Out of descriptors, most likely: wait for some to come back.
-                tracing::warn!("admin socket: {e}");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+    local_socket::serve(listener, MAX_CLIENTS, move |stream| {
+        let answer = Arc::clone(&answer);
+        async move {
+            if let Err(e) = timeout(PATIENCE, client(stream, answer)).await.unwrap_or(Ok(())) {
+                tracing::debug!("admin client: {e:#}");
             }
         }
-    }
+    })
+    .await;
 }
 
 async fn client(stream: UnixStream, answer: Answer) -> Result<()> {

@@ -5,6 +5,7 @@ mod admin;
 mod autodetect;
 mod cni_server;
 mod identity;
+mod local_socket;
 mod lock;
 mod run;
 mod settings;

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    admin, autodetect, identity, lock,
+    admin, autodetect, identity, local_socket, lock,
     settings::{Carrier, Networking, Settings},
     tunnel_address,
 };
@@ -112,7 +112,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
         .with_context(|| format!("cannot write {}", nodename.display()))?;
 
     // Bound before anything is written to the kernel: whoever can connect finds a starting agent, not a dead one.
-    let listener = admin::bind(&settings.admin_socket)?;
+    let listener = local_socket::bind(&settings.admin_socket)?;
     let felix = brindle_felix::spawn(&brindle_felix::Settings {
         node: settings.node_name.clone(),
         state_dir: settings.state_dir.clone(),
