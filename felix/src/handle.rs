@@ -13,7 +13,7 @@ use brindle_config_core::{
     store::SyncEvent,
 };
 use ipnet::IpNet;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Best paths from the speaker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub enum FelixInput {
     Kernel(Vec<brindle_kernel::netlink::Event>),
     /// The kernel dropped events, or the monitor failed: read everything again.
     Resync(String),
+    /// Somebody wants the report with its counters as of now.
+    Ask(oneshot::Sender<Report>),
 }
 
 /// What felix says about itself.
@@ -78,6 +80,19 @@ impl Handle {
     /// The latest report.
     pub fn report(&self) -> Report {
         self.report.borrow().clone()
+    }
+
+    /// The report with its counters as of now; the latest one if felix is busy for longer than a second.
+    pub async fn fresh_report(&self) -> Report {
+        let ask = async {
+            let (tx, rx) = oneshot::channel();
+            self.inputs.send(FelixInput::Ask(tx)).await.ok()?;
+            rx.await.ok()
+        };
+        match tokio::time::timeout(Duration::from_secs(1), ask).await {
+            Ok(Some(report)) => report,
+            Ok(None) | Err(_) => self.report(),
+        }
     }
 
     /// Follows the report.

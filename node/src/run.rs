@@ -253,7 +253,7 @@ async fn status(
     bgp: Option<&brindle_bgpd::Handle>,
     started: Instant,
 ) -> Value {
-    let report = felix.report();
+    let report = felix.fresh_report().await;
     let mut reasons = report.problems.clone();
     let bgp = match bgp {
         Some(b) => b.status().await.unwrap_or_else(|e| {

@@ -36,7 +36,7 @@ use brindle_kernel::{
     netlink::NetlinkError,
 };
 use ipnet::IpNet;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
     retry::{Fights, Retries},
@@ -213,6 +213,7 @@ pub(crate) struct Engine {
     paths_stale: bool,
     paths_from: Option<Instant>,
     paths_at: Option<Instant>,
+    asked: Vec<oneshot::Sender<Report>>,
     status: RouteStatus,
 }
 
@@ -250,6 +251,7 @@ impl Engine {
             paths_stale: true,
             paths_from: None,
             paths_at: None,
+            asked: Vec::new(),
             status: RouteStatus::default(),
         }
     }
@@ -282,12 +284,24 @@ impl Engine {
 
     /// Does what is to be done by now. The one place from which anything is written, and its condition.
     fn step(&mut self, now: Instant) {
-        if !self.store_in_sync {
+        if self.store_in_sync {
+            self.on_time(now);
+            if self.dirty.any() && !self.parts_failed.waits(&Part::Read, now) {
+                self.reconcile(now);
+            }
+        }
+        self.answer(now);
+    }
+
+    /// Answers those who asked, with counters as of now.
+    fn answer(&mut self, now: Instant) {
+        if self.asked.is_empty() {
             return;
         }
-        self.on_time(now);
-        if self.dirty.any() && !self.parts_failed.waits(&Part::Read, now) {
-            self.reconcile(now);
+        self.publish(now);
+        for who in self.asked.drain(..) {
+            // Who has gone away needs no answer.
+            drop(who.send(self.report.borrow().clone()));
         }
     }
 
@@ -385,6 +399,7 @@ impl Engine {
                 self.tunnel.recheck();
                 self.dirty.read = true;
             }
+            FelixInput::Ask(who) => self.asked.push(who),
         }
     }
 

@@ -186,3 +186,18 @@ fn a_carrier_nobody_needs_any_more_is_ended() {
         s.table()
     );
 }
+
+#[test]
+fn who_asks_gets_the_counters_of_the_moment() {
+    let w = world();
+    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone())));
+    let ask = |s: &mut Sim| {
+        let (tx, mut rx) = oneshot::channel();
+        s.give(FelixInput::Ask(tx));
+        s.settle();
+        rx.try_recv().unwrap()
+    };
+    assert_eq!(ask(&mut s).encap.device, "none", "before anything is known");
+    cross(&mut s, None);
+    assert_eq!(ask(&mut s).encap.refused, 7);
+}
