@@ -317,3 +317,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_plan_reads_like_a_list_of_what_will_happen() {
+    let route =
+        |dst: &str, protocol, target| Route { dst: dst.parse().unwrap(), metric: 1024, protocol, target };
+    let via =
+        |gw: &str, onlink| Target::Via(vec![Hop { via: gw.parse().unwrap(), dev: "eth0".into(), onlink }]);
+    let actual = table(vec![
+        route("192.168.1.0/26", 80, Target::Blackhole),
+        route("192.168.1.5/32", 3, Target::Device("cali0old".into())),
+        route("192.168.2.0/26", 4, via("10.0.1.9", false)),
+        route("192.168.9.0/26", 80, via("10.0.1.2", true)),
+        route("172.20.0.0/16", 4, via("10.0.1.9", false)),
+    ]);
+    let i = inputs(EncapMode::CrossSubnet);
+    let owner = ownership(&i);
+    let mut cx = PlanCx { owner: &owner, fib_in_sync: true, grace: &|_| false };
+    let plan = Plan::new(&actual, &desired(&i).routes, &host(), &cx);
+    assert_eq!(
+        plan.to_string(),
+        "\
+~ 192.168.1.5/32 dev cali0123456789a scope link proto 3 metric 1024   (was 192.168.1.5/32 dev cali0old scope link proto 3 metric 1024)
++ 192.168.3.0/26 via 10.0.2.3 dev tunl0 onlink proto 80 metric 1024
+- 192.168.9.0/26 via 10.0.1.2 dev eth0 onlink proto 80 metric 1024
+? 192.168.2.0/26 via 10.0.1.2 dev eth0 onlink proto 80 metric 1024   (somebody else's route is in its place (192.168.2.0/26 via 10.0.1.9 dev eth0 proto 4 metric 1024); remove it or change its metric)
+"
+    );
+    cx.fib_in_sync = false;
+    let plan = Plan::new(&actual, &desired(&i).routes, &host(), &cx);
+    assert!(plan.to_string().ends_with("= 1 kept for now\n"), "{plan}");
+}
