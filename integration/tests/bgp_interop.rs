@@ -1,6 +1,15 @@
 //! `brindle-bgpd` beside BIRD 2, FRR and GoBGP: sessions from both sides, both families, attributes, withdrawals,
 //! restarts, reflection. Needs root, and the Debian packages bird2, frr and gobgpd.
 
+use brindle_config_core::{
+    Kind, ObjectMeta, Resource,
+    ipam::{AffinityState, BlockAffinitySpec},
+    meta::Extra,
+    node::{NodeAddress, NodeBgpSpec, NodeSpec},
+    pool::IpPoolSpec,
+    store::{Expect, Store, StoreExt},
+    workload::WorkloadEndpointSpec,
+};
 use brindle_integration::peer::{Bird, Brindle, Frr, Gobgp, Segment, eventually};
 
 /// What our side announces in most tests, with communities on one route.
@@ -378,4 +387,83 @@ fn a_peer_that_vanishes_silently_is_noticed_by_the_hold_timer() {
     segment.connect(2, true);
     us.route("10.2.0.0/26", true);
     them.route("10.1.0.0/26", true);
+}
+
+/// Nodes `host1` and `host2` with a block each, one pool, all of it as Calico stores it.
+async fn two_nodes(store: &dyn Store) {
+    for host in [1, 2] {
+        let bgp = NodeBgpSpec {
+            ipv4_address: Some(NodeAddress(format!("10.99.0.{host}/24").parse().unwrap())),
+            ..NodeBgpSpec::default()
+        };
+        let spec = NodeSpec { bgp: Some(bgp), ..NodeSpec::default() };
+        let node = Resource::new(ObjectMeta::named(format!("host{host}")), spec);
+        store.put_as(&node, Expect::Absent).await.unwrap();
+        let claim = BlockAffinitySpec {
+            state: AffinityState::Confirmed,
+            node: format!("host{host}"),
+            affinity_type: "host".into(),
+            cidr: format!("192.168.{host}.0/26").parse().unwrap(),
+            deleted: false,
+            extra: Extra::new(),
+        };
+        let name = format!("host{host}-192-168-{host}-0-26");
+        store.put_as(&Resource::new(ObjectMeta::named(name), claim), Expect::Absent).await.unwrap();
+    }
+    let pool = IpPoolSpec::new("192.168.0.0/16".parse().unwrap());
+    store.put_as(&Resource::new(ObjectMeta::named("pool"), pool), Expect::Absent).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_bird_configured_as_calico_does_is_a_member_of_the_mesh() {
+    let segment = Segment::new(2);
+    let url = format!("sqlite:{}", segment.dir(1).join("brindle.db").display());
+    let store = brindle_config::open(&url).unwrap();
+    two_nodes(&*store).await;
+    let us = Brindle::of_store(&segment, 1, &url, "host1");
+    // What Calico's confd renders for a node of a mesh, in BIRD 2's words. Its address is the greater one as
+    // text, so it connects and we wait.
+    let them = Bird::start(
+        &segment,
+        2,
+        "protocol static own { ipv4; route 192.168.2.0/26 blackhole; }
+filter calico_aggr { if net = 192.168.2.0/26 then accept; if net ~ 192.168.2.0/26 then reject;
+  if net ~ 192.168.0.0/16 then accept; reject; }
+template bgp bgp_template { local as 64512; multihop; graceful restart; connect delay time 2; connect retry time 5;
+  error wait time 5, 30; ipv4 { import all; export filter calico_aggr; add paths on; gateway recursive; }; }
+protocol bgp Mesh_10_99_0_1 from bgp_template { neighbor 10.99.0.1 as 64512; source address 10.99.0.2; }
+",
+    );
+    them.established("Mesh_10_99_0_1");
+    let peer = us.established("10.99.0.2");
+    assert_eq!((peer.kind.as_str(), peer.name.as_str()), ("mesh", "host2"));
+    let route = them.route("192.168.1.0/26", true);
+    assert!(
+        route.contains("BGP.local_pref: 2147482623") && route.contains("BGP.next_hop: 10.99.0.1"),
+        "{route}"
+    );
+    assert_eq!(us.route("192.168.2.0/26", true)[0]["nextHop"], "10.99.0.2");
+
+    // A pod here with an address of the other node's block, and one of ours.
+    let pod = |name: &str, address: &str| {
+        let spec = WorkloadEndpointSpec {
+            node: "host1".into(),
+            ip_networks: vec![address.parse().unwrap()],
+            ..WorkloadEndpointSpec::default()
+        };
+        let meta = ObjectMeta { namespace: Some("default".into()), ..ObjectMeta::named(name) };
+        Resource::new(meta, spec)
+    };
+    let borrowed = pod("borrowed", "192.168.2.9/32");
+    store.put_as(&borrowed, Expect::Absent).await.unwrap();
+    store.put_as(&pod("own", "192.168.1.9/32"), Expect::Absent).await.unwrap();
+    them.route("192.168.2.9/32", true);
+    assert!(!them.birdc("show route 192.168.1.9/32 all").unwrap_or_default().contains("192.168.1.9/32"));
+    store.delete(&borrowed.key(), Expect::Any).await.unwrap();
+    them.route("192.168.2.9/32", false);
+
+    let key = brindle_config_core::Key::new(Kind::Node, None, "host2");
+    store.delete(&key, Expect::Any).await.unwrap();
+    us.route("192.168.2.0/26", false);
+    assert!(us.status().unwrap().bgp.peers.is_empty());
 }

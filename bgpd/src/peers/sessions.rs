@@ -2,7 +2,7 @@
 //!
 //! | source | kind | passive |
 //! |---|---|---|
-//! | mesh: every node with a shared family, unless one side has a routeReflectorClusterID | `mesh` | the lower address (as a string) connects |
+//! | mesh: every node with a shared family, unless one side has a routeReflectorClusterID | `mesh` | the greater address (as a string) connects |
 //! | BGPPeer without node and nodeSelector | `global` | as mesh if peerIP is a node of ours |
 //! | BGPPeer for this node | `node` | never |
 //! | BGPPeer of others whose remote side is this node (reversePeering) | `node` | never |
@@ -146,7 +146,7 @@ impl<'a> Cx<'a> {
         self.own.spec.ips().find(|ip| ip.is_ipv4() == other.is_ipv4())
     }
 
-    /// Whether the remote connects and we wait: the lower address, compared as text, connects.
+    /// Whether the remote connects and we wait: the greater address, compared as text, connects.
     pub(super) fn remote_connects(&self, remote: IpAddr) -> bool {
         self.own_ip_like(remote).is_some_and(|own| remote.to_string() > own.to_string())
     }

@@ -111,7 +111,7 @@ fn every_pair_of_nodes_peers_by_default() {
 }
 
 #[test]
-fn the_mesh_side_with_the_greater_address_as_text_is_passive_and_exactly_one_connects() {
+fn the_mesh_side_with_the_lower_address_as_text_waits_for_the_other() {
     let passive = |me: &str, them: &str| {
         let plan = Cluster::seen_from("me").node("me", me).node("them", them).plan();
         find(&plan, them).passive

@@ -29,6 +29,19 @@ impl<'a> Brindle<'a> {
         this
     }
 
+    /// Starts it as the BGP half of a node of this datastore.
+    pub fn of_store(segment: &'a Segment, host: u8, url: &str, node: &str) -> Self {
+        let socket = segment.dir(host).join("bgpd.sock").display().to_string();
+        let args = ["--datastore", url, "--node", node, "--admin-socket", &socket, "--log-level", "debug"];
+        let daemon = segment.start(host, "brindle-bgpd", &bin("brindle-bgpd"), &args);
+        let mut this = Self { segment, host, daemon };
+        eventually("brindle-bgpd answers", || {
+            this.daemon.assert_alive();
+            this.status()
+        });
+        this
+    }
+
     fn spawn(segment: &Segment, host: u8, config: &str) -> Daemon {
         let file = Self::write(segment, host, config);
         segment.start(
