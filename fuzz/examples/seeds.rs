@@ -6,7 +6,6 @@
 use std::{fs, io, path::Path};
 
 use brindle_bgpd_core::wire::RawUpdate;
-use brindle_cni::proto::{Attachment, Call, Request, VERSION, encode};
 
 const FIXTURES: [&str; 3] = [
     include_str!("../../bgpd/core/tests/fixtures/tcpdump.hex"),
@@ -71,19 +70,13 @@ fn main() -> io::Result<()> {
         {"handle_id":"h2","releasedAt":"2026-01-01T00:00:00Z"}],"sequenceNumber":7,
         "sequenceNumberForAllocation":{"0":1},"deleted":false,"strictAffinity":false}"#,
     )?;
-    let attachment = Attachment {
-        container_id: "c1".into(),
-        ifname: "eth0".into(),
-        netns: "/run/netns/x".into(),
-        network: "brindle".into(),
-        pod: None,
-    };
-    let addresses = vec!["10.0.0.1/32".parse().expect("a prefix")];
-    for call in
-        [Call::Ping, Call::Del { attachment: attachment.clone() }, Call::Check { attachment, addresses }]
-    {
-        put("cni_proto", &encode(&Request { version: VERSION, call }).map_err(io::Error::other)?)?;
-    }
+    put("cni_proto", br#"{"version":1,"call":"ping"}"#)?;
+    put(
+        "cni_proto",
+        br#"{"version":1,"call":"check","addresses":["10.0.0.1/32"],"attachment":{"container_id":"c1","ifname":"eth0",
+        "netns":"/run/netns/x","netns_id":"4:1","network":"brindle","pod":{"namespace":"n","name":"p"}}}"#,
+    )?;
+    put("cni_proto", br#"{"reply":"added","addresses":["10.0.0.1/32"],"host_ifname":"cali1","mtu":1450}"#)?;
     // A NEWROUTE with destination, device and gateway, and an error with a text.
     let attr = |kind: u8, value: [u8; 4]| [&[8, 0, kind, 0][..], &value].concat();
     let route = [
@@ -124,6 +117,21 @@ fn main() -> io::Result<()> {
     for odd in [0, 2, 6, 14, 30, 32, 64, 128] {
         let steps = [&up(odd)[..], &routes, &gone, &up(odd), &routes, &[[15, 0, 5, 1, 0, 0]], &gone].concat();
         put("speaker", steps.as_flattened())?;
+    }
+    for text in [
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata:\n  name: a\nspec:\n  cidr: 10.0.0.0/16\n  ipipMode: Always\n  blockSize: 26\n  natOutgoing: true\n---\n{\"kind\": \"Nope\"}\n",
+        "apiVersion: projectcalico.org/v3\nkind: List\nitems:\n- kind: BGPPeer\n  metadata: {name: p}\n  spec:\n    peerIP: 192.0.2.1\n    asNumber: 64512.10\n    unknown: &x [yes, 014, *x]\n",
+        "kind: Node\nmetadata:\n  name: n1\n  labels: {a: yes}\nspec:\n  bgp:\n    ipv4Address: 10.0.0.1/24\n",
+    ] {
+        put("yaml", text.as_bytes())?;
+    }
+    // A TCP segment, alone, with a header to repair, and as a batch.
+    let mut tcp = vec![0x45, 0, 0, 60, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 1, 0, 1, 10, 2, 0, 1];
+    tcp.extend([0, 80, 0x80, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    tcp.extend([7; 20]);
+    for how in 0..8u8 {
+        put("ipip", &[&[0x80 | how, 0, 60][..], &tcp, &tcp].concat())?;
+        put("ipip", &[&[0x80 | how, 0, 60][..], &tcp].concat())?;
     }
     println!("{count} files in {}", corpus.display());
     Ok(())
