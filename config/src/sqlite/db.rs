@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -97,21 +97,26 @@ impl Db {
     /// Opens the file; an absent or empty one becomes a database when `create` is set. A small file is checked whole.
     pub(super) fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).map_err(|e| io_error(path, &e))?;
-        prepare_file(&path, create)?;
-        Self::connect(&path, true).map_err(|f| explain(&path, f))
+        let create = inspect_file(&path, create)?;
+        Self::connect(&path, create, true).map_err(|f| explain(&path, f))
     }
 
     /// Another connection to a file that was just opened.
     pub(super) fn open_again(path: &Path) -> Result<Self, StoreError> {
-        Self::connect(path, false).map_err(|f| explain(path, f))
+        Self::connect(path, false, false).map_err(|f| explain(path, f))
     }
 
-    fn connect(path: &Path, check: bool) -> Result<Self, Failure> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    fn connect(path: &Path, create: bool, check: bool) -> Result<Self, Failure> {
+        let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
         let mut conn = Connection::open_with_flags(path, flags)?;
         let mut waiting = Waiting::default();
         conn.busy_handler(Some(move |n| waiting.again(n)))?;
         check_header(&conn, path)?;
+        if create {
+            // The log and the index that SQLite makes beside the file inherit this.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|e| io_error(path, &e))?;
+        }
         let size = fs::metadata(path).map(|m| m.len()).unwrap_or(0);
         if check && size > 0 && size <= CHECK_UP_TO {
             let verdict: String = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
@@ -354,8 +359,11 @@ impl Waiting {
     }
 }
 
-/// Creates the file with mode 0600 if it is missing and names what cannot be a database.
-fn prepare_file(path: &Path, create: bool) -> Result<(), StoreError> {
+/// Names what cannot be a database; true when the file has to be created.
+///
+/// Nothing but SQLite ever opens the file in this process: closing such a descriptor would drop the locks SQLite holds
+/// (POSIX locks belong to the process and go with any descriptor of the file).
+fn inspect_file(path: &Path, create: bool) -> Result<bool, StoreError> {
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Err(StoreError::Broken(format!(
             "{}: is a directory; give the path of the database file, for example {}",
@@ -366,7 +374,7 @@ fn prepare_file(path: &Path, create: bool) -> Result<(), StoreError> {
             "{}: is not a regular file; give the path of a database file",
             path.display()
         ))),
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(false),
         Err(e) if e.kind() == io::ErrorKind::NotFound && create => {
             match path.parent() {
                 Some(dir) if !dir.is_dir() => {
@@ -378,10 +386,7 @@ fn prepare_file(path: &Path, create: bool) -> Result<(), StoreError> {
                 }
                 _ => {}
             }
-            match fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path) {
-                Ok(_) => Ok(()),
-                Err(e) => Err(io_error(path, &e)),
-            }
+            Ok(true)
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             Err(StoreError::Broken(format!("{}: no such datastore; check the path", path.display())))

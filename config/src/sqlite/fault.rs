@@ -1,6 +1,6 @@
 //! What SQLite's and the system's errors mean for the person who has to act: each names the file and the remedy.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use brindle_config_core::store::StoreError;
 use rusqlite::{ErrorCode, ffi};
@@ -56,10 +56,12 @@ pub(super) fn explain(path: &Path, failure: Failure) -> StoreError {
         Some(ErrorCode::PermissionDenied | ErrorCode::AuthorizationForStatementDenied) => {
             io_error(path, &io::ErrorKind::PermissionDenied.into())
         }
-        Some(ErrorCode::CannotOpen) => StoreError::Broken(match fs::File::open(path) {
-            Err(e) => return io_error(path, &e),
-            Ok(_) => format!("{at}: cannot be opened ({e}); is its directory writable for this user?"),
-        }),
+        Some(ErrorCode::CannotOpen) if !is_readable(path) => {
+            io_error(path, &io::ErrorKind::PermissionDenied.into())
+        }
+        Some(ErrorCode::CannotOpen) => StoreError::Broken(format!(
+            "{at}: cannot be opened ({e}); is its directory there and writable for this user?"
+        )),
         Some(ErrorCode::DiskFull) => StoreError::Broken(format!("{at}: the disk is full; free some space")),
         // A short read is what a truncated file looks like.
         Some(ErrorCode::SystemIoFailure) if extended == ffi::SQLITE_IOERR_SHORT_READ => {
@@ -69,5 +71,16 @@ pub(super) fn explain(path: &Path, failure: Failure) -> StoreError {
             "{at}: reading or writing failed ({e}); look at the disk and the kernel log"
         )),
         _ => StoreError::Broken(format!("{at}: unexpected answer of the database ({e})")),
+    }
+}
+
+/// Whether the mode of the file lets this process read it. Looked up, not tried: see `inspect_file`.
+fn is_readable(path: &Path) -> bool {
+    let (Ok(file), Ok(me)) = (fs::metadata(path), fs::metadata("/proc/self")) else { return true };
+    match me.uid() {
+        0 => true,
+        uid if uid == file.uid() => file.mode() & 0o400 != 0,
+        _ if me.gid() == file.gid() => file.mode() & 0o040 != 0,
+        _ => file.mode() & 0o004 != 0,
     }
 }

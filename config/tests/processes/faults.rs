@@ -234,3 +234,15 @@ fn unknown_urls_say_what_is_known() {
     }
     brindle_config::open("memory:").expect("opens");
 }
+
+#[tokio::test]
+async fn only_the_owner_can_read_any_of_the_files() {
+    let dir = TempDir::new();
+    let db = dir.path("store.db");
+    let store = SqliteStore::open(&db).expect("creates");
+    store.put(&key("a"), value(1), Expect::Any).await.expect("writes");
+    for suffix in ["", "-wal", "-shm", ".feed"] {
+        let mode = fs::metadata(format!("{}{suffix}", db.display())).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{suffix}");
+    }
+}
