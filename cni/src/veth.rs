@@ -1,11 +1,16 @@
 //! The pair of devices between a pod and its host, as Calico makes it: host end `cali…` with MAC ee:ee:ee:ee:ee:ee, in
-//! the pod a /32, a link-scope route to 169.254.1.1 and the default route through it, answered by proxy ARP. Routes and
-//! settings of the host end are the agent's.
+//! the pod a /32, a link-scope route to 169.254.1.1 and the default route through it. Routes and settings of the host
+//! end are the agent's.
+//!
+//! Calico's pods find that gateway by proxy ARP, which the kernel answers only on hosts that have a default route. The
+//! host end's MAC is always the same, so here the pod is told: the first packet needs no question, and no default route.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use brindle_kernel::{
-    netlink::{Addr, Link, Mac, NetlinkError, Op, Route, RouteFilter, Rtnl, Veth, VethPeer, addr_flag},
+    netlink::{
+        Addr, Link, Mac, Neigh, NetlinkError, Op, Route, RouteFilter, Rtnl, Veth, VethPeer, addr_flag,
+    },
     netns::NetNs,
     sysctl,
 };
@@ -122,6 +127,7 @@ impl Wiring {
             Op::add_addr(&Addr { flags, ..Addr::new(link.index, *a) })
         }));
         ops.extend(self.routes(link.index).iter().map(Op::replace_route));
+        ops.extend(self.gateways().map(|g| Op::set_neigh(&Neigh::permanent(link.index, g, HOST_MAC))));
         for result in pod.run(&ops) {
             match result {
                 Err(e) if !e.is_exists() => return Err(e.into()),
@@ -129,6 +135,12 @@ impl Wiring {
             }
         }
         Ok(warnings)
+    }
+
+    fn gateways(&self) -> impl Iterator<Item = IpAddr> {
+        let has = |v4: bool| self.addresses.iter().any(|a| a.addr().is_ipv4() == v4);
+        let v4 = has(true).then_some(IpAddr::V4(GATEWAY));
+        v4.into_iter().chain(has(false).then_some(IpAddr::V6(GATEWAY6)))
     }
 
     /// Routes of the pod, in the order in which they can be added.

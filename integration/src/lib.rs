@@ -5,6 +5,7 @@
 //! this package is a test harness.
 
 pub mod bins;
+pub mod cni;
 pub mod diag;
 pub mod lab;
 pub mod netns;

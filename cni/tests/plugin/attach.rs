@@ -83,6 +83,11 @@ fn add_makes_the_pair_and_says_so() {
         routes,
         ["0.0.0.0/0 via 169.254.1.1 dev eth0 proto 3", "169.254.1.1/32 dev eth0 proto 3 scope link"]
     );
+    let neighs = pod.rtnl().neighs(Some(inner.index)).unwrap();
+    assert!(
+        neighs.iter().any(|n| n.addr.to_string() == "169.254.1.1" && n.mac == Some(Mac([0xee; 6]))),
+        "{neighs:?}"
+    );
     let forward = pod.ns.run(|| brindle_kernel::sysctl::get("net/ipv4/ip_forward").unwrap()).unwrap();
     assert_eq!(forward, "0");
 }

@@ -134,6 +134,11 @@ impl Ear {
         self.tick.subscribe()
     }
 
+    /// A change of this process: its own watches need not hear it through the file, nor wait while the feed is paused.
+    pub(super) fn wake(&self) {
+        self.tick.send_modify(|t| *t += 1);
+    }
+
     pub(super) fn patience(&self) -> Duration {
         self.patience
     }

@@ -74,26 +74,36 @@ impl Store for SqliteStore {
     fn put<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Revision> {
         let (key, bell) = (key.clone(), self.bell.clone());
         Box::pin(async move {
-            self.writer
+            let revision = self
+                .writer
                 .run(move |db| {
                     let revision = db.put(&key, &value.to_string(), expect)?;
                     bell.ring(revision);
                     Ok(revision)
                 })
-                .await
+                .await?;
+            if let Some(ear) = self.ear.get() {
+                ear.wake();
+            }
+            Ok(revision)
         })
     }
 
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {
         let (key, bell) = (key.clone(), self.bell.clone());
         Box::pin(async move {
-            self.writer
+            let revision = self
+                .writer
                 .run(move |db| {
                     let revision = db.delete(&key, expect)?;
                     bell.ring(revision);
                     Ok(revision)
                 })
-                .await
+                .await?;
+            if let Some(ear) = self.ear.get() {
+                ear.wake();
+            }
+            Ok(revision)
         })
     }
 

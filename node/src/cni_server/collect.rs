@@ -12,7 +12,7 @@ use brindle_config_core::{
 };
 use brindle_ipam::block::Block;
 
-use super::{device, endpoint::NETWORK, refused::Refused, service::Service};
+use super::{endpoint::NETWORK, refused::Refused, service::Service};
 
 impl Service {
     pub(super) async fn collect(&self, network: &str, valid: &[ValidAttachment]) -> Result<(), Refused> {
@@ -47,11 +47,7 @@ impl Service {
         }
         let _turn = self.turn(&a).await;
         tracing::info!(container = %a.container_id, cause = "GC: no valid attachment", "attachment collected");
-        self.forget(&a, false).await?;
-        if let Some(device) = device::find(spec.interface_name.clone()).await {
-            self.delete_device(device).await;
-        }
-        Ok(())
+        self.forget(&a, false, None).await
     }
 
     /// Handles of the network with addresses given by this node.

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use brindle_cni::{error::code, proto::Attachment};
+use brindle_cni::{
+    error::code,
+    proto::{Attachment, HostDevice},
+};
 use brindle_config_core::{
     Key, Kind, ObjectMeta, Resource,
     store::{Expect, StoreError, StoreExt, Stored},
@@ -24,6 +27,8 @@ const ATTEMPTS: u32 = 20;
 pub(super) const NETWORK: &str = "cni.brindle.dev/network";
 const NETNS: &str = "cni.brindle.dev/netns";
 const CONTAINER: &str = "cni.projectcalico.org/containerID";
+/// Number of the host device: its name alone would also be that of the pod's next sandbox.
+const DEVICE: &str = "cni.brindle.dev/device";
 
 type Endpoint = Stored<WorkloadEndpointSpec>;
 
@@ -74,14 +79,21 @@ impl Service {
     /// Records the endpoint and waits until it is in the kernel.
     pub(super) async fn register(&self, a: &Attachment, made: Made) -> Result<(), Refused> {
         let key = self.endpoint_key(a);
-        self.write_endpoint(a, &key, &made).await?;
+        let device = device::find(made.device.clone()).await;
+        self.write_endpoint(a, &key, &made, device.map(|d| d.index)).await?;
         let expected = Expected { key, device: made.device, addresses: made.addresses };
         self.dataplane.ready(expected, READY).await.map_err(|e| {
             Refused::new(code::NOT_READY, e, "the agent could not program the pod's routes; see its log")
         })
     }
 
-    async fn write_endpoint(&self, a: &Attachment, key: &Key, made: &Made) -> Result<(), Refused> {
+    async fn write_endpoint(
+        &self,
+        a: &Attachment,
+        key: &Key,
+        made: &Made,
+        device: Option<u32>,
+    ) -> Result<(), Refused> {
         for attempt in 1..=ATTEMPTS {
             let (mut resource, expect) = match self.endpoint(key).await? {
                 Some(found) => (found.resource, Expect::Revision(found.revision)),
@@ -92,6 +104,10 @@ impl Service {
                 }
             };
             self.fill(a, made, &mut resource);
+            match device {
+                Some(index) => resource.metadata.annotations.insert(DEVICE.to_owned(), index.to_string()),
+                None => resource.metadata.annotations.remove(DEVICE),
+            };
             match self.store.put_as(&resource, expect).await {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_)) => {
@@ -134,24 +150,29 @@ impl Service {
         };
     }
 
-    /// Removes the attachment's endpoint; that of the pod's next sandbox stays.
-    pub(super) async fn remove_endpoint(&self, a: &Attachment) -> Result<(), Refused> {
+    /// Removes the attachment's endpoint; that of the pod's next sandbox stays. Returns its host device, which may
+    /// still be there: a process can keep a namespace alive that the runtime has forgotten.
+    pub(super) async fn remove_endpoint(&self, a: &Attachment) -> Result<Option<HostDevice>, Refused> {
         let key = match a.pod {
             Some(_) => self.endpoint_key(a),
             // A DEL may come without the arguments that named the pod.
             None => match self.find_endpoint(a).await? {
                 Some(key) => key,
-                None => return Ok(()),
+                None => return Ok(None),
             },
         };
         for attempt in 1..=ATTEMPTS {
-            let Some(stored) = self.endpoint(&key).await? else { return Ok(()) };
-            if stored.resource.spec.container_id != a.container_id {
+            let Some(stored) = self.endpoint(&key).await? else { return Ok(None) };
+            let Resource { metadata, spec, .. } = stored.resource;
+            if spec.container_id != a.container_id {
                 tracing::debug!(%key, container = %a.container_id, "belongs to a newer sandbox; left alone");
-                return Ok(());
+                return Ok(None);
             }
             match self.store.delete(&key, Expect::Revision(stored.revision)).await {
-                Ok(_) | Err(StoreError::NotFound(_)) => return Ok(()),
+                Ok(_) | Err(StoreError::NotFound(_)) => {
+                    let index = metadata.annotations.get(DEVICE).and_then(|i| i.parse().ok());
+                    return Ok(index.map(|index| HostDevice { index, name: spec.interface_name }));
+                }
                 Err(StoreError::Conflict(_)) => Jitter.pause(attempt).await,
                 Err(e) => return Err(e.into()),
             }

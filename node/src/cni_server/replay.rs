@@ -64,7 +64,7 @@ impl Service {
     async fn carry_out_entry(&self, entry: &Entry) -> Result<(), Refused> {
         let a = &entry.record.attachment;
         self.unlocked().await?;
-        self.forget(a, entry.record.addresses_only).await?;
+        self.forget(a, entry.record.addresses_only, None).await?;
         tracing::info!(container = %a.container_id, "carried out a DEL of the journal");
         self.unnote(a).await;
         Ok(())

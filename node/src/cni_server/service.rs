@@ -147,17 +147,15 @@ impl Service {
         device: Option<HostDevice>,
         addresses_only: bool,
     ) -> Result<Reply, Refused> {
-        let forget = async {
-            self.unlocked().await?;
-            self.forget(a, addresses_only).await
-        };
-        let device = async {
-            if let Some(device) = device {
-                self.deletions.start(device).await;
+        let forgotten = async {
+            // First, and whatever becomes of the rest.
+            if let Some(device) = &device {
+                self.deletions.start(device.clone()).await;
             }
+            self.unlocked().await?;
+            self.forget(a, addresses_only, device.as_ref()).await
         };
-        let (forgotten, ()) = tokio::join!(forget, device);
-        match forgotten {
+        match forgotten.await {
             Ok(()) => {
                 self.unnote(a).await;
                 Ok(Reply::Deleted)
@@ -170,10 +168,19 @@ impl Service {
         }
     }
 
-    /// Endpoint and addresses go.
-    pub(super) async fn forget(&self, a: &Attachment, addresses_only: bool) -> Result<(), Refused> {
-        if !addresses_only {
-            self.remove_endpoint(a).await?;
+    /// Endpoint, device and addresses go, in this order: an address is given back when nobody can send from it.
+    /// `going` is a device whose deletion has begun.
+    pub(super) async fn forget(
+        &self,
+        a: &Attachment,
+        addresses_only: bool,
+        going: Option<&HostDevice>,
+    ) -> Result<(), Refused> {
+        if !addresses_only
+            && let Some(device) = self.remove_endpoint(a).await?
+            && going != Some(&device)
+        {
+            self.deletions.start(device).await;
         }
         self.release(a).await
     }
@@ -182,16 +189,11 @@ impl Service {
     pub(super) async fn undo(&self, a: &Attachment) {
         let _turn = self.turn(a).await;
         tracing::info!(container = %a.container_id, cause = "its plugin ended before it was done", "ADD taken back");
-        if let Err(refused) = self.forget(a, false).await
+        if let Err(refused) = self.forget(a, false, None).await
             && let Err(worse) = self.note(a, false, &refused).await
         {
             tracing::warn!(container = %a.container_id, "its addresses stay until its DEL: {}", worse.msg);
         }
-    }
-
-    /// Deletes a device in the background.
-    pub(super) async fn delete_device(&self, device: HostDevice) {
-        self.deletions.start(device).await;
     }
 
     /// Waits until no other call works on this container.

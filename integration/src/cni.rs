@@ -1,0 +1,314 @@
+//! A node for CNI: a namespace with an uplink, a store with one pool, the real agent, and the real plugins called as a
+//! runtime calls them.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use brindle_config_core::{
+    Kind, ObjectMeta, Resource, Spec,
+    pool::IpPoolSpec,
+    store::{Expect, Store, StoreExt},
+    workload::WorkloadEndpointSpec,
+};
+use brindle_ipam::audit::{Finding, audit};
+use brindle_kernel::netns::NetNs;
+use serde_json::{Value, json};
+
+use crate::{bins::bin, netns::TestNs, process::Running, wait::until};
+
+/// How long an agent may take to be ready on a busy machine.
+const START: Duration = Duration::from_secs(30);
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// What a plugin said.
+#[derive(Clone, Debug)]
+pub struct Said {
+    pub ok: bool,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    /// Its standard output.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// The code of its error.
+    #[track_caller]
+    pub fn code(&self) -> u64 {
+        assert!(!self.ok, "{self:?}");
+        self.json()["code"].as_u64().unwrap_or_else(|| panic!("no code: {self:?}"))
+    }
+
+    /// The first address of its result.
+    #[track_caller]
+    pub fn address(&self) -> String {
+        assert!(self.ok, "{self:?}");
+        let net = self.json()["ips"][0]["address"].as_str().map(str::to_owned).unwrap_or_default();
+        net.split('/').next().map(str::to_owned).unwrap_or_default()
+    }
+}
+
+/// A container: an id and a namespace.
+#[derive(Debug)]
+pub struct Container {
+    pub id: String,
+    pub ns: TestNs,
+}
+
+impl Container {
+    /// A new one.
+    pub fn new() -> Self {
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self { id: format!("c{n}"), ns: TestNs::new(&format!("pod{n}")) }
+    }
+
+    /// The path a runtime would give.
+    pub fn netns(&self) -> String {
+        format!("/run/netns/{}", self.ns.name())
+    }
+}
+
+impl Default for Container {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The node.
+pub struct CniNode {
+    pub ns: TestNs,
+    pub dir: PathBuf,
+    runtime: tokio::runtime::Runtime,
+    store: Arc<dyn Store>,
+    agent: Option<Running>,
+}
+
+impl CniNode {
+    /// A node with this pool, its agent running.
+    pub fn new(tag: &str, pool: &str) -> Self {
+        let mut node = Self::without_agent(tag, pool);
+        node.start_agent();
+        node
+    }
+
+    /// The same before its agent is started.
+    pub fn without_agent(tag: &str, pool: &str) -> Self {
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let ns = TestNs::new(&format!("{tag}{n}"));
+        let mut rtnl = ns.rtnl();
+        // Any device with an address will do as the uplink.
+        rtnl.add_bridge("eth0", None).expect("a bridge can be made");
+        rtnl.set_up("eth0").expect("it comes up");
+        let index = rtnl.link_by_name("eth0").ok().flatten().expect("it was made").index;
+        let address = "192.0.2.1/24".parse().expect("a literal");
+        rtnl.add_addr(&brindle_kernel::netlink::Addr::new(index, address)).expect("an address can be added");
+        let dir = std::env::temp_dir().join(ns.name());
+        fs::create_dir_all(&dir).expect("a folder for this node");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
+        let url = format!("sqlite:{}", dir.join("brindle.db").display());
+        let store = {
+            let _inside = runtime.enter();
+            brindle_config::open(&url).unwrap_or_else(|e| panic!("{e}"))
+        };
+        let node = Self { ns, dir, runtime, store, agent: None };
+        node.put(ObjectMeta::named("pool"), IpPoolSpec::new(pool.parse().expect("a CIDR")));
+        node
+    }
+
+    /// Writes a resource.
+    pub fn put<S: Spec>(&self, meta: ObjectMeta, spec: S) {
+        let resource = Resource::new(meta, spec);
+        self.runtime.block_on(self.store.put_as(&resource, Expect::Any)).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// Starts the agent and waits until it can serve an ADD.
+    pub fn start_agent(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("agent.log"));
+        let log = log.expect("a log file");
+        let out = log.try_clone().expect("a second handle");
+        let mut command = Command::new(bin("brindle-node"));
+        command
+            .args(["run", "--node-name", "n1", "--ip", "192.0.2.1/24", "--networking", "none"])
+            .args(["--state-dir".as_ref(), self.dir.as_os_str()])
+            .arg("--datastore")
+            .arg(format!("sqlite:{}", self.dir.join("brindle.db").display()))
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(log);
+        self.agent = Some(Running::start_in(self.ns.ns(), &mut command));
+        until("the agent serves ADD", START, || {
+            let said = self.status();
+            if said.ok { Ok(()) } else { Err(format!("{said:?}\n{}", self.log())) }
+        });
+    }
+
+    /// kill -9.
+    pub fn kill_agent(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill();
+        }
+    }
+
+    /// The agent's log, its end.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
+        let skip = text.lines().count().saturating_sub(30);
+        text.lines().skip(skip).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The network configuration of this node.
+    pub fn conf(&self) -> Value {
+        json!({
+            "cniVersion": "1.0.0",
+            "name": "net",
+            "type": "brindle",
+            "agent_socket": self.dir.join("cni.sock"),
+            "state_dir": self.dir,
+            "ipam": { "type": "brindle-ipam" },
+        })
+    }
+
+    /// STATUS.
+    pub fn status(&self) -> Said {
+        let mut conf = self.conf();
+        conf["cniVersion"] = json!("1.1.0");
+        self.run(&mut self.command(&bin("brindle"), "STATUS", "-", ""), &conf)
+    }
+
+    pub fn add(&self, c: &Container) -> Said {
+        self.call("ADD", c, &self.conf())
+    }
+
+    pub fn del(&self, c: &Container) -> Said {
+        self.call("DEL", c, &self.conf())
+    }
+
+    pub fn check(&self, c: &Container, result: &Said) -> Said {
+        let mut conf = self.conf();
+        conf["prevResult"] = result.json();
+        self.call("CHECK", c, &conf)
+    }
+
+    pub fn call(&self, command: &str, c: &Container, conf: &Value) -> Said {
+        self.run(&mut self.command(&bin("brindle"), command, &c.id, &c.netns()), conf)
+    }
+
+    /// The plugin's command line and environment.
+    pub fn command(&self, program: &Path, verb: &str, id: &str, netns: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", id)
+            .env("CNI_NETNS", netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{id}"))
+            .env("CNI_PATH", "/usr/lib/cni")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a prepared command in the node's namespace.
+    pub fn run(&self, command: &mut Command, conf: &Value) -> Said {
+        let input = serde_json::to_vec(conf).expect("JSON");
+        let work = || {
+            let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+            // A program that refuses early closes its end.
+            let _ = child.stdin.take().expect("it is piped").write_all(&input);
+            child.wait_with_output().expect("a child can be waited for")
+        };
+        let out = self.ns.ns().run(work).expect("the namespace is alive");
+        Said {
+            ok: out.status.success(),
+            out: String::from_utf8_lossy(&out.stdout).into_owned(),
+            err: String::from_utf8_lossy(&out.stderr).into_owned(),
+        }
+    }
+
+    /// Names of the host devices of pods.
+    pub fn devices(&self) -> Vec<String> {
+        let links = self.ns.rtnl().links().expect("links can be listed");
+        links.into_iter().map(|l| l.name).filter(|n| n.starts_with("cali")).collect()
+    }
+
+    /// Endpoints in the store.
+    pub fn endpoints(&self) -> Vec<WorkloadEndpointSpec> {
+        let all = self.runtime.block_on(self.store.list_as::<WorkloadEndpointSpec>());
+        all.unwrap_or_else(|e| panic!("{e}")).0.into_iter().map(|e| e.resource.spec).collect()
+    }
+
+    /// Handles of containers in the store, and what is wrong with the records.
+    pub fn handles(&self) -> (Vec<String>, Vec<Finding>) {
+        let kinds = [Kind::IpamBlock, Kind::BlockAffinity, Kind::IpamHandle];
+        let listing = self.runtime.block_on(self.store.list(&kinds)).unwrap_or_else(|e| panic!("{e}"));
+        let handles = listing.entries.iter().filter(|e| e.key.kind == Kind::IpamHandle);
+        let handles = handles.map(|e| e.key.name.clone()).filter(|n| n.starts_with("net.")).collect();
+        (handles, audit(&listing.entries))
+    }
+
+    /// Files in the journal.
+    pub fn journal(&self) -> usize {
+        fs::read_dir(self.dir.join("cni-journal")).map_or(0, |d| d.flatten().count())
+    }
+
+    /// Waits until exactly these containers have a device, an endpoint and an address, and nothing else is left.
+    #[track_caller]
+    pub fn settled(&self, live: &[&Container]) {
+        let mut want: Vec<String> = live.iter().map(|c| format!("net.{}", c.id)).collect();
+        want.sort();
+        until("the node is tidy", Duration::from_secs(10), || {
+            let (mut handles, findings) = self.handles();
+            handles.sort();
+            let counts = (self.devices().len(), self.endpoints().len(), self.journal());
+            if handles == want && counts == (live.len(), live.len(), 0) && findings.is_empty() {
+                return Ok(());
+            }
+            Err(format!(
+                "handles {handles:?} for {want:?}; devices, endpoints, journal {counts:?}; {findings:?}"
+            ))
+        });
+    }
+
+    /// One ping from the node.
+    pub fn pings(&self, address: &str) -> bool {
+        ping(self.ns.ns(), address)
+    }
+}
+
+/// One ping from a namespace.
+pub fn ping(ns: &NetNs, address: &str) -> bool {
+    let out = ns.run(|| Command::new("ping").args(["-n", "-c1", "-W2", address]).output());
+    out.expect("the namespace is alive")
+        .expect("ping is installed: apt-get install iputils-ping")
+        .status
+        .success()
+}
+
+impl Drop for CniNode {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- the agent said last:\n{}\n----", self.log());
+        }
+        self.kill_agent();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
