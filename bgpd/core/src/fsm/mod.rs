@@ -80,10 +80,6 @@ pub enum Side {
 
 /// What happens to one connection. The numbers are those of RFC 4271 section 8.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most values are UPDATEs; a box would cost an allocation for each"
-)]
 pub enum Event {
     /// 1, 3 and (passive) 4, 5
     Start,

@@ -20,10 +20,6 @@ const FRESH_MS: u64 = 5_000;
 
 /// What happens to a neighbor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most values are UPDATEs; a box would cost an allocation for each"
-)]
 pub enum PeerInput {
     Start,
     Stop(Cease),

@@ -185,10 +185,6 @@ pub enum DownReason {
 
 /// Everything that happens to a speaker. Serialisable, so that a run can be recorded and replayed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most values are UPDATEs; a box would cost an allocation for each"
-)]
 pub enum Input {
     /// The complete desired set of peers; unchanged ones are not disturbed.
     SetPeers(Vec<PeerConfig>),

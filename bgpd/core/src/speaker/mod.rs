@@ -131,7 +131,7 @@ impl Speaker {
     /// When `on_time` must be called next.
     pub fn deadline(&self) -> Option<Mono> {
         let timer = self.timers.first().map(|(at, _)| *at);
-        timer.into_iter().chain(self.sync.deadline()).min()
+        timer.into_iter().chain(self.sync.deadline().filter(|_| !self.stopped)).min()
     }
 
     /// Appends UPDATEs for a connection to `buf`: about `limit` octets, at least one message if any waits. True:

@@ -82,7 +82,11 @@ impl Speaker {
 
     /// Ends the wait if it is time; true once: when everything is in.
     pub(super) fn check_sync(&mut self, now: Mono) -> bool {
-        if self.sync.done || !(self.sync.touched || self.sync.next.is_some_and(|at| at <= now)) {
+        // A speaker that has said goodbye knows nothing that would justify a sweep.
+        if self.stopped
+            || self.sync.done
+            || !(self.sync.touched || self.sync.next.is_some_and(|at| at <= now))
+        {
             return false;
         }
         self.sync.touched = false;

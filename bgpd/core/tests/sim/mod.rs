@@ -57,6 +57,7 @@ pub(crate) struct Net {
     pub(crate) latency: u64,
     wires: BTreeMap<(Mono, u64), (usize, Packet)>,
     serial: u64,
+    last_arrival: BTreeMap<(usize, usize), Mono>,
     links: BTreeMap<(usize, ConnId), (usize, ConnId)>,
     pub(crate) bytes: usize,
 }
@@ -100,6 +101,7 @@ impl Net {
             latency: 2,
             wires: BTreeMap::new(),
             serial: 0,
+            last_arrival: BTreeMap::new(),
             links: BTreeMap::new(),
             bytes: 0,
         }
@@ -181,6 +183,20 @@ impl Net {
         self.nodes[n].silent = true;
     }
 
+    /// The cable is back. What was lost meanwhile would be sent again; here the connections break instead.
+    pub(crate) fn heal(&mut self, n: usize) {
+        if !std::mem::take(&mut self.nodes[n].silent) {
+            return;
+        }
+        let mine: Vec<(usize, ConnId)> = self.links.keys().filter(|(o, _)| *o == n).copied().collect();
+        for key in mine {
+            if let Some(other) = self.links.get(&key).copied() {
+                self.send(n, other.0, Packet::Fin { conn: other.1 });
+                self.send(other.0, n, Packet::Fin { conn: key.1 });
+            }
+        }
+    }
+
     pub(crate) fn set_routes(&mut self, n: usize, routes: Vec<LocalRoute>) {
         self.nodes[n].routes = routes.clone();
         self.input(n, Input::SetLocalRoutes(routes));
@@ -190,8 +206,11 @@ impl Net {
         if self.nodes[from].silent || self.nodes[to].silent {
             return;
         }
+        // Nothing overtakes, whatever becomes of the latency.
+        let last = self.last_arrival.entry((from, to)).or_default();
+        *last = self.now.plus_ms(self.latency).max(*last);
         self.serial += 1;
-        self.wires.insert((self.now.plus_ms(self.latency), self.serial), (to, packet));
+        self.wires.insert((*last, self.serial), (to, packet));
     }
 
     pub(crate) fn input(&mut self, n: usize, input: Input) {

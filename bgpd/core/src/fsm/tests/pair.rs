@@ -28,7 +28,6 @@ pub(super) struct Node {
     pub(super) received: Vec<Update>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "few exist at a time")]
 enum Packet {
     Syn { conn: ConnId },
     Connected { conn: ConnId },
@@ -45,6 +44,7 @@ pub(super) struct Pair {
     pub(super) black_hole: bool,
     wires: BTreeMap<(Mono, u64), (usize, Packet)>,
     serial: u64,
+    last_arrival: [Mono; 2],
     /// Both names of each connection that exists: (node, conn) -> conn at the other.
     links: BTreeMap<(usize, ConnId), ConnId>,
 }
@@ -77,6 +77,7 @@ impl Pair {
             black_hole: false,
             wires: BTreeMap::new(),
             serial: 0,
+            last_arrival: [Mono(0); 2],
             links: BTreeMap::new(),
         }
     }
@@ -98,8 +99,10 @@ impl Pair {
 
     fn send(&mut self, to: usize, after: u64, packet: Packet) {
         if !self.black_hole {
+            // Nothing overtakes, whatever becomes of the latency.
+            self.last_arrival[to] = self.now.plus_ms(after).max(self.last_arrival[to]);
             self.serial += 1;
-            self.wires.insert((self.now.plus_ms(after), self.serial), (to, packet));
+            self.wires.insert((self.last_arrival[to], self.serial), (to, packet));
         }
     }
 
