@@ -83,6 +83,9 @@ pub(crate) enum LabCommand {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct UpArgs {
+    /// Read the topology from this file.
+    #[arg(long, value_name = "FILE.yaml", conflicts_with_all = ["nodes", "segments", "pods_per_node"])]
+    pub(crate) topology: Option<PathBuf>,
     /// Nodes.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub(crate) nodes: u16,

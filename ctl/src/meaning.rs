@@ -1,8 +1,12 @@
 //! What the arguments ask for, with every default decided and every file read: the second stage after `args`.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use brindle_config::yaml::{Origin, read_one_with_origin};
 use brindle_config_core::pool::EncapMode;
 
 use crate::{
@@ -30,13 +34,28 @@ pub(crate) enum What {
 
 #[derive(Debug)]
 pub(crate) enum LabWhat {
-    Up { topology: Topology, source: String },
+    Up {
+        topology: Topology,
+        /// The file it was read from.
+        origin: Option<Origin>,
+    },
     Status,
-    Ping { from: Option<String>, to: Option<String> },
-    Exec { target: String, argv: Vec<String> },
+    Ping {
+        from: Option<String>,
+        to: Option<String>,
+    },
+    Exec {
+        target: String,
+        argv: Vec<String>,
+    },
     Break(Break),
     Heal,
-    AddNode { name: Option<String>, segment: Option<String>, address: Option<Ipv4Addr>, pods: u16 },
+    AddNode {
+        name: Option<String>,
+        segment: Option<String>,
+        address: Option<Ipv4Addr>,
+        pods: u16,
+    },
     Down,
 }
 
@@ -48,8 +67,10 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
         Command::Lab(lab) => match lab.command {
             LabCommand::List => What::LabList,
             LabCommand::Up(up) => {
-                let mut topology = Topology::regular(up.nodes, up.segments, up.pods_per_node);
-                let source = String::new();
+                let (mut topology, origin) = match up.topology {
+                    Some(file) => read_topology(&file).map(|(topology, origin)| (topology, Some(origin)))?,
+                    None => (Topology::regular(up.nodes, up.segments, up.pods_per_node), None),
+                };
                 if let Some(ipip) = up.ipip {
                     topology.pool.ipip_mode = match ipip {
                         Ipip::Always => EncapMode::Always,
@@ -59,7 +80,7 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
                 }
                 let name =
                     lab.name.or_else(|| topology.name.clone()).unwrap_or_else(|| DEFAULT_LAB.to_owned());
-                What::Lab { name, what: LabWhat::Up { topology, source } }
+                What::Lab { name, what: LabWhat::Up { topology, origin } }
             }
             other => {
                 What::Lab { name: lab.name.unwrap_or_else(|| DEFAULT_LAB.to_owned()), what: lab_what(other) }
@@ -88,4 +109,11 @@ fn lab_what(command: LabCommand) -> LabWhat {
         },
         LabCommand::Down => LabWhat::Down,
     }
+}
+
+/// Reads a topology file; errors name file, line and field.
+fn read_topology(file: &Path) -> Result<(Topology, Origin)> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    Ok(read_one_with_origin(&name, &text)?)
 }

@@ -31,7 +31,7 @@ use crate::{Outcome, args::Format, meaning::LabWhat};
 /// Carries out a command on the lab called `name`.
 pub(crate) fn run(name: &str, what: LabWhat, format: Format) -> Result<Outcome> {
     match what {
-        LabWhat::Up { topology, source } => up::up(name, &topology, &source, format),
+        LabWhat::Up { topology, origin } => up::up(name, &topology, origin.as_ref(), format),
         LabWhat::Status => status::status(name, format),
         LabWhat::Ping { from, to } => prover::ping(name, from, to, format),
         LabWhat::Exec { target, argv } => exec::exec(name, &target, &argv, format),

@@ -8,13 +8,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use brindle_config::yaml::Origin;
 use brindle_kernel::netns::NetNs;
 use serde_json::json;
 
 use super::{
     agents, breaks, build,
     converge::{self, Missing, Problem, name_flag},
-    plan::{LabPlan, NodePlan},
+    plan::{LabPlan, NodePlan, PlanError},
     pods,
     progress::Progress,
     proof::Proof,
@@ -35,11 +36,16 @@ fn patience(nodes: usize) -> Duration {
 }
 
 /// `lab up`.
-pub(crate) fn up(name: &str, topology: &Topology, source: &str, format: Format) -> Result<Outcome> {
+pub(crate) fn up(
+    name: &str,
+    topology: &Topology,
+    origin: Option<&Origin>,
+    format: Format,
+) -> Result<Outcome> {
     let progress = Progress::new(format);
-    let mut plan = LabPlan::new(name, topology).map_err(|e| located(e, source))?;
+    let mut plan = LabPlan::new(name, topology).map_err(|e| located(e, origin))?;
     super::need_root()?;
-    plan.fit_neighbours(build::neighbour_limit()).map_err(|e| located(e, source))?;
+    plan.fit_neighbours(build::neighbour_limit()).map_err(|e| located(e, origin))?;
     let dir = LabDir::of(name)?;
     agents::check_programs(&plan, &dir)?;
     if dir.exists() {
@@ -73,8 +79,12 @@ pub(crate) fn up(name: &str, topology: &Topology, source: &str, format: Format) 
     finish(result, &mut state, &dir, &progress)
 }
 
-fn located(e: super::plan::PlanError, source: &str) -> anyhow::Error {
-    if source.is_empty() { e.into() } else { anyhow::anyhow!("{source}: {e}") }
+/// A refusal with the line of the file it is about, where there is a file.
+fn located(e: PlanError, origin: Option<&Origin>) -> anyhow::Error {
+    match origin {
+        Some(origin) => origin.problem(&e.field, e.reason).into(),
+        None => e.into(),
+    }
 }
 
 fn headline(plan: &LabPlan) -> String {
