@@ -70,6 +70,10 @@ impl Neighbor {
             Some(error) if old == StateKind::Established => error.clone(),
             Some(_) | None => self.fsm.cause().to_string(),
         };
+        // An attempt that failed on its way (refused, wrong AS, …) is what an operator wants to read.
+        if matches!(new, StateKind::Idle | StateKind::Active) && old != StateKind::Idle {
+            self.last_error = Some(cause.clone());
+        }
         out.push_back(Output::Event(Event::State {
             peer: self.id,
             name: self.fsm.config().name.clone(),
