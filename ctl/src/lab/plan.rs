@@ -71,6 +71,9 @@ pub(crate) struct NodePlan {
     pub(crate) number: u16,
     pub(crate) namespace: String,
     pub(crate) segment: String,
+    /// The lab's, or, where an FRR router is, one per segment: what a node hands on of another segment's routes is
+    /// then a longer path than the owner's own, and the router chooses the owner.
+    pub(crate) as_number: u32,
     /// With the prefix length of its segment.
     pub(crate) address: Ipv4Net,
     pub(crate) agent: AgentKind,
@@ -220,6 +223,13 @@ impl LabPlan {
             number,
             namespace: format!("{}-{}", self.name, node.name),
             segment: segment.name.clone(),
+            as_number: match self.router.kind {
+                RouterKind::Plain => self.as_number,
+                RouterKind::Frr => {
+                    let position = self.segments.iter().position(|s| s.name == segment.name).unwrap_or(0);
+                    self.as_number.saturating_add(u32::try_from(position).unwrap_or(0))
+                }
+            },
             address: Ipv4Net::new_assert(address, segment.subnet.prefix_len()),
             agent: node.agent,
             ipip_carrier: node.ipip_carrier,

@@ -59,7 +59,7 @@ pub(crate) fn node_resources(plan: &LabPlan, node: &NodePlan) -> Result<Vec<(Key
     let mut all = Vec::new();
     if node.agent == AgentKind::Bird {
         let bgp = NodeBgpSpec {
-            as_number: Some(AsNumber(plan.as_number)),
+            as_number: Some(AsNumber(node.as_number)),
             ipv4_address: Some(NodeAddress(node.address)),
             ..NodeBgpSpec::default()
         };
@@ -79,6 +79,9 @@ pub(crate) fn node_resources(plan: &LabPlan, node: &NodePlan) -> Result<Vec<(Key
         && node.agent == AgentKind::Brindle
         && let Some(segment) = plan.segment(&node.segment)
     {
+        // The agent adds its address and keeps the rest.
+        let bgp = NodeBgpSpec { as_number: Some(AsNumber(node.as_number)), ..NodeBgpSpec::default() };
+        all.push(entry(&node.name, NodeSpec { bgp: Some(bgp), ..NodeSpec::default() })?);
         let peer = BgpPeerSpec {
             node: node.name.clone(),
             peer_ip: segment.gateway.addr().to_string(),

@@ -49,7 +49,7 @@ pub(crate) fn config(plan: &LabPlan, node: &NodePlan) -> String {
          \x20 ipv4 {{ import all; export filter own; gateway recursive; next hop self; }};\n\
          }}\n",
         node.address.addr(),
-        plan.as_number
+        node.as_number
     );
     for other in plan.nodes.iter().filter(|n| n.name != node.name) {
         let _ = writeln!(
@@ -57,7 +57,7 @@ pub(crate) fn config(plan: &LabPlan, node: &NodePlan) -> String {
             "protocol bgp {} from mesh {{ neighbor {} as {}; }}",
             symbol(&other.name),
             other.address.addr(),
-            plan.as_number
+            other.as_number
         );
     }
     if plan.router.kind == RouterKind::Frr
@@ -74,7 +74,7 @@ pub(crate) fn config(plan: &LabPlan, node: &NodePlan) -> String {
              \x20 ipv4 {{ import none; export filter own; }};\n\
              }}\n",
             node.address.addr(),
-            plan.as_number,
+            node.as_number,
             segment.gateway.addr(),
             plan.router.as_number
         );

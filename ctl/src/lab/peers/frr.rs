@@ -19,8 +19,8 @@ pub(crate) fn config(plan: &LabPlan) -> String {
          \x20no bgp network import-check\n\
          \x20bgp graceful-restart\n\
          \x20neighbor NODES peer-group\n\
-         \x20neighbor NODES remote-as {}\n",
-        plan.router.as_number, plan.as_number
+         \x20neighbor NODES remote-as external\n",
+        plan.router.as_number
     );
     // Whoever is on a segment may peer, so that `lab add node` needs no change here.
     for segment in &plan.segments {
