@@ -332,12 +332,13 @@ fn the_log_of_a_dead_agent_is_quoted() {
     let (lab, _) = Lab::up("quote", &["--nodes", "2", "--pods-per-node", "1"]);
     let pid = lab.node_status("node1")["pid"].to_string();
     lab.exec("node1", &["sh", "-c", &format!("kill -KILL {pid}")]);
-    let status = wait::until("the death is noticed", Duration::from_secs(5), || {
+    let problem = wait::until("the death is noticed", Duration::from_secs(5), || {
         let status = lab.ctl(&["status"]);
-        if status.code == 1 { Ok(status) } else { Err(format!("{status:?}")) }
+        let problem = status.last()["nodes"][0]["problems"][0].clone();
+        let what = problem["what"].as_str().unwrap_or_default();
+        let dead = what.starts_with("the agent is dead; its last words: ");
+        if status.code == 1 && dead { Ok(problem) } else { Err(format!("{status:?}")) }
     });
-    let problem = &status.last()["nodes"][0]["problems"][0];
-    assert!(problem["what"].as_str().unwrap_or_default().starts_with("the agent is dead; its last words: "));
     assert!(problem["next"].as_str().unwrap_or_default().starts_with("brindlectl lab heal"));
     lab.down();
 }

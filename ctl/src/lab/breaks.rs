@@ -1,5 +1,7 @@
 //! `lab break` and its undoing. What is broken is written down before it is broken, so that `heal` always knows.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, bail};
 use brindle_kernel::process::{self, Tell};
 use serde_json::json;
@@ -9,8 +11,12 @@ use super::{
     converge::name_flag,
     plan::LabPlan,
     state::{Break, LabDir, LabState},
+    wait::until,
 };
 use crate::{Outcome, args::Format, out};
+
+/// How long a killed process may take to go.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Break {
     /// `kill node2`.
@@ -67,6 +73,14 @@ pub(crate) fn break_it(name: &str, what: Break, format: Format) -> Result<Outcom
                     killed.push(format!("{} (pid {})", p.program, p.pid));
                 }
             }
+            // A process with open files takes a moment to go, and `heal` must not take it for alive.
+            let dead = || !state.processes.iter().any(|p| p.place == *node && agents::alive(p));
+            if !until(PATIENCE, dead) {
+                bail!(
+                    "what was killed on {node} does not end; see: brindlectl lab status{}",
+                    name_flag(name)
+                );
+            }
             if killed.is_empty() {
                 bail!("nothing lives on {node} that could be killed; brindlectl lab heal{}", name_flag(name));
             }
@@ -115,6 +129,7 @@ pub(crate) fn undo(state: &mut LabState, dir: &LabDir) -> Result<String> {
             process::tell(p.pid, p.start_time, Tell::Kill)
                 .with_context(|| format!("cannot kill {}", p.program))?;
         }
+        until(PATIENCE, || !state.processes.iter().any(|p| p.place == "router" && agents::alive(p)));
         state.processes.retain(|p| p.place != "router");
         state.processes.extend(agents::start_router(&plan, dir)?);
         done.push("started the router".to_owned());
