@@ -13,7 +13,7 @@ use brindle_config_core::{
 };
 use brindle_integration::{
     bins,
-    lab::{Answer, Lab, command, ctl},
+    lab::{Lab, command, ctl},
     netns::TestNs,
     process::Running,
     wait,
@@ -217,22 +217,27 @@ fn a_second_agent_on_a_node_and_a_duplicate_address_are_refused() {
     let agent = agent.to_str().expect("text");
     let state = lab.dir().join("nodes/node1");
     let store = lab.store_url();
-    let run = |state: &str, name: &str, ip: &str| -> Answer {
-        let argv =
-            [agent, "run", "--state-dir", state, "--node-name", name, "--ip", ip, "--datastore", &store];
-        lab.ctl(&[&["exec", "node1", "--", "timeout", "20"], argv.as_slice()].concat())
-    };
-    let second = run(state.to_str().expect("text"), "node1", "10.77.1.1/24");
+    let state = state.to_str().expect("text");
+    let argv =
+        ["timeout", "20", agent, "run", "--state-dir", state, "--node-name", "node1", "--datastore", &store];
+    let second = lab.ctl(&[&["exec", "node1", "--"], argv.as_slice()].concat());
     assert_eq!(second.code, 2, "{second:#?}");
     let pid = lab.node_status("node1")["pid"].to_string();
     let said = format!("{}{}", second.last()["stdout"], second.last()["stderr"]);
     assert!(said.contains(&pid), "the pid of the first agent ({pid}) is named: {said}");
 
-    let other = lab.dir().join("nodes/other");
-    std::fs::create_dir_all(&other).expect("the lab's folder is writable");
-    let duplicate = run(other.to_str().expect("text"), "other", "10.77.2.2/24");
-    assert_eq!(duplicate.code, 2, "{duplicate:#?}");
-    let said = format!("{}{}", duplicate.last()["stdout"], duplicate.last()["stderr"]);
+    // Elsewhere, with the address of node2.
+    let ns = TestNs::new("dup");
+    let folder = Folder::new("dup");
+    let other = Agent {
+        ns: &ns,
+        state: folder.0.join("state"),
+        args: ["--node-name", "other", "--ip", "10.77.2.2/24", "--datastore", &store]
+            .map(str::to_owned)
+            .to_vec(),
+    };
+    let (code, said) = other.ends();
+    assert_eq!(code, 2, "{said}");
     assert!(said.contains("10.77.2.2") && said.contains("node2"), "address and its owner are named: {said}");
     lab.ping_ok();
     lab.ctl(&["status"]).expect(0);
