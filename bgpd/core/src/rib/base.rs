@@ -16,7 +16,7 @@ use super::{
     decision::Step,
     export::{ExportCx, GroupKey},
     group::OutCx,
-    import::{ImportCx, Invalid},
+    import::{ImportCx, Invalid, judge_next_hop},
     pack::{Block, fill},
     peers::{NextHops, Source, Sources},
     prefix::Prefix,
@@ -262,10 +262,7 @@ impl Rib {
         let mut set = Some(set);
         let last = update.reach.len().saturating_sub(1);
         for (i, reach) in update.reach.iter().enumerate() {
-            let bad = bad.or_else(|| {
-                ImportCx { speaker: &self.cfg, ibgp: peer.ibgp, local_asn: 0, allow_own_as: 0 }
-                    .judge_next_hop(&reach.next_hop, &self.next_hops)
-            });
+            let bad = bad.or_else(|| judge_next_hop(&reach.next_hop, &self.next_hops));
             let Some(set) = (if i == last { set.take() } else { set.clone() }) else { return };
             let attrs = self.interner.intern(set, Some(reach.next_hop));
             let new = NewPath { peer: peer.id, path_id: 0, attrs, ebgp: !peer.ibgp, bad };

@@ -82,22 +82,19 @@ impl ImportCx<'_> {
         }
         None
     }
+}
 
-    /// Checks a next hop.
-    pub(super) fn judge_next_hop(&self, hop: &NextHop, next_hops: &NextHops) -> Option<Invalid> {
-        let ip = hop.ip();
-        if next_hops.is_own(ip) {
-            return Some(Invalid::OwnNextHop);
-        }
-        let unicast = match ip {
-            IpAddr::V4(a) => {
-                !(a.is_unspecified()
-                    || a.is_multicast()
-                    || a.is_broadcast()
-                    || a.octets().first() == Some(&0))
-            }
-            IpAddr::V6(a) => !(a.is_unspecified() || a.is_multicast()),
-        };
-        (!unicast).then_some(Invalid::NextHop)
+/// Checks a next hop (RFC 4271 section 6.3): a unicast address that is not ours.
+pub(super) fn judge_next_hop(hop: &NextHop, next_hops: &NextHops) -> Option<Invalid> {
+    let ip = hop.ip();
+    if next_hops.is_own(ip) {
+        return Some(Invalid::OwnNextHop);
     }
+    let unicast = match ip {
+        IpAddr::V4(a) => {
+            !(a.is_unspecified() || a.is_multicast() || a.is_broadcast() || a.octets().first() == Some(&0))
+        }
+        IpAddr::V6(a) => !(a.is_unspecified() || a.is_multicast()),
+    };
+    (!unicast).then_some(Invalid::NextHop)
 }
