@@ -2,7 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use brindle_bgpd_core::wire::*;
-use bytes::BytesMut;
 use proptest::prelude::*;
 
 mod arbitrary;
