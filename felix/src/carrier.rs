@@ -12,7 +12,7 @@ use brindle_carrier::control::{Client, Config, How, Launch, Route, ensure};
 use brindle_felix_core::desire::Tunnel;
 use tokio::sync::mpsc::WeakSender;
 
-use crate::{handle::FelixInput, tunnel::Carrier};
+use crate::{Settings, handle::FelixInput, tunnel::Carrier};
 
 const PROGRAM: &str = "brindle-ipip";
 
@@ -21,6 +21,7 @@ pub(crate) type Inbox = Arc<OnceLock<WeakSender<FelixInput>>>;
 
 pub(crate) struct Process {
     state_dir: PathBuf,
+    args: Vec<String>,
     inbox: Inbox,
     client: Option<Client>,
     /// Ours to wait for when it ends. An adopted one is somebody else's.
@@ -28,8 +29,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(state_dir: &Path, inbox: Inbox) -> Self {
-        Self { state_dir: state_dir.to_owned(), inbox, client: None, child: None }
+    pub(crate) fn new(settings: &Settings, inbox: Inbox) -> Self {
+        let (state_dir, args) = (settings.state_dir.clone(), settings.carrier_args.clone());
+        Self { state_dir, args, inbox, client: None, child: None }
     }
 
     fn connect(&mut self, device: &str, want: &Tunnel) -> Result<&mut Client, String> {
@@ -40,7 +42,7 @@ impl Process {
             local: want.local,
             control: self.state_dir.join("carrier.sock"),
             pid_file: self.state_dir.join("carrier.pid"),
-            extra: Vec::new(),
+            extra: self.args.clone(),
         };
         let carrier = ensure(&wanted).map_err(|e| in_full(&e))?;
         match carrier.how {

@@ -88,6 +88,7 @@ fn start() -> Handle {
         node: "n1".into(),
         state_dir: PathBuf::from("/nonexistent"),
         carrier: CarrierPolicy::Auto,
+        carrier_args: Vec::new(),
     };
     brindle_felix::spawn(&settings).unwrap()
 }

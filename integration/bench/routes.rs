@@ -115,8 +115,12 @@ fn felix(b: &Bench, n: u32) -> Result<(Report, Duration)> {
     let prefix = |i| ipnet::IpNet::from(std::net::IpAddr::from(Ipv4Addr::from(0x0a40_0000 + i)));
     let changes = (0..n).map(|i| (prefix(i), vec![hop])).collect();
     let run = move || -> Result<(Report, Duration)> {
-        let settings =
-            Settings { node: "n1".into(), state_dir: "/nonexistent".into(), carrier: CarrierPolicy::Auto };
+        let settings = Settings {
+            node: "n1".into(),
+            state_dir: "/nonexistent".into(),
+            carrier: CarrierPolicy::Auto,
+            carrier_args: Vec::new(),
+        };
         let start = Instant::now();
         let handle = brindle_felix::spawn(&settings)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;

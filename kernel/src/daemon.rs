@@ -1,14 +1,15 @@
 //! Starting a long-lived program that outlives us, and what such a program does to itself: a
 //! session of its own, a lock that says it runs, and a look at who talks to it over a unix socket.
-#![expect(unsafe_code, reason = "pidfd_open has no safe wrapper")]
+#![expect(unsafe_code, reason = "pidfd_open and pidfd_send_signal have no safe wrapper")]
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::ptr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -178,6 +179,22 @@ impl Watched {
         Ok(Watched(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// Kills the process; done when it has ended already.
+    pub fn kill(&self) -> io::Result<()> {
+        // SAFETY: pidfd_send_signal with a null siginfo reads no memory.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                libc::SIGKILL,
+                ptr::null::<u8>(),
+                0,
+            )
+        };
+        let error = io::Error::last_os_error();
+        if rc == 0 || error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
+    }
+
     /// Waits until the process has ended and its files are closed; false when the time was up.
     pub fn wait_gone(&self, timeout: Duration) -> io::Result<bool> {
         let limit = u16::try_from(timeout.as_millis()).unwrap_or(u16::MAX);
@@ -246,6 +263,12 @@ mod tests {
         let watched = Watched::open(i32::try_from(child.id()).unwrap()).unwrap();
         assert!(!watched.wait_gone(Duration::from_millis(1)).unwrap());
         drop(child.stdin.take());
+        assert!(watched.wait_gone(Duration::from_secs(10)).unwrap());
+        watched.kill().unwrap();
+        child.wait().unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let watched = Watched::open(i32::try_from(child.id()).unwrap()).unwrap();
+        watched.kill().unwrap();
         assert!(watched.wait_gone(Duration::from_secs(10)).unwrap());
         child.wait().unwrap();
     }

@@ -121,6 +121,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
             Carrier::Kernel => CarrierPolicy::Kernel,
             Carrier::User => CarrierPolicy::User,
         },
+        carrier_args: settings.log_args(),
     })?;
     let mut events = brindle_config::sync::follow(store.clone(), KINDS.to_vec());
     let to_felix = felix.clone();

@@ -137,6 +137,15 @@ impl Settings {
         })
     }
 
+    /// The log's form and level as a child's arguments: its lines stand among ours.
+    pub(crate) fn log_args(&self) -> Vec<String> {
+        let format = match self.log_format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        ["--log-format", format, "--log-level", &self.log_filter].map(str::to_owned).into()
+    }
+
     /// Starts logging to standard error.
     pub(crate) fn init_log(&self) -> Result<(), String> {
         let filter = EnvFilter::try_new(&self.log_filter).map_err(|e| format!("--log-level: {e}"))?;

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         .log_internal_errors(false);
     match args.log_format {
         LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
     }
     let options =
         Options { device: args.device, local: args.local, control: args.control, pid_file: args.pid_file };

@@ -102,6 +102,24 @@ fn a_carrier_for_another_address_is_replaced() {
 }
 
 #[test]
+fn a_carrier_that_stands_still_is_replaced() {
+    let mut world = World::with_carriers("hung");
+    let pid = world.pid(Side::A);
+    let stop = exec::run("kill", ["-STOP", &pid.to_string()], None, Duration::from_secs(5)).unwrap();
+    assert!(stop.status.success());
+    let mut carrier = world.ensure(Side::A, "tunl0");
+    assert!(
+        matches!(&carrier.how, How::Replaced { why } if why.contains("did not answer")),
+        "{:?}",
+        carrier.how
+    );
+    carrier.client.set_config(&config(Side::A)).unwrap();
+    assert_ne!(carrier.hello.pid, pid);
+    assert!(world.replies(Side::A, INNER_B, 84));
+    world.adopt_child(carrier);
+}
+
+#[test]
 fn a_second_instance_is_refused_and_says_why() {
     let world = World::with_carriers("second");
     let pid = world.pid(Side::A);

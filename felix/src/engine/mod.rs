@@ -73,6 +73,8 @@ pub struct Settings {
     pub node: String,
     pub state_dir: PathBuf,
     pub carrier: CarrierPolicy,
+    /// Further arguments for the process, such as the form of its log.
+    pub carrier_args: Vec<String>,
 }
 
 /// Felix could not start.
@@ -88,7 +90,7 @@ pub enum StartError {
 pub fn spawn(settings: &Settings) -> Result<Handle, StartError> {
     let (kernel, monitor) = Linux::open()?;
     let inbox = crate::carrier::Inbox::default();
-    let carrier = Box::new(crate::carrier::Process::new(&settings.state_dir, Arc::clone(&inbox)));
+    let carrier = Box::new(crate::carrier::Process::new(settings, Arc::clone(&inbox)));
     let handle = start(settings, Box::new(kernel), Box::new(monitor), carrier)?;
     // Cannot be set already: it was made here.
     drop(inbox.set(handle.inputs.downgrade()));

@@ -73,6 +73,12 @@ impl Client {
         Ok(Client { reader: BufReader::new(stream) })
     }
 
+    /// Whether an error means that the carrier is there and stands still.
+    pub(super) fn is_hung(error: &ClientError) -> bool {
+        matches!(error, ClientError::Io { source, .. }
+            if matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
+    }
+
     /// Who is there? The versions may differ: compare [`Hello::version`] with [`VERSION`].
     pub fn hello(&mut self) -> Result<Hello, ClientError> {
         const WHAT: &str = "hello";
@@ -117,6 +123,18 @@ impl Client {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Kills a carrier that does not answer, and waits until it is gone. Its device stays.
+    pub fn kill(self) -> Result<(), ClientError> {
+        const WHAT: &str = "its end";
+        let io = |source| ClientError::Io { what: WHAT, source };
+        let Some(pid) = daemon::peer_pid(self.socket()).map_err(io)? else {
+            return Err(io(io::Error::other("it runs in another pid namespace")));
+        };
+        let process = Watched::open(pid).map_err(io)?;
+        process.kill().map_err(io)?;
+        if process.wait_gone(TIMEOUT).map_err(io)? { Ok(()) } else { Err(io(io::ErrorKind::TimedOut.into())) }
     }
 
     /// The socket, for a reader that wants to notice the carrier's end: it never speaks unasked,

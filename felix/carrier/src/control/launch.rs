@@ -82,16 +82,20 @@ pub fn ensure(wanted: &Launch) -> Result<Carrier, LaunchError> {
         // No socket, or one that nobody listens on any more.
         Err(ClientError::Connect { .. }) => How::Started,
         Err(e) => return Err(e.into()),
-        Ok(mut client) => {
-            let hello = client.hello()?;
-            match mismatch(&hello, wanted) {
+        Ok(mut client) => match client.hello() {
+            Err(e) if Client::is_hung(&e) => {
+                client.kill()?;
+                How::Replaced { why: "it did not answer and was killed".to_owned() }
+            }
+            Err(e) => return Err(e.into()),
+            Ok(hello) => match mismatch(&hello, wanted) {
                 None => return Ok(Carrier { client, hello, how: How::Adopted, child: None }),
                 Some(why) => {
                     client.shutdown(hello.device == wanted.device)?;
                     How::Replaced { why }
                 }
-            }
-        }
+            },
+        },
     };
     let mut args: Vec<String> = Vec::with_capacity(8);
     args.extend(["--device".to_owned(), wanted.device.clone()]);

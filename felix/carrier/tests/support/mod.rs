@@ -200,6 +200,11 @@ impl World {
         matches!(self.echo(from, to, len), Some(Answer::Reply { len: l, .. }) if l == len)
     }
 
+    /// Leaves a carrier's process to be ended with the world.
+    pub(crate) fn adopt_child(&mut self, carrier: Carrier) {
+        self.children.extend(carrier.child);
+    }
+
     /// Waits for the end of a child and forgets it.
     pub(crate) fn kill(&mut self, pid: u32) {
         let child = self.children.iter().position(|c| c.id() == pid).expect("a child of this test");

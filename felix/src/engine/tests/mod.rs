@@ -146,8 +146,12 @@ impl Sim {
     pub(super) fn with(world: &World, policy: CarrierPolicy, carrier: Told) -> Self {
         let (kernel, events) = world.open();
         let (tx, report) = watch::channel(Report::default());
-        let settings =
-            Settings { node: "n1".into(), state_dir: PathBuf::from("/nonexistent"), carrier: policy };
+        let settings = Settings {
+            node: "n1".into(),
+            state_dir: PathBuf::from("/nonexistent"),
+            carrier: policy,
+            carrier_args: Vec::new(),
+        };
         let engine = Engine::new(&settings, Box::new(kernel), Box::new(carrier.clone()), tx);
         Self { world: world.clone(), engine, events, report, now: Instant::now(), carrier }
     }
