@@ -43,6 +43,7 @@ pub struct AdminSocket {
     path: PathBuf,
     listener: UnixListener,
     started: Instant,
+    replaced: bool,
 }
 
 impl AdminSocket {
@@ -55,13 +56,19 @@ impl AdminSocket {
         if BlockingStream::connect(path).is_ok() {
             return Err(AdminError::Taken(path.into()));
         }
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(fail(e)),
-            _ => {}
-        }
+        let replaced = match std::fs::remove_file(path) {
+            Ok(()) => true,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) => return Err(fail(e)),
+        };
         let listener = UnixListener::bind(path).map_err(fail)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
-        Ok(Self { path: path.into(), listener, started: Instant::now() })
+        Ok(Self { path: path.into(), listener, started: Instant::now(), replaced })
+    }
+
+    /// Whether an earlier daemon left its socket behind, which it does only if it could not say goodbye.
+    pub const fn replaced(&self) -> bool {
+        self.replaced
     }
 
     /// Answers questions until dropped.

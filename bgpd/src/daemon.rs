@@ -52,7 +52,12 @@ pub async fn run(daemon: Daemon) -> Result<()> {
         }
         None => None,
     };
-    let (mut running, fib) = spawn::start(recorder, false);
+    // What we announced is forwarded by others, so it survived us: a peer that kept it need not let go of it.
+    let restarting = admin.replaced();
+    if restarting {
+        info!(cause = "an earlier run ended without a goodbye", "announcing a graceful restart");
+    }
+    let (mut running, fib) = spawn::start(recorder, restarting);
     // Nobody programs routes here.
     drop(fib);
     let _follower = start(&daemon, &running).await?;

@@ -10,7 +10,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     handle::{Gone, Handle},
@@ -98,12 +98,12 @@ async fn apply(
     let mut plan = translate(state);
     let problems = std::mem::take(&mut plan.problems);
     report(told.borrow().as_deref().unwrap_or_default(), &problems);
-    info!(
-        peers = plan.peers.len(),
-        routes = plan.routes.len(),
-        problems = problems.len(),
-        "BGP configuration from the datastore"
-    );
+    let (peers, routes) = (plan.peers.len(), plan.routes.len());
+    if told.borrow().is_none() {
+        info!(peers, routes, problems = problems.len(), "first BGP configuration from the datastore");
+    } else {
+        debug!(peers, routes, problems = problems.len(), "BGP configuration from the datastore");
+    }
     for error in handle.apply(plan.into()).await? {
         warn!(%error, "trying again every few seconds");
     }

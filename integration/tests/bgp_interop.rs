@@ -148,9 +148,10 @@ fn bird_keeps_our_routes_while_we_are_killed_and_come_back() {
     let segment = Segment::new(2);
     let config = ours(64512, &both_families(64512, ""), ANNOUNCE);
     let mut us = Brindle::start(&segment, 1, &config);
-    let them = Bird::start(&segment, 2, &bird(64512, 64512, "graceful restart on;"));
+    let them = Bird::start(&segment, 2, &bird(64512, 64512, "graceful restart on; debug { routes };"));
     them.established("v4");
     them.route("10.1.0.0/26", true);
+    us.route("10.2.0.0/26", true);
     us.daemon.kill();
     eventually("BIRD notices", || {
         let text = them.birdc("show protocols v4")?;
@@ -163,6 +164,10 @@ fn bird_keeps_our_routes_while_we_are_killed_and_come_back() {
     let kept = them.birdc("show route 10.1.0.0/26 all").unwrap();
     assert!(kept.contains("10.1.0.0/26"), "still there when the session is back: {kept}");
     us.route("10.2.0.0/26", true);
+    us.established("fd99::2");
+    let log = them.daemon.log();
+    assert!(log.contains("added [best] 10.1.0.0/26"), "{log}");
+    assert!(!log.contains("removed"), "no route of ours was ever gone: {log}");
 }
 
 #[test]
