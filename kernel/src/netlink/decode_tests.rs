@@ -1,3 +1,5 @@
+//! Hostile and odd netlink answers: whatever the octets, the reader says what it cannot read and never panics.
+
 use proptest::prelude::*;
 
 use super::*;
