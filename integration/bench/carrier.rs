@@ -9,7 +9,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -32,7 +32,7 @@ const CARRIER_DEVICE: &str = "brtun0";
 
 struct Bench {
     nodes: [TestNs; 2],
-    _router: TestNs,
+    router: TestNs,
     carriers: Vec<Carrier>,
     dir: PathBuf,
     time: Duration,
@@ -58,7 +58,7 @@ impl Bench {
         router.ns().run(|| sysctl::set("net/ipv4/ip_forward", "1"))??;
         let dir = std::env::temp_dir().join(format!("bt-{}-bench", std::process::id()));
         fs::create_dir_all(&dir)?;
-        Ok(Bench { nodes, _router: router, carriers: Vec::new(), dir, time, runs })
+        Ok(Bench { nodes, router, carriers: Vec::new(), dir, time, runs })
     }
 
     fn start_carriers(&mut self) -> Result<()> {
@@ -130,36 +130,47 @@ impl Bench {
         })
     }
 
-    /// Packets a second of 64 bytes of UDP payload that arrive, and the share that does.
+    /// Packets a second of 64 bytes of UDP payload, with at most `WINDOW` on the way: a sender that only fills
+    /// queues to see them overflow would measure itself.
     fn small(&self, to: Ipv4Addr) -> Result<f64> {
+        const WINDOW: usize = 256;
         let receiver = self.nodes[1].ns().run(|| UdpSocket::bind((to, 0)))??;
         receiver.set_read_timeout(Some(Duration::from_millis(100)))?;
         let to = receiver.local_addr()?;
         let sender = self.nodes[0].ns().run(|| UdpSocket::bind("0.0.0.0:0"))??;
         sender.connect(to)?;
-        let done = AtomicBool::new(false);
+        let (done, arrived) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
-            let counter = scope.spawn(|| {
+            scope.spawn(|| {
                 let mut buffer = [0; 128];
-                let mut arrived = 0usize;
                 while !done.load(Ordering::Relaxed) {
                     if receiver.recv(&mut buffer).is_ok() {
-                        arrived += 1;
+                        arrived.fetch_add(1, Ordering::Relaxed);
                     }
                 }
-                arrived
             });
-            let start = Instant::now();
+            let (start, mut sent, mut lost) = (Instant::now(), 0usize, 0usize);
+            let mut moved = (0, start);
             while start.elapsed() < self.time {
-                for _ in 0..64 {
-                    // A full queue somewhere on the way is what is measured.
+                let seen = arrived.load(Ordering::Relaxed);
+                if seen != moved.0 {
+                    moved = (seen, Instant::now());
+                } else if moved.1.elapsed() > Duration::from_millis(20) {
+                    // What is still out after that long does not come any more.
+                    lost = sent - seen;
+                    moved.1 = Instant::now();
+                }
+                if sent - lost - seen.min(sent - lost) < WINDOW {
+                    // A refusal is a loss.
                     drop(sender.send(&[0; 64]));
+                    sent += 1;
+                } else {
+                    std::thread::yield_now();
                 }
             }
-            let elapsed = start.elapsed();
+            let rate = arrived.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
             done.store(true, Ordering::Relaxed);
-            let arrived = counter.join().expect("the counter does not panic");
-            Ok(arrived as f64 / elapsed.as_secs_f64())
+            Ok(rate)
         })
     }
 
@@ -285,9 +296,9 @@ fn main() -> Result<()> {
     ensure!(!time.is_zero() && runs > 0, "usage: bench-carrier [SECONDS [RUNS]], both at least 1");
     let mut bench = Bench::new(time, runs)?;
     let mut rows = vec![bench.row("plain routing, 64 KiB frames", OUTER[0], OUTER[1])?];
-    // What a network card puts on the wire, and what every tunnel must move: packets.
-    for node in &bench.nodes {
-        let args = ["-n", node.name(), "link", "set", "eth0", "gso_max_segs", "1"];
+    // What is on a wire, and what every tunnel in user space must move: packets. The router cuts the frames.
+    for link in ["ra", "rb"] {
+        let args = ["-n", bench.router.name(), "link", "set", link, "gso_max_segs", "1"];
         exec::run("ip", args, None, Duration::from_secs(5))?.success()?;
     }
     rows.push(bench.row("plain routing, 1500-byte packets", OUTER[0], OUTER[1])?);

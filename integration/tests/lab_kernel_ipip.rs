@@ -68,3 +68,16 @@ fn a_kernel_tunnel_and_the_carrier_talk_to_each_other() {
     assert_eq!(result(&lines)["ok"], true, "{lines:#?}");
     assert_eq!(devices(&lines), ["kernel", "carrier"]);
 }
+
+#[test]
+fn the_scenario_script_passes() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("uml/lab-scenario");
+    let out = Command::new(&script).arg(bins::dir()).stdin(Stdio::null()).output();
+    let out = out.unwrap_or_else(|e| panic!("{}: {e}", script.display()));
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success() && stdout.contains("lab scenario passed"),
+        "{}\n{stdout}\n{stderr}",
+        out.status
+    );
+}
