@@ -10,7 +10,7 @@ fuzz_target!(|data: &[u8]| {
     for problem in loading.errors.iter().chain(&loading.warnings) {
         assert!(!problem.message.is_empty() && !problem.to_string().contains('\n'), "{problem:?}");
     }
-    if !loading.errors.is_empty() {
+    if !loading.errors.is_empty() || loading.resources.is_empty() {
         return;
     }
     let text = to_yaml_documents(loading.resources.iter().map(|l| &l.resource));

@@ -237,6 +237,10 @@ pub(super) fn as4_aggregator(d: &mut Draft<'_>, _: u8, value: &[u8]) -> Result<(
 }
 
 pub(super) fn as4_path(d: &mut Draft<'_>, _: u8, value: &[u8]) -> Result<(), Bad> {
+    // RFC 6793 section 6: other than AS_PATH, it must say something.
+    if value.is_empty() {
+        return Err(Bad::length(value, "at least 6"));
+    }
     let path = AsPath::parse(value, true).map_err(Bad::optional)?;
     d.as4_path = Some(path.without_confeds());
     Ok(())
