@@ -147,7 +147,11 @@ impl Client {
         let io = |source| ClientError::Io { what, source };
         let mut line = serde_json::to_vec(request).map_err(|e| io(e.into()))?;
         line.push(b'\n');
-        self.reader.get_mut().write_all(&line).map_err(io)?;
+        match self.reader.get_mut().write_all(&line) {
+            // It has hung up, having said why.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written.map_err(io)?,
+        }
         let mut answer = Vec::new();
         (&mut self.reader).take(MAX_ANSWER).read_until(b'\n', &mut answer).map_err(io)?;
         if answer.is_empty() {
