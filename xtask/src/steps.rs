@@ -34,7 +34,7 @@ const STEPS: [Step; 9] = [
         cargo("clippy --workspace --lib --bins -- -D warnings -D clippy::unwrap_used")?;
         cargo("clippy --workspace --all-targets -- -D warnings")
     }),
-    ("unit", || cargo("test --workspace --exclude brindle-integration --lib --bins --tests")),
+    ("unit", || cargo("test --workspace --exclude brindle-integration --lib --bins --tests --no-fail-fast")),
     ("integration", integration),
     ("doc", || cargo("test --workspace --doc")),
     ("deny", deny),
@@ -79,7 +79,7 @@ pub(crate) fn test(names: &[String]) -> Result<ExitCode> {
 /// Scenario tests run the real binaries, so these are built first; one test at a time, as each brings up nodes.
 fn integration() -> Result<()> {
     cargo("build --workspace")?;
-    cargo("test --package brindle-integration -- --test-threads=1")
+    cargo("test --package brindle-integration --no-fail-fast -- --test-threads=1")
 }
 
 fn deny() -> Result<()> {
