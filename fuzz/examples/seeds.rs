@@ -77,6 +77,17 @@ fn main() -> io::Result<()> {
         "netns":"/run/netns/x","netns_id":"4:1","network":"brindle","pod":{"namespace":"n","name":"p"}}}"#,
     )?;
     put("cni_proto", br#"{"reply":"added","addresses":["10.0.0.1/32"],"host_ifname":"cali1","mtu":1450}"#)?;
+    put(
+        "cni_conf",
+        br#"{"cniVersion":"1.0.0","name":"n","type":"brindle","mtu":1400,"ipam":{"type":"brindle-ipam","assign_ipv6":"true",
+        "ipv4_pools":["10.0.0.0/16"]},"runtimeConfig":{"ips":["10.0.0.9/32"],"mac":"02:00:00:00:00:01"},"dns":{"domain":"d"},
+        "prevResult":{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/x"}],
+        "ips":[{"address":"10.0.0.9/32","interface":0}],"routes":[{"dst":"0.0.0.0/0"}]}}"#,
+    )?;
+    put(
+        "cni_conf",
+        b"ADD\nc1\n/run/netns/x\neth0\n/opt/cni/bin\nIgnoreUnknown=1;K8S_POD_NAME=p;IP=10.0.0.1/32",
+    )?;
     // A NEWROUTE with destination, device and gateway, and an error with a text.
     let attr = |kind: u8, value: [u8; 4]| [&[8, 0, kind, 0][..], &value].concat();
     let route = [
