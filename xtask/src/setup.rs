@@ -30,7 +30,7 @@ pub(crate) const LAB: [Need; 6] = [
 ];
 
 /// What the tests and benchmarks use beside that: real peers, real clients, the reference plugins.
-pub(crate) const TESTS: [Need; 9] = [
+pub(crate) const TESTS: [Need; 7] = [
     need("c++", "g++", "the run-time of the fuzz targets is C++"),
     need("bird", "bird2", "interop: BIRD as a node and as a peer"),
     need("/usr/lib/frr/bgpd", "frr", "interop: FRR as top-of-rack router and as a peer"),
@@ -42,8 +42,6 @@ pub(crate) const TESTS: [Need; 9] = [
     ),
     need("linux.uml", "user-mode-linux", "a kernel with ipip for the tunnel tests"),
     need("modprobe", "kmod", "modules inside that kernel"),
-    need("iperf3", "iperf3", "throughput of the tunnel, in the benchmark"),
-    need("tcpdump", "tcpdump", "what is on the wire, in the tunnel tests"),
 ];
 
 /// The workspace root: the nearest folder upwards with a Cargo.lock.
