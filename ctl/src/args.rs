@@ -5,21 +5,26 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use crate::cmd::resource::{
+    args::{DeleteArgs, EditArgs, GetArgs, LabelArgs, PatchArgs, ValidateArgs, WriteArgs},
+    form::Form,
+};
+
 /// Exit codes, said in `--help`.
 const EXIT: &str = "Exit codes: 0 all is well; 1 it works but something is degraded; 2 error.";
 
 #[derive(Debug, Parser)]
 #[command(name = "brindlectl", version, about = "Look at and operate Brindle, and build labs of it", after_help = EXIT)]
 pub(crate) struct Args {
-    /// Form of the answer.
-    #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t = Format::Table)]
-    pub(crate) output: Format,
+    /// Form of the answer: table or json; with get also wide, yaml, name, custom-columns=.., jsonpath=..
+    #[arg(short = 'o', long = "output", global = true, default_value = "table", value_name = "FORM")]
+    pub(crate) output: Form,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-/// Form of the answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// Form of the answer of most commands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Format {
     /// For people, 80 columns.
     #[default]
@@ -32,6 +37,26 @@ pub(crate) enum Format {
 pub(crate) enum Command {
     /// Build, prove, break and remove a cluster of real agents on this machine.
     Lab(LabArgs),
+    /// Show resources of the datastore.
+    Get(GetArgs),
+    /// Create or replace resources from files.
+    Apply(WriteArgs),
+    /// Create resources from files; they must not exist.
+    Create(WriteArgs),
+    /// Replace resources from files; they must exist.
+    Replace(WriteArgs),
+    /// Change members of a resource.
+    Patch(PatchArgs),
+    /// Delete resources.
+    Delete(DeleteArgs),
+    /// Set or remove a label of a resource.
+    Label(LabelArgs),
+    /// Edit a resource in $EDITOR.
+    Edit(EditArgs),
+    /// Show what apply would change; exit code 1 when anything would.
+    Diff(WriteArgs),
+    /// Check files of resources without a datastore.
+    Validate(ValidateArgs),
     /// Show the agent of this node: peers, blocks, routes, encapsulation, health.
     Status(StatusArgs),
     /// Print the version.

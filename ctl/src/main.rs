@@ -24,7 +24,8 @@ enum Outcome {
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
-    let output = args.output;
+    let output =
+        if args.output == cmd::resource::form::Form::Json { args::Format::Json } else { args::Format::Table };
     match meaning::understand(args).and_then(cmd::run) {
         Ok(Outcome::Ok) => ExitCode::SUCCESS,
         Ok(Outcome::Degraded) => ExitCode::from(1),

@@ -5,12 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use brindle_config::yaml::{Origin, read_one_with_origin};
 use brindle_config_core::pool::EncapMode;
 
 use crate::{
     args::{AddCommand, Args, BreakCommand, Command, Format, Ipip, LabCommand},
+    cmd::resource::{self, Verb, form::Form},
     lab::{state::Break, topology::Topology},
 };
 
@@ -29,6 +30,7 @@ pub(crate) enum What {
     Version,
     Status { admin_socket: PathBuf },
     LabList,
+    Resource(Box<resource::Request>),
     Lab { name: String, what: LabWhat },
 }
 
@@ -61,7 +63,25 @@ pub(crate) enum LabWhat {
 
 /// Reads meaning into arguments.
 pub(crate) fn understand(args: Args) -> Result<Request> {
+    let get = matches!(args.command, Command::Get(_));
+    let output = match &args.output {
+        Form::Json => Format::Json,
+        Form::Table => Format::Table,
+        _ if get => Format::Table,
+        _ => bail!("this command answers with -o table or -o json; the other forms are those of get"),
+    };
+    let resource = |request| What::Resource(Box::new(request));
     let what = match args.command {
+        Command::Get(a) => resource(resource::Request::Get(a, args.output)),
+        Command::Apply(a) => resource(resource::Request::Write(Verb::Apply, a)),
+        Command::Create(a) => resource(resource::Request::Write(Verb::Create, a)),
+        Command::Replace(a) => resource(resource::Request::Write(Verb::Replace, a)),
+        Command::Patch(a) => resource(resource::Request::Patch(a)),
+        Command::Delete(a) => resource(resource::Request::Delete(a)),
+        Command::Label(a) => resource(resource::Request::Label(a)),
+        Command::Edit(a) => resource(resource::Request::Edit(a)),
+        Command::Diff(a) => resource(resource::Request::Diff(a)),
+        Command::Validate(a) => resource(resource::Request::Validate(a)),
         Command::Version => What::Version,
         Command::Status(status) => What::Status { admin_socket: status.admin_socket },
         Command::Lab(lab) => match lab.command {
@@ -87,7 +107,7 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
             }
         },
     };
-    Ok(Request { output: args.output, what })
+    Ok(Request { output, what })
 }
 
 fn lab_what(command: LabCommand) -> LabWhat {

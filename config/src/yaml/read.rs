@@ -34,6 +34,12 @@ const OTHER_KINDS: [&str; 14] = [
     "DatastoreMigration",
 ];
 
+/// What is said of a file without any document.
+pub const EMPTY_FILE: &str = "holds no resource";
+
+/// What is said of a folder without any file of resources.
+pub const EMPTY_FOLDER: &str = "the folder holds no .yaml, .yml or .json file";
+
 /// A resource and where it came from.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -181,7 +187,7 @@ fn load_path(path: &Path, out: &mut Loading) {
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => match files_of(path) {
             Ok(files) if files.is_empty() => {
-                out.file_error(&name, "the folder holds no .yaml, .yml or .json file");
+                out.file_error(&name, EMPTY_FOLDER);
             }
             Ok(files) => files.iter().for_each(|f| load_path(f, out)),
             Err(e) => out.file_error(&name, format!("cannot be read: {e}")),
@@ -238,7 +244,7 @@ fn load_bytes(file: &Arc<str>, bytes: &[u8], out: &mut Loading) {
 fn load_text(file: &Arc<str>, text: &str, out: &mut Loading) {
     let documents = split::documents(text);
     if documents.is_empty() {
-        out.file_error(file, "holds no resource");
+        out.file_error(file, EMPTY_FILE);
     }
     for (number, document) in (1..).zip(documents) {
         match tree::parse(document.text, document.lines_before) {

@@ -1,0 +1,207 @@
+//! `patch`, `label`, `edit`: changes to one resource that exists.
+
+use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+use brindle_config::yaml;
+use brindle_config_core::{
+    AnyResource, Key,
+    store::Entry,
+    validate::{self, names},
+};
+use serde_json::Value;
+
+use super::{
+    Did,
+    args::{EditArgs, LabelArgs, PatchArgs, PatchType},
+    block_on, get, open, report, select, shown, write,
+};
+use crate::{Outcome, args::Format, out};
+
+/// Reads a changed value back into the model; it must still be the same resource and valid.
+fn resource(key: &Key, value: &Value) -> Result<AnyResource> {
+    let resource = AnyResource::from_value(key.kind, value)
+        .map_err(|e| anyhow::anyhow!("{key} would not be valid: {e}"))?;
+    if resource.key() != *key {
+        bail!("{key} would become {}; kind, namespace and name of a resource cannot change", resource.key());
+    }
+    validate::resource(&resource).with_context(|| format!("{key} would not be valid"))?;
+    Ok(resource)
+}
+
+/// `patch`.
+pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
+    let kind = select::kind(&args.kind)?;
+    let key = select::key(kind, args.namespace.namespace.as_deref(), &args.name)?;
+    let change: Value = yaml::read_one("--patch", &args.patch)?;
+    let operations: Option<json_patch::Patch> = match args.form {
+        PatchType::Json => Some(serde_json::from_value(change.clone()).context(
+            "--patch: expected a list of operations: [{\"op\": \"replace\", \"path\": .., \"value\": ..}]",
+        )?),
+        PatchType::Strategic | PatchType::Merge => {
+            if !change.is_object() {
+                bail!(
+                    "--patch: expected an object such as {{\"spec\": {{..}}}}; for a list of operations add -t json"
+                );
+            }
+            None
+        }
+    };
+    let store = open(&args.store)?;
+    block_on(async {
+        let did = write::update(&*store, &key, args.dry_run, |old: &Entry| {
+            let mut value = (*old.value).clone();
+            match &operations {
+                Some(operations) => json_patch::patch(&mut value, operations)
+                    .with_context(|| format!("--patch does not fit {key}"))?,
+                None => json_patch::merge(&mut value, &change),
+            }
+            resource(&key, &value)
+        })
+        .await?;
+        report("patched", &[(key.clone(), did)], args.dry_run, format);
+        Ok(Outcome::Ok)
+    })
+}
+
+/// `label`.
+pub(crate) fn label(args: &LabelArgs, format: Format) -> Result<Outcome> {
+    let kind = select::kind(&args.kind)?;
+    let key = select::key(kind, args.namespace.namespace.as_deref(), &args.name)?;
+    let (name, value) = match args.label.split_once('=') {
+        Some((name, value)) => (name, value),
+        None => (args.label.as_str(), ""),
+    };
+    if args.remove && args.label.contains('=') {
+        bail!("--remove takes the key of a label alone: {name}");
+    }
+    names::qualified(name).map_err(|reason| anyhow::anyhow!("label key {name:?}: {reason}"))?;
+    names::label_value(value).map_err(|reason| anyhow::anyhow!("label value {value:?}: {reason}"))?;
+    let store = open(&args.store)?;
+    block_on(async {
+        let mut was = None;
+        let did = write::update(&*store, &key, false, |old: &Entry| {
+            let mut new = resource(&key, &old.value)?;
+            let labels = &mut new.metadata_mut().labels;
+            was = labels.get(name).cloned();
+            if args.remove {
+                if labels.remove(name).is_none() {
+                    bail!("{key} has no label {name}");
+                }
+            } else {
+                if was.as_ref().is_some_and(|v| v != value) && !args.overwrite {
+                    bail!("key {name} is already present. please use '--overwrite' to set a new value");
+                }
+                labels.insert(name.to_owned(), value.to_owned());
+            }
+            Ok(new)
+        })
+        .await?;
+        match format {
+            Format::Json => report("labelled", &[(key.clone(), did)], false, format),
+            Format::Table => {
+                let word = match (args.remove, &was) {
+                    (true, _) => "removed",
+                    (false, Some(_)) => "updated",
+                    (false, None) => "set",
+                };
+                out::say!("Successfully {word} label {name} on '{}' resource '{}'", key.kind, key.name);
+            }
+        }
+        Ok(Outcome::Ok)
+    })
+}
+
+/// `edit`.
+pub(crate) fn edit(args: &EditArgs, format: Format) -> Result<Outcome> {
+    let kind = select::kind(&args.kind)?;
+    let key = select::key(kind, args.namespace.namespace.as_deref(), &args.name)?;
+    super::guard::writable(&key)?;
+    let store = open(&args.store)?;
+    block_on(async {
+        let entry = get::one(&*store, &key).await?;
+        let before = get::yaml(&shown(&entry));
+        let file = Draft::new(&before)?;
+        let editor =
+            std::env::var("VISUAL").or_else(|_| std::env::var("EDITOR")).unwrap_or_else(|_| "vi".into());
+        let status = Command::new("sh")
+            .args(["-c", &format!("{editor} \"$0\"")])
+            .arg(&file.path)
+            .status()
+            .with_context(|| format!("cannot start the editor {editor:?}; set EDITOR"))?;
+        if !status.success() {
+            bail!("the editor {editor:?} ended with {status}; {key} is unchanged");
+        }
+        let after = std::fs::read_to_string(&file.path).context("cannot read the edited text back")?;
+        if after == before {
+            match format {
+                Format::Json => report("edited", &[(key.clone(), Did::Unchanged)], false, format),
+                Format::Table => out::say!("Edit cancelled: nothing was changed in {key}"),
+            }
+            return Ok(Outcome::Ok);
+        }
+        let loading = yaml::parse_str("the edited text", &after);
+        for p in loading.warnings.iter().chain(&loading.errors) {
+            eprintln!("{p}");
+        }
+        let [loaded] = loading.resources.as_slice() else {
+            let kept = file.keep();
+            bail!("the edited text is not one valid resource; {key} is unchanged, the text is in {kept}");
+        };
+        let new = loaded.resource.clone();
+        if new.key() != key {
+            bail!("{key} would become {}; kind, namespace and name of a resource cannot change", new.key());
+        }
+        let written = write::update(&*store, &key, false, |now: &Entry| {
+            if now.revision != entry.revision {
+                bail!("update conflict: {key} was changed by somebody else while you edited it");
+            }
+            Ok(new.clone())
+        })
+        .await;
+        match written {
+            Ok(did) => {
+                report("edited", &[(key.clone(), did)], false, format);
+                Ok(Outcome::Ok)
+            }
+            Err(e) => {
+                let kept = file.keep();
+                Err(e.context(format!("the edited text is in {kept}")))
+            }
+        }
+    })
+}
+
+/// The file a person edits: readable by nobody else, gone afterwards unless kept.
+struct Draft {
+    path: std::path::PathBuf,
+    kept: std::cell::Cell<bool>,
+}
+
+impl Draft {
+    fn new(text: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("brindlectl-edit-{}.yaml", std::process::id()));
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
+        file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { path, kept: std::cell::Cell::new(false) })
+    }
+
+    fn keep(&self) -> String {
+        self.kept.set(true);
+        self.path.display().to_string()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.kept.get() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

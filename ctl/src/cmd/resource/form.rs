@@ -1,0 +1,256 @@
+//! `-o`: what form an answer takes, and the two template languages of `get`.
+
+use std::{fmt::Write as _, str::FromStr};
+
+use serde_json::Value;
+use serde_json_path::JsonPath;
+
+/// What may follow `-o`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A table for people.
+    Table,
+    /// The table with more columns.
+    Wide,
+    Yaml,
+    Json,
+    /// `kind/name`, one a line.
+    Name,
+    Columns(Vec<Column>),
+    Template(Template),
+}
+
+/// One of `custom-columns=`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Column {
+    /// A heading of the wide table, as calicoctl has it.
+    Heading(String),
+    /// `HEADING:.path`, as kubectl has it.
+    Path(String, Box<Path>),
+}
+
+/// A JSONPath expression with the text it was given as.
+#[derive(Clone, Debug)]
+pub(crate) struct Path {
+    text: String,
+    path: JsonPath,
+}
+
+impl PartialEq for Path {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Path {}
+
+impl Path {
+    /// Reads `.spec.cidr`, `spec.cidr`, `$.spec.cidr` or `{.spec.cidr}`.
+    fn parse(text: &str) -> Result<Self, String> {
+        let inner = text.trim().trim_start_matches('{').trim_end_matches('}').trim();
+        let rooted = match inner.strip_prefix(['$', '@']) {
+            Some(rest) => format!("${rest}"),
+            None if inner.starts_with(['.', '[']) => format!("${inner}"),
+            None => format!("$.{inner}"),
+        };
+        // kubectl writes the last element as [-1:] and every element as [*]; RFC 9535 knows both.
+        let path = JsonPath::parse(if rooted == "$." { "$" } else { &rooted })
+            .map_err(|e| format!("JSONPath {inner:?}: {e}"))?;
+        Ok(Self { text: inner.to_owned(), path })
+    }
+
+    fn find<'v>(&self, value: &'v Value) -> Vec<&'v Value> {
+        self.path.query(value).all()
+    }
+
+    fn shown(&self, value: &Value) -> String {
+        let all: Vec<String> = self.find(value).into_iter().map(plain).collect();
+        all.join(" ")
+    }
+}
+
+/// A value as text: strings bare, the rest as JSON.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    }
+}
+
+impl Column {
+    /// What stands under a path's heading.
+    pub(crate) fn cell(path: &Path, value: &Value) -> String {
+        let text = path.shown(value);
+        if text.is_empty() { "<none>".to_owned() } else { text }
+    }
+}
+
+/// A kubectl JSONPath template: text with `{.path}`, `{"text"}` and `{range .path}…{end}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Template(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Path(Path),
+    Range(Path, Vec<Part>),
+}
+
+/// Templates within templates; more is a mistake or an attack.
+const DEEPEST: usize = 8;
+
+impl Template {
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut rest = text;
+        let parts = parts(&mut rest, 0)?;
+        Ok(Self(parts))
+    }
+
+    /// Fills the template in.
+    pub(crate) fn render(&self, value: &Value) -> String {
+        let mut out = String::new();
+        fill(&self.0, value, &mut out);
+        out
+    }
+}
+
+fn fill(parts: &[Part], value: &Value, out: &mut String) {
+    for part in parts {
+        match part {
+            Part::Text(text) => out.push_str(text),
+            Part::Path(path) => {
+                let _ = write!(out, "{}", path.shown(value));
+            }
+            Part::Range(path, inner) => {
+                for each in path.find(value) {
+                    fill(inner, each, out);
+                }
+            }
+        }
+    }
+}
+
+fn parts(rest: &mut &str, depth: usize) -> Result<Vec<Part>, String> {
+    if depth > DEEPEST {
+        return Err(format!("more than {DEEPEST} {{range}} within each other"));
+    }
+    let mut all = Vec::new();
+    while !rest.is_empty() {
+        let Some(open) = rest.find('{') else {
+            all.push(Part::Text(std::mem::take(rest).to_owned()));
+            break;
+        };
+        let (text, tail) = rest.split_at(open);
+        if !text.is_empty() {
+            all.push(Part::Text(text.to_owned()));
+        }
+        let close = closing(tail).ok_or_else(|| format!("no closing brace after {tail:?}"))?;
+        let inner = tail.get(1..close).unwrap_or_default().trim();
+        *rest = tail.get(close + 1..).unwrap_or_default();
+        if inner == "end" {
+            return if depth > 0 { Ok(all) } else { Err("{end} without {range}".into()) };
+        } else if let Some(path) = inner.strip_prefix("range ") {
+            all.push(Part::Range(Path::parse(path)?, parts(rest, depth + 1)?));
+        } else if let Some(quoted) = inner.strip_prefix(['"', '\'']) {
+            let body = quoted.strip_suffix(['"', '\'']).unwrap_or(quoted);
+            all.push(Part::Text(body.replace("\\n", "\n").replace("\\t", "\t")));
+        } else {
+            all.push(Part::Path(Path::parse(inner)?));
+        }
+    }
+    if depth > 0 { Err("{range} without {end}".into()) } else { Ok(all) }
+}
+
+/// Where the brace that opens `text` is closed, quotes respected.
+fn closing(text: &str) -> Option<usize> {
+    let mut quote = None;
+    for (i, c) in text.char_indices() {
+        match (quote, c) {
+            (Some(q), c) if c == q => quote = None,
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '}') => return Some(i),
+            _ => {}
+        }
+    }
+    None
+}
+
+impl FromStr for Form {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (word, rest) = s.split_once('=').map_or((s, None), |(w, r)| (w, Some(r)));
+        match (word, rest) {
+            ("table" | "ps", None) => Ok(Self::Table),
+            ("wide", None) => Ok(Self::Wide),
+            ("yaml", None) => Ok(Self::Yaml),
+            ("json", None) => Ok(Self::Json),
+            ("name", None) => Ok(Self::Name),
+            ("custom-columns", Some(list)) if !list.is_empty() => {
+                let columns = list.split(',').map(|c| match c.split_once(':') {
+                    Some((heading, path)) => {
+                        Ok(Column::Path(heading.to_owned(), Box::new(Path::parse(path)?)))
+                    }
+                    None => Ok(Column::Heading(c.trim().to_uppercase())),
+                });
+                columns.collect::<Result<_, String>>().map(Self::Columns)
+            }
+            ("jsonpath", Some(template)) if !template.is_empty() => {
+                Template::parse(template).map(Self::Template)
+            }
+            ("go-template" | "go-template-file", _) => {
+                Err("Go templates are not supported; use jsonpath=TEMPLATE or custom-columns=".into())
+            }
+            _ => {
+                let known = ["table", "wide", "yaml", "json", "name", "custom-columns", "jsonpath"];
+                let meant = brindle_config_core::suggest::closest(word, known);
+                let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
+                Err(format!(
+                    "unrecognized output format '{s}'{hint}; expected table, wide, yaml, json, name, \
+                     custom-columns=NAME,.. or jsonpath=TEMPLATE"
+                ))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn render(template: &str, value: &Value) -> String {
+        match format!("jsonpath={template}").parse() {
+            Ok(Form::Template(t)) => t.render(value),
+            other => panic!("{template}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn templates_are_those_of_kubectl() {
+        let v =
+            json!({"items": [{"metadata": {"name": "a"}, "spec": {"n": 1}}, {"metadata": {"name": "b"}}]});
+        assert_eq!(render("{.items[*].metadata.name}", &v), "a b");
+        assert_eq!(render("{range .items[*]}{.metadata.name}={.spec.n}{\"\\n\"}{end}.", &v), "a=1\nb=\n.");
+        assert_eq!(render("{.items[0].spec}", &v), r#"{"n":1}"#);
+        assert_eq!(render("{.items[?(@.spec.n==1)].metadata.name}", &v), "a");
+        assert_eq!(render("plain", &v), "plain");
+    }
+
+    #[test]
+    fn wrong_forms_say_what_is_wrong() {
+        for (text, part) in [
+            ("yml", "did you mean yaml?"),
+            ("jsonpath={.a", "no closing brace"),
+            ("jsonpath={range .a}x", "without {end}"),
+            ("jsonpath={end}", "without {range}"),
+            ("jsonpath={.a[}", "JSONPath"),
+            ("go-template={{.}}", "not supported"),
+            ("custom-columns=", "unrecognized"),
+        ] {
+            let e = text.parse::<Form>().expect_err(text);
+            assert!(e.contains(part), "{text}: {e}");
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! `create`, `apply`, `replace`, `delete`, `validate`, `diff`. First everything is read and checked, then written;
+//! a document that is wrong keeps all the others out unless `--continue`.
+
+use anyhow::{Context as _, Result, bail};
+use brindle_config::yaml::Loaded;
+use brindle_config_core::{
+    AnyResource, Key,
+    store::{Entry, Expect, Revision, Store, StoreError},
+};
+use serde_json::Value;
+use similar::TextDiff;
+
+use super::{
+    Did,
+    args::{DeleteArgs, ValidateArgs, WriteArgs},
+    block_on,
+    get::{export, missing, yaml},
+    guard::{self, Others},
+    load::{self, How, Input},
+    open, open_with, report,
+    select::{self, Selection},
+};
+use crate::{Outcome, args::Format, out};
+
+/// How a file meets what exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    /// It must not exist.
+    Create,
+    /// It may exist.
+    Apply,
+    /// It must exist.
+    Replace,
+}
+
+impl Verb {
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Create => "created",
+            Self::Apply => "applied",
+            Self::Replace => "replaced",
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Apply => "apply",
+            Self::Replace => "replace",
+        }
+    }
+}
+
+/// How often a write that lost a race is tried again.
+const RACES: usize = 10;
+
+/// One write that is to happen.
+struct Step {
+    key: Key,
+    value: Value,
+    did: Did,
+    expect: Expect,
+}
+
+/// `create`, `apply`, `replace`.
+pub(crate) fn write(verb: Verb, args: &WriteArgs, format: Format) -> Result<Outcome> {
+    let input = read(args)?;
+    let store = open_with(&args.store, verb != Verb::Replace && !args.dry_run)?;
+    block_on(async {
+        let (steps, wrong) = plan(&*store, verb, args, &input).await?;
+        let wrong = wrong + input.wrong;
+        if wrong > 0 && !args.files.go_on {
+            bail!("{}; nothing was written", problems(wrong));
+        }
+        let mut done: Vec<(Key, Did)> = Vec::new();
+        for step in &steps {
+            if !args.dry_run && matches!(step.did, Did::Created | Did::Configured) {
+                put(&*store, step).await.map_err(|e| partial(verb, &done, steps.len(), e))?;
+            }
+            done.push((step.key.clone(), step.did));
+        }
+        report(verb.done(), &done, args.dry_run, format);
+        Ok(if wrong > 0 { Outcome::Degraded } else { Outcome::Ok })
+    })
+}
+
+fn problems(n: usize) -> String {
+    if n == 1 { "1 problem in the input".into() } else { format!("{n} problems in the input") }
+}
+
+/// Says how far it came when a write failed in the middle.
+fn partial(verb: Verb, done: &[(Key, Did)], all: usize, e: anyhow::Error) -> anyhow::Error {
+    if done.is_empty() {
+        return e.context(format!("failed to {} any resources", verb.word()));
+    }
+    let n = done.len();
+    e.context(format!("Partial success: {} the first {n} out of {all} resources", verb.done()))
+}
+
+fn read(args: &WriteArgs) -> Result<Input> {
+    let namespace = args.namespace.namespace.as_deref();
+    let f = &args.files;
+    load::files(&f.files, How { recursive: f.recursive, skip_empty: f.skip_empty, namespace, go_on: f.go_on })
+}
+
+/// What has to be written, and how many resources may not.
+async fn plan(store: &dyn Store, verb: Verb, args: &WriteArgs, input: &Input) -> Result<(Vec<Step>, usize)> {
+    let mut others = Others::read(store).await?;
+    let mut steps = Vec::new();
+    let mut wrong = 0;
+    for loaded in &input.resources {
+        let key = loaded.resource.key();
+        let old = existing(store, &key).await?;
+        let refusal = match (verb, &old) {
+            (Verb::Create, Some(_)) if args.skip_exists => {
+                steps.push(Step { key, value: Value::Null, did: Did::Skipped, expect: Expect::Any });
+                continue;
+            }
+            (Verb::Create, Some(_)) => Some(format!("resource already exists: {key}; use apply or replace")),
+            (Verb::Replace, None) => Some(missing(store, &key).await.to_string()),
+            _ => None,
+        };
+        let checked = match refusal {
+            Some(refusal) => {
+                eprintln!("error: {}", loaded.origin.problem("metadata.name", refusal));
+                None
+            }
+            None => step(loaded, old.as_ref(), &others)?,
+        };
+        match checked {
+            Some(step) => {
+                others.admit(&loaded.resource);
+                steps.push(step);
+            }
+            None => wrong += 1,
+        }
+    }
+    Ok((steps, wrong))
+}
+
+async fn existing(store: &dyn Store, key: &Key) -> Result<Option<Entry>> {
+    match store.get(key).await {
+        Ok(e) => Ok(Some(e)),
+        Err(StoreError::NotFound(_)) => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {key}")),
+    }
+}
+
+/// Checks one resource; trouble is printed and gives `None`.
+fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Option<Step>> {
+    let key = loaded.resource.key();
+    if let Err(e) = guard::writable(&key) {
+        eprintln!("error: {}", loaded.origin.problem("kind", e.to_string()));
+        return Ok(None);
+    }
+    if let Err(invalid) = others.check(&loaded.resource) {
+        for e in invalid.0 {
+            eprintln!("error: {}", loaded.origin.problem(&e.field, format!("{}: {}", e.value, e.reason)));
+        }
+        return Ok(None);
+    }
+    let given = match loaded.resource.metadata().resource_version.as_deref() {
+        None | Some("") => None,
+        Some(text) => match text.parse() {
+            Ok(n) => Some(Revision(n)),
+            Err(_) => {
+                let problem = loaded
+                    .origin
+                    .problem("metadata.resourceVersion", format!("expected a number, found {text:?}"));
+                eprintln!("error: {problem}");
+                return Ok(None);
+            }
+        },
+    };
+    if let (Some(given), Some(old)) = (given, old)
+        && given != old.revision
+    {
+        let message = format!(
+            "update conflict: {key} was changed since revision {} (it is {} now); read it again",
+            given.0, old.revision.0
+        );
+        eprintln!("error: {}", loaded.origin.problem("metadata.resourceVersion", message));
+        return Ok(None);
+    }
+    let value = stored_form(&loaded.resource, old);
+    let (did, expect) = match old {
+        None => (Did::Created, Expect::Absent),
+        Some(old) if *old.value == value => (Did::Unchanged, Expect::Any),
+        Some(old) => (Did::Configured, Expect::Revision(old.revision)),
+    };
+    Ok(Some(Step { key, value, did, expect }))
+}
+
+/// What the store will hold: the revision is the store's own; what the cluster gave the old one stays.
+pub(super) fn stored_form(new: &AnyResource, old: Option<&Entry>) -> Value {
+    let mut new = new.clone();
+    new.metadata_mut().resource_version = None;
+    let mut value = new.to_value();
+    let Some(old) = old else { return value };
+    for member in ["uid", "creationTimestamp"] {
+        let kept = old.value.get("metadata").and_then(|m| m.get(member)).cloned();
+        if let (Some(kept), Some(meta)) = (kept, value.get_mut("metadata").and_then(Value::as_object_mut)) {
+            meta.entry(member).or_insert(kept);
+        }
+    }
+    if let (Some(status), Some(all)) = (old.value.get("status").cloned(), value.as_object_mut()) {
+        all.entry("status").or_insert(status);
+    }
+    value
+}
+
+async fn put(store: &dyn Store, step: &Step) -> Result<()> {
+    match store.put(&step.key, step.value.clone(), step.expect).await {
+        Ok(_) => Ok(()),
+        Err(StoreError::Conflict(key) | StoreError::Exists(key)) => {
+            bail!("update conflict: {key} was changed by somebody else meanwhile; try again")
+        }
+        Err(e) => Err(e).with_context(|| format!("cannot write {}", step.key)),
+    }
+}
+
+/// Writes a changed resource if nobody else wrote it meanwhile; `change` is asked again when somebody did.
+pub(super) async fn update(
+    store: &dyn Store,
+    key: &Key,
+    dry_run: bool,
+    mut change: impl FnMut(&Entry) -> Result<AnyResource>,
+) -> Result<Did> {
+    guard::writable(key)?;
+    for _ in 0..RACES {
+        let old = super::get::one(store, key).await?;
+        let new = change(&old)?;
+        let others = Others::read(store).await?;
+        others.check(&new).with_context(|| format!("{key} cannot be written"))?;
+        let value = stored_form(&new, Some(&old));
+        if *old.value == value {
+            return Ok(Did::Unchanged);
+        }
+        if dry_run {
+            return Ok(Did::Configured);
+        }
+        match store.put(key, value, Expect::Revision(old.revision)).await {
+            Ok(_) => return Ok(Did::Configured),
+            Err(StoreError::Conflict(_)) => {}
+            Err(e) => return Err(e).with_context(|| format!("cannot write {key}")),
+        }
+    }
+    bail!("update conflict: {key} is being changed all the time; tried {RACES} times")
+}
+
+/// `validate`: files alone, no datastore.
+pub(crate) fn validate(args: &ValidateArgs, format: Format) -> Result<Outcome> {
+    let f = &args.files;
+    let how = How { recursive: f.recursive, skip_empty: f.skip_empty, namespace: None, go_on: f.go_on };
+    let input = load::files(&f.files, how)?;
+    let done: Vec<(Key, Did)> = input.resources.iter().map(|l| (l.resource.key(), Did::Unchanged)).collect();
+    report("validated", &done, false, format);
+    Ok(if input.wrong > 0 { Outcome::Degraded } else { Outcome::Ok })
+}
+
+/// `diff`: what apply would change. Exit code 1 when anything would.
+pub(crate) fn diff(args: &WriteArgs, format: Format) -> Result<Outcome> {
+    let input = read(args)?;
+    let store = open(&args.store)?;
+    block_on(async {
+        let (steps, wrong) = plan(&*store, Verb::Apply, args, &input).await?;
+        if wrong + input.wrong > 0 && !args.files.go_on {
+            bail!("{}", problems(wrong + input.wrong));
+        }
+        let mut changes = false;
+        for step in &steps {
+            let old = existing(&*store, &step.key).await?.map(|e| (*e.value).clone());
+            let before = old.map_or_else(String::new, plain_yaml);
+            let after = plain_yaml(step.value.clone());
+            if before == after {
+                continue;
+            }
+            changes = true;
+            match format {
+                Format::Json => out::json(&serde_json::json!({"kind": step.key.kind.as_str(),
+                    "namespace": step.key.namespace, "name": step.key.name, "result": step.did.as_str(),
+                    "before": before, "after": after})),
+                Format::Table => {
+                    let diff = TextDiff::from_lines(&before, &after);
+                    let (a, b) = (format!("stored {}", step.key), format!("file {}", step.key));
+                    out::put!("{}", diff.unified_diff().context_radius(3).header(&a, &b));
+                }
+            }
+        }
+        Ok(if changes || wrong > 0 { Outcome::Degraded } else { Outcome::Ok })
+    })
+}
+
+fn plain_yaml(mut value: Value) -> String {
+    export(&mut value);
+    yaml(&value)
+}
+
+/// `delete`.
+pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
+    let namespace = args.namespace.namespace.as_deref();
+    let keys = if args.files.is_empty() {
+        match select::selection(&args.what, namespace)? {
+            Selection::Named(keys) => keys,
+            Selection::Kinds(_) => {
+                bail!("which? Write the names after the kind; all of a kind is never deleted at once")
+            }
+        }
+    } else {
+        let how = How { recursive: args.recursive, skip_empty: false, namespace, go_on: false };
+        load::files(&args.files, how)?.resources.into_iter().map(|l| l.resource.key()).collect()
+    };
+    let store = open(&args.store)?;
+    block_on(async {
+        let mut done = Vec::new();
+        for key in &keys {
+            guard::writable(key)?;
+            let did = match existing(&*store, key).await? {
+                None if args.skip_not_exists => Did::Skipped,
+                None => return Err(missing(&*store, key).await),
+                Some(_) => Did::Deleted,
+            };
+            done.push((key.clone(), did));
+        }
+        for (key, did) in &mut done {
+            if args.dry_run || *did != Did::Deleted {
+                continue;
+            }
+            match store.delete(key, Expect::Any).await {
+                Ok(_) => {}
+                Err(StoreError::NotFound(_)) => *did = Did::Skipped,
+                Err(e) => return Err(e).with_context(|| format!("cannot delete {key}")),
+            }
+        }
+        report("deleted", &done, args.dry_run, format);
+        Ok(Outcome::Ok)
+    })
+}

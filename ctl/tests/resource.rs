@@ -1,0 +1,222 @@
+//! `get`, `apply` and their siblings over the real binary and a real SQLite store: what a person sees, to the letter.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+/// A folder with a datastore; removed at the end.
+struct Place {
+    dir: PathBuf,
+}
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("brindlectl-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Self { dir }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_brindlectl"));
+        c.args(args)
+            .current_dir(&self.dir)
+            .env("BRINDLE_DATASTORE", format!("sqlite:{}", self.dir.join("t.db").display()))
+            .env_remove("EDITOR")
+            .env_remove("VISUAL");
+        c
+    }
+
+    /// The command, its exit code and everything it said.
+    fn run(&self, line: &str) -> String {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        told(line, &self.command(&args).output().unwrap(), &self.dir)
+    }
+
+    fn with(&self, args: &[&str]) -> String {
+        told(&args.join(" "), &self.command(args).output().unwrap(), &self.dir)
+    }
+
+    fn stdin(&self, line: &str, text: &str) -> String {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let mut child = self
+            .command(&args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        told(line, &child.wait_with_output().unwrap(), &self.dir)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn told(line: &str, out: &Output, dir: &Path) -> String {
+    let text = format!(
+        "$ brindlectl {line}\n{}{}[{}]\n",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr),
+        out.status.code().unwrap_or(-1)
+    );
+    text.replace(&dir.display().to_string(), "DIR")
+}
+
+const POOLS: &str = "\
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: blue, labels: {zone: a}}
+spec: {cidr: 10.1.0.0/16, ipipMode: Always, natOutgoing: true}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: green}
+spec: {cidr: 10.2.0.0/16, futureField: {kept: true}}
+";
+
+const NODE: &str = "\
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: node1}
+spec: {bgp: {ipv4Address: 10.77.1.1/24}}
+";
+
+#[test]
+fn resources_go_in_and_come_out() {
+    let p = Place::new("inout");
+    p.file("pools.yaml", POOLS);
+    p.file("more/node.yaml", NODE);
+    let screens = [
+        p.run("get ippools"),
+        p.run("create -f pools.yaml"),
+        p.run("apply -f pools.yaml -f more"),
+        p.run("get ippools"),
+        p.run("get pool -o wide"),
+        p.run("get nodes -o wide"),
+        p.run("get ipp,node -o name"),
+        p.run("get ippool green -o yaml"),
+        p.run("get ippools -o custom-columns=NAME,CIDR,IPIPMODE"),
+        p.run("get ippools -o custom-columns=POOL:.metadata.name,MODE:.spec.ipipMode,NO:.spec.nothing"),
+        p.with(&[
+            "get",
+            "ippools",
+            "-o",
+            "jsonpath={range .items[*]}{.metadata.name} {.spec.cidr}{\"\\n\"}{end}",
+        ]),
+        p.run("get ippools -l zone=='a'"),
+        p.run("get -f pools.yaml -o name"),
+        p.run("get ippool blue -o json --export"),
+    ];
+    insta::assert_snapshot!(screens.join("\n"));
+}
+
+#[test]
+fn changes_are_checked_and_told() {
+    let p = Place::new("changes");
+    p.file("pools.yaml", POOLS);
+    let changed = POOLS.replace("natOutgoing: true", "natOutgoing: false");
+    p.file("changed.yaml", &changed);
+    let editor = p.file("editor", "#!/bin/sh\nsed -i 's/natOutgoing: true/natOutgoing: false/' \"$1\"\n");
+    let edit = |line: &str| {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let out = p.command(&args).env("EDITOR", format!("sh {}", editor.display())).output().unwrap();
+        told(line, &out, &p.dir)
+    };
+    let screens = [
+        p.run("apply -f pools.yaml"),
+        p.run("diff -f pools.yaml"),
+        p.run("diff -f changed.yaml"),
+        p.run("apply --dry-run -f changed.yaml"),
+        p.with(&["patch", "ippool", "blue", "-p", r#"{"spec": {"disabled": true}}"#]),
+        p.with(&[
+            "patch",
+            "ippool",
+            "blue",
+            "-t",
+            "json",
+            "-p",
+            r#"[{"op": "remove", "path": "/spec/disabled"}]"#,
+        ]),
+        p.with(&["patch", "ippool", "blue", "-p", r#"{"spec": {"cidr": "10.9.0.0/16"}}"#]),
+        p.with(&["patch", "ippool", "blue", "-p", r#"{"spec": {"ipipMode": "Sometimes"}}"#]),
+        p.with(&["patch", "ippool", "blue", "-t", "json", "-p", r#"{"spec": {}}"#]),
+        p.run("label ippool blue zone=b"),
+        p.run("label ippool blue zone=b --overwrite"),
+        p.run("label ippool blue zone --remove"),
+        p.run("label ippool blue zone --remove"),
+        edit("edit ippool blue"),
+        edit("edit ippool blue"),
+        p.run("delete ippool blu"),
+        p.run("delete ippool"),
+        p.run("delete --dry-run ippool blue"),
+        p.run("delete ippool blue"),
+        p.run("delete ippool blue --skip-not-exists"),
+        p.run("get ippools -o name"),
+    ];
+    insta::assert_snapshot!(screens.join("\n"));
+}
+
+#[test]
+fn one_wrong_document_keeps_the_others_out() {
+    let p = Place::new("wrong");
+    let wrong = format!("{POOLS}---\napiVersion: projectcalico.org/v3\nkind: IPPol\nmetadata: {{name: x}}\n");
+    p.file("wrong.yaml", &wrong);
+    let overlap = POOLS.replace("10.2.0.0/16", "10.1.128.0/17");
+    p.file("overlap.yaml", &overlap);
+    p.file("pools.yaml", POOLS);
+    std::fs::create_dir(p.dir.join("empty")).unwrap();
+    let screens = [
+        p.run("apply -f wrong.yaml"),
+        p.run("apply -f overlap.yaml"),
+        p.run("get ippools -o name"),
+        p.run("apply --continue -f wrong.yaml"),
+        p.run("get ippools -o name"),
+        p.run("create -f pools.yaml"),
+        p.run("create --skip-exists -f pools.yaml"),
+        p.stdin("replace -f -", &NODE.replace("node1", "node9")),
+        p.stdin("validate -f -", "spec: [\n"),
+        p.run("validate -f pools.yaml"),
+        p.run("validate -f empty"),
+        p.run("apply -f nothing.yaml"),
+        p.run("get ippol"),
+        p.run("get ippools -o yml"),
+        p.run("get ippools -o custom-columns=NAM"),
+        p.run("get ippool bleu"),
+        p.run("version -o wide"),
+        p.stdin(
+            "apply -f -",
+            "apiVersion: projectcalico.org/v3\nkind: BlockAffinity\nmetadata: {name: n-10-0-0-0-26}\n\
+             spec: {state: confirmed, node: n, cidr: 10.0.0.0/26}\n",
+        ),
+    ];
+    insta::assert_snapshot!(screens.join("\n"));
+}
+
+#[test]
+fn a_stale_revision_is_refused() {
+    let p = Place::new("stale");
+    p.stdin("apply -f -", NODE);
+    let read = p.command(&["get", "node", "node1", "-o", "yaml"]).output().unwrap();
+    let text = String::from_utf8(read.stdout).unwrap();
+    assert!(p.run("label node node1 a=b").contains("[0]"));
+    let answer = p.stdin("apply -f -", &text);
+    assert!(answer.contains("update conflict: Node(node1) was changed since revision"), "{answer}");
+    assert!(answer.contains("[2]"), "{answer}");
+    let fresh = p.command(&["get", "node", "node1", "-o", "yaml"]).output().unwrap();
+    assert!(
+        p.stdin("replace -f -", &String::from_utf8(fresh.stdout).unwrap()).contains("Successfully replaced")
+    );
+}
