@@ -46,6 +46,11 @@ impl Follower {
         self.problems.borrow().clone()
     }
 
+    /// The same, for whoever reports it while somebody else holds the follower.
+    pub fn watch(&self) -> watch::Receiver<Option<Vec<Problem>>> {
+        self.problems.clone()
+    }
+
     /// Waits until the first plan was applied. `false`: the follower ended before.
     pub async fn applied(&mut self) -> bool {
         self.problems.wait_for(Option::is_some).await.is_ok()

@@ -109,7 +109,7 @@ impl Carrier for Process {
     fn ensure(&mut self, device: &str, want: &Tunnel) -> Result<(), String> {
         let config = Config {
             mtu: u16::try_from(want.mtu).unwrap_or(u16::MAX),
-            routes: want.routes.iter().map(|(&dst, &via)| Route { dst, via }).collect(),
+            routes: want.routes.iter().map(|(&dst, ends)| Route { dst, via: ends.to_vec() }).collect(),
             sources: want.sources.iter().copied().collect(),
         };
         // The address is part of its command line: if that changed, the one running is of no use.

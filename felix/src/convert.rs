@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use brindle_felix_core::route::{Dev, Hop, Route, Target};
-use brindle_kernel::netlink::{Route as KernelRoute, RouteKind, TABLE_MAIN};
+use brindle_kernel::netlink::{NextHop, Route as KernelRoute, RouteKind, TABLE_MAIN};
 
 /// Device names by index and back.
 #[derive(Debug, Default)]
@@ -61,10 +61,11 @@ pub(crate) fn from_kernel(r: &KernelRoute, names: &Names) -> Option<Route> {
         RouteKind::Unicast => match r.hops.as_slice() {
             [one] if one.gateway.is_none() => Target::Device(names.of(one.dev)),
             hops if hops.iter().all(|h| h.gateway.is_some()) => {
-                let mut hops: Vec<Hop> = hops
-                    .iter()
-                    .filter_map(|h| Some(Hop { via: h.gateway?, dev: names.of(h.dev), onlink: h.onlink }))
-                    .collect();
+                let hop = |h: &NextHop| {
+                    let weight = h.weight;
+                    Some(Hop { via: h.gateway?, dev: names.of(h.dev), onlink: h.onlink, weight })
+                };
+                let mut hops: Vec<Hop> = hops.iter().filter_map(hop).collect();
                 hops.sort();
                 Target::Via(hops)
             }
@@ -84,7 +85,12 @@ pub(crate) fn to_kernel(r: &Route, names: &Names) -> Result<KernelRoute, String>
         Target::Via(hops) => {
             let mut route = KernelRoute::new(r.dst);
             for h in hops {
-                route = route.via(h.via, Some(index(&h.dev)?), h.onlink);
+                route.hops.push(NextHop {
+                    gateway: Some(h.via),
+                    dev: Some(index(&h.dev)?),
+                    onlink: h.onlink,
+                    weight: h.weight,
+                });
             }
             route
         }

@@ -53,6 +53,10 @@ pub struct Report {
     pub pod_mtu: u32,
     /// What cannot be done as asked, with what to do.
     pub problems: Vec<String>,
+    /// Contradictions among the resources. What can be done is done.
+    pub warnings: Vec<String>,
+    /// Prefixes of pod devices' names, that of new ones first; empty until known.
+    pub pod_prefixes: Vec<String>,
 }
 
 /// An endpoint did not become ready.

@@ -44,21 +44,37 @@ pub(crate) struct TunnelManager {
     kind: Option<(Kind, String)>,
     carrier: Box<dyn Carrier>,
     told: Option<Tunnel>,
+    /// Why there is no device, or what is wrong with it.
+    none: String,
+    trouble: Option<String>,
     /// Ask the carrier whether it still runs.
     check: bool,
 }
 
 impl TunnelManager {
     pub(crate) fn new(settings: &Settings, carrier: Box<dyn Carrier>) -> Self {
-        Self { policy: settings.carrier, kind: None, carrier, told: None, check: true }
+        Self {
+            policy: settings.carrier,
+            kind: None,
+            carrier,
+            told: None,
+            none: "the datastore has not been read yet".into(),
+            trouble: None,
+            check: true,
+        }
     }
 
     /// `kernel`, `carrier` or `none`, and why.
     pub(crate) fn describe(&self) -> (&'static str, String) {
-        match &self.kind {
-            Some((Kind::Kernel, why)) => ("kernel", why.clone()),
-            Some((Kind::Carrier, why)) => ("carrier", why.clone()),
-            None => ("none", "no pool asks for IPIP".into()),
+        let (device, why) = match &self.kind {
+            Some((Kind::Kernel, why)) => ("kernel", why),
+            Some((Kind::Carrier, why)) => ("carrier", why),
+            None => ("none", &self.none),
+        };
+        match (&self.trouble, &self.kind) {
+            (None, _) => (device, why.clone()),
+            (Some(trouble), None) => (device, format!("it cannot be set up: {trouble}")),
+            (Some(trouble), Some(_)) => (device, format!("{why}; but: {trouble}")),
         }
     }
 
@@ -69,23 +85,40 @@ impl TunnelManager {
         }
     }
 
-    /// Brings the device to what is wanted. True if something was written (links must be read again).
+    /// Brings the device to what is wanted, or away if none is (then with the reason). True if something was written
+    /// (links must be read again).
     pub(crate) fn reconcile(
         &mut self,
-        want: Option<&Tunnel>,
+        want: Result<&Tunnel, &str>,
+        kernel: &mut dyn Kernel,
+        links: &BTreeMap<u32, Link>,
+        addrs: &BTreeSet<Addr>,
+    ) -> Result<bool, String> {
+        let done = self.bring(want, kernel, links, addrs);
+        self.trouble = done.as_ref().err().cloned();
+        done
+    }
+
+    fn bring(
+        &mut self,
+        want: Result<&Tunnel, &str>,
         kernel: &mut dyn Kernel,
         links: &BTreeMap<u32, Link>,
         addrs: &BTreeSet<Addr>,
     ) -> Result<bool, String> {
         let device = self.device(links);
-        let none_at_all = want.is_none() || self.policy == CarrierPolicy::Kernel;
+        let none_at_all = want.is_err() || self.policy == CarrierPolicy::Kernel;
         if let Some(left) = carriers(links).find(|l| none_at_all || l.name != device) {
             self.end_carrier(left, kernel)?;
             return Ok(true);
         }
-        let Some(want) = want else {
-            self.kind = None;
-            return Ok(false);
+        let want = match want {
+            Ok(want) => want,
+            Err(why) => {
+                self.kind = None;
+                self.none = why.to_owned();
+                return Ok(false);
+            }
         };
         if self.kind.is_none() {
             let (kind, why) = self.choose(kernel, links)?;

@@ -66,7 +66,7 @@ fn repair(packet: &mut [u8]) {
 }
 
 fn outwards(packet: &[u8]) {
-    let table = Table::new(LOCAL, [], [REMOTE]).expect("a sound table");
+    let table = Table::new(LOCAL, [], [REMOTE.into()]).expect("a sound table");
     if let Verdict::Deliver(d) = decapsulate(packet, &table) {
         let inner = &packet[d.inner.clone()];
         assert_eq!(Header::parse_checked(inner), Ok(d.header));

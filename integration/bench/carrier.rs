@@ -74,8 +74,8 @@ impl Bench {
             let mut carrier = node.ns().run(|| control::ensure(&launch))??;
             let other = 1 - i;
             let dst = format!("{}/26", CARRIED[other]).parse()?;
-            let routes = vec![control::Route { dst, via: OUTER[other] }];
-            carrier.client.set_config(&Config { mtu: MTU, routes, sources: vec![OUTER[other]] })?;
+            let routes = vec![control::Route { dst, via: vec![OUTER[other]] }];
+            carrier.client.set_config(&Config { mtu: MTU, routes, sources: vec![OUTER[other].into()] })?;
             self.carriers.push(carrier);
             tunnel(&mut node.rtnl(), CARRIER_DEVICE, CARRIED, i)?;
         }

@@ -57,15 +57,19 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
 
 async fn agent(settings: Settings) -> Result<(), Failure> {
     let started = Instant::now();
-    let Parts { store, felix, bgp, mut ended, listener } = start(&settings).await.map_err(Failure::Setup)?;
+    let Parts { store, felix, bgp, bgp_problems, mut ended, listener } =
+        start(&settings).await.map_err(Failure::Setup)?;
     let answer: admin::Answer = {
         let (settings, store, felix, bgp) =
             (Arc::new(settings.clone()), store.clone(), felix.clone(), bgp.clone());
         Arc::new(move |request| {
             let (settings, store, felix, bgp) = (settings.clone(), store.clone(), felix.clone(), bgp.clone());
+            let told = told(bgp_problems.as_ref());
             Box::pin(async move {
                 match request {
-                    AdminRequest::Status => status(&settings, &*store, &felix, bgp.as_ref(), started).await,
+                    AdminRequest::Status => {
+                        status(&settings, &*store, &felix, bgp.as_ref(), told, started).await
+                    }
                     AdminRequest::Rib { prefix } => match &bgp {
                         Some(b) => match b.rib(prefix).await {
                             Ok(paths) => serde_json::to_value(paths).unwrap_or(Value::Null),
@@ -92,10 +96,20 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     Ok(())
 }
 
+type BgpProblems = tokio::sync::watch::Receiver<Option<Vec<brindle_bgpd::peers::Problem>>>;
+
+/// The speaker's problems as lines.
+fn told(problems: Option<&BgpProblems>) -> Vec<String> {
+    let all = problems.map(|p| p.borrow().clone().unwrap_or_default()).unwrap_or_default();
+    all.iter().map(ToString::to_string).collect()
+}
+
 struct Parts {
     store: Arc<dyn Store>,
     felix: brindle_felix::Handle,
     bgp: Option<brindle_bgpd::Handle>,
+    /// What the speaker cannot do as configured.
+    bgp_problems: Option<BgpProblems>,
     /// Completes with the name of a part that ended by itself.
     ended: Pin<Box<dyn Future<Output = &'static str> + Send>>,
     listener: tokio::net::UnixListener,
@@ -149,6 +163,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
     let cni = crate::cni_server::start(settings, &store, &felix).await?;
 
+    let bgp_problems = speaker.as_ref().map(|s| s.follower.watch());
     let gone = felix.clone();
     let ended = Box::pin(async move {
         let speaker = async {
@@ -167,7 +182,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
             () = cni.ended() => "the CNI server",
         }
     });
-    Ok(Parts { store, felix, bgp, ended, listener })
+    Ok(Parts { store, felix, bgp, bgp_problems, ended, listener })
 }
 
 fn own_address(settings: &Settings) -> anyhow::Result<autodetect::Choice> {
@@ -252,10 +267,20 @@ async fn status(
     store: &dyn Store,
     felix: &brindle_felix::Handle,
     bgp: Option<&brindle_bgpd::Handle>,
+    told: Vec<String>,
     started: Instant,
 ) -> Value {
     let report = felix.fresh_report().await;
     let mut reasons = report.problems.clone();
+    if report.pod_mtu == 0 && reasons.is_empty() {
+        reasons.push("starting: the datastore has not been read yet".into());
+    }
+    // Felix and the speaker may say the same of the same resource.
+    for said in report.warnings.iter().chain(&told) {
+        if !reasons.contains(said) {
+            reasons.push(said.clone());
+        }
+    }
     let bgp = match bgp {
         Some(b) => b.status().await.unwrap_or_else(|e| {
             reasons.push(e.to_string());

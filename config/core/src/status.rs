@@ -31,7 +31,8 @@ pub struct NodeStatus {
     pub rss_kib: u64,
     pub uptime_ms: u64,
     pub ready: bool,
-    /// Why it is not ready; each with the next thing to do.
+    /// What is not as it should be, each with the next thing to do. What is only configured wrongly (the rest works)
+    /// stands here too, without making the node unready.
     pub reasons: Vec<String>,
     pub bgp: BgpStatus,
     pub routes: RouteStatus,

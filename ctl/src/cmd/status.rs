@@ -20,7 +20,7 @@ pub(crate) fn status(socket: &Path, format: Format) -> Result<Outcome> {
         Format::Table => crate::out::put!("{}", render(&status, out::colours())),
     }
     let established = status.bgp.peers.iter().all(|p| p.state == "Established");
-    let healthy = status.ready && established && status.routes.failed.is_empty();
+    let healthy = status.ready && status.reasons.is_empty() && established && status.routes.failed.is_empty();
     Ok(if healthy { Outcome::Ok } else { Outcome::Degraded })
 }
 

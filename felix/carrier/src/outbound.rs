@@ -9,10 +9,12 @@ use std::ops::Range;
 use std::time::Instant;
 
 use brindle_felix_core::ipip::encap::{is_loop, outer_tos};
+use brindle_felix_core::ipip::flow::flow_hash;
 use brindle_felix_core::ipip::fragment::{Fragment, fragment};
 use brindle_felix_core::ipip::icmp::{self, Limiter};
 use brindle_felix_core::ipip::ipv4::{Flaw, Header};
 use brindle_felix_core::ipip::segment::{Kind, complete_checksum, headers_len, segment};
+use brindle_felix_core::ipip::table::Choice;
 use brindle_felix_core::ipip::{MIN_MTU, OVERHEAD};
 use brindle_kernel::rawip::{self, Datagram, RawIp, Trouble};
 use brindle_kernel::tun::{FrameMeta, GsoKind, MAX_FRAME_LEN, Tun, VNET_HEADER_LEN};
@@ -122,14 +124,20 @@ impl Outbound<'_> {
         let via = match known {
             Some((_, via)) => via,
             None => {
-                let Some(via) = self.view.table().via(header.dst) else {
+                let Some(choice) = self.view.table().via(header.dst) else {
                     c.dropped_no_route.one();
                     return self.complain(base, &header, icmp::Error::HostUnreachable);
                 };
-                if let Some(slot) = slot {
-                    *slot = Some((header.dst, via));
+                match choice {
+                    Choice::One(via) => {
+                        if let Some(slot) = slot {
+                            *slot = Some((header.dst, via));
+                        }
+                        via
+                    }
+                    // All packets of a flow go one way, so that they arrive in order.
+                    Choice::Many(_) => choice.of(flow_hash(packet, &header)),
                 }
-                via
             }
         };
         let limit = if self.paths.is_empty() { u16::MAX } else { self.limit(via) };

@@ -49,7 +49,7 @@ impl Shared {
         config.sources.dedup();
         let table = Table::new(
             self.local,
-            config.routes.iter().map(|r| (r.dst, r.via)),
+            config.routes.iter().map(|r| (r.dst, r.via.as_slice())),
             config.sources.iter().copied(),
         )?;
         let (routes, sources) = (table.routes(), table.sources());

@@ -173,7 +173,7 @@ fn a_program_that_cannot_start_is_an_error_with_its_reason() {
 fn a_bad_configuration_is_refused_whole_and_the_old_one_stays() {
     let world = World::with_carriers("config");
     let mut bad = config(Side::A);
-    bad.routes.push(Route { dst: "192.168.5.1/24".parse().unwrap(), via: A });
+    bad.routes.push(Route { dst: "192.168.5.1/24".parse().unwrap(), via: vec![A] });
     let error = world.client(Side::A).set_config(&bad).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, ClientError::Refused { .. }));
@@ -200,9 +200,9 @@ fn the_control_socket_is_private_and_survives_nonsense() {
         "hello is for all versions"
     );
     for (line, says) in [
-        (&b"nonsense\n"[..], "not a request of protocol version 1"),
+        (&b"nonsense\n"[..], "not a request of protocol version 2"),
         (b"\xff\xfe\n", "not a request"),
-        (b"{\"op\":\"dance\"}\n", "request \\\"dance\\\" of protocol version 1"),
+        (b"{\"op\":\"dance\"}\n", "request \\\"dance\\\" of protocol version 2"),
         (b"{\"op\":\"set-config\",\"config\":{\"mtu\":70000}}\n", "request \\\"set-config\\\""),
         (b"[[[[[[[[\n", "not a request"),
     ] {

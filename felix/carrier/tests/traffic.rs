@@ -229,7 +229,9 @@ fn more_addresses_behind_a_node_are_found_by_the_longest_route() {
         k.add_route(&route.via(B.into(), Some(index), true)).unwrap();
     });
     let mut config = support::config(Side::A);
-    config.routes.push(brindle_carrier::control::Route { dst: "192.168.1.7/32".parse().unwrap(), via: B });
+    config
+        .routes
+        .push(brindle_carrier::control::Route { dst: "192.168.1.7/32".parse().unwrap(), via: vec![B] });
     assert!(world.client(Side::A).set_config(&config).unwrap().changed);
     assert!(world.replies(Side::A, borrowed, 84));
 }

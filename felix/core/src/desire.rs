@@ -12,10 +12,13 @@ use std::{
 
 use brindle_config_core::{Key, status::EncapPath};
 use ipnet::{IpNet, Ipv4Net};
+use regex_lite::Regex;
 
 use crate::{
+    conflicts::conflicts,
     host::HostView,
     inputs::Inputs,
+    ipip::table::Ends,
     owner::Ownership,
     path::{NoWay, Paths, Way},
     route::{Dev, Hop, METRIC, PROTO_CLUSTER, PROTO_DEVICE, Route, RouteKey, Target, route_key},
@@ -36,9 +39,22 @@ pub struct Tunnel {
     /// The node's `ipv4IPIPTunnelAddr`, once allocated.
     pub address: Option<Ipv4Addr>,
     /// Outer sources to accept.
-    pub sources: BTreeSet<Ipv4Addr>,
-    /// Inner destination → node, for a carrier that cannot see the route's gateway. Shared with whoever was told.
-    pub routes: Arc<BTreeMap<Ipv4Net, Ipv4Addr>>,
+    pub sources: BTreeSet<Ipv4Net>,
+    /// Inner destination → nodes, for a carrier that cannot see the route's gateway. Shared with whoever was told.
+    pub routes: Arc<BTreeMap<Ipv4Net, Ends>>,
+}
+
+/// Default of FelixConfiguration.interfacePrefix.
+pub const POD_PREFIX: &str = "cali";
+
+/// The prefixes of pod devices out of FelixConfiguration.interfacePrefix, a list with commas. Never empty.
+pub fn pod_prefixes(setting: Option<&str>) -> Vec<String> {
+    let listed = setting.unwrap_or_default().split(',').map(str::trim).filter(|p| !p.is_empty());
+    let mut all: Vec<String> = listed.map(str::to_owned).collect();
+    if all.is_empty() {
+        all.push(POD_PREFIX.to_owned());
+    }
+    all
 }
 
 /// A local pod interface and what makes it ready.
@@ -65,6 +81,8 @@ pub struct Desired {
     pods: BTreeMap<RouteKey, Route>,
     blackholes: BTreeMap<RouteKey, Route>,
     problems: Vec<String>,
+    /// Contradictions among the resources: named, and everything goes on.
+    pub warnings: Vec<String>,
     fib_problems: BTreeMap<IpNet, String>,
 }
 
@@ -72,7 +90,7 @@ pub struct Desired {
 pub fn ownership(inputs: &Inputs) -> Ownership {
     let f = inputs.felix();
     Ownership {
-        interface_prefix: f.interface_prefix.unwrap_or_else(|| "cali".into()),
+        interface_prefixes: pod_prefixes(f.interface_prefix.as_deref()),
         remove_external: f.remove_external_routes.unwrap_or(true),
         device_protocol: f.device_route_protocol.unwrap_or(PROTO_DEVICE),
     }
@@ -130,6 +148,7 @@ impl Desired {
         tunnel_device: &Dev,
     ) -> BTreeSet<RouteKey> {
         self.problems = inputs.bad.values().cloned().collect();
+        self.warnings = conflicts(inputs);
         self.host_settings = sysctl::host(inputs.pools.values().any(|p| p.cidr.addr().is_ipv6()));
         self.refresh_tunnel(inputs, host);
         let metric = metric(inputs);
@@ -181,7 +200,7 @@ impl Desired {
         let felix = inputs.felix();
         let me = inputs.nodes.get(&inputs.node);
         let my_ip = me.and_then(|n| n.ipv4());
-        let parent_mtu = my_ip.and_then(|ip| host.carrier_of(ip.into())).map_or(FALLBACK_MTU, |(_, l)| l.mtu);
+        let parent_mtu = self.parent_mtu(inputs, host);
         let tunnel_mtu = match felix.ipip_mtu {
             Some(mtu) if mtu > 0 => mtu,
             Some(_) | None => parent_mtu.saturating_sub(IPIP_OVERHEAD),
@@ -204,6 +223,29 @@ impl Desired {
             }
             (false, _) => None,
         };
+    }
+
+    /// MTU of the underlay: of the devices mtuIfacePattern matches the smallest (as Calico), else of the device with the
+    /// node's address.
+    fn parent_mtu(&mut self, inputs: &Inputs, host: &HostView) -> u32 {
+        if let Some(pattern) = inputs.felix().mtu_iface_pattern.filter(|p| !p.is_empty()) {
+            match Regex::new(&pattern) {
+                Ok(re) => match host.links().filter(|(n, _)| re.is_match(n)).map(|(_, l)| l.mtu).min() {
+                    Some(mtu) => return mtu,
+                    None => self.warnings.push(format!(
+                        "FelixConfiguration mtuIfacePattern {pattern:?} matches no interface; the MTU is that of the \
+                         interface with the node's address"
+                    )),
+                },
+                Err(e) => self.warnings.push(format!(
+                    "FelixConfiguration mtuIfacePattern {pattern:?} is no regular expression ({e}); the MTU is that \
+                     of the interface with the node's address"
+                )),
+            }
+        }
+        let me = inputs.nodes.get(&inputs.node);
+        let mine = me.into_iter().flat_map(brindle_config_core::node::NodeSpec::ips);
+        mine.filter_map(|ip| host.carrier_of(ip)).map(|(_, l)| l.mtu).min().unwrap_or(FALLBACK_MTU)
     }
 
     /// Endpoints, and the routes to their addresses.
@@ -244,35 +286,34 @@ impl Desired {
         metric: u32,
     ) -> Option<Route> {
         self.fib_problems.remove(&prefix);
-        let (mut hops, mut node) = (Vec::new(), None);
+        let (mut hops, mut nodes) = (Vec::new(), Ends::new());
         for nh in inputs.fib.get(&prefix).into_iter().flatten() {
             match paths.path(&prefix, *nh) {
-                Ok((Way::Direct { via, dev, onlink }, _)) => hops.push(Hop { via, dev, onlink }),
+                Ok((Way::Direct { via, dev, onlink }, _)) => hops.push(Hop::new(via, dev, onlink)),
                 Ok((Way::Ipip(via), _)) => {
-                    node = node.or(Some(via));
-                    hops.push(Hop { via: via.into(), dev: Dev::clone(tunnel_device), onlink: true });
+                    nodes.push(via);
+                    hops.push(Hop::new(via.into(), Dev::clone(tunnel_device), true));
                 }
                 Err(NoWay::Self_) => {}
                 Err(why) => drop(self.fib_problems.insert(prefix, format!("{prefix} via {nh}: {why}"))),
             }
         }
-        self.carry(prefix, node);
-        // Two next hops may resolve to one gateway.
-        hops.sort();
-        hops.dedup();
-        let target = Target::Via(hops).some()?;
+        nodes.sort_unstable();
+        self.carry(prefix, nodes);
+        // Two next hops may resolve to one gateway: it gets the share of both.
+        let target = Target::via(hops)?;
         Some(Route { dst: prefix, metric, protocol: PROTO_CLUSTER, target })
     }
 
     /// Keeps the carrier's table.
-    fn carry(&mut self, prefix: IpNet, node: Option<Ipv4Addr>) {
+    fn carry(&mut self, prefix: IpNet, nodes: Ends) {
         if let (IpNet::V4(p), Some(t)) = (prefix, &mut self.tunnel)
-            && t.routes.get(&p).copied() != node
+            && t.routes.get(&p).map_or(&[][..], |e| e.as_slice()) != nodes.as_slice()
         {
             let routes = Arc::make_mut(&mut t.routes);
-            match node {
-                Some(n) => drop(routes.insert(p, n)),
-                None => drop(routes.remove(&p)),
+            match nodes.is_empty() {
+                false => drop(routes.insert(p, nodes)),
+                true => drop(routes.remove(&p)),
             }
         }
     }

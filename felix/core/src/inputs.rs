@@ -7,15 +7,16 @@ use std::{
 };
 
 use brindle_config_core::{
-    Key, Kind, Spec,
+    AnyResource, Key, Kind, Spec,
     felix::FelixConfigurationSpec,
     ipam::IpamBlockSpec,
     node::NodeSpec,
     pool::IpPoolSpec,
     store::{Entry, SyncEvent, decode},
+    validate,
     workload::WorkloadEndpointSpec,
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 /// The kinds felix follows.
 pub const KINDS: [Kind; 5] =
@@ -47,6 +48,8 @@ pub struct Inputs {
     pub(crate) fib: BTreeMap<IpNet, Vec<IpAddr>>,
     /// Resources that do not decode, with the reason.
     pub(crate) bad: BTreeMap<Key, String>,
+    /// Resources in force that no writer should have accepted, with the reason.
+    pub(crate) doubtful: BTreeMap<Key, String>,
 }
 
 impl Inputs {
@@ -61,6 +64,7 @@ impl Inputs {
             felix: BTreeMap::new(),
             fib: BTreeMap::new(),
             bad: BTreeMap::new(),
+            doubtful: BTreeMap::new(),
         }
     }
 
@@ -154,11 +158,29 @@ impl Inputs {
         })
     }
 
-    /// Outer sources from which encapsulated packets are accepted: every node but this one, and externalNodesList.
-    pub fn known_sources(&self) -> BTreeSet<Ipv4Addr> {
+    /// Outer sources from which encapsulated packets are accepted: every node but this one, and externalNodesList
+    /// (addresses and CIDRs, as Calico takes them).
+    pub fn known_sources(&self) -> BTreeSet<Ipv4Net> {
         let nodes = self.nodes.iter().filter(|(n, _)| **n != self.node).filter_map(|(_, s)| s.ipv4());
         let external = self.felix().external_nodes_list;
-        nodes.chain(external.iter().filter_map(|s| s.parse().ok())).collect()
+        let external = external.iter().filter_map(|s| {
+            s.parse::<Ipv4Net>().map(|n| n.trunc()).or_else(|_| s.parse::<Ipv4Addr>().map(Ipv4Net::from)).ok()
+        });
+        nodes.map(Ipv4Net::from).chain(external).collect()
+    }
+
+    /// Why there is no tunnel device, when there is none to be.
+    pub fn why_no_ipip(&self) -> String {
+        let me = self.nodes.get(&self.node);
+        if self.felix().ipip_enabled == Some(false) {
+            "ipipEnabled is false in the FelixConfiguration".into()
+        } else if !self.ipip_wanted() {
+            "no pool asks for IPIP".into()
+        } else if me.and_then(NodeSpec::ipv4).is_none() {
+            format!("Node({}) has no IPv4 address", self.node)
+        } else {
+            "not set up yet".into()
+        }
     }
 
     /// Own blocks.
@@ -172,6 +194,34 @@ impl Inputs {
     }
 
     fn upsert(&mut self, e: &Entry) -> bool {
+        self.take(e) | self.doubt(e)
+    }
+
+    /// Holds a resource in force against the rules for writers.
+    fn doubt(&mut self, e: &Entry) -> bool {
+        fn with<S: Spec>(
+            e: &Entry,
+            any: impl Fn(brindle_config_core::Resource<S>) -> AnyResource,
+        ) -> Option<String> {
+            let stored = decode::<S>(e).ok()?;
+            validate::resource(&any(stored.resource)).err().map(|why| {
+                // Several violations come in a line each.
+                format!("{}: {}", e.key, why.to_string().replace('\n', " "))
+            })
+        }
+        let why = match e.key.kind {
+            Kind::IpPool => with(e, AnyResource::IpPool),
+            Kind::Node => with(e, AnyResource::Node),
+            Kind::FelixConfiguration => with(e, AnyResource::FelixConfiguration),
+            _ => return false,
+        };
+        match why {
+            Some(why) => self.doubtful.insert(e.key.clone(), why.clone()) != Some(why),
+            None => self.doubtful.remove(&e.key).is_some(),
+        }
+    }
+
+    fn take(&mut self, e: &Entry) -> bool {
         match e.key.kind {
             Kind::IpPool => put(&mut self.pools, &mut self.bad, e, |k| k.name.clone(), |_| true),
             Kind::IpamBlock => put(&mut self.blocks, &mut self.bad, e, |k| k.name.clone(), |_| true),
@@ -195,7 +245,7 @@ impl Inputs {
     }
 
     fn delete(&mut self, key: &Key) -> bool {
-        let was_bad = self.bad.remove(key).is_some();
+        let was_bad = self.bad.remove(key).is_some() | self.doubtful.remove(key).is_some();
         let had = match key.kind {
             Kind::IpPool => self.pools.remove(&key.name).is_some(),
             Kind::IpamBlock => self.blocks.remove(&key.name).is_some(),

@@ -5,8 +5,8 @@ use crate::route::{PROTO_CLUSTER, Route};
 /// What the rule depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ownership {
-    /// Prefix of pod devices (FelixConfiguration.interfacePrefix).
-    pub interface_prefix: String,
+    /// Prefixes of pod devices (FelixConfiguration.interfacePrefix, a list with commas).
+    pub interface_prefixes: Vec<String>,
     /// FelixConfiguration.removeExternalRoutes: whatever is routed to a pod device is ours.
     pub remove_external: bool,
     /// FelixConfiguration.deviceRouteProtocol.
@@ -14,6 +14,11 @@ pub struct Ownership {
 }
 
 impl Ownership {
+    /// Whether this is the name of a pod's device.
+    pub fn is_pod(&self, dev: &str) -> bool {
+        self.interface_prefixes.iter().any(|p| dev.starts_with(p.as_str()))
+    }
+
     /// Whether a route of the main table is ours: protocol 80 anywhere, or a route to a pod device. The kernel's own
     /// routes (protocol 2: connected subnets, link-local) never are.
     pub fn owns(&self, route: &Route) -> bool {
@@ -24,7 +29,7 @@ impl Ownership {
         let mut devices = route.devices().peekable();
         route.protocol != KERNEL
             && devices.peek().is_some()
-            && devices.all(|d| d.starts_with(&self.interface_prefix))
+            && devices.all(|d| self.is_pod(d))
             && (self.remove_external || route.protocol == self.device_protocol)
     }
 }
@@ -35,7 +40,7 @@ mod tests {
     use crate::route::{Hop, Target};
 
     fn rule() -> Ownership {
-        Ownership { interface_prefix: "cali".into(), remove_external: true, device_protocol: 3 }
+        Ownership { interface_prefixes: vec!["cali".into()], remove_external: true, device_protocol: 3 }
     }
 
     fn route(protocol: u8, target: Target) -> Route {
@@ -45,7 +50,7 @@ mod tests {
     #[test]
     fn protocol_80_is_ours_wherever_it_points() {
         assert!(rule().owns(&route(80, Target::Blackhole)));
-        let hop = Hop { via: "10.9.9.9".parse().unwrap(), dev: "eth0".into(), onlink: false };
+        let hop = Hop::new("10.9.9.9".parse().unwrap(), "eth0".into(), false);
         assert!(rule().owns(&route(80, Target::Via(vec![hop]))));
     }
 

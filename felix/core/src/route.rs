@@ -24,6 +24,25 @@ pub struct Hop {
     pub dev: Dev,
     /// The gateway need not be covered by an address of the device.
     pub onlink: bool,
+    /// Share among equal-cost hops, 1 to 256; 1 where there is only one.
+    pub weight: u16,
+}
+
+impl Hop {
+    /// A hop of weight 1.
+    pub fn new(via: IpAddr, dev: Dev, onlink: bool) -> Self {
+        Self { via, dev, onlink, weight: 1 }
+    }
+}
+
+/// Largest weight of a hop in the kernel (one octet, 0 stands for 1).
+const MAX_WEIGHT: u16 = 256;
+
+fn gcd(a: u16, b: u16) -> u16 {
+    match b {
+        0 => a,
+        _ => gcd(b, a.checked_rem(b).unwrap_or(0)),
+    }
 }
 
 /// Where matching packets go.
@@ -39,6 +58,24 @@ pub enum Target {
 }
 
 impl Target {
+    /// Equal-cost hops in the one form they have: sorted, each once with a weight for how often it was given, the
+    /// weights without a common factor. None without hops.
+    pub fn via(mut hops: Vec<Hop>) -> Option<Self> {
+        hops.sort();
+        let mut merged: Vec<Hop> = Vec::with_capacity(hops.len());
+        for h in hops {
+            match merged.last_mut() {
+                Some(last) if (last.via, &last.dev, last.onlink) == (h.via, &h.dev, h.onlink) => {
+                    last.weight = last.weight.saturating_add(h.weight).min(MAX_WEIGHT);
+                }
+                _ => merged.push(h),
+            }
+        }
+        let common = merged.iter().fold(0, |g, h| gcd(g, h.weight)).max(1);
+        merged.iter_mut().for_each(|h| h.weight = h.weight.checked_div(common).unwrap_or(1).max(1));
+        Self::Via(merged).some()
+    }
+
     /// Itself, unless it has no way out.
     pub fn some(self) -> Option<Self> {
         match self {
@@ -95,7 +132,11 @@ impl fmt::Display for Route {
                     if hops.len() > 1 {
                         write!(f, " nexthop")?;
                     }
-                    write!(f, " via {} dev {}{}", h.via, h.dev, if h.onlink { " onlink" } else { "" })?;
+                    write!(f, " via {} dev {}", h.via, h.dev)?;
+                    if h.weight != 1 {
+                        write!(f, " weight {}", h.weight)?;
+                    }
+                    write!(f, "{}", if h.onlink { " onlink" } else { "" })?;
                 }
             }
             Target::Blackhole => write!(f, "blackhole {}", self.dst)?,

@@ -99,11 +99,7 @@ fn host() -> HostView {
         dst: "0.0.0.0/0".parse().unwrap(),
         metric: 0,
         protocol: 4,
-        target: Target::Via(vec![Hop {
-            via: "10.0.1.254".parse().unwrap(),
-            dev: "eth0".into(),
-            onlink: false,
-        }]),
+        target: Target::Via(vec![Hop::new("10.0.1.254".parse().unwrap(), "eth0".into(), false)]),
     };
     HostView::new(links, [default])
 }
@@ -140,8 +136,8 @@ fn cross_subnet_goes_direct_inside_the_segment_and_through_the_tunnel_across() {
     let t = d.tunnel.as_ref().unwrap();
     assert_eq!((t.mtu, d.pod_mtu), (1480, 1480));
     assert_eq!(t.routes.len(), 1);
-    assert!(t.sources.contains(&"10.0.2.3".parse().unwrap()));
-    assert!(!t.sources.contains(&"10.0.1.1".parse().unwrap()), "we are not our own peer");
+    assert!(t.sources.contains(&"10.0.2.3/32".parse().unwrap()));
+    assert!(!t.sources.contains(&"10.0.1.1/32".parse().unwrap()), "we are not our own peer");
 }
 
 #[test]
@@ -185,7 +181,7 @@ fn what_does_not_decode_is_named_and_keeps_its_last_good_value() {
         "{:?}",
         d.problems().collect::<Vec<_>>()
     );
-    assert!(d.tunnel.unwrap().sources.contains(&"10.0.1.2".parse().unwrap()));
+    assert!(d.tunnel.unwrap().sources.contains(&"10.0.1.2/32".parse().unwrap()));
 }
 
 fn table(routes: Vec<Route>) -> BTreeMap<RouteKey, Route> {
@@ -209,11 +205,11 @@ fn any_route() -> impl Strategy<Value = Route> {
     let target = prop_oneof![
         Just(Target::Blackhole),
         dev.clone().prop_map(|d| Target::Device(d.into())),
-        (dev, 1u8..4).prop_map(|(d, n)| Target::Via(vec![Hop {
-            via: format!("10.0.1.{n}").parse().unwrap(),
-            dev: d.into(),
-            onlink: true
-        }])),
+        (dev, 1u8..4).prop_map(|(d, n)| Target::Via(vec![Hop::new(
+            format!("10.0.1.{n}").parse().unwrap(),
+            d.into(),
+            true
+        )])),
     ];
     let protocol = prop_oneof![Just(80u8), Just(3), Just(4), Just(12), Just(2)];
     let metric = prop_oneof![Just(0u32), Just(1024)];
@@ -223,6 +219,90 @@ fn any_route() -> impl Strategy<Value = Route> {
         protocol,
         target,
     })
+}
+
+fn felix(f: brindle_config_core::felix::FelixConfigurationSpec) -> SyncEvent {
+    upsert("default", f)
+}
+
+#[test]
+fn equal_next_hops_make_one_multipath_route_direct_tunnelled_and_mixed() {
+    let hops = |i: &mut Inputs, prefix: &str, all: &[&str]| {
+        i.set_fib(prefix.parse().unwrap(), all.iter().map(|h| h.parse().unwrap()).collect())
+    };
+    let mut i = inputs(EncapMode::CrossSubnet);
+    hops(&mut i, "192.168.2.0/26", &["10.0.1.3", "10.0.1.2"]);
+    hops(&mut i, "192.168.3.0/26", &["10.0.2.4", "10.0.2.3"]);
+    hops(&mut i, "192.168.4.0/26", &["10.0.2.3", "10.0.1.2"]);
+    // Outside the pools: two of the three next hops lie behind the default gateway.
+    hops(&mut i, "172.16.0.0/24", &["10.0.1.2", "10.9.0.1", "10.9.0.2"]);
+    hops(&mut i, "172.17.0.0/24", &["10.9.0.1", "10.9.0.2"]);
+    let d = desired(&i);
+    insta::assert_snapshot!(text(&d).join("\n"));
+    let t = d.tunnel.unwrap();
+    let carried: Vec<String> = t.routes.iter().map(|(p, e)| format!("{p} {e:?}")).collect();
+    assert_eq!(carried, ["192.168.3.0/26 [10.0.2.3, 10.0.2.4]", "192.168.4.0/26 [10.0.2.3]"]);
+}
+
+#[test]
+fn a_multipath_route_that_gains_or_loses_a_hop_is_replaced_in_place() {
+    let mut i = inputs(EncapMode::CrossSubnet);
+    let prefix = "192.168.3.0/26".parse().unwrap();
+    i.set_fib(prefix, vec!["10.0.2.3".parse().unwrap(), "10.0.2.4".parse().unwrap()]);
+    let before = desired(&i);
+    i.set_fib(prefix, vec!["10.0.2.4".parse().unwrap()]);
+    let after = desired(&i);
+    let owner = ownership(&i);
+    let cx = PlanCx { owner: &owner, fib_in_sync: true, grace: &|_| false };
+    let there = Plan::new(&before.routes, &after.routes, &host(), &cx);
+    let back = Plan::new(&after.routes, &before.routes, &host(), &cx);
+    insta::assert_snapshot!(format!("{there}{back}"));
+}
+
+#[test]
+fn the_underlays_mtu_is_that_of_the_matching_interfaces() {
+    let mut i = inputs(EncapMode::CrossSubnet);
+    let with = |i: &mut Inputs, pattern: &str| {
+        i.apply(&felix(brindle_config_core::felix::FelixConfigurationSpec {
+            mtu_iface_pattern: Some(pattern.into()),
+            ..Default::default()
+        }));
+        let mut links: BTreeMap<_, _> = host().links().map(|(n, l)| (n.into(), l.clone())).collect();
+        links.insert("eth1".into(), Link { up: true, mtu: 1400, addresses: vec![] });
+        desire(i, &host().with_links(links), &"tunl0".into())
+    };
+    assert_eq!(with(&mut i, "^eth.*").tunnel.unwrap().mtu, 1380);
+    let none = with(&mut i, "^wlan");
+    assert_eq!(none.tunnel.unwrap().mtu, 1480);
+    assert!(none.warnings[0].contains("matches no interface"), "{:?}", none.warnings);
+    let bad = with(&mut i, "eth(");
+    assert_eq!(bad.tunnel.unwrap().mtu, 1480);
+    assert!(bad.warnings[0].contains("no regular expression"), "{:?}", bad.warnings);
+}
+
+#[test]
+fn external_nodes_are_addresses_and_ranges() {
+    let mut i = inputs(EncapMode::CrossSubnet);
+    i.apply(&felix(brindle_config_core::felix::FelixConfigurationSpec {
+        external_nodes_list: vec!["10.50.0.0/16".into(), "10.60.0.1".into(), "10.70.0.9/24".into()],
+        ..Default::default()
+    }));
+    let sources = desired(&i).tunnel.unwrap().sources;
+    let all: Vec<String> = sources.iter().map(ToString::to_string).collect();
+    assert_eq!(all, ["10.0.1.2/32", "10.0.2.3/32", "10.50.0.0/16", "10.60.0.1/32", "10.70.0.0/24"]);
+}
+
+#[test]
+fn without_a_tunnel_the_reason_is_the_real_one() {
+    assert_eq!(inputs(EncapMode::Never).why_no_ipip(), "no pool asks for IPIP");
+    let mut i = inputs(EncapMode::Always);
+    i.apply(&upsert("n1", NodeSpec::default()));
+    assert_eq!(i.why_no_ipip(), "Node(n1) has no IPv4 address");
+    i.apply(&felix(brindle_config_core::felix::FelixConfigurationSpec {
+        ipip_enabled: Some(false),
+        ..Default::default()
+    }));
+    assert_eq!(i.why_no_ipip(), "ipipEnabled is false in the FelixConfiguration");
 }
 
 proptest! {
@@ -322,8 +402,7 @@ proptest! {
 fn a_plan_reads_like_a_list_of_what_will_happen() {
     let route =
         |dst: &str, protocol, target| Route { dst: dst.parse().unwrap(), metric: 1024, protocol, target };
-    let via =
-        |gw: &str, onlink| Target::Via(vec![Hop { via: gw.parse().unwrap(), dev: "eth0".into(), onlink }]);
+    let via = |gw: &str, onlink| Target::Via(vec![Hop::new(gw.parse().unwrap(), "eth0".into(), onlink)]);
     let actual = table(vec![
         route("192.168.1.0/26", 80, Target::Blackhole),
         route("192.168.1.5/32", 3, Target::Device("cali0old".into())),

@@ -104,7 +104,7 @@ impl Engine {
     /// Compares, plans and writes routes.
     pub(super) fn apply_routes(&mut self, dirty: &Dirty, now: Instant) {
         let young = |dev: &str| {
-            dev.starts_with(&self.owner.interface_prefix)
+            self.owner.is_pod(dev)
                 && self.view.first_seen(dev).is_some_and(|t| now.saturating_duration_since(t) < GRACE)
         };
         let cx = PlanCx { owner: &self.owner, fib_in_sync: self.fib_in_sync, grace: &young };

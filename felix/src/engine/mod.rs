@@ -27,6 +27,7 @@ use brindle_felix_core::{
     duration,
     host::Reach,
     inputs::{Impact, Inputs},
+    ipip::table::Ends,
     owner::Ownership,
     plan::Held,
     route::{Dev, RouteKey, Target},
@@ -432,7 +433,7 @@ impl Engine {
                 self.set.remove(&index);
             }
             self.parts_failed.hasten(&Part::Device(Dev::clone(&dev)), now);
-            if dev.starts_with(&self.owner.interface_prefix) {
+            if self.owner.is_pod(&dev) {
                 let of_dev = self.wanted.endpoints.values().filter(|e| e.dev == dev);
                 for net in of_dev.flat_map(|e| &e.addresses).map(IpNet::trunc) {
                     let keys = self.wanted.routes.range((net, 0)..=(net, u32::MAX)).map(|(k, _)| *k);
@@ -549,9 +550,14 @@ impl Engine {
             if self.parts_failed.waits(&Part::Tunnel, now) {
                 return;
             }
-            let want = self.wanted.tunnel.clone().map(|t| self.keep_carried(t));
-            match self.tunnel.reconcile(want.as_ref(), &mut *self.kernel, &self.view.links, &self.view.addrs)
-            {
+            let want = self
+                .wanted
+                .tunnel
+                .clone()
+                .map(|t| self.keep_carried(t))
+                .ok_or_else(|| self.inputs.why_no_ipip());
+            let want = want.as_ref().map_err(String::as_str);
+            match self.tunnel.reconcile(want, &mut *self.kernel, &self.view.links, &self.view.addrs) {
                 Ok(changed) => {
                     self.parts_failed.done(&Part::Tunnel);
                     if !changed {
@@ -577,11 +583,18 @@ impl Engine {
         }
         for route in self.view.actual.values() {
             let (IpNet::V4(dst), Target::Via(hops)) = (route.dst, &route.target) else { continue };
-            if let Some(IpAddr::V4(via)) = hops.iter().find(|h| h.dev == self.device).map(|h| h.via)
-                && via != tunnel.local
-                && !tunnel.routes.contains_key(&dst)
-            {
-                Arc::make_mut(&mut tunnel.routes).insert(dst, via);
+            let through = hops.iter().filter(|h| h.dev == self.device);
+            let ends: Ends = through
+                .filter_map(|h| match h.via {
+                    IpAddr::V4(via) if via != tunnel.local => {
+                        Some(std::iter::repeat_n(via, usize::from(h.weight)))
+                    }
+                    IpAddr::V4(_) | IpAddr::V6(_) => None,
+                })
+                .flatten()
+                .collect();
+            if !ends.is_empty() && !tunnel.routes.contains_key(&dst) {
+                Arc::make_mut(&mut tunnel.routes).insert(dst, ends);
             }
         }
         tunnel

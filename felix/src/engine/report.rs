@@ -58,6 +58,8 @@ impl Engine {
             set(update(&mut r.own_blocks, self.wanted.own_blocks.clone()));
             set(update(&mut r.pod_mtu, self.wanted.pod_mtu));
             set(update(&mut r.problems, problems));
+            set(update(&mut r.warnings, self.wanted.warnings.iter().take(SHOWN).cloned().collect()));
+            set(update(&mut r.pod_prefixes, self.owner.interface_prefixes.clone()));
             changed
         });
     }

@@ -23,6 +23,8 @@ pub(crate) struct Expected {
 pub(crate) trait Dataplane: Send + Sync {
     /// MTU for new pods, octets, as soon as it is known.
     fn mtu(&self, limit: Duration) -> Answer<'_, u32>;
+    /// Prefixes of pod devices (interfacePrefix); new ones get the first.
+    fn pod_prefixes(&self) -> Vec<String>;
     /// Waits until the endpoint's routes and settings are in the kernel.
     fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()>;
 }
@@ -37,6 +39,10 @@ impl Dataplane for Handle {
                 _ => Err("the agent is starting and does not know the MTU of pods yet".to_owned()),
             }
         })
+    }
+
+    fn pod_prefixes(&self) -> Vec<String> {
+        self.report().pod_prefixes
     }
 
     fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()> {

@@ -16,8 +16,8 @@ use super::dataplane::Expected;
 
 /// Deletions under way at a time; their waits overlap.
 const MAX_DELETIONS: usize = 32;
-/// What marks a device as a pod's.
-const PREFIX: &str = "cali";
+/// Kind of every pod device; nothing else is ever deleted.
+const VETH: &str = "veth";
 
 /// Deletes devices in the background.
 pub(super) struct Deletions {
@@ -32,10 +32,6 @@ impl Deletions {
     /// Starts the deletion. The returned future completes when the device has been looked up and is about to go; it
     /// is named by number and name, so that one made anew meanwhile stays.
     pub(super) async fn start(&self, device: HostDevice) {
-        if !device.name.starts_with(PREFIX) {
-            tracing::warn!(device = %device.name, "asked to delete a device that is no pod's; left alone");
-            return;
-        }
         let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
         let (begun, wait) = oneshot::channel();
         let spawned = std::thread::Builder::new().name("delete-device".into()).spawn(move || {
@@ -57,7 +53,7 @@ impl Deletions {
 fn delete(device: &HostDevice, begun: oneshot::Sender<()>) -> Result<(), NetlinkError> {
     let mut kernel = Rtnl::open()?;
     let found = kernel.link_by_index(device.index)?;
-    if found.is_none_or(|l| l.name != device.name) {
+    if found.is_none_or(|l| l.name != device.name || l.kind.as_deref() != Some(VETH)) {
         return Ok(());
     }
     let _ = begun.send(());

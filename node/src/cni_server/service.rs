@@ -26,7 +26,7 @@ use super::{
 
 /// How long ADD waits for felix to know the MTU after the agent's start.
 const MTU: Duration = Duration::from_secs(10);
-/// Prefix of host devices.
+/// Prefix of host devices where none is configured.
 const PREFIX: &str = "cali";
 
 /// The handler of calls.
@@ -136,7 +136,23 @@ impl Service {
         })?;
         let given = self.assign(a, wish).await?;
         let (addresses, again) = (given.addresses, given.again);
-        Ok(Reply::Added { addresses, host_ifname: a.host_ifname(PREFIX), mtu, again })
+        Ok(Reply::Added { addresses, host_ifname: a.host_ifname(&self.pod_prefix()), mtu, again })
+    }
+
+    /// What the names of new pod devices begin with.
+    fn pod_prefix(&self) -> String {
+        self.dataplane.pod_prefixes().into_iter().next().unwrap_or_else(|| PREFIX.to_owned())
+    }
+
+    /// Whether a plugin may have a device deleted: its name says that it is a pod's, by the setting of today or by the
+    /// default, under which it may have been made.
+    fn is_pods(&self, device: &HostDevice) -> bool {
+        let pods = device.name.starts_with(PREFIX)
+            || self.dataplane.pod_prefixes().iter().any(|p| device.name.starts_with(p));
+        if !pods {
+            tracing::warn!(device = %device.name, "asked to delete a device that is no pod's; left alone");
+        }
+        pods
     }
 
     /// Takes everything of the attachment back. With no datastore to write to, this is promised on disk: pods must be
@@ -149,7 +165,7 @@ impl Service {
     ) -> Result<Reply, Refused> {
         let forgotten = async {
             // First, and whatever becomes of the rest.
-            if let Some(device) = &device {
+            if let Some(device) = device.as_ref().filter(|d| self.is_pods(d)) {
                 self.deletions.start(device.clone()).await;
             }
             self.unlocked().await?;

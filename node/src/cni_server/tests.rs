@@ -41,11 +41,16 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 #[derive(Default)]
 struct Stub {
     stuck: AtomicBool,
+    prefixes: std::sync::Mutex<Vec<String>>,
 }
 
 impl Dataplane for Stub {
     fn mtu(&self, _: Duration) -> Answer<'_, u32> {
         Box::pin(async { Ok(1480) })
+    }
+
+    fn pod_prefixes(&self) -> Vec<String> {
+        self.prefixes.lock().unwrap().clone()
     }
 
     fn ready(&self, endpoint: Expected, _: Duration) -> Answer<'_, ()> {
@@ -249,6 +254,14 @@ async fn a_repeated_add_gives_the_same_addresses() {
     assert_eq!((addresses, again, mtu), (first, true, 1480));
     // The connection of the repeated ADD ends without a registration: what the first one made stays.
     assert_eq!((s.endpoints().await.len(), s.in_use().await), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_are_named_by_the_configured_prefix() {
+    let s = Stage::new("10.1.0.0/24").await;
+    *s.dataplane.prefixes.lock().unwrap() = vec!["pod".into(), "tap".into()];
+    let Reply::Added { host_ifname, .. } = s.ask(add(&attachment("c1"))).await else { panic!() };
+    assert_eq!(host_ifname, attachment("c1").host_ifname("pod"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the protocol. `hello` and `shutdown` keep their form in every version, so that an
 /// agent can replace a carrier it cannot talk to.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What the agent asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,17 +42,17 @@ pub struct Config {
     pub mtu: u16,
     /// The routes the kernel has through the device, with their next hops.
     pub routes: Vec<Route>,
-    /// Outer sources packets are taken from: the addresses of all known nodes.
-    pub sources: Vec<Ipv4Addr>,
+    /// Outer sources packets are taken from: the addresses of all known nodes, and ranges.
+    pub sources: Vec<Ipv4Net>,
 }
 
-/// A destination and the node that carries it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// A destination and the nodes that carry it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Route {
     /// Inner destinations.
     pub dst: Ipv4Net,
-    /// Outer destination.
-    pub via: Ipv4Addr,
+    /// Outer destinations. Flows are spread over them; one that is given twice gets twice as many.
+    pub via: Vec<Ipv4Addr>,
 }
 
 /// What the carrier answers.

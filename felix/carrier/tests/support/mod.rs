@@ -237,8 +237,11 @@ pub(crate) fn config(side: Side) -> Config {
     let other = side.other();
     Config {
         mtu: MTU,
-        routes: vec![Carried { dst: format!("{}/26", other.inner()).parse().unwrap(), via: other.outer() }],
-        sources: vec![other.outer()],
+        routes: vec![Carried {
+            dst: format!("{}/26", other.inner()).parse().unwrap(),
+            via: vec![other.outer()],
+        }],
+        sources: vec![other.outer().into()],
     }
 }
 

@@ -13,6 +13,7 @@ pub mod checksum;
 pub mod coalesce;
 pub mod decap;
 pub mod encap;
+pub mod flow;
 pub mod fragment;
 pub mod icmp;
 pub mod ipv4;

@@ -9,7 +9,7 @@ use super::fragment::{Fragment, fragment};
 use super::icmp::{self, Limiter};
 use super::ipv4::{self, Flaw, Header};
 use super::segment::{Kind, Transport, complete_checksum, segment, transport_state};
-use super::table::{Table, TableError};
+use super::table::{Choice, Table, TableError};
 use super::*;
 
 const A: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
@@ -33,7 +33,7 @@ fn wrap(inner: &[u8], from: Ipv4Addr, tos: u8) -> Vec<u8> {
 }
 
 fn table() -> Table {
-    Table::new(B, [(net("192.168.1.0/26"), A)], [A]).unwrap()
+    Table::new(B, [(net("192.168.1.0/26"), &[A][..])], [A.into()]).unwrap()
 }
 
 fn tcp(seq: u32, flags: u8, payload: &[u8], complete: bool) -> Vec<u8> {
@@ -97,16 +97,21 @@ fn a_header_with_wrong_lengths_is_named() {
 #[test]
 fn the_longest_route_wins_and_a_host_route_beats_its_block() {
     let c = Ipv4Addr::new(10, 3, 0, 2);
-    let t = Table::new(B, [(net("192.168.1.0/26"), A), (net("192.168.1.7/32"), c)], []).unwrap();
-    assert_eq!(t.via(Ipv4Addr::new(192, 168, 1, 6)), Some(A));
-    assert_eq!(t.via(Ipv4Addr::new(192, 168, 1, 7)), Some(c));
+    let t = Table::new(B, [(net("192.168.1.0/26"), &[A][..]), (net("192.168.1.7/32"), &[c])], []).unwrap();
+    assert_eq!(t.via(Ipv4Addr::new(192, 168, 1, 6)), Some(Choice::One(A)));
+    assert_eq!(t.via(Ipv4Addr::new(192, 168, 1, 7)), Some(Choice::One(c)));
     assert_eq!(t.via(Ipv4Addr::new(192, 168, 1, 64)), None);
 }
 
 #[test]
 fn a_set_with_one_bad_entry_is_refused_whole() {
     let refused = |routes: &[(&str, Ipv4Addr)], sources: &[Ipv4Addr]| {
-        Table::new(B, routes.iter().map(|(p, v)| (net(p), *v)), sources.iter().copied()).unwrap_err()
+        Table::new(
+            B,
+            routes.iter().map(|(p, v)| (net(p), std::slice::from_ref(v))),
+            sources.iter().map(|s| (*s).into()),
+        )
+        .unwrap_err()
     };
     assert_eq!(refused(&[("10.0.0.1/24", A)], &[]), TableError::HostBits(net("10.0.0.1/24")));
     assert_eq!(refused(&[("10.0.0.0/24", B)], &[]), TableError::ToSelf(net("10.0.0.0/24")));
@@ -117,6 +122,16 @@ fn a_set_with_one_bad_entry_is_refused_whole() {
         TableError::NotANode(Ipv4Addr::new(224, 0, 0, 1))
     );
     assert!(matches!(refused(&[("10.0.0.0/24", A), ("10.0.0.0/24", POD_A)], &[]), TableError::Twice { .. }));
+    let none = Table::new(B, [(net("10.0.0.0/24"), &[][..])], []).unwrap_err();
+    assert_eq!(none, TableError::NoEnd(net("10.0.0.0/24")));
+}
+
+#[test]
+fn sources_are_addresses_and_ranges() {
+    let t = Table::new(B, [], [net("10.1.0.0/16"), A.into()]).unwrap();
+    assert!(t.accepts(A) && t.accepts(Ipv4Addr::new(10, 1, 7, 7)));
+    assert!(!t.accepts(Ipv4Addr::new(10, 2, 0, 1)));
+    assert_eq!(t.sources(), 2);
 }
 
 // --- decapsulation ---

@@ -60,8 +60,8 @@ fn without_ipip_the_carrier_is_told_everything() {
     let told = s.carrier.0.lock().unwrap().last().unwrap().clone();
     assert_eq!(told.local.to_string(), "10.0.1.1");
     assert_eq!(
-        told.routes.iter().map(|(p, n)| format!("{p} {n}")).collect::<Vec<_>>(),
-        ["192.168.3.0/26 10.0.2.3"]
+        told.routes.iter().map(|(p, n)| format!("{p} {n:?}")).collect::<Vec<_>>(),
+        ["192.168.3.0/26 [10.0.2.3]"]
     );
     assert_eq!(told.sources.len(), 2);
     let r = s.report();
@@ -96,6 +96,12 @@ fn policy_kernel_without_ipip_is_a_problem_with_a_way_out() {
     cross(&mut s, None);
     let p = s.report().problems.join("\n");
     assert!(p.contains("--ipip-carrier user"), "{p}");
+    let encap = s.report().encap;
+    assert_eq!(encap.device, "none");
+    assert!(
+        encap.why.starts_with("it cannot be set up: ") && encap.why.contains("--ipip-carrier user"),
+        "{encap:?}"
+    );
     assert_eq!(s.table().len(), 2, "direct routes are written all the same: {:?}", s.table());
 }
 
@@ -169,6 +175,74 @@ fn what_a_restarted_agent_has_not_learnt_again_is_still_carried() {
     s.fib(&[], true);
     s.settle();
     assert_eq!(carrier.0.lock().unwrap().last().unwrap().routes.len(), 0);
+}
+
+#[test]
+fn a_device_of_another_kind_is_named_as_the_cause() {
+    let w = world();
+    w.support("dummy");
+    w.other().add_link("tunl0", "dummy", None).unwrap();
+    let mut s = Sim::new(&w);
+    assert_eq!(s.report().encap.device, "");
+    cross(&mut s, None);
+    let why = s.report().encap.why;
+    assert!(why.contains("there is a device tunl0 of kind dummy, not ours"), "{why}");
+    w.other().del_link(w.link("tunl0").unwrap().index).unwrap();
+    w.support("ipip");
+    s.pass(Duration::from_secs(3));
+    assert_eq!(
+        (s.report().encap.device.as_str(), s.report().encap.why.as_str()),
+        ("kernel", "the kernel has ipip")
+    );
+}
+
+#[test]
+fn equal_nodes_share_a_prefix_through_the_tunnel_and_beside_it() {
+    let w = world();
+    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone())));
+    cross(&mut s, None);
+    s.fib(
+        &[
+            ("192.168.3.0/26", &["10.0.2.3", "10.0.2.4"]),
+            ("192.168.4.0/26", &["10.0.2.3", "10.0.1.2"]),
+            ("172.16.0.0/24", &["10.9.0.1", "10.9.0.2", "10.0.1.2"]),
+        ],
+        true,
+    );
+    s.settle();
+    let all = s.world.routes();
+    let of = |p: &str| {
+        let dst: IpNet = p.parse().unwrap();
+        let r = all.iter().find(|r| r.dst == dst).unwrap();
+        r.hops.iter().map(|h| format!("{} {}", h.gateway.unwrap(), h.weight)).collect::<Vec<_>>()
+    };
+    assert_eq!(of("192.168.3.0/26"), ["10.0.2.3 1", "10.0.2.4 1"]);
+    assert_eq!(of("192.168.4.0/26"), ["10.0.1.2 1", "10.0.2.3 1"]);
+    assert_eq!(
+        of("172.16.0.0/24"),
+        ["10.0.1.2 1", "10.0.1.254 2"],
+        "two of the three lie behind the gateway"
+    );
+    let told = s.carrier.0.lock().unwrap().last().unwrap().clone();
+    let told: Vec<_> = told.routes.iter().map(|(p, e)| format!("{p} {e:?}")).collect();
+    assert_eq!(told, ["192.168.3.0/26 [10.0.2.3, 10.0.2.4]", "192.168.4.0/26 [10.0.2.3]"]);
+    // Read back as it was written: nothing to do.
+    let writes = s.world.route_writes();
+    s.give(FelixInput::Resync("test".into()));
+    s.settle();
+    assert_eq!(s.world.route_writes(), writes);
+    // Somebody takes a hop out: it comes back.
+    let broken = all.iter().find(|r| r.dst == "192.168.3.0/26".parse().unwrap()).unwrap();
+    let mut one = broken.clone();
+    one.hops.truncate(1);
+    write(&w, RouteChange::Replace(one));
+    s.settle();
+    let repaired = s.world.routes();
+    assert!(repaired.contains(broken), "{repaired:#?}");
+    s.fib(&[("192.168.3.0/26", &["10.0.2.4"])], true);
+    s.settle();
+    let one = s.world.routes().into_iter().find(|r| r.dst == broken.dst).unwrap();
+    assert_eq!((one.hops.len(), one.hops[0].weight), (1, 1));
 }
 
 #[test]
