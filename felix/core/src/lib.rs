@@ -15,5 +15,6 @@ pub mod ipip;
 pub mod owner;
 pub mod path;
 pub mod plan;
+pub mod policy;
 pub mod route;
 pub mod sysctl;
