@@ -13,6 +13,7 @@
 mod carrier;
 mod convert;
 mod engine;
+mod filter;
 mod handle;
 mod tunnel;
 

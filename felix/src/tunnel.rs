@@ -9,7 +9,10 @@ use brindle_kernel::{
 };
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::engine::{CarrierPolicy, Settings};
+use crate::{
+    engine::{CarrierPolicy, Settings},
+    filter::Filter,
+};
 
 /// Name of the device in both cases: tools and firewalls written for Calico look for it.
 const DEVICE: &str = "tunl0";
@@ -49,10 +52,16 @@ pub(crate) struct TunnelManager {
     trouble: Option<String>,
     /// Ask the carrier whether it still runs.
     check: bool,
+    filter: Box<dyn Filter>,
+    /// What the filter was last told, whether that worked or not.
+    filtered: Option<BTreeSet<Ipv4Net>>,
+    /// Look whether the filter is as it was left.
+    look: bool,
+    unfiltered: Option<String>,
 }
 
 impl TunnelManager {
-    pub(crate) fn new(settings: &Settings, carrier: Box<dyn Carrier>) -> Self {
+    pub(crate) fn new(settings: &Settings, carrier: Box<dyn Carrier>, filter: Box<dyn Filter>) -> Self {
         Self {
             policy: settings.carrier,
             kind: None,
@@ -61,6 +70,10 @@ impl TunnelManager {
             none: "the datastore has not been read yet".into(),
             trouble: None,
             check: true,
+            filter,
+            filtered: None,
+            look: true,
+            unfiltered: None,
         }
     }
 
@@ -78,11 +91,50 @@ impl TunnelManager {
         }
     }
 
-    pub(crate) fn refused(&mut self) -> u64 {
+    /// Packets refused because of their outer source; `read`: as of now.
+    pub(crate) fn refused(&mut self, read: bool) -> u64 {
         match self.kind {
             Some((Kind::Carrier, _)) => self.carrier.refused().unwrap_or(0),
-            Some((Kind::Kernel, _)) | None => 0,
+            Some((Kind::Kernel, _)) => self.filter.dropped(read),
+            None => 0,
         }
+    }
+
+    /// What the filter of kernel ipip lacks.
+    pub(crate) fn unfiltered(&self) -> Option<String> {
+        self.unfiltered.as_ref().map(|why| {
+            format!(
+                "packets in IPIP from unknown nodes are not dropped: {why}; install iptables and ipset, or use \
+                 --ipip-carrier user, which needs neither"
+            )
+        })
+    }
+
+    /// Brings the filter of kernel ipip to what is wanted, once the device and the routes are there: it may take a
+    /// while, and nothing waits for it. A filter an earlier agent left goes where it is not wanted.
+    pub(crate) fn guard(&mut self, want: Option<&Tunnel>, links: &BTreeMap<u32, Link>) {
+        let look = std::mem::take(&mut self.look);
+        let kernels = links.values().any(|l| l.name == DEVICE && l.kind.as_deref() == Some(IPIP));
+        let done = match (&self.kind, want) {
+            (Some((Kind::Kernel, _)), Some(want)) => {
+                if !look && self.filtered.as_ref() == Some(&want.sources) {
+                    return;
+                }
+                self.filtered = Some(want.sources.clone());
+                self.filter.ensure(&want.sources, look)
+            }
+            _ if self.filtered.take().is_some() || (look && kernels) => self.filter.remove(),
+            _ => Ok(()),
+        };
+        let now = done.err();
+        match (&self.unfiltered, &now) {
+            (old, Some(why)) if old.as_ref() != Some(why) => {
+                tracing::warn!(cause = %why, "no filter on the tunnel")
+            }
+            (Some(_), None) => tracing::info!("the tunnel is filtered"),
+            _ => {}
+        }
+        self.unfiltered = now.filter(|_| self.filtered.is_some());
     }
 
     /// Brings the device to what is wanted, or away if none is (then with the reason). True if something was written
@@ -163,9 +215,10 @@ impl TunnelManager {
         }
     }
 
-    /// Looks at the carrier again even if nothing changed: it may have died.
+    /// Looks at carrier and filter again even if nothing changed: the one may have died, the other been removed.
     pub(crate) fn recheck(&mut self) {
         self.check = true;
+        self.look = true;
     }
 
     fn choose(&self, kernel: &mut dyn Kernel, links: &BTreeMap<u32, Link>) -> Result<(Kind, String), String> {

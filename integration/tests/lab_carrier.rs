@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 use brindle_integration::{lab::Lab, process, wait};
 use brindle_kernel::exec;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn carrier(lab: &Lab, node: &str) -> Option<u32> {
     let pid = fs::read_to_string(lab.dir().join("nodes").join(node).join("carrier.pid")).ok()?;
@@ -33,6 +33,20 @@ fn the_carrier_outlives_the_agent_and_the_agent_replaces_the_carrier() {
     exec::run("kill", ["-KILL", &first.to_string()], None, LIMIT).unwrap().success().unwrap();
     wait::until_true("another carrier", LIMIT, || carrier(&lab, "node1").is_some_and(|pid| pid != first));
     lab.wait_healthy(LIMIT);
+    lab.ping_ok();
+
+    // Both die: the carrier's keeper starts another one, with nobody there to tell it anything.
+    let pid = carrier(&lab, "node1").expect("a carrier on node1");
+    lab.ctl(&["break", "kill", "node1"]).expect(0);
+    exec::run("kill", ["-KILL", &pid.to_string()], None, LIMIT).unwrap().success().unwrap();
+    wait::until_true("the keeper's carrier", LIMIT, || carrier(&lab, "node1").is_some_and(|p| p != pid));
+    wait::until("forwarding without the agent", LIMIT, || {
+        let ping = lab.ctl(&["ping"]);
+        if ping.code == 0 { Ok(()) } else { Err(format!("{ping:#?}")) }
+    });
+    let kept = carrier(&lab, "node1");
+    lab.ctl(&["heal"]).expect(0);
+    assert_eq!(carrier(&lab, "node1"), kept, "adopted");
     lab.ping_ok();
 
     let dir = lab.dir().display().to_string();

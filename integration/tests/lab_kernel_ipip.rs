@@ -70,6 +70,81 @@ fn a_kernel_tunnel_and_the_carrier_talk_to_each_other() {
 }
 
 #[test]
+fn packets_from_an_unknown_outer_source_are_dropped_and_counted() {
+    // The router is no node: it wraps a ping in IPIP and sends it to node1's pod, first as a stranger, then as one of
+    // externalNodesList.
+    let lines = in_guest(
+        r#"
+        lab() { "$CTL" -o json lab --name kf "$@"; }
+        status() { lab exec node1 -- "$CTL" -o json status; }
+        lab up --nodes 2 --segments 1 --pods-per-node 1 --ipip always
+        pod=$(ip -n kf-p1-1 -4 -o addr show eth0 | awk '{sub("/.*", "", $4); print $4}')
+        gateway=$(ip -n kf-router -4 -o addr show eth1 | awk '{sub("/.*", "", $4); print $4}')
+        ip -n kf-router link add stranger type ipip local "$gateway" remote 10.77.1.1
+        ip -n kf-router link set stranger up
+        ip -n kf-router route add "$pod" dev stranger
+        try() { ip netns exec kf-router ping -c 3 -i 0.2 -W 2 "$pod" >/dev/null && got=true || got=false
+                echo "{\"try\":\"$1\",\"answered\":$got}"; }
+        try stranger
+        status
+        printf 'kind: FelixConfiguration\napiVersion: projectcalico.org/v3\nmetadata: {name: default}\nspec: {externalNodesList: ["%s/32", 10.99.0.0/16]}\n' "$gateway" >/tmp/felix.yaml
+        "$CTL" apply --lab kf -f /tmp/felix.yaml >&2
+        for i in $(seq 60); do
+            ip netns exec kf-node1 ipset save brindle-ipip-nodes | grep -q 10.99.0.0/16 && break; sleep 0.5
+        done
+        try friend
+        lab break kill node1
+        lab heal
+        status
+        lab down
+        "#,
+        &[],
+    );
+    let answered = |who: &str| lines.iter().find(|l| l["try"] == who).map(|l| l["answered"].clone());
+    assert_eq!(
+        (answered("stranger"), answered("friend")),
+        (Some(false.into()), Some(true.into())),
+        "{lines:#?}"
+    );
+    let statuses: Vec<Value> = (lines.iter().filter_map(|l| l["stdout"].as_str()))
+        .filter_map(|text| serde_json::from_str(text).ok())
+        .filter(|s: &Value| s["encap"].is_object())
+        .collect();
+    let refused: Vec<_> = statuses.iter().map(|s| s["encap"]["refused"].as_u64()).collect();
+    assert_eq!(refused, [Some(3), Some(3)], "the next agent adopts chain and counter: {statuses:#?}");
+    assert!(
+        statuses.iter().all(|s| s["ready"] == true && s["reasons"] == serde_json::json!([])),
+        "{statuses:#?}"
+    );
+}
+
+#[test]
+fn without_iptables_the_kernels_tunnel_works_and_the_status_says_what_is_missing() {
+    let lines = in_guest(
+        r#"
+        PATH=/nonexistent "$CTL" -o json lab --name kn up --nodes 2 --segments 1 --pods-per-node 1 --ipip always
+        "$CTL" -o json lab --name kn exec node1 -- "$CTL" -o json status || true
+        "$CTL" -o json lab --name kn down
+        "#,
+        &[],
+    );
+    assert_eq!(result(&lines)["ok"], true, "{lines:#?}");
+    let status: Value = (lines.iter().filter_map(|l| l["stdout"].as_str()))
+        .find_map(|text| serde_json::from_str(text).ok())
+        .expect("a status was printed");
+    assert_eq!(
+        (&status["ready"], &status["encap"]["device"]),
+        (&true.into(), &"kernel".into()),
+        "{status:#}"
+    );
+    let reasons = status["reasons"].as_array().expect("an array");
+    assert!(
+        reasons.len() == 1 && reasons[0].as_str().is_some_and(|r| r.contains("install iptables and ipset")),
+        "{status:#}"
+    );
+}
+
+#[test]
 fn the_scenario_script_passes() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("uml/lab-scenario");
     let out = Command::new(&script).arg(bins::dir()).stdin(Stdio::null()).output();

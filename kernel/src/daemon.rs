@@ -155,6 +155,11 @@ impl PidFile {
         Ok(PidFile { file, path: path.to_owned() })
     }
 
+    /// Whether somebody holds the file at `path`.
+    pub fn is_held(path: &Path) -> bool {
+        File::open(path).is_ok_and(|f| matches!(f.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Removes the file; for an orderly end.
     pub fn remove(self) -> io::Result<()> {
         std::fs::remove_file(&self.path)?;
@@ -252,7 +257,9 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.trim(), std::process::id().to_string());
         assert!(matches!(PidFile::take(&path), Err(PidFileError::Held { pid, .. }) if pid == text.trim()));
+        assert!(PidFile::is_held(&path));
         first.remove().unwrap();
+        assert!(!PidFile::is_held(&path));
         assert!(!path.exists());
         PidFile::take(&path).unwrap().remove().unwrap();
     }

@@ -4,7 +4,7 @@
 //!
 //! - [`control`] is the protocol the agent speaks to it, with a client and a launcher: all that
 //!   another package needs.
-//! - The rest is the program `brindle-ipip`: `run` puts it together, `outbound` and `inbound` are
+//! - The rest is the program `brindle-ipip`: `keeper` starts it again when it dies, `run` puts it together, `outbound` and `inbound` are
 //!   one thread per direction, `server` answers the control socket, `shared` is what they share.
 //!
 //! Which packet goes where, and in which form, is decided in `brindle-felix-core::ipip`; here are
@@ -12,6 +12,7 @@
 
 pub mod control;
 mod inbound;
+pub mod keeper;
 mod outbound;
 pub mod run;
 mod server;

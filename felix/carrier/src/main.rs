@@ -6,12 +6,15 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use brindle_carrier::run::{Options, run};
+use brindle_carrier::keeper::{HELD, KeepError, keep};
+use brindle_carrier::run::{Options, RunError, run};
+use brindle_kernel::daemon::PidFileError;
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 /// Carries IP in IP (protocol 4) in user space, on a kernel without ipip. The agent starts it and
-/// configures it over the control socket; it goes on when the agent ends.
+/// configures it over the control socket; it goes on when the agent ends, and a keeper process starts it again when it
+/// dies.
 #[derive(Parser)]
 #[command(name = "brindle-ipip", version)]
 struct Args {
@@ -33,6 +36,12 @@ struct Args {
     /// error, warn, info, debug or trace, or a filter per module.
     #[arg(long, default_value = "info")]
     log_level: String,
+    /// Carry packets; without it, be the keeper that starts such a process, again when it dies.
+    #[arg(long, hide = true)]
+    worker: bool,
+    /// Go on with the configuration of the one before.
+    #[arg(long, hide = true, requires = "worker")]
+    resume: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -61,17 +70,36 @@ fn main() -> ExitCode {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
-    let options =
-        Options { device: args.device, local: args.local, control: args.control, pid_file: args.pid_file };
+    if !args.worker {
+        let own: Vec<_> = std::env::args_os().skip(1).collect();
+        return match keep(&args.pid_file, &own) {
+            Ok(status) => ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)),
+            Err(e) => {
+                let held = matches!(e, KeepError::PidFile(PidFileError::Held { .. }));
+                failed(e.into(), held)
+            }
+        };
+    }
+    let options = Options {
+        device: args.device,
+        local: args.local,
+        control: args.control,
+        pid_file: args.pid_file,
+        resume: args.resume,
+    };
     match run(&options, || say("ready")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            let e = anyhow::Error::from(e);
-            tracing::error!(error = format!("{e:#}"), "carrier ends");
-            say(&format!("{e:#}"));
-            ExitCode::FAILURE
+            let held = matches!(e, RunError::PidFile(PidFileError::Held { .. }));
+            failed(e.into(), held)
         }
     }
+}
+
+fn failed(e: anyhow::Error, held: bool) -> ExitCode {
+    tracing::error!(error = format!("{e:#}"), "carrier ends");
+    say(&format!("{e:#}"));
+    if held { ExitCode::from(HELD) } else { ExitCode::FAILURE }
 }
 
 /// Nobody need be listening.

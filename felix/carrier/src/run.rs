@@ -14,8 +14,9 @@ use brindle_kernel::daemon::{self, PidFile, PidFileError};
 use brindle_kernel::rawip::RawIp;
 use brindle_kernel::tun::{Tun, TunError};
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
+use crate::keeper::config_file;
 use crate::server::{Identity, Server, listen};
 use crate::shared::Shared;
 use crate::{inbound, outbound};
@@ -34,6 +35,8 @@ pub struct Options {
     pub control: PathBuf,
     /// The pid file.
     pub pid_file: PathBuf,
+    /// Go on with the configuration of the carrier before.
+    pub resume: bool,
 }
 
 /// Why the carrier does not start, or ended.
@@ -100,7 +103,15 @@ pub fn run(options: &Options, ready: impl FnOnce()) -> Result<(), RunError> {
     let raw = RawIp::open(PROTO_IPIP, options.local, OUTER_TTL, SOCKET_BUFFER)
         .map_err(|source| RunError::Raw { local: options.local, source })?;
     let raw = Arc::new(raw);
-    let shared = Arc::new(Shared::new(options.local));
+    let config = config_file(&options.pid_file);
+    let shared = Arc::new(Shared::new(options.local, Some(config.clone())));
+    if options.resume {
+        match shared.resume() {
+            Ok(done) => info!(routes = done.routes, sources = done.sources, "configuration taken over"),
+            // It waits for an agent then.
+            Err(e) => warn!(error = %e, "there is no configuration to take over"),
+        }
+    }
     let listen_error = |source| RunError::Listen { path: options.control.clone(), source };
     let listener = listen(&options.control).map_err(listen_error)?;
     // The device, its addresses and routes outlive this process: a new carrier finds them in place.
@@ -127,6 +138,8 @@ pub fn run(options: &Options, ready: impl FnOnce()) -> Result<(), RunError> {
             if !keep_device {
                 tun.set_persistent(false)?;
             }
+            // First: without it the keeper ends too.
+            drop(std::fs::remove_file(&config));
             // Left-over files are harmless: the next start replaces them.
             drop(std::fs::remove_file(&options.control));
             drop(pid_file.remove());

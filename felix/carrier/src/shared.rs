@@ -1,12 +1,16 @@
 //! What the threads of the carrier share: the configuration in force, replaced as a whole and read
 //! without a lock as long as it stays, and the counters.
 
+use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use brindle_felix_core::ipip::table::{Table, TableError};
+use tracing::warn;
 
 use crate::control::{Config, Configured, InboundStats, OutboundStats, Stats};
 
@@ -23,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) local: Ipv4Addr,
     pub(crate) outbound: OutboundCounters,
     pub(crate) inbound: InboundCounters,
+    /// Where the configuration is left for the next carrier.
+    left: Option<PathBuf>,
     /// 0 as long as there is no configuration.
     generation: AtomicUsize,
     current: Mutex<Option<Arc<Snapshot>>>,
@@ -30,11 +36,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(local: Ipv4Addr) -> Shared {
+    pub(crate) fn new(local: Ipv4Addr, left: Option<PathBuf>) -> Shared {
         Shared {
             local,
             outbound: OutboundCounters::default(),
             inbound: InboundCounters::default(),
+            left,
             generation: AtomicUsize::new(0),
             current: Mutex::new(None),
             configured: Condvar::new(),
@@ -56,11 +63,22 @@ impl Shared {
         let mut current = self.lock();
         let changed = current.as_ref().is_none_or(|s| s.config != config);
         if changed {
+            if let Some(Err(e)) = self.left.as_ref().map(|path| leave(path, &config)) {
+                // It carries all the same; only a death without an agent would be felt.
+                warn!(error = %e, "the configuration cannot be left for a next carrier");
+            }
             *current = Some(Arc::new(Snapshot { config, table }));
             self.generation.fetch_add(1, Ordering::Release);
             self.configured.notify_all();
         }
         Ok(Configured { changed, routes, sources })
+    }
+
+    /// Puts in force what the carrier before left.
+    pub(crate) fn resume(&self) -> io::Result<Configured> {
+        let path = self.left.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let config = serde_json::from_slice(&std::fs::read(path)?)?;
+        self.set_config(config).map_err(io::Error::other)
     }
 
     pub(crate) fn is_configured(&self) -> bool {
@@ -75,6 +93,16 @@ impl Shared {
         // Nothing panics while holding it, and a half-made change cannot be seen.
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes the file as a whole or not at all.
+fn leave(path: &Path, config: &Config) -> io::Result<()> {
+    let next = path.with_extension("config~");
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+    file.write_all(&serde_json::to_vec(config)?)?;
+    drop(file);
+    std::fs::rename(&next, path)
 }
 
 /// One thread's view of the configuration.

@@ -51,12 +51,50 @@ fn a_killed_carrier_leaves_device_and_routes_and_a_new_one_goes_on() {
         })
     };
     let before = index(&world);
+    world.kill(world.keeper(Side::A));
     world.kill(pid);
     assert_eq!(index(&world), before, "same device, same route");
     assert!(!world.replies(Side::A, INNER_B, 84));
     assert_eq!(world.start(Side::A, "tunl0"), How::Started);
     assert_eq!(index(&world), before);
     assert!(world.replies(Side::A, INNER_B, 84));
+}
+
+#[test]
+fn a_killed_carrier_is_followed_by_another_without_an_agent() {
+    let world = World::with_carriers("keeper");
+    let keeper = world.keeper(Side::A);
+    for _ in 0..3 {
+        let pid = world.pid(Side::A);
+        world.kill(pid);
+        wait("another carrier that forwards", || world.replies(Side::A, INNER_B, 84));
+        assert_ne!(world.pid(Side::A), pid);
+    }
+    assert_eq!(world.keeper(Side::A), keeper);
+    let mut adopted = world.ensure(Side::A, "tunl0");
+    assert_eq!((adopted.how, adopted.hello.configured), (How::Adopted, true));
+    assert!(!adopted.client.set_config(&config(Side::A)).unwrap().changed, "it has what the first one had");
+}
+
+#[test]
+fn an_agent_that_comes_while_the_carrier_is_dead_waits_for_the_keepers_next() {
+    let world = World::with_carriers("wait4");
+    let keeper = world.keeper(Side::A);
+    world.kill(world.pid(Side::A));
+    let adopted = world.ensure(Side::A, "tunl0");
+    assert_eq!(adopted.how, How::Adopted);
+    assert_eq!(world.keeper(Side::A), keeper, "no second one");
+}
+
+#[test]
+fn an_end_as_asked_ends_the_keeper_too() {
+    let world = World::with_carriers("bye");
+    let launch = world.launch(Side::A, "tunl0");
+    let keeper = brindle_carrier::keeper::lock_file(&launch.pid_file);
+    world.client(Side::A).shutdown(false).unwrap();
+    wait("the keeper's end", || !exists(&keeper));
+    assert!(!exists(&brindle_carrier::keeper::config_file(&launch.pid_file)));
+    assert!(!exists(&launch.control));
 }
 
 #[test]
@@ -137,7 +175,7 @@ fn a_second_instance_is_refused_and_says_why() {
             pid_file,
         ];
         let out = world.run(Side::A, || exec::run(PROGRAM, args, None, Duration::from_secs(10))).unwrap();
-        assert_eq!(out.status.code(), Some(1));
+        assert_eq!(out.status.code(), Some(3));
         assert!(!exists(&control));
         out.text().trim().to_owned()
     };

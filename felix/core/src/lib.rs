@@ -12,6 +12,7 @@ pub mod duration;
 pub mod host;
 pub mod inputs;
 pub mod ipip;
+pub mod ipip_filter;
 pub mod owner;
 pub mod path;
 pub mod plan;

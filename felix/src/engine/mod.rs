@@ -44,6 +44,7 @@ use self::{
     view::{News, View},
 };
 use crate::{
+    filter::Filter,
     handle::{FelixInput, Handle, Report},
     tunnel::{Carrier, TunnelManager},
 };
@@ -78,6 +79,12 @@ pub struct Settings {
     pub carrier_args: Vec<String>,
 }
 
+/// What is done by other programs.
+pub(crate) struct Outside {
+    pub(crate) carrier: Box<dyn Carrier>,
+    pub(crate) filter: Box<dyn Filter>,
+}
+
 /// Felix could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -91,8 +98,11 @@ pub enum StartError {
 pub fn spawn(settings: &Settings) -> Result<Handle, StartError> {
     let (kernel, monitor) = Linux::open()?;
     let inbox = crate::carrier::Inbox::default();
-    let carrier = Box::new(crate::carrier::Process::new(settings, Arc::clone(&inbox)));
-    let handle = start(settings, Box::new(kernel), Box::new(monitor), carrier)?;
+    let outside = Outside {
+        carrier: Box::new(crate::carrier::Process::new(settings, Arc::clone(&inbox))),
+        filter: Box::new(crate::filter::Tables::default()),
+    };
+    let handle = start(settings, Box::new(kernel), Box::new(monitor), outside)?;
     // Cannot be set already: it was made here.
     drop(inbox.set(handle.inputs.downgrade()));
     Ok(handle)
@@ -103,11 +113,11 @@ pub(crate) fn start(
     settings: &Settings,
     kernel: Box<dyn Kernel>,
     events: Box<dyn Events>,
-    carrier: Box<dyn Carrier>,
+    outside: Outside,
 ) -> Result<Handle, StartError> {
     let (tx, rx) = mpsc::channel(QUEUE);
     let (report_tx, report) = watch::channel(Report::default());
-    let engine = Engine::new(settings, kernel, carrier, report_tx);
+    let engine = Engine::new(settings, kernel, outside, report_tx);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let waker = events.waker();
     listen(events, tx.downgrade())?;
@@ -224,12 +234,12 @@ impl Engine {
     fn new(
         settings: &Settings,
         kernel: Box<dyn Kernel>,
-        carrier: Box<dyn Carrier>,
+        outside: Outside,
         report: watch::Sender<Report>,
     ) -> Self {
         let inputs = Inputs::new(settings.node.clone());
         Self {
-            tunnel: TunnelManager::new(settings, carrier),
+            tunnel: TunnelManager::new(settings, outside.carrier, outside.filter),
             owner: ownership(&inputs),
             inputs,
             kernel,
@@ -496,6 +506,7 @@ impl Engine {
         self.decide(&mut dirty, now);
         self.apply_settings(now);
         self.apply_routes(&dirty, now);
+        self.tunnel.guard(self.wanted.tunnel.as_ref(), &self.view.links);
         self.publish(now);
     }
 

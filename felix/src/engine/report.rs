@@ -38,7 +38,9 @@ impl Engine {
         let problems: Vec<String> =
             self.wanted.problems().map(str::to_owned).chain(failed).take(10 * SHOWN).collect();
         let (device, why) = self.tunnel.describe();
-        let refused = self.tunnel.refused();
+        let refused = self.tunnel.refused(!self.asked.is_empty());
+        let warnings: Vec<String> =
+            self.wanted.warnings.iter().cloned().chain(self.tunnel.unfiltered()).take(SHOWN).collect();
         self.report.send_if_modified(|r| {
             let mut changed = false;
             let mut set = |differs: bool| changed |= differs;
@@ -58,7 +60,7 @@ impl Engine {
             set(update(&mut r.own_blocks, self.wanted.own_blocks.clone()));
             set(update(&mut r.pod_mtu, self.wanted.pod_mtu));
             set(update(&mut r.problems, problems));
-            set(update(&mut r.warnings, self.wanted.warnings.iter().take(SHOWN).cloned().collect()));
+            set(update(&mut r.warnings, warnings));
             set(update(&mut r.pod_prefixes, self.owner.interface_prefixes.clone()));
             changed
         });

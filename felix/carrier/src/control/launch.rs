@@ -4,16 +4,20 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use brindle_kernel::daemon::{self, StartError};
+use brindle_kernel::daemon::{self, PidFile, StartError};
 use thiserror::Error;
 
 use super::client::{Client, ClientError};
 use super::wire::{Hello, VERSION};
+use crate::keeper;
 
 /// A carrier opens a device and two sockets; a busy machine may take its time over that.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// A keeper follows a dead carrier with another within this time.
+const KEEPER_TIMEOUT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(5);
 /// What a carrier says first when it is up.
 pub(crate) const READY: &str = "ready";
 
@@ -78,14 +82,21 @@ pub enum LaunchError {
 /// Adopts the running carrier if it is the one wanted; else replaces it (the device stays, when it
 /// is the same) or starts one. Safe to call again at any time.
 pub fn ensure(wanted: &Launch) -> Result<Carrier, LaunchError> {
-    let how = match Client::connect(&wanted.control) {
+    let how = match reach(wanted) {
         // No socket, or one that nobody listens on any more.
         Err(ClientError::Connect { .. }) => How::Started,
         Err(e) => return Err(e.into()),
         Ok(mut client) => match client.hello() {
             Err(e) if Client::is_hung(&e) => {
                 client.kill()?;
-                How::Replaced { why: "it did not answer and was killed".to_owned() }
+                let how = How::Replaced { why: "it did not answer and was killed".to_owned() };
+                if let Ok(mut client) = reach(wanted)
+                    && let Ok(hello) = client.hello()
+                    && mismatch(&hello, wanted).is_none()
+                {
+                    return Ok(Carrier { client, hello, how, child: None });
+                }
+                how
             }
             Err(e) => return Err(e.into()),
             Ok(hello) => match mismatch(&hello, wanted) {
@@ -112,6 +123,19 @@ pub fn ensure(wanted: &Launch) -> Result<Carrier, LaunchError> {
     let mut client = Client::connect(&wanted.control)?;
     let hello = client.hello()?;
     Ok(Carrier { client, hello, how, child: Some(child) })
+}
+
+/// Connects; where a keeper lives its next carrier is waited for.
+fn reach(wanted: &Launch) -> Result<Client, ClientError> {
+    let end = Instant::now() + KEEPER_TIMEOUT;
+    loop {
+        let client = Client::connect(&wanted.control);
+        let kept = || PidFile::is_held(&keeper::lock_file(&wanted.pid_file));
+        match client {
+            Err(ClientError::Connect { .. }) if Instant::now() < end && kept() => std::thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
 }
 
 fn mismatch(hello: &Hello, wanted: &Launch) -> Option<String> {

@@ -13,6 +13,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use brindle_carrier::control::{Carrier, Client, Config, How, Launch, Route as Carried, Stats, ensure};
+use brindle_kernel::daemon::Watched;
 use brindle_kernel::icmp::{Answer, EchoSocket, wait_readable};
 use brindle_kernel::netlink::{Addr, Route, Rtnl, Veth, VethPeer};
 use brindle_kernel::netns::NetNs;
@@ -205,12 +206,17 @@ impl World {
         self.children.extend(carrier.child);
     }
 
-    /// Waits for the end of a child and forgets it.
-    pub(crate) fn kill(&mut self, pid: u32) {
-        let child = self.children.iter().position(|c| c.id() == pid).expect("a child of this test");
-        let mut child = self.children.swap_remove(child);
-        child.kill().unwrap();
-        child.wait().unwrap();
+    /// Kills a process and waits for its end.
+    pub(crate) fn kill(&self, pid: u32) {
+        let process = Watched::open(i32::try_from(pid).unwrap()).unwrap();
+        process.kill().unwrap();
+        assert!(process.wait_gone(Duration::from_secs(20)).unwrap());
+    }
+
+    /// The keeper of a node's carrier.
+    pub(crate) fn keeper(&self, side: Side) -> u32 {
+        let file = brindle_carrier::keeper::lock_file(&self.launch(side, "tunl0").pid_file);
+        fs::read_to_string(file).unwrap().trim().parse().unwrap()
     }
 }
 

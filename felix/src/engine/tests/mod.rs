@@ -109,6 +109,38 @@ impl Carrier for Told {
     }
 }
 
+/// What a filter was told; it works unless told otherwise.
+#[derive(Clone, Default)]
+pub(super) struct Tables(pub(super) Arc<Mutex<Filtered>>);
+
+#[derive(Default)]
+pub(super) struct Filtered {
+    pub(super) sources: Option<BTreeSet<ipnet::Ipv4Net>>,
+    pub(super) looks: usize,
+    pub(super) broken: Option<String>,
+}
+
+impl Filter for Tables {
+    fn ensure(&mut self, sources: &BTreeSet<ipnet::Ipv4Net>, look: bool) -> Result<(), String> {
+        let mut f = self.0.lock().unwrap();
+        f.looks += usize::from(look);
+        if let Some(why) = &f.broken {
+            return Err(why.clone());
+        }
+        f.sources = Some(sources.clone());
+        Ok(())
+    }
+
+    fn dropped(&mut self, read: bool) -> u64 {
+        if read { 4 } else { 3 }
+    }
+
+    fn remove(&mut self) -> Result<(), String> {
+        self.0.lock().unwrap().sources = None;
+        Ok(())
+    }
+}
+
 /// A node: `eth0` up with 10.0.1.1/24 and a default route through 10.0.1.254, and the engine.
 pub(super) struct Sim {
     pub(super) world: World,
@@ -117,6 +149,7 @@ pub(super) struct Sim {
     report: watch::Receiver<Report>,
     pub(super) now: Instant,
     pub(super) carrier: Told,
+    pub(super) filter: Tables,
 }
 
 pub(super) fn world() -> World {
@@ -152,8 +185,10 @@ impl Sim {
             carrier: policy,
             carrier_args: Vec::new(),
         };
-        let engine = Engine::new(&settings, Box::new(kernel), Box::new(carrier.clone()), tx);
-        Self { world: world.clone(), engine, events, report, now: Instant::now(), carrier }
+        let filter = Tables::default();
+        let outside = Outside { carrier: Box::new(carrier.clone()), filter: Box::new(filter.clone()) };
+        let engine = Engine::new(&settings, Box::new(kernel), outside, tx);
+        Self { world: world.clone(), engine, events, report, now: Instant::now(), carrier, filter }
     }
 
     pub(super) fn give(&mut self, input: FelixInput) {

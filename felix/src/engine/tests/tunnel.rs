@@ -246,6 +246,43 @@ fn equal_nodes_share_a_prefix_through_the_tunnel_and_beside_it() {
 }
 
 #[test]
+fn kernel_ipip_has_a_filter_that_follows_the_nodes_and_goes_with_the_pool() {
+    let w = world();
+    w.support("ipip");
+    let mut s = Sim::new(&w);
+    cross(&mut s, None);
+    let sources = |s: &Sim| s.filter.0.lock().unwrap().sources.as_ref().map(BTreeSet::len);
+    assert_eq!(sources(&s), Some(2));
+    assert_eq!(s.report().encap.refused, 3);
+    s.store([node("n4", "10.0.2.4/24", None)]);
+    s.settle();
+    assert_eq!(sources(&s), Some(3));
+    assert_eq!(s.filter.0.lock().unwrap().looks, 1, "read back at the start only");
+    s.pass(Duration::from_secs(120));
+    assert_eq!(s.filter.0.lock().unwrap().looks, 2, "and with the slow resync");
+    s.store([pool(EncapMode::Never)]);
+    s.settle();
+    assert_eq!(sources(&s), None);
+}
+
+#[test]
+fn no_iptables_is_one_line_and_stops_nothing() {
+    let w = world();
+    w.support("ipip");
+    let mut s = Sim::new(&w);
+    s.filter.0.lock().unwrap().broken =
+        Some("cannot start iptables-save: not found; is it installed?".into());
+    cross(&mut s, None);
+    assert_eq!(s.table(), ROUTES);
+    let r = s.report();
+    assert_eq!((r.problems.len(), r.warnings.len()), (0, 1), "{r:?}");
+    assert!(r.warnings[0].contains("install iptables and ipset"), "{:?}", r.warnings);
+    s.filter.0.lock().unwrap().broken = None;
+    s.pass(Duration::from_secs(120));
+    assert!(s.report().warnings.is_empty());
+}
+
+#[test]
 fn a_carrier_nobody_needs_any_more_is_ended() {
     let w = world();
     let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone())));
