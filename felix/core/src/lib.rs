@@ -18,4 +18,5 @@ pub mod path;
 pub mod plan;
 pub mod policy;
 pub mod route;
+pub mod rules;
 pub mod sysctl;

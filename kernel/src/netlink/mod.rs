@@ -11,7 +11,7 @@ mod error;
 mod monitor;
 mod op;
 mod rtnl;
-mod socket;
+pub(crate) mod socket;
 mod types;
 
 pub use batch::{BatchReport, RouteBatcher, RouteChange, RouteRefusal};

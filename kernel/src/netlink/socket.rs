@@ -50,8 +50,13 @@ impl NlSocket {
     /// A route socket in the namespace of the calling thread, with a receive buffer of at least `rcvbuf` bytes if
     /// that can be had (CAP_NET_ADMIN forces it; otherwise net.core.rmem_max limits it).
     pub(crate) fn open(rcvbuf: usize) -> Result<Self, NetlinkError> {
+        Self::open_protocol(NETLINK_ROUTE, rcvbuf)
+    }
+
+    /// The same for another netlink protocol.
+    pub(crate) fn open_protocol(protocol: isize, rcvbuf: usize) -> Result<Self, NetlinkError> {
         let what = "open netlink socket";
-        let mut sock = Socket::new(NETLINK_ROUTE).map_err(|e| os(what, &e))?;
+        let mut sock = Socket::new(protocol).map_err(|e| os(what, &e))?;
         let port = sock.bind_auto().map_err(|e| os(what, &e))?.port_number();
         // Older kernels lack these three; everything works without them, with less said about errors.
         let _ = sock.set_ext_ack(true);

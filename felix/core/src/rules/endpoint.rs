@@ -1,0 +1,254 @@
+//! The chains of one endpoint: what every packet to or from it meets, in order.
+
+use ipnet::IpNet;
+
+use super::{
+    ir::{Action, Chain, Family, Match, Ports, Rule},
+    marks::Marks,
+    names,
+};
+use crate::policy::active::{EndpointPolicy, EndpointTier, PolicyId, TierAction};
+
+/// Prefixes of chain names.
+pub mod prefix {
+    /// To and from a workload.
+    pub const TO_POD: &str = "brindle-tw-";
+    pub const FROM_POD: &str = "brindle-fw-";
+    /// To and from a host endpoint: its own traffic (filter), untracked (raw), before DNAT (mangle).
+    pub const TO_HOST: &str = "brindle-th-";
+    pub const FROM_HOST: &str = "brindle-fh-";
+    /// Forwarded through it.
+    pub const TO_HOST_FORWARD: &str = "brindle-thf-";
+    pub const FROM_HOST_FORWARD: &str = "brindle-fhf-";
+    /// Policies and profiles, inbound and outbound.
+    pub const POLICY_IN: &str = "brindle-pi-";
+    pub const POLICY_OUT: &str = "brindle-po-";
+    pub const PROFILE_IN: &str = "brindle-ri-";
+    pub const PROFILE_OUT: &str = "brindle-ro-";
+}
+
+/// Failsafe chains; those of the raw table also take answers.
+pub const FAILSAFE_IN: &str = "brindle-failsafe-in";
+pub const FAILSAFE_OUT: &str = "brindle-failsafe-out";
+
+/// Seen from the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Ingress: packets to the endpoint.
+    To,
+    /// Egress: packets from it.
+    From,
+}
+
+/// Name of a policy's chain. A host endpoint's inbound rules judge packets that come *from* its network, so the
+/// policy's direction is a matter of the endpoint, not of the chain's name.
+pub fn policy_chain(id: &PolicyId, inbound: bool) -> String {
+    // The tier is part of the identity.
+    let id = format!("{}/{}", id.tier, id.chain_suffix());
+    names::chain(if inbound { prefix::POLICY_IN } else { prefix::POLICY_OUT }, &id)
+}
+
+/// Name of a profile's chain.
+pub fn profile_chain(name: &str, inbound: bool) -> String {
+    names::chain(if inbound { prefix::PROFILE_IN } else { prefix::PROFILE_OUT }, name)
+}
+
+/// Settings that shape endpoint chains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub marks: Marks,
+    pub deny: Action,
+    pub drop_invalid: bool,
+    pub vxlan_port: u16,
+    pub allow_vxlan: bool,
+    pub allow_ipip: bool,
+}
+
+impl Shape {
+    fn clear(&self, mask: u32) -> Rule {
+        Rule::new(Vec::new(), Action::SetMark { value: 0, mask })
+    }
+
+    fn marked(&self, bit: u32) -> Match {
+        Match::Mark { value: bit, mask: bit }
+    }
+
+    fn unmarked(&self, bit: u32) -> Match {
+        Match::Mark { value: 0, mask: bit }
+    }
+
+    fn deny(&self, matches: Vec<Match>, why: impl Into<String>) -> Rule {
+        Rule::new(matches, self.deny.clone()).because(why)
+    }
+
+    fn known(&self) -> Vec<Rule> {
+        let mut out = vec![Rule::new(vec![Match::Known], Action::Accept)];
+        if self.drop_invalid {
+            out.push(self.deny(vec![Match::Invalid], "fits no flow"));
+        }
+        out
+    }
+
+    /// Tiers: each policy in turn, as long as none has decided; who accepts returns with the accept mark.
+    fn tiers(&self, tiers: &[EndpointTier], inbound: bool, untracked: bool, out: &mut Vec<Rule>) {
+        for tier in tiers {
+            let policies = if inbound { &tier.ingress } else { &tier.egress };
+            if policies.is_empty() {
+                continue;
+            }
+            out.push(self.clear(self.marks.pass).because(format!("tier {}", tier.name)));
+            for id in policies {
+                let jump = Action::Jump(policy_chain(id, inbound));
+                out.push(Rule::new(vec![self.unmarked(self.marks.pass)], jump));
+                if untracked {
+                    out.push(Rule::new(vec![self.marked(self.marks.accept)], Action::NoTrack));
+                }
+                out.push(Rule::new(vec![self.marked(self.marks.accept)], Action::Return));
+            }
+            if tier.default_action == TierAction::Deny {
+                let why = format!("end of tier {}: no rule allowed or passed it", tier.name);
+                out.push(self.deny(vec![self.unmarked(self.marks.pass)], why));
+            }
+        }
+    }
+
+    fn profiles(&self, profiles: &[String], inbound: bool, out: &mut Vec<Rule>) {
+        for p in profiles {
+            out.push(Rule::new(Vec::new(), Action::Jump(profile_chain(p, inbound))));
+            out.push(Rule::new(vec![self.marked(self.marks.accept)], Action::Return));
+        }
+        out.push(self.deny(Vec::new(), "no profile allowed it"));
+    }
+
+    /// Only packets whose source is the workload's go on.
+    fn source(&self, family: Family, e: &EndpointPolicy, out: &mut Vec<Rule>) {
+        let nets: Vec<IpNet> = e
+            .addresses
+            .iter()
+            .chain(&e.allowed_sources)
+            .filter(|n| family.has(n))
+            .map(IpNet::trunc)
+            .collect();
+        let why = "source is not an address of this workload";
+        match nets.as_slice() {
+            [] => out.push(self.deny(Vec::new(), why)),
+            [one] => out.push(self.deny(vec![Match::Src { net: *one, not: true }], why)),
+            many => {
+                out.push(self.clear(self.marks.accept));
+                let accept = Action::SetMark { value: self.marks.accept, mask: self.marks.accept };
+                out.extend(
+                    many.iter().map(|n| Rule::new(vec![Match::Src { net: *n, not: false }], accept.clone())),
+                );
+                out.push(self.deny(vec![self.unmarked(self.marks.accept)], why));
+            }
+        }
+    }
+
+    /// A workload's chain in the filter table.
+    pub fn pod(&self, family: Family, device: &str, e: &EndpointPolicy, direction: Direction) -> Chain {
+        let (pre, inbound) = match direction {
+            Direction::To => (prefix::TO_POD, true),
+            Direction::From => (prefix::FROM_POD, false),
+        };
+        let name = names::chain(pre, device);
+        if let Some(why) = &e.closed {
+            return Chain::new(name, vec![self.deny(Vec::new(), format!("{}: {why}", e.id))]);
+        }
+        let mut rules = Vec::new();
+        if direction == Direction::From {
+            if family == Family::V6 {
+                // Neighbour discovery from link-local addresses; the host answers or ignores it.
+                for kind in ND {
+                    rules.push(Rule::new(
+                        vec![
+                            Match::Proto { number: 58, not: false },
+                            Match::Icmp { kind, code: None, not: false },
+                            Match::DstLocal,
+                        ],
+                        Action::Accept,
+                    ));
+                }
+            }
+            self.source(family, e, &mut rules);
+        }
+        rules.extend(self.known());
+        rules.push(self.clear(self.marks.both()));
+        if direction == Direction::From {
+            if !self.allow_vxlan {
+                let port = Ports { first: self.vxlan_port, last: self.vxlan_port };
+                let udp = Match::Proto { number: 17, not: false };
+                let vxlan = vec![udp, Match::DstPorts { ports: vec![port], not: false }];
+                rules.push(self.deny(vxlan, "VXLAN from a workload"));
+            }
+            if !self.allow_ipip {
+                rules.push(self.deny(vec![Match::Proto { number: 4, not: false }], "IPIP from a workload"));
+            }
+        }
+        self.tiers(&e.tiers, inbound, false, &mut rules);
+        self.profiles(&e.profiles, inbound, &mut rules);
+        Chain::new(name, rules)
+    }
+
+    /// A host endpoint's chain for its own traffic.
+    pub fn host(&self, device: &str, e: &EndpointPolicy, direction: Direction) -> Chain {
+        let (pre, failsafe, inbound) = match direction {
+            Direction::To => (prefix::TO_HOST, FAILSAFE_OUT, false),
+            Direction::From => (prefix::FROM_HOST, FAILSAFE_IN, true),
+        };
+        let mut rules = self.known();
+        rules.push(Rule::new(Vec::new(), Action::Jump(failsafe.into())));
+        match &e.closed {
+            Some(why) => rules.push(self.deny(Vec::new(), format!("{}: {why}", e.id))),
+            None => {
+                rules.push(self.clear(self.marks.both()));
+                self.tiers(&e.tiers, inbound, false, &mut rules);
+                self.profiles(&e.profiles, inbound, &mut rules);
+            }
+        }
+        Chain::new(names::chain(pre, device), rules)
+    }
+
+    /// A host endpoint's chain for forwarded traffic; without tiers it is accepted.
+    pub fn host_forward(&self, device: &str, e: &EndpointPolicy, direction: Direction) -> Chain {
+        let (pre, inbound) = match direction {
+            Direction::To => (prefix::TO_HOST_FORWARD, false),
+            Direction::From => (prefix::FROM_HOST_FORWARD, true),
+        };
+        let name = names::chain(pre, device);
+        let tiers = e.host.as_ref().map_or(&[][..], |h| &h.forward);
+        let mut rules = self.known();
+        match &e.closed {
+            Some(why) => rules.push(self.deny(Vec::new(), format!("{}: {why}", e.id))),
+            None => {
+                rules.push(self.clear(self.marks.both()));
+                self.tiers(tiers, inbound, false, &mut rules);
+                let accept = Action::SetMark { value: self.marks.accept, mask: self.marks.accept };
+                // A direction no tier speaks of is accepted as well.
+                rules.push(Rule::new(Vec::new(), accept).because("forwarded and not denied"));
+            }
+        }
+        Chain::new(name, rules)
+    }
+
+    /// A host endpoint's untracked policy (raw) or policy before DNAT (mangle): who is accepted here is accepted; what
+    /// nobody decides goes on.
+    pub fn host_early(
+        &self,
+        device: &str,
+        tiers: &[EndpointTier],
+        direction: Direction,
+        untracked: bool,
+    ) -> Chain {
+        let (pre, failsafe, inbound) = match direction {
+            Direction::To => (prefix::TO_HOST, FAILSAFE_OUT, false),
+            Direction::From => (prefix::FROM_HOST, FAILSAFE_IN, true),
+        };
+        let mut rules =
+            vec![Rule::new(Vec::new(), Action::Jump(failsafe.into())), self.clear(self.marks.both())];
+        self.tiers(tiers, inbound, untracked, &mut rules);
+        Chain::new(names::chain(pre, device), rules)
+    }
+}
+
+/// Neighbour discovery: router and neighbour solicitations and advertisements.
+pub(super) const ND: [u8; 4] = [133, 134, 135, 136];

@@ -1,0 +1,68 @@
+//! Bits of the packet mark (FelixConfiguration.iptablesMarkMask). They are taken from the mask's low end; bits that
+//! kube-proxy and the portmap plugin use are never touched, whatever the mask says.
+
+/// kube-proxy's drop and masquerade marks, and the bit portmap marks hairpins with.
+pub const FOREIGN: u32 = 0x8000 | 0x4000 | 0x2000;
+/// iptablesMarkMask's default.
+pub const DEFAULT_MASK: u32 = 0xffff_0000;
+
+/// Our bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// A policy accepted the packet.
+    pub accept: u32,
+    /// A policy passed the packet on to the next tier.
+    pub pass: u32,
+}
+
+/// The mask has too few bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "iptablesMarkMask {mask:#x} leaves {left} bits beside those of kube-proxy and portmap ({FOREIGN:#x}), 2 are needed; \
+     widen it, for example 0xffff0000"
+)]
+pub struct TooFew {
+    mask: u32,
+    left: u32,
+}
+
+impl Marks {
+    /// Takes two bits of a mask.
+    pub fn new(mask: u32) -> Result<Self, TooFew> {
+        let free = mask & !FOREIGN;
+        let accept = free & free.wrapping_neg();
+        let rest = free & !accept;
+        let pass = rest & rest.wrapping_neg();
+        if pass == 0 {
+            return Err(TooFew { mask, left: free.count_ones() });
+        }
+        Ok(Self { accept, pass })
+    }
+
+    /// Both bits.
+    pub fn both(self) -> u32 {
+        self.accept | self.pass
+    }
+}
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self { accept: 0x1_0000, pass: 0x2_0000 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_come_from_the_low_end_and_never_from_kube_proxy() {
+        assert_eq!(Marks::new(DEFAULT_MASK), Ok(Marks::default()));
+        assert_eq!(Marks::new(0xffff).unwrap(), Marks { accept: 1, pass: 2 });
+        assert_eq!(Marks::new(0x1_e000).unwrap_err().left, 1);
+        let m = Marks::new(0x1800_c000).unwrap();
+        assert_eq!((m.accept, m.pass), (0x0800_0000, 0x1000_0000));
+        let e = Marks::new(0xe000).unwrap_err().to_string();
+        assert!(e.contains("0xe000") && e.contains("leaves 0 bits"), "{e}");
+    }
+}

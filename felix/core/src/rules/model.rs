@@ -1,0 +1,454 @@
+//! What the dataplane was told, and the rules that follow from it. Chains of policies are kept between calls: one
+//! changed endpoint costs its own chains, not those of all policies.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    endpoint::{Direction, Shape, policy_chain, prefix, profile_chain},
+    iptables::Text,
+    ir::{Chain, Dispatch, Family, Rule, Table, Way},
+    layout::{self, Layout, Surroundings},
+    names,
+    policy::{self, Anonymous, Style},
+    sets::{Member, SetKind, WantedSet, holdable},
+};
+use crate::policy::active::{
+    ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, EndpointTier, Interface, IpSetDelta, IpSetId,
+    IpSetKind, IpSetMember, PolicyDelta, PolicyId, PolicySettings,
+};
+
+/// A rendered chain and the sets it brought.
+type Kept = (Arc<Chain>, Anonymous);
+
+/// State of the dataplane as the calculation graph sees it.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    pub settings: PolicySettings,
+    pub policies: BTreeMap<PolicyId, Arc<ActivePolicy>>,
+    pub profiles: BTreeMap<String, Arc<ActiveProfile>>,
+    pub endpoints: BTreeMap<EndpointId, Arc<EndpointPolicy>>,
+    /// Per family, as the kernel holds them.
+    sets: BTreeMap<IpSetId, [Arc<WantedSet>; 2]>,
+    in_sync: bool,
+    kept: BTreeMap<(Family, String), Kept>,
+    style: Option<Style>,
+    changed: Changed,
+}
+
+/// What changed since the last look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Rules, or which sets exist.
+    pub rules: bool,
+    /// Sets that are new or were sent whole.
+    pub whole: BTreeSet<IpSetId>,
+    /// Members of sets that stay, in order.
+    pub members: Vec<IpSetDelta>,
+    /// Addresses of workloads that went away.
+    pub gone: BTreeSet<IpAddr>,
+}
+
+impl Changed {
+    /// Whether nothing did.
+    pub fn is_empty(&self) -> bool {
+        !self.rules && self.whole.is_empty() && self.members.is_empty()
+    }
+}
+
+fn member(m: &IpSetMember) -> Member {
+    match m {
+        IpSetMember::Net(n) => Member::Net(n.trunc()),
+        IpSetMember::Ip(a) => Member::Net((*a).into()),
+        IpSetMember::IpPort { address, protocol, port } => {
+            Member::Port { ip: *address, protocol: protocol.0, port: *port }
+        }
+    }
+}
+
+fn kind(k: IpSetKind) -> SetKind {
+    match k {
+        IpSetKind::Net | IpSetKind::Ip => SetKind::Net,
+        IpSetKind::IpPort => SetKind::IpPort,
+    }
+}
+
+impl Model {
+    /// Whether the whole desired state is known.
+    pub fn in_sync(&self) -> bool {
+        self.in_sync
+    }
+
+    /// Takes one step.
+    pub fn apply(&mut self, delta: PolicyDelta) {
+        match delta {
+            PolicyDelta::IpSet(set) => {
+                let members: Vec<Member> = set.members.iter().map(member).collect();
+                let of = |family| {
+                    let members = holdable(members.iter().copied(), family);
+                    Arc::new(WantedSet { kind: kind(set.kind), members })
+                };
+                self.changed.whole.insert(set.id.clone());
+                self.sets.insert(set.id, Family::ALL.map(of));
+            }
+            PolicyDelta::IpSetDelta(d) => {
+                if let Some(sets) = self.sets.get_mut(&d.id) {
+                    for (family, set) in Family::ALL.into_iter().zip(sets) {
+                        let set = Arc::make_mut(set);
+                        for m in holdable(d.removed.iter().map(member), family) {
+                            set.members.remove(&m);
+                        }
+                        set.members.extend(holdable(d.added.iter().map(member), family));
+                    }
+                    self.changed.members.push(d);
+                }
+                return;
+            }
+            PolicyDelta::Settings(s) => self.settings = s,
+            PolicyDelta::Policy(p) => {
+                self.forget(&policy_chain(&p.id, true), &policy_chain(&p.id, false));
+                self.policies.insert(p.id.clone(), p);
+            }
+            PolicyDelta::Profile(p) => {
+                self.forget(&profile_chain(&p.name, true), &profile_chain(&p.name, false));
+                self.profiles.insert(p.name.clone(), p);
+            }
+            PolicyDelta::Endpoint(e) => {
+                self.endpoints.insert(e.id.clone(), e);
+            }
+            PolicyDelta::EndpointRemove(id) => {
+                let old = self.endpoints.remove(&id).filter(|e| e.host.is_none());
+                self.changed.gone.extend(old.iter().flat_map(|e| &e.addresses).map(IpNet::addr));
+            }
+            PolicyDelta::ProfileRemove(name) => {
+                self.forget(&profile_chain(&name, true), &profile_chain(&name, false));
+                self.profiles.remove(&name);
+            }
+            PolicyDelta::PolicyRemove(id) => {
+                self.forget(&policy_chain(&id, true), &policy_chain(&id, false));
+                self.policies.remove(&id);
+            }
+            PolicyDelta::IpSetRemove(id) => {
+                self.sets.remove(&id);
+            }
+            PolicyDelta::InSync => self.in_sync = true,
+        }
+        self.changed.rules = true;
+    }
+
+    fn forget(&mut self, a: &str, b: &str) {
+        for f in Family::ALL {
+            self.kept.remove(&(f, a.to_owned()));
+            self.kept.remove(&(f, b.to_owned()));
+        }
+    }
+
+    /// What changed since the last call.
+    pub fn take_changed(&mut self) -> Changed {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// One family's part of a set: its name and members.
+    pub fn set(&self, family: Family, id: &IpSetId) -> Option<(String, Arc<WantedSet>)> {
+        let [v4, v6] = self.sets.get(id)?;
+        let set = if family == Family::V4 { v4 } else { v6 };
+        Some((names::set(family, &id.0), Arc::clone(set)))
+    }
+
+    /// One family's part of a change of members: the set's name, what is added, what is removed.
+    pub fn delta(family: Family, d: &IpSetDelta) -> (String, BTreeSet<Member>, BTreeSet<Member>) {
+        let of = |m: &[IpSetMember]| holdable(m.iter().map(member), family);
+        (names::set(family, &d.id.0), of(&d.added), of(&d.removed))
+    }
+
+    /// A policy's or profile's chain, rendered once.
+    fn shared(
+        &mut self,
+        family: Family,
+        name: String,
+        style: &Style,
+        make: impl FnOnce(&mut Anonymous) -> Chain,
+    ) -> Kept {
+        if self.style.as_ref() != Some(style) {
+            self.kept.clear();
+            self.style = Some(style.clone());
+        }
+        self.kept
+            .entry((family, name))
+            .or_insert_with(|| {
+                let mut sets = Anonymous::new();
+                let chain = make(&mut sets);
+                (Arc::new(chain), sets)
+            })
+            .clone()
+    }
+
+    /// Everything one family should have. `address_of`: which device has an address (host endpoints known by
+    /// address only).
+    pub fn layout(
+        &mut self,
+        family: Family,
+        around: &Surroundings,
+        style: &Style,
+        address_of: &BTreeMap<IpAddr, String>,
+    ) -> Layout {
+        let mut out = Layout { sets: layout::sets(family, around), ..Layout::default() };
+        let shape = Shape {
+            marks: around.marks,
+            deny: around.deny.clone(),
+            drop_invalid: around.drop_invalid,
+            vxlan_port: around.vxlan_port,
+            allow_vxlan: self.settings.allow_vxlan_from_workloads,
+            allow_ipip: self.settings.allow_ipip_from_workloads,
+        };
+        let endpoints: Vec<Arc<EndpointPolicy>> = self.endpoints.values().cloned().collect();
+        let spoofing: Vec<_> = endpoints
+            .iter()
+            .filter_map(|e| match (&e.interface, &e.host) {
+                (Interface::Name(dev), None) => Some(e.allowed_sources.iter().map(|n| (dev.clone(), *n))),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        layout::fixed(family, around, &self.settings, &spoofing, &mut out);
+        // Chains of policies that endpoint chains in this table jump to.
+        let mut used: BTreeSet<(Table, String, PolicyOrProfile)> = BTreeSet::new();
+        pods(family, &shape, around, &endpoints, &mut out, &mut used);
+        hosts(&shape, around, &endpoints, address_of, &mut out, &mut used);
+        for (table, name, what) in used {
+            let kept = match &what {
+                PolicyOrProfile::Policy(id, inbound) => {
+                    let p = self.policies.get(id).cloned();
+                    self.shared(family, name.clone(), style, |sets| {
+                        let rules = p.as_ref().map(|p| if *inbound { &p.inbound } else { &p.outbound });
+                        shared_chain(family, style, &name, &id.to_string(), *inbound, rules, sets)
+                    })
+                }
+                PolicyOrProfile::Profile(profile, inbound) => {
+                    let p = self.profiles.get(profile).cloned();
+                    self.shared(family, name.clone(), style, |sets| {
+                        let rules = p.as_ref().map(|p| if *inbound { &p.inbound } else { &p.outbound });
+                        shared_chain(
+                            family,
+                            style,
+                            &name,
+                            &format!("Profile {profile}"),
+                            *inbound,
+                            rules,
+                            sets,
+                        )
+                    })
+                }
+            };
+            out.chains.insert((table, name), kept.0);
+            out.sets.extend(kept.1);
+        }
+        for id in self.sets.keys() {
+            if let Some((name, set)) = self.set(family, id) {
+                out.sets.insert(name, set);
+            }
+        }
+        out
+    }
+}
+
+/// A missing policy or profile denies: silence would allow.
+fn shared_chain(
+    family: Family,
+    style: &Style,
+    name: &str,
+    what: &str,
+    inbound: bool,
+    rules: Option<&Vec<crate::policy::active::Rule>>,
+    sets: &mut Anonymous,
+) -> Chain {
+    let way = if inbound { "ingress" } else { "egress" };
+    match rules {
+        Some(rules) => policy::chain(family, style, name, &format!("{what} {way}"), rules, sets),
+        None => Chain::new(
+            name,
+            vec![Rule::new(Vec::new(), style.deny.clone()).because(format!("{what} is not known"))],
+        ),
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum PolicyOrProfile {
+    Policy(PolicyId, bool),
+    Profile(String, bool),
+}
+
+fn note(
+    table: Table,
+    tiers: &[EndpointTier],
+    profiles: &[String],
+    inbound: bool,
+    used: &mut BTreeSet<(Table, String, PolicyOrProfile)>,
+) {
+    for id in tiers.iter().flat_map(|t| if inbound { &t.ingress } else { &t.egress }) {
+        used.insert((table, policy_chain(id, inbound), PolicyOrProfile::Policy(id.clone(), inbound)));
+    }
+    for p in profiles {
+        used.insert((table, profile_chain(p, inbound), PolicyOrProfile::Profile(p.clone(), inbound)));
+    }
+}
+
+fn pods(
+    family: Family,
+    shape: &Shape,
+    around: &Surroundings,
+    endpoints: &[Arc<EndpointPolicy>],
+    out: &mut Layout,
+    used: &mut BTreeSet<(Table, String, PolicyOrProfile)>,
+) {
+    let (mut from, mut to) = (Vec::new(), Vec::new());
+    for e in endpoints.iter().filter(|e| e.host.is_none()) {
+        let Interface::Name(dev) = &e.interface else { continue };
+        for direction in [Direction::From, Direction::To] {
+            let chain = shape.pod(family, dev, e, direction);
+            match direction {
+                Direction::From => from.push((dev.clone(), chain.name.clone())),
+                Direction::To => to.push((dev.clone(), chain.name.clone())),
+            }
+            out.put(Table::Filter, chain);
+            if e.closed.is_none() {
+                note(Table::Filter, &e.tiers, &e.profiles, direction == Direction::To, used);
+            }
+        }
+    }
+    for (name, way, mut entries) in [(layout::FROM_WL, Way::In, from), (layout::TO_WL, Way::Out, to)] {
+        // Two endpoints that name one device: the later one would hide; both get what both allow is not sayable, so
+        // the first keeps it and the device's owner is named by the calculation.
+        entries.sort();
+        entries.dedup_by(|b, a| a.0 == b.0);
+        let otherwise =
+            vec![Rule::new(Vec::new(), around.deny.clone()).because("no endpoint is known for this device")];
+        out.dispatches.push((Table::Filter, Dispatch { name: name.into(), way, entries, otherwise }));
+    }
+}
+
+fn hosts(
+    shape: &Shape,
+    around: &Surroundings,
+    endpoints: &[Arc<EndpointPolicy>],
+    address_of: &BTreeMap<IpAddr, String>,
+    out: &mut Layout,
+    used: &mut BTreeSet<(Table, String, PolicyOrProfile)>,
+) {
+    // Device → endpoint; a device named explicitly beats one found by address, the lowest name wins.
+    let mut by_device: BTreeMap<String, &EndpointPolicy> = BTreeMap::new();
+    let mut any = None;
+    let all = || endpoints.iter().filter(|e| e.host.is_some());
+    for e in all() {
+        match &e.interface {
+            Interface::Name(dev) => {
+                by_device.entry(dev.clone()).or_insert(e);
+            }
+            Interface::Any => any = any.or(Some(e)),
+            Interface::WithAddress => {}
+        }
+    }
+    for e in all().filter(|e| e.interface == Interface::WithAddress) {
+        for dev in e.addresses.iter().filter_map(|n| address_of.get(&n.addr())) {
+            by_device.entry(dev.clone()).or_insert(e);
+        }
+    }
+    type Parts = (Vec<(String, String)>, Vec<Rule>);
+    let mut dispatches: BTreeMap<(Table, &'static str, Way), Parts> = BTreeMap::new();
+    for (table, name, way) in [
+        (Table::Raw, layout::FROM_HEP, Way::In),
+        (Table::Raw, layout::TO_HEP, Way::Out),
+        (Table::Mangle, layout::FROM_HEP, Way::In),
+        (Table::Filter, layout::FROM_HEP, Way::In),
+        (Table::Filter, layout::TO_HEP, Way::Out),
+        (Table::Filter, layout::FROM_HEP_FORWARD, Way::In),
+        (Table::Filter, layout::TO_HEP_FORWARD, Way::Out),
+    ] {
+        dispatches.insert((table, name, way), Default::default());
+    }
+    let named = by_device.iter().map(|(d, e)| (Some(d.clone()), *e));
+    for (device, e) in named.chain(any.map(|e| (None, &**e))) {
+        let Some(host) = &e.host else { continue };
+        let label = device.clone().unwrap_or_else(|| "any".into());
+        let mut put = |table, name, way, chain: Chain| {
+            let Some((entries, otherwise)) = dispatches.get_mut(&(table, name, way)) else { return };
+            match &device {
+                Some(d) => entries.push((d.clone(), chain.name.clone())),
+                None => {
+                    // Never the traffic of local workloads.
+                    for p in &around.prefixes {
+                        let iface = super::ir::Iface::Prefix(p.clone());
+                        let m = match way {
+                            Way::In => super::ir::Match::In { iface, not: false },
+                            Way::Out => super::ir::Match::Out { iface, not: false },
+                        };
+                        otherwise.push(Rule::new(vec![m], super::ir::Action::Return));
+                    }
+                    let iface = super::ir::Iface::Exact("lo".into());
+                    let m = match way {
+                        Way::In => super::ir::Match::In { iface, not: false },
+                        Way::Out => super::ir::Match::Out { iface, not: false },
+                    };
+                    otherwise.push(Rule::new(vec![m], super::ir::Action::Return));
+                    otherwise.push(Rule::new(Vec::new(), super::ir::Action::Goto(chain.name.clone())));
+                }
+            }
+            out.put(table, chain);
+        };
+        let (f, t) = (Direction::From, Direction::To);
+        put(Table::Filter, layout::FROM_HEP, Way::In, shape.host(&label, e, f));
+        put(Table::Filter, layout::TO_HEP, Way::Out, shape.host(&label, e, t));
+        put(Table::Filter, layout::FROM_HEP_FORWARD, Way::In, shape.host_forward(&label, e, f));
+        put(Table::Filter, layout::TO_HEP_FORWARD, Way::Out, shape.host_forward(&label, e, t));
+        if e.closed.is_none() {
+            note(Table::Filter, &e.tiers, &e.profiles, true, used);
+            note(Table::Filter, &e.tiers, &e.profiles, false, used);
+            note(Table::Filter, &host.forward, &[], true, used);
+            note(Table::Filter, &host.forward, &[], false, used);
+        }
+        if !host.untracked.is_empty() && device.is_some() {
+            put(Table::Raw, layout::FROM_HEP, Way::In, shape.host_early(&label, &host.untracked, f, true));
+            put(Table::Raw, layout::TO_HEP, Way::Out, shape.host_early(&label, &host.untracked, t, true));
+            note(Table::Raw, &host.untracked, &[], true, used);
+            note(Table::Raw, &host.untracked, &[], false, used);
+        }
+        if !host.pre_dnat.is_empty() {
+            put(Table::Mangle, layout::FROM_HEP, Way::In, shape.host_early(&label, &host.pre_dnat, f, false));
+            note(Table::Mangle, &host.pre_dnat, &[], true, used);
+        }
+    }
+    for ((table, name, way), (mut entries, otherwise)) in dispatches {
+        entries.sort();
+        out.dispatches.push((table, Dispatch { name: name.into(), way, entries, otherwise }));
+    }
+    debug_assert!(prefix::FROM_HOST.len() < names::MAX_CHAIN, "a device's name fits behind it");
+}
+
+/// Texts of chains that did not change.
+#[derive(Debug, Default)]
+pub struct TextCache(BTreeMap<(Table, String), (Arc<Chain>, Arc<Text>)>);
+
+impl TextCache {
+    /// The text of a chain; made anew unless it is the same chain as last time.
+    pub fn get(&mut self, table: Table, chain: &Arc<Chain>, make: impl FnOnce(&Chain) -> Text) -> Arc<Text> {
+        let key = (table, chain.name.clone());
+        if let Some((old, text)) = self.0.get(&key)
+            && (Arc::ptr_eq(old, chain) || old == chain)
+        {
+            return Arc::clone(text);
+        }
+        let text = Arc::new(make(chain));
+        self.0.insert(key, (Arc::clone(chain), Arc::clone(&text)));
+        text
+    }
+
+    /// Drops what is not in use.
+    pub fn keep(&mut self, layout: &Layout) {
+        self.0.retain(|key, _| layout.chains.contains_key(key));
+    }
+}

@@ -1,0 +1,376 @@
+//! Reading iptables-save back, and the smallest iptables-restore input that leads from there to what is wanted.
+//!
+//! Ours are chains whose name begins with `brindle-`, and in other chains the rules that carry our tag or jump to a
+//! chain of ours. Everything else is left alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::Arc,
+};
+
+use super::{
+    iptables::{TAG, Text},
+    ir::{Place, Table},
+    names::{CHAIN, COMMENT, is_our_chain},
+};
+
+/// What iptables-save said that does not fit its form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line} of iptables-save is not understood: {text:?}")]
+pub struct SaveError {
+    pub line: usize,
+    pub text: String,
+}
+
+/// A table as read back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Actual {
+    /// Our chains: rules without the chain's name, as the kernel prints them.
+    pub chains: BTreeMap<String, Vec<String>>,
+    /// The kernel's and other people's chains that hold, or may hold, rules of ours.
+    pub others: BTreeMap<String, Vec<String>>,
+    /// Rules that are not ours.
+    pub foreign: usize,
+}
+
+/// The tag of a rule as printed.
+pub fn tag(line: &str) -> Option<&str> {
+    let (_, after) = line.split_once(COMMENT)?;
+    let end = after.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(after.len());
+    after.get(..end).filter(|t| t.len() == TAG)
+}
+
+/// Whether a rule in another chain is ours.
+pub fn is_ours(line: &str) -> bool {
+    tag(line).is_some() || line.contains(&format!("-j {CHAIN}")) || line.contains(&format!("-g {CHAIN}"))
+}
+
+/// Reads the output of iptables-save.
+pub fn parse(text: &str) -> Result<BTreeMap<Table, Actual>, SaveError> {
+    let mut out: BTreeMap<Table, Actual> = BTreeMap::new();
+    let mut table = None;
+    for (i, raw) in text.lines().enumerate() {
+        let line = raw.trim_end();
+        let bad = || SaveError { line: i + 1, text: line.chars().take(120).collect() };
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(name) = line.strip_prefix('*') {
+            // Tables we do not use (security, broute) are not ours to judge.
+            table = Table::parse(name);
+            if let Some(t) = table {
+                out.entry(t).or_default();
+            } else {
+                table = None;
+            }
+            continue;
+        }
+        if line == "COMMIT" {
+            table = None;
+            continue;
+        }
+        let Some(actual) = table.and_then(|t| out.get_mut(&t)) else { continue };
+        if let Some(decl) = line.strip_prefix(':') {
+            let name = decl.split(' ').next().filter(|n| !n.is_empty()).ok_or_else(bad)?;
+            let map = if is_our_chain(name) { &mut actual.chains } else { &mut actual.others };
+            map.entry(name.to_owned()).or_default();
+        } else if let Some(rule) = line.strip_prefix("-A ") {
+            let (chain, rest) = rule.split_once(' ').unwrap_or((rule, ""));
+            if is_our_chain(chain) {
+                actual.chains.entry(chain.to_owned()).or_default().push(rest.to_owned());
+            } else {
+                if !is_ours(rest) {
+                    actual.foreign += 1;
+                }
+                actual.others.entry(chain.to_owned()).or_default().push(rest.to_owned());
+            }
+        } else {
+            return Err(bad());
+        }
+    }
+    for t in out.values_mut() {
+        // Of other people's chains only those matter where we stand or may stand.
+        t.others.retain(|name, rules| {
+            ["INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING"].contains(&&**name)
+                || rules.iter().any(|r| is_ours(r))
+        });
+    }
+    Ok(out)
+}
+
+/// A hook as wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookText {
+    pub chain: String,
+    pub place: Place,
+    pub text: Text,
+}
+
+/// A table as wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub chains: BTreeMap<String, Arc<Text>>,
+    pub hooks: Vec<HookText>,
+}
+
+/// How the kernel printed a chain when it was known to be as wanted: an edit that keeps our comments shows against it.
+pub type Seen = BTreeMap<String, (Vec<String>, Vec<String>)>;
+
+/// Input for iptables-restore, and what it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TablePlan {
+    /// Empty: nothing to do.
+    pub input: String,
+    /// Chains written, chains removed, hook chains mended.
+    pub written: usize,
+    pub removed: usize,
+    pub mended: usize,
+}
+
+impl TablePlan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.input.is_empty()
+    }
+}
+
+/// Plans one table. `only`: just these chains are compared (hooks and leftovers are not looked at).
+pub fn plan(
+    table: Table,
+    wanted: &Wanted,
+    actual: &Actual,
+    seen: &Seen,
+    only: Option<&BTreeSet<String>>,
+) -> TablePlan {
+    let mut out = TablePlan::default();
+    let (mut declare, mut rules) = (String::new(), String::new());
+    let write = |name: &str, text: &Text, out: &mut TablePlan, declare: &mut String, rules: &mut String| {
+        // Declaring a chain empties it.
+        let _ = writeln!(declare, ":{name} - [0:0]");
+        for line in &text.lines {
+            let _ = writeln!(rules, "-A {name} {line}");
+        }
+        out.written += 1;
+    };
+    match only {
+        Some(names) => {
+            for name in names {
+                if let Some(text) = wanted.chains.get(name)
+                    && !same(name, text, actual, seen)
+                {
+                    write(name, text, &mut out, &mut declare, &mut rules);
+                }
+            }
+        }
+        None => {
+            for (name, text) in &wanted.chains {
+                if !same(name, text, actual, seen) {
+                    write(name, text, &mut out, &mut declare, &mut rules);
+                }
+            }
+            mend_hooks(wanted, actual, &mut out, &mut rules);
+        }
+    }
+    let gone: Vec<&String> = match only {
+        None => actual.chains.keys().filter(|n| !wanted.chains.contains_key(*n)).collect(),
+        Some(names) => names
+            .iter()
+            .filter(|n| actual.chains.contains_key(*n) && !wanted.chains.contains_key(*n))
+            .collect(),
+    };
+    out.removed = gone.len();
+    let flush = gone.iter().fold(String::new(), |mut s, n| {
+        let _ = writeln!(s, "-F {n}");
+        s
+    });
+    let delete = gone.iter().fold(String::new(), |mut s, n| {
+        let _ = writeln!(s, "-X {n}");
+        s
+    });
+    if !(declare.is_empty() && rules.is_empty() && flush.is_empty()) {
+        out.input = format!("*{table}\n{declare}{rules}{flush}{delete}COMMIT\n");
+    }
+    out
+}
+
+fn same(name: &str, text: &Text, actual: &Actual, seen: &Seen) -> bool {
+    let Some(have) = actual.chains.get(name) else { return false };
+    let equal = have.len() == text.tags.len()
+        && have.iter().zip(&text.tags).all(|(line, want)| tag(line) == Some(want));
+    // Printed otherwise than before under the same tags: somebody edited the rule and kept the comment.
+    equal && seen.get(name).is_none_or(|(tags, lines)| *tags != text.tags || lines == have)
+}
+
+fn mend_hooks(wanted: &Wanted, actual: &Actual, out: &mut TablePlan, rules: &mut String) {
+    let mut chains: BTreeSet<&str> = wanted.hooks.iter().map(|h| &*h.chain).collect();
+    chains.extend(actual.others.iter().filter(|(_, r)| r.iter().any(|l| is_ours(l))).map(|(n, _)| &**n));
+    for chain in chains {
+        let have = actual.others.get(chain).map_or(&[][..], Vec::as_slice);
+        let of = |place| {
+            let hooks = wanted.hooks.iter().filter(move |h| h.chain == chain && h.place == place);
+            hooks.flat_map(|h| h.text.lines.iter().zip(&h.text.tags)).collect::<Vec<_>>()
+        };
+        let (first, last) = (of(Place::First), of(Place::Last));
+        let ours: Vec<&String> = have.iter().filter(|l| is_ours(l)).collect();
+        let tags = first.iter().chain(&last).map(|(_, t)| t.as_str());
+        let right = ours.len() == first.len() + last.len()
+            && ours.iter().zip(tags).all(|(line, want)| tag(line) == Some(want))
+            && have.iter().take(first.len()).all(|l| is_ours(l));
+        if right {
+            continue;
+        }
+        out.mended += 1;
+        for line in ours {
+            let _ = writeln!(rules, "-D {chain} {line}");
+        }
+        for (i, (line, _)) in first.iter().enumerate() {
+            let _ = writeln!(rules, "-I {chain} {} {line}", i + 1);
+        }
+        for (line, _) in &last {
+            let _ = writeln!(rules, "-A {chain} {line}");
+        }
+    }
+}
+
+/// Remembers how the kernel prints the chains that are as wanted.
+pub fn remember(wanted: &Wanted, actual: &Actual, seen: &mut Seen) {
+    seen.retain(|name, (tags, _)| wanted.chains.get(name).is_some_and(|t| t.tags == *tags));
+    for (name, text) in &wanted.chains {
+        if !seen.contains_key(name) && same(name, text, actual, seen) {
+            let lines = actual.chains.get(name).cloned().unwrap_or_default();
+            seen.insert(name.clone(), (text.tags.clone(), lines));
+        }
+    }
+}
+
+/// What the table will look like when the plan is carried out: believed until it is read back.
+pub fn assume(wanted: &Wanted, actual: &mut Actual) {
+    actual.chains = wanted
+        .chains
+        .iter()
+        .map(|(n, t)| {
+            let kept = actual.chains.get(n).filter(|have| {
+                have.len() == t.tags.len() && have.iter().zip(&t.tags).all(|(l, w)| tag(l) == Some(w))
+            });
+            (n.clone(), kept.cloned().unwrap_or_else(|| t.lines.clone()))
+        })
+        .collect();
+    for (name, rules) in &mut actual.others {
+        let foreign = rules.iter().filter(|l| !is_ours(l)).cloned();
+        let of = |place| {
+            let hooks = wanted.hooks.iter().filter(move |h| h.chain == *name && h.place == place);
+            hooks.flat_map(|h| h.text.lines.iter().cloned()).collect::<Vec<_>>()
+        };
+        *rules = of(Place::First).into_iter().chain(foreign).chain(of(Place::Last)).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::{
+        iptables,
+        ir::{Action, Chain, Family, Hook, Match, Rule},
+    };
+
+    fn wanted(chains: &[Chain]) -> Wanted {
+        let hook = Hook {
+            chain: "FORWARD",
+            place: Place::First,
+            rules: vec![Rule::new(vec![], Action::Jump("brindle-FORWARD".into()))],
+        };
+        let last = Hook {
+            chain: "FORWARD",
+            place: Place::Last,
+            rules: vec![Rule::new(vec![Match::Mark { value: 1, mask: 1 }], Action::Accept)],
+        };
+        let text = |h: &Hook| HookText {
+            chain: h.chain.into(),
+            place: h.place,
+            text: iptables::hook(Family::V4, h),
+        };
+        Wanted {
+            chains: chains
+                .iter()
+                .map(|c| (c.name.clone(), Arc::new(iptables::chain(Family::V4, c))))
+                .collect(),
+            hooks: vec![text(&hook), text(&last)],
+        }
+    }
+
+    fn example() -> Wanted {
+        let known = Rule::new(vec![Match::Known], Action::Accept);
+        let drop = Rule::new(vec![], Action::Drop);
+        wanted(&[
+            Chain::new("brindle-FORWARD", vec![known, Rule::new(vec![], Action::Jump("brindle-x".into()))]),
+            Chain::new("brindle-x", vec![drop]),
+        ])
+    }
+
+    const FOREIGN: &str = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [5:6]\n:OUTPUT ACCEPT [0:0]\n:DOCKER - [0:0]\n\
+        -A FORWARD -o docker0 -j DOCKER\nCOMMIT\n";
+
+    #[test]
+    fn an_empty_table_gets_everything_and_then_nothing() {
+        let want = example();
+        let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
+        let p = plan(Table::Filter, &want, &have, &Seen::new(), None);
+        assert_eq!((p.written, p.removed, p.mended), (2, 0, 1));
+        insta::assert_snapshot!(p.input);
+        assume(&want, &mut have);
+        assert!(plan(Table::Filter, &want, &have, &Seen::new(), None).is_empty());
+        assert_eq!(have.others["FORWARD"].len(), 3, "the foreign rule stays between ours: {have:?}");
+    }
+
+    #[test]
+    fn strangers_and_leftovers_are_told_apart() {
+        let want = example();
+        let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
+        assume(&want, &mut have);
+        have.chains.insert("brindle-old".into(), vec!["-j DROP".into()]);
+        have.others.insert("INPUT".into(), vec!["-p 4 -j brindle-ipip".into(), "-j ACCEPT".into()]);
+        let p = plan(Table::Filter, &want, &have, &Seen::new(), None);
+        assert_eq!(
+            p.input,
+            "*filter\n-D INPUT -p 4 -j brindle-ipip\n-F brindle-old\n-X brindle-old\nCOMMIT\n"
+        );
+    }
+
+    #[test]
+    fn a_flush_a_deleted_rule_and_an_edit_behind_our_comment_are_repaired() {
+        let want = example();
+        let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
+        assume(&want, &mut have);
+        let mut seen = Seen::new();
+        remember(&want, &have, &mut seen);
+        let good = have.clone();
+        have.chains.get_mut("brindle-x").unwrap().clear();
+        assert_eq!(plan(Table::Filter, &want, &have, &seen, None).written, 1);
+        let mut have = good.clone();
+        let line = &mut have.chains.get_mut("brindle-x").unwrap()[0];
+        *line = line.replace("DROP", "ACCEPT");
+        let p = plan(Table::Filter, &want, &have, &seen, None);
+        assert!(p.written == 1 && p.input.contains("-j DROP"), "{p:?}");
+        let mut have = good;
+        have.others.get_mut("FORWARD").unwrap().remove(0);
+        let p = plan(Table::Filter, &want, &have, &seen, None);
+        assert_eq!((p.written, p.mended), (0, 1));
+    }
+
+    #[test]
+    fn a_rule_pushed_in_front_of_ours_is_overtaken() {
+        let want = example();
+        let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
+        assume(&want, &mut have);
+        have.others.get_mut("FORWARD").unwrap().insert(0, "-j ACCEPT".into());
+        assert_eq!(plan(Table::Filter, &want, &have, &Seen::new(), None).mended, 1);
+    }
+
+    #[test]
+    fn unknown_lines_are_named_and_other_tables_skipped() {
+        let e = parse("*filter\nwhat is this\n").unwrap_err();
+        assert_eq!(e.to_string(), "line 2 of iptables-save is not understood: \"what is this\"");
+        assert!(parse("*security\n:INPUT ACCEPT [0:0]\nx\nCOMMIT\n").unwrap().is_empty());
+    }
+}
