@@ -77,7 +77,7 @@ pub(crate) fn rib(speaker: &Speaker, prefix: Option<IpNet>) -> Vec<RibPath> {
             multipath: p.multipath,
             stale: p.stale,
             why: p.why(),
-            ..attributes(p.prefix, p.attributes)
+            ..attributes(p.prefix, &p.attributes)
         })
         .collect()
 }

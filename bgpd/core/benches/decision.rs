@@ -30,7 +30,7 @@ fn paths(n: u32, equal: bool) -> (Vec<Path>, Sources) {
                 ..AttrSet::default()
             };
             Path {
-                attrs: interner.intern(set, Some(NextHop::V4(address))),
+                attrs: interner.intern(&set, Some(NextHop::V4(address))).expect("short attributes"),
                 peer: PeerId(i),
                 path_id: 0,
                 flags: PathFlags { ebgp: true, ..PathFlags::default() },

@@ -226,7 +226,7 @@ fn external_peers_learn_and_teach() {
     assert_eq!(net.nodes[0].fib[&default], [address(2)]);
     let paths: Vec<_> = net.speaker(0).rib(Some(default)).collect();
     assert_eq!(paths.len(), 2);
-    let (best, other) = if paths[0].best { (paths[0], paths[1]) } else { (paths[1], paths[0]) };
+    let (best, other) = if paths[0].best { (&paths[0], &paths[1]) } else { (&paths[1], &paths[0]) };
     assert_eq!(best.attributes.as_path.hops(), 1);
     assert_eq!(other.why(), "an external path is preferred");
     // What the router gives back has our AS in its path.

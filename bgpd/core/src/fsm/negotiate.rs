@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Endpoints;
 use crate::{
     af::{Family, PerFamily},
-    speaker::PeerConfig,
+    speaker::{AddPath, PeerConfig},
     wire::{Capability, GrFamily, Notification, Open, WireCx},
 };
 
@@ -87,6 +87,11 @@ pub fn our_open(cfg: &PeerConfig, me: &Identity) -> Open {
                 .collect(),
         });
     }
+    let add_path = u8::from(cfg.add_path.receive) | (u8::from(cfg.add_path.send.is_some()) << 1);
+    if add_path > 0 {
+        let all = families().map(|f| (f.code().0, f.code().1, add_path));
+        capabilities.push(Capability::AddPath(all.collect()));
+    }
     capabilities.push(Capability::FourOctetAs(asn));
     Open { asn, hold_time: cfg.hold_time, router_id: me.router_id, capabilities }
 }
@@ -130,6 +135,8 @@ pub fn negotiate(
         add_path: [false; 2],
         ibgp,
     };
+    let AddPath { receive, send } = cfg.add_path;
+    let directions = PerFamily::from_fn(|f| if families[f] { peer_add_path(open, f) } else { 0 });
     Ok(Session {
         ends,
         local_asn,
@@ -139,8 +146,9 @@ pub fn negotiate(
         hold_time,
         keepalive,
         families,
-        read: wire,
-        write: wire,
+        // RFC 7911 section 4: one side sends (2), the other receives (1).
+        read: WireCx { add_path: directions.0.map(|d| receive && d & 2 != 0), ..wire },
+        write: WireCx { add_path: directions.0.map(|d| send.is_some() && d & 1 != 0), ..wire },
         route_refresh: has(&Capability::RouteRefresh),
         restart: if cfg.restart_time > 0 { peer_restart(open, &families) } else { None },
         capabilities: open.capabilities.clone(),
@@ -172,6 +180,18 @@ fn common_families(cfg: &PeerConfig, open: &Open) -> Result<PerFamily<bool>, Not
         data.extend_from_slice(&[0, safi]);
     }
     Err(open_error(7, data))
+}
+
+/// What the peer's add-path capability says of a family: 1 it receives, 2 it sends, 3 both. Other values mean nothing,
+/// and the first entry of a family counts.
+fn peer_add_path(open: &Open, family: Family) -> u8 {
+    let entries = open.capabilities.iter().filter_map(|c| match c {
+        Capability::AddPath(list) => Some(list),
+        _ => None,
+    });
+    let mut entries =
+        entries.flatten().filter(|(afi, safi, d)| (*afi, *safi) == family.code() && (1..=3).contains(d));
+    entries.next().map_or(0, |(_, _, d)| *d)
 }
 
 /// The peer's graceful restart capability, as far as it concerns negotiated families. The last one counts when it is

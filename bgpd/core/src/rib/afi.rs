@@ -12,7 +12,6 @@ use super::{
     decision::{DecisionCx, decide},
     group::{Groups, OutCx},
     import::Invalid,
-    peers::NextHops,
     prefix::Prefix,
     table::{Dest, Path, PathFlags, Table},
 };
@@ -31,7 +30,6 @@ struct AdjIn {
 #[derive(Debug)]
 pub(super) struct ChangeCx<'a> {
     pub out: OutCx<'a>,
-    pub next_hops: &'a NextHops,
     pub multipath: usize,
     /// Selection is put off (RFC 4724 section 4.1): paths are only stored.
     pub deferred: bool,
@@ -74,7 +72,7 @@ impl<P: Prefix> Afi<P> {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             table: Table::new(seed),
-            groups: Groups::default(),
+            groups: Groups::new(seed),
             ins: Vec::new(),
             own: AdjIn::default(),
             empty: 0,
@@ -210,7 +208,7 @@ impl<P: Prefix> Afi<P> {
         let dest = self.table.dest_mut(n);
         let verdict = decide(
             &dest.paths,
-            &DecisionCx { sources: cx.out.sources, next_hops: cx.next_hops, multipath: cx.multipath },
+            &DecisionCx { sources: cx.out.sources, next_hops: cx.out.next_hops, multipath: cx.multipath },
         );
         dest.settle(&verdict);
         let best = dest.best();
@@ -225,8 +223,9 @@ impl<P: Prefix> Afi<P> {
             cx.fib.push(FibChange { prefix: dest.prefix.net(), next_hops: hops, from });
         }
         if changed {
-            self.groups.propagate(&self.table, n, &mut cx.out);
+            self.groups.propagate(&self.table, n, before.best.map(|(_, p)| p), &mut cx.out);
         }
+        self.groups.paths_changed(n, &mut cx.out);
     }
 
     /// Removes what a peer has sent, all of it or only what is stale; returns how many paths.
@@ -279,7 +278,8 @@ impl<P: Prefix> Afi<P> {
             let before = Before::of(self.table.dest(n), cx);
             self.after(n, before, cx);
             if !cx.deferred {
-                self.groups.propagate(&self.table, n, &mut cx.out);
+                let best = self.table.dest(n).best().map(|p| p.peer);
+                self.groups.propagate(&self.table, n, best, &mut cx.out);
             }
         }
     }
@@ -305,14 +305,12 @@ impl<P: Prefix> Afi<P> {
     }
 
     /// What a peer has been told, sorted by prefix.
-    pub(super) fn advertised(&self, peer: PeerId) -> Vec<(IpNet, &Attrs)> {
-        let mut all: Vec<(P, &Attrs)> = self
-            .table
-            .iter()
-            .filter_map(|(n, d)| Some((d.prefix, self.groups.advertised(&self.table, peer, n)?)))
-            .collect();
-        all.sort_unstable_by_key(|(p, _)| *p);
-        all.into_iter().map(|(p, a)| (p.net(), a)).collect()
+    pub(super) fn advertised(&self, peer: PeerId) -> Vec<(IpNet, u32, Attrs)> {
+        let all = self.groups.advertised(&self.table, peer);
+        let mut all: Vec<(P, u32, Attrs)> =
+            all.into_iter().map(|(n, id, a)| (self.table.dest(n).prefix, id, a)).collect();
+        all.sort_unstable_by_key(|(p, id, _)| (*p, *id));
+        all.into_iter().map(|(p, id, a)| (p.net(), id, a)).collect()
     }
 }
 
@@ -331,7 +329,7 @@ fn next_hops<P>(dest: &Dest<P>) -> SmallVec<[IpAddr; 1]> {
         .paths
         .iter()
         .filter(|p| p.flags.multipath && p.peer != LOCAL)
-        .filter_map(|p| p.attrs.next_hop.map(|h| h.ip()))
+        .filter_map(|p| p.attrs.next_hop().map(|h| h.ip()))
         .collect();
     if hops.len() > 1 {
         hops.sort_unstable();

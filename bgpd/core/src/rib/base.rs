@@ -17,14 +17,14 @@ use super::{
     export::{ExportCx, GroupKey},
     group::OutCx,
     import::{ImportCx, Invalid, judge_next_hop},
-    pack::{Block, fill},
+    pack::Packer,
     peers::{NextHops, Source, Sources},
     prefix::Prefix,
     table::{Dest, Path},
 };
 use crate::{
     af::{Family, PerFamily},
-    speaker::{ExportPolicy, FibChange, LocalRoute, NextHopPolicy, PeerId, SpeakerConfig},
+    speaker::{AddPathSend, ExportPolicy, FibChange, LocalRoute, NextHopPolicy, PeerId, SpeakerConfig},
     wire::{AttrSet, Nlri, Prefixes, Update, WireCx},
 };
 
@@ -44,6 +44,10 @@ pub struct RibPeer {
     pub next_hop: NextHopPolicy,
     pub policy: Arc<ExportPolicy>,
     pub families: PerFamily<bool>,
+    /// Which paths it is told, in families with add-path (RFC 7911).
+    pub add_path: PerFamily<Option<AddPathSend>>,
+    /// How messages to it are written.
+    pub write: WireCx,
 }
 
 impl RibPeer {
@@ -51,7 +55,7 @@ impl RibPeer {
         Source { ibgp: self.ibgp, client: self.client, router_id: self.router_id, address: self.address }
     }
 
-    fn group(&self) -> GroupKey {
+    fn group(&self, family: Family) -> GroupKey {
         GroupKey {
             ibgp: self.ibgp,
             client: self.client,
@@ -59,6 +63,8 @@ impl RibPeer {
             local_address: self.local_address,
             next_hop: self.next_hop,
             policy: Arc::clone(&self.policy),
+            add_path: self.add_path[family],
+            write: self.write,
         }
     }
 }
@@ -73,13 +79,13 @@ pub struct PeerRoutes {
 }
 
 /// A path with its standing, to be shown.
-#[derive(Clone, Copy, Debug)]
-pub struct PathView<'a> {
+#[derive(Clone, Debug)]
+pub struct PathView {
     pub prefix: IpNet,
     /// `None`: our own.
     pub from: Option<PeerId>,
     pub path_id: u32,
-    pub attributes: &'a AttrSet,
+    pub attributes: AttrSet,
     pub next_hop: Option<IpAddr>,
     pub best: bool,
     /// Among those used for forwarding.
@@ -90,7 +96,7 @@ pub struct PathView<'a> {
     pub lost: Option<Step>,
 }
 
-impl PathView<'_> {
+impl PathView {
     /// Why it is not the best.
     pub fn why(&self) -> String {
         match (self.best, self.invalid, self.lost) {
@@ -115,7 +121,7 @@ pub struct Rib {
     deferred: bool,
     ring: Vec<PeerId>,
     fib: Vec<FibChange>,
-    block: Block,
+    packer: Packer,
 }
 
 impl Rib {
@@ -130,7 +136,7 @@ impl Rib {
             deferred: cfg.restarting,
             ring: Vec::new(),
             fib: Vec::new(),
-            block: Block::default(),
+            packer: Packer::new(cfg.seed),
             cfg,
         }
     }
@@ -142,10 +148,10 @@ impl Rib {
             out: OutCx {
                 sources: &self.sources,
                 interner: &mut self.interner,
+                next_hops: &self.next_hops,
                 export: ExportCx { cluster_id },
                 ring: &mut self.ring,
             },
-            next_hops: &self.next_hops,
             multipath: usize::from(self.cfg.multipath.max(1)),
             deferred: self.deferred,
             fib: &mut self.fib,
@@ -172,10 +178,10 @@ impl Rib {
         for family in Family::ALL.into_iter().filter(|f| peer.families[*f]) {
             match family {
                 Family::Ipv4Unicast => {
-                    v4.groups.join(&v4.table, peer.id, peer.group(), eor, &mut cx.out);
+                    v4.groups.join(&v4.table, peer.id, peer.group(family), eor, &mut cx.out);
                 }
                 Family::Ipv6Unicast => {
-                    v6.groups.join(&v6.table, peer.id, peer.group(), eor, &mut cx.out);
+                    v6.groups.join(&v6.table, peer.id, peer.group(family), eor, &mut cx.out);
                 }
             }
         }
@@ -184,15 +190,14 @@ impl Rib {
     /// Settings of an established session changed that need no new session.
     pub fn peer_changed(&mut self, old: &RibPeer, peer: &RibPeer) {
         self.set_source(peer);
-        if old.group() == peer.group() {
-            return;
-        }
+        let changed = |f| old.group(f) != peer.group(f);
         let (v4, v6, mut cx) = self.split();
-        if v4.groups.contains(peer.id) {
-            v4.groups.join(&v4.table, peer.id, peer.group(), false, &mut cx.out);
+        let (f4, f6) = (Family::Ipv4Unicast, Family::Ipv6Unicast);
+        if v4.groups.contains(peer.id) && changed(f4) {
+            v4.groups.join(&v4.table, peer.id, peer.group(f4), false, &mut cx.out);
         }
-        if v6.groups.contains(peer.id) {
-            v6.groups.join(&v6.table, peer.id, peer.group(), false, &mut cx.out);
+        if v6.groups.contains(peer.id) && changed(f6) {
+            v6.groups.join(&v6.table, peer.id, peer.group(f6), false, &mut cx.out);
         }
     }
 
@@ -259,12 +264,13 @@ impl Rib {
             allow_own_as: peer.allow_own_as,
         };
         let bad = judge.judge(&mut set);
-        let mut set = Some(set);
-        let last = update.reach.len().saturating_sub(1);
-        for (i, reach) in update.reach.iter().enumerate() {
+        for reach in &update.reach {
             let bad = bad.or_else(|| judge_next_hop(&reach.next_hop, &self.next_hops));
-            let Some(set) = (if i == last { set.take() } else { set.clone() }) else { return };
-            let attrs = self.interner.intern(set, Some(reach.next_hop));
+            let Some(attrs) = self.interner.intern(&set, Some(reach.next_hop)) else {
+                // Longer than an attribute can be once AS numbers have four octets: nobody could be told.
+                self.withdraw(peer, &reach.prefixes);
+                continue;
+            };
             let new = NewPath { peer: peer.id, path_id: 0, attrs, ebgp: !peer.ibgp, bad };
             let families = peer.families;
             let (v4, v6, mut cx) = self.split();
@@ -299,7 +305,7 @@ impl Rib {
         wanted.sort_unstable();
         for LocalRoute { prefix, next_hop, mut attributes } in routes {
             attributes.local_pref.get_or_insert(self.cfg.local_pref);
-            let attrs = self.interner.intern(attributes, next_hop);
+            let Some(attrs) = self.interner.intern(&attributes, next_hop) else { continue };
             let new = NewPath { peer: LOCAL, path_id: 0, attrs, ebgp: false, bad: None };
             let (v4, v6, mut cx) = self.split();
             match prefix {
@@ -349,33 +355,37 @@ impl Rib {
 
     /// Appends UPDATEs for a neighbor: about `limit` octets, at least one message if any waits. False: nothing waits
     /// and nothing was appended.
-    pub fn pull(&mut self, peer: PeerId, cx: &WireCx, limit: usize, buf: &mut BytesMut) -> bool {
+    pub fn pull(&mut self, peer: PeerId, limit: usize, buf: &mut BytesMut) -> bool {
         let start = buf.len();
-        let Self { v4, v6, block, .. } = self;
-        if let Some((out, want)) = v4.groups.pull(&v4.table, peer) {
-            fill(out, &want, &v4.table, cx, limit, block, buf);
-        }
+        let mut packer = std::mem::replace(&mut self.packer, Packer::new(0));
+        let (v4, v6, mut cx) = self.split();
+        v4.groups.pull(&v4.table, peer, limit, &mut packer, &mut cx.out, buf);
         let used = buf.len() - start;
-        if used < limit.max(1)
-            && let Some((out, want)) = v6.groups.pull(&v6.table, peer)
-        {
-            fill(out, &want, &v6.table, cx, limit - used, block, buf);
+        if used < limit.max(1) {
+            v6.groups.pull(&v6.table, peer, limit - used, &mut packer, &mut cx.out, buf);
         }
-        block.clear();
         let any = buf.len() > start;
         if !any {
             v4.groups.drained(peer);
             v6.groups.drained(peer);
         }
+        self.packer = packer;
         any
+    }
+
+    /// Paths a neighbor has sent in a family.
+    pub fn received(&self, peer: PeerId, family: Family) -> usize {
+        match family {
+            Family::Ipv4Unicast => self.v4.received(peer),
+            Family::Ipv6Unicast => self.v6.received(peer),
+        }
     }
 
     /// Entries held and changes waiting in a neighbor's queues.
     #[cfg(test)]
     pub(super) fn queue_len(&self, peer: PeerId) -> (usize, usize) {
-        let (v4, v6) = (self.v4.groups.queue(peer), self.v6.groups.queue(peer));
-        let queues = v4.into_iter().chain(v6);
-        queues.fold((0, 0), |(e, w), q| (e + q.entries(), w + q.waiting()))
+        let waiting = self.v4.groups.waiting(peer) + self.v6.groups.waiting(peer);
+        (waiting, waiting)
     }
 
     /// Destinations held, those without paths included.
@@ -401,8 +411,8 @@ impl Rib {
     }
 
     /// Paths to a prefix, or to all, sorted by prefix and peer.
-    pub fn paths(&self, prefix: Option<IpNet>) -> impl Iterator<Item = PathView<'_>> {
-        fn views<P: Prefix>(dests: Vec<&Dest<P>>) -> impl Iterator<Item = PathView<'_>> {
+    pub fn paths(&self, prefix: Option<IpNet>) -> impl Iterator<Item = PathView> + '_ {
+        fn views<P: Prefix>(dests: Vec<&Dest<P>>) -> impl Iterator<Item = PathView> {
             dests.into_iter().flat_map(|d| d.paths.iter().map(|p| view(d, p)))
         }
         let (v4, v6) = match prefix {
@@ -413,13 +423,13 @@ impl Rib {
         views(v4).chain(views(v6))
     }
 
-    /// What a neighbor has been told: prefix, attributes, next hop.
-    pub fn advertised(&self, peer: PeerId) -> impl Iterator<Item = (IpNet, &AttrSet, Option<IpAddr>)> {
+    /// What a neighbor has been told: prefix, path identifier (0 without add-path), attributes, next hop.
+    pub fn advertised(&self, peer: PeerId) -> impl Iterator<Item = (IpNet, u32, AttrSet, Option<IpAddr>)> {
         self.v4
             .advertised(peer)
             .into_iter()
             .chain(self.v6.advertised(peer))
-            .map(|(net, a)| (net, &a.entry().set, a.next_hop.map(|h| h.ip())))
+            .map(|(net, id, a)| (net, id, a.set(), a.next_hop().map(|h| h.ip())))
     }
 }
 
@@ -429,13 +439,13 @@ fn announce<P: Prefix>(afi: &mut Afi<P>, list: &[Nlri<P>], new: &NewPath, cx: &m
     }
 }
 
-fn view<'a, P: Prefix>(dest: &'a Dest<P>, path: &'a Path) -> PathView<'a> {
+fn view<P: Prefix>(dest: &Dest<P>, path: &Path) -> PathView {
     PathView {
         prefix: dest.prefix.net(),
         from: (path.peer != LOCAL).then_some(path.peer),
         path_id: path.path_id,
-        attributes: &path.attrs.entry().set,
-        next_hop: path.attrs.next_hop.map(|h| h.ip()),
+        attributes: path.attrs.set(),
+        next_hop: path.attrs.next_hop().map(|h| h.ip()),
         best: dest.best().is_some_and(|b| std::ptr::eq(b, path)),
         multipath: path.flags.multipath,
         stale: path.flags.stale,

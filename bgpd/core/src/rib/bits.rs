@@ -42,6 +42,24 @@ impl Bits {
         self.words.get(word).is_some_and(|w| w & bit != 0)
     }
 
+    /// The first at or after `n`.
+    pub(super) fn next_from(&self, n: u32) -> Option<u32> {
+        let (word, bit) = Self::place(n);
+        let first = self.words.get(word)? & !(bit - 1);
+        let rest = self.words.iter().copied().enumerate().skip(word + 1);
+        let (at, w) = std::iter::once((word, first)).chain(rest).find(|(_, w)| *w != 0)?;
+        u32::try_from(at * 64).ok()?.checked_add(w.trailing_zeros())
+    }
+
+    /// Makes it be there or not.
+    pub(super) fn set(&mut self, n: u32, there: bool) {
+        if there {
+            self.insert(n);
+        } else {
+            self.remove(n);
+        }
+    }
+
     /// How many.
     pub(super) const fn len(&self) -> usize {
         self.len
@@ -101,6 +119,9 @@ mod tests {
             prop_assert_eq!(bits.len(), set.len());
             prop_assert!(bits.iter().eq(set.iter().copied()));
             prop_assert!((0..300).all(|n| bits.contains(n) == set.contains(&n)));
+            for n in 0..300 {
+                prop_assert_eq!(bits.next_from(n), set.range(n..).next().copied());
+            }
             let mut all = Bits::default();
             all.insert(299);
             all.union(&bits);

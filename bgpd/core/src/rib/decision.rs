@@ -144,10 +144,10 @@ fn weight(path: &Path) -> u8 {
 
 /// How far the next hop is; `None`: out of reach. Own routes lead nowhere but here.
 fn cost(path: &Path, next_hops: &NextHops) -> Option<u32> {
-    match &path.attrs.next_hop {
-        Some(hop) if path.peer != LOCAL => next_hops.cost(hop.ip()),
-        Some(_) | None => Some(0),
+    if path.peer == LOCAL || next_hops.is_empty() {
+        return Some(0);
     }
+    path.attrs.next_hop().map_or(Some(0), |hop| next_hops.cost(hop.ip()))
 }
 
 /// Decides among the paths to one prefix. The order of the slice does not matter for what wins.

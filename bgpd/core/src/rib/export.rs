@@ -9,15 +9,18 @@ use std::{
     sync::Arc,
 };
 
+use bytes::BytesMut;
+
 use super::{
     LOCAL,
     attrs::{Attrs, Interner},
+    pack::leaves_room,
     peers::Source,
     prefix::Prefix,
 };
 use crate::{
-    speaker::{ExportPolicy, NextHopPolicy, PeerId},
-    wire::{AttrSet, NextHop, Segment, SegmentKind},
+    speaker::{AddPathSend, ExportPolicy, NextHopPolicy, PeerId},
+    wire::{AttrSet, NextHop, Segment, SegmentKind, WireCx},
 };
 
 /// RFC 1997.
@@ -37,6 +40,10 @@ pub(super) struct GroupKey {
     pub local_address: IpAddr,
     pub next_hop: NextHopPolicy,
     pub policy: Arc<ExportPolicy>,
+    /// Which paths they are told, with add-path (RFC 7911).
+    pub add_path: Option<AddPathSend>,
+    /// How messages to them are written.
+    pub write: WireCx,
 }
 
 /// A best path on its way out.
@@ -62,7 +69,8 @@ impl GroupKey {
     ) -> Option<(AttrSet, NextHop)> {
         let entry = c.attrs;
         let local = c.peer == LOCAL;
-        let communities = &entry.set.communities;
+        let mut set = entry.set();
+        let communities = &set.communities;
         if communities.contains(&NO_ADVERTISE)
             || (!self.ibgp
                 && (communities.contains(&NO_EXPORT) || communities.contains(&NO_EXPORT_SUBCONFED)))
@@ -73,8 +81,7 @@ impl GroupKey {
         if reflected && !(c.source.client || self.client) {
             return None;
         }
-        let next_hop = self.next_hop::<P>(entry.next_hop.as_ref(), local)?;
-        let mut set = entry.set.clone();
+        let next_hop = self.next_hop::<P>(entry.next_hop().as_ref(), local)?;
         if !self.ibgp {
             set.local_pref = None;
             set.originator_id = None;
@@ -114,21 +121,28 @@ impl GroupKey {
         if !self.policy.permits(&prefix.net(), c.peer == LOCAL) {
             return None;
         }
-        if let Some((attrs, peer, answer)) = &memo.0
+        if let Some((attrs, peer, answer)) = &memo.last
             && attrs == c.attrs
             && *peer == c.peer
         {
             return answer.clone();
         }
-        let answer = self.attributes::<P>(c, cx).map(|(set, hop)| interner.intern(set, Some(hop)));
-        memo.0 = Some((c.attrs.clone(), c.peer, answer.clone()));
+        let answer = self.attributes::<P>(c, cx).and_then(|(set, hop)| {
+            let attrs = interner.intern(&set, Some(hop))?;
+            // What leaves no room for a prefix cannot be said, so it is not to be known.
+            leaves_room::<P>(&attrs, &self.write, &mut memo.scratch).then_some(attrs)
+        });
+        memo.last = Some((c.attrs.clone(), c.peer, answer.clone()));
         answer
     }
 }
 
 /// The last question to a group and its answer.
 #[derive(Debug, Default)]
-pub(super) struct Memo(Option<(Attrs, PeerId, Option<Attrs>)>);
+pub(super) struct Memo {
+    last: Option<(Attrs, PeerId, Option<Attrs>)>,
+    scratch: BytesMut,
+}
 
 /// Our AS in front (RFC 4271 section 5.1.2); what is inside a confederation is not for others (RFC 5065).
 fn prepend(set: &mut AttrSet, asn: u32) {
@@ -166,6 +180,8 @@ mod tests {
             local_address: "10.0.0.1".parse().unwrap(),
             next_hop: NextHopPolicy::Auto,
             policy: Arc::default(),
+            add_path: None,
+            write: WireCx { four_octet_as: true, ibgp, ..WireCx::default() },
         }
     }
 
@@ -184,7 +200,7 @@ mod tests {
         set: AttrSet,
         next_hop: Option<NextHop>,
     ) -> Option<(AttrSet, NextHop)> {
-        let attrs = interner().intern(set, next_hop);
+        let attrs = interner().intern(&set, next_hop).unwrap();
         g.attributes::<Ipv4Net>(&Candidate { attrs: &attrs, peer, source: s }, CX)
     }
 
@@ -274,7 +290,7 @@ mod tests {
         g.policy =
             Arc::new(ExportPolicy { deny: vec!["10.1.0.0/16".parse().unwrap()], ..ExportPolicy::default() });
         let (mut i, mut memo) = (interner(), Memo::default());
-        let attrs = i.intern(learned(), Some(hop("10.9.9.9")));
+        let attrs = i.intern(&learned(), Some(hop("10.9.9.9"))).unwrap();
         let s = source(false, false);
         let c = Candidate { attrs: &attrs, peer: PeerId(1), source: &s };
         let mut told = |p: &str| g.export::<Ipv4Net>(p.parse().unwrap(), &c, CX, &mut i, &mut memo).is_some();

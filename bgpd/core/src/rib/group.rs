@@ -1,36 +1,89 @@
-//! Export groups of one family: neighbors that are told the same, what they are told, and their queues.
+//! Export groups of one family: neighbors that are told the same, in the same octets, and what they are told.
 //!
-//! A change of a best path is turned into attributes once for each group and then only queued for its members.
+//! A change of a best path is turned into attributes once for each group. Members that keep up read the group's
+//! [`Ring`]: what changed since it was last asked is encoded once for all of them. A member that comes up, asks for
+//! everything again or does not read has bits of its own ([`AdjOut`]) until it has caught up; one with add-path has
+//! [`PathsOut`].
+
+use std::collections::VecDeque;
 
 use slab::Slab;
 
 use super::{
-    adj_out::{AdjOut, Want},
+    LOCAL,
+    adj_out::AdjOut,
     attrs::{Attrs, Interner},
     bits::Bits,
+    decision::DecisionCx,
     export::{Candidate, ExportCx, GroupKey, Memo},
-    peers::Sources,
+    pack::Packer,
+    paths_out::{PathIds, PathsOut, Told, chosen},
+    peers::{NextHops, Sources},
     prefix::Prefix,
+    ring::{Ring, To},
     table::{Dest, Table},
 };
 use crate::speaker::PeerId;
+use bytes::BytesMut;
+
+mod pull;
+
+/// Octets in the ring before its slowest readers leave it.
+const RING_MAX: usize = 1 << 20;
+/// Destinations encoded at a time.
+const FLUSH_MAX: usize = 4_096;
+
+/// A destination that changed since the last flush, and what the members knew: attributes and whose path.
+type Pending = (u32, Option<(Attrs, PeerId)>);
 
 /// One group.
 #[derive(Debug)]
 struct Group {
     key: GroupKey,
-    members: Vec<PeerId>,
-    /// By destination: what its members should know, split horizon aside.
+    /// By destination: what its members should know, split horizon aside. Not kept with add-path.
     out: Vec<Option<Attrs>>,
+    /// How many of these there are, and how many have a path of this neighbor.
+    some: usize,
+    owned: Vec<usize>,
     memo: Memo,
+    /// Members that read the ring.
+    followers: Vec<PeerId>,
+    /// Members with bits of their own.
+    others: Vec<PeerId>,
+    /// What the followers do not know yet; empty without followers.
+    pending: VecDeque<Pending>,
+    is_pending: Bits,
+    ring: Ring,
 }
 
 impl Group {
+    fn new(key: GroupKey) -> Self {
+        Self {
+            key,
+            out: Vec::new(),
+            some: 0,
+            owned: Vec::new(),
+            memo: Memo::default(),
+            followers: Vec::new(),
+            others: Vec::new(),
+            pending: VecDeque::new(),
+            is_pending: Bits::default(),
+            ring: Ring::default(),
+        }
+    }
+
     fn get(&self, dest: u32) -> Option<&Attrs> {
         self.out.get(dest as usize).and_then(Option::as_ref)
     }
 
-    fn set(&mut self, dest: u32, attrs: Option<Attrs>) {
+    /// What one member should know.
+    fn want<P: Prefix>(&self, table: &Table<P>, peer: PeerId, dest: u32) -> Option<&Attrs> {
+        let attrs = self.get(dest)?;
+        // Split horizon: not back to where it came from.
+        (table.dest(dest).best()?.peer != peer).then_some(attrs)
+    }
+
+    fn set(&mut self, dest: u32, was: Option<PeerId>, owner: Option<PeerId>, attrs: Option<Attrs>) {
         let n = dest as usize;
         if n >= self.out.len() {
             if attrs.is_none() {
@@ -38,46 +91,114 @@ impl Group {
             }
             self.out.resize(n + 1, None);
         }
+        if self.out[n].is_some() {
+            self.some -= 1;
+            self.owned(was, |n| *n = n.saturating_sub(1));
+        }
+        if attrs.is_some() {
+            self.some += 1;
+            self.owned(owner, |n| *n += 1);
+        }
         self.out[n] = attrs;
     }
+
+    fn owned(&mut self, peer: Option<PeerId>, change: impl FnOnce(&mut usize)) {
+        let Some(peer) = peer.filter(|p| *p != LOCAL) else { return };
+        let n = peer.0 as usize;
+        if n >= self.owned.len() {
+            self.owned.resize(n + 1, 0);
+        }
+        change(&mut self.owned[n]);
+    }
+
+    /// What a reader of the ring at this position was told, and what it has still to look at.
+    fn own_bits<P: Prefix>(&self, table: &Table<P>, peer: PeerId, at: u64) -> AdjOut {
+        let mut bits = AdjOut::default();
+        for (n, attrs) in (0u32..).zip(&self.out) {
+            if attrs.is_some() && self.want(table, peer, n).is_some() {
+                bits.told.insert(n);
+            }
+        }
+        // Backwards in time: the oldest word on a destination is the last that counts.
+        let pending = self.pending.iter().map(|(n, was)| (*n, was.as_ref().map(|(_, p)| *p)));
+        for (n, was) in pending.chain(self.ring.unread(at, peer).copied()) {
+            bits.told.set(n, was.is_some_and(|p| p != peer));
+            bits.dirty.insert(n);
+        }
+        bits
+    }
+
+    /// A member goes, or changes how it is told.
+    fn part(&mut self, peer: PeerId, out: &Out) {
+        if let Out::Ring(at) = out {
+            self.ring.leave(*at);
+            self.followers.retain(|p| *p != peer);
+            if self.followers.is_empty() {
+                self.pending.clear();
+                self.is_pending = Bits::default();
+            }
+        } else {
+            self.others.retain(|p| *p != peer);
+        }
+    }
+}
+
+/// How a member is told.
+#[derive(Debug)]
+enum Out {
+    /// It reads the ring, and has come so far.
+    Ring(u64),
+    Own(AdjOut),
+    Paths(PathsOut),
 }
 
 /// A neighbor in a group.
 #[derive(Debug)]
 struct Member {
     group: usize,
-    out: AdjOut,
+    out: Out,
+    /// End-of-RIB is due when nothing else is.
+    eor: bool,
+    /// Everything is to be said again, known or not.
+    again: Bits,
     /// The driver knows that there is something to pull.
     rung: bool,
 }
 
+impl Member {
+    fn ring(&mut self, peer: PeerId, ring: &mut Vec<PeerId>) {
+        if !self.rung {
+            self.rung = true;
+            ring.push(peer);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let quiet = match &self.out {
+            Out::Ring(_) => true,
+            Out::Own(bits) => bits.dirty.is_empty(),
+            Out::Paths(paths) => paths.bits.dirty.is_empty(),
+        };
+        quiet && !self.eor
+    }
+}
+
 /// Everything on the way out in one family.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Groups {
     groups: Slab<Group>,
     members: Vec<Option<Member>>,
-}
-
-/// The group's word on what one of its members should know.
-#[derive(Clone, Copy)]
-struct MemberWant<'a, P> {
-    table: &'a Table<P>,
-    group: &'a Group,
-    peer: PeerId,
-}
-
-impl<P: Prefix> Want for MemberWant<'_, P> {
-    fn want(&self, dest: u32) -> Option<&Attrs> {
-        let attrs = self.group.get(dest)?;
-        // Split horizon: not back to where it came from.
-        (self.table.dest(dest).best()?.peer != self.peer).then_some(attrs)
-    }
+    ids: PathIds,
+    seed: u64,
+    /// Members with add-path.
+    with_paths: usize,
 }
 
 /// What export needs besides the table.
 #[derive(Debug)]
 pub(super) struct OutCx<'a> {
     pub sources: &'a Sources,
+    pub next_hops: &'a NextHops,
     pub interner: &'a mut Interner,
     pub export: ExportCx,
     /// Neighbors for which there is something to pull now and was not before.
@@ -85,8 +206,16 @@ pub(super) struct OutCx<'a> {
 }
 
 impl Groups {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { groups: Slab::new(), members: Vec::new(), ids: PathIds::new(seed), seed, with_paths: 0 }
+    }
+
     fn member(&self, peer: PeerId) -> Option<&Member> {
         self.members.get(peer.0 as usize)?.as_ref()
+    }
+
+    fn member_mut(&mut self, peer: PeerId) -> Option<&mut Member> {
+        self.members.get_mut(peer.0 as usize)?.as_mut()
     }
 
     /// Whether a neighbor takes part.
@@ -94,31 +223,48 @@ impl Groups {
         self.member(peer).is_some()
     }
 
-    /// How many routes a neighbor has been told.
+    /// How many routes a neighbor has been told; of a reader of the ring: is told when it has read it.
     pub(super) fn told(&self, peer: PeerId) -> usize {
-        self.member(peer).map_or(0, |m| m.out.told())
+        let Some((m, group)) = self.member(peer).and_then(|m| Some((m, self.groups.get(m.group)?))) else {
+            return 0;
+        };
+        match &m.out {
+            Out::Ring(_) => group.some.saturating_sub(group.owned.get(peer.0 as usize).copied().unwrap_or(0)),
+            Out::Own(bits) => bits.told.len(),
+            Out::Paths(paths) => paths.count(),
+        }
     }
 
     /// How many changes wait for a neighbor.
     pub(super) fn waiting(&self, peer: PeerId) -> usize {
-        self.member(peer).map_or(0, |m| m.out.waiting())
-    }
-
-    /// The queue of a neighbor, for tests of its bound.
-    #[cfg(test)]
-    pub(super) fn queue(&self, peer: PeerId) -> Option<&AdjOut> {
-        self.member(peer).map(|m| &m.out)
-    }
-
-    /// What a neighbor has been told about a destination.
-    pub(super) fn advertised<P: Prefix>(&self, table: &Table<P>, peer: PeerId, dest: u32) -> Option<&Attrs> {
-        let member = self.member(peer)?;
-        let group = self.groups.get(member.group)?;
-        if !member.out.was_told(dest) {
-            return None;
+        let Some((m, group)) = self.member(peer).and_then(|m| Some((m, self.groups.get(m.group)?))) else {
+            return 0;
+        };
+        match &m.out {
+            Out::Ring(at) => group.ring.waiting(*at, peer) + group.pending.len(),
+            Out::Own(bits) => bits.dirty.len(),
+            Out::Paths(paths) => paths.bits.dirty.len(),
         }
-        let attrs = group.get(dest)?;
-        (table.dest(dest).best()?.peer != peer).then_some(attrs)
+    }
+
+    /// What a neighbor has been told: destination, path identifier (0 without add-path), attributes. What it knows in
+    /// a form that is out of date is left out.
+    pub(super) fn advertised<P: Prefix>(&self, table: &Table<P>, peer: PeerId) -> Vec<(u32, u32, Attrs)> {
+        let Some((m, group)) = self.member(peer).and_then(|m| Some((m, self.groups.get(m.group)?))) else {
+            return Vec::new();
+        };
+        let current = |bits: &AdjOut| {
+            let told = bits.told.iter();
+            told.filter_map(|n| Some((n, 0, group.want(table, peer, n)?.clone()))).collect()
+        };
+        match &m.out {
+            Out::Ring(at) => current(&group.own_bits(table, peer, *at)),
+            Out::Own(bits) => current(bits),
+            Out::Paths(p) => {
+                let told = p.bits.told.iter();
+                told.flat_map(|n| p.told(n).iter().map(move |(id, a)| (n, *id, a.clone()))).collect()
+            }
+        }
     }
 
     /// A neighbor comes up or changes its treatment: from now on it is told what `key` says. Everything that differs
@@ -131,48 +277,81 @@ impl Groups {
         eor: bool,
         cx: &mut OutCx<'_>,
     ) {
-        let known = self.known_to(peer);
-        let old = self.leave(peer);
+        let (known, old) = self.depart(table, peer);
+        let with_paths = key.add_path.is_some();
         let number = match self.groups.iter().find(|(_, g)| g.key == key) {
             Some((n, _)) => n,
             None => self.found(table, key, cx),
         };
-        let out = old.map_or_else(|| AdjOut::new(u64::from(peer.0)), |m| m.out);
-        let mut member = Member { group: number, out, rung: false };
-        let group = &mut self.groups[number];
-        group.members.push(peer);
-        let want = MemberWant { table, group, peer };
-        for (n, _) in table.iter() {
-            match want.want(n) {
-                Some(attrs) => {
-                    let changed = known.get(n as usize).and_then(Option::as_ref) != Some(attrs);
-                    member.out.announce(n, attrs, changed);
+        let mut member =
+            Member { group: number, out: Out::Ring(0), eor, again: Bits::default(), rung: false };
+        if with_paths {
+            let mut paths = match old {
+                Some(Member { out: Out::Paths(p), .. }) => p,
+                _ => PathsOut::new(self.seed ^ u64::from(peer.0)),
+            };
+            for (n, dest) in table.iter() {
+                if !dest.paths.is_empty() {
+                    paths.bits.dirty.insert(n);
                 }
-                None => member.out.withdraw(n),
             }
+            paths.look_at_all();
+            member.out = Out::Paths(paths);
+            self.with_paths += 1;
+        } else {
+            let mut bits = match old {
+                Some(Member { out: Out::Own(bits), .. }) => bits,
+                _ => AdjOut::default(),
+            };
+            let group = &self.groups[number];
+            for (n, _) in table.iter() {
+                let want = group.want(table, peer, n);
+                let same = bits.told.contains(n)
+                    && !bits.dirty.contains(n)
+                    && want.is_some()
+                    && known.get(n as usize).and_then(Option::as_ref) == want;
+                if !same {
+                    bits.change(n, want.is_some());
+                }
+            }
+            member.out = Out::Own(bits);
         }
-        if eor {
-            member.out.end_of_rib();
+        self.groups[number].others.push(peer);
+        if !member.is_idle() {
+            member.ring(peer, cx.ring);
         }
         let n = peer.0 as usize;
         if n >= self.members.len() {
             self.members.resize_with(n + 1, || None);
         }
         self.members[n] = Some(member);
-        self.ring(peer, cx.ring);
     }
 
-    /// What the group the neighbor was in told its members; nothing if it was in none.
-    fn known_to(&self, peer: PeerId) -> Vec<Option<Attrs>> {
-        self.member(peer).and_then(|m| self.groups.get(m.group)).map(|g| g.out.clone()).unwrap_or_default()
+    /// Takes a neighbor out of its group, with bits of its own: what its group told its members, and the member.
+    fn depart<P: Prefix>(&mut self, table: &Table<P>, peer: PeerId) -> (Vec<Option<Attrs>>, Option<Member>) {
+        let known = self.member(peer).and_then(|m| self.groups.get(m.group));
+        let known = known.map(|g| g.out.clone()).unwrap_or_default();
+        let own = self.member(peer).and_then(|m| match m.out {
+            Out::Ring(at) => Some(self.groups.get(m.group)?.own_bits(table, peer, at)),
+            Out::Own(_) | Out::Paths(_) => None,
+        });
+        let old = self.leave(peer).map(|mut m| {
+            if let Some(bits) = own {
+                m.out = Out::Own(bits);
+            }
+            m
+        });
+        (known, old)
     }
 
     /// A new group, with everything its members should know.
     fn found<P: Prefix>(&mut self, table: &Table<P>, key: GroupKey, cx: &mut OutCx<'_>) -> usize {
-        let mut group = Group { key, members: Vec::new(), out: Vec::new(), memo: Memo::default() };
-        for (n, dest) in table.iter() {
-            let attrs = answer(&mut group, dest, cx);
-            group.set(n, attrs);
+        let mut group = Group::new(key);
+        if group.key.add_path.is_none() {
+            for (n, dest) in table.iter() {
+                let attrs = answer(&mut group, dest, cx);
+                group.set(n, None, dest.best().map(|p| p.peer), attrs);
+            }
         }
         self.groups.insert(group)
     }
@@ -181,10 +360,13 @@ impl Groups {
     fn leave(&mut self, peer: PeerId) -> Option<Member> {
         let member = self.members.get_mut(peer.0 as usize)?.take()?;
         if let Some(group) = self.groups.get_mut(member.group) {
-            group.members.retain(|m| *m != peer);
-            if group.members.is_empty() {
+            group.part(peer, &member.out);
+            if group.followers.is_empty() && group.others.is_empty() {
                 self.groups.remove(member.group);
             }
+        }
+        if let Out::Paths(_) = member.out {
+            self.with_paths -= 1;
         }
         Some(member)
     }
@@ -194,30 +376,62 @@ impl Groups {
         drop(self.leave(peer));
     }
 
-    /// The best path of a destination changed.
-    pub(super) fn propagate<P: Prefix>(&mut self, table: &Table<P>, n: u32, cx: &mut OutCx<'_>) {
+    /// The best path of a destination changed; it was one of `was`.
+    pub(super) fn propagate<P: Prefix>(
+        &mut self,
+        table: &Table<P>,
+        n: u32,
+        was: Option<PeerId>,
+        cx: &mut OutCx<'_>,
+    ) {
         let dest = table.dest(n);
-        let from = dest.best().map(|p| p.peer);
+        let owner = dest.best().map(|p| p.peer);
         for (_, group) in &mut self.groups {
-            let new = answer(group, dest, cx);
-            let changed = group.get(n) != new.as_ref();
-            if new.is_none() && !changed {
+            if group.key.add_path.is_some() {
                 continue;
             }
-            group.set(n, new);
-            let group = &*group;
-            for peer in &group.members {
-                let Some(member) = self.members.get_mut(peer.0 as usize).and_then(Option::as_mut) else {
-                    continue;
-                };
-                match group.get(n) {
-                    Some(attrs) if from != Some(*peer) => member.out.announce(n, attrs, changed),
-                    Some(_) | None => member.out.withdraw(n),
+            let new = answer(group, dest, cx);
+            let old = group.get(n);
+            if old == new.as_ref() && (new.is_none() || was == owner) {
+                continue;
+            }
+            if !group.followers.is_empty() && group.is_pending.insert(n) {
+                let old = group.get(n).cloned().zip(was);
+                if group.pending.is_empty() {
+                    for peer in &group.followers {
+                        if let Some(Some(m)) = self.members.get_mut(peer.0 as usize) {
+                            m.ring(*peer, cx.ring);
+                        }
+                    }
                 }
-                member.out.tidy(&MemberWant { table, group, peer: *peer });
-                if !member.rung && !member.out.is_idle() {
-                    member.rung = true;
-                    cx.ring.push(*peer);
+                group.pending.push_back((n, old));
+            }
+            let wanted = new.is_some();
+            group.set(n, was, owner, new);
+            for peer in &group.others {
+                let Some(Some(member)) = self.members.get_mut(peer.0 as usize) else { continue };
+                if let Out::Own(bits) = &mut member.out {
+                    bits.change(n, wanted && owner != Some(*peer));
+                }
+                if !member.is_idle() {
+                    member.ring(*peer, cx.ring);
+                }
+            }
+        }
+    }
+
+    /// Some path of a destination changed, whether or not the best.
+    pub(super) fn paths_changed(&mut self, n: u32, cx: &mut OutCx<'_>) {
+        if self.with_paths == 0 {
+            return;
+        }
+        for (_, group) in &mut self.groups {
+            for peer in &group.others {
+                if let Some(Some(m)) = self.members.get_mut(peer.0 as usize)
+                    && let Out::Paths(paths) = &mut m.out
+                {
+                    paths.bits.dirty.insert(n);
+                    m.ring(*peer, cx.ring);
                 }
             }
         }
@@ -232,43 +446,41 @@ impl Groups {
 
     /// Queues everything again (RFC 2918).
     pub(super) fn refresh<P: Prefix>(&mut self, table: &Table<P>, peer: PeerId, ring: &mut Vec<PeerId>) {
-        let Some(member) = self.members.get_mut(peer.0 as usize).and_then(Option::as_mut) else { return };
+        self.own(table, peer);
+        let Some(Some(member)) = self.members.get_mut(peer.0 as usize) else { return };
         let Some(group) = self.groups.get(member.group) else { return };
-        let want = MemberWant { table, group, peer };
-        for (n, _) in table.iter() {
-            if let Some(attrs) = want.want(n) {
-                member.out.announce(n, attrs, true);
+        match &mut member.out {
+            Out::Ring(_) => {}
+            Out::Own(bits) => {
+                for (n, _) in table.iter() {
+                    if group.want(table, peer, n).is_some() {
+                        bits.dirty.insert(n);
+                    }
+                }
+            }
+            Out::Paths(paths) => {
+                paths.look_at_all();
+                member.again.union(&paths.bits.told);
             }
         }
-        self.ring(peer, ring);
+        if !member.is_idle() {
+            member.ring(peer, ring);
+        }
     }
 
     /// End-of-RIB for everybody, after what is queued.
     pub(super) fn end_of_rib(&mut self, ring: &mut Vec<PeerId>) {
         for (n, member) in (0u32..).zip(&mut self.members) {
             if let Some(m) = member {
-                m.out.end_of_rib();
-                if !m.rung {
-                    m.rung = true;
-                    ring.push(PeerId(n));
-                }
+                m.eor = true;
+                m.ring(PeerId(n), ring);
             }
-        }
-    }
-
-    fn ring(&mut self, peer: PeerId, ring: &mut Vec<PeerId>) {
-        if let Some(m) = self.members.get_mut(peer.0 as usize).and_then(Option::as_mut)
-            && !m.rung
-            && !m.out.is_idle()
-        {
-            m.rung = true;
-            ring.push(peer);
         }
     }
 
     /// Nothing more to pull: the next change rings again.
     pub(super) fn drained(&mut self, peer: PeerId) {
-        if let Some(m) = self.members.get_mut(peer.0 as usize).and_then(Option::as_mut) {
+        if let Some(m) = self.member_mut(peer) {
             m.rung = false;
         }
     }
@@ -276,21 +488,32 @@ impl Groups {
     /// Every destination somebody out there was told of or is about to be.
     pub(super) fn refers_to(&self) -> Bits {
         let mut all = Bits::default();
+        for (_, group) in &self.groups {
+            all.union(&group.is_pending);
+            group.ring.dests().for_each(|n| {
+                all.insert(n);
+            });
+        }
         for member in self.members.iter().flatten() {
-            member.out.refers_to(&mut all);
+            match &member.out {
+                Out::Ring(_) => {}
+                Out::Own(bits) | Out::Paths(PathsOut { bits, .. }) => {
+                    all.union(&bits.told);
+                    all.union(&bits.dirty);
+                }
+            }
         }
         all
     }
 
-    /// The queue of a neighbor and what it should hold, for the packer.
-    pub(super) fn pull<'a, P: Prefix>(
-        &'a mut self,
-        table: &'a Table<P>,
-        peer: PeerId,
-    ) -> Option<(&'a mut AdjOut, impl Want + use<'a, P>)> {
-        let member = self.members.get_mut(peer.0 as usize)?.as_mut()?;
-        let group = self.groups.get(member.group)?;
-        Some((&mut member.out, MemberWant { table, group, peer }))
+    /// A reader of the ring leaves it, with bits of its own.
+    fn own<P: Prefix>(&mut self, table: &Table<P>, peer: PeerId) {
+        let Some(Some(member)) = self.members.get_mut(peer.0 as usize) else { return };
+        let (Out::Ring(at), Some(group)) = (&member.out, self.groups.get_mut(member.group)) else { return };
+        let bits = group.own_bits(table, peer, *at);
+        group.part(peer, &member.out);
+        group.others.push(peer);
+        member.out = Out::Own(bits);
     }
 }
 

@@ -18,8 +18,10 @@ mod export;
 mod group;
 mod import;
 mod pack;
+mod paths_out;
 mod peers;
 mod prefix;
+mod ring;
 mod table;
 
 #[cfg(test)]

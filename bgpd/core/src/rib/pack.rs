@@ -1,114 +1,236 @@
-//! From a neighbor's queue to UPDATE bytes: withdrawals first, then the oldest attribute set with as many prefixes as
-//! fit, End-of-RIB at the end. Attributes are encoded once for each set.
+//! From changes to UPDATE octets: withdrawals first, then each attribute set with all its prefixes, in the order the
+//! sets came. Attributes are put together once for each set. The memory is used again and again.
 
 use bytes::BytesMut;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
 
 use super::{
-    adj_out::{AdjOut, Want},
     attrs::Attrs,
     prefix::Prefix,
+    ring::{To, Was},
     table::Table,
 };
-use crate::wire::{EmitError, Nlri, WireCx, encode_attrs, end_of_rib};
+use crate::wire::{Nlri, WireCx};
 
-/// Attributes as octets, kept while prefixes with the same set follow.
-#[derive(Debug, Default)]
-pub(super) struct Block {
-    of: Option<(Attrs, WireCx)>,
+/// What changes have in common: the attributes (`None`: withdrawn) and whom they are for.
+#[derive(Debug)]
+struct Bucket {
+    attrs: Option<Attrs>,
+    to: To,
+}
+
+/// A destination in a bucket.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    bucket: u32,
+    dest: u32,
+    path_id: u32,
+    was: Option<crate::speaker::PeerId>,
+}
+
+/// Changes being collected.
+#[derive(Debug)]
+pub(super) struct Packer {
+    buckets: Vec<Bucket>,
+    by_key: HashMap<(usize, u64), u32, FixedState>,
+    entries: Vec<Entry>,
+    block: BytesMut,
     octets: BytesMut,
+    dests: Vec<Was>,
+    size: usize,
 }
 
-impl Block {
-    /// The octets of `attrs` for this kind of session.
-    fn of<P: Prefix>(&mut self, attrs: &Attrs, cx: &WireCx) -> Result<&[u8], EmitError> {
-        if self.of.as_ref().is_none_or(|(a, c)| a != attrs || c != cx) {
-            self.of = None;
-            self.octets.clear();
-            let classic = attrs.next_hop.as_ref().and_then(P::classic);
-            encode_attrs(&attrs.set, classic, cx, &mut self.octets)?;
-            self.of = Some((attrs.clone(), *cx));
-        }
-        Ok(&self.octets)
-    }
+/// Octets of a message without attributes and prefixes, and some for NEXT_HOP or MP_REACH.
+const OVERHEAD: usize = 40;
+/// What is encoded for one neighbor alone goes into one bucket per attribute set.
+const ALONE: To = To::Only(super::LOCAL);
+/// Messages for the same members are kept together up to this many octets.
+const CHUNK: usize = 16 * 1024;
 
-    /// Lets go of the attributes.
-    pub(super) fn clear(&mut self) {
-        self.of = None;
-    }
-}
-
-/// Appends messages until `buf` has grown by `limit` octets or more, or nothing waits; whether anything was appended.
-pub(super) fn fill<P: Prefix>(
-    out: &mut AdjOut,
-    want: &impl Want,
-    table: &Table<P>,
-    cx: &WireCx,
-    limit: usize,
-    block: &mut Block,
-    buf: &mut BytesMut,
-) -> bool {
-    let start = buf.len();
-    while buf.len() - start < limit.max(1) {
-        if out.next_withdrawal(want).is_some() {
-            withdraw(out, want, table, cx, buf);
-        } else if let Some(attrs) = out.next_attrs(want) {
-            announce(out, want, table, &attrs, cx, block, buf);
-        } else if out.take_end_of_rib() {
-            end_of_rib(P::FAMILY, buf);
-        } else {
-            break;
+impl Packer {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            buckets: Vec::new(),
+            by_key: HashMap::with_hasher(FixedState::with_seed(seed)),
+            entries: Vec::new(),
+            block: BytesMut::new(),
+            octets: BytesMut::new(),
+            dests: Vec::new(),
+            size: 0,
         }
     }
-    buf.len() > start
-}
 
-/// One message of withdrawals.
-fn withdraw<P: Prefix>(
-    out: &mut AdjOut,
-    want: &impl Want,
-    table: &Table<P>,
-    cx: &WireCx,
-    buf: &mut BytesMut,
-) {
-    let mut message = P::withdraw(cx, buf);
-    while let Some(n) = out.next_withdrawal(want)
-        && message.push(&Nlri { prefix: table.dest(n).prefix, path_id: 0 })
-    {
-        out.withdrawn();
+    /// About how many octets what was collected will take.
+    pub(super) const fn size(&self) -> usize {
+        self.size
     }
-    message.finish();
-}
 
-/// One message of announcements; or, if the attributes are too long for one, one route given up.
-fn announce<P: Prefix>(
-    out: &mut AdjOut,
-    want: &impl Want,
-    table: &Table<P>,
-    attrs: &Attrs,
-    cx: &WireCx,
-    block: &mut Block,
-    buf: &mut BytesMut,
-) {
-    let message = match (&attrs.next_hop, block.of::<P>(attrs, cx)) {
-        (Some(hop), Ok(octets)) => P::announce(cx, hop, octets, buf).ok(),
-        (None, _) | (_, Err(_)) => None,
-    };
-    if let Some(mut message) = message {
-        while let Some(n) = out.next_announcement(attrs, want)
-            && message.push(&Nlri { prefix: table.dest(n).prefix, path_id: 0 })
+    /// Collects a change for a group.
+    pub(super) fn share<P: Prefix>(
+        &mut self,
+        attrs: Option<&Attrs>,
+        to: To,
+        dest: u32,
+        was: Option<crate::speaker::PeerId>,
+    ) {
+        let bucket = self.bucket::<P>(attrs, to);
+        self.entries.push(Entry { bucket, dest, path_id: 0, was });
+    }
+
+    /// Collects a change for one neighbor.
+    pub(super) fn add<P: Prefix>(&mut self, attrs: Option<&Attrs>, dest: u32, path_id: u32) {
+        let bucket = self.bucket::<P>(attrs, ALONE);
+        self.entries.push(Entry { bucket, dest, path_id, was: None });
+    }
+
+    fn bucket<P: Prefix>(&mut self, attrs: Option<&Attrs>, to: To) -> u32 {
+        self.size += 1 + usize::from(P::BITS / 8);
+        // Mostly it is the one before.
+        if let Some(last) = self.entries.last()
+            && let Some(b) = self.buckets.get(last.bucket as usize)
+            && b.attrs.as_ref() == attrs
+            && b.to == to
         {
-            out.announced(true);
+            return last.bucket;
         }
-        if message.finish() > 0 {
+        let to_key = match to {
+            To::Except(p) => u64::from(p.0),
+            To::Only(p) => u64::from(p.0) | 1 << 32,
+        };
+        let next = u32::try_from(self.buckets.len()).unwrap_or(u32::MAX);
+        let n = *self.by_key.entry((attrs.map_or(0, Attrs::address), to_key)).or_insert(next);
+        if n == next {
+            self.size += OVERHEAD + attrs.map_or(0, |a| a.len());
+            self.buckets.push(Bucket { attrs: attrs.cloned(), to });
+        }
+        n
+    }
+
+    /// Sorts what was collected by bucket, withdrawals in front.
+    fn sort(&mut self) {
+        let withdrawn = |b: u32| self.buckets.get(b as usize).is_some_and(|b| b.attrs.is_none());
+        // Stable: prefixes stay in the order they came.
+        self.entries.sort_by_key(|e| (!withdrawn(e.bucket), e.bucket));
+    }
+
+    fn clear(&mut self) {
+        self.buckets.clear();
+        self.by_key.clear();
+        self.entries.clear();
+        self.size = 0;
+        // After a large table the next change is a small one.
+        if self.entries.capacity() > 1 << 14 {
+            self.entries = Vec::new();
+            self.buckets = Vec::new();
+            self.by_key.shrink_to_fit();
+        }
+    }
+
+    /// Appends everything that was collected with [`add`](Self::add).
+    pub(super) fn finish<P: Prefix>(&mut self, table: &Table<P>, cx: &WireCx, buf: &mut BytesMut) {
+        self.sort();
+        let Self { buckets, entries, block, .. } = self;
+        for list in entries.chunk_by(|a, b| a.bucket == b.bucket) {
+            let bucket = list.first().and_then(|e| buckets.get(e.bucket as usize));
+            if let Some(bucket) = bucket {
+                write(table, bucket.attrs.as_ref(), list, cx, block, buf);
+            }
+        }
+        self.clear();
+    }
+
+    /// Hands over everything that was collected with [`share`](Self::share), in pieces for the same members.
+    pub(super) fn finish_shared<P: Prefix>(
+        &mut self,
+        table: &Table<P>,
+        cx: &WireCx,
+        mut chunk: impl FnMut(To, &[u8], &[Was]),
+    ) {
+        self.sort();
+        let Self { buckets, entries, block, octets, dests, .. } = self;
+        let mut current: Option<To> = None;
+        octets.clear();
+        dests.clear();
+        for list in entries.chunk_by(|a, b| a.bucket == b.bucket) {
+            let Some(bucket) = list.first().and_then(|e| buckets.get(e.bucket as usize)) else { continue };
+            if let Some(to) = current.filter(|to| *to != bucket.to || octets.len() >= CHUNK) {
+                chunk(to, octets, dests);
+                octets.clear();
+                dests.clear();
+            }
+            current = Some(bucket.to);
+            write(table, bucket.attrs.as_ref(), list, cx, block, octets);
+            dests.extend(list.iter().map(|e| (e.dest, e.was)));
+        }
+        if let Some(to) = current {
+            chunk(to, octets, dests);
+        }
+        octets.clear();
+        dests.clear();
+        self.clear();
+    }
+}
+
+/// The messages of one bucket.
+fn write<P: Prefix>(
+    table: &Table<P>,
+    attrs: Option<&Attrs>,
+    list: &[Entry],
+    cx: &WireCx,
+    block: &mut BytesMut,
+    buf: &mut BytesMut,
+) {
+    let hop = attrs.and_then(|a| a.next_hop());
+    block.clear();
+    if let Some(a) = attrs
+        && a.emit(hop.as_ref().and_then(P::classic), cx, block).is_err()
+    {
+        // `leaves_room` has seen that it can be written.
+        debug_assert!(false, "attributes are checked on export");
+        return;
+    }
+    let mut rest = list;
+    while !rest.is_empty() {
+        let mut message = match (attrs, hop) {
+            (None, _) => P::withdraw(cx, buf),
+            (Some(_), Some(hop)) => match P::announce(cx, &hop, block, buf) {
+                Ok(m) => m,
+                Err(_) => return,
+            },
+            (Some(_), None) => return,
+        };
+        let mut taken = 0;
+        for e in rest {
+            if !message.push(&Nlri { prefix: table.dest(e.dest).prefix, path_id: e.path_id }) {
+                break;
+            }
+            taken += 1;
+        }
+        message.finish();
+        if taken == 0 {
+            debug_assert!(false, "attributes leave room for a prefix, that is checked on export");
             return;
         }
+        rest = rest.get(taken..).unwrap_or_default();
     }
-    let Some(n) = out.next_announcement(attrs, want) else { return };
-    if out.announced(false) {
-        // It knows an earlier form, which is no longer true.
-        let mut message = P::withdraw(cx, buf);
-        let fits = message.push(&Nlri { prefix: table.dest(n).prefix, path_id: 0 });
-        debug_assert!(fits, "a withdrawal of one prefix always fits");
-        message.finish();
+}
+
+/// Whether a message of such a session has room for these attributes and a prefix of any length.
+pub(super) fn leaves_room<P: Prefix>(attrs: &Attrs, cx: &WireCx, scratch: &mut BytesMut) -> bool {
+    let Some(hop) = attrs.next_hop() else { return false };
+    // The usual case needs no encoding: 2-octet AS numbers add an AS4_PATH, which is no longer than AS_PATH.
+    let longest = 2 * attrs.len() + OVERHEAD + 5 + usize::from(P::BITS / 8);
+    if longest + 60 < cx.max_len() {
+        return true;
     }
+    scratch.clear();
+    if attrs.emit(P::classic(&hop), cx, scratch).is_err() {
+        return false;
+    }
+    let mut octets = BytesMut::new();
+    let Ok(mut message) = P::announce(cx, &hop, scratch, &mut octets) else { return false };
+    let fits = message.push(&Nlri { prefix: P::read(&[0xff; 16], P::BITS), path_id: u32::MAX });
+    message.finish();
+    fits
 }

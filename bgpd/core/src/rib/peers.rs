@@ -59,11 +59,13 @@ pub struct NextHops {
 }
 
 impl NextHops {
+    /// Whether nothing was ever reported.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
     /// Cost to reach; `None`: unreachable.
     pub fn cost(&self, address: IpAddr) -> Option<u32> {
-        if self.known.is_empty() {
-            return Some(0);
-        }
         self.known.get(&address).copied().unwrap_or(Some(0))
     }
 

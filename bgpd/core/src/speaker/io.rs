@@ -1,6 +1,9 @@
 //! What goes into and comes out of a [`Speaker`](super::Speaker): configuration, inputs, outputs. Values only.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU8,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -79,6 +82,23 @@ pub enum NextHopPolicy {
     Keep,
 }
 
+/// Several paths to a prefix on one session (RFC 7911), in each direction as far as the neighbor agrees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AddPath {
+    pub receive: bool,
+    pub send: Option<AddPathSend>,
+}
+
+/// Which paths a neighbor with add-path is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum AddPathSend {
+    /// All that may be used.
+    All,
+    /// The best, the best of the rest, and so on.
+    Best(NonZeroU8),
+}
+
 /// A neighbor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerConfig {
@@ -114,6 +134,8 @@ pub struct PeerConfig {
     /// TCP-MD5 password, carried for the driver. Never written into a recording.
     #[serde(default, skip_serializing)]
     pub password: Option<String>,
+    #[serde(default)]
+    pub add_path: AddPath,
     /// Export policy: peers with an equal one share work. Accept = advertise what the speaker may advertise.
     pub export: ExportPolicy,
 }
@@ -141,6 +163,7 @@ impl PeerConfig {
             next_hop: NextHopPolicy::Auto,
             ttl: None,
             password: None,
+            add_path: AddPath::default(),
             export: ExportPolicy::default(),
         }
     }

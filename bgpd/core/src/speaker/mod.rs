@@ -140,10 +140,7 @@ impl Speaker {
     pub fn next_update(&mut self, conn: ConnId, limit: usize, buf: &mut BytesMut) -> bool {
         let Some(peer) = self.conns.get(&conn).and_then(|id| self.peers.get(id)) else { return false };
         match &peer.up {
-            Some(up) if up.conn == conn => {
-                let write = up.session.write;
-                self.rib.pull(peer.id, &write, limit, buf)
-            }
+            Some(up) if up.conn == conn => self.rib.pull(peer.id, limit, buf),
             Some(_) | None => false,
         }
     }

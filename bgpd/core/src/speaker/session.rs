@@ -29,6 +29,8 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session) -> RibPeer {
         next_hop: cfg.next_hop,
         policy: Arc::new(cfg.export.clone()),
         families: session.families,
+        add_path: PerFamily::from_fn(|f| cfg.add_path.send.filter(|_| session.write.add_path(f))),
+        write: session.write,
     }
 }
 
@@ -88,7 +90,7 @@ impl Speaker {
         }
         let over = Family::ALL
             .into_iter()
-            .find(|f| self.rib.counts(id, *f).received > usize::try_from(limit).unwrap_or(usize::MAX))?;
+            .find(|f| self.rib.received(id, *f) > usize::try_from(limit).unwrap_or(usize::MAX))?;
         let (afi, safi) = over.code();
         Some((conn, notice::maximum_prefixes(afi, safi, limit), format!("more than {limit} prefixes")))
     }

@@ -86,12 +86,12 @@ impl Speaker {
     }
 
     /// Paths to a prefix (exactly this one), or all, sorted, each with what decided about it.
-    pub fn rib(&self, prefix: Option<IpNet>) -> impl Iterator<Item = PathView<'_>> {
+    pub fn rib(&self, prefix: Option<IpNet>) -> impl Iterator<Item = PathView> {
         self.rib.paths(prefix)
     }
 
-    /// What a neighbor has been told: prefix, attributes, next hop.
-    pub fn advertised(&self, id: PeerId) -> impl Iterator<Item = (IpNet, &AttrSet, Option<IpAddr>)> {
+    /// What a neighbor has been told: prefix, path identifier (0 without add-path), attributes, next hop.
+    pub fn advertised(&self, id: PeerId) -> impl Iterator<Item = (IpNet, u32, AttrSet, Option<IpAddr>)> {
         self.rib.advertised(id)
     }
 

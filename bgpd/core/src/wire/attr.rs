@@ -11,7 +11,7 @@ use super::{
     error::DecodeError,
     frame::MAX_LEN,
     iana::{attr as code, error, update},
-    types::{AttrFault, Reaction, UnknownAttr, WireCx},
+    types::{AttrFault, AttrSet, Reaction, UnknownAttr, WireCx},
 };
 
 mod read;
@@ -234,6 +234,11 @@ pub(super) fn decode(bytes: &[u8], cx: &WireCx, classic: bool) -> Result<Block, 
         }
     }
     draft.finish(&seen, count)
+}
+
+/// Reads attributes that [`encode_attrs`] wrote with an equal `cx` and without a next hop; `None` if it did not.
+pub fn decode_attrs(octets: &[u8], cx: &WireCx) -> Option<AttrSet> {
+    decode(octets, cx, false).ok()?.attributes
 }
 
 fn known(row: &AttrRow, raw: &Raw<'_>, cx: &WireCx, draft: &mut Draft<'_>) -> Result<(), DecodeError> {

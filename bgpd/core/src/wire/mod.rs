@@ -25,7 +25,7 @@ mod refresh;
 pub mod types;
 mod update;
 
-pub use attr::encode_attrs;
+pub use attr::{decode_attrs, encode_attrs};
 pub use encode::{UpdateBuilder, announce, end_of_rib, withdraw};
 pub use error::{DecodeError, EmitError};
 pub use frame::{Header, MsgType, next_frame};

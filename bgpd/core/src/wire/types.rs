@@ -284,6 +284,15 @@ pub struct WireCx {
 }
 
 impl WireCx {
+    /// Whether prefixes of a family carry a path identifier.
+    pub const fn add_path(&self, family: Family) -> bool {
+        let [v4, v6] = self.add_path;
+        match family {
+            Family::Ipv4Unicast => v4,
+            Family::Ipv6Unicast => v6,
+        }
+    }
+
     /// Largest message allowed, octets.
     pub const fn max_len(&self) -> usize {
         if self.extended_message { 65_535 } else { 4_096 }

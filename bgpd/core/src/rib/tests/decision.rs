@@ -87,7 +87,8 @@ fn build(ps: &[P]) -> (Vec<Path>, Sources) {
                 cluster_list: (0..p.clusters).map(ip).collect(),
                 ..AttrSet::default()
             };
-            let attrs: Attrs = interner.intern(set, Some(NextHop::V4(Ipv4Addr::new(10, 1, 0, p.hop))));
+            let hop = NextHop::V4(Ipv4Addr::new(10, 1, 0, p.hop));
+            let attrs: Attrs = interner.intern(&set, Some(hop)).unwrap();
             Path {
                 attrs,
                 peer,

@@ -22,7 +22,7 @@ pub(super) fn check_export(
     let me = Ipv4Addr::new(9, 9, 9, 9);
     let to = &peers[n];
     let mut expected = BTreeMap::new();
-    for best in rib.paths(None).filter(|p: &PathView<'_>| p.best) {
+    for best in rib.paths(None).filter(|p: &PathView| p.best) {
         let from = best.from.expect("there are no own routes here");
         let source = &peers[from.0 as usize];
         if from == to.id

@@ -35,6 +35,8 @@ pub(super) fn peer(n: u32, client: bool) -> RibPeer {
         next_hop: NextHopPolicy::Auto,
         policy: Arc::new(ExportPolicy::default()),
         families: PerFamily([true, true]),
+        add_path: PerFamily([None, None]),
+        write: CX,
     }
 }
 
@@ -118,20 +120,20 @@ impl Receiver {
     /// Pulls once.
     pub(super) fn pull(&mut self, rib: &mut Rib, peer: PeerId, limit: usize, cx: &WireCx) -> bool {
         let mut buf = BytesMut::new();
-        let more = rib.pull(peer, cx, limit, &mut buf);
+        let more = rib.pull(peer, limit, &mut buf);
         assert_eq!(more, !buf.is_empty());
         self.read(buf, cx);
         more
     }
 
     pub(super) fn pull_all(&mut self, rib: &mut Rib, peer: PeerId, cx: &WireCx) {
-        while self.pull(rib, peer, 4_096, cx) {}
+        while self.pull(rib, peer, 65_536, cx) {}
     }
 
     /// What the RIB says the peer was told is what it knows.
     pub(super) fn agrees(&self, rib: &Rib, peer: PeerId) {
         let told: BTreeMap<IpNet, (AttrSet, IpAddr)> =
-            rib.advertised(peer).map(|(net, a, hop)| (net, (a.clone(), hop.unwrap()))).collect();
+            rib.advertised(peer).map(|(net, _, a, hop)| (net, (a, hop.unwrap()))).collect();
         assert_eq!(told, self.known);
     }
 }
@@ -156,14 +158,22 @@ fn prefixes_with_equal_attributes_share_messages() {
     r.pull_all(&mut rib, to.id, &CX);
     assert_eq!(r.known.len(), 20_000);
     // A /32 takes 5 octets and a /128 17; 4,096 hold about 800 and 235.
-    assert!(r.messages <= 2 * (7 + 23) + 2, "{}", r.messages);
+    // Each pull of 64 KiB ends with a message that is not full.
+    assert!(r.messages <= 2 * (7 + 23 + 4) + 2, "{}", r.messages);
     assert_eq!(r.end_of_rib, Family::ALL);
     r.agrees(&rib, to.id);
 
-    let (mut r, wide) = (Receiver::default(), WireCx { extended_message: true, ..CX });
     rib.refresh(to.id, Family::Ipv4Unicast);
-    r.pull_all(&mut rib, to.id, &wide);
-    assert_eq!((r.known.len(), r.messages), (10_000, 2));
+    r.pull_all(&mut rib, to.id, &CX);
+    assert_eq!(r.announced, 30_000);
+
+    let mut wide = peer(2, true);
+    wide.write.extended_message = true;
+    wide.families = PerFamily([true, false]);
+    rib.peer_up(&wide);
+    let mut r = Receiver::default();
+    r.pull_all(&mut rib, wide.id, &wide.write);
+    assert_eq!((r.known.len(), r.messages), (10_000, 2 + 1));
 }
 
 #[test]
