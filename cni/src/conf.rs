@@ -141,6 +141,8 @@ struct RawConf {
     runtime: RuntimeConfig,
     #[serde(default, rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<ValidAttachment>>,
+    #[serde(default)]
+    gc_dry_run: bool,
 }
 
 /// `container_settings`.
@@ -189,6 +191,8 @@ pub struct Conf {
     pub prev_result: Option<Value>,
     pub container: ContainerSettings,
     pub valid_attachments: Option<Vec<ValidAttachment>>,
+    /// GC only says in the agent's log what would go.
+    pub gc_dry_run: bool,
     /// What is accepted but has no effect.
     pub warnings: Vec<String>,
 }
@@ -283,6 +287,7 @@ impl Conf {
             prev_result: raw.prev_result.filter(|v| !v.is_null()),
             container: raw.container_settings,
             valid_attachments: raw.valid_attachments,
+            gc_dry_run: raw.gc_dry_run,
             warnings,
         })
     }

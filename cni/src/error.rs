@@ -24,6 +24,8 @@ pub mod code {
     pub const TRY_AGAIN: u32 = 11;
     /// STATUS: ADD cannot be served now.
     pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: nor can it, and containers attached already may not reach everything.
+    pub const LIMITED: u32 = 51;
     /// No address to give.
     pub const POOL_EXHAUSTED: u32 = 100;
     /// The address asked for is taken.

@@ -149,6 +149,9 @@ pub enum Call {
     Gc {
         network: String,
         valid: Vec<ValidAttachment>,
+        /// Only say in the log what would go.
+        #[serde(default)]
+        dry_run: bool,
     },
 }
 

@@ -142,6 +142,21 @@ pub struct BlockAllocator {
     pub(crate) pause: Arc<dyn Pause>,
     /// The host's own blocks as last written or read.
     pub(crate) own: BTreeMap<IpNet, Held>,
+    /// Where blocks are, as far as known: a new one is claimed without listing the cluster's.
+    pub(crate) taken: Option<Taken>,
+}
+
+/// CIDRs of the cluster's blocks as last seen. A block that was given back meanwhile is only a chance missed, one that
+/// was claimed meanwhile a claim lost. What it must not miss are blocks of another size, which overlap under another
+/// name: they come with a change of the pools, so it counts for the pools it was read under.
+pub(crate) struct Taken {
+    pub(crate) pools: Vec<(IpNet, u8)>,
+    pub(crate) blocks: BTreeSet<IpNet>,
+}
+
+/// What the division of the space depends on.
+pub(crate) fn division(view: &View) -> Vec<(IpNet, u8)> {
+    view.pools.iter().map(|p| (p.spec.cidr, p.spec.block_size())).collect()
 }
 
 /// Every block in the store; `None` for one that cannot be used but takes its place.
@@ -158,6 +173,7 @@ impl BlockAllocator {
             records,
             pause,
             own: BTreeMap::new(),
+            taken: None,
         }
     }
 
@@ -216,6 +232,7 @@ impl BlockAllocator {
         for cidr in orphans {
             self.readopt(&cidr, &mut blocks).await?;
         }
+        self.taken = Some(Taken { pools: division(view), blocks: blocks.keys().copied().collect() });
         Ok(blocks)
     }
 

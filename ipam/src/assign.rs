@@ -5,14 +5,14 @@
 //! block is refused if it overlaps *any* stored block, also one of another size, so that a changed block size never
 //! lets two blocks give the same address.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use brindle_config_core::pool::AllowedUse;
 use ipnet::IpNet;
 
 use crate::{
     affinity::{Claim, ReleaseGuard},
-    allocator::{AllBlocks, AssignRequest, Assigned, Assignment, BlockAllocator, Wanted},
+    allocator::{AllBlocks, AssignRequest, Assigned, Assignment, BlockAllocator, Wanted, division},
     block::Owner,
     error::IpamError,
     net::{self, BlockWalk},
@@ -27,6 +27,8 @@ use crate::{
 const DEFAULT_MAX_BLOCKS: u32 = 20;
 /// A block claimed less than this ago is not taken from its host though it is empty: the host is about to use it.
 const RECLAIM_AGE_SECS: u64 = 60;
+/// Claims from memory in one assignment; each one lost says that the memory is old.
+const MAX_STALE_CLAIMS: usize = 8;
 
 /// What every step of one assignment needs.
 struct Job<'a> {
@@ -98,12 +100,13 @@ impl BlockAllocator {
             got: Vec::new(),
             refusal: Refusal::default(),
         };
+        let max_blocks = limit(request.max_blocks, view.config.max_blocks_per_host);
         self.use_own(&mut job).await?;
+        self.use_remembered(&mut job, max_blocks).await?;
         if job.missing() > 0 {
             let mut all = self.read_all(view).await?;
             self.use_own(&mut job).await?;
-            self.use_new(&mut job, &mut all, limit(request.max_blocks, view.config.max_blocks_per_host))
-                .await?;
+            self.use_new(&mut job, &mut all, max_blocks).await?;
             self.use_others(&mut job, all).await?;
         }
         let refusal = (job.missing() > 0).then_some(job.refusal);
@@ -130,6 +133,33 @@ impl BlockAllocator {
                 self.own.insert(cidr, held);
             }
         }
+        Ok(())
+    }
+
+    /// From blocks that nobody had when all were last listed. Leaves without a reason when it cannot help: the steps
+    /// after it look themselves.
+    async fn use_remembered(&mut self, job: &mut Job<'_>, limit: u32) -> Result<(), IpamError> {
+        if !job.view.config.auto_allocate_blocks {
+            return Ok(());
+        }
+        let Some(mut taken) = self.taken.take() else { return Ok(()) };
+        if taken.pools != division(job.view) {
+            return Ok(());
+        }
+        for _ in 0..MAX_STALE_CLAIMS {
+            let owned = self.own.keys().filter(|c| job.pool_of(c).is_some()).count();
+            if job.missing() == 0 || owned >= limit as usize {
+                break;
+            }
+            let Some(cidr) = self.unclaimed(job, &taken.blocks) else { break };
+            taken.blocks.insert(cidr);
+            if let Claim::Ours(held) = self.affinities.claim(&self.host, &cidr, job.now).await? {
+                let (ips, held) = self.take(*held, job, true).await?;
+                job.take_up(ips, cidr, None);
+                self.own.extend(held.map(|held| (cidr, held)));
+            }
+        }
+        self.taken = Some(taken);
         Ok(())
     }
 
@@ -184,7 +214,7 @@ impl BlockAllocator {
     }
 
     /// The first block of the allowed pools that overlaps no stored one, from the host's own starting point.
-    fn unclaimed(&self, job: &Job<'_>, all: &AllBlocks) -> Option<IpNet> {
+    fn unclaimed(&self, job: &Job<'_>, all: &impl Occupied) -> Option<IpNet> {
         for pool in &job.pools {
             let size = pool.spec.block_size();
             let single = matches!((&pool.spec.cidr, size), (IpNet::V4(_), 32) | (IpNet::V6(_), 128));
@@ -322,12 +352,41 @@ fn limit(request: u32, configured: u32) -> u32 {
     [request, configured].into_iter().filter(|l| *l > 0).min().unwrap_or(DEFAULT_MAX_BLOCKS)
 }
 
+/// A set of blocks in order.
+pub(crate) trait Occupied {
+    fn has(&self, block: &IpNet) -> bool;
+    fn first_from(&self, block: &IpNet) -> Option<IpNet>;
+}
+
+impl Occupied for AllBlocks {
+    fn has(&self, block: &IpNet) -> bool {
+        self.contains_key(block)
+    }
+
+    fn first_from(&self, block: &IpNet) -> Option<IpNet> {
+        self.range(*block..).next().map(|(c, _)| *c)
+    }
+}
+
+impl Occupied for BTreeSet<IpNet> {
+    fn has(&self, block: &IpNet) -> bool {
+        self.contains(block)
+    }
+
+    fn first_from(&self, block: &IpNet) -> Option<IpNet> {
+        self.range(*block..).next().copied()
+    }
+}
+
 /// Whether any stored block shares an address with this one.
-pub(crate) fn overlaps(all: &AllBlocks, block: &IpNet) -> bool {
-    let around = (0..=block.prefix_len())
+pub(crate) fn overlaps(all: &impl Occupied, block: &IpNet) -> bool {
+    if all.has(block) {
+        return true;
+    }
+    let around = (0..block.prefix_len())
         .filter_map(|len| IpNet::new(block.addr(), len).ok())
-        .any(|net| all.contains_key(&net.trunc()));
-    around || all.range(*block..).map(|(c, _)| c).take_while(|c| block.contains(&c.network())).any(|_| true)
+        .any(|net| all.has(&net.trunc()));
+    around || all.first_from(block).is_some_and(|c| block.contains(&c.network()))
 }
 
 impl AssignRequest {

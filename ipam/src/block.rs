@@ -176,21 +176,25 @@ impl Block {
     /// Gives up to `n` free addresses that are not reserved, longest free first.
     pub fn auto_assign(&mut self, n: usize, owner: &Owner, reserved: &Reservations) -> Vec<IpAddr> {
         let cidr = self.spec.cidr;
-        let none_reserved = reserved.clear_of(&cidr);
         let mut given = Vec::new();
         let mut ordinals = Vec::new();
-        self.spec.unallocated.retain(|ordinal| {
-            if given.len() >= n {
-                return true;
-            }
-            let Some(ip) = net::nth(&cidr, *ordinal as u128) else { return true };
-            if !none_reserved && reserved.contains(ip) {
-                return true;
-            }
-            given.push(ip);
-            ordinals.push(*ordinal);
-            false
-        });
+        if reserved.clear_of(&cidr) {
+            let n = n.min(self.spec.unallocated.len());
+            ordinals.extend(self.spec.unallocated.drain(..n));
+            given.extend(ordinals.iter().filter_map(|o| net::nth(&cidr, *o as u128)));
+        } else {
+            self.spec.unallocated.retain(|ordinal| {
+                if given.len() >= n {
+                    return true;
+                }
+                let Some(ip) = net::nth(&cidr, *ordinal as u128).filter(|ip| !reserved.contains(*ip)) else {
+                    return true;
+                };
+                given.push(ip);
+                ordinals.push(*ordinal);
+                false
+            });
+        }
         if !ordinals.is_empty() {
             let attribute = self.attribute_for(owner);
             for ordinal in ordinals {

@@ -20,6 +20,7 @@ pub mod block;
 pub mod error;
 mod explicit;
 mod handle;
+pub mod leak;
 pub mod names;
 pub mod net;
 pub mod pools;
@@ -29,6 +30,7 @@ mod release;
 mod retry;
 pub mod time;
 mod tunnel;
+pub mod usage;
 
 pub use allocator::{
     Allocator, AssignRequest, Assigned, Assignment, BlockAllocator, IpamFuture, ReleaseReport, Wanted,

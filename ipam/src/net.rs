@@ -154,6 +154,25 @@ impl Reservations {
         self.0.iter().find(|r| r.contains(net))
     }
 
+    /// How many addresses of the network are reserved, each counted once; saturating.
+    pub fn within(&self, net: &IpNet) -> u128 {
+        if self.covering(net).is_some() {
+            return size(net);
+        }
+        let mut inside: Vec<IpNet> = self.0.iter().filter(|r| net.contains(*r)).copied().collect();
+        inside.sort_unstable();
+        let mut last: Option<IpNet> = None;
+        let mut sum = 0_u128;
+        for r in inside {
+            // In this order a network comes before everything inside it.
+            if last.is_none_or(|l| !l.contains(&r)) {
+                sum = sum.saturating_add(size(&r));
+                last = Some(r);
+            }
+        }
+        sum
+    }
+
     /// Whether no address of the network can be reserved.
     pub fn clear_of(&self, net: &IpNet) -> bool {
         !self.0.iter().any(|r| r.contains(net) || net.contains(r))

@@ -52,6 +52,8 @@ pub(crate) struct RunArgs {
     /// Socket for brindlectl [default: STATE/admin.sock]
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
+    #[command(flatten)]
+    leaks: crate::cni_server::LeakArgs,
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// error, warn, info, debug, trace, or a filter such as info,brindle_bgpd=debug
@@ -98,6 +100,7 @@ pub(crate) struct Settings {
     pub(crate) carrier: Carrier,
     pub(crate) cni_socket: PathBuf,
     pub(crate) admin_socket: PathBuf,
+    pub(crate) leaks: crate::cni_server::LeakArgs,
     log_format: LogFormat,
     log_filter: String,
 }
@@ -132,6 +135,7 @@ impl Settings {
             address,
             networking: a.networking,
             carrier: a.ipip_carrier,
+            leaks: a.leaks,
             log_format: a.log_format,
             log_filter: a.log_level,
         })

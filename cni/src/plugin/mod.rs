@@ -226,7 +226,10 @@ fn open_pod(path: &Path) -> Result<NetNs, CniError> {
 }
 
 fn status(conf: &Conf) -> Result<(), CniError> {
-    let down = |e: CniError| CniError { code: code::NOT_AVAILABLE, ..e };
+    let down = |e: CniError| {
+        let code = if e.code == code::LIMITED { code::LIMITED } else { code::NOT_AVAILABLE };
+        CniError { code, ..e }
+    };
     let mut agent = Agent::connect(&conf.sockets, Duration::from_secs(5)).map_err(|e| down(e.error()))?;
     match agent.call(Call::Status).map_err(|e| down(e.into()))? {
         Reply::Pong { .. } => Ok(()),
@@ -239,7 +242,7 @@ fn gc(conf: &Conf) -> Result<(), CniError> {
         return Err(CniError::config("cni.dev/valid-attachments: is missing"));
     };
     let mut agent = Agent::connect(&conf.sockets, PATIENCE).map_err(|e| e.error())?;
-    match agent.call(Call::Gc { network: conf.name.clone(), valid })? {
+    match agent.call(Call::Gc { network: conf.name.clone(), valid, dry_run: conf.gc_dry_run })? {
         Reply::Deleted => Ok(()),
         other => Err(Agent::unexpected(&other)),
     }

@@ -169,6 +169,6 @@ fn status_and_gc_ask_the_agent() {
     conf["cni.dev/valid-attachments"] = json!([{ "containerID": "c1", "ifname": "eth0" }]);
     assert!(host.plugin("GC", "", "", &conf).ok);
     assert_eq!(agent.calls(), ["status", "gc"]);
-    let Call::Gc { network, valid } = agent.call(1) else { panic!() };
+    let Call::Gc { network, valid, dry_run: false } = agent.call(1) else { panic!() };
     assert_eq!((network.as_str(), valid[0].container_id.as_str()), ("k8s-pod-network", "c1"));
 }

@@ -1,5 +1,8 @@
 //! The package against a store that is interleaved, interrupted and interrogated by the test.
 
 mod assign;
+mod leaks;
 mod race;
 mod sim;
+mod storm;
+mod warm;

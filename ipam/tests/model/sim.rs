@@ -12,9 +12,11 @@ use std::{
 
 use brindle_config_core::{
     Key, Kind, ObjectMeta, Resource,
+    ipam::IpamHandleSpec,
     pool::IpPoolSpec,
     store::{Entry, Expect, Listing, Revision, Store, StoreError, StoreExt, StoreFuture, Watch},
 };
+use brindle_ipam::{Now, Owner, block::Block};
 use serde_json::Value;
 
 /// xorshift64*: small, seeded, the same everywhere.
@@ -41,9 +43,13 @@ impl Dice {
 #[derive(Default)]
 struct State {
     revision: u64,
-    values: BTreeMap<Key, (u64, Value)>,
+    values: BTreeMap<Key, (u64, Arc<Value>)>,
     writes: u64,
     reads: u64,
+    /// Writes refused by their expectation.
+    conflicts: u64,
+    /// Calls by what they are and of which kind.
+    calls: BTreeMap<(&'static str, Kind), u64>,
     /// Fails the write with this number (from 1) and all later ones, if set.
     fail_from: Option<u64>,
 }
@@ -105,6 +111,43 @@ impl SimStore {
         self.state.lock().unwrap().reads
     }
 
+    pub(crate) fn conflicts(&self) -> u64 {
+        self.state.lock().unwrap().conflicts
+    }
+
+    /// The calls since the last time this was asked.
+    pub(crate) fn calls(&self) -> BTreeMap<(&'static str, Kind), u64> {
+        std::mem::take(&mut self.state.lock().unwrap().calls)
+    }
+
+    /// Writes a block as it is.
+    pub(crate) fn put_block(&self, block: &Block) {
+        let name = brindle_config_core::names::block_name(&block.cidr());
+        self.insert(Resource::new(ObjectMeta::named(name), block.spec().clone()));
+    }
+
+    /// Takes a Node away.
+    pub(crate) async fn delete_node(&self, name: &str) {
+        let key = Key::new(Kind::Node, None, name);
+        self.delete(&key, Expect::Any).await.unwrap();
+    }
+
+    /// Writes a second block over the address, with the address in it, and the handle that goes with it.
+    pub(crate) fn double(&self, ip: std::net::IpAddr, size: u8, host: &str, owner: &Owner, now: Now) {
+        let cidr = brindle_ipam::net::block_of(ip, size).unwrap();
+        let mut block = Block::new(cidr, host, now).unwrap();
+        block.assign(ip, owner).unwrap();
+        let name = brindle_config_core::names::block_name(&cidr);
+        self.insert(Resource::new(ObjectMeta::named(name), block.spec().clone()));
+        let handle = IpamHandleSpec {
+            handle_id: owner.handle.clone(),
+            block: BTreeMap::from([(cidr.to_string(), 1)]),
+            ..IpamHandleSpec::default()
+        };
+        let name = brindle_ipam::names::handle_name(&owner.handle);
+        self.insert(Resource::new(ObjectMeta::named(name), handle));
+    }
+
     pub(crate) fn everything(&self) -> Vec<Entry> {
         let kinds = [Kind::IpamBlock, Kind::BlockAffinity, Kind::IpamHandle];
         run(self.list(&kinds)).unwrap().entries
@@ -113,15 +156,26 @@ impl SimStore {
     fn write(&self, key: &Key, value: Option<Value>, expect: Expect) -> Result<Revision, StoreError> {
         let mut s = self.state.lock().unwrap();
         s.writes += 1;
+        let what = match (&value, expect) {
+            (None, _) => "delete",
+            (_, Expect::Absent) => "create",
+            (_, Expect::Revision(_)) => "swap",
+            (_, Expect::Any) => "put",
+        };
+        *s.calls.entry((what, key.kind)).or_default() += 1;
         if s.fail_from.is_some_and(|n| s.writes >= n) {
             return Err(StoreError::Unavailable("the datastore is down".into()));
         }
         let found = s.values.get(key).map(|(r, _)| *r);
-        match (expect, found) {
-            (Expect::Absent, Some(_)) => return Err(StoreError::Exists(key.clone())),
-            (Expect::Revision(r), Some(f)) if f != r.0 => return Err(StoreError::Conflict(key.clone())),
-            (Expect::Revision(_), None) => return Err(StoreError::NotFound(key.clone())),
-            _ => {}
+        let refused = match (expect, found) {
+            (Expect::Absent, Some(_)) => Some(StoreError::Exists(key.clone())),
+            (Expect::Revision(r), Some(f)) if f != r.0 => Some(StoreError::Conflict(key.clone())),
+            (Expect::Revision(_), None) => Some(StoreError::NotFound(key.clone())),
+            _ => None,
+        };
+        if let Some(refused) = refused {
+            s.conflicts += 1;
+            return Err(refused);
         }
         if value.is_none() && found.is_none() {
             return Err(StoreError::NotFound(key.clone()));
@@ -129,7 +183,7 @@ impl SimStore {
         s.revision += 1;
         let revision = s.revision;
         match value {
-            Some(value) => s.values.insert(key.clone(), (revision, value)),
+            Some(value) => s.values.insert(key.clone(), (revision, Arc::new(value))),
             None => s.values.remove(key),
         };
         Ok(Revision(revision))
@@ -163,12 +217,9 @@ impl Store for SimStore {
             let entry = {
                 let mut s = self.state.lock().unwrap();
                 s.reads += 1;
+                *s.calls.entry(("get", key.kind)).or_default() += 1;
                 let found = s.values.get(key);
-                found.map(|(r, v)| Entry {
-                    key: key.clone(),
-                    revision: Revision(*r),
-                    value: Arc::new(v.clone()),
-                })
+                found.map(|(r, v)| Entry { key: key.clone(), revision: Revision(*r), value: Arc::clone(v) })
             };
             yield_once().await;
             entry.ok_or_else(|| StoreError::NotFound(key.clone()))
@@ -181,15 +232,14 @@ impl Store for SimStore {
             let listing = {
                 let mut s = self.state.lock().unwrap();
                 s.reads += 1;
+                for kind in kinds {
+                    *s.calls.entry(("list", *kind)).or_default() += 1;
+                }
                 let entries = s
                     .values
                     .iter()
                     .filter(|(k, _)| kinds.contains(&k.kind))
-                    .map(|(k, (r, v))| Entry {
-                        key: k.clone(),
-                        revision: Revision(*r),
-                        value: Arc::new(v.clone()),
-                    })
+                    .map(|(k, (r, v))| Entry { key: k.clone(), revision: Revision(*r), value: Arc::clone(v) })
                     .collect();
                 Listing { entries, revision: Revision(s.revision) }
             };

@@ -7,7 +7,7 @@ use brindle_config_core::pool::AllowedUse;
 use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, Owner, View, Wanted};
 use ipnet::IpNet;
 
-use super::{now, refused::Refused, service::Service};
+use super::{history::Event, now, refused::Refused, service::Service};
 
 /// What a plugin wishes for.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +39,7 @@ impl Service {
         let mut allocator = self.allocator.lock().await;
         match self.allocate(&mut allocator, a, wish, &view).await {
             Ok(ips) => {
+                self.history.note(Event::Given, &ips, &a.handle(), &whose(a), &self.node);
                 tracing::info!(container = %a.container_id, workload = a.workload(), addresses = ?ips, "addresses given");
                 Ok(Given { addresses: ips.into_iter().map(IpNet::from).collect(), again: false })
             }
@@ -108,16 +109,25 @@ impl Service {
 
     /// Gives all addresses of the attachment back.
     pub(super) async fn release(&self, a: &Attachment) -> Result<(), Refused> {
-        self.release_handle(&a.handle()).await
+        self.release_handle(&a.handle(), &whose(a)).await
     }
 
-    pub(super) async fn release_handle(&self, handle: &str) -> Result<(), Refused> {
+    pub(super) async fn release_handle(&self, handle: &str, whose: &str) -> Result<(), Refused> {
         let view = View::load(&*self.store, &self.node).await?;
         let back = self.allocator.lock().await.release_handle(handle, &view, now()).await?;
         if !back.is_empty() {
+            self.history.note(Event::Returned, &back, handle, whose, &self.node);
             tracing::info!(%handle, addresses = ?back, "addresses returned");
         }
         Ok(())
+    }
+}
+
+/// Whom the addresses are for, as a person would say.
+fn whose(a: &Attachment) -> String {
+    match &a.pod {
+        Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+        None => a.container_id.clone(),
     }
 }
 

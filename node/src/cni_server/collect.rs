@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use brindle_cni::{conf::ValidAttachment, proto::Attachment};
+use brindle_cni::{conf::ValidAttachment, error::code, proto::Attachment};
 use brindle_config_core::{
     Kind,
     ipam::IpamBlockSpec,
@@ -14,29 +14,71 @@ use brindle_ipam::block::Block;
 
 use super::{endpoint::NETWORK, refused::Refused, service::Service};
 
+/// Live pods an empty list may take away without being asked twice.
+const FEW: usize = 2;
+
 impl Service {
-    pub(super) async fn collect(&self, network: &str, valid: &[ValidAttachment]) -> Result<(), Refused> {
+    pub(super) async fn collect(
+        &self,
+        network: &str,
+        valid: &[ValidAttachment],
+        dry_run: bool,
+    ) -> Result<(), Refused> {
         self.unlocked().await?;
         let is_valid = |container: &str, ifname: &str| {
             valid.iter().any(|v| v.container_id == container && v.ifname == ifname)
         };
+        let mut going = Vec::new();
         for stored in self.endpoints().await? {
             let spec = &stored.resource.spec;
             let of_network = stored.resource.metadata.annotations.get(NETWORK).is_some_and(|n| n == network);
             if spec.node == self.node && of_network && !is_valid(&spec.container_id, &spec.endpoint) {
-                self.collect_endpoint(network, spec).await?;
+                going.push(stored.resource.spec);
             }
         }
         // Addresses whose endpoint was never written, or went without them.
         let keep: Vec<String> =
             valid.iter().map(|v| attachment(network, &v.container_id, &v.ifname).handle()).collect();
-        for (handle, _) in self.handles_of(network).await? {
-            if !keep.contains(&handle) {
-                tracing::info!(%handle, cause = "GC: no valid attachment", "addresses collected");
-                self.release_handle(&handle).await?;
-            }
+        let mut handles = self.handles_of(network).await?;
+        handles.retain(|handle, _| !keep.contains(handle));
+        for spec in &going {
+            tracing::info!(container = %spec.container_id, ifname = %spec.endpoint, dry_run, "GC: would go");
+        }
+        for handle in handles.keys() {
+            tracing::info!(%handle, dry_run, "GC: addresses without a valid attachment");
+        }
+        if dry_run {
+            return Ok(());
+        }
+        if valid.is_empty() {
+            self.refuse_to_empty(network, &going).await?;
+        }
+        for spec in &going {
+            self.collect_endpoint(network, spec).await?;
+        }
+        for handle in handles.keys() {
+            tracing::info!(%handle, cause = "GC: no valid attachment", "addresses collected");
+            self.release_handle(handle, "").await?;
         }
         Ok(())
+    }
+
+    /// A runtime that lost its memory names no attachment at all. It is not believed against the kernel.
+    async fn refuse_to_empty(&self, network: &str, going: &[WorkloadEndpointSpec]) -> Result<(), Refused> {
+        let mut live = 0_usize;
+        for spec in going {
+            live += usize::from(super::device::exists(spec.interface_name.clone()).await);
+        }
+        if live <= FEW {
+            return Ok(());
+        }
+        Err(Refused::new(
+            code::FAILED,
+            format!(
+                "GC names no valid attachment of {network}, but {live} have a device in the kernel; nothing was collected"
+            ),
+            "if they are really gone DEL them one by one, or name one attachment in cni.dev/valid-attachments",
+        ))
     }
 
     async fn collect_endpoint(&self, network: &str, spec: &WorkloadEndpointSpec) -> Result<(), Refused> {

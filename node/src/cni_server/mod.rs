@@ -9,6 +9,8 @@ mod collect;
 mod dataplane;
 mod device;
 mod endpoint;
+mod history;
+mod leaks;
 mod pause;
 mod refused;
 mod replay;
@@ -20,6 +22,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use brindle_config_core::store::Store;
 pub(crate) use dataplane::Dataplane;
+pub(crate) use leaks::LeakArgs;
 pub(crate) use pause::{Jitter, now};
 pub(crate) use socket::Server;
 
@@ -31,6 +34,7 @@ pub(crate) struct CniServerSettings {
     pub(crate) state_dir: PathBuf,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) dataplane: Arc<dyn Dataplane>,
+    pub(crate) leaks: LeakArgs,
 }
 
 /// Carries out the journal, then listens.
@@ -50,6 +54,7 @@ pub(crate) async fn start(
         state_dir: settings.state_dir.clone(),
         store: Arc::clone(store),
         dataplane: Arc::new(felix.clone()),
+        leaks: settings.leaks.clone(),
     })
     .await
 }

@@ -12,17 +12,20 @@ pub(super) struct Refused {
     pub(super) details: String,
     /// Nothing is wrong with the request: the datastore does not serve it at this time.
     pub(super) datastore: bool,
+    /// ... because somebody locked it.
+    pub(super) locked: bool,
 }
 
 impl Refused {
     pub(super) fn new(code: u32, msg: impl ToString, details: &str) -> Self {
-        Self { code, msg: msg.to_string(), details: details.to_owned(), datastore: false }
+        Self { code, msg: msg.to_string(), details: details.to_owned(), datastore: false, locked: false }
     }
 
     /// ClusterInformation says that nobody may write (Calico's words, which people search for).
     pub(super) fn locked() -> Self {
         Self {
             datastore: true,
+            locked: true,
             ..Self::new(
                 code::TRY_AGAIN,
                 "Calico is currently not ready to process requests",

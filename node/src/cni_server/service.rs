@@ -21,7 +21,8 @@ use brindle_ipam::{BlockAllocator, View};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
-    CniServerSettings, Dataplane, Jitter, address::Wish, device::Deletions, endpoint::Made, refused::Refused,
+    CniServerSettings, Dataplane, Jitter, address::Wish, device::Deletions, endpoint::Made, history::History,
+    refused::Refused,
 };
 
 /// How long ADD waits for felix to know the MTU after the agent's start.
@@ -35,6 +36,8 @@ pub(super) struct Service {
     pub(super) store: Arc<dyn Store>,
     pub(super) dataplane: Arc<dyn Dataplane>,
     pub(super) journal: PathBuf,
+    pub(super) state_dir: PathBuf,
+    pub(super) history: History,
     /// Writes, one call at a time; it remembers the node's blocks.
     pub(super) allocator: Mutex<BlockAllocator>,
     /// Reads the records as they are stored, beside the writer.
@@ -53,10 +56,23 @@ impl Service {
             store: Arc::clone(&settings.store),
             dataplane: Arc::clone(&settings.dataplane),
             journal: settings.state_dir.join(journal::FOLDER),
+            state_dir: settings.state_dir.clone(),
+            history: History::new(&settings.state_dir),
             allocator: Mutex::new(allocator()),
             reader: allocator(),
             deletions: Deletions::new(),
             busy: StdMutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// Reads the node's blocks, so that the first pod need not wait for it. What cannot be read now is read then.
+    pub(super) async fn warm(&self) {
+        let read = async {
+            let view = View::load(&*self.store, &self.node).await?;
+            self.allocator.lock().await.reload(&view).await
+        };
+        if let Err(e) = read.await {
+            tracing::warn!("cannot read the address blocks of this node yet: {e}");
         }
     }
 
@@ -105,7 +121,9 @@ impl Service {
             Call::IpamCheck { attachment, addresses } => {
                 self.check(&attachment, &addresses, false).await.map(|()| Reply::Checked)
             }
-            Call::Gc { network, valid } => self.collect(&network, &valid).await.map(|()| Reply::Deleted),
+            Call::Gc { network, valid, dry_run } => {
+                self.collect(&network, &valid, dry_run).await.map(|()| Reply::Deleted)
+            }
         }
     }
 
@@ -115,7 +133,12 @@ impl Service {
 
     /// Whether an ADD could be served.
     async fn status(&self) -> Result<Reply, Refused> {
-        let not_now = |r: Refused| Refused { code: code::NOT_AVAILABLE, ..r };
+        // Without its datastore the agent keeps what is there, but hears of nothing new: pods that run may not reach
+        // those made since. A lock is no such thing.
+        let not_now = |r: Refused| {
+            let limited = r.datastore && !r.locked;
+            Refused { code: if limited { code::LIMITED } else { code::NOT_AVAILABLE }, ..r }
+        };
         self.unlocked().await.map_err(not_now)?;
         let view = View::load(&*self.store, &self.node).await.map_err(|e| not_now(e.into()))?;
         if !view.pools.iter().any(|p| !p.spec.disabled && !p.terminating) {
@@ -214,11 +237,15 @@ impl Service {
 
     /// Waits until no other call works on this container.
     pub(super) async fn turn(&self, a: &Attachment) -> OwnedMutexGuard<()> {
+        self.turn_of(&a.container_id).await
+    }
+
+    pub(super) async fn turn_of(&self, container_id: &str) -> OwnedMutexGuard<()> {
         let lock = {
             // Poisoned only if inserting into the map panicked, which leaves the map usable.
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
             busy.retain(|_, l| l.strong_count() > 0);
-            let slot = busy.entry(a.container_id.clone()).or_default();
+            let slot = busy.entry(container_id.to_owned()).or_default();
             slot.upgrade().unwrap_or_else(|| {
                 let lock = Arc::new(Mutex::new(()));
                 *slot = Arc::downgrade(&lock);

@@ -13,16 +13,17 @@ const MAX_SESSIONS: usize = 256;
 
 /// A running server. Dropping it ends it.
 pub(crate) struct Server {
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 impl Server {
     /// Completes when the server has ended, which it does only by a defect.
     pub(crate) async fn ended(mut self) {
-        let [serve, replay] = &mut self.tasks;
+        let [serve, replay, collect] = &mut self.tasks;
         tokio::select! {
             _ = serve => {}
             _ = replay => {}
+            _ = collect => {}
         }
     }
 }
@@ -37,11 +38,13 @@ pub(super) async fn spawn(settings: CniServerSettings) -> Result<Server> {
     let service = Arc::new(Service::new(&settings));
     // Before anybody can ask: a container that comes back must not meet its own old DEL.
     service.replay().await;
+    service.warm().await;
     let listener = local_socket::bind(&settings.socket)?;
     let replay = tokio::spawn(Arc::clone(&service).keep_replaying());
+    let collect = tokio::spawn(Arc::clone(&service).keep_collecting(settings.leaks));
     let serve = tokio::spawn(local_socket::serve(listener, MAX_SESSIONS, move |stream| {
         let service = Arc::clone(&service);
         async move { session::serve(stream, service).await }
     }));
-    Ok(Server { tasks: [serve, replay] })
+    Ok(Server { tasks: [serve, replay, collect] })
 }

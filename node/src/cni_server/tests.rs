@@ -122,6 +122,7 @@ impl Stage {
             state_dir: self.folder.clone(),
             store: self.store.clone(),
             dataplane: self.dataplane.clone(),
+            leaks: super::LeakArgs { ipam_gc: super::leaks::Mode::Off, ..super::LeakArgs::default() },
         };
         self.server = Some(spawn(settings).await.unwrap());
     }
@@ -452,7 +453,10 @@ async fn gc_keeps_valid_attachments_and_other_networks() {
     };
     assert_eq!(s.in_use().await, 4);
     let valid = vec![ValidAttachment { container_id: "c1".into(), ifname: "eth0".into() }];
-    assert_eq!(s.ask(Call::Gc { network: "net".into(), valid }).await, Reply::Deleted);
+    let gc = |dry_run| Call::Gc { network: "net".into(), valid: valid.clone(), dry_run };
+    assert_eq!(s.ask(gc(true)).await, Reply::Deleted);
+    assert_eq!(s.in_use().await, 4, "a dry run only talks");
+    assert_eq!(s.ask(gc(false)).await, Reply::Deleted);
     let left: Vec<String> = s.endpoints().await.into_iter().map(|e| e.spec.container_id).collect();
     assert_eq!((left.len(), s.in_use().await), (2, 2));
     assert!(!left.contains(&"c2".to_owned()));
@@ -488,4 +492,32 @@ async fn nonsense_is_answered_and_the_server_lives_on() {
         assert!(text.contains(want), "{bytes:?}: {text}");
     }
     assert!(matches!(s.ask(Call::Ping).await, Reply::Pong { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_a_lock_from_a_datastore_that_is_away() {
+    let s = Stage::new("10.1.0.0/24").await;
+    assert!(matches!(s.ask(Call::Status).await, Reply::Pong { .. }));
+    s.store.off.store(true, Ordering::Relaxed);
+    assert_eq!(refused(s.ask(Call::Status).await).0, code::LIMITED);
+    s.store.off.store(false, Ordering::Relaxed);
+    s.put(
+        ObjectMeta::named("default"),
+        ClusterInformationSpec { datastore_ready: Some(false), ..ClusterInformationSpec::default() },
+    )
+    .await;
+    assert_eq!(refused(s.ask(Call::Status).await).0, code::NOT_AVAILABLE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_to_an_address_is_kept() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let a = attachment("c1");
+    s.attach(&a).await;
+    assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
+    let text = std::fs::read_to_string(s.folder.join(super::history::FILE)).unwrap();
+    let events: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let said: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
+    assert_eq!(said, ["given", "returned"]);
+    assert_eq!((&events[0]["ip"], &events[0]["handle"]), (&events[1]["ip"], &Value::from("net.c1")));
 }

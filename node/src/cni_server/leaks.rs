@@ -1,0 +1,231 @@
+//! The collector at work: hears the three witnesses (store, container runtime, kernel), lets
+//! [`brindle_ipam::leak`] decide, and releases what is left of containers that are gone. What it found, and what it
+//! would do, is kept in a file that `brindlectl ipam check` shows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use brindle_cni::proto::Attachment;
+use brindle_config_core::Kind;
+use brindle_ipam::{
+    Allocator as _, View,
+    leak::{Collector, Evidence, Findings, Leak},
+    usage::Blocks,
+};
+use brindle_kernel::netlink::{RouteFilter, Rtnl};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::{endpoint::NETWORK, history::Event, now, refused::Refused, service::Service};
+
+/// Name of the report below the state folder.
+const REPORT: &str = "ipam-leaks.json";
+/// Longest file of a runtime's cache that is read.
+const MAX_CACHED: u64 = 1 << 20;
+
+/// Whether leaks are collected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    #[default]
+    On,
+    /// Only reported.
+    DryRun,
+    Off,
+}
+
+/// The collector's arguments.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LeakArgs {
+    /// Collect addresses of containers that are gone; leave it to Calico's kube-controllers where they run
+    #[arg(long, env = "BRINDLE_IPAM_GC", value_enum, default_value_t = Mode::On)]
+    pub(crate) ipam_gc: Mode,
+    /// Seconds an address must have been without a container before it is collected
+    #[arg(long, env = "BRINDLE_IPAM_GC_GRACE", value_name = "SECONDS", default_value_t = 900)]
+    pub(crate) ipam_gc_grace: u64,
+    /// Where container runtimes (libcni) remember their attachments
+    #[arg(long, env = "BRINDLE_CNI_CACHE", value_name = "DIR", default_value = "/var/lib/cni/results")]
+    pub(crate) cni_cache: PathBuf,
+}
+
+impl Default for LeakArgs {
+    fn default() -> Self {
+        Self { ipam_gc: Mode::On, ipam_gc_grace: 900, cni_cache: "/var/lib/cni/results".into() }
+    }
+}
+
+impl Service {
+    /// Looks now and then for as long as the agent runs.
+    pub(super) async fn keep_collecting(self: Arc<Self>, args: LeakArgs) {
+        if args.ipam_gc == Mode::Off {
+            return std::future::pending().await;
+        }
+        let mut collector = Collector::default();
+        let every = Duration::from_secs((args.ipam_gc_grace / 3).clamp(1, 300));
+        let mut tick = tokio::time::interval(every);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if let Err(refused) = self.look_for_leaks(&mut collector, &args).await {
+                tracing::warn!("cannot look for leaked addresses: {}", refused.msg);
+            }
+        }
+    }
+
+    async fn look_for_leaks(&self, collector: &mut Collector, args: &LeakArgs) -> Result<(), Refused> {
+        self.unlocked().await?;
+        let evidence = self.evidence(&args.cni_cache).await?;
+        let blocks = Blocks::read(&self.store.list(&[Kind::IpamBlock]).await?.entries);
+        let found = collector.look(&blocks, &evidence, args.ipam_gc_grace, now());
+        for leak in &found.leaks {
+            let (handle, whose) = (&leak.handle, &leak.allocated_to);
+            if args.ipam_gc == Mode::DryRun {
+                tracing::info!(%handle, %whose, cause = leak.why, "leaked addresses; not collected: dry run");
+            } else if let Err(refused) = self.collect_leak(leak, &args.cni_cache).await {
+                tracing::warn!(%handle, %whose, "leaked addresses stay for now: {}", refused.msg);
+            }
+        }
+        let text = report(&found, args).to_string();
+        let file = self.state_dir.join(REPORT);
+        match tokio::task::spawn_blocking(move || replace(&file, text.as_bytes())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::debug!("{REPORT}: {e}"),
+            Err(e) => tracing::debug!("{REPORT}: {e}"),
+        }
+        Ok(())
+    }
+
+    /// Asks the witnesses once more, with calls about the container held off, and releases.
+    async fn collect_leak(&self, leak: &Leak, cache: &Path) -> Result<(), Refused> {
+        let container = leak.handle.split_once('.').map_or(&*leak.handle, |(_, c)| c);
+        let _turn = self.turn_of(container).await;
+        let evidence = self.evidence(cache).await?;
+        let blocks = Blocks::read(&self.store.list(&[Kind::IpamBlock]).await?.entries);
+        let still = Collector::default().look(&blocks, &evidence, 0, now());
+        if !still.leaks.iter().any(|l| l.handle == leak.handle && l.releases == leak.releases) {
+            return Ok(());
+        }
+        let view = View::load(&*self.store, &self.node).await?;
+        let mut allocator = self.allocator.lock().await;
+        let ips = if leak.twice {
+            allocator.release_handle(&leak.handle, &view, now()).await?
+        } else {
+            allocator.release_ips(&leak.releases, &view, now()).await?.released
+        };
+        drop(allocator);
+        self.history.note(Event::Collected, &ips, &leak.handle, &leak.allocated_to, &self.node);
+        tracing::info!(handle = %leak.handle, addresses = ?ips, cause = leak.why, "leaked addresses collected");
+        Ok(())
+    }
+
+    /// Hears the witnesses.
+    async fn evidence(&self, cache: &Path) -> Result<Evidence, Refused> {
+        let nodes = self.store.list(&[Kind::Node]).await?;
+        let nodes: BTreeSet<String> = nodes.entries.iter().map(|e| e.key.name.clone()).collect();
+        let mut endpoints: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+        for endpoint in self.endpoints().await? {
+            let spec = &endpoint.resource.spec;
+            let network = endpoint.resource.metadata.annotations.get(NETWORK);
+            for net in &spec.ip_networks {
+                let handles = endpoints.entry(net.addr()).or_default();
+                handles.extend(network.map(|n| handle(n, &spec.container_id, &spec.endpoint)));
+            }
+        }
+        let cache = cache.to_owned();
+        let heard = tokio::task::spawn_blocking(move || (attachments(&cache), routes())).await;
+        let (attachments, kernel) = heard.unwrap_or((None, None));
+        Ok(Evidence {
+            node: self.node.clone(),
+            // An agent whose own Node is not to be seen does not see the others either.
+            nodes: nodes.contains(&self.node).then_some(nodes),
+            endpoints: Some(endpoints),
+            attachments,
+            kernel,
+        })
+    }
+}
+
+fn handle(network: &str, container_id: &str, ifname: &str) -> String {
+    Attachment {
+        container_id: container_id.to_owned(),
+        ifname: ifname.to_owned(),
+        netns: String::new(),
+        netns_id: String::new(),
+        network: network.to_owned(),
+        pod: None,
+    }
+    .handle()
+}
+
+/// Handles of the attachments libcni remembers: it writes a file at ADD and removes it at DEL. One that does not read
+/// could be anybody's, so then nothing is known.
+fn attachments(cache: &Path) -> Option<BTreeSet<String>> {
+    let mut handles = BTreeSet::new();
+    for file in fs::read_dir(cache).ok()? {
+        let path = file.ok()?.path();
+        let text = match fs::metadata(&path) {
+            Ok(m) if m.is_file() && m.len() <= MAX_CACHED => fs::read(&path),
+            Ok(m) if m.is_dir() => continue,
+            Ok(_) => return None,
+            Err(e) => Err(e),
+        };
+        let text = match text {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(_) => return None,
+        };
+        let value: Value = serde_json::from_slice(&text).ok()?;
+        let field = |name: &str| value.get(name).and_then(Value::as_str);
+        match (field("networkName"), field("containerId"), field("ifName")) {
+            (Some(network), Some(container), Some(ifname)) => {
+                handles.insert(handle(network, container, ifname));
+            }
+            // A file of the time before libcni wrote names into it: `network-container-ifname`.
+            _ => {
+                let name = path.file_name()?.to_str()?.to_owned();
+                let (rest, ifname) = name.rsplit_once('-')?;
+                let (network, container) = rest.rsplit_once('-')?;
+                handles.insert(handle(network, container, ifname));
+            }
+        }
+    }
+    Some(handles)
+}
+
+/// Addresses with a route through a pod's device, or a device the route of which is still to come counts for none: an
+/// ADD under way holds its container's turn.
+fn routes() -> Option<BTreeSet<IpAddr>> {
+    let mut kernel = Rtnl::open().ok()?;
+    let pods: BTreeSet<u32> =
+        kernel.links().ok()?.into_iter().filter(|l| l.name.starts_with("cali")).map(|l| l.index).collect();
+    let all = kernel.routes(&RouteFilter::main()).ok()?;
+    let host = |n: &ipnet::IpNet| n.prefix_len() == n.max_prefix_len();
+    let of_pods = all.iter().filter(|r| host(&r.dst) && r.only_dev().is_some_and(|d| pods.contains(&d)));
+    Some(of_pods.map(|r| r.dst.addr()).collect())
+}
+
+fn report(found: &Findings, args: &LeakArgs) -> Value {
+    let leak = |l: &Leak| {
+        json!({"handle": l.handle, "node": l.node, "allocatedTo": l.allocated_to, "why": l.why,
+            "since": l.since.rfc3339(), "ips": l.releases.iter().map(|r| r.ip).collect::<Vec<_>>()})
+    };
+    json!({
+        "time": now().rfc3339(),
+        "mode": match args.ipam_gc { Mode::On => "on", Mode::DryRun => "dry-run", Mode::Off => "off" },
+        "graceSeconds": args.ipam_gc_grace,
+        "leaks": found.leaks.iter().map(leak).collect::<Vec<_>>(),
+        "waiting": found.waiting.iter().map(leak).collect::<Vec<_>>(),
+        "unknown": found.unknown,
+    })
+}
+
+fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = file.with_extension("tmp");
+    fs::write(&temporary, bytes)?;
+    fs::rename(&temporary, file)
+}
