@@ -5,9 +5,12 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::cmd::resource::{
-    args::{DeleteArgs, EditArgs, GetArgs, LabelArgs, PatchArgs, ValidateArgs, WriteArgs},
-    form::Form,
+use crate::cmd::{
+    ipam::args::IpamArgs,
+    resource::{
+        args::{DeleteArgs, EditArgs, GetArgs, LabelArgs, PatchArgs, ValidateArgs, WriteArgs},
+        form::Form,
+    },
 };
 
 /// Exit codes, said in `--help`.
@@ -57,6 +60,8 @@ pub(crate) enum Command {
     Diff(WriteArgs),
     /// Check files of resources without a datastore.
     Validate(ValidateArgs),
+    /// Look at addresses, check them, and change how they are given.
+    Ipam(IpamArgs),
     /// Show the agent of this node: peers, blocks, routes, encapsulation, health.
     Status(StatusArgs),
     /// Print the version.

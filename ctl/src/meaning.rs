@@ -31,6 +31,7 @@ pub(crate) enum What {
     Status { admin_socket: PathBuf },
     LabList,
     Resource(Box<resource::Request>),
+    Ipam(crate::cmd::ipam::args::IpamArgs),
     Lab { name: String, what: LabWhat },
 }
 
@@ -72,6 +73,7 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
     };
     let resource = |request| What::Resource(Box::new(request));
     let what = match args.command {
+        Command::Ipam(a) => What::Ipam(a),
         Command::Get(a) => resource(resource::Request::Get(a, args.output)),
         Command::Apply(a) => resource(resource::Request::Write(Verb::Apply, a)),
         Command::Create(a) => resource(resource::Request::Write(Verb::Create, a)),

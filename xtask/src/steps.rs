@@ -113,7 +113,7 @@ pub(crate) fn lab(args: &[String]) -> Result<ExitCode> {
 }
 
 /// The benchmarks, each a binary of the integration package.
-const BENCHES: [&str; 4] = ["routes", "cni", "carrier", "lab"];
+const BENCHES: [&str; 5] = ["ipam", "routes", "cni", "carrier", "lab"];
 
 /// `cargo xtask bench [NAME..]`.
 pub(crate) fn bench(names: &[String]) -> Result<ExitCode> {
@@ -130,11 +130,23 @@ pub(crate) fn bench(names: &[String]) -> Result<ExitCode> {
     for name in BENCHES {
         if names.is_empty() || names.iter().any(|n| n == name) {
             println!("\n== {name}");
+            if name == "ipam" {
+                ipam()?;
+                continue;
+            }
             let bin = target()?.join(format!("release/bench-{name}"));
             sh(&bin.to_string_lossy(), &[])?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// No peer to pair with: the algebra alone, then a million operations of fifty writers.
+fn ipam() -> Result<()> {
+    cargo("bench -p brindle-ipam --bench algebra")?;
+    let args =
+        ["BRINDLE_IPAM_OPS=1000000", "cargo", "test", "--release", "-p", "brindle-ipam", "--test", "model"];
+    sh("env", &[&args[..], &["storm::", "--", "--nocapture"]].concat())
 }
 
 /// Cargo's target folder, wherever the user put it.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 /// Which datastore a command speaks to.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct StoreArgs {
     /// The datastore: `sqlite:PATH`.
     #[arg(long, env = "BRINDLE_DATASTORE", default_value = brindle_config::DEFAULT_URL, value_name = "URL")]

@@ -54,7 +54,7 @@ pub(crate) fn run(request: Request, format: Format) -> Result<Outcome> {
 
 /// Opens the datastore a command is about. Reading must not make an empty one where there was none; the first
 /// resources may come before the first agent.
-fn open(args: &StoreArgs) -> Result<Arc<dyn Store>> {
+pub(super) fn open(args: &StoreArgs) -> Result<Arc<dyn Store>> {
     open_with(args, false)
 }
 
@@ -79,7 +79,7 @@ fn open_with(args: &StoreArgs, create: bool) -> Result<Arc<dyn Store>> {
 }
 
 /// Runs store calls to their end.
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 

@@ -1,0 +1,156 @@
+//! What may be typed after `ipam`.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::cmd::resource::args::StoreArgs;
+
+#[derive(Debug, Args)]
+pub(crate) struct IpamArgs {
+    #[command(subcommand)]
+    pub(crate) command: IpamCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IpamCommand {
+    /// Show how full the pools are, their blocks, borrowed addresses, or one address.
+    Show(ShowArgs),
+    /// Check all records against each other and against what is in use; exit code 1 when there are problems.
+    Check(CheckArgs),
+    /// Tell everything about one address: who has it, why it may not be given, what happened to it.
+    Why(WhyArgs),
+    /// Give back an address that nothing uses any more, or all that a report of `check` names.
+    Release(ReleaseArgs),
+    /// Change the IPAM configuration.
+    Configure(ConfigureArgs),
+    /// Split an IP pool into smaller pools.
+    Split(SplitArgs),
+    /// Keep addresses from being given unasked.
+    Reserve(ReserveArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Only this address.
+    #[arg(long, value_name = "IP", conflicts_with_all = ["show_blocks", "show_borrowed", "show_configuration"])]
+    pub(crate) ip: Option<IpAddr>,
+    /// Each pool's blocks, too.
+    #[arg(long)]
+    pub(crate) show_blocks: bool,
+    /// Addresses used on another node than their block's.
+    #[arg(long)]
+    pub(crate) show_borrowed: bool,
+    /// The IPAM configuration.
+    #[arg(long)]
+    pub(crate) show_configuration: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// List every address.
+    #[arg(long)]
+    pub(crate) show_all_ips: bool,
+    /// List the addresses with problems.
+    #[arg(long)]
+    pub(crate) show_problem_ips: bool,
+    /// Write a report for `ipam release --from-report`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// The agent's folder; its collector's last findings are shown.
+    #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/brindle")]
+    pub(crate) state_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    pub(crate) ip: IpAddr,
+    /// The agent's folder; it remembers what happened to addresses.
+    #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/brindle")]
+    pub(crate) state_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// The address.
+    #[arg(long, value_name = "IP", required_unless_present = "from_report")]
+    pub(crate) ip: Option<IpAddr>,
+    /// A report of `ipam check`; of several, only what all name.
+    #[arg(long, value_name = "FILE", conflicts_with = "ip")]
+    pub(crate) from_report: Vec<PathBuf>,
+    /// Although the datastore is not locked, or an endpoint still has the address.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// `--kubevirt-ip-persistence`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Persistence {
+    #[value(name = "Enabled")]
+    Enabled,
+    #[value(name = "Disabled")]
+    Disabled,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "setting", required = true, multiple = true, args = ["strictaffinity", "max_blocks_per_host", "auto_allocate_blocks", "kubevirt_ip_persistence", "ip_cooldown_seconds"])]
+pub(crate) struct ConfigureArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Whether nodes use addresses of their own blocks only.
+    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set)]
+    pub(crate) strictaffinity: Option<bool>,
+    /// Blocks a node may own; 0: the built-in 20.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_blocks_per_host: Option<u32>,
+    /// Whether nodes claim blocks on their own.
+    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set)]
+    pub(crate) auto_allocate_blocks: Option<bool>,
+    /// Whether virtual machines keep their address when they move.
+    #[arg(long, value_enum)]
+    pub(crate) kubevirt_ip_persistence: Option<Persistence>,
+    /// Seconds an address rests after its release.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1200))]
+    pub(crate) ip_cooldown_seconds: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SplitArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Into how many: a power of two.
+    pub(crate) number: u32,
+    /// The pool with this network.
+    #[arg(long, value_name = "CIDR", required_unless_present = "name")]
+    pub(crate) cidr: Option<IpNet>,
+    /// The pool of this name.
+    #[arg(long, value_name = "POOL", conflicts_with = "cidr")]
+    pub(crate) name: Option<String>,
+    /// Although the datastore is not locked.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReserveArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Addresses or networks.
+    #[arg(value_name = "CIDR", required = true)]
+    pub(crate) cidrs: Vec<String>,
+    /// Name of the IPReservation.
+    #[arg(long, default_value = "reserved", value_name = "NAME")]
+    pub(crate) name: String,
+    /// Take them out of the reservation again.
+    #[arg(long)]
+    pub(crate) remove: bool,
+}

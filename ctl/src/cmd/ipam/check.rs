@@ -1,0 +1,292 @@
+//! `ipam check`: the records against each other and against what pods and nodes say they use. Sections and the report
+//! are calicoctl's; behind them come the cross-checks of the allocator itself and what the agent's collector found.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::IpAddr,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use brindle_config_core::Kind;
+use brindle_ipam::{
+    audit::{Finding, audit},
+    usage::{affinities_by_node, allocated_to, handles_without_addresses},
+};
+use serde_json::{Value, json};
+
+use super::{args::CheckArgs, world::World};
+use crate::{Outcome, args::Format, out};
+
+/// What was found.
+#[derive(Default)]
+struct Checked {
+    text: String,
+    allocated_unused: Vec<(IpAddr, String)>,
+    used_twice: Vec<(IpAddr, Vec<String>)>,
+    outside_pools: Vec<(IpAddr, Vec<String>)>,
+    not_allocated: Vec<(IpAddr, Vec<String>)>,
+    idle_handles: Vec<String>,
+    findings: Vec<Finding>,
+}
+
+pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<Outcome> {
+    let mut c = look(world, args);
+    let problems = c.allocated_unused.len()
+        + c.used_twice.len()
+        + c.outside_pools.len()
+        + c.not_allocated.len()
+        + c.idle_handles.len()
+        + c.findings.len();
+    let collector = collector(&args.state_dir);
+    if let Some(found) = &collector {
+        let count = |what: &str| found.get(what).and_then(Value::as_array).map_or(0, Vec::len);
+        let _ = writeln!(
+            c.text,
+            "\nThe agent's collector ({}, looked at {}): {} leaked handles, {} waiting for the grace period of {} s.",
+            found["mode"].as_str().unwrap_or("?"),
+            found["time"].as_str().unwrap_or("?"),
+            count("leaks"),
+            count("waiting"),
+            found["graceSeconds"]
+        );
+    }
+    let report = report(world, &c);
+    if let Some(path) = &args.report {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    match format {
+        Format::Json => {
+            let list = |l: &[(IpAddr, Vec<String>)]| {
+                l.iter().map(|(ip, by)| json!({"ip": ip, "by": by})).collect::<Vec<_>>()
+            };
+            out::json(&json!({
+                "problems": problems,
+                "allocatedNotInUse": c.allocated_unused.iter().map(|(ip, h)| json!({"ip": ip, "handle": h})).collect::<Vec<_>>(),
+                "usedTwice": list(&c.used_twice),
+                "usedOutsidePools": list(&c.outside_pools),
+                "usedNotAllocated": list(&c.not_allocated),
+                "handlesWithoutIPs": c.idle_handles,
+                "records": c.findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "collector": collector,
+            }));
+        }
+        Format::Table => {
+            out::put!("{}", c.text);
+            out::say!("Check complete; found {problems} problems.");
+        }
+    }
+    Ok(if problems == 0 { Outcome::Ok } else { Outcome::Degraded })
+}
+
+fn look(world: &World, args: &CheckArgs) -> Checked {
+    let mut c = Checked::default();
+    let mut t = "Checking IPAM for inconsistencies...\n\nLoading all IPAM blocks...\n".to_owned();
+    let _ = writeln!(t, "Found {} IPAM blocks.", world.blocks.iter().count());
+    for b in world.blocks.iter() {
+        let affinity = b.spec().affinity.as_deref().unwrap_or("<none>");
+        let _ = writeln!(t, " IPAM block {} affinity={affinity}:", b.cidr());
+    }
+    let mut by_node: BTreeMap<String, usize> =
+        affinities_by_node(&world.entries).into_keys().map(|n| (n, 0)).collect();
+    let mut allocated: BTreeMap<IpAddr, Vec<(String, String)>> = BTreeMap::new();
+    for (_, a) in world.blocks.allocations().filter(|(_, a)| !a.cooling()) {
+        if let Some(node) = a.attribute.secondary.get("node") {
+            *by_node.entry(node.clone()).or_default() += 1;
+        }
+        let handle = a.handle().unwrap_or_default().to_owned();
+        allocated.entry(a.ip).or_default().push((handle, allocated_to(&a)));
+    }
+    let total: usize = allocated.values().map(Vec::len).sum();
+    let _ = writeln!(t, "IPAM blocks record {total} allocations.\n\nLoading all IPAM pools...");
+    for p in world.view.pools.iter().filter(|p| !p.spec.disabled) {
+        let _ = writeln!(t, "  {}", p.spec.cidr);
+    }
+    let active = world.view.pools.iter().filter(|p| !p.spec.disabled).count();
+    let (workloads, tunnels) = (world.workloads(), world.tunnels());
+    let _ = writeln!(t, "Found {active} active IP pools.\n\nLoading all nodes.");
+    let _ = writeln!(t, "Found {} node tunnel IPs.\n\nLoading all workload endpoints.", tunnels.len());
+    let mut used = workloads.clone();
+    for (ip, by) in &tunnels {
+        used.entry(*ip).or_default().extend(by.iter().cloned());
+    }
+    let _ = writeln!(t, "Found {} workload IPs.", workloads.len());
+    let _ = writeln!(t, "Workloads and nodes are using {} IPs.\n", used.len());
+    if args.show_all_ips {
+        for (ip, owners) in &allocated {
+            for (handle, whose) in owners {
+                let _ = writeln!(t, "  {ip} allocated to {whose} (handle {handle})");
+            }
+        }
+    }
+    let _ = writeln!(t, "Looking for top (up to 20) nodes by allocations...");
+    let mut top: Vec<(&String, &usize)> = by_node.iter().collect();
+    top.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    for (node, n) in top.iter().take(20) {
+        let _ = writeln!(t, "  {node} has {n} allocations");
+    }
+    if let Some((_, most)) = top.first() {
+        let median = top.get(top.len() / 2).map_or(0, |(_, n)| **n);
+        let _ = writeln!(t, "Node with most allocations has {most}; median is {median}");
+    }
+    unused(world, args, &allocated, &used, &mut c, &mut t);
+    not_allocated(world, args, &allocated, &used, &mut c, &mut t);
+    handles(world, &mut c, &mut t);
+    c.text = t;
+    c
+}
+
+fn unused(
+    world: &World,
+    args: &CheckArgs,
+    allocated: &BTreeMap<IpAddr, Vec<(String, String)>>,
+    used: &BTreeMap<IpAddr, Vec<String>>,
+    c: &mut Checked,
+    t: &mut String,
+) {
+    let _ = writeln!(t, "\nScanning for IPs that are allocated but not actually in use...");
+    for (ip, owners) in allocated {
+        for (handle, whose) in owners {
+            if used.contains_key(ip) || !judged(world, *ip) {
+                continue;
+            }
+            if args.show_problem_ips {
+                let _ = writeln!(t, "  {ip} leaked; owner {whose} (handle {handle})");
+            }
+            c.allocated_unused.push((*ip, handle.clone()));
+        }
+    }
+    let n = c.allocated_unused.len();
+    let _ = writeln!(t, "Found {n} IPs that are allocated in IPAM but not actually in use.");
+}
+
+/// Addresses without a pod may be in use by what no endpoint shows: `brindle-ipam` under another plugin, a load
+/// balancer, an operator.
+fn judged(world: &World, ip: IpAddr) -> bool {
+    let allocation = world.blocks.of(ip).and_then(|b| b.allocation(ip));
+    allocation.is_some_and(|a| {
+        a.attribute.secondary.contains_key("pod")
+            || a.attribute.secondary.get("type").is_some_and(|t| t.ends_with("TunnelAddress"))
+    })
+}
+
+fn not_allocated(
+    world: &World,
+    args: &CheckArgs,
+    allocated: &BTreeMap<IpAddr, Vec<(String, String)>>,
+    used: &BTreeMap<IpAddr, Vec<String>>,
+    c: &mut Checked,
+    t: &mut String,
+) {
+    let _ =
+        writeln!(t, "Scanning for IPs that are in use by a workload or node but not allocated in IPAM...");
+    for (ip, by) in used {
+        if by.len() > 1 {
+            c.used_twice.push((*ip, by.clone()));
+        }
+        let list = if world.view.pool_of(*ip).is_none() {
+            &mut c.outside_pools
+        } else if !allocated.contains_key(ip) {
+            &mut c.not_allocated
+        } else {
+            continue;
+        };
+        if args.show_problem_ips {
+            let _ = writeln!(t, "  {ip} in use by {}", by.join(", "));
+        }
+        list.push((*ip, by.clone()));
+    }
+    for (ip, by) in &c.used_twice {
+        let _ = writeln!(t, "  {ip} has more than one owner: {}", by.join(", "));
+    }
+    let _ = writeln!(t, "Found {} in-use IPs with multiple owners.", c.used_twice.len());
+    let _ = writeln!(t, "Found {} in-use IPs that are not in active IP pools.", c.outside_pools.len());
+    let _ = writeln!(
+        t,
+        "Found {} in-use IPs that are in active IP pools but have no corresponding IPAM allocation.",
+        c.not_allocated.len()
+    );
+}
+
+fn handles(world: &World, c: &mut Checked, t: &mut String) {
+    c.idle_handles = handles_without_addresses(&world.entries, &world.blocks);
+    let total = world.entries.iter().filter(|e| e.key.kind == Kind::IpamHandle).count();
+    let _ = writeln!(
+        t,
+        "\nScanning for IPAM handles with no matching IPs...\n\
+         Found {} handles with no matching IPs (and {} handles with matches).",
+        c.idle_handles.len(),
+        total.saturating_sub(c.idle_handles.len())
+    );
+    for handle in &c.idle_handles {
+        let _ = writeln!(t, "  {handle}");
+    }
+    let idle: BTreeSet<String> = c.idle_handles.iter().map(|h| brindle_ipam::names::handle_name(h)).collect();
+    let (missing, others): (Vec<Finding>, Vec<Finding>) =
+        audit(&world.entries).into_iter().partition(|f| matches!(f, Finding::Unlisted { .. }));
+    let _ = writeln!(
+        t,
+        "Scanning for IPs with missing handle...\n\
+         Found {} handles mentioned in blocks with no matching handle resource.",
+        missing.len()
+    );
+    let others: Vec<Finding> = others
+        .into_iter()
+        // Said above already.
+        .filter(|f| !matches!(f, Finding::CountTooHigh { handle, .. } if idle.contains(handle)))
+        .collect();
+    let _ = writeln!(
+        t,
+        "Cross-checking blocks, affinities and handles...\nFound {} contradictions.",
+        others.len()
+    );
+    for f in missing.iter().chain(&others) {
+        let _ = writeln!(t, "  {f}");
+    }
+    c.findings = missing.into_iter().chain(others).collect();
+}
+
+/// What the agent of this node found at its last look, if there is one.
+fn collector(state_dir: &Path) -> Option<Value> {
+    let text = std::fs::read_to_string(state_dir.join("ipam-leaks.json")).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// calicoctl's report.
+fn report(world: &World, c: &Checked) -> Value {
+    let mut used = world.workloads();
+    for (ip, by) in world.tunnels() {
+        used.entry(ip).or_default().extend(by);
+    }
+    let leaked: BTreeSet<IpAddr> = c.allocated_unused.iter().map(|(ip, _)| *ip).collect();
+    let mut allocations: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for (b, a) in world.blocks.allocations() {
+        let attribute = |k: &str| a.attribute.secondary.get(k).cloned().unwrap_or_default();
+        let node = attribute("node");
+        allocations.entry(a.ip.to_string()).or_default().push(json!({
+            "ip": a.ip, "handle": a.handle().unwrap_or_default(), "sequenceNumber": a.sequence,
+            "pod": attribute("pod"), "namespace": attribute("namespace"), "node": node,
+            "type": attribute("type"), "creationTimestamp": attribute("timestamp"),
+            "inUse": !leaked.contains(&a.ip), "borrowed": !node.is_empty() && b.host() != Some(&*node),
+            "coolingDown": a.cooling(), "owners": used.get(&a.ip).cloned().unwrap_or_default(),
+        }));
+    }
+    let leaked_handles: Vec<Value> = world
+        .entries
+        .iter()
+        .filter(|e| e.key.kind == Kind::IpamHandle)
+        .filter(|e| c.idle_handles.iter().any(|h| brindle_ipam::names::handle_name(h) == e.key.name))
+        .map(|e| json!({"ID": e.key.name, "UID": "", "Revision": e.revision.0.to_string()}))
+        .collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "clusterGUID": world.cluster.cluster_guid,
+        "datastoreLocked": world.locked(),
+        "clusterInformationRevision": world.cluster_revision.0.to_string(),
+        "clusterType": world.cluster.cluster_type,
+        "allocations": allocations,
+        "leakedHandles": leaked_handles,
+    })
+}

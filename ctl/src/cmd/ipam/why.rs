@@ -1,0 +1,166 @@
+//! `ipam why IP`: what the records say about one address, and what the agent remembers of it.
+
+use std::{net::IpAddr, path::Path};
+
+use anyhow::Result;
+use brindle_config_core::Kind;
+use brindle_ipam::{Now, block::Block, net, usage::allocated_to};
+use serde_json::{Value, json};
+
+use super::{
+    args::WhyArgs,
+    world::{World, now, workload},
+};
+use crate::{Outcome, args::Format, out};
+
+/// Events shown, the newest.
+const EVENTS: usize = 20;
+
+pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outcome> {
+    let ip = args.ip;
+    let story = story(world, ip, now()?);
+    let history = history(&args.state_dir, ip);
+    if format == Format::Json {
+        let facts: serde_json::Map<String, Value> =
+            story.facts.iter().map(|(k, v)| ((*k).to_owned(), Value::from(v.clone()))).collect();
+        out::json(
+            &json!({"ip": ip, "state": story.state, "summary": story.summary, "facts": facts, "history": history}),
+        );
+        return Ok(Outcome::Ok);
+    }
+    out::say!("{}", story.summary);
+    for (what, fact) in &story.facts {
+        out::say!("  {what:<10}{fact}");
+    }
+    if history.is_empty() {
+        out::say!(
+            "  history   the agent of this node remembers nothing of it ({})",
+            args.state_dir.display()
+        );
+    }
+    for (i, e) in history.iter().enumerate() {
+        let text = |key: &str| e.get(key).and_then(Value::as_str).unwrap_or_default();
+        let what = if i == 0 { "history" } else { "" };
+        let whose =
+            Some(text("allocatedTo")).filter(|w| !w.is_empty()).map_or(String::new(), |w| format!("{w}, "));
+        out::say!("  {what:<10}{} {:<9} {whose}handle {}", text("time"), text("event"), text("handle"));
+    }
+    Ok(Outcome::Ok)
+}
+
+struct Story {
+    /// `in-use`, `cooling`, `reserved`, `free`, `outside`.
+    state: &'static str,
+    summary: String,
+    facts: Vec<(&'static str, String)>,
+}
+
+fn story(world: &World, ip: IpAddr, now: Now) -> Story {
+    let mut facts = Vec::new();
+    let pool = world.view.pools.iter().find(|p| p.spec.cidr.contains(&ip));
+    if let Some(p) = pool {
+        let off = if p.spec.disabled { ", disabled: no new addresses" } else { "" };
+        facts.push(("pool", format!("{} {}{off}", p.name, p.spec.cidr)));
+    }
+    let block = world.blocks.of(ip);
+    if let Some(b) = block {
+        let owner =
+            b.host().map_or_else(|| "of nobody, it only drains".to_owned(), |h| format!("of node {h}"));
+        let since = b.claimed().map_or_else(String::new, |c| format!(", claimed {}", c.rfc3339()));
+        facts.push(("block", format!("{} {owner}{since}", b.cidr())));
+    }
+    let endpoint =
+        world.endpoints.iter().find(|e| e.resource.spec.ip_networks.iter().any(|n| n.addr() == ip));
+    if let Some(e) = endpoint {
+        let spec = &e.resource.spec;
+        facts.push((
+            "endpoint",
+            format!(
+                "{} on {}, device {}, container {}",
+                workload(e),
+                spec.node,
+                spec.interface_name,
+                spec.container_id
+            ),
+        ));
+    }
+    let (state, summary) = match (block, pool) {
+        (Some(b), _) => in_block(world, ip, b, endpoint.is_some(), now, &mut facts),
+        (None, None) => ("outside", format!("{ip} is in no IP pool: it is never given")),
+        (None, Some(_)) if world.view.reservations.contains(ip) => {
+            ("reserved", format!("{ip} is reserved: it is given only to who asks for it"))
+        }
+        (None, Some(_)) => ("free", format!("{ip} is free: no node has claimed its block yet")),
+    };
+    Story { state, summary, facts }
+}
+
+fn in_block(
+    world: &World,
+    ip: IpAddr,
+    block: &Block,
+    endpoint: bool,
+    now: Now,
+    facts: &mut Vec<(&'static str, String)>,
+) -> (&'static str, String) {
+    let Some(a) = block.allocation(ip) else {
+        if world.view.reservations.contains(ip) {
+            return ("reserved", format!("{ip} is reserved: it is given only to who asks for it"));
+        }
+        let at = net::ordinal(&block.cidr(), ip)
+            .and_then(|o| block.spec().unallocated.iter().position(|u| *u as u128 == o));
+        if let Some(at) = at {
+            let all = block.spec().unallocated.len();
+            facts.push(("queue", format!("number {} of {all} free addresses of its block", at + 1)));
+        }
+        return ("free", format!("{ip} is free"));
+    };
+    if a.cooling() {
+        let rest = u64::from(world.view.config.ip_cooldown_seconds.unwrap_or(0));
+        let released = a.attribute.released_at.clone().unwrap_or_default();
+        let over = Now::parse_rfc3339(&released).map(|r| rest.saturating_sub(now.secs_since(r)));
+        facts.push((
+            "released",
+            format!("{released}, {} s of ipCooldownSeconds {rest} left", over.unwrap_or(0)),
+        ));
+        return ("cooling", format!("{ip} rests after its release; nobody has it"));
+    }
+    if let Some(handle) = a.handle() {
+        let name = brindle_ipam::names::handle_name(handle);
+        let record = world.entries.iter().find(|e| e.key.kind == Kind::IpamHandle && e.key.name == name);
+        let counts = record
+            .and_then(|e| e.value.pointer("/spec/block")?.get(block.cidr().to_string())?.as_u64())
+            .map_or_else(
+                || "whose record does not list this block".to_owned(),
+                |n| format!("counts {n} in this block"),
+            );
+        facts.push(("handle", format!("{handle}, {counts}")));
+    }
+    let attribute = |key: &str| a.attribute.secondary.get(key).map(String::as_str);
+    if let Some(given) = attribute("timestamp") {
+        facts
+            .push(("given", format!("{given}, sequence {} of {}", a.sequence, block.spec().sequence_number)));
+    }
+    if let Some(node) = attribute("node") {
+        let lent = block.host().is_some_and(|h| h != node);
+        facts
+            .push(("node", format!("{node}{}", if lent { ", borrowed from the block's owner" } else { "" })));
+    }
+    let whose = allocated_to(&a);
+    let unused = attribute("pod").is_some() && !endpoint;
+    let doubt = if unused { ", but no endpoint has it: `brindlectl ipam check`" } else { "" };
+    ("in-use", format!("{ip} belongs to {whose}{doubt}"))
+}
+
+/// What the agent of this node remembers of the address, oldest first.
+fn history(state_dir: &Path, ip: IpAddr) -> Vec<Value> {
+    let mut events: Vec<Value> = ["ipam-history.jsonl.old", "ipam-history.jsonl"]
+        .iter()
+        .filter_map(|f| std::fs::read_to_string(state_dir.join(f)).ok())
+        .flat_map(|text| text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect::<Vec<Value>>())
+        .filter(|e| e.get("ip").and_then(Value::as_str).and_then(|t| t.parse().ok()) == Some(ip))
+        .collect();
+    let skip = events.len().saturating_sub(EVENTS);
+    events.drain(..skip);
+    events
+}

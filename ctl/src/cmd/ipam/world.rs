@@ -1,0 +1,107 @@
+//! What the `ipam` commands look at: one consistent listing of all that has to do with addresses.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, bail};
+use brindle_config_core::{
+    Kind,
+    felix::ClusterInformationSpec,
+    node::NodeSpec,
+    store::{Entry, Revision, Store, StoreError, StoreExt as _, Stored, decode},
+    workload::WorkloadEndpointSpec,
+};
+use brindle_ipam::{Now, View, usage::Blocks};
+
+/// The records.
+pub(super) struct World {
+    pub(super) view: View,
+    pub(super) entries: Vec<Entry>,
+    pub(super) blocks: Blocks,
+    pub(super) endpoints: Vec<Stored<WorkloadEndpointSpec>>,
+    pub(super) cluster: ClusterInformationSpec,
+    pub(super) cluster_revision: Revision,
+}
+
+const KINDS: [Kind; 5] =
+    [Kind::IpamBlock, Kind::BlockAffinity, Kind::IpamHandle, Kind::WorkloadEndpoint, Kind::Node];
+
+impl World {
+    /// Reads everything.
+    pub(super) async fn read(store: &dyn Store) -> Result<Self> {
+        // No node is meant: pools are looked at, not chosen.
+        let view = View::load(store, "").await?;
+        let entries = store.list(&KINDS).await?.entries;
+        let endpoints = entries
+            .iter()
+            .filter(|e| e.key.kind == Kind::WorkloadEndpoint)
+            .filter_map(|e| decode(e).ok())
+            .collect();
+        let (cluster, cluster_revision) = match store.get_as::<ClusterInformationSpec>(None, "default").await
+        {
+            Ok(c) => (c.resource.spec, c.revision),
+            Err(StoreError::NotFound(_)) => Default::default(),
+            Err(e) => return Err(e.into()),
+        };
+        Ok(Self { view, blocks: Blocks::read(&entries), entries, endpoints, cluster, cluster_revision })
+    }
+
+    /// Whether somebody locked the datastore.
+    pub(super) fn locked(&self) -> bool {
+        self.cluster.datastore_ready == Some(false)
+    }
+
+    /// Refuses to go on while pods may come and go.
+    pub(super) fn must_be_locked(&self, force: bool) -> Result<()> {
+        if self.locked() || force {
+            return Ok(());
+        }
+        bail!(
+            "the datastore is not locked: pods could be given addresses meanwhile; set datastoreReady: false in \
+             ClusterInformation default first, or use --force"
+        )
+    }
+
+    /// Addresses of pods, each with its users, and how many there are.
+    pub(super) fn workloads(&self) -> BTreeMap<IpAddr, Vec<String>> {
+        let mut users: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
+        for e in &self.endpoints {
+            let whose = workload(e);
+            for net in &e.resource.spec.ip_networks {
+                users.entry(net.addr()).or_default().push(whose.clone());
+            }
+        }
+        users
+    }
+
+    /// Tunnel addresses the Nodes name.
+    pub(super) fn tunnels(&self) -> BTreeMap<IpAddr, Vec<String>> {
+        let mut users: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
+        for entry in self.entries.iter().filter(|e| e.key.kind == Kind::Node) {
+            let Ok(node) = decode::<NodeSpec>(entry) else { continue };
+            let spec = node.resource.spec;
+            let ipip = spec.bgp.as_ref().and_then(|b| b.ipv4_ipip_tunnel_addr);
+            for ip in [ipip, spec.ipv4_vxlan_tunnel_addr].into_iter().flatten() {
+                users.entry(ip.into()).or_default().push(format!("tunnel of node {}", entry.key.name));
+            }
+        }
+        users
+    }
+}
+
+/// `namespace/pod`, else the container.
+pub(super) fn workload(e: &Stored<WorkloadEndpointSpec>) -> String {
+    let spec = &e.resource.spec;
+    let name = [&spec.pod, &spec.workload, &spec.container_id].into_iter().find(|n| !n.is_empty());
+    let namespace = e.resource.metadata.namespace.as_deref().unwrap_or("default");
+    format!("{namespace}/{}", name.map_or("?", String::as_str))
+}
+
+/// The wall clock.
+pub(super) fn now() -> Result<Now> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    Ok(Now(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,217 @@
+//! `brindlectl ipam` over the real binary and a real SQLite store: what a person sees, to the letter.
+
+use std::{collections::BTreeMap, path::PathBuf, process::Command, sync::Arc};
+
+use brindle_config_core::{
+    Key, Kind, ObjectMeta, Resource, Spec,
+    felix::ClusterInformationSpec,
+    pool::IpPoolSpec,
+    store::{Expect, Store, StoreExt as _},
+    workload::WorkloadEndpointSpec,
+};
+use brindle_ipam::{Allocator as _, AssignRequest, BlockAllocator, NoPause, Now, Owner, View, Wanted};
+
+const NOW: Now = Now(1_795_400_607_000_000_000);
+
+struct Cluster {
+    dir: PathBuf,
+    store: Arc<dyn Store>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Cluster {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("brindlectl-ipam-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let url = format!("sqlite:{}", dir.join("t.db").display());
+        let store = {
+            let _inside = runtime.enter();
+            brindle_config::open(&url).unwrap()
+        };
+        let cluster = Self { dir, store, runtime };
+        let pool =
+            IpPoolSpec { block_size_raw: Some(30), ..IpPoolSpec::new("10.65.0.0/28".parse().unwrap()) };
+        cluster.put(ObjectMeta::named("default-pool"), pool);
+        cluster.put(ObjectMeta::named("six"), IpPoolSpec::new("fd00:65::/64".parse().unwrap()));
+        cluster
+    }
+
+    fn put<S: Spec>(&self, meta: ObjectMeta, spec: S) {
+        self.runtime.block_on(self.store.put_as(&Resource::new(meta, spec), Expect::Any)).unwrap();
+    }
+
+    fn lock(&self, ready: bool) {
+        let spec = ClusterInformationSpec {
+            cluster_guid: "c0ffee".into(),
+            datastore_ready: Some(ready),
+            ..ClusterInformationSpec::default()
+        };
+        self.put(ObjectMeta::named("default"), spec);
+    }
+
+    /// Gives addresses to a pod, with its endpoint or without.
+    fn pod(&self, node: &str, name: &str, v6: usize, endpoint: bool) {
+        let owner = Owner {
+            handle: format!("k8s-pod-network.{name}"),
+            attributes: BTreeMap::from([
+                ("namespace".into(), "default".into()),
+                ("node".into(), node.into()),
+                ("pod".into(), name.into()),
+                ("timestamp".into(), NOW.attribute()),
+            ]),
+        };
+        let mut a = BlockAllocator::new(Arc::clone(&self.store), node, Arc::new(NoPause));
+        let given = self.runtime.block_on(async {
+            let view = View::load(&*self.store, node).await.unwrap();
+            let request = AssignRequest {
+                max_blocks: 1,
+                ..AssignRequest::for_workload(owner, Wanted::any(1), Wanted::any(v6))
+            };
+            a.assign(&request, &view, NOW).await.unwrap()
+        });
+        assert_eq!(given.refusal(), None);
+        if endpoint {
+            let meta = ObjectMeta {
+                namespace: Some("default".into()),
+                ..ObjectMeta::named(format!("{node}-k8s-{name}-eth0"))
+            };
+            let spec = WorkloadEndpointSpec {
+                node: node.into(),
+                pod: name.into(),
+                container_id: name.into(),
+                endpoint: "eth0".into(),
+                orchestrator: "k8s".into(),
+                interface_name: format!("cali{name}"),
+                ip_networks: given.addresses.iter().map(|a| a.ip.into()).collect(),
+                ..WorkloadEndpointSpec::default()
+            };
+            self.put(meta, spec);
+        }
+    }
+
+    fn run(&self, line: &str) -> String {
+        let out = Command::new(env!("CARGO_BIN_EXE_brindlectl"))
+            .args(line.split_whitespace())
+            .current_dir(&self.dir)
+            .env("BRINDLE_DATASTORE", format!("sqlite:{}", self.dir.join("t.db").display()))
+            .env("BRINDLE_STATE_DIR", &self.dir)
+            .output()
+            .unwrap();
+        format!(
+            "$ brindlectl {line}\n{}{}[{}]\n",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr),
+            out.status.code().unwrap_or(-1)
+        )
+        .replace(&self.dir.display().to_string(), "DIR")
+    }
+
+    fn story(&self, lines: &[&str]) -> String {
+        lines.iter().map(|l| self.run(l)).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[test]
+fn addresses_are_shown_as_calicoctl_shows_them() {
+    let c = Cluster::new("show");
+    for n in 0..3 {
+        c.pod("node1", &format!("web-{n}"), usize::from(n == 0), true);
+    }
+    c.pod("node2", "db", 0, true);
+    // node2 may own one block, and needs one address more: it borrows.
+    for n in 0..4 {
+        c.pod("node2", &format!("db-{n}"), 0, true);
+    }
+    let told = c.story(&[
+        "ipam show",
+        "ipam reserve 10.65.0.14/31",
+        "ipam show --show-blocks",
+        "ipam show --show-borrowed",
+        "ipam show --show-configuration",
+        "ipam show --ip 10.65.0.15",
+        "-o json ipam show",
+        "ipam show --ip nonsense",
+    ]);
+    insta::assert_snapshot!(told);
+}
+
+#[test]
+fn an_address_tells_its_story() {
+    let c = Cluster::new("why");
+    c.pod("node1", "web", 0, true);
+    c.pod("node1", "ghost", 0, false);
+    let borrow: Vec<String> = c
+        .run("-o json ipam show --show-blocks")
+        .split("\"cidr\":\"")
+        .filter_map(|t| t.split('/').next().filter(|t| t.starts_with("10.65.0.")).map(str::to_owned))
+        .collect();
+    let first: std::net::Ipv4Addr = borrow[1].parse().unwrap();
+    let at = |n: u32| std::net::Ipv4Addr::from(u32::from(first) + n);
+    let history: String = ["given", "returned", "given"]
+        .iter()
+        .map(|e| {
+            format!(
+                "{{\"time\":\"2026-11-23T02:23:27Z\",\"event\":\"{e}\",\"ip\":\"{}\",\"handle\":\"k8s-pod-network.web\",\"allocatedTo\":\"default/web\",\"node\":\"node1\"}}\n",
+                at(0)
+            )
+        })
+        .collect();
+    std::fs::write(c.dir.join("ipam-history.jsonl"), history + "torn{").unwrap();
+    let told = c.story(&[
+        &format!("ipam why {}", at(0)),
+        &format!("ipam why {}", at(1)),
+        &format!("ipam why {}", at(2)),
+        "ipam why 192.0.2.1",
+        "ipam why fd00:65::1",
+        &format!("-o json ipam why {}", at(0)),
+    ]);
+    insta::assert_snapshot!(told);
+}
+
+#[test]
+fn what_is_wrong_is_found_and_released_by_report() {
+    let c = Cluster::new("check");
+    c.pod("node1", "web", 0, true);
+    c.pod("node1", "ghost", 0, false);
+    c.lock(true);
+    let first =
+        c.story(&["ipam check --show-problem-ips --report r1.json", "ipam release --from-report r1.json"]);
+    c.lock(false);
+    let second = c.story(&[
+        "ipam release --from-report r1.json",
+        "-o json ipam check --report r2.json",
+        "ipam release --from-report r1.json --from-report r2.json",
+        "ipam check",
+    ]);
+    insta::assert_snapshot!(first + &second);
+}
+
+#[test]
+fn the_configuration_is_changed_only_where_it_makes_sense() {
+    let c = Cluster::new("configure");
+    let told = c.story(&[
+        "ipam configure --max-blocks-per-host=4",
+        "ipam configure --auto-allocate-blocks=false",
+        "ipam configure --strictaffinity=true --max-blocks-per-host=4 --ip-cooldown-seconds=30 --kubevirt-ip-persistence=Disabled",
+        "ipam show --show-configuration",
+        "ipam split 2 --name default-pool",
+        "ipam split 3 --name default-pool --force",
+        "ipam split 64 --name default-pool --force",
+        "ipam split 2 --cidr 10.65.0.0/28 --force",
+        "ipam show",
+        "ipam reserve 10.65.0.1 10.65.0.8/30",
+        "ipam reserve --remove 10.65.0.1",
+        "ipam reserve nonsense",
+        "ipam release --ip 10.65.0.3",
+    ]);
+    insta::assert_snapshot!(told);
+    let gone = c.runtime.block_on(c.store.get(&Key::new(Kind::IpPool, None, "default-pool")));
+    assert!(gone.is_err());
+}
