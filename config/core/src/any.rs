@@ -8,8 +8,17 @@ use crate::{
     bgp::{BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec},
     felix::{ClusterInformationSpec, FelixConfigurationSpec},
     ipam::{BlockAffinitySpec, IpamBlockSpec, IpamConfigSpec, IpamHandleSpec},
+    kube::{
+        AdminNetworkPolicySpec, BaselineAdminNetworkPolicySpec, ClusterNetworkPolicySpec, EndpointSliceSpec,
+        KubernetesNetworkPolicySpec, NamespaceSpec, ServiceAccountSpec,
+    },
     meta::Extra,
     node::NodeSpec,
+    policy::{
+        GlobalNetworkPolicySpec, GlobalNetworkSetSpec, HostEndpointSpec, NetworkPolicySpec, NetworkSetSpec,
+        ProfileSpec, StagedGlobalNetworkPolicySpec, StagedKubernetesNetworkPolicySpec,
+        StagedNetworkPolicySpec, TierSpec,
+    },
     pool::{IpPoolSpec, IpReservationSpec},
     workload::WorkloadEndpointSpec,
 };
@@ -83,6 +92,23 @@ any_resource! {
     FelixConfiguration(FelixConfigurationSpec),
     ClusterInformation(ClusterInformationSpec),
     WorkloadEndpoint(WorkloadEndpointSpec),
+    Tier(TierSpec),
+    GlobalNetworkPolicy(GlobalNetworkPolicySpec),
+    NetworkPolicy(NetworkPolicySpec),
+    StagedGlobalNetworkPolicy(StagedGlobalNetworkPolicySpec),
+    StagedNetworkPolicy(StagedNetworkPolicySpec),
+    StagedKubernetesNetworkPolicy(StagedKubernetesNetworkPolicySpec),
+    NetworkSet(NetworkSetSpec),
+    GlobalNetworkSet(GlobalNetworkSetSpec),
+    HostEndpoint(HostEndpointSpec),
+    Profile(ProfileSpec),
+    KubernetesNetworkPolicy(KubernetesNetworkPolicySpec),
+    ClusterNetworkPolicy(ClusterNetworkPolicySpec),
+    AdminNetworkPolicy(AdminNetworkPolicySpec),
+    BaselineAdminNetworkPolicy(BaselineAdminNetworkPolicySpec),
+    Namespace(NamespaceSpec),
+    ServiceAccount(ServiceAccountSpec),
+    EndpointSlice(EndpointSliceSpec),
 }
 
 impl AnyResource {

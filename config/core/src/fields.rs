@@ -27,7 +27,11 @@ pub fn lookup(kind: Kind, path: &str) -> Known {
         return among(METADATA.split_whitespace(), "", field);
     }
     let Some(field) = path.strip_prefix("spec.") else {
-        return among(["apiVersion", "kind", "metadata", "spec", "status"], "", path);
+        let slice = ["addressType", "endpoints", "ports"].into_iter().filter(|_| kind == Kind::EndpointSlice);
+        let account = ["automountServiceAccountToken", "imagePullSecrets", "secrets"];
+        let account = account.into_iter().filter(|_| kind == Kind::ServiceAccount);
+        let everywhere = ["apiVersion", "kind", "metadata", "spec", "status"];
+        return among(everywhere.into_iter().chain(slice).chain(account), "", path);
     };
     let field = without_indices(field);
     let parent = field.rfind('.').map_or("", |at| field.split_at(at + 1).0);

@@ -28,11 +28,29 @@ pub enum Kind {
     FelixConfiguration,
     ClusterInformation,
     WorkloadEndpoint,
+    Tier,
+    GlobalNetworkPolicy,
+    NetworkPolicy,
+    StagedGlobalNetworkPolicy,
+    StagedNetworkPolicy,
+    StagedKubernetesNetworkPolicy,
+    NetworkSet,
+    GlobalNetworkSet,
+    HostEndpoint,
+    Profile,
+    /// `NetworkPolicy` of `networking.k8s.io/v1`.
+    KubernetesNetworkPolicy,
+    ClusterNetworkPolicy,
+    AdminNetworkPolicy,
+    BaselineAdminNetworkPolicy,
+    Namespace,
+    ServiceAccount,
+    EndpointSlice,
 }
 
 impl Kind {
     /// All kinds, in key order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 30] = [
         Self::IpPool,
         Self::IpReservation,
         Self::IpamConfiguration,
@@ -46,6 +64,23 @@ impl Kind {
         Self::FelixConfiguration,
         Self::ClusterInformation,
         Self::WorkloadEndpoint,
+        Self::Tier,
+        Self::GlobalNetworkPolicy,
+        Self::NetworkPolicy,
+        Self::StagedGlobalNetworkPolicy,
+        Self::StagedNetworkPolicy,
+        Self::StagedKubernetesNetworkPolicy,
+        Self::NetworkSet,
+        Self::GlobalNetworkSet,
+        Self::HostEndpoint,
+        Self::Profile,
+        Self::KubernetesNetworkPolicy,
+        Self::ClusterNetworkPolicy,
+        Self::AdminNetworkPolicy,
+        Self::BaselineAdminNetworkPolicy,
+        Self::Namespace,
+        Self::ServiceAccount,
+        Self::EndpointSlice,
     ];
 
     /// The name in `kind:`.
@@ -64,6 +99,23 @@ impl Kind {
             Self::FelixConfiguration => "FelixConfiguration",
             Self::ClusterInformation => "ClusterInformation",
             Self::WorkloadEndpoint => "WorkloadEndpoint",
+            Self::Tier => "Tier",
+            Self::GlobalNetworkPolicy => "GlobalNetworkPolicy",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::StagedGlobalNetworkPolicy => "StagedGlobalNetworkPolicy",
+            Self::StagedNetworkPolicy => "StagedNetworkPolicy",
+            Self::StagedKubernetesNetworkPolicy => "StagedKubernetesNetworkPolicy",
+            Self::NetworkSet => "NetworkSet",
+            Self::GlobalNetworkSet => "GlobalNetworkSet",
+            Self::HostEndpoint => "HostEndpoint",
+            Self::Profile => "Profile",
+            Self::KubernetesNetworkPolicy => "KubernetesNetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Self::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
+            Self::Namespace => "Namespace",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::EndpointSlice => "EndpointSlice",
         }
     }
 
@@ -91,6 +143,23 @@ impl Kind {
             Self::FelixConfiguration => "felixconfigurations",
             Self::ClusterInformation => "clusterinformations",
             Self::WorkloadEndpoint => "workloadendpoints",
+            Self::Tier => "tiers",
+            Self::GlobalNetworkPolicy => "globalnetworkpolicies",
+            Self::NetworkPolicy => "networkpolicies",
+            Self::StagedGlobalNetworkPolicy => "stagedglobalnetworkpolicies",
+            Self::StagedNetworkPolicy => "stagednetworkpolicies",
+            Self::StagedKubernetesNetworkPolicy => "stagedkubernetesnetworkpolicies",
+            Self::NetworkSet => "networksets",
+            Self::GlobalNetworkSet => "globalnetworksets",
+            Self::HostEndpoint => "hostendpoints",
+            Self::Profile => "profiles",
+            Self::KubernetesNetworkPolicy => "kubernetesnetworkpolicies",
+            Self::ClusterNetworkPolicy => "clusternetworkpolicies",
+            Self::AdminNetworkPolicy => "adminnetworkpolicies",
+            Self::BaselineAdminNetworkPolicy => "baselineadminnetworkpolicies",
+            Self::Namespace => "namespaces",
+            Self::ServiceAccount => "serviceaccounts",
+            Self::EndpointSlice => "endpointslices",
         }
     }
 
@@ -110,6 +179,23 @@ impl Kind {
             Self::FelixConfiguration => &["felixconfig", "felixconfigs"],
             Self::ClusterInformation => &["clusterinfo", "clusterinfos"],
             Self::WorkloadEndpoint => &["wep", "weps"],
+            Self::Tier => &[],
+            Self::GlobalNetworkPolicy => &["gnp", "gnps"],
+            Self::NetworkPolicy => &["np", "nps"],
+            Self::StagedGlobalNetworkPolicy => &["sgnp", "sgnps"],
+            Self::StagedNetworkPolicy => &["snp", "snps"],
+            Self::StagedKubernetesNetworkPolicy => &["sknp", "sknps"],
+            Self::NetworkSet => &["netset", "netsets"],
+            Self::GlobalNetworkSet => &["gns"],
+            Self::HostEndpoint => &["hep", "heps"],
+            Self::Profile => &["pro", "pros"],
+            Self::KubernetesNetworkPolicy => &["knp", "knps"],
+            Self::ClusterNetworkPolicy => &["cnp", "cnps"],
+            Self::AdminNetworkPolicy => &["anp", "anps"],
+            Self::BaselineAdminNetworkPolicy => &["banp", "banps"],
+            Self::Namespace => &["ns"],
+            Self::ServiceAccount => &["sa"],
+            Self::EndpointSlice => &["eps"],
         }
     }
 
@@ -132,7 +218,41 @@ impl Kind {
 
     /// Whether resources of this kind live in a namespace.
     pub const fn namespaced(self) -> bool {
-        matches!(self, Self::WorkloadEndpoint)
+        matches!(
+            self,
+            Self::WorkloadEndpoint
+                | Self::NetworkPolicy
+                | Self::StagedNetworkPolicy
+                | Self::StagedKubernetesNetworkPolicy
+                | Self::NetworkSet
+                | Self::KubernetesNetworkPolicy
+                | Self::ServiceAccount
+                | Self::EndpointSlice
+        )
+    }
+
+    /// `apiVersion` and `kind` as written in a resource. They differ from [`Kind::as_str`] for Kubernetes' own
+    /// NetworkPolicy, which shares its name with Calico's.
+    pub const fn written(self) -> (&'static str, &'static str) {
+        match self {
+            Self::KubernetesNetworkPolicy => ("networking.k8s.io/v1", "NetworkPolicy"),
+            Self::ClusterNetworkPolicy => ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
+            Self::AdminNetworkPolicy => ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
+            Self::BaselineAdminNetworkPolicy => {
+                ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy")
+            }
+            Self::Namespace | Self::ServiceAccount => ("v1", self.as_str()),
+            Self::EndpointSlice => ("discovery.k8s.io/v1", "EndpointSlice"),
+            _ => (crate::meta::API_VERSION, self.as_str()),
+        }
+    }
+
+    /// The kind of a resource with this `apiVersion` and `kind`.
+    pub fn parse_written(api_version: Option<&str>, kind: &str) -> Option<Self> {
+        if kind == "NetworkPolicy" && api_version == Some("networking.k8s.io/v1") {
+            return Some(Self::KubernetesNetworkPolicy);
+        }
+        Self::parse(kind)
     }
 }
 

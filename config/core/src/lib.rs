@@ -6,14 +6,17 @@
 pub mod any;
 pub mod bgp;
 pub mod bgp_values;
+pub mod convert;
 pub mod duration;
 pub mod felix;
 pub mod fields;
 pub mod ipam;
 pub mod key;
+pub mod kube;
 pub mod meta;
 pub mod names;
 pub mod node;
+pub mod policy;
 pub mod pool;
 pub mod selector;
 pub mod status;

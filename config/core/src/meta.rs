@@ -95,8 +95,8 @@ impl<S: Spec> Resource<S> {
     /// A resource of this kind with the given metadata.
     pub fn new(metadata: ObjectMeta, spec: S) -> Self {
         Self {
-            api_version: API_VERSION.into(),
-            kind: S::KIND.as_str().into(),
+            api_version: S::KIND.written().0.into(),
+            kind: S::KIND.written().1.into(),
             metadata,
             spec,
             extra: Extra::new(),

@@ -17,22 +17,8 @@ use super::{
 };
 
 /// Kinds of Calico that this version does not handle.
-const OTHER_KINDS: [&str; 14] = [
-    "NetworkPolicy",
-    "GlobalNetworkPolicy",
-    "StagedNetworkPolicy",
-    "StagedGlobalNetworkPolicy",
-    "StagedKubernetesNetworkPolicy",
-    "NetworkSet",
-    "GlobalNetworkSet",
-    "HostEndpoint",
-    "Tier",
-    "Profile",
-    "CalicoNodeStatus",
-    "KubeControllersConfiguration",
-    "LiveMigration",
-    "DatastoreMigration",
-];
+const OTHER_KINDS: [&str; 4] =
+    ["CalicoNodeStatus", "KubeControllersConfiguration", "LiveMigration", "DatastoreMigration"];
 
 /// What is said of a file without any document.
 pub const EMPTY_FILE: &str = "holds no resource";
@@ -301,11 +287,12 @@ fn load_resource(origin: &Origin, list_of: Option<&str>, out: &mut Loading) {
             return;
         }
     };
-    let Some(kind) = Kind::parse(kind) else {
+    let version = origin.node.member("apiVersion").and_then(|m| m.node.text());
+    let Some(kind) = Kind::parse_written(version, kind) else {
         out.errors.push(origin.problem("kind", unknown_kind(kind)));
         return;
     };
-    if let Some(problem) = wrong_api_version(origin, &[API_VERSION]) {
+    if let Some(problem) = wrong_api_version(origin, &[kind.written().0]) {
         out.errors.push(problem);
         return;
     }
@@ -317,7 +304,7 @@ fn load_resource(origin: &Origin, list_of: Option<&str>, out: &mut Loading) {
             key_at: origin.node.at,
             node: Node { at: origin.node.at, data: Data::Text(text.into()) },
         };
-        for (key, value) in [("kind", kind.as_str()), ("apiVersion", API_VERSION)] {
+        for (key, value) in [("kind", kind.written().1), ("apiVersion", kind.written().0)] {
             members.retain(|m| m.key != key);
             members.push(text(key, value));
         }
@@ -357,16 +344,17 @@ fn unknown_kind(kind: &str) -> String {
 }
 
 fn wrong_api_version(origin: &Origin, accepted: &[&str]) -> Option<Problem> {
+    let wanted = accepted.last().copied().unwrap_or(API_VERSION);
     let message = match origin.node.member("apiVersion").and_then(|m| m.node.text()) {
         Some(text) if accepted.contains(&text) => return None,
         // Items of a list may leave to the list what they have in common.
         None if !origin.inside.is_empty() => return None,
-        None => format!("is required; write {API_VERSION}"),
+        None => format!("is required; write {wanted}"),
         Some("crd.projectcalico.org/v1") => format!(
-            "expected {API_VERSION}, found crd.projectcalico.org/v1, which is how the Kubernetes API stores the same \
+            "expected {wanted}, found crd.projectcalico.org/v1, which is how the Kubernetes API stores the same \
              resource"
         ),
-        Some(other) => format!("expected {API_VERSION}, found {other:?}"),
+        Some(other) => format!("expected {wanted}, found {other:?}"),
     };
     Some(origin.problem("apiVersion", message))
 }

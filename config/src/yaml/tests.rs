@@ -140,7 +140,7 @@ fn errors_name_file_document_line_column_and_field() {
         bad("BlockAffinity", "node: a\ncidr: 10.0.0.0/26\ndeleted: maybe"),
         "apiVersion: projectcalico.org/v3\nkind: IPPol\nmetadata: {name: x}\n".into(),
         "apiVersion: projectcalico.org/v3\nkind: Deployment\nmetadata: {name: x}\n".into(),
-        "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: x}\n".into(),
+        "apiVersion: projectcalico.org/v3\nkind: LiveMigration\nmetadata: {name: x}\n".into(),
         "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolici\nmetadata: {name: x}\n".into(),
         "apiVersion: v1\nkind: IPPool\nmetadata: {name: x}\n".into(),
         "apiVersion: crd.projectcalico.org/v1\nkind: IPPool\nmetadata: {name: x}\n".into(),

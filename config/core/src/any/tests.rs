@@ -70,7 +70,63 @@ fn full_spec(kind: Kind) -> Value {
             "interfaceName": "cali0123456789a", "mac": "ee:ee:ee:ee:ee:ee",
             "ports": [{"name": "http", "protocol": "TCP", "port": 80, "hostPort": 8080}]})
         }
+        Kind::Tier => json!({"order": 5.0, "defaultAction": "Pass"}),
+        Kind::GlobalNetworkPolicy => full_policy(true, false),
+        Kind::NetworkPolicy => full_policy(false, false),
+        Kind::StagedGlobalNetworkPolicy => full_policy(true, true),
+        Kind::StagedNetworkPolicy => full_policy(false, true),
+        Kind::StagedKubernetesNetworkPolicy => {
+            let mut spec = full_kubernetes_policy();
+            spec["stagedAction"] = "Set".into();
+            spec
+        }
+        Kind::KubernetesNetworkPolicy => full_kubernetes_policy(),
+        Kind::NetworkSet | Kind::GlobalNetworkSet => json!({"nets": ["10.0.0.0/8"]}),
+        Kind::HostEndpoint => json!({"node": "a", "interfaceName": "eth0", "expectedIPs": ["10.0.0.1"],
+            "profiles": ["p"], "ports": [{"name": "http", "protocol": "TCP", "port": 80}]}),
+        Kind::Profile => json!({"ingress": [full_rule("source")], "egress": [full_rule("destination")],
+            "labelsToApply": {"l": "v"}}),
+        Kind::ClusterNetworkPolicy => json!({"tier": "Admin", "priority": 5, "subject": {"namespaces": {}}}),
+        Kind::AdminNetworkPolicy => json!({"priority": 5, "subject": {"namespaces": {}}}),
+        Kind::BaselineAdminNetworkPolicy => json!({"subject": {"namespaces": {}}}),
+        Kind::Namespace | Kind::ServiceAccount | Kind::EndpointSlice => json!({}),
     }
+}
+
+fn full_rule(end: &str) -> Value {
+    json!({"action": "Allow", "ipVersion": 4, "protocol": "TCP", "notProtocol": 17,
+        "icmp": {"type": 8, "code": 0}, "notICMP": {"type": 8, "code": 0}, 
+        end: {"nets": ["10.0.0.0/8"], "notNets": ["10.0.0.0/9"], "selector": "has(a)", "notSelector": "has(b)",
+            "namespaceSelector": "has(c)", "ports": [80, "81:82", "http"], "notPorts": [81],
+            "serviceAccounts": {"names": ["s"], "selector": "has(d)"},
+            "services": {"name": "s", "namespace": "n"}}})
+}
+
+fn full_policy(global: bool, staged: bool) -> Value {
+    let mut spec = json!({"tier": "t", "order": 5.0, "selector": "has(a)", "serviceAccountSelector": "has(c)",
+        "types": ["Ingress", "Egress"], "ingress": [full_rule("source")], "egress": [full_rule("destination")]});
+    if !staged {
+        spec["performanceHints"] = json!(["AssumeNeededOnEveryNode"]);
+    }
+    if global {
+        spec["namespaceSelector"] = "has(b)".into();
+        for flag in ["doNotTrack", "preDNAT", "applyOnForward"] {
+            spec[flag] = true.into();
+        }
+    }
+    if staged {
+        spec["stagedAction"] = "Set".into();
+    }
+    spec
+}
+
+fn full_kubernetes_policy() -> Value {
+    let selector = json!({"matchExpressions": [{"key": "k", "operator": "In", "values": ["v"]}]});
+    let peers = json!([{"podSelector": selector, "namespaceSelector": selector},
+        {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/9"]}}]);
+    let ports = json!([{"protocol": "TCP", "port": 80, "endPort": 90}]);
+    json!({"podSelector": selector, "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": peers, "ports": ports}], "egress": [{"to": peers, "ports": ports}]})
 }
 
 fn full(kind: Kind) -> Value {
@@ -85,8 +141,15 @@ fn read(kind: Kind, value: &Value) -> AnyResource {
 
 /// All paths of members: `a`, `a.b`, `a[0].c`. Free-form maps and what is kept as JSON count as leaves.
 fn paths(at: &str, value: &Value, out: &mut Vec<String>) {
-    const FREE_FORM: [&str; 6] =
-        ["secondary", "alternateOwnerAttrs", "sequenceNumberForAllocation", "block", "operations", "labels"];
+    const FREE_FORM: [&str; 7] = [
+        "labelsToApply",
+        "secondary",
+        "alternateOwnerAttrs",
+        "sequenceNumberForAllocation",
+        "block",
+        "operations",
+        "labels",
+    ];
     match value {
         Value::Object(members) => {
             for (key, v) in members {
@@ -155,6 +218,7 @@ fn plant(value: &mut Value, n: &mut usize, extra: &Map<String, Value>) {
                         | "block"
                         | "operations"
                         | "labels"
+                        | "labelsToApply"
                         | "annotations"
                 ) {
                     plant(v, n, extra);

@@ -3,6 +3,7 @@
 //! `lex` cuts text into tokens, `parse` builds the tree, `eval` applies it to labels. [`Selector`]'s `Display` is
 //! the canonical form that Calico prints and hashes: parsing it gives the same selector again.
 
+mod build;
 mod eval;
 mod lex;
 mod parse;
@@ -10,6 +11,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
+pub use build::Anchor;
 pub use parse::SelectorError;
 
 use std::{

@@ -10,6 +10,7 @@ mod filter;
 mod ipam;
 pub mod names;
 pub mod node;
+pub mod policy;
 pub mod pool;
 mod workload;
 
@@ -18,7 +19,11 @@ mod tests;
 
 use std::fmt;
 
-use crate::{AnyResource, Kind, Selector, duration};
+use crate::{
+    AnyResource, Kind, Selector,
+    convert::{self, ClusterKind},
+    duration,
+};
 
 /// One field with an unacceptable value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +78,36 @@ pub fn resource(r: &AnyResource) -> Result<(), Invalid> {
         AnyResource::FelixConfiguration(r) => felix::check(&r.metadata.name, &r.spec, &mut errors),
         AnyResource::ClusterInformation(_) => {}
         AnyResource::WorkloadEndpoint(r) => workload::check(&r.spec, &mut errors),
+        AnyResource::Tier(r) => policy::check_tier(&r.metadata.name, &r.spec, &mut errors),
+        AnyResource::GlobalNetworkPolicy(r) => policy::check(&r.spec.0, true, &mut errors),
+        AnyResource::NetworkPolicy(r) => policy::check(&r.spec.0, false, &mut errors),
+        AnyResource::StagedGlobalNetworkPolicy(r) => policy::check(&r.spec.0, true, &mut errors),
+        AnyResource::StagedNetworkPolicy(r) => policy::check(&r.spec.0, false, &mut errors),
+        AnyResource::StagedKubernetesNetworkPolicy(r) => {
+            policy::converted(convert::staged_kubernetes_policy(&r.spec), &mut errors);
+        }
+        AnyResource::NetworkSet(r) => policy::check_set(&r.spec.0, &mut errors),
+        AnyResource::GlobalNetworkSet(r) => policy::check_set(&r.spec.0, &mut errors),
+        AnyResource::HostEndpoint(r) => policy::check_host_endpoint(&r.spec, &mut errors),
+        AnyResource::Profile(r) => policy::check_profile(&r.spec, &mut errors),
+        AnyResource::KubernetesNetworkPolicy(r) => {
+            policy::converted(convert::kubernetes_policy(&r.spec), &mut errors);
+        }
+        AnyResource::ClusterNetworkPolicy(r) => {
+            policy::converted(convert::cluster_policy(ClusterKind::Cluster, &r.spec.0), &mut errors);
+        }
+        AnyResource::AdminNetworkPolicy(r) => {
+            policy::converted(convert::cluster_policy(ClusterKind::Admin, &r.spec.0), &mut errors);
+        }
+        AnyResource::BaselineAdminNetworkPolicy(r) => {
+            policy::converted(convert::cluster_policy(ClusterKind::Baseline, &r.spec.0), &mut errors);
+        }
+        AnyResource::Namespace(_) | AnyResource::ServiceAccount(_) => {}
+        AnyResource::EndpointSlice(r) => {
+            if let Err(reason) = crate::kube::EndpointSlice::of(&r.extra) {
+                errors.add("endpoints", "", reason);
+            }
+        }
     }
     errors.done()
 }
@@ -80,7 +115,10 @@ pub fn resource(r: &AnyResource) -> Result<(), Invalid> {
 fn metadata(r: &AnyResource, errors: &mut Errors) {
     let meta = r.metadata();
     let name = meta.name.as_str();
-    let only_default = matches!(r.kind(), Kind::IpamConfiguration | Kind::ClusterInformation);
+    let only_default = matches!(
+        r.kind(),
+        Kind::IpamConfiguration | Kind::ClusterInformation | Kind::BaselineAdminNetworkPolicy
+    );
     if name.is_empty() {
         errors.add("metadata.name", name, "a name is required");
     } else if only_default && name != "default" {

@@ -1,0 +1,322 @@
+//! Tiers, policies, network sets, host endpoints, profiles: the rules of Calico's schemas and validator.
+//!
+//! The parsers of protocols, ports and nets are public: the calculation graph reads with the same ones what was
+//! checked with them here.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Errors;
+use crate::{
+    Selector,
+    convert::Converted,
+    policy::{
+        EntityRule, HostEndpointSpec, IcmpFields, IntOrString, PolicySpec, ProfileSpec, Rule, SetSpec,
+        TierSpec,
+    },
+};
+
+/// Most nets in one list of a rule.
+pub const MAX_NETS: usize = 256;
+/// Most ports in one list of a rule.
+pub const MAX_PORTS: usize = 50;
+/// Most rules of one direction.
+pub const MAX_RULES: usize = 1024;
+
+/// Names of protocols, as written; numbers are 1 to 255.
+pub const PROTOCOLS: [(&str, u8); 6] =
+    [("TCP", 6), ("UDP", 17), ("ICMP", 1), ("ICMPv6", 58), ("SCTP", 132), ("UDPLite", 136)];
+
+/// The number of a protocol.
+pub fn protocol(p: &IntOrString) -> Result<u8, String> {
+    let number = match p {
+        IntOrString::Int(n) => Some(*n),
+        IntOrString::Text(t) => match PROTOCOLS.iter().find(|(name, _)| name.eq_ignore_ascii_case(t)) {
+            Some((_, n)) => Some(i64::from(*n)),
+            None => t.parse().ok(),
+        },
+    };
+    number.and_then(|n| u8::try_from(n).ok()).filter(|n| *n > 0).ok_or_else(|| {
+        let names = PROTOCOLS.map(|(name, _)| name).join(", ");
+        format!("expected {names} or a number from 1 to 255")
+    })
+}
+
+/// A port of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Port {
+    Range(u16, u16),
+    Named(String),
+}
+
+/// Reads `80`, `8080:8090`, `http`.
+pub fn port(p: &IntOrString) -> Result<Port, String> {
+    let number = |n: i64| u16::try_from(n).map_err(|_| format!("port {n}: expected 0 to 65535"));
+    let text = match p {
+        IntOrString::Int(n) => return number(*n).map(|n| Port::Range(n, n)),
+        IntOrString::Text(t) => t,
+    };
+    let digits = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
+    let parse =
+        |t: &str| t.parse::<i64>().map_err(|_| format!("port {t}: expected 0 to 65535")).and_then(number);
+    if digits(text) {
+        return parse(text).map(|n| Port::Range(n, n));
+    }
+    if let Some((first, last)) = text.split_once(':') {
+        if !digits(first) || !digits(last) {
+            return Err("expected FIRST:LAST, two numbers".into());
+        }
+        let (a, b) = (parse(first)?, parse(last)?);
+        if a > b {
+            return Err(format!("the range ends before it begins; write {b}:{a}"));
+        }
+        return Ok(Port::Range(a, b));
+    }
+    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 128 || !text.chars().all(ok) {
+        return Err(
+            "expected a number, FIRST:LAST, or the name of a port (letters, digits, -, _ and .)".into()
+        );
+    }
+    Ok(Port::Named(text.clone()))
+}
+
+/// Reads a CIDR or an address; host bits are cleared.
+pub fn net(text: &str) -> Result<IpNet, String> {
+    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    net.map(|n| n.trunc()).map_err(|_| "expected a CIDR such as 10.0.0.0/16, or an IP address".into())
+}
+
+pub(super) fn check_tier(name: &str, t: &TierSpec, errors: &mut Errors) {
+    errors.one_of("spec.defaultAction", t.default_action.as_ref(), &["Deny", "Pass"]);
+    if name == "default" && t.default_action.as_deref() == Some("Pass") {
+        errors.add("spec.defaultAction", "Pass", "the tier default always denies");
+    }
+    check_order(t.order, errors);
+}
+
+fn check_order(order: Option<f64>, errors: &mut Errors) {
+    if let Some(n) = order.filter(|n| !n.is_finite()) {
+        errors.add("spec.order", n, "expected a number");
+    }
+}
+
+pub(super) fn check(p: &PolicySpec, global: bool, errors: &mut Errors) {
+    check_order(p.order, errors);
+    errors.selector("spec.selector", &p.selector);
+    errors.selector("spec.serviceAccountSelector", &p.service_account_selector);
+    errors.selector("spec.namespaceSelector", &p.namespace_selector);
+    for (i, t) in p.types.iter().enumerate() {
+        errors.one_of(&format!("spec.types[{i}]"), Some(t), &["Ingress", "Egress"]);
+    }
+    errors.at_most("spec.types", &p.types, 2);
+    for (i, t) in p.performance_hints.iter().enumerate() {
+        errors.one_of(&format!("spec.performanceHints[{i}]"), Some(t), &["AssumeNeededOnEveryNode"]);
+    }
+    errors.one_of("spec.stagedAction", p.staged_action.as_ref(), &["Set", "Delete", "Learn", "Ignore"]);
+    if !global {
+        let only = "only a GlobalNetworkPolicy has this field";
+        if !p.namespace_selector.is_empty() {
+            errors.add("spec.namespaceSelector", &p.namespace_selector, only);
+        }
+        for (field, set) in [
+            ("spec.doNotTrack", p.do_not_track),
+            ("spec.preDNAT", p.pre_dnat),
+            ("spec.applyOnForward", p.apply_on_forward),
+        ] {
+            if set {
+                errors.add(field, true, only);
+            }
+        }
+    }
+    if p.pre_dnat && p.do_not_track {
+        errors.add("spec.preDNAT", true, "preDNAT and doNotTrack exclude each other");
+    }
+    if p.pre_dnat && (!p.egress.is_empty() || p.types.iter().any(|t| t == "Egress")) {
+        errors.add("spec.preDNAT", true, "a preDNAT policy has ingress rules only");
+    }
+    if (p.pre_dnat || p.do_not_track) && !p.apply_on_forward {
+        errors.add("spec.applyOnForward", false, "preDNAT and doNotTrack need applyOnForward: true");
+    }
+    rules("spec.ingress", &p.ingress, true, errors);
+    rules("spec.egress", &p.egress, false, errors);
+}
+
+pub(super) fn check_profile(p: &ProfileSpec, errors: &mut Errors) {
+    rules("spec.ingress", &p.ingress, true, errors);
+    rules("spec.egress", &p.egress, false, errors);
+}
+
+fn rules(field: &str, rules: &[Rule], ingress: bool, errors: &mut Errors) {
+    errors.at_most(field, rules, MAX_RULES);
+    for (i, r) in rules.iter().enumerate() {
+        rule(&format!("{field}[{i}]"), r, ingress, errors);
+    }
+}
+
+fn rule(field: &str, r: &Rule, ingress: bool, errors: &mut Errors) {
+    let action = Some(&r.action);
+    errors.one_of(&format!("{field}.action"), action, &["Allow", "Deny", "Log", "Pass"]);
+    if let Some(v) = r.ip_version.filter(|v| !matches!(v, 4 | 6)) {
+        errors.add(&format!("{field}.ipVersion"), v, "expected 4 or 6");
+    }
+    let mut number = |name: &str, p: &Option<IntOrString>| {
+        let p = p.as_ref()?;
+        match protocol(p) {
+            Ok(n) => {
+                let family = match n {
+                    1 => Some(4),
+                    58 => Some(6),
+                    _ => None,
+                };
+                if let (Some(family), Some(v @ (4 | 6))) = (family, r.ip_version)
+                    && family != v
+                {
+                    errors.add(&format!("{field}.{name}"), p, format!("needs ipVersion {family}"));
+                }
+                Some(n)
+            }
+            Err(reason) => {
+                errors.add(&format!("{field}.{name}"), p, reason);
+                None
+            }
+        }
+    };
+    let proto = number("protocol", &r.protocol);
+    number("notProtocol", &r.not_protocol);
+    for (name, fields) in [("icmp", &r.icmp), ("notICMP", &r.not_icmp)] {
+        icmp(&format!("{field}.{name}"), fields, proto, errors);
+    }
+    entity(&format!("{field}.source"), &r.source, proto, r, errors);
+    entity(&format!("{field}.destination"), &r.destination, proto, r, errors);
+    let misplaced = if ingress { (&r.destination, "destination") } else { (&r.source, "source") };
+    if misplaced.0.services.is_some() {
+        let reason = "services stands in the source of ingress rules and the destination of egress rules";
+        errors.add(&format!("{field}.{}.services", misplaced.1), "", reason);
+    }
+    if r.extra.contains_key("http") {
+        errors.add(
+            &format!("{field}.http"),
+            "",
+            "HTTP matches are not enforced by this version; remove the rule",
+        );
+    }
+}
+
+fn icmp(field: &str, fields: &Option<IcmpFields>, proto: Option<u8>, errors: &mut Errors) {
+    let Some(fields) = fields else { return };
+    if !matches!(proto, Some(1 | 58)) {
+        errors.add(field, "", "needs protocol ICMP or ICMPv6");
+    }
+    if let Some(t) = fields.r#type.filter(|t| !(0..=254).contains(t)) {
+        errors.add(&format!("{field}.type"), t, "expected 0 to 254");
+    }
+    if let Some(c) = fields.code {
+        if fields.r#type.is_none() {
+            errors.add(&format!("{field}.code"), c, "a code needs a type");
+        } else if !(0..=255).contains(&c) {
+            errors.add(&format!("{field}.code"), c, "expected 0 to 255");
+        }
+    }
+}
+
+fn entity(field: &str, e: &EntityRule, proto: Option<u8>, r: &Rule, errors: &mut Errors) {
+    errors.selector(&format!("{field}.selector"), &e.selector);
+    errors.selector(&format!("{field}.notSelector"), &e.not_selector);
+    let ns = format!("{field}.namespaceSelector");
+    match Selector::parse(&e.namespace_selector) {
+        Ok(s) if s.is_global() => {}
+        _ => errors.selector(&ns, &e.namespace_selector),
+    }
+    for (name, list, positive) in [("nets", &e.nets, true), ("notNets", &e.not_nets, false)] {
+        let field = format!("{field}.{name}");
+        errors.at_most(&field, list, MAX_NETS);
+        for (i, text) in list.iter().take(MAX_NETS).enumerate() {
+            let field = format!("{field}[{i}]");
+            match net(text) {
+                Err(reason) => errors.add(&field, text, reason),
+                Ok(n) if !positive && n.prefix_len() == 0 => {
+                    errors.add(&field, text, "excludes every address of its family");
+                }
+                Ok(n) => {
+                    let family = if matches!(n, IpNet::V4(_)) { 4 } else { 6 };
+                    if let Some(v @ (4 | 6)) = r.ip_version.filter(|v| *v != family) {
+                        errors.add(&field, text, format!("is no network of ipVersion {v}"));
+                    }
+                }
+            }
+        }
+    }
+    for (name, list) in [("ports", &e.ports), ("notPorts", &e.not_ports)] {
+        let field = format!("{field}.{name}");
+        errors.at_most(&field, list, MAX_PORTS);
+        let mut numbers = false;
+        for (i, p) in list.iter().take(MAX_PORTS).enumerate() {
+            match port(p) {
+                Err(reason) => errors.add(&format!("{field}[{i}]"), p, reason),
+                Ok(found) => numbers |= matches!(found, Port::Range(..)),
+            }
+        }
+        let fits = matches!(proto, Some(6 | 17 | 132)) || proto.is_none() && r.protocol.is_none() && !numbers;
+        if !list.is_empty() && !fits {
+            errors.add(&field, format!("{} entries", list.len()), "ports need protocol TCP, UDP or SCTP");
+        }
+    }
+    if let Some(accounts) = &e.service_accounts {
+        errors.selector(&format!("{field}.serviceAccounts.selector"), &accounts.selector);
+    }
+    if let Some(service) = &e.services {
+        let field = format!("{field}.services");
+        if service.name.is_empty() {
+            errors.add(&format!("{field}.name"), "", "is required");
+        }
+        let others = !e.nets.is_empty()
+            || !e.not_nets.is_empty()
+            || !e.selector.is_empty()
+            || !e.not_selector.is_empty()
+            || !e.namespace_selector.is_empty()
+            || e.service_accounts.is_some()
+            || !e.ports.is_empty()
+            || !e.not_ports.is_empty();
+        if others {
+            errors.add(
+                &field,
+                &service.name,
+                "stands alone: no nets, selectors, serviceAccounts or ports beside it",
+            );
+        }
+    }
+}
+
+pub(super) fn check_set(s: &SetSpec, errors: &mut Errors) {
+    for (i, text) in s.nets.iter().enumerate() {
+        if let Err(reason) = net(text) {
+            errors.add(&format!("spec.nets[{i}]"), text, reason);
+        }
+    }
+}
+
+pub(super) fn check_host_endpoint(h: &HostEndpointSpec, errors: &mut Errors) {
+    if h.node.is_empty() {
+        errors.add("spec.node", "", "is required");
+    }
+    if h.interface_name.is_empty() && h.expected_ips.is_empty() {
+        errors.add("spec.interfaceName", "", "interfaceName or expectedIPs is required");
+    }
+    if !h.interface_name.is_empty() && h.interface_name != "*" {
+        errors.interface("spec.interfaceName", &h.interface_name, false);
+    }
+    for (i, ip) in h.expected_ips.iter().enumerate() {
+        if ip.parse::<IpAddr>().is_err() {
+            errors.add(&format!("spec.expectedIPs[{i}]"), ip, "expected an IP address");
+        }
+    }
+}
+
+pub(super) fn converted(result: Result<Converted, (String, String)>, errors: &mut Errors) {
+    match result {
+        Err((field, reason)) => errors.add(&field, "", reason),
+        Ok(done) => done.problems.into_iter().for_each(|(field, reason)| errors.add(&field, "", reason)),
+    }
+}
