@@ -233,14 +233,8 @@ impl Inputs {
                     w.node == node
                 })
             }
-            Kind::IpReservation
-            | Kind::IpamConfiguration
-            | Kind::IpamHandle
-            | Kind::BlockAffinity
-            | Kind::BgpConfiguration
-            | Kind::BgpPeer
-            | Kind::BgpFilter
-            | Kind::ClusterInformation => false,
+            // The kinds of policy are for `calc`.
+            _ => false,
         }
     }
 
@@ -252,14 +246,7 @@ impl Inputs {
             Kind::Node => self.nodes.remove(&key.name).is_some(),
             Kind::FelixConfiguration => self.felix.remove(&key.name).is_some(),
             Kind::WorkloadEndpoint => self.endpoints.remove(key).is_some(),
-            Kind::IpReservation
-            | Kind::IpamConfiguration
-            | Kind::IpamHandle
-            | Kind::BlockAffinity
-            | Kind::BgpConfiguration
-            | Kind::BgpPeer
-            | Kind::BgpFilter
-            | Kind::ClusterInformation => false,
+            _ => false,
         };
         had || was_bad
     }

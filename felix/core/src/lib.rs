@@ -6,6 +6,7 @@
 //! Everything here is a function of its arguments: the state of the resources, the best paths bgpd chose, and what was
 //! read back from the kernel. The driver in `felix` reads, asks, applies and reports. No I/O, no clock.
 
+pub mod calc;
 pub mod conflicts;
 pub mod desire;
 pub mod duration;

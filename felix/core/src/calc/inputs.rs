@@ -1,0 +1,359 @@
+//! One resource of the store → what the graph keeps of it. A function of that resource alone.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use brindle_config_core::{
+    AnyResource, Key, Kind,
+    convert::{self, ClusterKind, Converted},
+    felix::FelixConfigurationSpec,
+    kube::EndpointSlice,
+    meta::Extra,
+    policy::{PolicySpec, ProfileSpec},
+    validate,
+    validate::policy as read,
+    workload::WorkloadPort,
+};
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::compile::{self, Compiled, Sets};
+use crate::policy::active::{
+    EndpointId, Failsafe, IpSetMember, PolicyId, PolicyKind, PolicySettings, Protocol, Rule, TierAction,
+    ToHostAction,
+};
+
+/// A profile as it applies.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Profile {
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) inbound: Vec<Rule>,
+    pub(crate) outbound: Vec<Rule>,
+    pub(crate) sets: Sets,
+}
+
+/// What endpoints and network sets are to selectors.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Labelled {
+    pub(crate) labels: Arc<BTreeMap<String, String>>,
+    pub(crate) parents: Arc<[String]>,
+    pub(crate) nets: Vec<IpNet>,
+    pub(crate) ports: Vec<(String, Protocol, u16)>,
+}
+
+/// An endpoint with what its own node needs to know.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Endpoint {
+    pub(crate) id: EndpointId,
+    pub(crate) node: String,
+    /// Host endpoints: a name, `*`, or empty for one that is found by its addresses.
+    pub(crate) interface: String,
+    pub(crate) mac: Option<String>,
+    pub(crate) allowed_sources: Vec<IpNet>,
+    pub(crate) labelled: Labelled,
+}
+
+/// What is kept of a resource.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Input {
+    Tier(Option<f64>, TierAction),
+    Policy(Box<Compiled>),
+    /// Named differently from its resource when it stands for a namespace or an account.
+    Profile(String, Box<Profile>),
+    Endpoint(Box<Endpoint>),
+    Set(Labelled),
+    /// Backends of a service (namespace, name), with ports and without.
+    Slice((String, String), Vec<IpSetMember>, Vec<IpSetMember>),
+    Settings(Box<PolicySettings>),
+    /// Nothing that bears on policy, or nothing that can be made sense of.
+    Nothing,
+}
+
+/// Reads a resource; the problems are one line each.
+pub(crate) fn read(key: &Key, value: &Value) -> (Input, Vec<String>) {
+    let resource = match AnyResource::from_value(key.kind, value) {
+        Ok(r) => r,
+        Err(e) => return (from_broken(key, value), vec![e]),
+    };
+    let mut problems: Vec<String> = match validate::resource(&resource) {
+        Ok(()) => Vec::new(),
+        Err(e) => e.0.iter().map(ToString::to_string).collect(),
+    };
+    let input = of(key, resource, !problems.is_empty(), &mut problems);
+    (input, problems)
+}
+
+fn policy_kind(kind: Kind) -> Option<PolicyKind> {
+    Some(match kind {
+        Kind::GlobalNetworkPolicy => PolicyKind::GlobalNetworkPolicy,
+        Kind::NetworkPolicy => PolicyKind::NetworkPolicy,
+        Kind::KubernetesNetworkPolicy => PolicyKind::KubernetesNetworkPolicy,
+        Kind::ClusterNetworkPolicy => PolicyKind::KubernetesClusterNetworkPolicy,
+        Kind::AdminNetworkPolicy => PolicyKind::AdminNetworkPolicy,
+        Kind::BaselineAdminNetworkPolicy => PolicyKind::BaselineAdminNetworkPolicy,
+        Kind::StagedGlobalNetworkPolicy => PolicyKind::StagedGlobalNetworkPolicy,
+        Kind::StagedNetworkPolicy => PolicyKind::StagedNetworkPolicy,
+        Kind::StagedKubernetesNetworkPolicy => PolicyKind::StagedKubernetesNetworkPolicy,
+        _ => return None,
+    })
+}
+
+fn id(key: &Key, kind: PolicyKind, tier: &str) -> PolicyId {
+    PolicyId { tier: tier.to_owned(), kind, namespace: key.namespace.clone(), name: key.name.clone() }
+}
+
+fn closed(key: &Key, spec: &PolicySpec, problems: &mut Vec<String>) -> Input {
+    let Some(kind) = policy_kind(key.kind) else { return Input::Nothing };
+    match compile::closed(id(key, kind, spec.tier()), spec) {
+        Some(policy) => {
+            problems.push(format!("denies everything to those it selects ({})", policy.selector));
+            Input::Policy(Box::new(policy))
+        }
+        None => {
+            problems.push("not enforced: whom it selects cannot be told".into());
+            Input::Nothing
+        }
+    }
+}
+
+/// A policy that has not even the right types still says whom it selects, perhaps.
+fn from_broken(key: &Key, value: &Value) -> Input {
+    if policy_kind(key.kind).is_none() {
+        return Input::Nothing;
+    }
+    let Some(spec) = value.get("spec").and_then(Value::as_object) else { return Input::Nothing };
+    let kept = ["tier", "selector", "namespaceSelector", "serviceAccountSelector"];
+    let text = |name: &str| spec.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    if kept.iter().any(|name| spec.get(*name).is_some_and(|v| !v.is_string() && !v.is_null())) {
+        return Input::Nothing;
+    }
+    let kubernetes = !matches!(
+        key.kind,
+        Kind::GlobalNetworkPolicy
+            | Kind::NetworkPolicy
+            | Kind::StagedGlobalNetworkPolicy
+            | Kind::StagedNetworkPolicy
+    );
+    let spec = PolicySpec {
+        tier: if kubernetes { String::new() } else { text("tier") },
+        order: spec.get("order").and_then(Value::as_f64),
+        // A Kubernetes policy that cannot be read is about its whole namespace.
+        selector: if kubernetes { "!".into() } else { text("selector") },
+        namespace_selector: text("namespaceSelector"),
+        service_account_selector: text("serviceAccountSelector"),
+        types: vec!["Ingress".into(), "Egress".into()],
+        ..PolicySpec::default()
+    };
+    closed(key, &spec, &mut Vec::new())
+}
+
+fn converted(key: &Key, result: Result<Converted, (String, String)>, problems: &mut Vec<String>) -> Input {
+    let Some(kind) = policy_kind(key.kind) else { return Input::Nothing };
+    let Ok(done) = result else {
+        let spec = PolicySpec { selector: "!".into(), ..PolicySpec::default() };
+        return closed(key, &spec, problems);
+    };
+    let from = (done.ingress_from.as_slice(), done.egress_from.as_slice());
+    match compile::policy(id(key, kind, done.spec.tier()), &done.spec, Some(from)) {
+        Ok(policy) => Input::Policy(Box::new(policy)),
+        Err((field, reason)) => {
+            problems.push(format!("{field}: {reason}"));
+            closed(key, &done.spec, problems)
+        }
+    }
+}
+
+fn calico(key: &Key, spec: &PolicySpec, bad: bool, problems: &mut Vec<String>) -> Input {
+    let Some(kind) = policy_kind(key.kind) else { return Input::Nothing };
+    if bad {
+        return closed(key, spec, problems);
+    }
+    match compile::policy(id(key, kind, spec.tier()), spec, None) {
+        Ok(policy) => Input::Policy(Box::new(policy)),
+        Err((field, reason)) => {
+            problems.push(format!("{field}: {reason}"));
+            closed(key, spec, problems)
+        }
+    }
+}
+
+fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -> Input {
+    match resource {
+        AnyResource::Tier(r) => {
+            let pass = r.spec.default_action.as_deref() == Some("Pass") && !bad;
+            Input::Tier(
+                r.spec.order.filter(|o| o.is_finite()),
+                if pass { TierAction::Pass } else { TierAction::Deny },
+            )
+        }
+        AnyResource::GlobalNetworkPolicy(r) => calico(key, &r.spec.0, bad, problems),
+        AnyResource::NetworkPolicy(r) => calico(key, &r.spec.0, bad, problems),
+        AnyResource::StagedGlobalNetworkPolicy(r) => calico(key, &r.spec.0, bad, problems),
+        AnyResource::StagedNetworkPolicy(r) => calico(key, &r.spec.0, bad, problems),
+        // Parts that do not convert are left out or deny; the rest stands.
+        AnyResource::KubernetesNetworkPolicy(r) => {
+            converted(key, convert::kubernetes_policy(&r.spec), problems)
+        }
+        AnyResource::StagedKubernetesNetworkPolicy(r) => {
+            converted(key, convert::staged_kubernetes_policy(&r.spec), problems)
+        }
+        AnyResource::ClusterNetworkPolicy(r) => {
+            converted(key, convert::cluster_policy(ClusterKind::Cluster, &r.spec.0), problems)
+        }
+        AnyResource::AdminNetworkPolicy(r) => {
+            converted(key, convert::cluster_policy(ClusterKind::Admin, &r.spec.0), problems)
+        }
+        AnyResource::BaselineAdminNetworkPolicy(r) => {
+            converted(key, convert::cluster_policy(ClusterKind::Baseline, &r.spec.0), problems)
+        }
+        AnyResource::Profile(r) => profile(&r.metadata.name, &r.spec, bad, problems),
+        AnyResource::Namespace(r) => {
+            let name = convert::namespace_profile_name(&r.metadata.name);
+            profile(&name, &convert::namespace_profile(&r.metadata.name, &r.metadata.labels), false, problems)
+        }
+        AnyResource::ServiceAccount(r) => {
+            let name = convert::service_account_profile_name(&key.namespace, &key.name);
+            profile(&name, &convert::service_account_profile(&key.name, &r.metadata.labels), false, problems)
+        }
+        AnyResource::NetworkSet(mut r) => {
+            r.metadata.labels.insert(convert::LABEL_NAMESPACE.into(), key.namespace.clone());
+            let parents = vec![convert::namespace_profile_name(&key.namespace)];
+            set(r.metadata.labels, parents, &r.spec.0.nets)
+        }
+        AnyResource::GlobalNetworkSet(r) => set(r.metadata.labels, Vec::new(), &r.spec.0.nets),
+        AnyResource::HostEndpoint(r) if !bad => {
+            let addresses = r.spec.expected_ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
+            Input::Endpoint(Box::new(Endpoint {
+                id: EndpointId::Host { name: key.name.clone() },
+                node: r.spec.node,
+                interface: r.spec.interface_name,
+                mac: None,
+                allowed_sources: Vec::new(),
+                labelled: Labelled {
+                    labels: Arc::new(r.metadata.labels),
+                    parents: r.spec.profiles.into(),
+                    nets: addresses.map(IpNet::from).collect(),
+                    ports: ports(&r.spec.ports),
+                },
+            }))
+        }
+        AnyResource::WorkloadEndpoint(r) => {
+            let mut labels = r.metadata.labels;
+            labels.insert(convert::LABEL_NAMESPACE.into(), key.namespace.clone());
+            labels.entry(convert::LABEL_ORCHESTRATOR.into()).or_insert_with(|| r.spec.orchestrator.clone());
+            let account = &r.spec.service_account_name;
+            let mut parents = r.spec.profiles;
+            if !account.is_empty() && account.len() < 63 {
+                labels.insert(convert::LABEL_SERVICE_ACCOUNT.into(), account.clone());
+                let profile = convert::service_account_profile_name(&key.namespace, account);
+                if !parents.contains(&profile) {
+                    parents.push(profile);
+                }
+            }
+            let allowed = r.metadata.annotations.get("cni.projectcalico.org/allowedSourcePrefixes");
+            let allowed =
+                allowed.and_then(|a| serde_json::from_str::<Vec<String>>(a).ok()).unwrap_or_default();
+            Input::Endpoint(Box::new(Endpoint {
+                id: EndpointId::Workload { namespace: key.namespace.clone(), name: key.name.clone() },
+                node: r.spec.node,
+                interface: r.spec.interface_name,
+                mac: Some(r.spec.mac).filter(|m| !m.is_empty()),
+                allowed_sources: allowed.iter().filter_map(|p| read::net(p).ok()).collect(),
+                labelled: Labelled {
+                    labels: Arc::new(labels),
+                    parents: parents.into(),
+                    nets: r.spec.ip_networks,
+                    ports: ports(&r.spec.ports),
+                },
+            }))
+        }
+        AnyResource::EndpointSlice(r) => slice(key, &r.metadata.labels, &r.extra),
+        AnyResource::FelixConfiguration(r) if key.name == "default" => {
+            Input::Settings(Box::new(settings(&r.spec, problems)))
+        }
+        _ => Input::Nothing,
+    }
+}
+
+fn profile(name: &str, spec: &ProfileSpec, bad: bool, problems: &mut Vec<String>) -> Input {
+    let compiled = if bad { Err((String::new(), String::new())) } else { compile::profile(spec) };
+    let (inbound, outbound, sets) = compiled.unwrap_or_else(|(field, reason)| {
+        if !field.is_empty() {
+            problems.push(format!("{field}: {reason}"));
+        }
+        problems.push("allows nothing to those that have it".into());
+        Default::default()
+    });
+    let labels = spec.labels_to_apply.clone();
+    Input::Profile(name.to_owned(), Box::new(Profile { labels, inbound, outbound, sets }))
+}
+
+fn set(labels: BTreeMap<String, String>, parents: Vec<String>, nets: &[String]) -> Input {
+    // A net that cannot be read is reported and left out.
+    let nets = nets.iter().filter_map(|n| read::net(n).ok()).collect();
+    Input::Set(Labelled { labels: Arc::new(labels), parents: parents.into(), nets, ports: Vec::new() })
+}
+
+fn ports(list: &[WorkloadPort]) -> Vec<(String, Protocol, u16)> {
+    let known = |p: &WorkloadPort| match p.protocol.as_str() {
+        "" => Some(Protocol::TCP),
+        name => Protocol::from_name(name),
+    };
+    list.iter()
+        .filter(|p| !p.name.is_empty())
+        .filter_map(|p| Some((p.name.clone(), known(p)?, p.port)))
+        .collect()
+}
+
+fn slice(key: &Key, labels: &BTreeMap<String, String>, fields: &Extra) -> Input {
+    let Some(service) = labels.get("kubernetes.io/service-name") else { return Input::Nothing };
+    let Ok(slice) = EndpointSlice::of(fields) else { return Input::Nothing };
+    let addresses: Vec<IpAddr> =
+        slice.endpoints.iter().flat_map(|e| &e.addresses).filter_map(|a| a.parse().ok()).collect();
+    let mut with = Vec::new();
+    for p in &slice.ports {
+        let protocol = Protocol::from_name(p.protocol.as_deref().unwrap_or("TCP"));
+        if let (Some(protocol), Some(port)) = (protocol, p.port) {
+            with.extend(addresses.iter().map(|a| IpSetMember::IpPort { address: *a, protocol, port }));
+        }
+    }
+    let without = addresses.into_iter().map(|a| IpSetMember::Net(a.into())).collect();
+    Input::Slice((key.namespace.clone(), service.clone()), with, without)
+}
+
+/// The fields of FelixConfiguration that decide about packets.
+fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -> PolicySettings {
+    let mut out = PolicySettings::default();
+    match f.extra.get("defaultEndpointToHostAction").and_then(Value::as_str) {
+        Some("Accept" | "ACCEPT") => out.to_host = ToHostAction::Accept,
+        Some("Return" | "RETURN") => out.to_host = ToHostAction::Return,
+        None | Some("Drop" | "DROP") => {}
+        Some(other) => {
+            problems.push(format!(
+                "spec.defaultEndpointToHostAction: expected Drop, Accept or Return, found {other:?}"
+            ));
+        }
+    }
+    for (field, list) in [
+        ("failsafeInboundHostPorts", &mut out.failsafe_inbound),
+        ("failsafeOutboundHostPorts", &mut out.failsafe_outbound),
+    ] {
+        let Some(Value::Array(entries)) = f.extra.get(field) else { continue };
+        list.clear();
+        for (i, e) in entries.iter().enumerate() {
+            let protocol = e.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
+            let port = e.get("port").and_then(Value::as_u64).and_then(|p| u16::try_from(p).ok());
+            let net = e.get("net").and_then(Value::as_str);
+            let parsed = net.map(read::net).transpose();
+            match (Protocol::from_name(protocol), port, parsed) {
+                (Some(protocol), Some(port), Ok(net)) => list.push(Failsafe { protocol, port, net }),
+                _ => problems.push(format!(
+                    "spec.{field}[{i}]: expected protocol, port from 0 to 65535 and a CIDR as net"
+                )),
+            }
+        }
+    }
+    let flag = |name: &str| f.extra.get(name).and_then(Value::as_bool) == Some(true);
+    out.allow_vxlan_from_workloads = flag("allowVXLANPacketsFromWorkloads");
+    out.allow_ipip_from_workloads = flag("allowIPIPPacketsFromWorkloads");
+    out
+}

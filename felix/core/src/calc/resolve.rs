@@ -1,0 +1,191 @@
+//! One local endpoint: its policies in order, tier by tier, and whether its resources contradict each other.
+
+use std::{cmp::Ordering, collections::BTreeMap};
+
+use brindle_config_core::{Key, Kind};
+
+use super::{
+    compile::Compiled,
+    graph::Graph,
+    inputs::{Endpoint, Input},
+};
+use crate::policy::active::{
+    EndpointId, EndpointPolicy, EndpointTier, HostPolicy, Interface, PolicyId, TierAction,
+};
+
+/// Numbers in order, then those without one.
+fn by_order(a: Option<f64>, b: Option<f64>) -> Ordering {
+    match (a, b) {
+        (Some(a), Some(b)) => a.total_cmp(&b),
+        (a, b) => b.is_some().cmp(&a.is_some()),
+    }
+}
+
+/// Order of policies within a tier: `order`, then name, namespace, kind.
+fn in_tier(a: &Compiled, b: &Compiled) -> Ordering {
+    let rest = |p: &Compiled| (p.id.name.clone(), p.id.namespace.clone(), p.id.kind.as_str());
+    by_order(a.order, b.order).then_with(|| rest(a).cmp(&rest(b)))
+}
+
+impl Graph {
+    /// What a policy of this tier falls back to; a tier that does not exist comes last and denies.
+    fn tier(&self, name: &str) -> (bool, Option<f64>, TierAction) {
+        match self.tiers.get(name) {
+            Some((order, action)) => (true, *order, *action),
+            None => (false, None, TierAction::Deny),
+        }
+    }
+
+    /// The policies that match an endpoint and are in force, in order.
+    fn matching(&self, key: &Key) -> Vec<&Compiled> {
+        let of = |k: &Key| match self.inputs.get(k) {
+            Some(Input::Policy(p)) => Some(&**p),
+            _ => None,
+        };
+        let mut all: Vec<&Compiled> = self.local.selectors(key).filter_map(of).collect();
+        all.sort_by(|a, b| {
+            let tier = |p: &Compiled| self.tier(&p.id.tier);
+            let (known_a, order_a, _) = tier(a);
+            let (known_b, order_b, _) = tier(b);
+            known_b
+                .cmp(&known_a)
+                .then_with(|| by_order(order_a, order_b))
+                .then_with(|| a.id.tier.cmp(&b.id.tier))
+                .then_with(|| in_tier(a, b))
+        });
+        all
+    }
+
+    /// Staged policies that match an endpoint, in order.
+    pub(crate) fn staged_of(&self, key: &Key) -> Vec<PolicyId> {
+        let staged = self.matching(key).into_iter().filter(|p| p.id.kind.is_staged());
+        staged.map(|p| p.id.clone()).collect()
+    }
+
+    fn tiers_of(
+        &self,
+        policies: &[&Compiled],
+        wanted: impl Fn(&Compiled) -> bool,
+        pass: bool,
+    ) -> Vec<EndpointTier> {
+        let mut out: Vec<EndpointTier> = Vec::new();
+        for p in policies.iter().filter(|p| wanted(p) && (p.ingress || p.egress)) {
+            if out.last().is_none_or(|t| t.name != p.id.tier) {
+                let (_, _, action) = self.tier(&p.id.tier);
+                out.push(EndpointTier {
+                    name: p.id.tier.clone(),
+                    default_action: if pass { TierAction::Pass } else { action },
+                    ingress: Vec::new(),
+                    egress: Vec::new(),
+                });
+            }
+            if let Some(tier) = out.last_mut() {
+                tier.ingress.extend(p.ingress.then(|| p.id.clone()));
+                tier.egress.extend(p.egress.then(|| p.id.clone()));
+            }
+        }
+        out
+    }
+
+    /// The whole policy of a local endpoint; `None` when it is not there or another one stands for its interface.
+    pub(crate) fn resolve(&self, key: &Key) -> Option<EndpointPolicy> {
+        let Some(Input::Endpoint(e)) = self.inputs.get(key).filter(|_| self.is_local(key)) else {
+            return None;
+        };
+        let all = self.matching(key);
+        let active: Vec<&Compiled> = all.into_iter().filter(|p| !p.id.kind.is_staged()).collect();
+        let tracked = |p: &Compiled| !p.untracked && !p.pre_dnat;
+        let host = matches!(e.id, EndpointId::Host { .. });
+        let closed = if host { self.rivals(key, e)? } else { self.sharing(key, e) };
+        let interface = match e.interface.as_str() {
+            "" => Interface::WithAddress,
+            "*" if host => Interface::Any,
+            name => Interface::Name(name.to_owned()),
+        };
+        Some(EndpointPolicy {
+            id: e.id.clone(),
+            interface,
+            addresses: e.labelled.nets.clone(),
+            allowed_sources: e.allowed_sources.clone(),
+            mac: e.mac.clone(),
+            closed,
+            tiers: self.tiers_of(&active, tracked, false),
+            host: host.then(|| HostPolicy {
+                untracked: self.tiers_of(&active, |p| p.untracked, true),
+                pre_dnat: self.tiers_of(&active, |p| p.pre_dnat, true),
+                forward: self.tiers_of(&active, |p| tracked(p) && p.forward, false),
+            }),
+            profiles: e.labelled.parents.to_vec(),
+        })
+    }
+
+    /// For a host endpoint: `None` = another one goes first; `Some(Some(reason))` = it goes first but is contested.
+    fn rivals(&self, key: &Key, e: &Endpoint) -> Option<Option<String>> {
+        let mut contested = Vec::new();
+        for other in self.local_keys(Kind::HostEndpoint).filter(|k| *k != key) {
+            let Some(Input::Endpoint(o)) = self.inputs.get(other) else { continue };
+            let same_address = || o.labelled.nets.iter().any(|n| e.labelled.nets.contains(n));
+            let both_without = e.interface.is_empty() && o.interface.is_empty();
+            let same = if both_without { same_address() } else { e.interface == o.interface };
+            if same && o.node == e.node {
+                if other.name < key.name {
+                    return None;
+                }
+                contested.push(other.name.as_str());
+            }
+        }
+        Some((!contested.is_empty()).then(|| {
+            format!("HostEndpoint {} stands for the same interface; delete one of them", contested.join(", "))
+        }))
+    }
+
+    /// For a workload: whether another one of the same node has one of its addresses.
+    fn sharing(&self, key: &Key, e: &Endpoint) -> Option<String> {
+        e.labelled.nets.iter().find_map(|net| {
+            let other = self.owners.get(net)?.iter().find(|k| {
+                *k != key && matches!(self.inputs.get(*k), Some(Input::Endpoint(o)) if o.node == e.node)
+            })?;
+            Some(format!("{other} has the same address {net}; delete the endpoint of the pod that is gone"))
+        })
+    }
+
+    /// What is wrong, by resource: each line names the field or the other resource, and what follows from it.
+    pub fn problems(&self) -> BTreeMap<Key, Vec<String>> {
+        let mut out = self.bad.clone();
+        let mut add = |key: &Key, line: String| out.entry(key.clone()).or_default().push(line);
+        for (key, input) in &self.inputs {
+            match input {
+                Input::Policy(p) if !self.tiers.contains_key(&p.id.tier) => {
+                    add(
+                        key,
+                        format!(
+                            "spec.tier: tier {} does not exist: applied last, and then denies",
+                            p.id.tier
+                        ),
+                    );
+                }
+                Input::Endpoint(e) => {
+                    if matches!(e.id, EndpointId::Workload { .. }) {
+                        for net in &e.labelled.nets {
+                            let others = self.owners.get(net).into_iter().flatten().filter(|k| *k != key);
+                            for other in others {
+                                add(key, format!("spec.ipNetworks: {other} has the same address {net}"));
+                            }
+                        }
+                    } else if self.is_local(key) {
+                        match self.rivals(key, e) {
+                            None => add(
+                                key,
+                                "not used: a HostEndpoint of a lower name has the same interface".into(),
+                            ),
+                            Some(Some(reason)) => add(key, format!("drops everything: {reason}")),
+                            Some(None) => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        out
+    }
+}
