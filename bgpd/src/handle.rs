@@ -64,6 +64,8 @@ pub(crate) enum Order {
     SetPeers(Vec<PeerConfig>),
     SetLocalRoutes(Vec<LocalRoute>),
     Clear(String, Clear, oneshot::Sender<bool>),
+    Reset(String, String, oneshot::Sender<bool>),
+    Drain(oneshot::Sender<()>),
     Status(oneshot::Sender<BgpStatus>),
     Rib(Option<IpNet>, oneshot::Sender<Vec<RibPath>>),
     Shutdown(oneshot::Sender<()>),
@@ -100,6 +102,23 @@ impl Handle {
     /// [`Gone`].
     pub async fn clear(&self, peer: &str, how: Clear) -> Result<bool, Gone> {
         self.ask(|tx| Order::Clear(peer.to_owned(), how, tx)).await
+    }
+
+    /// Resets the session with this peer and tells its operator why (RFC 9003); `false` if there is none.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn reset(&self, peer: &str, text: &str) -> Result<bool, Gone> {
+        self.ask(|tx| Order::Reset(peer.to_owned(), text.to_owned(), tx)).await
+    }
+
+    /// Tells every peer that we are about to leave (RFC 8326), so that traffic moves away before the sessions end.
+    /// What follows after some time is [`Running::shutdown`].
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn drain(&self) -> Result<(), Gone> {
+        self.ask(Order::Drain).await
     }
 
     /// Peers, sessions, counters.

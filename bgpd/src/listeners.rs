@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::Duration,
 };
 
 use brindle_kernel::tcp;
+use ipnet::IpNet;
 use tokio::{sync::mpsc, time::Instant};
 use tracing::{info, warn};
 
@@ -24,7 +25,7 @@ pub(crate) struct Listeners {
     open: BTreeMap<SocketAddr, Listener>,
     failed: BTreeMap<SocketAddr, String>,
     retry_at: Option<Instant>,
-    passwords: HashMap<IpAddr, String>,
+    passwords: HashMap<IpNet, String>,
     inbox: mpsc::Sender<Report>,
 }
 
@@ -76,8 +77,8 @@ impl Listeners {
         match Listener::open(address, self.inbox.clone()) {
             Ok(listener) => {
                 info!(address = %listener.local_addr().unwrap_or(address), "listening for BGP");
-                for (peer, password) in &self.passwords {
-                    set_password(&listener, *peer, Some(password));
+                for (range, password) in &self.passwords {
+                    set_password(&listener, *range, Some(password));
                 }
                 self.open.insert(address, listener);
             }
@@ -89,14 +90,15 @@ impl Listeners {
         }
     }
 
-    /// The keys of peers; those of peers no longer named are removed.
-    pub(crate) fn set_passwords(&mut self, passwords: HashMap<IpAddr, String>) {
+    /// The keys of peers and of ranges; those no longer named are removed. A peer is the range of its own address.
+    pub(crate) fn set_passwords(&mut self, passwords: HashMap<IpNet, String>) {
         for listener in self.open.values() {
-            for peer in self.passwords.keys().filter(|p| !passwords.contains_key(*p)) {
-                set_password(listener, *peer, None);
+            for range in self.passwords.keys().filter(|p| !passwords.contains_key(*p)) {
+                set_password(listener, *range, None);
             }
-            for (peer, password) in passwords.iter().filter(|(p, key)| self.passwords.get(*p) != Some(*key)) {
-                set_password(listener, *peer, Some(password));
+            for (range, password) in passwords.iter().filter(|(p, key)| self.passwords.get(*p) != Some(*key))
+            {
+                set_password(listener, *range, Some(password));
             }
         }
         self.passwords = passwords;
@@ -115,8 +117,14 @@ impl Listeners {
     }
 }
 
-fn set_password(listener: &Listener, peer: IpAddr, password: Option<&str>) {
-    if let Err(e) = listener.set_password(peer, password) {
-        warn!(%peer, error = %e, "cannot set the TCP-MD5 key; connections from this peer will not come up");
+fn set_password(listener: &Listener, range: IpNet, password: Option<&str>) {
+    let single = range.prefix_len() == range.max_prefix_len();
+    let done = if single {
+        listener.set_password(range.addr(), password)
+    } else {
+        listener.set_range_password(range, password)
+    };
+    if let Err(e) = done {
+        warn!(peer = %range, error = %e, "cannot set the TCP-MD5 key; connections from there will not come up");
     }
 }

@@ -8,8 +8,15 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
+use ipnet::IpNet;
+
 /// The longest key the kernel takes, octets.
 pub const MD5_KEY_MAX: usize = 80;
+
+/// linux/tcp.h: `struct tcp_md5sig` with flags.
+const TCP_MD5SIG_EXT: libc::c_int = 32;
+/// The key is for the prefix.
+const MD5_FLAG_PREFIX: u8 = 1;
 
 /// `struct tcp_md5sig` of linux/tcp.h: address, flags, prefix length, key length, ifindex, key.
 #[repr(C)]
@@ -29,6 +36,23 @@ struct TcpMd5Sig {
 /// `InvalidInput` for a key that is empty or longer than [`MD5_KEY_MAX`]; otherwise the kernel's refusal, e.g.
 /// ENOPROTOOPT without CONFIG_TCP_MD5SIG. Removing a key that is not set succeeds.
 pub fn set_md5(socket: impl AsFd, peer: IpAddr, key: Option<&[u8]>) -> io::Result<()> {
+    set_md5_of(socket.as_fd(), peer, None, key)
+}
+
+/// The same for everybody in `range` (TCP_MD5SIG_EXT, Linux 4.13). The longest range of an address counts.
+///
+/// # Errors
+/// As [`set_md5`].
+pub fn set_md5_range(socket: impl AsFd, range: IpNet, key: Option<&[u8]>) -> io::Result<()> {
+    set_md5_of(socket.as_fd(), range.network(), Some(range.prefix_len()), key)
+}
+
+fn set_md5_of(
+    socket: BorrowedFd<'_>,
+    peer: IpAddr,
+    prefix_len: Option<u8>,
+    key: Option<&[u8]>,
+) -> io::Result<()> {
     let key = key.unwrap_or_default();
     if key.len() > MD5_KEY_MAX {
         let what = format!("a TCP-MD5 key may have {MD5_KEY_MAX} octets, this one has {}", key.len());
@@ -36,14 +60,15 @@ pub fn set_md5(socket: impl AsFd, peer: IpAddr, key: Option<&[u8]>) -> io::Resul
     }
     let mut sig = TcpMd5Sig {
         addr: storage(peer),
-        flags: 0,
-        prefixlen: 0,
+        flags: if prefix_len.is_some() { MD5_FLAG_PREFIX } else { 0 },
+        prefixlen: prefix_len.unwrap_or(0),
         keylen: u16::try_from(key.len()).expect("checked against MD5_KEY_MAX"),
         ifindex: 0,
         key: [0; MD5_KEY_MAX],
     };
     sig.key.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
-    match set(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_MD5SIG, &sig) {
+    let option = if prefix_len.is_some() { TCP_MD5SIG_EXT } else { libc::TCP_MD5SIG };
+    match set(socket, libc::IPPROTO_TCP, option, &sig) {
         // Removing what is not there.
         Err(e) if key.is_empty() && e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
@@ -68,6 +93,28 @@ pub fn set_min_ttl(socket: impl AsFd, ipv4: bool, ttl: u8) -> io::Result<()> {
     let (level, name) =
         if ipv4 { (libc::IPPROTO_IP, libc::IP_MINTTL) } else { (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT) };
     set(socket.as_fd(), level, name, &libc::c_int::from(ttl))
+}
+
+/// DSCP CS6, as a TOS octet: network control, where BGP belongs (RFC 4594 section 3.2).
+pub const TOS_CS6: u8 = 0xC0;
+
+/// Type of service (IPv4) or traffic class (IPv6) of packets sent on this socket.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn set_tos(socket: impl AsFd, ipv4: bool, tos: u8) -> io::Result<()> {
+    let (level, name) =
+        if ipv4 { (libc::IPPROTO_IP, libc::IP_TOS) } else { (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) };
+    set(socket.as_fd(), level, name, &libc::c_int::from(tos))
+}
+
+/// The index of a network device of this process's namespace.
+///
+/// # Errors
+/// There is no such device, with its name.
+pub fn device_index(name: &str) -> io::Result<u32> {
+    nix::net::if_::if_nametoindex(name)
+        .map_err(|e| io::Error::new(io::ErrorKind::NotFound, format!("interface {name:?}: {}", e.desc())))
 }
 
 /// Whether an error means that this kernel has no such address family (IPv6 compiled out or disabled at boot).
@@ -157,6 +204,33 @@ mod tests {
     }
 
     #[test]
+    fn a_key_for_a_range_holds_for_its_members() {
+        for (ip, range) in [("127.0.0.1", "127.0.0.0/8"), ("::1", "::/64")] {
+            let ip: IpAddr = ip.parse().unwrap();
+            for (key, connects) in [(Some(&b"secret"[..]), true), (Some(&b"other"[..]), false), (None, false)]
+            {
+                let listener = TcpListener::bind(SocketAddr::new(ip, 0)).unwrap();
+                set_md5_range(&listener, range.parse().unwrap(), Some(b"secret")).unwrap();
+                let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+                let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+                set_md5(&socket, ip, key).unwrap();
+                let to = listener.local_addr().unwrap().into();
+                let up = socket.connect_timeout(&to, Duration::from_millis(300)).is_ok();
+                assert_eq!(up, connects, "{ip} {key:?}");
+                // Twice: removing what is gone is no error.
+                set_md5_range(&listener, range.parse().unwrap(), None).unwrap();
+                set_md5_range(&listener, range.parse().unwrap(), None).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn devices_are_found_by_name_and_named_when_they_are_not() {
+        assert!(device_index("lo").unwrap() > 0);
+        assert!(device_index("none0").unwrap_err().to_string().contains("none0"));
+    }
+
+    #[test]
     fn keys_that_are_too_long_are_refused_with_their_length() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let e = set_md5(&listener, "127.0.0.1".parse().unwrap(), Some(&[7; 81])).unwrap_err();
@@ -169,6 +243,7 @@ mod tests {
             let listener = TcpListener::bind(bind).unwrap();
             set_ttl(&listener, v4, 255).unwrap();
             set_min_ttl(&listener, v4, 254).unwrap();
+            set_tos(&listener, v4, TOS_CS6).unwrap();
         }
     }
 }

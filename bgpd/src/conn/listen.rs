@@ -9,6 +9,7 @@ use std::{
 };
 
 use brindle_kernel::tcp;
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpListener, sync::mpsc, task::AbortHandle, time::sleep};
 use tracing::{info, warn};
@@ -52,6 +53,16 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// The same for everybody in a range.
+    pub(crate) fn set_range_password(&self, range: IpNet, password: Option<&str>) -> io::Result<()> {
+        if self.socket.local_addr()?.is_ipv4() != range.addr().is_ipv4() {
+            return Ok(());
+        }
+        tcp::set_md5_range(&*self.socket, range, password.map(str::as_bytes))
+    }
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
         self.task.abort();
@@ -67,6 +78,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     // So that the handshake passes a peer that has GTSM on; what is accepted inherits it, which harms nobody.
     tcp::set_ttl(&socket, address.is_ipv4(), u8::MAX)?;
+    tcp::set_tos(&socket, address.is_ipv4(), tcp::TOS_CS6)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

@@ -7,7 +7,7 @@ use std::{
 };
 
 use brindle_bgpd_core::{
-    speaker::{ConnId, DownReason, Input},
+    speaker::{ConnId, DownReason, DynamicPeers, Input, PeerConfig},
     wire::{Message, WireCx},
 };
 use bytes::BytesMut;
@@ -56,11 +56,19 @@ impl SpeakerTask {
         }
     }
 
+    /// The settings for an address: those of its peer, or of the range it is in.
+    fn neighbor(&self, address: IpAddr) -> Option<&PeerConfig> {
+        let address = address.to_canonical();
+        let ranges = self.speaker.as_ref().map(|s| &s.config().dynamic[..]).unwrap_or_default();
+        let known = self.neighbors.get(&address);
+        known.or_else(|| DynamicPeers::of(ranges, address).map(|d| &d.template))
+    }
+
     fn accepted(&mut self, stream: TcpStream, local: SocketAddr, remote: SocketAddr) {
-        let Some(neighbor) = self.neighbors.get(&remote.ip()) else {
+        let Some(neighbor) = self.neighbor(remote.ip()) else {
             return self.refused.count(remote);
         };
-        if let Err(e) = conn::prepare(&stream, neighbor.ttl) {
+        if let Err(e) = conn::prepare(&stream, neighbor) {
             return debug!(%remote, error = %e, "connection was gone before it was accepted");
         }
         let conn = ConnId(self.next_accept);
@@ -144,8 +152,12 @@ impl SpeakerTask {
 
     /// Starts reader and writer.
     pub(super) fn start(&mut self, token: Token, conn: ConnId, stream: TcpStream, remote: IpAddr) -> Up {
-        let hold = self.neighbors.get(&remote).map_or(0, |n| n.hold_time);
-        let send_hold = SEND_HOLD.max(Duration::from_secs(2 * u64::from(hold)));
+        let neighbor = self.neighbor(remote);
+        let hold = neighbor.map_or(0, |n| n.hold_time);
+        let send_hold = match neighbor.and_then(|n| n.session.send_hold) {
+            Some(seconds) => Duration::from_secs(u64::from(seconds)),
+            None => SEND_HOLD.max(Duration::from_secs(2 * u64::from(hold))),
+        };
         let (read_half, write_half) = stream.into_split();
         let (mode, mode_rx) = watch::channel(Mode::Open);
         // Two: the chunk being written, and the last one.

@@ -235,9 +235,9 @@ impl SpeakerTask {
     fn act(&mut self) {
         while let Some(output) = self.outputs.pop_front() {
             match output {
-                Output::Dial { conn, peer: _, to, from, ttl, password } => {
+                Output::Dial { conn, peer: _, to, from, ttl, password, interface, hops } => {
                     let token = self.token(conn);
-                    let dial = conn::Dial { to, from, ttl, password, timeout: DIAL_TIMEOUT };
+                    let dial = conn::Dial { to, from, ttl, password, interface, hops, timeout: DIAL_TIMEOUT };
                     let task = self.spawn(token, conn::dial(token, dial));
                     self.links.insert(conn, Link { token, state: LinkState::Dialing(task) });
                 }
@@ -291,6 +291,7 @@ impl SpeakerTask {
             Event::Restart { peer: _, name, what, routes } => {
                 info!(peer = %name, %what, routes, "graceful restart");
             }
+            Event::Warning { peer: _, name, what } => warn!(peer = %name, %what, "session"),
             Event::Config { name, what } => warn!(peer = %name, %what, "configuration problem"),
             Event::Refused { remote, why } => info!(%remote, %why, "refused connection"),
         }

@@ -1,6 +1,9 @@
 //! Orders to the speaker task: configuration as a whole or in part, questions, the end.
 
-use brindle_bgpd_core::speaker::{Clear, ConnId, Input, LocalRoute, PeerConfig, Speaker, SpeakerConfig};
+use brindle_bgpd_core::speaker::{
+    Clear, ConnId, DynamicPeers, Input, LocalRoute, PeerConfig, PeerId, Speaker, SpeakerConfig,
+};
+use ipnet::IpNet;
 use tokio::time::timeout;
 use tracing::{debug, info};
 
@@ -33,14 +36,28 @@ impl SpeakerTask {
             Order::Rib(prefix, answer) => {
                 let _ = answer.send(self.speaker.as_ref().map_or_else(Vec::new, |s| view::rib(s, prefix)));
             }
+            Order::Reset(peer, text, answer) => {
+                let found = self.find(&peer);
+                if let Some(peer) = found {
+                    self.feed(Input::Reset { peer, text });
+                }
+                let _ = answer.send(found.is_some());
+            }
+            Order::Drain(answer) => {
+                self.drain();
+                let _ = answer.send(());
+            }
             Order::Shutdown(_) => {}
         }
     }
 
     fn apply(&mut self, desired: Desired) -> Vec<ListenError> {
-        if desired.speaker != self.identity {
-            self.restart(desired.speaker);
+        // Ranges of dynamic neighbors are no part of who we are.
+        let (wanted, dynamic) = split(desired.speaker);
+        if wanted != self.identity {
+            self.restart(wanted);
         }
+        self.set_dynamic(dynamic);
         // Routes first: a session that comes up has them to send.
         self.set_local_routes(desired.routes);
         self.set_peers(desired.peers);
@@ -51,14 +68,35 @@ impl SpeakerTask {
         if self.peers.as_ref() == Some(&peers) {
             return;
         }
-        self.neighbors = peers.iter().map(|p| (p.address, p.clone())).collect();
-        let passwords = peers.iter().filter_map(|p| Some((p.address, p.password.clone()?)));
-        self.listeners.set_passwords(passwords.collect());
+        self.neighbors = peers.iter().map(|p| (p.address.to_canonical(), p.clone())).collect();
         self.peers = Some(peers.clone());
+        self.set_passwords();
         self.feed(Input::SetPeers(peers));
         if let Some(speaker) = &self.speaker {
             self.trouble.retain(|id, _| speaker.peer_config(*id).is_some());
         }
+    }
+
+    fn set_dynamic(&mut self, dynamic: Vec<DynamicPeers>) {
+        if self.speaker.as_ref().is_none_or(|s| s.config().dynamic == dynamic) {
+            return;
+        }
+        self.feed(Input::SetDynamic(dynamic));
+        self.set_passwords();
+    }
+
+    fn set_passwords(&mut self) {
+        let peers = self.peers.iter().flatten();
+        let of_peers = peers.filter_map(|p| Some((IpNet::from(p.address), p.password.clone()?)));
+        let ranges = self.speaker.as_ref().map(|s| &s.config().dynamic[..]).unwrap_or_default();
+        let of_ranges = ranges.iter().filter_map(|d| Some((d.range.trunc(), d.template.password.clone()?)));
+        self.listeners.set_passwords(of_ranges.chain(of_peers).collect());
+    }
+
+    /// We are about to leave (RFC 8326); whoever waits for the peers to react, and then shuts down, is the caller.
+    fn drain(&mut self) {
+        info!("draining: all routes are advertised again with GRACEFUL_SHUTDOWN");
+        self.feed(Input::Drain);
     }
 
     fn set_local_routes(&mut self, routes: Vec<LocalRoute>) {
@@ -69,10 +107,14 @@ impl SpeakerTask {
         self.feed(Input::SetLocalRoutes(routes));
     }
 
+    /// The peer with this name or address.
+    fn find(&self, peer: &str) -> Option<PeerId> {
+        let mut peers = self.speaker.as_ref()?.peers();
+        peers.find(|p| p.name == peer || p.address.to_string() == peer).map(|p| p.id)
+    }
+
     fn clear(&mut self, peer: &str, how: Clear) -> bool {
-        let Some(speaker) = &self.speaker else { return false };
-        let found = speaker.peers().find(|p| p.name == peer || p.address.to_string() == peer).map(|p| p.id);
-        let Some(peer) = found else { return false };
+        let Some(peer) = self.find(peer) else { return false };
         self.feed(Input::Clear { peer, how });
         true
     }
@@ -112,6 +154,13 @@ impl SpeakerTask {
             debug!("some peers did not take their NOTIFICATION in time");
         }
     }
+}
+
+/// Who we are, and the ranges of dynamic neighbors, which may change without another identity.
+fn split(speaker: Option<SpeakerConfig>) -> (Option<SpeakerConfig>, Vec<DynamicPeers>) {
+    let Some(mut speaker) = speaker else { return (None, Vec::new()) };
+    let dynamic = std::mem::take(&mut speaker.dynamic);
+    (Some(speaker), dynamic)
 }
 
 /// Seed for jitter and hash tables: the standard library's random hash keys, which need no further dependency.

@@ -189,9 +189,9 @@ impl Conn {
         match event {
             Event::Start => self.begin(env, Cause::Started, out),
             Event::IdleHoldExpired => self.begin(env, Cause::BackOffOver, out),
-            Event::Stop(why) => {
+            Event::Stop(stop) => {
                 self.timers.stop_all();
-                self.cause = Cause::Stopped(why);
+                self.cause = Cause::Stopped(stop.why);
                 State::Idle
             }
             // Nothing is open: only a late report of a connection already given up can arrive.
@@ -223,9 +223,9 @@ impl Conn {
                 self.misses = self.misses.saturating_add(1);
                 self.dial(env, Cause::ConnectFailed("no answer".into()), out)
             }
-            Event::Stop(why) => {
+            Event::Stop(stop) => {
                 out.push_back((self.id, Action::Close));
-                self.halt(why)
+                self.halt(stop.why)
             }
             Event::Collision => {
                 out.push_back((self.id, Action::Close));
@@ -253,7 +253,7 @@ impl Conn {
                 self.opened(env, id, ends, out)
             }
             Event::ConnectRetryExpired => self.dial(env, Cause::RetryDue, out),
-            Event::Stop(why) => self.halt(why),
+            Event::Stop(stop) => self.halt(stop.why),
             // As in Connect; there is no transport that could collide or fail.
             Event::Start
             | Event::Collision
@@ -274,8 +274,9 @@ impl Conn {
     fn open_sent(&mut self, ends: Endpoints, env: &mut Env<'_>, event: Event, out: &mut Actions) -> State {
         match event {
             Event::Open(open) => self.judge(ends, env, &open, out),
-            Event::Stop(why) => {
-                self.send_and_close(why.notification(), out);
+            Event::Stop(stop) => {
+                let why = stop.why;
+                self.send_and_close(stop.notification(), out);
                 self.halt(why)
             }
             Event::Collision => {
@@ -314,8 +315,9 @@ impl Conn {
                 self.keepalive(env.now, &s, out);
                 State::OpenConfirm(s)
             }
-            Event::Stop(why) => {
-                self.send_and_close(why.notification(), out);
+            Event::Stop(stop) => {
+                let why = stop.why;
+                self.send_and_close(stop.notification(), out);
                 self.halt(why)
             }
             Event::Collision => {
@@ -377,20 +379,40 @@ impl Conn {
             | Event::Bad(..)
             | Event::Notification(_) => {}
         }
-        self.end_of_session(at, env, event, out)
+        self.end_of_session((&s, at), env, event, out)
     }
 
     /// The events that end an established session; `Down` is pushed here and nowhere else.
-    fn end_of_session(&mut self, at: Mono, env: &mut Env<'_>, event: Event, out: &mut Actions) -> State {
+    fn end_of_session(
+        &mut self,
+        (s, at): (&Session, Mono),
+        env: &mut Env<'_>,
+        event: Event,
+        out: &mut Actions,
+    ) -> State {
         if env.now.since_ms(at) >= STABLE_MS {
             self.errors = 0;
         }
         self.misses = 0;
         let id = self.id;
         let mut transport_lost = false;
+        // RFC 8538: what is no goodbye for good leaves the routes in place; a goodbye goes inside a Hard Reset.
+        let mut soft = s.notification_restart;
+        let mut last_words = |n: Notification| {
+            if s.notification_restart && notice::is_final(&n) {
+                soft = false;
+                notice::hard_reset(n)
+            } else {
+                n
+            }
+        };
         let state = match event {
-            Event::Stop(why) => {
-                self.send_and_close(why.notification(), out);
+            Event::Stop(stop) => {
+                let why = stop.why;
+                let n = last_words(stop.notification());
+                self.send_and_close(n, out);
+                // Whatever the peer does with our routes, we want none of its own.
+                soft = false;
                 self.halt(why)
             }
             // Only when the peer restarted: its new connection takes over (RFC 4724 section 5).
@@ -407,8 +429,14 @@ impl Conn {
             Event::SendHoldExpired => {
                 self.refuse(env, notice::send_hold_expired(), Cause::SendHoldExpired, out)
             }
-            Event::Bad(n, what) => self.refuse(env, n.clone(), Cause::Sent(n, what), out),
-            Event::Notification(n) => self.dismissed(env, n, out),
+            Event::Bad(n, what) => {
+                let words = last_words(n.clone());
+                self.refuse(env, words, Cause::Sent(n, what), out)
+            }
+            Event::Notification(n) => {
+                soft &= !notice::is_hard(&n);
+                self.dismissed(env, n, out)
+            }
             Event::Open(_)
             | Event::Start
             | Event::ConnectRetryExpired
@@ -422,7 +450,7 @@ impl Conn {
                 self.refuse(env, n.clone(), Cause::Sent(n, String::new()), out)
             }
         };
-        out.push_back((id, Action::Down(Down { cause: self.cause.clone(), transport_lost })));
+        out.push_back((id, Action::Down(Down { cause: self.cause.clone(), transport_lost, soft })));
         state
     }
 
@@ -488,8 +516,8 @@ impl Conn {
     /// The peer found an error, or says goodbye. Where the reason is no fault of the session, there is no back-off.
     fn dismissed(&mut self, env: &mut Env<'_>, n: Notification, out: &mut Actions) -> State {
         out.push_back((self.id, Action::Close));
-        // Administrative reset, configuration change, collision (RFC 4486).
-        if n.code == 6 && matches!(n.subcode, 4 | 6 | 7) {
+        // Administrative reset, rejection (the peer backs off itself), configuration change, collision (RFC 4486).
+        if matches!(notice::inner(&n), (6, 4..=7)) {
             self.wait(env, Cause::Received(n))
         } else {
             self.back_off(env, Cause::Received(n))

@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     conn::Conn,
-    negotiate::{Identity, PeerRestart, Session},
-    notice::Cease,
+    negotiate::{Identity, LongLived, PeerRestart, Session},
+    notice::{Cease, Stop},
     peer::{Peer, PeerInput, survivor},
     timers::{Jitter, Timer, TimerTable},
 };
@@ -84,7 +84,7 @@ pub enum Event {
     /// 1, 3 and (passive) 4, 5
     Start,
     /// 2, 8: stop, and tell the peer why.
-    Stop(Cease),
+    Stop(Stop),
     /// 23: another connection to the same peer is kept instead of this one.
     Collision,
     /// 9
@@ -141,6 +141,9 @@ pub struct Down {
     pub cause: Cause,
     /// The transport failed and nobody said goodbye: a graceful restart of the peer may be under way (RFC 4724).
     pub transport_lost: bool,
+    /// A NOTIFICATION ended it that was no goodbye for good: with the N bit on both sides, routes are kept as if the
+    /// transport had failed (RFC 8538).
+    pub soft: bool,
 }
 
 /// Why a state changed; its text is the `cause` of log lines and status.

@@ -10,9 +10,12 @@ use serde::{Deserialize, Serialize};
 use super::Endpoints;
 use crate::{
     af::{Family, PerFamily},
-    speaker::{AddPath, PeerConfig},
+    speaker::{AddPath, LONG_LIVED_MAX, PeerConfig},
     wire::{Capability, GrFamily, Notification, Open, WireCx},
 };
+
+/// F bit of a family in RFC 9494's capability.
+const LONG_LIVED_FORWARDING: u8 = 0x80;
 
 /// Who we are towards every peer at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,15 @@ pub struct PeerRestart {
     pub preserved: PerFamily<Option<bool>>,
 }
 
+/// What a peer said about a family in RFC 9494's capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LongLived {
+    /// F bit.
+    pub preserved: bool,
+    /// Seconds.
+    pub time: u32,
+}
+
 /// An accepted OPEN: everything that is known about the session. Exists from OpenConfirm on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
@@ -57,6 +69,12 @@ pub struct Session {
     pub route_refresh: bool,
     /// Present when both sides announced graceful restart.
     pub restart: Option<PeerRestart>,
+    /// Both sides keep routes over a NOTIFICATION (RFC 8538).
+    pub notification_restart: bool,
+    /// The peer announced long-lived graceful restart at all (RFC 9494 section 4.3).
+    pub long_lived_peer: bool,
+    /// By family: what the peer said about long-lived stale routes, if both sides want them.
+    pub long_lived: PerFamily<Option<LongLived>>,
     /// Everything the peer announced.
     pub capabilities: Vec<Capability>,
 }
@@ -80,12 +98,19 @@ pub fn our_open(cfg: &PeerConfig, me: &Identity) -> Open {
     if cfg.restart_time > 0 {
         capabilities.push(Capability::GracefulRestart {
             restarting: me.restarting,
-            notification: false,
+            notification: cfg.session.notification_restart,
             restart_time: cfg.restart_time.min(4_095),
             families: families()
                 .map(|f| GrFamily { afi: f.code().0, safi: f.code().1, forwarding_preserved: me.preserved })
                 .collect(),
         });
+        if cfg.session.long_lived > 0 {
+            let flags = if me.preserved { LONG_LIVED_FORWARDING } else { 0 };
+            let time = cfg.session.long_lived.min(LONG_LIVED_MAX);
+            capabilities.push(Capability::LongLivedGracefulRestart(
+                families().map(|f| (f.code().0, f.code().1, flags, time)).collect(),
+            ));
+        }
     }
     let add_path = u8::from(cfg.add_path.receive) | (u8::from(cfg.add_path.send.is_some()) << 1);
     if add_path > 0 {
@@ -109,7 +134,8 @@ pub fn negotiate(
     open: &Open,
 ) -> Result<Session, Notification> {
     let local_asn = local_asn(cfg, me);
-    if open.asn != cfg.asn || open.asn == 0 {
+    // AS 0 in the settings: any, which only dynamic neighbors may have.
+    if open.asn == 0 || (cfg.asn != 0 && open.asn != cfg.asn) {
         return Err(open_error(2, Vec::new()));
     }
     let ibgp = open.asn == local_asn;
@@ -121,6 +147,7 @@ pub fn negotiate(
         return Err(open_error(6, Vec::new()));
     }
     let families = common_families(cfg, open)?;
+    let restart = if cfg.restart_time > 0 { peer_restart(open, &families) } else { None };
 
     let has = |c: &Capability| open.capabilities.contains(c);
     let hold_time = open.hold_time.min(cfg.hold_time);
@@ -150,7 +177,23 @@ pub fn negotiate(
         read: WireCx { add_path: directions.0.map(|d| receive && d & 2 != 0), ..wire },
         write: WireCx { add_path: directions.0.map(|d| send.is_some() && d & 1 != 0), ..wire },
         route_refresh: has(&Capability::RouteRefresh),
-        restart: if cfg.restart_time > 0 { peer_restart(open, &families) } else { None },
+        notification_restart: restart.is_some()
+            && cfg.session.notification_restart
+            && open
+                .capabilities
+                .iter()
+                .any(|c| matches!(c, Capability::GracefulRestart { notification: true, .. })),
+        long_lived_peer: open
+            .capabilities
+            .iter()
+            .any(|c| matches!(c, Capability::LongLivedGracefulRestart(_))),
+        long_lived: PerFamily::from_fn(|f| {
+            // Without the other capability it says nothing (RFC 9494 section 4.1).
+            (restart.is_some() && cfg.session.long_lived > 0 && families[f])
+                .then(|| long_lived(open, f))
+                .flatten()
+        }),
+        restart,
         capabilities: open.capabilities.clone(),
     })
 }
@@ -210,4 +253,18 @@ fn peer_restart(open: &Open, negotiated: &PerFamily<bool>) -> Option<PeerRestart
         }),
         _ => None,
     })
+}
+
+/// What the peer's long-lived graceful restart capability says about a family. The last one counts.
+fn long_lived(open: &Open, family: Family) -> Option<LongLived> {
+    open.capabilities
+        .iter()
+        .rev()
+        .find_map(|c| match c {
+            Capability::LongLivedGracefulRestart(list) => Some(list),
+            _ => None,
+        })?
+        .iter()
+        .find(|(afi, safi, ..)| (*afi, *safi) == family.code())
+        .map(|(_, _, flags, time)| LongLived { preserved: flags & LONG_LIVED_FORWARDING != 0, time: *time })
 }

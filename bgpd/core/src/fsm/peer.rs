@@ -7,6 +7,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use super::{
     Action, Actions, Cause, Cease, Conn, Endpoints, Env, Event, Identity, Jitter, Session, Side, StateKind,
+    Stop,
     negotiate::{local_asn, negotiate},
 };
 use crate::{
@@ -22,7 +23,7 @@ const FRESH_MS: u64 = 5_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerInput {
     Start,
-    Stop(Cease),
+    Stop(Stop),
     Connected(ConnId, Endpoints),
     Accepted(ConnId, Endpoints),
     Lost(ConnId, DownReason),
@@ -144,7 +145,7 @@ impl Peer {
             }
             PeerInput::Stop(why) => {
                 self.started = false;
-                self.primary.handle(env, Event::Stop(why), out);
+                self.primary.handle(env, Event::Stop(why.clone()), out);
                 if let Some(s) = &mut self.second {
                     s.handle(env, Event::Stop(why), out);
                 }
@@ -200,10 +201,12 @@ impl Peer {
     /// Somebody at the peer's address connected.
     fn accept(&mut self, env: &mut Env<'_>, id: ConnId, ends: Endpoints, out: &mut Actions) {
         match self.primary.state() {
-            // Stopped, or backing off after an error.
-            StateKind::Idle => out.push_back((id, Action::Close)),
+            // Stopped, or backing off after an error (RFC 4486 section 4).
+            StateKind::Idle => reject(id, Cease::ConnectionRejected, out),
             StateKind::Active => self.primary.handle(env, Event::TransportUp(id, ends), out),
-            StateKind::Established if !self.may_be_replaced(env.now) => out.push_back((id, Action::Close)),
+            StateKind::Established if !self.may_be_replaced(env.now) => {
+                reject(id, Cease::CollisionResolution, out);
+            }
             StateKind::Connect | StateKind::OpenSent | StateKind::OpenConfirm | StateKind::Established => {
                 // A peer that connects again has given up its earlier attempt.
                 if let Some(old) = &mut self.second {
@@ -283,6 +286,12 @@ impl Peer {
             self.second = Some(second);
         }
     }
+}
+
+/// Turns a connection away with the reason.
+fn reject(id: ConnId, why: Cease, out: &mut Actions) {
+    out.push_back((id, Action::Send(Message::Notification(why.notification()))));
+    out.push_back((id, Action::Close));
 }
 
 fn survivor_of(cfg: &PeerConfig, me: &Identity, open: &Open) -> Side {

@@ -13,9 +13,10 @@ use super::{
     group::{Groups, OutCx},
     import::Invalid,
     prefix::Prefix,
+    rewrite::add,
     table::{Dest, Path, PathFlags, Table},
 };
-use crate::speaker::{FibChange, PeerId};
+use crate::speaker::{FibChange, LLGR_STALE, NO_LLGR, PeerId};
 
 /// Adj-RIB-In of one peer: which destinations it has sent.
 #[derive(Debug, Default)]
@@ -259,6 +260,30 @@ impl<P: Prefix> Afi<P> {
         }
         self.adj_in(peer).stale = marked;
         marked
+    }
+
+    /// Stale paths of a peer become long-lived stale ones; those that may not, go. Returns how many are left.
+    pub(super) fn long_lived(&mut self, peer: PeerId, cx: &mut ChangeCx<'_>) -> usize {
+        let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
+        for n in dests {
+            self.remove(n, peer, |p| p.flags.stale && p.attrs.set().communities.contains(&NO_LLGR), cx);
+            let dest = self.table.dest_mut(n);
+            let before = Before::of(dest, cx);
+            let mut changed = false;
+            for path in dest.paths.iter_mut().filter(|p| p.peer == peer && p.flags.stale) {
+                let mut set = path.attrs.set();
+                add(&mut set, LLGR_STALE);
+                // A set with no room for one community more stays as it is; it is dropped when the time is over.
+                if let Some(attrs) = cx.out.interner.intern(&set, path.attrs.next_hop()) {
+                    path.attrs = attrs;
+                    changed = true;
+                }
+            }
+            if changed {
+                self.after(n, before, cx);
+            }
+        }
+        self.stale(peer)
     }
 
     /// Decides about every destination: after selection was put off, or when next hops or sources have changed.

@@ -14,7 +14,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use crate::{
-    speaker::SpeakerConfig,
+    speaker::{LLGR_STALE, SpeakerConfig},
     wire::{AttrSet, EmitError, NextHop, Origin, SegmentKind, WireCx, decode_attrs, encode_attrs},
 };
 
@@ -52,6 +52,8 @@ pub struct Rank {
     pub neighbor_as: u32,
     pub originator: Option<Ipv4Addr>,
     pub cluster_len: u32,
+    /// Kept long after its peer went away (RFC 9494): the last resort.
+    pub long_lived: bool,
 }
 
 impl Attrs {
@@ -233,6 +235,8 @@ impl Interner {
     fn rank(&self, set: &AttrSet) -> Rank {
         let raw = set.local_pref.unwrap_or(self.normal);
         let pref = match self.classic {
+            // 0 is the least on either scale (RFC 8326).
+            Some(_) if raw == 0 => 0,
             Some(base) if raw < CLASSIC_SCALE_END && self.normal >= CLASSIC_SCALE_END => {
                 i64::from(self.normal) + i64::from(raw) - i64::from(base)
             }
@@ -263,6 +267,7 @@ impl Interner {
             neighbor_as: neighbor_as.unwrap_or(0),
             originator: set.originator_id,
             cluster_len: u32::try_from(set.cluster_list.len()).unwrap_or(u32::MAX),
+            long_lived: set.communities.contains(&LLGR_STALE),
         }
     }
 }

@@ -20,6 +20,7 @@ use super::{
     pack::Packer,
     peers::{NextHops, Source, Sources},
     prefix::Prefix,
+    rewrite::{Inward, Rewrite},
     table::{Dest, Path},
 };
 use crate::{
@@ -48,6 +49,8 @@ pub struct RibPeer {
     pub add_path: PerFamily<Option<AddPathSend>>,
     /// How messages to it are written.
     pub write: WireCx,
+    pub rewrite: Rewrite,
+    pub inward: Inward,
 }
 
 impl RibPeer {
@@ -65,6 +68,7 @@ impl RibPeer {
             policy: Arc::clone(&self.policy),
             add_path: self.add_path[family],
             write: self.write,
+            rewrite: self.rewrite,
         }
     }
 }
@@ -212,22 +216,26 @@ impl Rib {
         v6.source_changed(peer.id, &mut cx);
     }
 
-    /// The session ended. Routes of families in `keep` become stale, the others go; returns how many were kept.
-    pub fn peer_down(&mut self, peer: &RibPeer, keep: PerFamily<bool>) -> usize {
+    /// The session ended. Routes of families in `keep` become stale, the others go; returns how many were kept. Those
+    /// already stale have had their time (RFC 4724 section 4.2), except in families in `again` (RFC 9494).
+    pub fn peer_down(&mut self, peer: &RibPeer, keep: PerFamily<bool>, again: PerFamily<bool>) -> usize {
         self.next_hops.remove_own(peer.local_address);
         let (v4, v6, mut cx) = self.split();
         v4.groups.remove(peer.id);
         v6.groups.remove(peer.id);
         let mut kept = 0;
         if keep[Family::Ipv4Unicast] {
-            // Those already stale have had their time (RFC 4724 section 4.2).
-            v4.drop_paths(peer.id, true, &mut cx);
+            if !again[Family::Ipv4Unicast] {
+                v4.drop_paths(peer.id, true, &mut cx);
+            }
             kept += v4.mark_stale(peer.id);
         } else {
             v4.drop_paths(peer.id, false, &mut cx);
         }
         if keep[Family::Ipv6Unicast] {
-            v6.drop_paths(peer.id, true, &mut cx);
+            if !again[Family::Ipv6Unicast] {
+                v6.drop_paths(peer.id, true, &mut cx);
+            }
             kept += v6.mark_stale(peer.id);
         } else {
             v6.drop_paths(peer.id, false, &mut cx);
@@ -251,6 +259,16 @@ impl Rib {
         }
     }
 
+    /// The restart time of a neighbor is over and its stale routes are kept on as the last resort (RFC 9494): they get
+    /// LLGR_STALE, those with NO_LLGR go. Returns how many are left.
+    pub fn long_lived(&mut self, peer: PeerId, family: Family) -> usize {
+        let (v4, v6, mut cx) = self.split();
+        match family {
+            Family::Ipv4Unicast => v4.long_lived(peer, &mut cx),
+            Family::Ipv6Unicast => v6.long_lived(peer, &mut cx),
+        }
+    }
+
     /// An UPDATE of an established neighbor.
     pub fn update(&mut self, peer: &RibPeer, update: Update) {
         for prefixes in &update.withdrawn {
@@ -262,6 +280,7 @@ impl Rib {
             ibgp: peer.ibgp,
             local_asn: peer.local_asn,
             allow_own_as: peer.allow_own_as,
+            inward: peer.inward,
         };
         let bad = judge.judge(&mut set);
         for reach in &update.reach {

@@ -6,6 +6,7 @@
 //! | step | RFC | what remains |
 //! |---|---|---|
 //! | Validity | 4271 9.1.2 | no loop, next hop reachable and not ourselves |
+//! | LongLived | 9494 4.3 | fresh routes before long-lived stale ones |
 //! | Weight | (ours) | own routes before learned ones; Calico's elevated priority before own |
 //! | LocalPref | 4271 9.1.1 | highest degree of preference |
 //! | AsPathLen | 4271 9.1.2.2 a | shortest AS_PATH |
@@ -35,6 +36,7 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Step {
     Validity,
+    LongLived,
     Weight,
     LocalPref,
     AsPathLen,
@@ -52,6 +54,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Validity => "not usable",
+            Self::LongLived => "long-lived stale",
             Self::Weight => "an own route is preferred",
             Self::LocalPref => "lower LOCAL_PREF",
             Self::AsPathLen => "longer AS_PATH",
@@ -161,6 +164,7 @@ pub fn decide(paths: &[Path], cx: &DecisionCx<'_>) -> Verdict {
         lost: SmallVec::from_elem(None, paths.len()),
     };
     race.retain(Step::Validity, |p| p.bad.is_none() && cost(p, cx.next_hops).is_some());
+    race.lowest(Step::LongLived, |p| p.attrs.rank.long_lived);
     race.lowest(Step::Weight, |p| std::cmp::Reverse(weight(p)));
     race.lowest(Step::LocalPref, |p| std::cmp::Reverse(p.attrs.rank.pref));
     race.lowest(Step::AsPathLen, |p| p.attrs.rank.path_len);

@@ -17,10 +17,11 @@ use super::{
     pack::leaves_room,
     peers::Source,
     prefix::Prefix,
+    rewrite::{Rewrite, prepend},
 };
 use crate::{
     speaker::{AddPathSend, ExportPolicy, NextHopPolicy, PeerId},
-    wire::{AttrSet, NextHop, Segment, SegmentKind, WireCx},
+    wire::{AttrSet, NextHop, WireCx},
 };
 
 /// RFC 1997.
@@ -44,6 +45,7 @@ pub(super) struct GroupKey {
     pub add_path: Option<AddPathSend>,
     /// How messages to them are written.
     pub write: WireCx,
+    pub rewrite: Rewrite,
 }
 
 /// A best path on its way out.
@@ -74,6 +76,7 @@ impl GroupKey {
         if communities.contains(&NO_ADVERTISE)
             || (!self.ibgp
                 && (communities.contains(&NO_EXPORT) || communities.contains(&NO_EXPORT_SUBCONFED)))
+            || !self.rewrite.permits(&set, self.ibgp)
         {
             return None;
         }
@@ -90,11 +93,13 @@ impl GroupKey {
                 // Not for third parties (RFC 4271 section 5.1.4).
                 set.med = None;
             }
+            self.rewrite.path(&mut set, self.local_asn);
             prepend(&mut set, self.local_asn);
         } else if reflected {
             set.originator_id = Some(set.originator_id.unwrap_or(c.source.router_id));
             set.cluster_list.insert(0, cx.cluster_id);
         }
+        self.rewrite.preference(&mut set, self.ibgp);
         Some((set, next_hop))
     }
 
@@ -118,7 +123,9 @@ impl GroupKey {
         interner: &mut Interner,
         memo: &mut Memo,
     ) -> Option<Attrs> {
-        if !self.policy.permits(&prefix.net(), c.peer == LOCAL) {
+        if !self.policy.permits(&prefix.net(), c.peer == LOCAL)
+            || (self.rewrite.default_route && prefix.net().prefix_len() == 0)
+        {
             return None;
         }
         if let Some((attrs, peer, answer)) = &memo.last
@@ -144,21 +151,6 @@ pub(super) struct Memo {
     scratch: BytesMut,
 }
 
-/// Our AS in front (RFC 4271 section 5.1.2); what is inside a confederation is not for others (RFC 5065).
-fn prepend(set: &mut AttrSet, asn: u32) {
-    let path = &mut set.as_path.0;
-    path.retain(|s| matches!(s.kind, SegmentKind::Sequence | SegmentKind::Set));
-    match path.first_mut() {
-        // A segment holds at most 255 numbers on the wire.
-        Some(first) if first.kind == SegmentKind::Sequence && first.asns.len() < 255 => {
-            first.asns.insert(0, asn);
-        }
-        Some(_) | None => {
-            path.insert(0, Segment { kind: SegmentKind::Sequence, asns: smallvec::smallvec![asn] });
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use ipnet::Ipv4Net;
@@ -182,6 +174,7 @@ mod tests {
             policy: Arc::default(),
             add_path: None,
             write: WireCx { four_octet_as: true, ibgp, ..WireCx::default() },
+            rewrite: Rewrite::default(),
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::peers::NextHops;
+use super::{peers::NextHops, rewrite::Inward};
 use crate::{
     speaker::SpeakerConfig,
     wire::{AttrSet, NextHop},
@@ -24,6 +24,7 @@ pub enum Invalid {
     ClusterLoop,
     OwnNextHop,
     NextHop,
+    NoPolicy,
 }
 
 impl fmt::Display for Invalid {
@@ -34,6 +35,7 @@ impl fmt::Display for Invalid {
             Self::ClusterLoop => "our cluster is in the CLUSTER_LIST",
             Self::OwnNextHop => "the next hop is our own address",
             Self::NextHop => "the next hop is no unicast address",
+            Self::NoPolicy => "there is no policy for this external peer (RFC 8212)",
         })
     }
 }
@@ -46,6 +48,7 @@ pub(super) struct ImportCx<'a> {
     /// The AS we present to this peer.
     pub local_asn: u32,
     pub allow_own_as: u8,
+    pub inward: Inward,
 }
 
 impl ImportCx<'_> {
@@ -80,7 +83,8 @@ impl ImportCx<'_> {
         if set.cluster_list.contains(&self.cluster_id()) {
             return Some(Invalid::ClusterLoop);
         }
-        None
+        self.inward.apply(set);
+        self.inward.closed.then_some(Invalid::NoPolicy)
     }
 }
 

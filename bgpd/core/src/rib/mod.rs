@@ -21,6 +21,7 @@ mod pack;
 mod paths_out;
 mod peers;
 mod prefix;
+mod rewrite;
 mod ring;
 mod table;
 
@@ -33,5 +34,6 @@ pub use self::{
     decision::{DecisionCx, Step, Verdict, decide},
     import::Invalid,
     peers::{LOCAL, NextHops, Source, Sources},
+    rewrite::{Inward, Rewrite},
     table::{Path, PathFlags},
 };

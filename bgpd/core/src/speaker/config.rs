@@ -7,9 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{Event, Input, Output, PeerConfig, PeerId, Speaker, neighbor::Neighbor, session::rib_peer};
+use super::{Event, Input, Output, PeerConfig, PeerId, Speaker, neighbor::Neighbor};
 use crate::{
-    fsm::{Cease, PeerInput, StateKind},
+    fsm::{Cease, PeerInput, StateKind, Stop},
     time::Mono,
 };
 
@@ -27,6 +27,13 @@ fn compatible(old: &PeerConfig, new: &PeerConfig, established: bool) -> bool {
     old.reflector_client = new.reflector_client;
     old.next_hop = new.next_hop;
     old.max_prefixes = new.max_prefixes;
+    old.attributes = new.attributes;
+    // What is not said in an OPEN and is no option of the socket.
+    old.session.prefixes = new.session.prefixes;
+    old.session.restart_limit = new.session.restart_limit;
+    old.session.stale_time = new.session.stale_time;
+    old.session.send_hold = new.session.send_hold;
+    old.session.farewell.clone_from(&new.session.farewell);
     if established {
         // They matter when the next connection is made.
         old.passive = new.passive;
@@ -37,14 +44,29 @@ fn compatible(old: &PeerConfig, new: &PeerConfig, established: bool) -> bool {
 
 /// Why settings cannot be used.
 fn fault(cfg: &PeerConfig) -> Option<&'static str> {
-    if cfg.asn == 0 || cfg.local_asn == Some(0) {
+    if cfg.asn == 0 {
+        Some("AS 0 is reserved (RFC 7607)")
+    } else if cfg.address.is_unspecified() || cfg.address.is_multicast() {
+        Some("the address is no unicast address")
+    } else if is_link_local(cfg.address) && cfg.session.interface.is_none() {
+        Some("a link-local address needs an interface")
+    } else {
+        template_fault(cfg)
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
+}
+
+/// Why settings without an address cannot be used. AS 0 stands for any.
+pub(super) fn template_fault(cfg: &PeerConfig) -> Option<&'static str> {
+    if cfg.local_asn == Some(0) {
         Some("AS 0 is reserved (RFC 7607)")
     } else if cfg.families.is_empty() {
         Some("no address family")
     } else if matches!(cfg.hold_time, 1 | 2) {
         Some("a hold time of 1 or 2 seconds is not allowed (RFC 4271); use 0 or at least 3")
-    } else if cfg.address.is_unspecified() || cfg.address.is_multicast() {
-        Some("the address is no unicast address")
     } else {
         None
     }
@@ -73,9 +95,16 @@ impl Speaker {
                 out.push_back(Output::Event(Event::Config { name, what }));
             }
         }
-        let present: Vec<(PeerId, (IpAddr, u16))> =
-            self.peers.values().map(|p| (p.id, key(p.fsm.config()))).collect();
-        for (id, k) in present {
+        let present: Vec<(PeerId, (IpAddr, u16), bool)> =
+            self.peers.values().map(|p| (p.id, key(p.fsm.config()), p.dynamic)).collect();
+        for (id, k, dynamic) in present {
+            if dynamic {
+                // Whoever is listed now is no longer a guest.
+                if wanted.keys().any(|w| w.0 == k.0) {
+                    self.remove(now, id, out);
+                }
+                continue;
+            }
             match wanted.remove(&k) {
                 Some(cfg) => self.change(now, id, cfg, out),
                 None => self.remove(now, id, out),
@@ -90,18 +119,32 @@ impl Speaker {
     }
 
     fn add(&mut self, now: Mono, cfg: PeerConfig, out: &mut VecDeque<Output>) {
-        let id = PeerId(self.next_peer);
-        self.next_peer += 1;
-        self.by_address.entry(cfg.address).or_default().push(id);
-        let seed = self.jitter.next();
-        self.peers.insert(id, Neighbor::new(id, Arc::new(cfg), seed, now));
-        if !self.stopped {
+        let down = cfg.session.shutdown.is_some();
+        let id = self.insert(now, cfg);
+        if down {
+            self.drive(now, id, PeerInput::Stop(Cease::AdministrativeShutdown.into()), out);
+        } else if !self.stopped {
             self.drive(now, id, PeerInput::Start, out);
         }
     }
 
-    fn remove(&mut self, now: Mono, id: PeerId, out: &mut VecDeque<Output>) {
-        self.drive(now, id, PeerInput::Stop(Cease::PeerDeconfigured), out);
+    /// A neighbor that is not started.
+    pub(super) fn insert(&mut self, now: Mono, cfg: PeerConfig) -> PeerId {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.next_peer += 1;
+            PeerId(self.next_peer - 1)
+        });
+        self.by_address.entry(cfg.address).or_default().push(id);
+        let seed = self.jitter.next();
+        self.peers.insert(id, Neighbor::new(id, Arc::new(cfg), seed, now));
+        id
+    }
+
+    pub(super) fn remove(&mut self, now: Mono, id: PeerId, out: &mut VecDeque<Output>) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.pinned = true;
+        }
+        self.drive(now, id, PeerInput::Stop(Cease::PeerDeconfigured.into()), out);
         let Some(peer) = self.peers.remove(&id) else { return };
         if let Some(at) = peer.armed {
             self.timers.remove(&(at, id));
@@ -113,33 +156,50 @@ impl Speaker {
             }
         }
         self.rib.forget(id);
+        if peer.dynamic {
+            self.free.push(id);
+        }
         self.sync.touch();
     }
 
-    fn change(&mut self, now: Mono, id: PeerId, cfg: PeerConfig, out: &mut VecDeque<Output>) {
+    pub(super) fn change(&mut self, now: Mono, id: PeerId, cfg: PeerConfig, out: &mut VecDeque<Output>) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if **peer.fsm.config() == cfg {
             return;
         }
         let established = peer.fsm.state() == StateKind::Established;
         if !compatible(peer.fsm.config(), &cfg, established) {
-            self.drive(now, id, PeerInput::Stop(Cease::ConfigurationChange), out);
+            let pinned = std::mem::replace(&mut peer.pinned, true);
+            let stop = match &cfg.session.shutdown {
+                Some(text) => Stop::with_text(Cease::AdministrativeShutdown, text),
+                None => Cease::ConfigurationChange.into(),
+            };
+            let down = cfg.session.shutdown.is_some();
+            self.drive(now, id, PeerInput::Stop(stop), out);
             self.rib.forget(id);
             let seed = self.jitter.next();
             let Some(peer) = self.peers.get_mut(&id) else { return };
-            peer.stale_until = None;
+            peer.kept_nothing();
+            peer.start_at = None;
+            peer.pinned = pinned;
             peer.fsm = crate::fsm::Peer::new(Arc::new(cfg), seed);
-            if !self.stopped {
+            if down {
+                self.drive(now, id, PeerInput::Stop(Cease::AdministrativeShutdown.into()), out);
+            } else if !self.stopped {
                 self.drive(now, id, PeerInput::Start, out);
             }
             return;
         }
+        let again = peer.fsm.config().attributes.changes_import(&cfg.attributes);
+        let down = cfg.session.shutdown.is_some();
         peer.fsm.set_config(Arc::new(cfg));
-        if let Some(mut up) = peer.up.take() {
-            let rib = rib_peer(peer, &up.session);
-            self.rib.peer_changed(&up.rib, &rib);
-            up.rib = rib;
-            peer.up = Some(up);
+        let waits = !peer.fsm.started();
+        self.treat_anew(id);
+        if waits && !down && !self.stopped {
+            // It was down for what may have been changed now.
+            self.reset(now, id, Cease::ConfigurationChange.into(), out);
+        } else if again && !self.ask_again(id, out) {
+            self.reset(now, id, Cease::ConfigurationChange.into(), out);
         }
     }
 }
@@ -158,6 +218,9 @@ impl Input {
             Self::SendStalled { .. } => "SendStalled",
             Self::NextHop { .. } => "NextHop",
             Self::Clear { .. } => "Clear",
+            Self::Reset { .. } => "Reset",
+            Self::SetDynamic(_) => "SetDynamic",
+            Self::Drain => "Drain",
             Self::Shutdown => "Shutdown",
         }
     }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+use super::options::{DynamicPeers, RouteOptions, SessionOptions};
 use crate::{
     af::Family,
     time::Mono,
@@ -48,6 +49,12 @@ pub struct SpeakerConfig {
     pub sync_settle: u16,
     /// Seconds after which `FibInSync` comes in any case (RFC 4724 Selection_Deferral_Timer).
     pub sync_wait: u16,
+    /// Ranges whose hosts become neighbors when they connect ([`Input::SetDynamic`] changes them).
+    #[serde(default)]
+    pub dynamic: Vec<DynamicPeers>,
+    /// Paths of all peers together; the peer that exceeds it is dismissed (Cease 6/8, RFC 4486). 0: no limit.
+    #[serde(default)]
+    pub max_paths: usize,
 }
 
 impl SpeakerConfig {
@@ -68,6 +75,8 @@ impl SpeakerConfig {
             restarting: false,
             sync_settle: 10,
             sync_wait: 60,
+            dynamic: Vec::new(),
+            max_paths: 0,
         }
     }
 }
@@ -138,6 +147,12 @@ pub struct PeerConfig {
     pub add_path: AddPath,
     /// Export policy: peers with an equal one share work. Accept = advertise what the speaker may advertise.
     pub export: ExportPolicy,
+    /// How the session is run, beyond the above.
+    #[serde(default)]
+    pub session: SessionOptions,
+    /// What is done to attributes.
+    #[serde(default)]
+    pub attributes: RouteOptions,
 }
 
 impl PeerConfig {
@@ -165,6 +180,8 @@ impl PeerConfig {
             password: None,
             add_path: AddPath::default(),
             export: ExportPolicy::default(),
+            session: SessionOptions::default(),
+            attributes: RouteOptions::default(),
         }
     }
 }
@@ -256,6 +273,16 @@ pub enum Input {
         peer: PeerId,
         how: Clear,
     },
+    /// `Clear::Reset` with a text for the other operator (RFC 9003).
+    Reset {
+        peer: PeerId,
+        text: String,
+    },
+    /// The complete desired set of dynamic ranges. Neighbors of a range that is gone, or has another template, end.
+    SetDynamic(Vec<DynamicPeers>),
+    /// We are about to leave: everything is advertised again with GRACEFUL_SHUTDOWN, to internal peers with
+    /// LOCAL_PREF 0 (RFC 8326). Some time later comes `Shutdown`.
+    Drain,
     /// Stop every session with Cease / Administrative Shutdown.
     Shutdown,
 }
@@ -289,6 +316,10 @@ pub enum Output {
         ttl: Option<u8>,
         #[serde(default, skip_serializing)]
         password: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interface: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hops: Option<u8>,
     },
     /// Encode with the connection's [`WireCx`] and send.
     Send {
@@ -349,6 +380,12 @@ pub enum Event {
         name: String,
         what: String,
         routes: usize,
+    },
+    /// Something an operator should know although the session goes on.
+    Warning {
+        peer: PeerId,
+        name: String,
+        what: String,
     },
     /// A setting that cannot be used.
     Config {

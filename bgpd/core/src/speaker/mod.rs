@@ -7,8 +7,10 @@
 //! `next_update`; drain `Output`s in order.
 
 mod config;
+mod dynamic;
 mod io;
 mod neighbor;
+mod options;
 mod restart;
 mod session;
 mod status;
@@ -23,12 +25,15 @@ use std::{
 
 use bytes::BytesMut;
 
-pub use self::{io::*, status::PeerStatus};
+pub use self::{io::*, options::*, status::PeerStatus};
 use self::{neighbor::Neighbor, restart::Sync};
 use crate::{
-    fsm::{Action, Actions, Cease, ConnIds, Endpoints, Env, Identity, Jitter, PeerInput, Side, StateKind},
+    fsm::{
+        Action, Actions, Cease, ConnIds, Endpoints, Env, Identity, Jitter, PeerInput, Side, StateKind, Stop,
+    },
     rib::Rib,
     time::Mono,
+    wire::Message,
 };
 
 /// A BGP speaker.
@@ -47,6 +52,10 @@ pub struct Speaker {
     actions: Actions,
     sync: Sync,
     stopped: bool,
+    /// RFC 8326.
+    draining: bool,
+    /// Identifiers of dynamic neighbors that are gone.
+    free: Vec<PeerId>,
 }
 
 impl Speaker {
@@ -64,6 +73,8 @@ impl Speaker {
             actions: Actions::new(),
             sync: Sync::default(),
             stopped: false,
+            draining: false,
+            free: Vec::new(),
             cfg,
         }
     }
@@ -99,11 +110,17 @@ impl Speaker {
             }
             Input::NextHop { address, cost } => self.rib.set_next_hop(address, cost),
             Input::Clear { peer, how } => self.clear(now, peer, how, out),
+            Input::Reset { peer, text } => {
+                self.reset(now, peer, Stop::with_text(Cease::AdministrativeReset, &text), out);
+            }
+            Input::SetDynamic(list) => self.set_dynamic(now, list, out),
+            Input::Drain => self.drain(out),
             Input::Shutdown => {
                 self.stopped = true;
                 let all: Vec<PeerId> = self.peers.keys().copied().collect();
                 for peer in all {
-                    self.drive(now, peer, PeerInput::Stop(Cease::AdministrativeShutdown), out);
+                    let stop = Stop::with_text(Cease::AdministrativeShutdown, &self.farewell(peer));
+                    self.drive(now, peer, PeerInput::Stop(stop), out);
                 }
             }
         }
@@ -123,6 +140,7 @@ impl Speaker {
             let mut env = Env { now, me, ids: &mut self.ids };
             peer.fsm.on_time(&mut env, &mut self.actions);
             self.stale_time(now, id, out);
+            self.start_time(now, id, out);
             self.after(now, id, old, out);
         }
         self.flush(now, out);
@@ -180,6 +198,8 @@ impl Speaker {
                             from: cfg.local_address,
                             ttl: cfg.ttl,
                             password: cfg.password.clone(),
+                            interface: cfg.session.interface.clone(),
+                            hops: cfg.session.hops,
                         });
                     }
                 }
@@ -194,7 +214,7 @@ impl Speaker {
                 Action::Up(session) => self.up(now, id, conn, session, out),
                 Action::Down(down) => self.down(now, id, &down, out),
                 Action::Deliver(update) => too_many = self.deliver(id, update, out).or(too_many),
-                Action::Refresh(r) => self.refresh(id, r),
+                Action::Refresh(r) => self.refresh(id, r, out),
             }
         }
         if let Some(peer) = self.peers.get_mut(&id) {
@@ -210,9 +230,10 @@ impl Speaker {
                 }
             }
         }
-        if let Some((conn, notification, what)) = too_many {
-            self.drive(now, id, PeerInput::Bad(conn, notification, what), out);
+        if let Some(excess) = too_many {
+            self.put_down(now, id, excess, out);
         }
+        self.retire(now, id, out);
     }
 
     /// Passes on what the RIB has to say.
@@ -245,12 +266,28 @@ impl Speaker {
             .flatten()
             .filter_map(|id| self.peers.get(id))
             .find(|p| p.fsm.config().local_address.is_none_or(|a| a == at));
-        let Some(id) = peer.filter(|_| !self.stopped).map(|p| p.id) else {
-            let why = if self.stopped { "shutting down" } else { "not a configured neighbor" };
-            out.push_back(Output::Event(Event::Refused { remote, why: why.into() }));
-            out.push_back(Output::Close { conn });
-            return;
+        let known = peer.map(|p| p.id);
+        let id = match known {
+            _ if self.stopped => Err("shutting down"),
+            Some(id) => Ok(id),
+            None => self.admit(now, remote.ip(), out),
         };
+        let id = match id {
+            Ok(id) => id,
+            Err(why) => {
+                out.push_back(Output::Event(Event::Refused { remote, why: why.into() }));
+                // Strangers are not talked to; who is one of a range may know that it is full (RFC 4486).
+                if !self.stopped && DynamicPeers::of(&self.cfg.dynamic, remote.ip()).is_some() {
+                    let message = Message::Notification(Cease::ConnectionRejected.notification());
+                    out.push_back(Output::Send { conn, message });
+                }
+                out.push_back(Output::Close { conn });
+                return;
+            }
+        };
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.pinned = false;
+        }
         self.conns.insert(conn, id);
         let ends = Endpoints { local, remote, initiator: Side::Them };
         self.drive(now, id, PeerInput::Accepted(conn, ends), out);

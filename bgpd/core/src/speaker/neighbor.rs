@@ -29,6 +29,18 @@ pub(super) struct Neighbor {
     pub(super) up: Option<Up>,
     /// Until when routes of the last session are kept (RFC 4724).
     pub(super) stale_until: Option<Mono>,
+    /// Families whose stale routes may be kept on after that, seconds (RFC 9494).
+    pub(super) long_lived: PerFamily<Option<u32>>,
+    /// Until when they are.
+    pub(super) long_until: PerFamily<Option<Mono>>,
+    /// When a neighbor that had too many prefixes may start again.
+    pub(super) start_at: Option<Mono>,
+    /// A warning about the number of prefixes was given.
+    pub(super) warned: PerFamily<bool>,
+    /// Made on accept; goes when nothing is left of it.
+    pub(super) dynamic: bool,
+    /// Something is being done with it: it must not go now.
+    pub(super) pinned: bool,
     /// What stands in the speaker's timer index.
     pub(super) armed: Option<Mono>,
     /// Last change of state.
@@ -46,6 +58,12 @@ impl Neighbor {
             fsm: Peer::new(cfg, seed),
             up: None,
             stale_until: None,
+            long_lived: PerFamily::default(),
+            long_until: PerFamily::default(),
+            start_at: None,
+            warned: PerFamily::default(),
+            dynamic: false,
+            pinned: false,
             armed: None,
             since: now,
             last_error: None,
@@ -55,7 +73,19 @@ impl Neighbor {
     }
 
     pub(super) fn deadline(&self) -> Option<Mono> {
-        self.fsm.deadline().into_iter().chain(self.stale_until).min()
+        let kept = self.long_until.0.into_iter().flatten();
+        self.fsm.deadline().into_iter().chain(self.stale_until).chain(kept).chain(self.start_at).min()
+    }
+
+    /// Whether routes of an earlier session are still here.
+    pub(super) fn keeps(&self) -> bool {
+        self.stale_until.is_some() || self.long_until.0.iter().any(Option::is_some)
+    }
+
+    /// They are not any more.
+    pub(super) fn kept_nothing(&mut self) {
+        self.stale_until = None;
+        self.long_until = PerFamily::default();
     }
 
     /// Says so if the state is another than before.

@@ -1,7 +1,8 @@
-//! Graceful restart (RFC 4724), both sides.
+//! Graceful restart (RFC 4724, 8538, 9494), both sides.
 //!
-//! Helper: a session lost by its transport, without a NOTIFICATION, leaves its routes in place as stale until the
-//! neighbor is back and has sent End-of-RIB, or its restart time is over.
+//! Helper: a session lost by its transport, or (N bit on both sides) by a NOTIFICATION that is no Hard Reset, leaves its
+//! routes in place as stale until the neighbor is back and has sent End-of-RIB, or its restart time is over. After that
+//! they may be kept on as the last resort, marked LLGR_STALE, for the long-lived stale time of their family.
 //!
 //! Restarting: selection and advertisement wait until the neighbors have sent their routes, so that forwarding goes on
 //! with what the kernel still has. [`Output::FibInSync`] tells when that is no longer needed.
@@ -15,8 +16,6 @@ use crate::{
     time::Mono,
 };
 
-/// Time for a neighbor that is back to send End-of-RIB.
-const STALE_MS: u64 = 360_000;
 /// Time for the first routes of a neighbor that will not send End-of-RIB.
 const QUIET_MS: u64 = 3_000;
 
@@ -141,8 +140,10 @@ impl Speaker {
 
     /// Families whose routes outlive the session.
     pub(super) fn keep(&self, down: &Down, up: &Up) -> PerFamily<bool> {
-        let restart = up.session.restart.filter(|r| down.transport_lost && r.time > 0 && !self.stopped);
-        PerFamily::from_fn(|f| restart.is_some_and(|r| r.preserved[f].is_some()))
+        let restart = up.session.restart.filter(|_| (down.transport_lost || down.soft) && !self.stopped);
+        PerFamily::from_fn(|f| {
+            restart.is_some_and(|r| (r.time > 0 && r.preserved[f].is_some()) || long_time(up, f).is_some())
+        })
     }
 
     /// The session is lost; `kept` routes of it are stale now.
@@ -156,26 +157,38 @@ impl Speaker {
     ) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.stale_until = None;
-        if let (Some(r), true) = (up.session.restart, kept > 0) {
-            peer.stale_until = Some(now.plus_ms(u64::from(r.time) * 1_000));
-            say(out, peer, format!("routes kept for {} s while it restarts", r.time), kept);
+        let Some(r) = up.session.restart.filter(|_| kept > 0) else {
+            peer.long_until = PerFamily::default();
+            return;
+        };
+        let options = &peer.fsm.config().session;
+        let seconds = r.time.min(options.restart_limit);
+        // The times of a second loss before End-of-RIB go on from the first one (RFC 9494 section 4.3).
+        peer.long_lived = PerFamily::from_fn(|f| long_time(up, f).map(|t| t.min(options.long_lived)));
+        peer.stale_until = Some(now.plus_ms(u64::from(seconds) * 1_000));
+        say(out, peer, format!("routes kept for {seconds} s while it restarts"), kept);
+        if seconds == 0 {
+            self.stale_time(now, id, out);
         }
     }
 
     /// The neighbor is back: what it has not preserved goes at once.
     pub(super) fn resume(&mut self, now: Mono, id: PeerId, out: &mut VecDeque<Output>) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if peer.stale_until.is_none() {
+        if !peer.keeps() {
             return;
         }
         let Some(up) = &peer.up else { return };
         let mut left = 0;
         for family in Family::ALL {
-            let preserved = up.session.restart.is_some_and(|r| r.preserved[family] == Some(true));
+            let restarted = up.session.restart.is_some_and(|r| r.preserved[family] == Some(true));
+            let long = up.session.long_lived[family].is_some_and(|l| l.preserved);
+            let preserved = if peer.long_until[family].is_some() { long } else { restarted || long };
             if preserved && up.session.families[family] {
                 left += self.rib.counts(id, family).stale;
                 continue;
             }
+            peer.long_until[family] = None;
             let gone = self.rib.drop_stale(id, family);
             if gone > 0 {
                 say(
@@ -186,33 +199,77 @@ impl Speaker {
                 );
             }
         }
-        peer.stale_until = (left > 0).then(|| now.plus_ms(STALE_MS));
+        let wait = u64::from(peer.fsm.config().session.stale_time) * 1_000;
+        peer.stale_until = (left > 0).then(|| now.plus_ms(wait));
     }
 
     /// The neighbor has sent all it has: what it did not repeat is gone.
     pub(super) fn end_of_rib(&mut self, id: PeerId, family: Family, out: &mut VecDeque<Output>) {
         self.sync.touch();
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if peer.stale_until.is_none() {
+        if !peer.keeps() {
             return;
         }
+        peer.long_until[family] = None;
         let gone = self.rib.drop_stale(id, family);
         say(out, peer, "restart complete; routes that did not come back dropped".into(), gone);
         if Family::ALL.into_iter().all(|f| self.rib.counts(id, f).stale == 0) {
-            peer.stale_until = None;
+            peer.kept_nothing();
         }
     }
 
     /// The time for stale routes may be over.
     pub(super) fn stale_time(&mut self, now: Mono, id: PeerId, out: &mut VecDeque<Output>) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if peer.stale_until.is_none_or(|at| at > now) {
-            return;
+        if peer.stale_until.is_some_and(|at| at <= now) {
+            peer.stale_until = None;
+            let (mut gone, mut kept) = (0, None);
+            for family in Family::ALL {
+                // A neighbor that is back and does not send End-of-RIB has had its time.
+                let long = peer.long_lived[family].filter(|_| peer.up.is_none());
+                match long {
+                    Some(seconds) if self.rib.counts(id, family).stale > 0 => {
+                        let until = now.plus_ms(u64::from(seconds) * 1_000);
+                        let until = *peer.long_until[family].get_or_insert(until);
+                        let left = self.rib.long_lived(id, family);
+                        if left == 0 {
+                            peer.long_until[family] = None;
+                        }
+                        let (n, _) = kept.unwrap_or((0, seconds));
+                        kept =
+                            Some((n + left, u32::try_from(until.since_ms(now) / 1_000).unwrap_or(seconds)));
+                    }
+                    Some(_) | None => {
+                        peer.long_until[family] = None;
+                        gone += self.rib.drop_stale(id, family);
+                    }
+                }
+            }
+            if let Some((left, seconds)) = kept {
+                say(
+                    out,
+                    peer,
+                    format!("restart time over; routes kept as long-lived stale for {seconds} s"),
+                    left,
+                );
+            }
+            if gone > 0 || kept.is_none() {
+                say(out, peer, "restart time over; routes dropped".into(), gone);
+            }
         }
-        peer.stale_until = None;
-        let gone = Family::ALL.into_iter().map(|f| self.rib.drop_stale(id, f)).sum();
-        say(out, peer, "restart time over; routes dropped".into(), gone);
+        for family in Family::ALL {
+            if peer.long_until[family].is_some_and(|at| at <= now) {
+                peer.long_until[family] = None;
+                let gone = self.rib.drop_stale(id, family);
+                say(out, peer, "long-lived stale time over; routes dropped".into(), gone);
+            }
+        }
     }
+}
+
+/// Seconds for which a family may be kept as long-lived stale; `None`: not at all.
+fn long_time(up: &Up, family: Family) -> Option<u32> {
+    up.session.long_lived[family].map(|l| l.time).filter(|t| *t > 0)
 }
 
 fn say(out: &mut VecDeque<Output>, peer: &super::neighbor::Neighbor, what: String, routes: usize) {

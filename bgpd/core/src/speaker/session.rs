@@ -1,22 +1,28 @@
 //! What the speaker does while a session is established, and when it begins and ends.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc};
+
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    Clear, ConnId, Event, Output, PeerId, Speaker,
+    Clear, ConnId, Event, ExportPolicy, Output, PeerConfig, PeerId, PrefixAction, Speaker, SpeakerConfig,
     neighbor::{Neighbor, Up},
 };
 use crate::{
     af::{Family, PerFamily},
-    fsm::{Cease, Down, PeerInput, Session, notice},
-    rib::RibPeer,
+    fsm::{Cease, Down, PeerInput, Session, Stop, notice},
+    rib::{Inward, Rewrite, RibPeer},
     time::Mono,
-    wire::{Message, Notification, RouteRefresh, Update},
+    wire::{AsPath, AttrSet, Message, NextHop, Nlri, Notification, Prefixes, Reach, RouteRefresh, Update},
 };
 
 /// The neighbor as the RIB sees it.
-pub(super) fn rib_peer(peer: &Neighbor, session: &Session) -> RibPeer {
+pub(super) fn rib_peer(peer: &Neighbor, session: &Session, own: &SpeakerConfig, draining: bool) -> RibPeer {
     let cfg = peer.fsm.config();
+    let options = &cfg.attributes;
+    let external = !session.ibgp;
+    let local_as = cfg.local_asn.filter(|asn| *asn != own.asn && external);
+    let (closed_in, closed_out) = closed(cfg, session.ibgp);
     RibPeer {
         id: peer.id,
         ibgp: session.ibgp,
@@ -31,7 +37,35 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session) -> RibPeer {
         families: session.families,
         add_path: PerFamily::from_fn(|f| cfg.add_path.send.filter(|_| session.write.add_path(f))),
         write: session.write,
+        rewrite: Rewrite {
+            override_as: (options.as_override && external).then_some(session.remote_asn),
+            remove_private: options.remove_private,
+            show_as: local_as.filter(|_| options.local_as_show_own).map(|_| own.asn),
+            long_lived: session.long_lived_peer,
+            draining,
+            default_route: options.default_route,
+            closed: closed_out,
+        },
+        inward: Inward {
+            prepend: local_as.filter(|_| options.local_as_prepend),
+            honour_shutdown: options.honour_shutdown.unwrap_or(external),
+            closed: closed_in,
+        },
     }
+}
+
+/// Whether nothing is accepted from, and nothing sent to, a neighbor for want of a policy (RFC 8212).
+fn closed(cfg: &PeerConfig, ibgp: bool) -> (bool, bool) {
+    let required = cfg.attributes.require_policy && !ibgp;
+    (required, required && cfg.export == ExportPolicy::default())
+}
+
+/// A session that carries more than it may.
+pub(super) struct Excess {
+    pub(super) conn: ConnId,
+    pub(super) notification: Notification,
+    pub(super) what: String,
+    pub(super) action: PrefixAction,
 }
 
 impl Speaker {
@@ -46,10 +80,24 @@ impl Speaker {
     ) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.sessions = peer.sessions.saturating_add(1);
-        let rib = rib_peer(peer, &session);
+        peer.warned = PerFamily::default();
+        let rib = rib_peer(peer, &session, &self.cfg, self.draining);
+        let without = match (rib.inward.closed, rib.rewrite.closed) {
+            (true, true) => Some("accepted from it or sent to it"),
+            (true, false) => Some("accepted from it"),
+            (false, true) => Some("sent to it"),
+            (false, false) => None,
+        };
+        if let Some(what) = without {
+            let what = format!("external peer without a policy: nothing is {what} (RFC 8212)");
+            out.push_back(warning(peer, what));
+        }
         peer.up = Some(Up { conn, since: now, session, rib: rib.clone(), eor: PerFamily::default() });
         self.resume(now, id, out);
         self.rib.peer_up(&rib);
+        for family in Family::ALL {
+            self.originate_default(id, family, out);
+        }
         self.sync.touch();
     }
 
@@ -59,18 +107,72 @@ impl Speaker {
         let Some(up) = peer.up.take() else { return };
         peer.last_error = Some(down.cause.to_string());
         let keep = self.keep(down, &up);
-        let kept = self.rib.peer_down(&up.rib, keep);
+        let again = PerFamily::from_fn(|f| up.session.long_lived[f].is_some_and(|l| l.time > 0));
+        let kept = self.rib.peer_down(&up.rib, keep, again);
         self.suspend(now, id, &up, kept, out);
         self.sync.touch();
     }
 
-    /// An UPDATE; returns what to answer with if the neighbor has sent more than it may.
+    /// We are about to leave ([`Input::Drain`](super::Input::Drain)).
+    pub(super) fn drain(&mut self, out: &mut VecDeque<Output>) {
+        self.draining = true;
+        let all: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in all {
+            self.treat_anew(id);
+            for family in Family::ALL {
+                self.originate_default(id, family, out);
+            }
+        }
+    }
+
+    /// Settings that need no new session have changed.
+    pub(super) fn treat_anew(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if let Some(mut up) = peer.up.take() {
+            let rib = rib_peer(peer, &up.session, &self.cfg, self.draining);
+            self.rib.peer_changed(&up.rib, &rib);
+            up.rib = rib;
+            peer.up = Some(up);
+        }
+    }
+
+    /// Sends a default route if the neighbor is to have one whatever the RIB holds.
+    fn originate_default(&self, id: PeerId, family: Family, out: &mut VecDeque<Output>) {
+        let Some(up) = self.peers.get(&id).and_then(|p| p.up.as_ref()) else { return };
+        if !up.rib.rewrite.default_route || !up.session.families[family] {
+            return;
+        }
+        let reach = match (family, up.rib.local_address) {
+            (Family::Ipv4Unicast, IpAddr::V4(a)) => Reach {
+                next_hop: NextHop::V4(a),
+                prefixes: Prefixes::V4(vec![Nlri { path_id: 0, prefix: Ipv4Net::default() }]),
+            },
+            (Family::Ipv6Unicast, IpAddr::V6(global)) => Reach {
+                next_hop: NextHop::V6 { global, link_local: None },
+                prefixes: Prefixes::V6(vec![Nlri { path_id: 0, prefix: Ipv6Net::default() }]),
+            },
+            // We have no address of this family towards the neighbor.
+            (Family::Ipv4Unicast | Family::Ipv6Unicast, _) => return,
+        };
+        let mut set = AttrSet::default();
+        if up.session.ibgp {
+            set.local_pref = Some(self.cfg.local_pref);
+        } else {
+            set.as_path = AsPath::sequence([up.session.local_asn]);
+        }
+        up.rib.rewrite.preference(&mut set, up.session.ibgp);
+        let update =
+            Update { attributes: Some(set), reach: std::iter::once(reach).collect(), ..Update::default() };
+        out.push_back(Output::Send { conn: up.conn, message: Message::Update(update) });
+    }
+
+    /// An UPDATE; returns what to do if the neighbor has sent more than it may.
     pub(super) fn deliver(
         &mut self,
         id: PeerId,
         mut update: Update,
         out: &mut VecDeque<Output>,
-    ) -> Option<(ConnId, Notification, String)> {
+    ) -> Option<Excess> {
         let peer = self.peers.get_mut(&id)?;
         let up = peer.up.as_mut()?;
         peer.updates = peer.updates.saturating_add(1);
@@ -82,22 +184,111 @@ impl Speaker {
         if let Some(family) = end {
             up.eor[family] = true;
         }
-        let limit = peer.fsm.config().max_prefixes;
         let conn = up.conn;
         self.rib.update(&up.rib, update);
         if let Some(family) = end {
             self.end_of_rib(id, family, out);
         }
-        let over = Family::ALL
-            .into_iter()
-            .find(|f| self.rib.received(id, *f) > usize::try_from(limit).unwrap_or(usize::MAX))?;
-        let (afi, safi) = over.code();
-        Some((conn, notice::maximum_prefixes(afi, safi, limit), format!("more than {limit} prefixes")))
+        self.too_many(id, conn, out)
+    }
+
+    fn too_many(&mut self, id: PeerId, conn: ConnId, out: &mut VecDeque<Output>) -> Option<Excess> {
+        let peer = self.peers.get_mut(&id)?;
+        let cfg = Arc::clone(peer.fsm.config());
+        let limits = cfg.session.prefixes;
+        for family in Family::ALL {
+            let limit = limits.of(family, cfg.max_prefixes);
+            let count = self.rib.received(id, family);
+            let over = count > usize::try_from(limit).unwrap_or(usize::MAX);
+            let warn_from = u64::from(limit) * u64::from(limits.warn_at) / 100;
+            let high = limits.warn_at > 0 && u64::try_from(count).unwrap_or(u64::MAX) >= warn_from;
+            let only_warn = limits.action == PrefixAction::Warn;
+            if over && !only_warn {
+                let (afi, safi) = family.code();
+                let notification = notice::maximum_prefixes(afi, safi, limit);
+                let what = format!("more than {limit} prefixes");
+                return Some(Excess { conn, notification, what, action: limits.action });
+            }
+            if !high && !over {
+                peer.warned[family] = false;
+            } else if !std::mem::replace(&mut peer.warned[family], true) {
+                let event = warning(peer, format!("{count} prefixes, the limit is {limit} ({family:?})"));
+                out.push_back(event);
+            }
+        }
+        if self.cfg.max_paths > 0 {
+            let counts = self.peers.keys().flat_map(|p| Family::ALL.map(|f| self.rib.received(*p, f)));
+            if counts.sum::<usize>() > self.cfg.max_paths {
+                return Some(Excess {
+                    conn,
+                    notification: Cease::OutOfResources.notification(),
+                    what: format!("more than {} paths of all peers", self.cfg.max_paths),
+                    action: PrefixAction::Restart(0),
+                });
+            }
+        }
+        None
+    }
+
+    /// Ends a session that carries too much, as its settings say.
+    pub(super) fn put_down(&mut self, now: Mono, id: PeerId, e: Excess, out: &mut VecDeque<Output>) {
+        let start_at = match e.action {
+            PrefixAction::Warn | PrefixAction::Restart(0) => {
+                self.drive(now, id, PeerInput::Bad(e.conn, e.notification, e.what), out);
+                return;
+            }
+            PrefixAction::Restart(seconds) => Some(now.plus_ms(u64::from(seconds) * 1_000)),
+            PrefixAction::StayDown => None,
+        };
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.start_at = start_at;
+            let then = start_at.map_or("until it is cleared", |_| "until the restart timer is over");
+            out.push_back(warning(peer, format!("{}: down {then}", e.what)));
+        }
+        let stop = Stop { why: Cease::MaximumPrefixes, data: e.notification.data };
+        self.drive(now, id, PeerInput::Stop(stop), out);
+    }
+
+    /// The time a neighbor had to stay down may be over.
+    pub(super) fn start_time(&mut self, now: Mono, id: PeerId, out: &mut VecDeque<Output>) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.start_at.is_some_and(|at| at <= now) {
+            peer.start_at = None;
+            if !self.stopped {
+                self.drive(now, id, PeerInput::Start, out);
+            }
+        }
+    }
+
+    /// Ends a session with a reason, and starts it again.
+    pub(super) fn reset(&mut self, now: Mono, id: PeerId, stop: Stop, out: &mut VecDeque<Output>) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.start_at = None;
+        let down = peer.fsm.config().session.shutdown.is_some();
+        self.drive(now, id, PeerInput::Stop(stop), out);
+        if !self.stopped && !down {
+            self.drive(now, id, PeerInput::Start, out);
+        }
+    }
+
+    /// Asks the neighbor to send everything again; false if it cannot be asked.
+    pub(super) fn ask_again(&self, id: PeerId, out: &mut VecDeque<Output>) -> bool {
+        let Some(up) = self.peers.get(&id).and_then(|p| p.up.as_ref()) else { return true };
+        if !up.session.route_refresh {
+            return false;
+        }
+        for family in Family::ALL.into_iter().filter(|f| up.session.families[*f]) {
+            let (afi, safi) = family.code();
+            let message = Message::RouteRefresh(RouteRefresh { afi, safi, subtype: 0 });
+            out.push_back(Output::Send { conn: up.conn, message });
+        }
+        true
     }
 
     /// The neighbor wants everything again (RFC 2918); the subtypes of RFC 7313 are not negotiated and ignored.
-    pub(super) fn refresh(&mut self, id: PeerId, r: RouteRefresh) {
+    pub(super) fn refresh(&mut self, id: PeerId, r: RouteRefresh, out: &mut VecDeque<Output>) {
         if let (0, Some(family)) = (r.subtype, Family::from_code(r.afi, r.safi)) {
+            self.originate_default(id, family, out);
             self.rib.refresh(id, family);
         }
     }
@@ -106,10 +297,8 @@ impl Speaker {
     pub(super) fn clear(&mut self, now: Mono, id: PeerId, how: Clear, out: &mut VecDeque<Output>) {
         match how {
             Clear::Reset => {
-                self.drive(now, id, PeerInput::Stop(Cease::AdministrativeReset), out);
-                if !self.stopped {
-                    self.drive(now, id, PeerInput::Start, out);
-                }
+                let text = self.farewell(id);
+                self.reset(now, id, Stop::with_text(Cease::AdministrativeReset, &text), out);
             }
             Clear::SoftOut => {
                 for family in Family::ALL {
@@ -117,16 +306,17 @@ impl Speaker {
                 }
             }
             Clear::SoftIn => {
-                let Some(up) = self.peers.get(&id).and_then(|p| p.up.as_ref()) else { return };
-                if !up.session.route_refresh {
-                    return;
-                }
-                for family in Family::ALL.into_iter().filter(|f| up.session.families[*f]) {
-                    let (afi, safi) = family.code();
-                    let message = Message::RouteRefresh(RouteRefresh { afi, safi, subtype: 0 });
-                    out.push_back(Output::Send { conn: up.conn, message });
-                }
+                self.ask_again(id, out);
             }
         }
     }
+
+    /// The text for goodbyes to a neighbor.
+    pub(super) fn farewell(&self, id: PeerId) -> String {
+        self.peers.get(&id).map(|p| p.fsm.config().session.farewell.clone()).unwrap_or_default()
+    }
+}
+
+fn warning(peer: &Neighbor, what: String) -> Output {
+    Output::Event(Event::Warning { peer: peer.id, name: peer.fsm.config().name.clone(), what })
 }

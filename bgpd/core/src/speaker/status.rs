@@ -103,7 +103,10 @@ impl Speaker {
             kind: cfg.kind.clone(),
             address: cfg.address,
             port: cfg.port,
-            asn: cfg.asn,
+            asn: match (cfg.asn, p.fsm.session()) {
+                (0, Some(s)) => s.remote_asn,
+                (asn, _) => asn,
+            },
             state: p.fsm.state(),
             since: p.since,
             cause: p.fsm.cause().to_string(),

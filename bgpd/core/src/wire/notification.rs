@@ -91,6 +91,14 @@ impl fmt::Display for Notification {
         if let Some(text) = self.text() {
             write!(f, " \"{text}\"")?;
         }
+        // RFC 8538: what it stands for. One level is enough; a peer could nest them as deep as a message is long.
+        if (self.code, self.subcode) == (error::CEASE, cease::HARD_RESET)
+            && let [code, subcode, data @ ..] = &self.data[..]
+            && (*code, *subcode) != (error::CEASE, cease::HARD_RESET)
+        {
+            let inner = Self { code: *code, subcode: *subcode, data: data.to_vec() };
+            write!(f, " of {inner}")?;
+        }
         Ok(())
     }
 }
@@ -104,7 +112,16 @@ mod tests {
         let n = Notification::cease_with_text(cease::ADMIN_SHUTDOWN, "reboot at noon");
         assert_eq!(n.data[0], 14);
         assert_eq!(n.to_string(), "6/2 cease: administrative shutdown \"reboot at noon\"");
-        assert_eq!(Notification::cease_with_text(cease::ADMIN_RESET, "").data, vec![]);
+        assert_eq!(Notification::cease_with_text(cease::ADMIN_RESET, "").data, Vec::<u8>::new());
+    }
+
+    #[test]
+    fn a_hard_reset_shows_what_it_stands_for_and_no_more() {
+        let n =
+            Notification { data: vec![6, 2, 3, b'b', b'y', b'e'], ..Notification::cease(cease::HARD_RESET) };
+        assert_eq!(n.to_string(), "6/9 cease: hard reset of 6/2 cease: administrative shutdown \"bye\"");
+        let nested = Notification { data: vec![6, 9, 6, 9, 6, 9], ..Notification::cease(cease::HARD_RESET) };
+        assert_eq!(nested.to_string(), "6/9 cease: hard reset");
     }
 
     #[test]

@@ -99,11 +99,13 @@ fn a_stopped_neighbor_stays_down_until_started() {
     let mut p = Pair::new(8, 5, |_, _| {});
     p.start();
     p.run_ms(1_000);
-    p.input(0, PeerInput::Stop(Cease::AdministrativeShutdown));
+    p.input(0, PeerInput::Stop(Cease::AdministrativeShutdown.into()));
     p.run_ms(600_000);
     assert_eq!(p.states()[0], StateKind::Idle);
     assert_ne!(p.states()[1], StateKind::Established);
-    assert!(matches!(&p.nodes[1].downs[..], [(Cause::Received(n), false)] if (n.code, n.subcode) == (6, 2)));
+    assert!(
+        matches!(&p.nodes[1].downs[..], [(Cause::Received(n), false)] if (n.code, n.subcode) == (6, 9) && n.data == [6, 2])
+    );
     p.input(0, PeerInput::Start);
     p.run_ms(70_000);
     assert!(p.converged());
@@ -198,7 +200,7 @@ proptest! {
                     p.run_ms(ms);
                     p.black_hole = false;
                 }
-                Op::Stop(n) => p.input(n, PeerInput::Stop(Cease::AdministrativeReset)),
+                Op::Stop(n) => p.input(n, PeerInput::Stop(Cease::AdministrativeReset.into())),
                 Op::Start(n) => p.input(n, PeerInput::Start),
                 Op::Garbage(n) => p.garbage(n),
                 Op::Deaf(n, deaf) => p.nodes[n].listening = !deaf,

@@ -29,7 +29,7 @@ fn events() -> Vec<(&'static str, Event)> {
     let open = negotiate::our_open(&config(1), &me(2));
     vec![
         ("Start", Event::Start),
-        ("Stop", Event::Stop(Cease::AdministrativeShutdown)),
+        ("Stop", Event::Stop(Cease::AdministrativeShutdown.into())),
         ("Collision", Event::Collision),
         ("ConnectRetryExpired", Event::ConnectRetryExpired),
         ("HoldExpired", Event::HoldExpired),

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use crate::{
     af::{Family, PerFamily},
-    rib::{Rib, RibPeer},
+    rib::{Inward, Rewrite, Rib, RibPeer},
     speaker::{ExportPolicy, NextHopPolicy, PeerId, SpeakerConfig},
     wire::{AttrSet, Message, NextHop, Nlri, Prefixes, Reach, Update, WireCx, next_frame},
 };
@@ -37,6 +37,8 @@ pub(super) fn peer(n: u32, client: bool) -> RibPeer {
         families: PerFamily([true, true]),
         add_path: PerFamily([None, None]),
         write: CX,
+        rewrite: Rewrite::default(),
+        inward: Inward::default(),
     }
 }
 
@@ -303,7 +305,7 @@ proptest! {
                 }
                 Op::Down(n) if receivers[n].is_some() => {
                     receivers[n] = None;
-                    rib.peer_down(&peers[n], PerFamily([false, n == 1]));
+                    rib.peer_down(&peers[n], PerFamily([false, n == 1]), PerFamily::default());
                 }
                 Op::Up(n) if receivers[n].is_none() => {
                     receivers[n] = Some(Receiver::default());
