@@ -55,7 +55,7 @@ impl Default for SessionOptions {
             shutdown: None,
             farewell: String::new(),
             long_lived: 0,
-            notification_restart: true,
+            notification_restart: false,
             restart_limit: 4_095,
             stale_time: 360,
             prefixes: PrefixLimits::default(),
@@ -99,7 +99,7 @@ impl Default for PrefixAction {
 }
 
 /// What is done to routes on their way in and out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RouteOptions {
     /// The peer's AS in the paths we send it is replaced by ours, so that sites of one AS can reach each other.
@@ -116,20 +116,6 @@ pub struct RouteOptions {
     pub default_route: bool,
     /// An external peer needs a policy, else nothing is accepted from it and nothing sent to it (RFC 8212).
     pub require_policy: bool,
-}
-
-impl Default for RouteOptions {
-    fn default() -> Self {
-        Self {
-            as_override: false,
-            remove_private: false,
-            local_as_prepend: false,
-            local_as_show_own: false,
-            honour_shutdown: None,
-            default_route: false,
-            require_policy: false,
-        }
-    }
 }
 
 impl RouteOptions {

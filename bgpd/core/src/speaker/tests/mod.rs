@@ -1,6 +1,8 @@
 //! One speaker and a scripted neighbor: what it answers, what it uses, what it tells.
 
+mod features;
 mod opens;
+mod restarts;
 mod routes;
 
 use std::{collections::VecDeque, net::SocketAddr};

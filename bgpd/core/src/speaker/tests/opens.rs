@@ -104,7 +104,7 @@ fn what_we_announce() {
     );
     assert!(matches!(
         &sent.capabilities[4],
-        Capability::GracefulRestart { restarting: true, notification: true, restart_time: 120, families }
+        Capability::GracefulRestart { restarting: true, notification: false, restart_time: 120, families }
             if families.len() == 2 && families.iter().all(|f| !f.forwarding_preserved)
     ));
     assert_eq!(sent.capabilities[5..], [Capability::FourOctetAs(4_200_000_001)]);
