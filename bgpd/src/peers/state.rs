@@ -168,7 +168,24 @@ impl ClusterState {
             | Kind::IpamHandle
             | Kind::BgpFilter
             | Kind::FelixConfiguration
-            | Kind::ClusterInformation => false,
+            | Kind::ClusterInformation
+            | Kind::Tier
+            | Kind::GlobalNetworkPolicy
+            | Kind::NetworkPolicy
+            | Kind::StagedGlobalNetworkPolicy
+            | Kind::StagedNetworkPolicy
+            | Kind::StagedKubernetesNetworkPolicy
+            | Kind::NetworkSet
+            | Kind::GlobalNetworkSet
+            | Kind::HostEndpoint
+            | Kind::Profile
+            | Kind::KubernetesNetworkPolicy
+            | Kind::ClusterNetworkPolicy
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy
+            | Kind::Namespace
+            | Kind::ServiceAccount
+            | Kind::EndpointSlice => false,
         })
     }
 
@@ -188,7 +205,24 @@ impl ClusterState {
                 | Kind::IpamHandle
                 | Kind::BgpFilter
                 | Kind::FelixConfiguration
-                | Kind::ClusterInformation => false,
+                | Kind::ClusterInformation
+                | Kind::Tier
+                | Kind::GlobalNetworkPolicy
+                | Kind::NetworkPolicy
+                | Kind::StagedGlobalNetworkPolicy
+                | Kind::StagedNetworkPolicy
+                | Kind::StagedKubernetesNetworkPolicy
+                | Kind::NetworkSet
+                | Kind::GlobalNetworkSet
+                | Kind::HostEndpoint
+                | Kind::Profile
+                | Kind::KubernetesNetworkPolicy
+                | Kind::ClusterNetworkPolicy
+                | Kind::AdminNetworkPolicy
+                | Kind::BaselineAdminNetworkPolicy
+                | Kind::Namespace
+                | Kind::ServiceAccount
+                | Kind::EndpointSlice => false,
             }
     }
 }
