@@ -119,15 +119,26 @@ pub(crate) struct UpArgs {
     /// Nodes.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
     pub(crate) nodes: u16,
-    /// L2 segments, with a router between them.
-    #[arg(long, default_value_t = 2, value_name = "S", value_parser = clap::value_parser!(u16).range(1..=50))]
-    pub(crate) segments: u16,
+    /// L2 segments, with a router between them (default 2; 1 with IPv6, which IPIP does not carry).
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub(crate) segments: Option<u16>,
     /// Pods on each node.
     #[arg(long, default_value_t = 2, value_name = "P", value_parser = clap::value_parser!(u16).range(0..=50))]
     pub(crate) pods_per_node: u16,
     /// When to encapsulate in IPIP (default crosssubnet, or what the topology file says).
     #[arg(long, value_enum, value_name = "MODE")]
     pub(crate) ipip: Option<Ipip>,
+    /// Families of nodes and pods (default ipv4, or what the topology file says).
+    #[arg(long, value_enum, value_name = "FAMILIES")]
+    pub(crate) ip_families: Option<Families>,
+}
+
+/// `--ip-families`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Families {
+    Ipv4,
+    Ipv6,
+    Dual,
 }
 
 /// `--ipip`.

@@ -10,9 +10,12 @@ use brindle_config::yaml::{Origin, read_one_with_origin};
 use brindle_config_core::pool::EncapMode;
 
 use crate::{
-    args::{AddCommand, Args, BreakCommand, Command, Format, Ipip, LabCommand},
+    args::{AddCommand, Args, BreakCommand, Command, Families, Format, Ipip, LabCommand},
     cmd::resource::{self, Verb, form::Form},
-    lab::{state::Break, topology::Topology},
+    lab::{
+        state::Break,
+        topology::{IpFamilies, Topology},
+    },
 };
 
 /// Name of the lab when nobody gives one.
@@ -91,8 +94,19 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
             LabCommand::Up(up) => {
                 let (mut topology, origin) = match up.topology {
                     Some(file) => read_topology(&file).map(|(topology, origin)| (topology, Some(origin)))?,
-                    None => (Topology::regular(up.nodes, up.segments, up.pods_per_node), None),
+                    None => {
+                        let six = matches!(up.ip_families, Some(Families::Ipv6 | Families::Dual));
+                        let segments = up.segments.unwrap_or(if six { 1 } else { 2 });
+                        (Topology::regular(up.nodes, segments, up.pods_per_node), None)
+                    }
                 };
+                if let Some(families) = up.ip_families {
+                    topology.ip_families = match families {
+                        Families::Ipv4 => IpFamilies::Ipv4,
+                        Families::Ipv6 => IpFamilies::Ipv6,
+                        Families::Dual => IpFamilies::Dual,
+                    };
+                }
                 if let Some(ipip) = up.ipip {
                     topology.pool.ipip_mode = match ipip {
                         Ipip::Always => EncapMode::Always,

@@ -44,9 +44,11 @@ pub(crate) struct Choice {
     pub(crate) why: String,
 }
 
-/// Chooses among the addresses of this network namespace, given in interface order.
-pub(crate) fn choose(wish: OwnAddress, candidates: &[Candidate]) -> Result<Choice, String> {
+/// Chooses an IPv4 (or IPv6) address among those of this network namespace, given in interface order; none if none is
+/// wished for.
+pub(crate) fn choose(wish: OwnAddress, v6: bool, candidates: &[Candidate]) -> Result<Option<Choice>, String> {
     match wish {
+        OwnAddress::None => return Ok(None),
         OwnAddress::Given(ip, Some(len)) => {
             let address = net(ip, len)?;
             let on = candidates.iter().find(|c| c.address.addr() == ip);
@@ -72,17 +74,20 @@ pub(crate) fn choose(wish: OwnAddress, candidates: &[Candidate]) -> Result<Choic
         },
         OwnAddress::Autodetect => candidates
             .iter()
-            .find(|c| !excluded(&c.interface) && usable(c.address.addr()))
+            .find(|c| !excluded(&c.interface) && usable(c.address.addr(), v6))
             .map(|c| Choice { address: c.address, why: format!("first usable address, on {}", c.interface) })
             .ok_or_else(|| {
                 let seen: Vec<String> =
                     candidates.iter().map(|c| format!("{} {}", c.interface, c.address)).collect();
                 format!(
-                    "failed to autodetect an IPv4 address (seen: {}); give it with --ip",
-                    if seen.is_empty() { "none".to_owned() } else { seen.join(", ") }
+                    "failed to autodetect an {} address (seen: {}); give it with {}",
+                    if v6 { "IPv6" } else { "IPv4" },
+                    if seen.is_empty() { "none".to_owned() } else { seen.join(", ") },
+                    if v6 { "--ip6" } else { "--ip" },
                 )
             }),
     }
+    .map(Some)
 }
 
 fn net(ip: IpAddr, len: u8) -> Result<IpNet, String> {
@@ -90,18 +95,19 @@ fn net(ip: IpAddr, len: u8) -> Result<IpNet, String> {
         IpAddr::V4(a) => Ipv4Net::new(a, len).map(IpNet::V4),
         IpAddr::V6(a) => Ipv6Net::new(a, len).map(IpNet::V6),
     }
-    .map_err(|e| format!("--ip {ip}/{len}: {e}"))
+    .map_err(|e| format!("{ip}/{len}: {e}"))
 }
 
 fn excluded(interface: &str) -> bool {
     EXCLUDED.iter().any(|p| interface.starts_with(p))
 }
 
-/// IPv4 and global: IPv6 is never autodetected, as in Calico.
-fn usable(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local() && !a.is_unspecified() && !a.is_multicast(),
-        IpAddr::V6(_) => false,
+/// Of the family and of global scope.
+fn usable(ip: IpAddr, v6: bool) -> bool {
+    let host = !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast();
+    host && match ip {
+        IpAddr::V4(a) => !v6 && !a.is_link_local(),
+        IpAddr::V6(a) => v6 && !a.is_unicast_link_local(),
     }
 }
 
@@ -121,21 +127,27 @@ mod tests {
             c("eth0", "fe80::1/64"),
             c("eth0", "10.0.0.5/24"),
         ];
-        let choice = choose(OwnAddress::Autodetect, &all).unwrap();
+        let choice = choose(OwnAddress::Autodetect, false, &all).unwrap().unwrap();
         assert_eq!(choice.address.to_string(), "10.0.0.5/24");
         assert!(choice.why.contains("eth0"));
+        let none = choose(OwnAddress::Autodetect, true, &all).unwrap_err();
+        assert!(none.contains("IPv6") && none.contains("--ip6"), "{none}");
+        let six = [c("eth0", "fe80::1/64"), c("eth0", "fd00::5/64")];
+        let choice = choose(OwnAddress::Autodetect, true, &six).unwrap().unwrap();
+        assert_eq!(choice.address.to_string(), "fd00::5/64");
+        assert_eq!(choose(OwnAddress::None, true, &six), Ok(None));
     }
 
     #[test]
     fn a_typed_address_takes_the_prefix_length_of_its_interface() {
         let all = [c("eth0", "10.0.0.5/20")];
         let wish = OwnAddress::Given("10.0.0.5".parse().unwrap(), None);
-        assert_eq!(choose(wish, &all).unwrap().address.to_string(), "10.0.0.5/20");
+        assert_eq!(choose(wish, false, &all).unwrap().unwrap().address.to_string(), "10.0.0.5/20");
     }
 
     #[test]
     fn nothing_usable_lists_what_was_seen() {
-        let e = choose(OwnAddress::Autodetect, &[c("lo", "127.0.0.1/8")]).unwrap_err();
+        let e = choose(OwnAddress::Autodetect, false, &[c("lo", "127.0.0.1/8")]).unwrap_err();
         assert!(e.contains("lo 127.0.0.1/8") && e.contains("--ip"), "{e}");
     }
 }

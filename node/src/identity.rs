@@ -44,36 +44,39 @@ pub(crate) async fn update(store: &dyn Store, name: &str, edit: impl Fn(&mut Nod
     )
 }
 
-/// Publishes this node's address. Another node with the same address is a configuration error: one of the two would
+/// Publishes this node's addresses. Another node with the same address is a configuration error: one of the two would
 /// draw the other's traffic.
-pub(crate) async fn publish(store: &dyn Store, name: &str, address: IpNet) -> Result<NodeSpec> {
+pub(crate) async fn publish(store: &dyn Store, name: &str, addresses: &[IpNet]) -> Result<NodeSpec> {
     let (nodes, _) = store.list_as::<NodeSpec>().await.context("cannot list the nodes")?;
-    if let Some(other) = nodes
-        .iter()
-        .find(|n| n.resource.metadata.name != name && n.resource.spec.ips().any(|ip| ip == address.addr()))
-    {
-        bail!(
-            "conflicting node detected: Node({}) has the address {} too; give this node its own with --ip, or delete \
-             the stale Node",
-            other.resource.metadata.name,
-            address.addr()
-        );
+    for address in addresses {
+        let has = |n: &&Stored<NodeSpec>| n.resource.spec.ips().any(|ip| ip == address.addr());
+        if let Some(other) = nodes.iter().filter(|n| n.resource.metadata.name != name).find(has) {
+            bail!(
+                "conflicting node detected: Node({}) has the address {} too; give this node its own with {}, or delete \
+                 the stale Node",
+                other.resource.metadata.name,
+                address.addr(),
+                if address.addr().is_ipv4() { "--ip" } else { "--ip6" },
+            );
+        }
     }
     update(store, name, |spec| {
         let bgp = spec.bgp.get_or_insert_default();
-        match address {
-            IpNet::V4(a) => bgp.ipv4_address = Some(NodeAddress(a)),
-            IpNet::V6(a) => bgp.ipv6_address = Some(NodeAddress(a)),
-        }
+        // A family without an address is one the node does not speak.
+        (bgp.ipv4_address, bgp.ipv6_address) = (None, None);
         spec.addresses.retain(|a| a.kind != "CalicoNodeIP");
-        spec.addresses.insert(
-            0,
-            TypedAddress {
+        for (i, address) in addresses.iter().enumerate() {
+            match *address {
+                IpNet::V4(a) => bgp.ipv4_address = Some(NodeAddress(a)),
+                IpNet::V6(a) => bgp.ipv6_address = Some(NodeAddress(a)),
+            }
+            let typed = TypedAddress {
                 address: address.to_string(),
                 kind: "CalicoNodeIP".into(),
                 ..TypedAddress::default()
-            },
-        );
+            };
+            spec.addresses.insert(i, typed);
+        }
     })
     .await
 }

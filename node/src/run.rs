@@ -118,9 +118,12 @@ struct Parts {
 async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
-    let choice = own_address(settings)?;
-    tracing::info!(address = %choice.address, cause = %choice.why, "this node's address");
-    identity::publish(&*store, &settings.node_name, choice.address).await?;
+    let choices = own_addresses(settings)?;
+    for choice in &choices {
+        tracing::info!(address = %choice.address, cause = %choice.why, "this node's address");
+    }
+    let addresses: Vec<_> = choices.iter().map(|c| c.address).collect();
+    identity::publish(&*store, &settings.node_name, &addresses).await?;
     let nodename = settings.state_dir.join("nodename");
     std::fs::write(&nodename, format!("{}\n", settings.node_name))
         .with_context(|| format!("cannot write {}", nodename.display()))?;
@@ -185,7 +188,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     Ok(Parts { store, felix, bgp, bgp_problems, ended, listener })
 }
 
-fn own_address(settings: &Settings) -> anyhow::Result<autodetect::Choice> {
+fn own_addresses(settings: &Settings) -> anyhow::Result<Vec<autodetect::Choice>> {
     let mut k = Rtnl::open()?;
     let links = k.links()?;
     let candidates: Vec<_> = k
@@ -196,7 +199,8 @@ fn own_address(settings: &Settings) -> anyhow::Result<autodetect::Choice> {
             Some(autodetect::Candidate { interface: link.name.clone(), address: a.net })
         })
         .collect();
-    autodetect::choose(settings.address, &candidates).map_err(anyhow::Error::msg)
+    let choose = |wish, v6| autodetect::choose(wish, v6, &candidates).map_err(anyhow::Error::msg);
+    Ok(choose(settings.address, false)?.into_iter().chain(choose(settings.address6, true)?).collect())
 }
 
 /// Starts the speaker and the task that carries its best paths to felix.

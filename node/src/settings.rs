@@ -37,9 +37,12 @@ pub(crate) struct RunArgs {
         default_value = "sqlite:/var/lib/brindle/brindle.db"
     )]
     datastore: String,
-    /// Address of this node with the prefix length of its subnet, or `autodetect`
+    /// IPv4 address of this node with the prefix length of its subnet, `autodetect`, or `none`
     #[arg(long, env = "IP", value_name = "CIDR", default_value = "autodetect")]
     ip: String,
+    /// IPv6 address of this node with the prefix length of its subnet, `autodetect`, or `none`
+    #[arg(long, env = "IP6", value_name = "CIDR", default_value = "none")]
+    ip6: String,
     /// bgp: routes to other nodes through BGP; none: only the pods of this node
     #[arg(long, env = "BRINDLE_NETWORKING", value_enum, default_value_t = Networking::Bgp)]
     networking: Networking,
@@ -87,6 +90,8 @@ pub(crate) enum OwnAddress {
     /// Typed; without a prefix length it is completed from the interface that carries it.
     Given(IpAddr, Option<u8>),
     Autodetect,
+    /// The node has no address of this family.
+    None,
 }
 
 /// What the arguments mean.
@@ -96,6 +101,7 @@ pub(crate) struct Settings {
     pub(crate) state_dir: PathBuf,
     pub(crate) datastore: String,
     pub(crate) address: OwnAddress,
+    pub(crate) address6: OwnAddress,
     pub(crate) networking: Networking,
     pub(crate) carrier: Carrier,
     pub(crate) cni_socket: PathBuf,
@@ -121,7 +127,11 @@ impl Settings {
                 "--node-name {node_name:?}: must be a DNS name (lower-case letters, digits, '-' and '.')"
             ));
         }
-        let address = parse_own_address(&a.ip)?;
+        let address = parse_own_address("--ip", &a.ip, false)?;
+        let address6 = parse_own_address("--ip6", &a.ip6, true)?;
+        if address == OwnAddress::None && address6 == OwnAddress::None {
+            return Err("--ip and --ip6 are both none: a node needs an address".into());
+        }
         EnvFilter::try_new(&a.log_level).map_err(|e| format!("--log-level {:?}: {e}", a.log_level))?;
         if !a.datastore.starts_with("sqlite:") {
             return Err(format!("--datastore {:?}: expected sqlite:PATH", a.datastore));
@@ -133,6 +143,7 @@ impl Settings {
             state_dir: a.state_dir,
             datastore: a.datastore,
             address,
+            address6,
             networking: a.networking,
             carrier: a.ipip_carrier,
             leaks: a.leaks,
@@ -162,20 +173,32 @@ impl Settings {
     }
 }
 
-fn parse_own_address(s: &str) -> Result<OwnAddress, String> {
-    if s.is_empty() || s == "autodetect" {
-        return Ok(OwnAddress::Autodetect);
+fn parse_own_address(flag: &str, s: &str, v6: bool) -> Result<OwnAddress, String> {
+    match s {
+        "autodetect" => return Ok(OwnAddress::Autodetect),
+        "none" => return Ok(OwnAddress::None),
+        // Calico's defaults: an empty IP is autodetected, an empty IP6 is none.
+        "" => return Ok(if v6 { OwnAddress::None } else { OwnAddress::Autodetect }),
+        _ => {}
     }
-    let bad =
-        || format!("--ip {s:?}: expected an address with prefix length such as 10.0.0.5/24, or autodetect");
+    let example = if v6 { "fd00::5/64" } else { "10.0.0.5/24" };
+    let bad = || {
+        format!("{flag} {s:?}: expected an address with prefix length such as {example}, autodetect, or none")
+    };
     let (ip, len) = if s.contains('/') {
         let net: IpNet = s.parse().map_err(|_| bad())?;
         (net.addr(), Some(net.prefix_len()))
     } else {
         (s.parse::<IpAddr>().map_err(|_| bad())?, None)
     };
+    if ip.is_ipv6() != v6 {
+        return Err(format!(
+            "{flag} {s:?}: is of the other family; that one is {}",
+            if v6 { "--ip" } else { "--ip6" }
+        ));
+    }
     if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
-        return Err(format!("--ip {s:?}: other nodes cannot reach this address"));
+        return Err(format!("{flag} {s:?}: other nodes cannot reach this address"));
     }
     Ok(OwnAddress::Given(ip, len))
 }
@@ -207,7 +230,12 @@ mod tests {
 
     #[test]
     fn bad_values_name_their_flag() {
+        let none = parse(&["--node-name", "n", "--ip", "none"]).unwrap_err();
+        assert!(none.contains("both none"), "{none}");
         for (args, flag) in [
+            (["--ip", "fd00::1/64"], "--ip6"),
+            (["--ip6", "10.0.0.1/24"], "--ip6"),
+            (["--ip6", "::1/128"], "--ip6"),
             (["--node-name", "N_1"], "--node-name"),
             (["--ip", "10.0.0.300"], "--ip"),
             (["--ip", "127.0.0.1/8"], "--ip"),

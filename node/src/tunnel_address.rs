@@ -48,10 +48,11 @@ async fn ensure(store: &Arc<dyn Store>, node: &str) -> Result<()> {
         })
         .map(|p| p.name.clone())
         .collect();
-    let current =
-        store.get_as::<NodeSpec>(None, node).await?.resource.spec.bgp.and_then(|b| b.ipv4_ipip_tunnel_addr);
+    let bgp = store.get_as::<NodeSpec>(None, node).await?.resource.spec.bgp.unwrap_or_default();
+    let current = bgp.ipv4_ipip_tunnel_addr;
     let mut allocator = BlockAllocator::new(store.clone(), node, Arc::new(Jitter));
-    if pools.is_empty() {
+    // An IPv6-only node has no end of a tunnel.
+    if pools.is_empty() || bgp.ipv4_address.is_none() {
         if current.is_some() {
             identity::update(&**store, node, |n| n.bgp.get_or_insert_default().ipv4_ipip_tunnel_addr = None)
                 .await?;

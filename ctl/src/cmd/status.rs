@@ -53,7 +53,8 @@ fn render(s: &NodeStatus, colours: bool) -> String {
     for failed in &s.routes.failed {
         let _ = writeln!(text, "  refused: {failed}");
     }
-    let _ = writeln!(text, "encap   {} ({}), mtu {}", s.encap.device, s.encap.why, s.encap.mtu);
+    let mtu = if s.encap.mtu == 0 { String::new() } else { format!(", mtu {}", s.encap.mtu) };
+    let _ = writeln!(text, "encap   {} ({}){mtu}", s.encap.device, s.encap.why);
     if s.encap.refused > 0 {
         let _ = writeln!(text, "  {} packets refused: outer source is no known node", s.encap.refused);
     }

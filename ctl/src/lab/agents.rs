@@ -90,7 +90,12 @@ pub(crate) fn start_node(plan: &LabPlan, dir: &LabDir, node: &NodePlan) -> Resul
             fs::create_dir_all(&state).with_context(|| format!("cannot make {}", state.display()))?;
             let mut command = Command::new(our_program("brindle-node")?);
             command
-                .args(["run", "--node-name", place, "--ip", &node.address.to_string()])
+                .args(["run", "--node-name", place])
+                .args([
+                    "--ip",
+                    &if plan.families.v4() { node.address.to_string() } else { "none".to_owned() },
+                ])
+                .args(["--ip6", &node.address6.map_or_else(|| "none".to_owned(), |a| a.to_string())])
                 .args(["--state-dir".as_ref(), state.as_os_str()])
                 .args(["--datastore", &dir.store_url(), "--ipip-carrier", node.ipip_carrier.as_str()]);
             spawn(dir, &node.namespace, place, "brindle-node", command)

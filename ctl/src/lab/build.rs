@@ -8,11 +8,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use brindle_kernel::{
-    netlink::{Addr, Mac, Neigh, Op, Route, Rtnl, Veth, VethPeer},
+    netlink::{Addr, Mac, Neigh, Op, Route, Rtnl, Veth, VethPeer, addr_flag},
     netns::NetNs,
     sysctl,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::plan::{LabPlan, NodePlan, SegmentPlan, UPLINK};
 
@@ -113,13 +113,19 @@ fn static_neighbours(plan: &LabPlan) -> Result<()> {
 
 fn configure_router(plan: &LabPlan, router: &NetNs) -> Result<()> {
     router.run(|| sysctl::set("net/ipv4/ip_forward", "1"))??;
+    if plan.families.v6() {
+        router.run(|| sysctl::set("net/ipv6/conf/all/forwarding", "1"))??;
+    }
     let mut rtnl = Rtnl::open_in(router)?;
     let index = indices(&mut rtnl)?;
     let mut ops = vec![Op::set_up("lo", true)];
     for s in &plan.segments {
         let device = find(&index, &s.router_device)?;
         ops.push(Op::set_up(device, true));
-        ops.push(Op::add_addr(&Addr::new(device, IpNet::V4(s.gateway))));
+        if plan.families.v4() {
+            ops.push(Op::add_addr(&Addr::new(device, IpNet::V4(s.gateway))));
+        }
+        ops.extend(s.gateway6.map(|g| add_addr6(device, g)));
     }
     rtnl.run_all(&ops)?;
     Ok(())
@@ -153,15 +159,25 @@ fn link_node(
     ])?;
     let mut rtnl = Rtnl::open_in(&namespace)?;
     let uplink = find(&indices(&mut rtnl)?, UPLINK)?;
-    let gateway = IpAddr::V4(segment.gateway.addr());
-    let everything = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
-    rtnl.run_all(&[
-        Op::set_up("lo", true),
-        Op::set_up(uplink, true),
-        Op::add_addr(&Addr::new(uplink, IpNet::V4(node.address))),
-        Op::add_route(&Route::new(everything).via(gateway, Some(uplink), false)),
-    ])?;
+    let mut ops = vec![Op::set_up("lo", true), Op::set_up(uplink, true)];
+    if plan.families.v4() {
+        let gateway = IpAddr::V4(segment.gateway.addr());
+        let everything = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+        ops.push(Op::add_addr(&Addr::new(uplink, IpNet::V4(node.address))));
+        ops.push(Op::add_route(&Route::new(everything).via(gateway, Some(uplink), false)));
+    }
+    if let (Some(own), Some(gateway)) = (node.address6, segment.gateway6) {
+        let everything = IpNet::V6(Ipv6Net::default());
+        ops.push(add_addr6(uplink, own));
+        ops.push(Op::add_route(&Route::new(everything).via(gateway.addr().into(), Some(uplink), false)));
+    }
+    rtnl.run_all(&ops)?;
     Ok(())
+}
+
+/// Usable at once: nobody else is on the segment who could have it.
+fn add_addr6(device: u32, net: Ipv6Net) -> Op {
+    Op::add_addr(&Addr { flags: addr_flag::NODAD, ..Addr::new(device, IpNet::V6(net)) })
 }
 
 pub(crate) fn segment<'a>(plan: &'a LabPlan, node: &NodePlan) -> Result<&'a SegmentPlan> {

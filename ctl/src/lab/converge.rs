@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -214,10 +214,10 @@ pub(crate) fn wait_agents(
 /// returns what is missing then. The kernels are asked, not the agents.
 pub(crate) fn wait_routes(state: &LabState, limit: Duration, at: impl Fn(usize)) -> Vec<Missing> {
     let plan = &state.plan;
-    let pods: HashMap<&str, (Ipv4Addr, &str)> = plan
+    let pods: Pods<'_> = plan
         .pods()
         .filter_map(|(node, pod)| {
-            Some((pod.name.as_str(), (state.pods.get(&pod.name)?.address, node.name.as_str())))
+            Some((pod.name.as_str(), (state.pods.get(&pod.name)?.addresses.as_slice(), node.name.as_str())))
         })
         .collect();
     let mut places = routed_places(plan);
@@ -254,9 +254,13 @@ pub(crate) fn routed_places(plan: &LabPlan) -> Vec<(&str, &str)> {
     plan.nodes.iter().map(|n| (n.name.as_str(), n.namespace.as_str())).chain(router).collect()
 }
 
+/// Addresses and node of each pod.
+type Pods<'s> = HashMap<&'s str, (&'s [IpAddr], &'s str)>;
+
 /// The pods a place has no route to.
-fn unreached(place: &str, namespace: &str, pods: &HashMap<&str, (Ipv4Addr, &str)>) -> Vec<String> {
-    let filter = RouteFilter { family: Some(Family::V4), ..RouteFilter::main() };
+fn unreached(place: &str, namespace: &str, pods: &Pods<'_>) -> Vec<String> {
+    let six = pods.values().any(|(all, _)| all.iter().any(IpAddr::is_ipv6));
+    let filter = RouteFilter { family: (!six).then_some(Family::V4), ..RouteFilter::main() };
     let routes = build::open(namespace)
         .ok()
         .and_then(|ns| Rtnl::open_in(&ns).ok())
@@ -264,18 +268,20 @@ fn unreached(place: &str, namespace: &str, pods: &HashMap<&str, (Ipv4Addr, &str)
         .unwrap_or_default();
     let mut lost: Vec<_> = pods
         .iter()
-        .filter(|(_, (address, node))| *node != place && !covered(&routes, *address))
-        .map(|(pod, (address, _))| format!("{pod} {address}"))
+        .filter(|(_, (_, node))| *node != place)
+        .filter_map(|(pod, (all, _))| {
+            all.iter().find(|a| !covered(&routes, **a)).map(|address| format!("{pod} {address}"))
+        })
         .collect();
     lost.sort();
     lost
 }
 
 /// Whether the longest match is a unicast route other than the default.
-fn covered(routes: &[Route], address: Ipv4Addr) -> bool {
+fn covered(routes: &[Route], address: IpAddr) -> bool {
     routes
         .iter()
-        .filter(|r| r.dst.prefix_len() > 0 && r.dst.contains(&IpAddr::V4(address)))
+        .filter(|r| r.dst.prefix_len() > 0 && r.dst.contains(&address))
         .max_by_key(|r| r.dst.prefix_len())
         .is_some_and(|r| r.kind == RouteKind::Unicast)
 }
@@ -297,7 +303,8 @@ pub(crate) fn encapsulation(plan: &LabPlan, views: &[View]) -> String {
         }
     }
     let list = |m: &BTreeMap<String, usize>| m.keys().cloned().collect::<Vec<_>>().join("; ");
-    let mut text = format!("{}: {direct} paths direct, {tunnelled} by ipip", mode_name(plan));
+    let mode = if plan.families.v4() { mode_name(plan) } else { "IPv6 is not encapsulated" };
+    let mut text = format!("{mode}: {direct} paths direct, {tunnelled} by ipip");
     if !devices.is_empty() {
         text += &format!("; device: {}", list(&devices));
     }
@@ -327,7 +334,7 @@ mod tests {
     #[test]
     fn a_blackhole_and_the_default_route_lead_nowhere() {
         let net = |s: &str| s.parse::<IpNet>().unwrap();
-        let pod = Ipv4Addr::new(192, 168, 5, 3);
+        let pod = "192.168.5.3".parse().unwrap();
         let default = Route::new(net("0.0.0.0/0")).via("10.0.0.1".parse().unwrap(), Some(2), false);
         assert!(!covered(std::slice::from_ref(&default), pod));
         let block = Route::new(net("192.168.5.0/26")).via("10.0.0.2".parse().unwrap(), Some(2), false);

@@ -3,14 +3,14 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use brindle_config_core::pool::EncapMode;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::topology::{AgentKind, Carrier, NodeTopology, ROUTER_AS, RouterKind, Topology};
+use super::topology::{AgentKind, Carrier, IpFamilies, NodeTopology, ROUTER_AS, RouterKind, Topology};
 
 /// Longest name of a lab, a segment or a node: unix socket paths and namespace names stay short enough with it.
 const NAME_MAX: usize = 24;
@@ -29,6 +29,8 @@ pub(crate) struct LabPlan {
     /// namespaces share, would overflow. See [`LabPlan::fit_neighbours`].
     #[serde(default)]
     pub(crate) static_neighbours: bool,
+    #[serde(default)]
+    pub(crate) families: IpFamilies,
     pub(crate) pool: PoolPlan,
     /// Namespace that holds the bridges.
     pub(crate) fabric: String,
@@ -57,6 +59,9 @@ pub(crate) struct SegmentPlan {
     pub(crate) subnet: Ipv4Net,
     /// The router's address.
     pub(crate) gateway: Ipv4Net,
+    /// The same for IPv6, where the lab has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gateway6: Option<Ipv6Net>,
     /// Bridge, in the fabric.
     pub(crate) bridge: String,
     /// The bridge's port towards the router, in the fabric.
@@ -76,6 +81,8 @@ pub(crate) struct NodePlan {
     pub(crate) as_number: u32,
     /// With the prefix length of its segment.
     pub(crate) address: Ipv4Net,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) address6: Option<Ipv6Net>,
     pub(crate) agent: AgentKind,
     #[serde(default)]
     pub(crate) ipip_carrier: Carrier,
@@ -159,6 +166,7 @@ impl LabPlan {
             as_number: topology.as_number,
             mtu: topology.mtu,
             static_neighbours: false,
+            families: topology.ip_families,
             pool: PoolPlan { cidr: pool.cidr.trunc(), ipip: pool.ipip_mode, block_size: pool.block_size },
             fabric: format!("{name}-fabric"),
             router: RouterPlan {
@@ -170,6 +178,7 @@ impl LabPlan {
             nodes: Vec::new(),
         };
         plan.check_ranges()?;
+        plan.check_families(topology)?;
         for (i, node) in topology.nodes.iter().enumerate() {
             plan.push_node(node, &format!("nodes[{i}]"))?;
         }
@@ -231,6 +240,7 @@ impl LabPlan {
                 }
             },
             address: Ipv4Net::new_assert(address, segment.subnet.prefix_len()),
+            address6: segment.gateway6.map(|g| host6(g, number)),
             agent: node.agent,
             ipip_carrier: node.ipip_carrier,
             port: format!("n{number}"),
@@ -251,6 +261,24 @@ impl LabPlan {
             container_id: format!("{}-{name}", self.name),
             address: block.map(|b| Ipv4Addr::from(u32::from(b.network()).saturating_add(u32::from(k)))),
             name,
+        }
+    }
+
+    /// IPv6 goes by the underlay alone, and by agents of ours alone.
+    fn check_families(&self, topology: &Topology) -> Result<(), PlanError> {
+        if !self.families.v6() {
+            return Ok(());
+        }
+        if self.segments.len() > 1 || self.router.kind == RouterKind::Frr {
+            return wrong(
+                "ipFamilies",
+                "a lab with IPv6 has one segment and a plain router: IPIP carries no IPv6, and the router knows no pods; \
+                 use --segments 1",
+            );
+        }
+        match topology.nodes.iter().position(|n| n.agent == AgentKind::Bird) {
+            Some(i) => wrong(format!("nodes[{i}].agent"), "a lab with IPv6 has brindle nodes only"),
+            None => Ok(()),
         }
     }
 
@@ -348,7 +376,13 @@ impl LabPlan {
 
     /// MTU of the pods: what an IPIP header leaves, when there may be one.
     pub(crate) fn pod_mtu(&self) -> u32 {
-        if self.pool.ipip == EncapMode::Never { self.mtu } else { self.mtu - 20 }
+        if self.pool.ipip == EncapMode::Never || !self.families.v4() { self.mtu } else { self.mtu - 20 }
+    }
+
+    /// Addresses of a node, of the families the lab has.
+    pub(crate) fn addresses(&self, node: &NodePlan) -> Vec<IpAddr> {
+        let v4 = self.families.v4().then_some(IpAddr::V4(node.address.addr()));
+        v4.into_iter().chain(node.address6.map(|a| IpAddr::V6(a.addr()))).collect()
     }
 
     /// The addresses from which BGP sessions of node `name` come and go: all other nodes, and an FRR router.
@@ -357,7 +391,7 @@ impl LabPlan {
             .nodes
             .iter()
             .filter(|n| n.name != name)
-            .map(|n| (IpAddr::V4(n.address.addr()), n.name.clone()))
+            .flat_map(|n| self.addresses(n).into_iter().map(|a| (a, n.name.clone())))
             .collect();
         if self.router.kind == RouterKind::Frr
             && let Some(segment) = self.node(name).and_then(|n| self.segment(&n.segment))
@@ -370,6 +404,23 @@ impl LabPlan {
 
 fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
+}
+
+/// The IPv6 pool of a lab.
+pub(crate) fn pool6() -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 0), 48)
+}
+
+/// The router's address on segment N, `fd77:0:0:N::ffff/64`.
+fn segment6(number: usize) -> Ipv6Net {
+    let n = u16::try_from(number).unwrap_or(u16::MAX);
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd77, 0, 0, n, 0, 0, 0, 0xffff), 64)
+}
+
+/// Node N's address beside that gateway.
+fn host6(gateway: Ipv6Net, number: u16) -> Ipv6Net {
+    let network = u128::from(gateway.network());
+    Ipv6Net::new_assert(Ipv6Addr::from(network | u128::from(number)), gateway.prefix_len())
 }
 
 fn plan_segments(topology: &Topology) -> Result<Vec<SegmentPlan>, PlanError> {
@@ -396,6 +447,7 @@ fn plan_segments(topology: &Topology) -> Result<Vec<SegmentPlan>, PlanError> {
             name: s.name.clone(),
             subnet,
             gateway: Ipv4Net::new_assert(last, subnet.prefix_len()),
+            gateway6: topology.ip_families.v6().then(|| segment6(number)),
             bridge: format!("br{number}"),
             router_port: format!("r{number}"),
             router_device: format!("eth{number}"),

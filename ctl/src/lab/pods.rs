@@ -40,7 +40,16 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const HOST_MAC: Mac = Mac([0xee; 6]);
 
 /// The conflist of a node, as it would lie in /etc/cni/net.d.
-fn conflist(dir: &LabDir, node: &NodePlan) -> Value {
+fn conflist(plan: &LabPlan, dir: &LabDir, node: &NodePlan) -> Value {
+    let mut ipam = json!({ "type": "brindle-ipam" });
+    if plan.families.v6() {
+        // As Calico spells it.
+        ipam = json!({
+            "type": "brindle-ipam",
+            "assign_ipv4": plan.families.v4().to_string(),
+            "assign_ipv6": "true",
+        });
+    }
     json!({
         "cniVersion": "1.0.0",
         "name": "k8s-pod-network",
@@ -50,15 +59,15 @@ fn conflist(dir: &LabDir, node: &NodePlan) -> Value {
             "nodename": node.name,
             "agent_socket": dir.cni_socket(&node.name),
             "state_dir": dir.node(&node.name),
-            "ipam": { "type": "brindle-ipam" },
+            "ipam": ipam,
         }],
     })
 }
 
 /// Writes the conflist of a node.
-pub(crate) fn write_conflist(dir: &LabDir, node: &NodePlan) -> Result<()> {
+pub(crate) fn write_conflist(plan: &LabPlan, dir: &LabDir, node: &NodePlan) -> Result<()> {
     let file = dir.node(&node.name).join("10-brindle.conflist");
-    let text = serde_json::to_string_pretty(&conflist(dir, node))?;
+    let text = serde_json::to_string_pretty(&conflist(plan, dir, node))?;
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
@@ -83,25 +92,25 @@ fn plugin_config(dir: &LabDir, node: &NodePlan) -> Result<String> {
 /// ADD on a brindle node, a plain veth on a BIRD node.
 pub(crate) fn attach(plan: &LabPlan, dir: &LabDir, node: &NodePlan, pod: &PodPlan) -> Result<PodState> {
     let start = Instant::now();
-    let address = match pod.address {
+    let addresses = match pod.address {
         Some(address) => {
             plain_veth(plan, node, pod, address)?;
-            address
+            vec![IpAddr::V4(address)]
         }
         None => loop {
             match cni_add(dir, node, pod)? {
-                Added::Address(address) => break address,
+                Added::Addresses(addresses) => break addresses,
                 Added::Later(_) if start.elapsed() < RETRY_FOR => std::thread::sleep(RETRY_PAUSE),
                 Added::Later(why) => bail!("{why} (asked again for {RETRY_FOR:?})"),
             }
         },
     };
-    Ok(PodState { address, add_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX) })
+    Ok(PodState { addresses, add_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX) })
 }
 
 /// Answer to an ADD.
 enum Added {
-    Address(Ipv4Addr),
+    Addresses(Vec<IpAddr>),
     /// The agent is not ready for it yet.
     Later(String),
 }
@@ -145,20 +154,27 @@ fn cni_add(dir: &LabDir, node: &NodePlan, pod: &PodPlan) -> Result<Added> {
         }
         bail!(message);
     }
-    address_of(&answer).map(Added::Address).with_context(|| {
-        format!("CNI ADD of {} on {} answered without an address: {answer}", pod.name, node.name)
-    })
+    let addresses = addresses_of(&answer);
+    if addresses.is_empty() {
+        bail!("CNI ADD of {} on {} answered without an address: {answer}", pod.name, node.name);
+    }
+    Ok(Added::Addresses(addresses))
 }
 
-/// The first IPv4 address of a CNI result.
-fn address_of(result: &Value) -> Option<Ipv4Addr> {
-    result
-        .get("ips")?
-        .as_array()?
-        .iter()
-        .filter_map(|ip| ip.get("address")?.as_str()?.parse::<Ipv4Net>().ok())
+/// The addresses of a CNI result, IPv4 first.
+fn addresses_of(result: &Value) -> Vec<IpAddr> {
+    let ips = result.get("ips").and_then(Value::as_array).into_iter().flatten();
+    let mut all: Vec<IpAddr> = ips
+        .filter_map(|ip| ip.get("address")?.as_str()?.parse::<IpNet>().ok())
         .map(|net| net.addr())
-        .next()
+        .collect();
+    all.sort();
+    all
+}
+
+/// A pod's addresses in words.
+pub(crate) fn words(pod: &PodState) -> String {
+    pod.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn plain_veth(plan: &LabPlan, node: &NodePlan, pod: &PodPlan, address: Ipv4Addr) -> Result<()> {
@@ -199,10 +215,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_ipv4_address_of_a_result_is_taken() {
+    fn the_addresses_of_a_result_are_taken_ipv4_first() {
         let result = json!({"ips": [{"address": "fd00::1/128"}, {"address": "192.168.0.5/32"}]});
-        assert_eq!(address_of(&result), Some(Ipv4Addr::new(192, 168, 0, 5)));
-        assert_eq!(address_of(&json!({"ips": []})), None);
-        assert_eq!(address_of(&json!({})), None);
+        let all: Vec<String> = addresses_of(&result).iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["192.168.0.5", "fd00::1"]);
+        assert!(addresses_of(&json!({"ips": []})).is_empty());
+        assert!(addresses_of(&json!({})).is_empty());
     }
 }

@@ -1,9 +1,10 @@
-//! The proof: every pod to every pod, a small packet and one of the pod's full MTU, both with DF. What was lost is
+//! The proof: every pod to every pod, a small packet and one of the pod's full MTU, both with DF (IPv6 never fragments
+//! on the way); in each family the pods have. What was lost is
 //! tried again a bounded number of times (an address may have to be resolved first); what stays lost keeps the
 //! network's own words.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -25,7 +26,7 @@ pub(crate) struct Prover {
     pub(crate) pod: String,
     pub(crate) node: String,
     pub(crate) segment: String,
-    pub(crate) address: Ipv4Addr,
+    pub(crate) address: IpAddr,
     pub(crate) mtu: usize,
     /// Takes part as a sender.
     pub(crate) sends: bool,
@@ -79,6 +80,20 @@ pub(crate) struct Failure {
 }
 
 impl Proof {
+    /// Adds another family's proof between the same pods: a pair is good when it is good in both.
+    pub(crate) fn with(mut self, family: &str, other: Self) -> Self {
+        let name = |why: Option<String>| why.map(|w| format!("{family}: {w}"));
+        for (row, more) in self.cells.iter_mut().zip(other.cells) {
+            for (cell, theirs) in row.iter_mut().zip(more) {
+                let (Some(cell), Some(theirs)) = (cell.as_mut(), theirs) else { continue };
+                cell.small = cell.small.take().or(name(theirs.small));
+                cell.full = cell.full.take().or(name(theirs.full));
+            }
+        }
+        self.took += other.took;
+        self
+    }
+
     pub(crate) fn summary(&self) -> Summary {
         let mut s = Summary {
             pods: self.provers.len(),

@@ -18,8 +18,8 @@ use crate::{Outcome, args::Format, out};
 pub(crate) fn run(state: &LabState, from: Option<&str>, to: Option<&str>) -> Result<Proof> {
     let plan = &state.plan;
     let chosen = |filter: Option<&str>, pod: &str, node: &str| filter.is_none_or(|f| f == pod || f == node);
-    let mut provers = Vec::new();
-    let mut sockets = Vec::new();
+    let (mut provers4, mut sockets4) = (Vec::new(), Vec::new());
+    let (mut provers6, mut sockets6) = (Vec::new(), Vec::new());
     for (node, pod) in plan.pods() {
         let Some(attached) = state.pods.get(&pod.name) else { continue };
         let (sends, answers) = (chosen(from, &pod.name, &node.name), chosen(to, &pod.name, &node.name));
@@ -31,19 +31,33 @@ pub(crate) fn run(state: &LabState, from: Option<&str>, to: Option<&str>) -> Res
             .link_by_name(UPLINK)?
             .with_context(|| format!("{} has no {UPLINK}", pod.name))?
             .mtu;
-        sockets.push(ns.run(EchoSocket::open)?.with_context(|| format!("cannot probe from {}", pod.name))?);
-        provers.push(Prover {
-            pod: pod.name.clone(),
-            node: node.name.clone(),
-            segment: node.segment.clone(),
-            address: attached.address,
-            mtu: usize::try_from(mtu).unwrap_or(0),
-            sends,
-            answers,
-        });
+        for address in &attached.addresses {
+            let open = if address.is_ipv4() { EchoSocket::open } else { EchoSocket::open6 };
+            let socket = ns.run(open)?.with_context(|| format!("cannot probe from {}", pod.name))?;
+            let (provers, sockets) = match address.is_ipv4() {
+                true => (&mut provers4, &mut sockets4),
+                false => (&mut provers6, &mut sockets6),
+            };
+            sockets.push(socket);
+            provers.push(Prover {
+                pod: pod.name.clone(),
+                node: node.name.clone(),
+                segment: node.segment.clone(),
+                address: *address,
+                mtu: usize::try_from(mtu).unwrap_or(0),
+                sends,
+                answers,
+            });
+        }
     }
     // The low half of our pid keeps two proofs at the same time apart.
-    prove(provers, &sockets, std::process::id() as u16)
+    let id = std::process::id() as u16;
+    match (provers4.is_empty(), provers6.is_empty()) {
+        (_, true) => prove(provers4, &sockets4, id),
+        (true, false) => prove(provers6, &sockets6, id),
+        // All pods of a lab have the same families, so the two are about the same pods.
+        (false, false) => Ok(prove(provers4, &sockets4, id)?.with("IPv6", prove(provers6, &sockets6, id)?)),
+    }
 }
 
 fn check_filter(plan: &LabPlan, name: Option<&String>) -> Result<()> {

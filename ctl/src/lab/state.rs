@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write as _},
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -46,7 +46,8 @@ pub(crate) struct Process {
 /// What CNI answered for a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PodState {
-    pub(crate) address: Ipv4Addr,
+    /// One of each family the lab has, IPv4 first.
+    pub(crate) addresses: Vec<IpAddr>,
     /// Milliseconds that ADD took.
     pub(crate) add_ms: u64,
 }

@@ -64,7 +64,7 @@ fn row(state: &LabState, dir: &LabDir, node: &NodePlan, view: &View) -> NodeRow 
     let mut row = NodeRow {
         node: node.name.clone(),
         segment: node.segment.clone(),
-        address: node.address.addr().to_string(),
+        address: state.plan.addresses(node).first().map(ToString::to_string).unwrap_or_default(),
         agent: match node.agent {
             AgentKind::Brindle => "brindle".to_owned(),
             AgentKind::Bird => "bird".to_owned(),

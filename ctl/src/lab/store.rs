@@ -15,13 +15,16 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
-    plan::{LabPlan, NodePlan},
+    plan::{LabPlan, NodePlan, pool6},
     state::LabDir,
     topology::{AgentKind, RouterKind},
 };
 
 /// Name of the lab's pool, as Calico names its first one.
 pub(crate) const POOL: &str = "default-ipv4-ippool";
+
+/// The same for IPv6.
+const POOL6: &str = "default-ipv6-ippool";
 
 fn entry<S: Spec>(name: &str, spec: S) -> Result<(Key, Value)> {
     let resource = Resource::new(ObjectMeta::named(name), spec);
@@ -30,24 +33,26 @@ fn entry<S: Spec>(name: &str, spec: S) -> Result<(Key, Value)> {
 
 /// Everything a new lab's store begins with. Pure.
 pub(crate) fn resources(plan: &LabPlan) -> Result<Vec<(Key, Value)>> {
-    let mut all = vec![
-        entry(
-            POOL,
-            IpPoolSpec {
-                ipip_mode: plan.pool.ipip,
-                block_size_raw: Some(plan.pool.block_size),
-                ..IpPoolSpec::new(IpNet::V4(plan.pool.cidr))
-            },
-        )?,
-        entry(
-            "default",
-            BgpConfigurationSpec {
-                as_number: Some(AsNumber(plan.as_number)),
-                node_to_node_mesh_enabled: Some(true),
-                ..BgpConfigurationSpec::default()
-            },
-        )?,
-    ];
+    let mut all = Vec::new();
+    if plan.families.v4() {
+        let pool = IpPoolSpec {
+            ipip_mode: plan.pool.ipip,
+            block_size_raw: Some(plan.pool.block_size),
+            ..IpPoolSpec::new(IpNet::V4(plan.pool.cidr))
+        };
+        all.push(entry(POOL, pool)?);
+    }
+    if plan.families.v6() {
+        all.push(entry(POOL6, IpPoolSpec::new(IpNet::V6(pool6())))?);
+    }
+    all.push(entry(
+        "default",
+        BgpConfigurationSpec {
+            as_number: Some(AsNumber(plan.as_number)),
+            node_to_node_mesh_enabled: Some(true),
+            ..BgpConfigurationSpec::default()
+        },
+    )?);
     for node in &plan.nodes {
         all.extend(node_resources(plan, node)?);
     }

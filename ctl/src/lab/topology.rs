@@ -23,12 +23,44 @@ pub(crate) struct Topology {
     /// MTU of the links between nodes.
     #[serde(default = "default_mtu")]
     pub(crate) mtu: u32,
+    /// Families of nodes and pods.
+    #[serde(default)]
+    pub(crate) ip_families: IpFamilies,
     #[serde(default)]
     pub(crate) pool: PoolTopology,
     #[serde(default)]
     pub(crate) router: RouterTopology,
     pub(crate) segments: Vec<SegmentTopology>,
     pub(crate) nodes: Vec<NodeTopology>,
+}
+
+/// Which families nodes and pods have addresses of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum IpFamilies {
+    #[default]
+    Ipv4,
+    Ipv6,
+    Dual,
+}
+
+impl IpFamilies {
+    pub(crate) const fn v4(self) -> bool {
+        matches!(self, Self::Ipv4 | Self::Dual)
+    }
+
+    pub(crate) const fn v6(self) -> bool {
+        matches!(self, Self::Ipv6 | Self::Dual)
+    }
+
+    /// For screens.
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+            Self::Dual => "IPv4 and IPv6",
+        }
+    }
 }
 
 /// The pool of pod addresses.
@@ -155,6 +187,7 @@ impl Topology {
             name: None,
             as_number: DEFAULT_AS,
             mtu: default_mtu(),
+            ip_families: IpFamilies::default(),
             pool: PoolTopology::default(),
             router: RouterTopology::default(),
             segments: (1..=segments)

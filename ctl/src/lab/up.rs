@@ -89,14 +89,24 @@ fn located(e: PlanError, origin: Option<&Origin>) -> anyhow::Error {
 
 fn headline(plan: &LabPlan) -> String {
     format!(
-        "brindle lab {:?}: {} nodes on {} segments, {} pods, pool {}, ipip {}",
+        "brindle lab {:?}: {} on {}, {}, pool {}{}",
         plan.name,
-        plan.nodes.len(),
-        plan.segments.len(),
-        plan.pods().count(),
-        plan.pool.cidr,
-        converge::mode_name(plan)
+        counted(plan.nodes.len(), "node"),
+        counted(plan.segments.len(), "segment"),
+        counted(plan.pods().count(), "pod"),
+        pools(plan),
+        if plan.families.v4() { format!(", ipip {}", converge::mode_name(plan)) } else { String::new() },
     )
+}
+
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn pools(plan: &LabPlan) -> String {
+    let v4 = plan.families.v4().then(|| plan.pool.cidr.to_string());
+    let v6 = plan.families.v6().then(|| super::plan::pool6().to_string());
+    v4.into_iter().chain(v6).collect::<Vec<_>>().join(" and ")
 }
 
 fn build_all(state: &mut LabState, dir: &LabDir, progress: &Progress) -> Result<bool> {
@@ -130,7 +140,10 @@ fn links_text(plan: &LabPlan) -> String {
         .iter()
         .map(|s| {
             let n = plan.nodes.iter().filter(|n| n.segment == s.name).count();
-            format!("{} {} ({n} nodes)", s.name, s.subnet)
+            let v4 = plan.families.v4().then(|| s.subnet.to_string());
+            let v6 = s.gateway6.map(|g| g.trunc().to_string());
+            let subnets: Vec<_> = v4.into_iter().chain(v6).collect();
+            format!("{} {} ({n} nodes)", s.name, subnets.join(" "))
         })
         .collect();
     let router = match plan.router.kind {
@@ -248,7 +261,7 @@ fn attach_pods(
 ) -> (BTreeMap<String, PodState>, Vec<Missing>) {
     let results = parallel(nodes, WIDTH, |node| {
         let prepared = if node.agent == AgentKind::Brindle && !node.pods.is_empty() {
-            pods::write_conflist(dir, node)
+            pods::write_conflist(plan, dir, node)
         } else {
             Ok(())
         };
@@ -284,7 +297,7 @@ fn pods_text(attached: &BTreeMap<String, PodState>, failed: usize) -> String {
     if failed > 0 {
         text += &format!("; {failed} failed");
     }
-    let some: Vec<_> = attached.iter().take(3).map(|(n, p)| format!("{n} {}", p.address)).collect();
+    let some: Vec<_> = attached.iter().take(3).map(|(n, p)| format!("{n} {}", pods::words(p))).collect();
     if !some.is_empty() {
         text += &format!(": {}{}", some.join(", "), if attached.len() > 3 { ", ..." } else { "" });
     }
@@ -313,8 +326,20 @@ pub(crate) fn prove(state: &LabState, progress: &Progress) -> Result<Proof> {
     let stage = progress.stage("proof", 0);
     let proof = prover::run(state, None, None)?;
     let s = proof.summary();
-    stage.done(s.ok, &format!("{} pairs, small and full-size packets with DF, both ways", s.pairs));
+    stage.done(
+        s.ok,
+        &format!(
+            "{} pairs, small and full-size packets with DF, both ways{}",
+            s.pairs,
+            family_words(&state.plan)
+        ),
+    );
     Ok(proof)
+}
+
+/// What to add where the lab is not plain IPv4.
+fn family_words(plan: &LabPlan) -> String {
+    if plan.families.v6() { format!(", {}", plan.families.words()) } else { String::new() }
 }
 
 /// Ends `up`, `add node` and `heal`: proof, state, last words.
@@ -445,7 +470,10 @@ pub(crate) fn add_node(name: &str, new: NewNode, format: Format) -> Result<Outco
     let names = [node.namespace.as_str()].into_iter().chain(node.pods.iter().map(|p| p.namespace.as_str()));
     let made = build::namespaces(names)?;
     build::link_one(&state.plan, &node)?;
-    stage.done(true, &format!("{made}; {} {} on {}", node.name, node.address, node.segment));
+    stage.done(true, &{
+        let addresses: Vec<_> = state.plan.addresses(&node).iter().map(ToString::to_string).collect();
+        format!("{made}; {} {} on {}", node.name, addresses.join(" "), node.segment)
+    });
     store::write(&dir, store::node_resources(&state.plan, &node)?)?;
     agents::reconfigure_birds(&state.plan, &dir)?;
     let result = bring_up(&mut state, &dir, &[node], &progress);

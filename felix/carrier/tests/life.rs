@@ -160,9 +160,9 @@ fn a_carrier_that_stands_still_is_replaced() {
 #[test]
 fn a_second_instance_is_refused_and_says_why() {
     let world = World::with_carriers("second");
-    let pid = world.pid(Side::A);
+    let pid = world.keeper(Side::A);
     let launch = world.launch(Side::A, "tunl0");
-    let run = |pid_file: &str, device: &str, local: &str| {
+    let run = |pid_file: &str, device: &str, local: &str, code: i32| {
         let control = world.dir.join("other.sock");
         let args = [
             "--device",
@@ -175,21 +175,21 @@ fn a_second_instance_is_refused_and_says_why() {
             pid_file,
         ];
         let out = world.run(Side::A, || exec::run(PROGRAM, args, None, Duration::from_secs(10))).unwrap();
-        assert_eq!(out.status.code(), Some(3));
+        assert_eq!(out.status.code(), Some(code));
         assert!(!exists(&control));
         out.text().trim().to_owned()
     };
-    let same = run(launch.pid_file.to_str().unwrap(), "tunl0", "10.1.0.2");
+    let same = run(launch.pid_file.to_str().unwrap(), "tunl0", "10.1.0.2", 3);
     assert!(same.contains(&format!("another instance is running (pid {pid})")), "{same}");
     let other = world.dir.join("other.pid");
     let other = other.to_str().unwrap();
-    assert_eq!(run(other, "tunl0", "10.1.0.2"), "device tunl0 is in use by another process");
-    let foreign = run(other, "eth0", "10.1.0.2");
+    assert_eq!(run(other, "tunl0", "10.1.0.2", 1), "device tunl0 is in use by another process");
+    let foreign = run(other, "eth0", "10.1.0.2", 1);
     assert_eq!(
         foreign,
         "device eth0 exists and is not a TUN device of ours: choose another name or remove it"
     );
-    let absent = run(other, "brtun0", "10.9.9.9");
+    let absent = run(other, "brtun0", "10.9.9.9", 1);
     assert!(absent.starts_with("cannot open a raw socket for IP protocol 4 at 10.9.9.9"), "{absent}");
     assert!(!world.has_device(Side::A, "brtun0"), "a failed start leaves no device");
     assert!(world.replies(Side::A, INNER_B, 84));

@@ -56,8 +56,8 @@ fn an_oversize_packet_with_df_is_answered_with_the_mtu_of_the_path() {
     let answer = |len| world.echo(Side::A, INNER_B, len);
     // The first one is lost: the router tells the kernel, the next one is refused by it.
     let told = Answer::Error {
-        reporter: INNER_B,
-        to: INNER_B,
+        reporter: INNER_B.into(),
+        to: INNER_B.into(),
         id: u16::try_from(std::process::id() & 0xffff).unwrap(),
         seq: 1,
         kind: ErrorKind::FragNeeded(1380),

@@ -62,7 +62,7 @@ pub fn pod_prefixes(setting: Option<&str>) -> Vec<String> {
 pub struct Endpoint {
     pub dev: Dev,
     pub addresses: Vec<IpNet>,
-    /// MAC inside the pod: the host's neighbour entry for its IPv4 addresses, so that the host never has to ask.
+    /// MAC inside the pod: the host's neighbour entry for its addresses, so that the host never has to ask.
     pub mac: String,
     pub settings: Vec<Setting>,
 }
@@ -218,7 +218,10 @@ impl Desired {
             }),
             (true, None) => {
                 let node = &inputs.node;
-                self.problems.push(format!("an IPIP pool exists, but Node({node}) has no IPv4 address"));
+                let why = format!(
+                    "an IPIP pool exists, but Node({node}) has no IPv4 address: its pods get none of it"
+                );
+                self.warnings.push(why);
                 None
             }
             (false, _) => None,

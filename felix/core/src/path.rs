@@ -12,7 +12,7 @@ use std::{
 };
 
 use brindle_config_core::pool::EncapMode;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     host::{HostView, Reach},
@@ -35,6 +35,8 @@ pub enum Rule {
     Across(Ipv4Addr, Option<Ipv4Net>),
     Within,
     Never,
+    /// IPIP carries no IPv6.
+    Six,
     NoPool,
 }
 
@@ -48,6 +50,7 @@ impl fmt::Display for Rule {
             }
             Self::Within => f.write_str("CrossSubnet, same segment"),
             Self::Never => f.write_str("the pool's ipipMode is Never"),
+            Self::Six => f.write_str("IPIP carries no IPv6"),
             Self::NoPool => f.write_str("outside all pools"),
         }
     }
@@ -96,6 +99,7 @@ pub struct Paths<'a> {
     inputs: &'a Inputs,
     host: &'a HostView,
     my_net: Option<Ipv4Net>,
+    my_net6: Option<Ipv6Net>,
     ipip: bool,
     /// Next hops are few, prefixes many.
     reached: RefCell<BTreeMap<IpAddr, Reach>>,
@@ -105,18 +109,21 @@ impl<'a> Paths<'a> {
     pub fn new(inputs: &'a Inputs, host: &'a HostView) -> Self {
         let bgp = inputs.nodes.get(&inputs.node).and_then(|n| n.bgp.as_ref());
         let my_net = bgp.and_then(|b| b.ipv4_address).map(|a| a.0);
-        Self { inputs, host, my_net, ipip: inputs.ipip_wanted(), reached: RefCell::default() }
+        let my_net6 = bgp.and_then(|b| b.ipv6_address).map(|a| a.0);
+        Self { inputs, host, my_net, my_net6, ipip: inputs.ipip_wanted(), reached: RefCell::default() }
     }
 
     /// How a prefix behind a next hop is reached, and why.
     pub fn path(&self, prefix: &IpNet, next_hop: IpAddr) -> Result<(Way, Why), NoWay> {
-        if self.my_net.is_some_and(|n| IpAddr::V4(n.addr()) == next_hop) {
+        let mine =
+            self.my_net.map(|n| n.addr().into()).into_iter().chain(self.my_net6.map(|n| n.addr().into()));
+        if mine.into_iter().any(|own: IpAddr| own == next_hop) {
             return Err(NoWay::Self_);
         }
         let mode = self.inputs.pool_of(prefix).map(|p| p.ipip_mode);
-        let within = match (next_hop, self.my_net) {
-            (IpAddr::V4(nh), Some(net)) => net.contains(&nh),
-            _ => false,
+        let within = match next_hop {
+            IpAddr::V4(nh) => self.my_net.is_some_and(|n| n.contains(&nh)),
+            IpAddr::V6(nh) => self.my_net6.is_some_and(|n| n.contains(&nh)),
         };
         let rule = match (mode, next_hop) {
             (Some(EncapMode::Always), IpAddr::V4(nh)) if self.ipip => {
@@ -126,6 +133,7 @@ impl<'a> Paths<'a> {
                 return Ok((Way::Ipip(nh), Why { rule: Rule::Across(nh, self.my_net), behind: None }));
             }
             (Some(EncapMode::CrossSubnet), _) if within => Rule::Within,
+            (Some(EncapMode::Always | EncapMode::CrossSubnet), IpAddr::V6(_)) => Rule::Six,
             (Some(_), _) => Rule::Never,
             (None, _) => Rule::NoPool,
         };

@@ -37,10 +37,10 @@ impl Set {
     fn of(e: &Endpoint) -> Self {
         // No address, no entry: the pod is asked by ARP like any other host.
         let mac: Option<Mac> = e.mac.parse().ok();
-        let v4 = e.addresses.iter().map(|a| a.addr()).filter(IpAddr::is_ipv4);
+        let addresses = e.addresses.iter().map(|a| a.addr());
         Self {
             settings: e.settings.clone(),
-            neighbours: mac.map(|m| v4.map(|a| (a, m)).collect()).unwrap_or_default(),
+            neighbours: mac.map(|m| addresses.map(|a| (a, m)).collect()).unwrap_or_default(),
         }
     }
 }

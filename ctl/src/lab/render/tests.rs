@@ -11,7 +11,7 @@ fn proof(pods: usize, per_segment: usize, bad: impl Fn(usize, usize) -> Verdict)
             pod: format!("p{}-{}", i / 2 + 1, i % 2 + 1),
             node: format!("node{}", i / 2 + 1),
             segment: format!("seg{}", i / 2 / per_segment + 1),
-            address: Ipv4Addr::LOCALHOST,
+            address: Ipv4Addr::LOCALHOST.into(),
             mtu: 1480,
             sends: true,
             answers: true,

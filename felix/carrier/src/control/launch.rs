@@ -108,6 +108,11 @@ pub fn ensure(wanted: &Launch) -> Result<Carrier, LaunchError> {
             },
         },
     };
+    // The keeper of one that was ended takes a moment to go, and would keep the next one out.
+    let end = Instant::now() + KEEPER_TIMEOUT;
+    while PidFile::is_held(&keeper::lock_file(&wanted.pid_file)) && Instant::now() < end {
+        std::thread::sleep(PAUSE);
+    }
     let mut args: Vec<String> = Vec::with_capacity(8);
     args.extend(["--device".to_owned(), wanted.device.clone()]);
     args.extend(["--local".to_owned(), wanted.local.to_string()]);
