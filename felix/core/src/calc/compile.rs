@@ -161,13 +161,23 @@ fn selector(field: &str, text: &str) -> Result<Selector, Bad> {
     })
 }
 
-/// A condition on the namespace: its labels, or merely that there is one.
+/// A condition on the labels of the namespace. What is in none is never meant, not even by `!=` and `!has`, which an
+/// absent label satisfies.
 fn on_namespace(s: &Selector) -> Selector {
-    if s.is_all() { Selector::has(LABEL_NAMESPACE) } else { s.prefixed(PREFIX_NAMESPACE) }
+    inherited(s, LABEL_NAMESPACE, PREFIX_NAMESPACE)
 }
 
+/// The same for the service account.
 fn on_account(s: &Selector) -> Selector {
-    if s.is_all() { Selector::has(LABEL_SERVICE_ACCOUNT) } else { s.prefixed(PREFIX_SERVICE_ACCOUNT) }
+    inherited(s, LABEL_SERVICE_ACCOUNT, PREFIX_SERVICE_ACCOUNT)
+}
+
+fn inherited(s: &Selector, label: &str, prefix: &str) -> Selector {
+    match (s.is_all(), s.anchor().is_some()) {
+        (true, _) => Selector::has(label),
+        (false, true) => s.prefixed(prefix),
+        (false, false) => Selector::all_of([s.prefixed(prefix), Selector::has(label)]),
+    }
 }
 
 /// Whom the policy selects.

@@ -4,3 +4,5 @@
 //! nftables and the `verdict` function read the same ones. No I/O, no clock.
 
 pub mod active;
+pub mod state;
+pub mod verdict;

@@ -1,0 +1,369 @@
+//! `verdict(state, flow)`: what happens to the first packet of a flow on one node, and why. The sentences of the policy
+//! model, in the order in which the kernel would meet them; the renderers are proved against it.
+//!
+//! Replies and later packets of an accepted flow pass by connection tracking and are not asked about here.
+
+use std::{fmt, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    active::{
+        Action, EndpointId, EndpointPolicy, EndpointTier, Failsafe, HostPolicy, Icmp, Interface, IpVersion,
+        PolicyId, PortRange, Protocol, Rule, Side, TierAction, ToHostAction,
+    },
+    state::PolicyState,
+};
+
+/// The first packet of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packet {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub protocol: Protocol,
+    /// 0 when the protocol has no ports.
+    pub src_port: u16,
+    pub dst_port: u16,
+    /// Type and code, for ICMP and ICMPv6.
+    pub icmp: Option<(u8, u8)>,
+}
+
+/// One end of a flow as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// A workload of this node.
+    Workload(EndpointId),
+    /// The node itself, through the interface of this host endpoint when there is one.
+    Host(Option<EndpointId>),
+    /// Anything else, through the interface of this host endpoint when there is one.
+    Outside(Option<EndpointId>),
+}
+
+/// Which way a packet goes, seen from the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::Ingress { "ingress" } else { "egress" })
+    }
+}
+
+/// What decided at one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reason {
+    /// A rule of a policy; `rule` counts from 0 in the resource's own list.
+    Rule { policy: PolicyId, rule: u32, annotations: Vec<(String, String)> },
+    /// Policies of the tier apply, none of their rules matched.
+    EndOfTier { tier: String },
+    /// A rule of a profile.
+    Profile { name: String, rule: u32 },
+    /// Neither a policy nor a profile allowed it.
+    NoProfile,
+    /// The endpoint drops everything.
+    Closed(String),
+    /// This node does not know the endpoint (yet).
+    UnknownEndpoint,
+    /// A port that policy never closes.
+    Failsafe,
+    /// `defaultEndpointToHostAction`.
+    ToHost(ToHostAction),
+    /// The node's own processes always reach its workloads.
+    FromOwnHost,
+    /// VXLAN or IPIP sent by a workload.
+    Encapsulated,
+    /// No policy for forwarded traffic decided.
+    NoForwardPolicy,
+    /// No host endpoint stands for the interface.
+    NotPoliced,
+}
+
+/// What one endpoint said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// `None` = nothing polices this end.
+    pub endpoint: Option<EndpointId>,
+    pub direction: Direction,
+    pub allowed: bool,
+    pub reason: Reason,
+}
+
+/// The answer: every endpoint that was asked, in order; the last one decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub steps: Vec<Step>,
+}
+
+impl Verdict {
+    /// Whether the packet arrives.
+    pub fn allowed(&self) -> bool {
+        self.steps.iter().all(|s| s.allowed)
+    }
+}
+
+/// Where an address is for this node: a workload that has it, else outside.
+pub fn place(state: &PolicyState, address: IpAddr) -> Place {
+    state.workload_at(address).map_or(Place::Outside(None), |id| Place::Workload(id.clone()))
+}
+
+/// Decides about a packet on its way from one place to another.
+pub fn verdict(state: &PolicyState, packet: &Packet, from: &Place, to: &Place) -> Verdict {
+    let mut asked = Asked { state, packet, steps: Vec::new() };
+    asked.run(from, to);
+    Verdict { steps: asked.steps }
+}
+
+/// How the list of tiers ended.
+enum Outcome {
+    Decided(bool, Reason),
+    /// Passed by all tiers.
+    Open,
+}
+
+struct Asked<'a> {
+    state: &'a PolicyState,
+    packet: &'a Packet,
+    steps: Vec<Step>,
+}
+
+impl<'a> Asked<'a> {
+    /// Notes a step; `false` ends the way.
+    fn say(&mut self, id: Option<&EndpointId>, direction: Direction, allowed: bool, reason: Reason) -> bool {
+        self.steps.push(Step { endpoint: id.cloned(), direction, allowed, reason });
+        allowed
+    }
+
+    fn run(&mut self, from: &Place, to: &Place) {
+        match (from, to) {
+            (Place::Workload(w), _) => {
+                if !self.workload(w, Direction::Egress) {
+                    return;
+                }
+                match to {
+                    Place::Workload(v) => drop(self.workload(v, Direction::Ingress)),
+                    Place::Host(hep) => self.enter_own_host(w, hep.as_ref()),
+                    Place::Outside(hep) => drop(self.forwarded(hep.as_ref(), Direction::Egress)),
+                }
+            }
+            (Place::Host(_), Place::Workload(v)) => {
+                self.say(Some(v), Direction::Ingress, true, Reason::FromOwnHost);
+            }
+            (Place::Host(_), Place::Host(_)) => {
+                self.say(None, Direction::Ingress, true, Reason::NotPoliced);
+            }
+            (Place::Host(_), Place::Outside(hep)) => drop(self.host(hep.as_ref(), Direction::Egress)),
+            (Place::Outside(_), Place::Host(hep)) => drop(self.host(hep.as_ref(), Direction::Ingress)),
+            (Place::Outside(hep), Place::Workload(v)) => {
+                if self.arriving(hep.as_ref()) {
+                    self.workload(v, Direction::Ingress);
+                }
+            }
+            (Place::Outside(a), Place::Outside(b)) => {
+                if self.arriving(a.as_ref()) {
+                    self.forwarded(b.as_ref(), Direction::Egress);
+                }
+            }
+        }
+    }
+
+    fn workload(&mut self, id: &EndpointId, direction: Direction) -> bool {
+        let Some(e) = self.state.endpoints.get(id) else {
+            return self.say(Some(id), direction, false, Reason::UnknownEndpoint);
+        };
+        if let Some(reason) = &e.closed {
+            return self.say(Some(id), direction, false, Reason::Closed(reason.clone()));
+        }
+        if direction == Direction::Egress && self.encapsulated() {
+            return self.say(Some(id), direction, false, Reason::Encapsulated);
+        }
+        let (allowed, reason) = self.tiers_and_profiles(e, direction);
+        self.say(Some(id), direction, allowed, reason)
+    }
+
+    fn encapsulated(&self) -> bool {
+        const VXLAN: u16 = 4789;
+        let (p, s) = (self.packet, &self.state.settings);
+        p.protocol == Protocol::UDP && p.dst_port == VXLAN && !s.allow_vxlan_from_workloads
+            || p.protocol == Protocol::IPIP && !s.allow_ipip_from_workloads
+    }
+
+    /// After the egress policy of the workload accepted it.
+    fn enter_own_host(&mut self, workload: &EndpointId, hep: Option<&EndpointId>) {
+        let action = self.state.settings.to_host;
+        let allowed = action != ToHostAction::Drop;
+        self.say(Some(workload), Direction::Egress, allowed, Reason::ToHost(action));
+        let Some(e) = hep.and_then(|id| self.state.endpoints.get(id)) else { return };
+        // Named interfaces are not where the packet comes in.
+        if action == ToHostAction::Return && e.interface == Interface::Any {
+            self.host(hep, Direction::Ingress);
+        }
+    }
+
+    /// Traffic of the node itself at a host endpoint.
+    fn host(&mut self, hep: Option<&EndpointId>, direction: Direction) -> bool {
+        let Some((id, e, host)) = self.endpoint(hep) else {
+            return self.say(None, direction, true, Reason::NotPoliced);
+        };
+        if let Some(decided) = self.early(&id, &e, &host, direction) {
+            return decided;
+        }
+        if self.failsafe(direction) {
+            return self.say(Some(&id), direction, true, Reason::Failsafe);
+        }
+        if let Some(reason) = &e.closed {
+            return self.say(Some(&id), direction, false, Reason::Closed(reason.clone()));
+        }
+        let (allowed, reason) = self.tiers_and_profiles(&e, direction);
+        self.say(Some(&id), direction, allowed, reason)
+    }
+
+    /// Traffic that comes in at a host endpoint and goes on.
+    fn arriving(&mut self, hep: Option<&EndpointId>) -> bool {
+        if let Some((id, e, host)) = self.endpoint(hep)
+            && let Some(decided) = self.early(&id, &e, &host, Direction::Ingress)
+        {
+            return decided;
+        }
+        self.forwarded(hep, Direction::Ingress)
+    }
+
+    /// Untracked and pre-DNAT policy; what it allows no later host policy looks at.
+    fn early(
+        &mut self,
+        id: &EndpointId,
+        e: &EndpointPolicy,
+        host: &HostPolicy,
+        direction: Direction,
+    ) -> Option<bool> {
+        let pre_dnat: &[EndpointTier] = if direction == Direction::Ingress { &host.pre_dnat } else { &[] };
+        for tiers in [host.untracked.as_slice(), pre_dnat] {
+            if tiers.is_empty() || e.closed.is_some() {
+                continue;
+            }
+            if self.failsafe(direction) {
+                return Some(self.say(Some(id), direction, true, Reason::Failsafe));
+            }
+            if let Outcome::Decided(allowed, reason) = self.tiers(tiers, direction) {
+                return Some(self.say(Some(id), direction, allowed, reason));
+            }
+        }
+        None
+    }
+
+    fn forwarded(&mut self, hep: Option<&EndpointId>, direction: Direction) -> bool {
+        let Some((id, e, host)) = self.endpoint(hep) else {
+            return self.say(None, direction, true, Reason::NotPoliced);
+        };
+        if let Some(reason) = &e.closed {
+            return self.say(Some(&id), direction, false, Reason::Closed(reason.clone()));
+        }
+        match self.tiers(&host.forward, direction) {
+            Outcome::Decided(allowed, reason) => self.say(Some(&id), direction, allowed, reason),
+            Outcome::Open => self.say(Some(&id), direction, true, Reason::NoForwardPolicy),
+        }
+    }
+
+    fn endpoint(&self, hep: Option<&EndpointId>) -> Option<(EndpointId, EndpointPolicy, HostPolicy)> {
+        let e = self.state.endpoints.get(hep?)?;
+        Some((e.id.clone(), (**e).clone(), e.host.clone().unwrap_or_default()))
+    }
+
+    fn failsafe(&self, direction: Direction) -> bool {
+        let (list, peer) = match direction {
+            Direction::Ingress => (&self.state.settings.failsafe_inbound, self.packet.src),
+            Direction::Egress => (&self.state.settings.failsafe_outbound, self.packet.dst),
+        };
+        list.iter().any(|f: &Failsafe| {
+            f.protocol == self.packet.protocol
+                && f.port == self.packet.dst_port
+                && f.net.is_none_or(|n| n.contains(&peer))
+        })
+    }
+
+    fn tiers_and_profiles(&self, e: &EndpointPolicy, direction: Direction) -> (bool, Reason) {
+        if let Outcome::Decided(allowed, reason) = self.tiers(&e.tiers, direction) {
+            return (allowed, reason);
+        }
+        for name in &e.profiles {
+            let Some(p) = self.state.profiles.get(name) else { continue };
+            let rules = if direction == Direction::Ingress { &p.inbound } else { &p.outbound };
+            for r in rules.iter().filter(|r| self.matches(r)) {
+                let reason = || Reason::Profile { name: name.clone(), rule: r.why.index };
+                match r.action {
+                    Action::Allow => return (true, reason()),
+                    Action::Deny => return (false, reason()),
+                    Action::Pass => break,
+                    Action::Log => {}
+                }
+            }
+        }
+        (false, Reason::NoProfile)
+    }
+
+    fn tiers(&self, tiers: &[EndpointTier], direction: Direction) -> Outcome {
+        'tiers: for tier in tiers {
+            let policies = if direction == Direction::Ingress { &tier.ingress } else { &tier.egress };
+            if policies.is_empty() {
+                continue;
+            }
+            for id in policies {
+                let Some(p) = self.state.policies.get(id) else {
+                    return Outcome::Decided(false, Reason::UnknownEndpoint);
+                };
+                let rules = if direction == Direction::Ingress { &p.inbound } else { &p.outbound };
+                for r in rules.iter().filter(|r| self.matches(r)) {
+                    let allowed = match r.action {
+                        Action::Allow => true,
+                        Action::Deny => false,
+                        Action::Pass => continue 'tiers,
+                        Action::Log => continue,
+                    };
+                    let annotations = r.why.annotations.clone();
+                    return Outcome::Decided(
+                        allowed,
+                        Reason::Rule { policy: id.clone(), rule: r.why.index, annotations },
+                    );
+                }
+            }
+            if tier.default_action == TierAction::Deny {
+                return Outcome::Decided(false, Reason::EndOfTier { tier: tier.name.clone() });
+            }
+        }
+        Outcome::Open
+    }
+
+    fn matches(&self, r: &Rule) -> bool {
+        let p = self.packet;
+        let icmp = |want: &Icmp| {
+            p.icmp.is_some_and(|(kind, code)| kind == want.kind && want.code.is_none_or(|c| c == code))
+        };
+        r.ip_version.is_none_or(|v| v == IpVersion::of(p.src))
+            && r.protocol.is_none_or(|want| want == p.protocol)
+            && r.not_protocol.is_none_or(|not| not != p.protocol)
+            && r.icmp.as_ref().is_none_or(icmp)
+            && r.not_icmp.as_ref().is_none_or(|not| !icmp(not))
+            && self.side(&r.src, p.src, p.src_port)
+            && self.side(&r.dst, p.dst, p.dst_port)
+    }
+
+    fn side(&self, s: &Side, address: IpAddr, port: u16) -> bool {
+        let protocol = self.packet.protocol;
+        let ported = protocol.has_ports();
+        let in_range = |list: &[PortRange]| ported && list.iter().any(|r| r.contains(port));
+        let named = |id: &super::active::IpSetId| ported && self.state.has_port(id, address, protocol, port);
+        let any_port = s.ports.is_empty() && s.named_ports.is_empty();
+        (s.nets.is_empty() || s.nets.iter().any(|n| n.contains(&address)))
+            && !s.not_nets.iter().any(|n| n.contains(&address))
+            && s.sets.iter().all(|id| self.state.covers(id, address))
+            && !s.not_sets.iter().any(|id| self.state.covers(id, address))
+            && s.ip_port_sets.iter().all(named)
+            && (any_port || in_range(&s.ports) || s.named_ports.iter().any(named))
+            && !in_range(&s.not_ports)
+            && !s.not_named_ports.iter().any(named)
+    }
+}

@@ -1,0 +1,172 @@
+//! Resources that contradict each other or themselves: each is named with what follows, the rest is enforced, and what
+//! is affected fails closed.
+
+use std::net::IpAddr;
+
+use brindle_config_core::{Key, Kind};
+use brindle_felix_core::{
+    calc::{Graph, Scope},
+    policy::{
+        active::{EndpointId, Protocol},
+        state::PolicyState,
+        verdict::{Packet, Place, Reason, Verdict, verdict},
+    },
+};
+use serde_json::{Value, json};
+
+struct Cluster {
+    graph: Graph,
+    state: PolicyState,
+}
+
+fn resource(kind: Kind, namespace: &str, name: &str, spec: Value) -> (Key, Value) {
+    let (api, written) = kind.written();
+    let mut meta = json!({ "name": name });
+    if !namespace.is_empty() {
+        meta["namespace"] = namespace.into();
+    }
+    let value = json!({"apiVersion": api, "kind": written, "metadata": meta, "spec": spec});
+    (Key::new(kind, Some(namespace), name), value)
+}
+
+fn pod(namespace: &str, name: &str, address: &str) -> (Key, Value) {
+    let spec = json!({"orchestrator": "k8s", "node": "n1", "endpoint": "eth0", "interfaceName": format!("cali{name}"),
+        "ipNetworks": [format!("{address}/32")], "profiles": [format!("kns.{namespace}")]});
+    resource(Kind::WorkloadEndpoint, namespace, name, spec)
+}
+
+impl Cluster {
+    fn new(more: impl IntoIterator<Item = (Key, Value)>) -> Self {
+        let mut graph = Graph::new(Scope::Node("n1".into()));
+        for (k, v) in [pod("red", "a", "10.0.0.1"), pod("blue", "b", "10.0.0.2")].into_iter().chain(more) {
+            graph.put(&k, &v);
+        }
+        graph.set_in_sync();
+        let mut state = PolicyState::default();
+        for d in graph.flush() {
+            state.apply(&d).expect("deltas keep their contract");
+        }
+        Self { graph, state }
+    }
+
+    fn ask(&self, src: &str, dst: &str) -> Verdict {
+        let ip = |s: &str| s.parse::<IpAddr>().expect(s);
+        let packet = Packet {
+            src: ip(src),
+            dst: ip(dst),
+            protocol: Protocol::TCP,
+            src_port: 40_000,
+            dst_port: 80,
+            icmp: None,
+        };
+        let place = |a| brindle_felix_core::policy::verdict::place(&self.state, ip(a));
+        verdict(&self.state, &packet, &place(src), &place(dst))
+    }
+
+    fn problems(&self) -> String {
+        let all = self.graph.problems();
+        all.iter().flat_map(|(k, lines)| lines.iter().map(move |l| format!("{k}: {l}\n"))).collect()
+    }
+}
+
+#[test]
+fn without_trouble_there_is_nothing_to_report() {
+    let c = Cluster::new([]);
+    assert_eq!(c.problems(), "");
+    assert!(c.ask("10.0.0.1", "10.0.0.2").allowed());
+}
+
+#[test]
+fn bad_policies_close_those_they_select_and_no_others() {
+    let nets: Vec<String> = (0..5000).map(|i| format!("10.{}.{}.0/24", i / 256, i % 256)).collect();
+    let long = "x".repeat(300);
+    let mut shown = String::new();
+    for (name, spec) in [
+        ("action", json!({"ingress": [{"action": "Alow"}]})),
+        (
+            "ports",
+            json!({"ingress": [{"action": "Allow", "protocol": "TCP", "destination": {"ports": ["90:80"]}}]}),
+        ),
+        ("selector", json!({"selector": "app = 'x'"})),
+        ("nets", json!({"ingress": [{"action": "Allow", "source": {"nets": nets}}]})),
+        (long.as_str(), json!({"ingress": [{"action": "Allow"}]})),
+        ("types", json!({"ingress": "everything"})),
+        ("tier", json!({"tier": "nowhere"})),
+    ] {
+        let c = Cluster::new([resource(Kind::NetworkPolicy, "blue", name, spec)]);
+        assert!(!c.ask("10.0.0.1", "10.0.0.2").allowed(), "{name}");
+        assert!(c.ask("10.0.0.2", "10.0.0.1").allowed() || name == "types", "{name}: red is not concerned");
+        shown.push_str(&c.problems().replace(&long, "xxx…"));
+    }
+    insta::assert_snapshot!(shown);
+}
+
+#[test]
+fn a_global_policy_that_selects_nobody_knows_whom_is_reported_only() {
+    let spec = json!({"selector": "app ==", "ingress": [{"action": "Deny"}]});
+    let c = Cluster::new([resource(Kind::GlobalNetworkPolicy, "", "g", spec)]);
+    assert!(c.ask("10.0.0.1", "10.0.0.2").allowed());
+    assert!(c.problems().contains("not enforced: whom it selects cannot be told"), "{}", c.problems());
+}
+
+#[test]
+fn pods_that_share_an_address_are_closed() {
+    let c = Cluster::new([pod("blue", "twin", "10.0.0.2")]);
+    let v = c.ask("10.0.0.1", "10.0.0.2");
+    assert!(matches!(&v.steps.last().expect("a step").reason, Reason::Closed(_)), "{v:?}");
+    assert!(c.ask("10.0.0.1", "192.0.2.1").allowed(), "others go on");
+    assert!(c.problems().contains("WorkloadEndpoint(blue/b): spec.ipNetworks: WorkloadEndpoint(blue/twin)"));
+}
+
+#[test]
+fn host_endpoints_of_the_same_interface_close_it_but_for_failsafe_ports() {
+    let hep = |name: &str| {
+        let spec =
+            json!({"node": "n1", "interfaceName": "eth0", "profiles": ["projectcalico-default-allow"]});
+        resource(Kind::HostEndpoint, "", name, spec)
+    };
+    let one = Cluster::new([hep("one")]);
+    let ask = |c: &Cluster, port| {
+        let src = "192.0.2.9".parse().expect("an address");
+        let dst = "192.0.2.1".parse().expect("an address");
+        let packet = Packet { src, dst, protocol: Protocol::TCP, src_port: 1, dst_port: port, icmp: None };
+        let at = Some(EndpointId::Host { name: "one".into() });
+        verdict(&c.state, &packet, &Place::Outside(at.clone()), &Place::Host(at)).allowed()
+    };
+    assert!(ask(&one, 80));
+    let two = Cluster::new([hep("one"), hep("two")]);
+    assert!(!ask(&two, 80) && ask(&two, 22));
+    insta::assert_snapshot!(two.problems());
+}
+
+#[test]
+fn an_endpoint_nobody_knows_is_closed_and_a_missing_profile_denies() {
+    let state = PolicyState::default();
+    let ip = |s: &str| s.parse::<IpAddr>().expect(s);
+    let packet = Packet {
+        src: ip("192.0.2.1"),
+        dst: ip("10.0.0.1"),
+        protocol: Protocol::UDP,
+        src_port: 1,
+        dst_port: 2,
+        icmp: None,
+    };
+    let w = EndpointId::Workload { namespace: "red".into(), name: "a".into() };
+    let v = verdict(&state, &packet, &Place::Outside(None), &Place::Workload(w));
+    assert_eq!(v.steps.last().map(|s| s.reason.clone()), Some(Reason::UnknownEndpoint));
+
+    let (key, mut value) = pod("red", "c", "10.0.0.3");
+    value["spec"]["profiles"] = json!(["missing"]);
+    let c = Cluster::new([(key, value)]);
+    assert!(!c.ask("10.0.0.1", "10.0.0.3").allowed());
+}
+
+#[test]
+fn staged_policies_change_nothing_and_are_named() {
+    let spec = json!({"ingress": [{"action": "Deny"}]});
+    let c = Cluster::new([resource(Kind::StagedNetworkPolicy, "blue", "later", spec)]);
+    assert!(c.ask("10.0.0.1", "10.0.0.2").allowed());
+    let id = EndpointId::Workload { namespace: "blue".into(), name: "b".into() };
+    let named: Vec<String> = c.graph.staged(&id).iter().map(ToString::to_string).collect();
+    assert_eq!(named, ["StagedNetworkPolicy blue/later (tier default)"]);
+}
