@@ -22,6 +22,8 @@ pub const MAX_INPUT: usize = 1024 * 1024;
 /// Where the agent listens unless `agent_socket` says otherwise, in this order.
 const SOCKETS: [&str; 2] = ["/run/brindle/cni.sock", "/var/lib/brindle/cni.sock"];
 const STATE_DIR: &str = "/var/lib/brindle";
+/// Other IPAM plugins whose addresses our interface may have.
+const DELEGATES: [&str; 2] = ["host-local", "static"];
 /// What the plugin calls itself in an `ipam` section.
 const IPAM: &str = "brindle-ipam";
 
@@ -86,6 +88,23 @@ struct RawIpam {
     /// Another plugin's configuration has no place for these but this section.
     agent_socket: String,
     state_dir: String,
+    /// host-local's; only looked at.
+    subnet: Value,
+    ranges: Value,
+}
+
+impl RawIpam {
+    fn takes_pod_cidr(&self) -> bool {
+        fn names_it(value: &Value) -> bool {
+            match value {
+                Value::String(s) => s == "usePodCidr" || s == "usePodCidrIPv6",
+                Value::Array(all) => all.iter().any(names_it),
+                Value::Object(all) => all.values().any(names_it),
+                _ => false,
+            }
+        }
+        names_it(&self.subnet) || names_it(&self.ranges)
+    }
 }
 
 impl Default for RawIpam {
@@ -98,6 +117,8 @@ impl Default for RawIpam {
             ipv6_pools: Vec::new(),
             agent_socket: String::new(),
             state_dir: String::new(),
+            subnet: Value::Null,
+            ranges: Value::Null,
         }
     }
 }
@@ -191,6 +212,8 @@ pub struct Conf {
     pub prev_result: Option<Value>,
     pub container: ContainerSettings,
     pub valid_attachments: Option<Vec<ValidAttachment>>,
+    /// Another IPAM plugin that gives the addresses.
+    pub delegate: Option<String>,
     /// GC only says in the agent's log what would go.
     pub gc_dry_run: bool,
     /// What is accepted but has no effect.
@@ -252,18 +275,23 @@ impl Conf {
         if raw.mtu != 0 && !(68..=65_535).contains(&raw.mtu) {
             return Err(CniError::config(format!("mtu: {} is not between 68 and 65535", raw.mtu)));
         }
-        if raw.ipam.kind != IPAM {
+        let delegate = DELEGATES.contains(&&*raw.ipam.kind).then(|| raw.ipam.kind.clone());
+        if raw.ipam.kind != IPAM && delegate.is_none() {
             return Err(CniError::new(
                 code::FIELD,
                 format!("ipam.type: {:?} is not supported", raw.ipam.kind),
             )
-            .hint(format!("use {IPAM:?}")));
+            .hint(format!("use {IPAM:?}, or one of {}", DELEGATES.join(", "))));
         }
         let (ipv4, ipv6) = (raw.ipam.assign_ipv4.unwrap_or(true), raw.ipam.assign_ipv6.unwrap_or(false));
         if !ipv4 && !ipv6 {
             return Err(CniError::config(
                 "ipam: assign_ipv4 and assign_ipv6 are both false: no address is asked for",
             ));
+        }
+        if delegate.is_some() && raw.ipam.takes_pod_cidr() {
+            return Err(CniError::new(code::FIELD, "ipam: the subnet usePodCidr is not supported")
+                .hint("the datastore of this agent has no pod CIDRs of nodes; write the subnet itself"));
         }
         let mut warnings = Vec::new();
         if raw.policy.is_some() {
@@ -287,6 +315,7 @@ impl Conf {
             prev_result: raw.prev_result.filter(|v| !v.is_null()),
             container: raw.container_settings,
             valid_attachments: raw.valid_attachments,
+            delegate,
             gc_dry_run: raw.gc_dry_run,
             warnings,
         })
@@ -376,10 +405,11 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"a/b"}"#, 7, "name: \"a/b\""),
             (r#"{"cniVersion":"1.0.0","name":"n","mtu":"big"}"#, 7, "mtu: invalid type"),
             (r#"{"cniVersion":"1.0.0","name":"n","mtu":20}"#, 7, "mtu: 20"),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"dhcp"}}"#, 2, "ipam.type: \"dhcp\""),
             (
-                r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"host-local"}}"#,
+                r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"host-local","ranges":[[{"subnet":"usePodCidr"}]]}}"#,
                 2,
-                "ipam.type: \"host-local\"",
+                "usePodCidr",
             ),
             (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"assign_ipv4":"maybe"}}"#, 7, "ipam.assign_ipv4"),
             (

@@ -8,6 +8,7 @@ pub mod client;
 pub mod conf;
 pub mod env;
 pub mod error;
+pub mod fail;
 pub mod journal;
 pub mod names;
 pub mod plugin;

@@ -105,6 +105,9 @@ pub enum Call {
         /// These very addresses.
         #[serde(default)]
         ips: Vec<IpAddr>,
+        /// Another IPAM plugin gave these: none are taken from the pools.
+        #[serde(default)]
+        given: Vec<IpNet>,
     },
     /// The veth pair is there: record the endpoint, answer when its route and settings are in the kernel.
     Register {
@@ -125,6 +128,9 @@ pub enum Call {
     Check {
         attachment: Attachment,
         addresses: Vec<IpNet>,
+        /// The addresses are another IPAM plugin's: there is no record of them.
+        #[serde(default)]
+        foreign: bool,
     },
     /// Addresses only, for another plugin's interface.
     IpamAdd {
@@ -274,6 +280,7 @@ mod tests {
                 num4: 1,
                 num6: 0,
                 ips: vec![],
+                given: vec![],
             },
         };
         let frame = encode(&request).unwrap();

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     conf::{Dns, VERSIONS, Version},
     error::CniError,
+    veth::{GATEWAY, GATEWAY6},
 };
 
 /// A device in a result.
@@ -83,7 +84,10 @@ impl Answer {
         if version < Version::V1_1_0 {
             answer.interfaces.iter_mut().for_each(|i| i.mtu = 0);
         }
-        answer.ips.extend(addresses.iter().map(|a| ip(version, *a, Some(index))));
+        answer.ips.extend(addresses.iter().map(|a| {
+            let gateway = if a.addr().is_ipv4() { GATEWAY.into() } else { GATEWAY6.into() };
+            Ip { gateway: Some(gateway), ..ip(version, *a, Some(index)) }
+        }));
         if answer.dns == Dns::default() {
             answer.dns = dns;
         }
@@ -153,7 +157,7 @@ mod tests {
     fn before_1_0_addresses_carry_their_family() {
         let (host, container) = pair();
         let answer = Answer::attached(Version::V0_4_0, host, container, &nets(), Dns::default(), None);
-        insta::assert_snapshot!(serde_json::to_string(&answer).unwrap(), @r#"{"cniVersion":"0.4.0","interfaces":[{"name":"cali1","mac":"ee:ee:ee:ee:ee:ee"},{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/run/netns/x"}],"ips":[{"version":"4","address":"10.0.0.5/32","interface":1},{"version":"6","address":"fd00::5/128","interface":1}],"dns":{}}"#);
+        insta::assert_snapshot!(serde_json::to_string(&answer).unwrap(), @r#"{"cniVersion":"0.4.0","interfaces":[{"name":"cali1","mac":"ee:ee:ee:ee:ee:ee"},{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/run/netns/x"}],"ips":[{"version":"4","address":"10.0.0.5/32","gateway":"169.254.1.1","interface":1},{"version":"6","address":"fd00::5/128","gateway":"fe80::ecee:eeff:feee:eeee","interface":1}],"dns":{}}"#);
     }
 
     #[test]
@@ -161,7 +165,7 @@ mod tests {
         let (host, container) = pair();
         let dns = Dns { nameservers: vec!["10.96.0.10".into()], ..Dns::default() };
         let answer = Answer::attached(Version::V1_1_0, host, container, &nets(), dns, None);
-        insta::assert_snapshot!(serde_json::to_string(&answer).unwrap(), @r#"{"cniVersion":"1.1.0","interfaces":[{"name":"cali1","mac":"ee:ee:ee:ee:ee:ee","mtu":1480},{"name":"eth0","mac":"02:00:00:00:00:01","mtu":1480,"sandbox":"/run/netns/x"}],"ips":[{"address":"10.0.0.5/32","interface":1},{"address":"fd00::5/128","interface":1}],"dns":{"nameservers":["10.96.0.10"]}}"#);
+        insta::assert_snapshot!(serde_json::to_string(&answer).unwrap(), @r#"{"cniVersion":"1.1.0","interfaces":[{"name":"cali1","mac":"ee:ee:ee:ee:ee:ee","mtu":1480},{"name":"eth0","mac":"02:00:00:00:00:01","mtu":1480,"sandbox":"/run/netns/x"}],"ips":[{"address":"10.0.0.5/32","gateway":"169.254.1.1","interface":1},{"address":"fd00::5/128","gateway":"fe80::ecee:eeff:feee:eeee","interface":1}],"dns":{"nameservers":["10.96.0.10"]}}"#);
     }
 
     #[test]

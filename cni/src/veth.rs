@@ -24,7 +24,12 @@ use crate::{
 /// Next hop of every pod.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Link-local address the kernel makes of [`HOST_MAC`] (EUI-64).
-const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+pub(crate) const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+/// The interface whose default route counts.
+const FIRST: &str = "eth0";
+/// Metrics of the routes of other interfaces; the kernel's own are 0 and 1024.
+const SECOND4: u32 = 1000;
+const SECOND6: u32 = 2048;
 /// How often a device in the way is removed before giving up.
 const ATTEMPTS: u32 = 3;
 
@@ -146,12 +151,16 @@ impl Wiring {
     /// Routes of the pod, in the order in which they can be added.
     fn routes(&self, dev: u32) -> Vec<Route> {
         let mut routes = Vec::new();
+        // A second interface must not take the default route from the first.
+        let (metric4, metric6) = if self.ifname == FIRST { (0, 0) } else { (SECOND4, SECOND6) };
         if self.addresses.iter().any(|a| a.addr().is_ipv4()) {
-            routes.push(Route::new(IpNet::from(IpAddr::V4(GATEWAY))).dev(dev));
-            routes.push(Route::new(IpNet::V4(Ipv4Net::default())).via(GATEWAY.into(), Some(dev), false));
+            routes.push(Route::new(IpNet::from(IpAddr::V4(GATEWAY))).dev(dev).with_metric(metric4));
+            let default = Route::new(IpNet::V4(Ipv4Net::default())).with_metric(metric4);
+            routes.push(default.via(GATEWAY.into(), Some(dev), false));
         }
         if self.addresses.iter().any(|a| a.addr().is_ipv6()) {
-            routes.push(Route::new(IpNet::V6(Ipv6Net::default())).via(GATEWAY6.into(), Some(dev), false));
+            let default = Route::new(IpNet::V6(Ipv6Net::default())).with_metric(metric6);
+            routes.push(default.via(GATEWAY6.into(), Some(dev), false));
         }
         routes
     }
@@ -188,7 +197,9 @@ impl Wiring {
         }
         let inside = pod.run(|| -> Result<_, NetlinkError> {
             let mut pod = Rtnl::open()?;
-            Ok((pod.addrs(Some(pair.container.index))?, pod.routes(&RouteFilter::main())?))
+            // In whichever table: a later plugin of the list (sbr) moves them.
+            let of_it = RouteFilter { dev: Some(pair.container.index), ..RouteFilter::default() };
+            Ok((pod.addrs(Some(pair.container.index))?, pod.routes(&of_it)?))
         });
         let (addrs, routes) = inside.map_err(|e| CniError::new(code::IO, e.to_string()))??;
         for want in &self.addresses {

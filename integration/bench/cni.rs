@@ -52,12 +52,93 @@ fn main() -> Result<()> {
         Contestant { name: "brindle", program: bin("brindle"), conf: node.conf(), times: Times::default() },
         Contestant { name: "ptp + host-local", program: ptp, conf: reference, times: Times::default() },
     ];
+    println!("{}", size()?);
     for round in 0..rounds + WARM_UP {
         for c in &mut all {
             run(&node, c, round >= WARM_UP)?;
         }
     }
-    report(&all, rounds)
+    report(&all, rounds)?;
+    bursts(&node, &all)
+}
+
+/// Octets of the plugin, and of its memory at the end of an ADD that fails early (it maps the same program).
+fn size() -> Result<String> {
+    let plugin = bin("brindle");
+    let octets = std::fs::metadata(&plugin)?.len();
+    let out = std::process::Command::new("/usr/bin/env").arg(&plugin).arg("--version").output()?;
+    ensure!(out.status.success(), "{} does not start", plugin.display());
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let mib = octets as f64 / f64::from(1 << 20);
+    Ok(format!("plugin binary: {mib:.2} MiB (goal: at most 1.5)\n"))
+}
+
+/// Calls at a time in a burst.
+const AT_ONCE: usize = 32;
+/// Bursts of each contestant.
+const BURSTS: usize = 5;
+
+/// 32 at a time, turn by turn; then 250 pods of ours on one node.
+fn bursts(node: &CniNode, all: &[Contestant; 2]) -> Result<()> {
+    let mut times: [[Vec<Duration>; 2]; 2] = Default::default();
+    for _ in 0..BURSTS {
+        for (c, times) in all.iter().zip(&mut times) {
+            let pods: Vec<Container> = (0..AT_ONCE).map(|_| Container::new()).collect();
+            for (verb, times) in ["ADD", "DEL"].iter().zip(times) {
+                times.push(burst(node, c, verb, &pods)?);
+            }
+        }
+    }
+    println!("\n{AT_ONCE} at a time, milliseconds for all, median (min..max) of {BURSTS}\n");
+    for (i, verb) in ["ADD", "DEL"].iter().enumerate() {
+        let [a, b] = [&times[0][i], &times[1][i]].map(|t| millis(t));
+        let cell = |(median, min, max): (f64, f64, f64)| format!("{median:.0} ({min:.0}..{max:.0})");
+        println!("{verb:9} {:>24} {:>24} {:>7.2}", cell(a), cell(b), a.0 / b.0);
+    }
+    let pods: Vec<Container> = (0..250).map(|_| Container::new()).collect();
+    let start = Instant::now();
+    for some in pods.chunks(AT_ONCE) {
+        burst(node, &all[0], "ADD", some)?;
+    }
+    println!(
+        "\n250 pods, {AT_ONCE} at a time, all ready: {:.2} s (goal: at most 10)",
+        start.elapsed().as_secs_f64()
+    );
+    for some in pods.chunks(AT_ONCE) {
+        burst(node, &all[0], "DEL", some)?;
+    }
+    Ok(())
+}
+
+fn burst(node: &CniNode, c: &Contestant, verb: &str, pods: &[Container]) -> Result<Duration> {
+    let input = serde_json::to_vec(&c.conf)?;
+    let start = Instant::now();
+    let said: Vec<Result<std::process::Output>> = std::thread::scope(|s| {
+        let threads: Vec<_> = pods
+            .iter()
+            .map(|pod| {
+                let mut command = node.command(&c.program, verb, &pod.id, &pod.netns());
+                let (ns, input) = (node.ns.ns(), &input);
+                s.spawn(move || -> Result<std::process::Output> {
+                    Ok(ns.run(|| {
+                        let mut child = command.spawn()?;
+                        if let Some(mut stdin) = child.stdin.take() {
+                            std::io::Write::write_all(&mut stdin, input)?;
+                        }
+                        child.wait_with_output()
+                    })??)
+                })
+            })
+            .collect();
+        threads.into_iter().filter_map(|t| t.join().ok()).collect()
+    });
+    let took = start.elapsed();
+    ensure!(said.len() == pods.len(), "a thread of the burst failed");
+    for out in said {
+        let out = out?;
+        ensure!(out.status.success(), "{} {verb}: {}", c.name, String::from_utf8_lossy(&out.stdout));
+    }
+    Ok(took)
 }
 
 /// One life of one container.

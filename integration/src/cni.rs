@@ -139,6 +139,20 @@ impl CniNode {
 
     /// Starts the agent and waits until it can serve an ADD.
     pub fn start_agent(&mut self) {
+        self.start_agent_dying_at(None);
+    }
+
+    /// [`Self::start_agent`], which dies when it passes this point (`brindle_cni::fail`).
+    pub fn start_agent_dying_at(&mut self, point: Option<&str>) {
+        self.start(point, &[]);
+    }
+
+    /// [`Self::start_agent`] with more arguments.
+    pub fn start_agent_with(&mut self, args: &[&str]) {
+        self.start(None, args);
+    }
+
+    fn start(&mut self, point: Option<&str>, args: &[&str]) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("agent.log"));
         let log = log.expect("a log file");
         let out = log.try_clone().expect("a second handle");
@@ -148,6 +162,8 @@ impl CniNode {
             .args(["--state-dir".as_ref(), self.dir.as_os_str()])
             .arg("--datastore")
             .arg(format!("sqlite:{}", self.dir.join("brindle.db").display()))
+            .args(args)
+            .envs(point.map(|p| ("BRINDLE_FAILPOINT", p)))
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(log);

@@ -5,6 +5,7 @@ mod admin;
 mod autodetect;
 mod cni_server;
 mod identity;
+mod install_cni;
 mod local_socket;
 mod lock;
 mod run;
@@ -18,6 +19,18 @@ use clap::Parser;
 fn main() -> ExitCode {
     let cli = settings::Cli::parse();
     let settings = match cli.command {
+        settings::Command::InstallCni(args) => {
+            return match install_cni::run(&args) {
+                Ok(done) => {
+                    done.iter().for_each(|line| eprintln!("brindle-node: {line}"));
+                    ExitCode::SUCCESS
+                }
+                Err(e) => {
+                    eprintln!("brindle-node: {e:#}");
+                    ExitCode::from(2)
+                }
+            };
+        }
         settings::Command::Run(args) => match settings::Settings::from_args(*args) {
             Ok(s) => s,
             Err(e) => {

@@ -19,6 +19,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the agent in this network namespace until SIGTERM; kernel routes stay in place when it ends
     Run(Box<RunArgs>),
+    /// Put the CNI plugins and the conflist where container runtimes look, once the agent is ready
+    InstallCni(Box<crate::install_cni::InstallArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -216,7 +218,7 @@ mod tests {
     fn parse(args: &[&str]) -> Result<Settings, String> {
         let cli =
             Cli::try_parse_from(["brindle-node", "run"].iter().chain(args)).map_err(|e| e.to_string())?;
-        let Command::Run(a) = cli.command;
+        let Command::Run(a) = cli.command else { panic!() };
         Settings::from_args(*a)
     }
 

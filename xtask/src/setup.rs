@@ -30,7 +30,7 @@ pub(crate) const LAB: [Need; 6] = [
 ];
 
 /// What the tests and benchmarks use beside that: real peers, real clients, the reference plugins.
-pub(crate) const TESTS: [Need; 7] = [
+pub(crate) const TESTS: [Need; 11] = [
     need("c++", "g++", "the run-time of the fuzz targets is C++"),
     need("bird", "bird2", "interop: BIRD as a node and as a peer"),
     need("/usr/lib/frr/bgpd", "frr", "interop: FRR as top-of-rack router and as a peer"),
@@ -40,6 +40,10 @@ pub(crate) const TESTS: [Need; 7] = [
         "containernetworking-plugins",
         "the reference plugins the CNI figures are paired with",
     ),
+    need("podman", "podman", "a real CNI client (libcni) for the plugin"),
+    need("ctr", "containerd", "a real CNI client (go-cni) for the plugin"),
+    need("runc", "runc", "what these clients start containers with"),
+    need("busybox", "busybox-static", "the containers they start hold nothing else"),
     need("linux.uml", "user-mode-linux", "a kernel with ipip for the tunnel tests"),
     need("modprobe", "kmod", "modules inside that kernel"),
 ];

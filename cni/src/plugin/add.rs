@@ -4,17 +4,18 @@
 use brindle_kernel::netlink::{Mac, Rtnl};
 use ipnet::IpNet;
 
-use super::{Invocation, open_pod};
+use super::{Invocation, delegate::Delegate, open_pod};
 use crate::{
     client::Agent,
     error::{CniError, code},
-    names,
+    fail, names,
     proto::{Call, Reply},
     result::{Answer, Interface},
     veth::{self, Created, Wiring},
 };
 
 pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
+    fail::point("add.begin");
     let before = call.conf.prev_answer()?;
     let pod = call.pod()?;
     let mut host = Rtnl::open()?;
@@ -23,11 +24,15 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
     attachment.netns_id = format!("{}:{}", pod.id().dev, pod.id().inode);
 
     let (pools4, pools6, num4, num6, ips) = call.wish();
-    let request = Call::Add { attachment: attachment.clone(), pools4, pools6, num4, num6, ips };
-    let (addresses, host_ifname, mtu, again) = match agent.call(request)? {
-        Reply::Added { addresses, host_ifname, mtu, again } => (addresses, host_ifname, mtu, again),
-        other => return Err(Agent::unexpected(&other)),
+    let given = call.delegate.as_ref().map_or_else(|| Ok(Vec::new()), Delegate::add)?;
+    let request = Call::Add { attachment: attachment.clone(), pools4, pools6, num4, num6, ips, given };
+    let added = match agent.call(request) {
+        Ok(Reply::Added { addresses, host_ifname, mtu, again }) => Ok((addresses, host_ifname, mtu, again)),
+        Ok(other) => Err(Agent::unexpected(&other)),
+        Err(e) => Err(e.into()),
     };
+    let (addresses, host_ifname, mtu, again) = added.inspect_err(|_| give_back(call))?;
+    fail::point("add.given");
     let mut undo = Undo { agent, attachment: Some(attachment.clone()), device: None, armed: !again };
 
     let mac = mac(call);
@@ -47,14 +52,27 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
             addresses: addresses.clone(),
         };
         match undo.agent.call(register)? {
-            Reply::Registered => still_there(call, &pod),
+            Reply::Registered => {
+                fail::point("add.registered");
+                still_there(call, &pod)
+            }
             other => Err(Agent::unexpected(&other)),
         }
     });
     if let Err(e) = wired {
+        if undo.armed {
+            give_back(call);
+        }
         return Err(undo.all(&mut host, e));
     }
     Ok(answer(call, &wiring, before))
+}
+
+/// Addresses of another IPAM plugin, after an ADD that failed.
+fn give_back(call: &Invocation) {
+    if let Some(Err(e)) = call.delegate.as_ref().map(Delegate::del) {
+        eprintln!("brindle: {e}");
+    }
 }
 
 fn mac(call: &Invocation) -> Mac {
@@ -71,9 +89,11 @@ fn wire(
     if wiring.create(host, pod)? == Created::New {
         undo.device = Some(wiring.host_ifname.clone());
     }
+    fail::point("add.created");
     for warning in wiring.configure(pod)? {
         eprintln!("brindle: {warning}");
     }
+    fail::point("add.configured");
     Ok(())
 }
 

@@ -46,7 +46,11 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
             CniError::new(code::FAILED, wrong.join("; ")).hint("delete the pod; it will be made anew")
         );
     }
-    match call.agent()?.call(Call::Check { attachment: call.attachment.clone(), addresses })? {
+    if let Some(delegate) = &call.delegate {
+        delegate.check()?;
+    }
+    let foreign = call.delegate.is_some();
+    match call.agent()?.call(Call::Check { attachment: call.attachment.clone(), addresses, foreign })? {
         Reply::Checked => Ok(()),
         other => Err(Agent::unexpected(&other)),
     }

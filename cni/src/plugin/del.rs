@@ -14,6 +14,7 @@ use super::{DEL_PATIENCE, Invocation, open_pod};
 use crate::{
     client::{Agent, CallError},
     error::{CniError, code},
+    fail,
     journal::{self, Record},
     proto::{Attachment, Call, HostDevice, Reply},
     veth::{self, Pair},
@@ -23,13 +24,20 @@ use crate::{
 const GONE_WITHIN: Duration = Duration::from_millis(200);
 
 pub(super) fn del(call: &Invocation) -> Result<(), CniError> {
+    fail::point("del.begin");
     let mut host = Rtnl::open()?;
     let device = device(call, &mut host)?;
+    fail::point("del.found");
     let ask = Call::Del { attachment: call.attachment.clone(), device: device.clone() };
     let told = tell(call, ask, false);
+    fail::point("del.told");
     if let Some(device) = device {
         let by_agent = told.as_ref().is_ok_and(|by_agent| *by_agent);
         vanish(&mut host, &device, by_agent)?;
+    }
+    fail::point("del.gone");
+    if let Some(delegate) = &call.delegate {
+        delegate.del()?;
     }
     told.map(drop)
 }

@@ -3,6 +3,7 @@
 mod add;
 mod check;
 mod del;
+mod delegate;
 mod ipam;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 };
 
 use brindle_kernel::netns::NetNs;
+use delegate::Delegate;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -129,12 +131,13 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
         return Err(CniError::new(code::VERSION, what));
     }
     match command {
-        Command::Status => return status(&conf).map(|()| None),
-        Command::Gc => return gc(&conf).map(|()| None),
+        Command::Status => return status(&conf, input).map(|()| None),
+        Command::Gc => return gc(&conf, input).map(|()| None),
         _ => {}
     }
     let runtime = env::Attachment::read(lookup, command)?;
-    let call = Invocation { attachment: attachment(&conf, &runtime), conf, runtime };
+    let delegate = conf.delegate.as_deref().map(|kind| Delegate::new(kind, input));
+    let call = Invocation { attachment: attachment(&conf, &runtime), conf, runtime, delegate };
     match (program, command) {
         (Program::Interface, Command::Add) => add::add(&call).and_then(json).map(Some),
         (Program::Interface, Command::Del) => del::del(&call).map(|()| None),
@@ -154,6 +157,8 @@ pub(crate) struct Invocation {
     pub conf: Conf,
     pub runtime: env::Attachment,
     pub attachment: Attachment,
+    /// Where the addresses come from, when not from the agent.
+    delegate: Option<Delegate>,
 }
 
 fn attachment(conf: &Conf, runtime: &env::Attachment) -> Attachment {
@@ -225,25 +230,30 @@ fn open_pod(path: &Path) -> Result<NetNs, CniError> {
     Ok(pod)
 }
 
-fn status(conf: &Conf) -> Result<(), CniError> {
+fn status(conf: &Conf, input: &[u8]) -> Result<(), CniError> {
     let down = |e: CniError| {
         let code = if e.code == code::LIMITED { code::LIMITED } else { code::NOT_AVAILABLE };
         CniError { code, ..e }
     };
     let mut agent = Agent::connect(&conf.sockets, Duration::from_secs(5)).map_err(|e| down(e.error()))?;
     match agent.call(Call::Status).map_err(|e| down(e.into()))? {
-        Reply::Pong { .. } => Ok(()),
+        Reply::Pong { .. } => forward(conf, input, "STATUS"),
         other => Err(Agent::unexpected(&other)),
     }
 }
 
-fn gc(conf: &Conf) -> Result<(), CniError> {
+fn forward(conf: &Conf, input: &[u8], verb: &str) -> Result<(), CniError> {
+    conf.delegate.as_deref().map_or(Ok(()), |kind| Delegate::new(kind, input).forward(verb))
+}
+
+fn gc(conf: &Conf, input: &[u8]) -> Result<(), CniError> {
     let Some(valid) = conf.valid_attachments.clone() else {
         return Err(CniError::config("cni.dev/valid-attachments: is missing"));
     };
     let mut agent = Agent::connect(&conf.sockets, PATIENCE).map_err(|e| e.error())?;
     match agent.call(Call::Gc { network: conf.name.clone(), valid, dry_run: conf.gc_dry_run })? {
-        Reply::Deleted => Ok(()),
+        Reply::Deleted if conf.gc_dry_run => Ok(()),
+        Reply::Deleted => forward(conf, input, "GC"),
         other => Err(Agent::unexpected(&other)),
     }
 }

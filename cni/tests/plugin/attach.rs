@@ -53,6 +53,7 @@ fn add_makes_the_pair_and_says_so() {
       "ips": [
         {
           "address": "10.9.0.1/32",
+          "gateway": "169.254.1.1",
           "interface": 1
         }
       ]

@@ -79,7 +79,7 @@ fn every_wrong_call_is_one_error_object() {
         (add_vars(), "{"),
         (add_vars(), r#"{"cniVersion":"2.0.0","name":"net"}"#),
         (add_vars(), r#"{"cniVersion":"1.0.0","name":"net","mtu":"x"}"#),
-        (add_vars(), r#"{"cniVersion":"1.0.0","name":"net","ipam":{"type":"host-local"}}"#),
+        (add_vars(), r#"{"cniVersion":"1.0.0","name":"net","ipam":{"type":"dhcp"}}"#),
         (with("CNI_COMMAND", "CHECK"), r#"{"cniVersion":"0.3.1","name":"net"}"#),
         (with("CNI_COMMAND", "CHECK"), CONF),
         (with("CNI_COMMAND", "STATUS"), CONF),
@@ -105,7 +105,7 @@ fn every_wrong_call_is_one_error_object() {
     {"cniVersion":"1.1.0","code":6,"msg":"network configuration: EOF while parsing an object at line 1 column 1"}
     {"cniVersion":"2.0.0","code":1,"details":"supported: 0.3.1, 0.4.0, 1.0.0, 1.1.0","msg":"incompatible CNI versions: the configuration is \"2.0.0\""}
     {"cniVersion":"1.0.0","code":7,"msg":"network configuration: mtu: invalid type: string \"x\", expected u32 at line 1 column 44"}
-    {"cniVersion":"1.0.0","code":2,"details":"use \"brindle-ipam\"","msg":"ipam.type: \"host-local\" is not supported"}
+    {"cniVersion":"1.0.0","code":2,"details":"use \"brindle-ipam\", or one of host-local, static","msg":"ipam.type: \"dhcp\" is not supported"}
     {"cniVersion":"0.3.1","code":1,"msg":"Check needs cniVersion 0.4.0 or later, not 0.3.1"}
     {"cniVersion":"1.0.0","code":7,"details":"CHECK compares with the result of ADD","msg":"prevResult: is missing"}
     {"cniVersion":"1.0.0","code":1,"msg":"Status needs cniVersion 1.1.0 or later, not 1.0.0"}

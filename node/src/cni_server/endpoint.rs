@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use brindle_cni::{
     error::code,
+    fail,
     proto::{Attachment, HostDevice},
 };
 use brindle_config_core::{
@@ -31,6 +32,15 @@ const CONTAINER: &str = "cni.projectcalico.org/containerID";
 const DEVICE: &str = "cni.brindle.dev/device";
 
 type Endpoint = Stored<WorkloadEndpointSpec>;
+
+/// What a CHECK is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    Addresses,
+    /// Its addresses are recorded elsewhere.
+    Endpoint,
+    Both,
+}
 
 /// What a plugin made.
 pub(super) struct Made {
@@ -81,10 +91,13 @@ impl Service {
         let key = self.endpoint_key(a);
         let device = device::find(made.device.clone()).await;
         self.write_endpoint(a, &key, &made, device.map(|d| d.index)).await?;
+        fail::point("agent.register.written");
         let expected = Expected { key, device: made.device, addresses: made.addresses };
         self.dataplane.ready(expected, READY).await.map_err(|e| {
             Refused::new(code::NOT_READY, e, "the agent could not program the pod's routes; see its log")
-        })
+        })?;
+        fail::point("agent.register.ready");
+        Ok(())
     }
 
     async fn write_endpoint(
@@ -207,14 +220,15 @@ impl Service {
         &self,
         a: &Attachment,
         addresses: &[IpNet],
-        endpoint: bool,
+        what: Checked,
     ) -> Result<(), Refused> {
         let bad = |msg: String| Refused::new(code::FAILED, msg, "delete the pod; it will be made anew");
-        let held = self.addresses(a).await?;
-        if let Some(lost) = addresses.iter().find(|n| !held.contains(&n.addr())) {
+        let held = if what == Checked::Endpoint { Vec::new() } else { self.addresses(a).await? };
+        let recorded = |n: &&IpNet| what == Checked::Endpoint || held.contains(&n.addr());
+        if let Some(lost) = addresses.iter().find(|n| !recorded(n)) {
             return Err(bad(format!("{} is not recorded for {}", lost.addr(), a.handle())));
         }
-        if !endpoint {
+        if what == Checked::Addresses {
             return Ok(());
         }
         let key = self.endpoint_key(a);

@@ -10,7 +10,7 @@ use std::{
 
 use brindle_cni::{
     error::code,
-    journal,
+    fail, journal,
     proto::{Attachment, Call, HostDevice, Reply},
 };
 use brindle_config_core::{
@@ -18,10 +18,15 @@ use brindle_config_core::{
     store::{Store, StoreError, StoreExt},
 };
 use brindle_ipam::{BlockAllocator, View};
+use ipnet::IpNet;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
-    CniServerSettings, Dataplane, Jitter, address::Wish, device::Deletions, endpoint::Made, history::History,
+    CniServerSettings, Dataplane, Jitter,
+    address::{Given, Wish},
+    device::Deletions,
+    endpoint::{Checked, Made},
+    history::History,
     refused::Refused,
 };
 
@@ -88,10 +93,10 @@ impl Service {
         match call {
             Call::Ping => Ok(self.pong()),
             Call::Status => self.status().await,
-            Call::Add { attachment, pools4, pools6, num4, num6, ips } => {
+            Call::Add { attachment, pools4, pools6, num4, num6, ips, given } => {
                 let _turn = self.turn(&attachment).await;
                 let wish = Wish { pools4, pools6, num4, num6, ips };
-                self.add(&attachment, wish).await
+                self.add(&attachment, wish, given).await
             }
             Call::IpamAdd { attachment, pools4, pools6, num4, num6, ips } => {
                 let _turn = self.turn(&attachment).await;
@@ -115,11 +120,12 @@ impl Service {
                 let _turn = self.turn(&attachment).await;
                 self.del(&attachment, None, true).await
             }
-            Call::Check { attachment, addresses } => {
-                self.check(&attachment, &addresses, true).await.map(|()| Reply::Checked)
+            Call::Check { attachment, addresses, foreign } => {
+                let what = if foreign { Checked::Endpoint } else { Checked::Both };
+                self.check(&attachment, &addresses, what).await.map(|()| Reply::Checked)
             }
             Call::IpamCheck { attachment, addresses } => {
-                self.check(&attachment, &addresses, false).await.map(|()| Reply::Checked)
+                self.check(&attachment, &addresses, Checked::Addresses).await.map(|()| Reply::Checked)
             }
             Call::Gc { network, valid, dry_run } => {
                 self.collect(&network, &valid, dry_run).await.map(|()| Reply::Deleted)
@@ -149,15 +155,22 @@ impl Service {
         Ok(self.pong())
     }
 
-    async fn add(&self, a: &Attachment, wish: Wish) -> Result<Reply, Refused> {
+    async fn add(&self, a: &Attachment, wish: Wish, given: Vec<IpNet>) -> Result<Reply, Refused> {
         self.unlocked().await?;
         self.settle(a).await?;
+        fail::point("agent.add.settled");
         self.not_elsewhere(a).await?;
         let mtu = self.dataplane.mtu(MTU).await;
         let mtu = mtu.map_err(|e| {
             Refused::new(code::TRY_AGAIN, e, "try again; if it stays so, see the agent's log")
         })?;
-        let given = self.assign(a, wish).await?;
+        let given = if given.is_empty() {
+            self.assign(a, wish).await?
+        } else {
+            let addresses = given.into_iter().map(|n| IpNet::from(n.addr())).collect();
+            Given { addresses, again: false }
+        };
+        fail::point("agent.add.assigned");
         let (addresses, again) = (given.addresses, given.again);
         Ok(Reply::Added { addresses, host_ifname: a.host_ifname(&self.pod_prefix()), mtu, again })
     }
@@ -191,6 +204,7 @@ impl Service {
             if let Some(device) = device.as_ref().filter(|d| self.is_pods(d)) {
                 self.deletions.start(device.clone()).await;
             }
+            fail::point("agent.del.device");
             self.unlocked().await?;
             self.forget(a, addresses_only, device.as_ref()).await
         };
@@ -221,7 +235,10 @@ impl Service {
         {
             self.deletions.start(device).await;
         }
-        self.release(a).await
+        fail::point("agent.del.endpoint");
+        self.release(a).await?;
+        fail::point("agent.del.released");
+        Ok(())
     }
 
     /// Takes back an ADD that was never finished: its plugin is gone.

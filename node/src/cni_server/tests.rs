@@ -212,7 +212,15 @@ fn attachment(id: &str) -> Attachment {
 }
 
 fn add(a: &Attachment) -> Call {
-    Call::Add { attachment: a.clone(), pools4: vec![], pools6: vec![], num4: 1, num6: 0, ips: vec![] }
+    Call::Add {
+        attachment: a.clone(),
+        pools4: vec![],
+        pools6: vec![],
+        num4: 1,
+        num6: 0,
+        ips: vec![],
+        given: vec![],
+    }
 }
 
 fn del(a: &Attachment) -> Call {
@@ -344,6 +352,7 @@ async fn an_address_in_use_is_refused_with_its_holder() {
         num4: 1,
         num6: 0,
         ips: vec![ip],
+        given: vec![],
     };
     let (code, msg) = refused(s.ask(ask(given)).await);
     assert_eq!(code, code::DUPLICATE_ADDRESS);
@@ -419,7 +428,7 @@ async fn check_finds_what_is_missing_in_the_records() {
     let s = Stage::new("10.1.0.0/24").await;
     let a = attachment("c1");
     let addresses = s.attach(&a).await;
-    let check = |addresses| Call::Check { attachment: a.clone(), addresses };
+    let check = |addresses| Call::Check { attachment: a.clone(), addresses, foreign: false };
     assert_eq!(s.ask(check(addresses.clone())).await, Reply::Checked);
     let (code, msg) = refused(s.ask(check(vec!["10.1.0.200/32".parse().unwrap()])).await);
     assert_eq!((code, msg.as_str()), (code::FAILED, "10.1.0.200 is not recorded for net.c1"));

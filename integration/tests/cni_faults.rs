@@ -1,0 +1,340 @@
+//! Death at every step of ADD and DEL, of the plugin and of the agent, one step at a time; and the tricks a hostile or
+//! confused caller plays with paths. Whatever dies, DEL afterwards leaves nothing. Needs root.
+
+use std::time::Duration;
+
+use brindle_cni::fail::{AGENT_ADD, AGENT_DEL, PLUGIN_ADD, PLUGIN_DEL};
+use brindle_integration::{
+    bins::bin,
+    cni::{CniNode, Container, Said},
+    wait::until_true,
+};
+use serde_json::json;
+
+/// On a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+
+fn dying(node: &CniNode, verb: &str, c: &Container, point: &str) -> Said {
+    let mut command = node.command(&bin("brindle"), verb, &c.id, &c.netns());
+    command.env("BRINDLE_FAILPOINT", point);
+    node.run(&mut command, &node.conf())
+}
+
+#[test]
+fn a_plugin_that_dies_at_any_step_leaves_nothing_after_its_del() {
+    let node = CniNode::new("failp", "10.120.0.0/24");
+    for point in PLUGIN_ADD {
+        let c = Container::new();
+        let said = dying(&node, "ADD", &c, point);
+        assert!(!said.ok && said.out.is_empty(), "{point}: it died and said nothing: {said:?}");
+        assert!(node.del(&c).ok, "{point}");
+        node.settled(&[]);
+        // And without the DEL in between: the runtime tries again.
+        let said = dying(&node, "ADD", &c, point);
+        assert!(!said.ok, "{point}: {said:?}");
+        let said = node.add(&c);
+        assert!(said.ok, "{point}: {said:?}");
+        assert!(node.pings(&said.address()), "{point}");
+        assert!(node.del(&c).ok, "{point}");
+        node.settled(&[]);
+    }
+    for point in PLUGIN_DEL {
+        let c = Container::new();
+        assert!(node.add(&c).ok);
+        let said = dying(&node, "DEL", &c, point);
+        assert!(!said.ok, "{point}: {said:?}");
+        assert!(node.del(&c).ok, "{point}");
+        node.settled(&[]);
+    }
+}
+
+#[test]
+fn an_agent_that_dies_at_any_step_leaves_nothing_after_the_del() {
+    let mut node = CniNode::new("faila", "10.121.0.0/24");
+    for point in AGENT_ADD {
+        node.kill_agent();
+        node.start_agent_dying_at(Some(point));
+        let c = Container::new();
+        let said = node.add(&c);
+        assert!(!said.ok, "{point}: {said:?}");
+        assert!(node.devices().is_empty(), "{point}: half a pair is left: {:?}", node.devices());
+        node.kill_agent();
+        node.start_agent();
+        assert!(node.del(&c).ok, "{point}");
+        node.settled(&[]);
+    }
+    for point in AGENT_DEL {
+        node.kill_agent();
+        node.start_agent();
+        let c = Container::new();
+        assert!(node.add(&c).ok, "{point}");
+        node.kill_agent();
+        node.start_agent_dying_at(Some(point));
+        let said = node.del(&c);
+        assert!(said.ok, "{point}: the plugin writes the DEL down: {said:?}");
+        assert!(node.devices().is_empty(), "{point}");
+        node.kill_agent();
+        node.start_agent();
+        node.settled(&[]);
+    }
+}
+
+#[test]
+fn tricks_with_paths_and_names_are_refused() {
+    let node = CniNode::new("trick", "10.122.0.0/24");
+    let c = Container::new();
+    let link = node.dir.join("netns-link");
+    std::os::unix::fs::symlink(c.netns(), &link).unwrap();
+    let file = node.dir.join("plain");
+    std::fs::write(&file, "no namespace").unwrap();
+    let netns = c.netns();
+    let long = "x".repeat(300);
+    let tricks: [(&str, &str, u64); 12] = [
+        ("CNI_NETNS", link.to_str().unwrap(), 4),
+        // What is left of a bind mount after its namespace is gone.
+        ("CNI_NETNS", file.to_str().unwrap(), 3),
+        ("CNI_NETNS", "/proc/self/ns/net", 4),
+        ("CNI_NETNS", "/run/netns/../netns/x", 4),
+        ("CNI_NETNS", "netns/x", 4),
+        ("CNI_NETNS", "/run/netns/is-not-there", 3),
+        ("CNI_CONTAINERID", "../../etc/passwd", 4),
+        ("CNI_CONTAINERID", "-rf", 4),
+        ("CNI_CONTAINERID", &long, 4),
+        ("CNI_IFNAME", "../eth0", 4),
+        ("CNI_IFNAME", "a-name-of-sixteen", 4),
+        ("CNI_IFNAME", "..", 4),
+    ];
+    for (variable, value, code) in tricks {
+        let mut command = node.command(&bin("brindle"), "ADD", &c.id, &netns);
+        command.env(variable, value);
+        let said = node.run(&mut command, &node.conf());
+        assert_eq!(said.code(), code, "{variable}={value}: {said:?}");
+        assert!(said.out.contains(variable), "{variable}={value}: {said:?}");
+    }
+    node.settled(&[]);
+}
+
+#[test]
+fn gc_does_not_believe_a_runtime_that_forgot_everything() {
+    let node = CniNode::new("forget", "10.123.0.0/24");
+    let pods: Vec<Container> = (0..4).map(|_| Container::new()).collect();
+    let said: Vec<Said> = pods.iter().map(|c| node.add(c)).collect();
+    let gc = |valid: serde_json::Value| {
+        let mut conf = node.conf();
+        conf["cniVersion"] = json!("1.1.0");
+        conf["cni.dev/valid-attachments"] = valid;
+        node.run(&mut node.command(&bin("brindle"), "GC", "-", ""), &conf)
+    };
+    let refused = gc(json!([]));
+    assert_eq!(refused.code(), 110, "{refused:?}");
+    assert!(refused.out.contains("4 have a device"), "{refused:?}");
+    assert!(said.iter().all(|s| node.pings(&s.address())));
+    let valid: Vec<_> = pods[..3].iter().map(|c| json!({"containerID": c.id, "ifname": "eth0"})).collect();
+    assert!(gc(json!(valid)).ok);
+    node.settled(&pods[..3].iter().collect::<Vec<_>>());
+    for c in &pods {
+        assert!(node.del(c).ok);
+    }
+    node.settled(&[]);
+}
+
+#[test]
+fn a_full_disk_fails_no_running_pod_and_a_del_says_what_it_needs() {
+    let mut node = CniNode::new("disk", "10.124.0.0/24");
+    let c = Container::new();
+    let said = node.add(&c);
+    node.kill_agent();
+    // No agent, and the journal's place is no folder: the promise cannot be written down.
+    let journal = node.dir.join("cni-journal");
+    let _ = std::fs::remove_dir_all(&journal);
+    std::fs::write(&journal, "in the way").unwrap();
+    let del = node.del(&c);
+    assert_eq!(del.code(), 5, "{del:?}");
+    assert!(del.out.contains("no address is lost"), "{del:?}");
+    std::fs::remove_file(&journal).unwrap();
+    assert!(node.del(&c).ok, "{:?}", node.del(&c));
+    node.start_agent();
+    node.settled(&[]);
+    assert!(!node.pings(&said.address()));
+}
+
+#[test]
+fn families_and_second_interfaces_go_their_own_way() {
+    let node = CniNode::new("family", "10.125.0.0/24");
+    let six = brindle_config_core::pool::IpPoolSpec::new("fd00:125::/64".parse().unwrap());
+    node.put(brindle_config_core::ObjectMeta::named("six"), six);
+    let mut dual = node.conf();
+    dual["ipam"]["assign_ipv6"] = json!(true);
+    let mut only6 = dual.clone();
+    only6["ipam"]["assign_ipv4"] = json!(false);
+    let (a, b) = (Container::new(), Container::new());
+    // A namespace where somebody switched IPv6 off.
+    a.ns.ns().run(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")).unwrap().unwrap();
+    let said = node.call("ADD", &a, &dual);
+    assert!(said.ok, "{said:?}");
+    let ips: Vec<String> = said.json()["ips"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i["address"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ips.len(), 2, "{said:?}");
+    assert!(ips[0].ends_with("/32") && ips[1].ends_with("/128"), "{ips:?}");
+    for ip in &ips {
+        // The node has no IPv6 address but its link-local ones, which the kernel tries out for a second.
+        until_true(ip, LONG, || node.pings(ip.split('/').next().unwrap()));
+    }
+    let said = node.call("ADD", &b, &only6);
+    assert!(said.address().starts_with("fd00:125:"), "{said:?}");
+    until_true("IPv6 alone", LONG, || node.pings(&said.address()));
+
+    // The second network of a meta-plugin: another name, another interface of the same container.
+    let mut second = node.conf();
+    second["name"] = json!("second");
+    let net1 = |verb: &str| {
+        let mut command = node.command(&bin("brindle"), verb, &a.id, &a.netns());
+        command.env("CNI_IFNAME", "net1");
+        node.run(&mut command, &second)
+    };
+    let said = net1("ADD");
+    assert!(said.ok, "{said:?}");
+    assert!(a.ns.rtnl().link_by_name("net1").unwrap().is_some());
+    assert_eq!(node.devices().len(), 3);
+    assert!(net1("DEL").ok);
+    assert!(a.ns.rtnl().link_by_name("eth0").unwrap().is_some(), "the first interface stays");
+    assert!(ips.iter().all(|i| node.pings(i.split('/').next().unwrap())));
+    assert!(node.call("DEL", &a, &dual).ok && node.call("DEL", &b, &only6).ok);
+    node.settled(&[]);
+}
+
+#[test]
+fn a_container_that_comes_back_after_a_reboot_has_its_address_again() {
+    let mut node = CniNode::new("reboot", "10.126.0.0/24");
+    let pods: Vec<Container> = (0..3).map(|_| Container::new()).collect();
+    let before: Vec<String> = pods.iter().map(|c| node.add(c).address()).collect();
+    // Power off: no DEL, devices and namespaces are gone, the datastore is not.
+    node.kill_agent();
+    let ids: Vec<String> = pods.iter().map(|c| c.id.clone()).collect();
+    drop(pods);
+    until_true("the kernel has taken the devices away", LONG, || node.devices().is_empty());
+    node.start_agent();
+    let pods: Vec<Container> = ids.into_iter().map(|id| Container { id, ..Container::new() }).collect();
+    for (c, was) in pods.iter().zip(&before) {
+        let said = node.add(c);
+        assert_eq!(said.address(), *was);
+        assert!(node.pings(was));
+    }
+    for c in &pods {
+        assert!(node.del(c).ok);
+    }
+    node.settled(&[]);
+}
+
+#[test]
+fn other_plugins_of_a_list_follow_and_others_take_our_addresses() {
+    let node = CniNode::new("chain", "10.127.0.0/24");
+    let c = Container::new();
+    let first = node.add(&c);
+    for plugin in ["tuning", "bandwidth", "portmap", "sbr"] {
+        let path = std::path::Path::new("/usr/lib/cni").join(plugin);
+        assert!(path.exists(), "{plugin} is missing: apt-get install containernetworking-plugins");
+        let conf = json!({"cniVersion": "1.0.0", "name": "net", "type": plugin, "prevResult": first.json()});
+        let said = node.run(&mut node.command(&path, "ADD", &c.id, &c.netns()), &conf);
+        assert!(said.ok, "{plugin}: {said:?}");
+        assert_eq!(said.json()["ips"], first.json()["ips"], "{plugin}");
+        let state = || {
+            let look = "ip addr show eth0; ip rule; ip route show table all; ip neigh";
+            let out = c.ns.ns().run(|| std::process::Command::new("sh").args(["-c", look]).output());
+            String::from_utf8_lossy(&out.unwrap().unwrap().stdout).into_owned()
+        };
+        assert!(node.pings(&first.address()), "{plugin}: {}", state());
+        let check = node.check(&c, &first);
+        assert!(check.ok, "{plugin}: {check:?} {}", state());
+    }
+    assert!(node.del(&c).ok);
+
+    // Debian's bridge with our addresses: it finds `brindle-ipam` in CNI_PATH.
+    let d = Container::new();
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br0",
+        "ipam": {"type": "brindle-ipam", "agent_socket": node.dir.join("cni.sock"), "state_dir": node.dir},
+    });
+    let call = |verb: &str| {
+        let mut command = node.command(std::path::Path::new("/usr/lib/cni/bridge"), verb, &d.id, &d.netns());
+        command.env("CNI_PATH", format!("{}:/usr/lib/cni", brindle_integration::bins::dir().display()));
+        node.run(&mut command, &conf)
+    };
+    let said = call("ADD");
+    assert!(said.address().starts_with("10.127.0."), "{said:?}");
+    assert_eq!(node.handles().0, [format!("net.{}", d.id)]);
+    assert!(call("DEL").ok);
+    node.settled(&[]);
+}
+
+#[test]
+fn host_local_and_static_give_addresses_to_our_interface() {
+    let node = CniNode::new("foreign", "10.128.0.0/24");
+    let host_local = json!({"type": "host-local", "dataDir": node.dir.join("host-local"),
+        "ranges": [[{"subnet": "10.129.0.0/24"}]]});
+    let fixed = json!({"type": "static", "addresses": [{"address": "10.129.1.7/24"}]});
+    for (ipam, prefix) in [(host_local, "10.129.0."), (fixed, "10.129.1.7")] {
+        let mut conf = node.conf();
+        conf["ipam"] = ipam;
+        let c = Container::new();
+        let said = node.call("ADD", &c, &conf);
+        assert!(said.address().starts_with(prefix), "{said:?}");
+        assert!(said.out.contains("/32"), "{said:?}");
+        assert!(node.pings(&said.address()));
+        assert_eq!(node.handles().0, Vec::<String>::new(), "nothing is taken from the pools");
+        let mut check = conf.clone();
+        check["prevResult"] = said.json();
+        let checked = node.call("CHECK", &c, &check);
+        assert!(checked.ok, "{checked:?}");
+        for _ in 0..2 {
+            let del = node.call("DEL", &c, &conf);
+            assert!(del.ok, "{del:?}");
+        }
+        node.settled(&[]);
+    }
+    // What cannot be had leaves nothing at the other plugin either.
+    let mut conf = node.conf();
+    conf["ipam"] = json!({"type": "host-local", "dataDir": node.dir.join("host-local"), "ranges": [[{"subnet": "10.129.0.0/24"}]]});
+    let c = Container::new();
+    c.ns.rtnl().add_bridge("eth0", None).unwrap();
+    assert_eq!(node.call("ADD", &c, &conf).code(), 104);
+    let kept: Vec<String> = std::fs::read_dir(node.dir.join("host-local/net"))
+        .unwrap()
+        .flatten()
+        .map(|f| f.file_name().to_string_lossy().into_owned())
+        .filter(|n| n.starts_with("10."))
+        .collect();
+    assert_eq!(kept, Vec::<String>::new());
+    node.settled(&[]);
+}
+
+#[test]
+fn addresses_of_a_container_that_is_gone_are_collected_and_nothing_else() {
+    let mut node = CniNode::without_agent("leak", "10.119.0.0/24");
+    let cache = node.dir.join("results");
+    std::fs::create_dir_all(&cache).unwrap();
+    node.start_agent_with(&["--ipam-gc-grace", "1", "--cni-cache", cache.to_str().unwrap()]);
+    let (pod, known, gone) = (Container::new(), Container::new(), Container::new());
+    let said = node.add(&pod);
+    // What libcni leaves at ADD.
+    let file = json!({"kind": "cniCacheV1", "containerId": known.id, "ifName": "eth0", "networkName": "net"});
+    std::fs::write(cache.join(format!("net-{}-eth0", known.id)), file.to_string()).unwrap();
+    for c in [&known, &gone] {
+        let mut command = node.command(&bin("brindle-ipam"), "ADD", &c.id, &c.netns());
+        assert!(node.run(&mut command, &node.conf()).ok);
+    }
+    let mut want = [&pod, &known].map(|c| format!("net.{}", c.id));
+    want.sort();
+    until_true("the leak is collected", LONG, || {
+        let mut handles = node.handles().0;
+        handles.sort();
+        handles == want
+    });
+    assert!(node.pings(&said.address()));
+    let history = std::fs::read_to_string(node.dir.join("ipam-history.jsonl")).unwrap();
+    assert!(history.lines().any(|l| l.contains("\"collected\"") && l.contains(&gone.id)), "{history}");
+}
