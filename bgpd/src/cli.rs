@@ -85,6 +85,9 @@ struct RunArgs {
     /// With --datastore: the node to speak for
     #[arg(long, value_name = "NAME", requires = "datastore")]
     node: Option<String>,
+    /// With --datastore: folder of the secrets with TCP-MD5 passwords, DIR/NAME/KEY
+    #[arg(long, value_name = "DIR", requires = "datastore", default_value = crate::DEFAULT_SECRETS)]
+    secrets: PathBuf,
     /// Where `brindle-bgpd status` asks [default: adminSocket of the file, else /run/brindle-bgpd.sock]
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
@@ -132,7 +135,7 @@ fn daemon(args: RunArgs) -> Result<()> {
             let settings = Settings::read(&file).map_err(usage)?;
             (Source::File(file), Some(settings))
         }
-        (None, Some(url), Some(node)) => (Source::Datastore { url, node }, None),
+        (None, Some(url), Some(node)) => (Source::Datastore { url, node, secrets: args.secrets }, None),
         _ => return Err(usage(anyhow::anyhow!("give --config FILE, or --datastore URL with --node NAME"))),
     };
     let log = settings.as_ref().map(|s| s.log.clone()).unwrap_or_default();

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum Source {
     File(PathBuf),
-    Datastore { url: String, node: String },
+    Datastore { url: String, node: String, secrets: PathBuf },
 }
 
 /// What to run.
@@ -84,9 +84,9 @@ pub async fn run(daemon: Daemon) -> Result<()> {
 
 async fn start(daemon: &Daemon, running: &Running) -> Result<Option<Follower>> {
     match (&daemon.source, &daemon.settings) {
-        (Source::Datastore { url, node }, _) => {
+        (Source::Datastore { url, node, secrets }, _) => {
             let store = brindle_config::open(url)?;
-            Ok(Some(from_store(store, node, running.handle.clone())))
+            Ok(Some(from_store(store, node, secrets, running.handle.clone())))
         }
         (Source::File(_), Some(settings)) => {
             let failed = running.handle.apply(settings.desired.clone()).await?;

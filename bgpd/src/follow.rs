@@ -1,10 +1,14 @@
 //! From the datastore to the speaker: follows the store, translates, applies. Changes that come together are
 //! translated together.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
+use brindle_bgpd_core::speaker::{PeerConfig, SpeakerConfig};
 use brindle_config::sync;
-use brindle_config_core::store::{Store, SyncEvent};
+use brindle_config_core::{
+    key::{Key, Kind},
+    store::{Store, SyncEvent},
+};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -14,11 +18,21 @@ use tracing::{debug, info, warn};
 
 use crate::{
     handle::{Gone, Handle},
-    peers::{ClusterState, KINDS, Problem, translate},
+    peers::{
+        ClusterState, KINDS, Plan, Problem,
+        leave::{BOUND, Event, Mesh, Step},
+        translate,
+    },
+    secrets::Secrets,
+    view::MESH,
 };
 
 /// How long further changes are waited for after the first one.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How often coverage is asked for while the mesh is being left.
+const OBSERVE: Duration = Duration::from_millis(500);
+/// How often files of secrets are read again while resources refer to some.
+const SECRETS: Duration = Duration::from_secs(10);
 
 /// Feeds a speaker from a store; ends when dropped.
 #[derive(Debug)]
@@ -28,14 +42,23 @@ pub struct Follower {
 }
 
 /// Starts feeding `handle` with what the store says about the node called `node`. Nothing is applied before the
-/// store's snapshot is complete.
-pub fn from_store(store: Arc<dyn Store>, node: &str, handle: Handle) -> Follower {
+/// store's snapshot is complete. `secrets`: folder of passwords, `NAME/KEY`.
+pub fn from_store(store: Arc<dyn Store>, node: &str, secrets: &Path, handle: Handle) -> Follower {
     let events = sync::follow(store, KINDS);
     let (tx, problems) = watch::channel(None);
-    let state = ClusterState::new(node);
+    let feeder = Feeder {
+        state: ClusterState::new(node),
+        secrets: Secrets(secrets.to_owned()),
+        handle,
+        told: tx,
+        mesh: Mesh::default(),
+        sessions: Vec::new(),
+        identity: None,
+        origin: Instant::now(),
+    };
     let task = tokio::spawn(async move {
         // `Gone` means that the speaker was shut down: there is nobody left to feed.
-        let _ = run(events, state, handle, tx).await;
+        let _ = run(events, feeder).await;
     });
     Follower { problems, task }
 }
@@ -63,27 +86,45 @@ impl Drop for Follower {
     }
 }
 
-async fn run(
-    mut events: mpsc::Receiver<Vec<SyncEvent>>,
-    mut state: ClusterState,
+/// The follower's side of things.
+struct Feeder {
+    state: ClusterState,
+    secrets: Secrets,
     handle: Handle,
     told: watch::Sender<Option<Vec<Problem>>>,
-) -> Result<(), Gone> {
+    mesh: Mesh,
+    /// Mesh sessions as they were last asked for.
+    sessions: Vec<PeerConfig>,
+    identity: Option<SpeakerConfig>,
+    origin: Instant,
+}
+
+async fn run(mut events: mpsc::Receiver<Vec<SyncEvent>>, mut feeder: Feeder) -> Result<(), Gone> {
     let mut in_sync = false;
     let mut changed = false;
-    while let Some(batch) = events.recv().await {
-        take(&batch, &mut state, &mut in_sync, &mut changed);
+    loop {
+        let batch = match feeder.pause(in_sync) {
+            None => events.recv().await,
+            Some(pause) => match timeout_at(Instant::now() + pause, events.recv()).await {
+                Ok(batch) => batch,
+                Err(_) => {
+                    feeder.tick().await?;
+                    continue;
+                }
+            },
+        };
+        let Some(batch) = batch else { return Ok(()) };
+        take(&batch, &mut feeder.state, &mut in_sync, &mut changed);
         if !(in_sync && changed) {
             continue;
         }
         let until = Instant::now() + DEBOUNCE;
         while let Ok(Some(batch)) = timeout_at(until, events.recv()).await {
-            take(&batch, &mut state, &mut in_sync, &mut changed);
+            take(&batch, &mut feeder.state, &mut in_sync, &mut changed);
         }
         changed = false;
-        apply(&state, &handle, &told).await?;
+        feeder.apply().await?;
     }
-    Ok(())
 }
 
 fn take(batch: &[SyncEvent], state: &mut ClusterState, in_sync: &mut bool, changed: &mut bool) {
@@ -95,28 +136,97 @@ fn take(batch: &[SyncEvent], state: &mut ClusterState, in_sync: &mut bool, chang
     }
 }
 
-async fn apply(
-    state: &ClusterState,
-    handle: &Handle,
-    told: &watch::Sender<Option<Vec<Problem>>>,
-) -> Result<(), Gone> {
-    let mut plan = translate(state);
-    let problems = std::mem::take(&mut plan.problems);
-    report(told.borrow().as_deref().unwrap_or_default(), &problems);
-    let (peers, routes) = (plan.peers.len(), plan.routes.len());
-    if told.borrow().is_none() {
-        info!(peers, routes, problems = problems.len(), "first BGP configuration from the datastore");
-    } else {
-        debug!(peers, routes, problems = problems.len(), "BGP configuration from the datastore");
+impl Feeder {
+    /// After which time to look again without a change of the store; `None`: there is nothing to look at.
+    fn pause(&self, in_sync: bool) -> Option<Duration> {
+        if self.mesh.reason().is_some() {
+            Some(OBSERVE)
+        } else {
+            (in_sync && !self.state.wanted_secrets().is_empty()).then_some(SECRETS)
+        }
     }
-    for error in handle.apply(plan.into()).await? {
-        warn!(%error, "trying again every few seconds");
+
+    /// Looks at what changes without the store.
+    async fn tick(&mut self) -> Result<(), Gone> {
+        let mut changed = false;
+        if self.mesh.reason().is_some() {
+            let coverage = self.handle.coverage().await?;
+            let left = coverage.to_string();
+            let before = self.mesh.reason().map(str::to_owned);
+            match self.mesh.on(Event::Observed { now: self.origin.elapsed(), coverage }) {
+                Step::Drop => info!("the other sessions carry the routes of the mesh: its sessions end"),
+                Step::GiveUp => {
+                    warn!(%left, "mesh sessions end although not everything is covered; waited long enough")
+                }
+                Step::Keep | Step::Follow => {}
+            }
+            changed = self.mesh.reason() != before.as_deref();
+        }
+        if changed || self.secrets.read(&mut self.state) {
+            self.apply().await?;
+        }
+        Ok(())
     }
-    told.send_replace(Some(problems));
-    Ok(())
+
+    async fn apply(&mut self) -> Result<(), Gone> {
+        self.secrets.read(&mut self.state);
+        let mut plan = translate(&self.state);
+        self.keep_mesh(&mut plan);
+        let problems = std::mem::take(&mut plan.problems);
+        report(self.told.borrow().as_deref().unwrap_or_default(), &problems);
+        let (peers, routes) = (plan.peers.len(), plan.routes.len());
+        if self.told.borrow().is_none() {
+            info!(peers, routes, problems = problems.len(), "first BGP configuration from the datastore");
+        } else {
+            debug!(peers, routes, problems = problems.len(), "BGP configuration from the datastore");
+        }
+        for error in self.handle.apply(plan.into()).await? {
+            warn!(%error, "trying again every few seconds");
+        }
+        self.told.send_replace(Some(problems));
+        Ok(())
+    }
+
+    /// Keeps mesh sessions the configuration no longer wants until what replaces them carries their routes.
+    fn keep_mesh(&mut self, plan: &mut Plan) {
+        if plan.speaker != self.identity {
+            // Another identity is another speaker: its sessions start anew in any case.
+            self.sessions.clear();
+            self.identity.clone_from(&plan.speaker);
+        }
+        let old = std::mem::take(&mut self.sessions);
+        let left: Vec<PeerConfig> = old
+            .into_iter()
+            .filter(|p| {
+                self.state.is_node_address(p.address) && plan.peers.iter().all(|q| q.address != p.address)
+            })
+            .collect();
+        let event = if plan.mesh {
+            Event::Wanted
+        } else {
+            Event::Unwanted {
+                now: self.origin.elapsed(),
+                present: !left.is_empty(),
+                replaced: plan.peers.iter().any(|p| p.kind != MESH),
+            }
+        };
+        if self.mesh.on(event) == Step::Keep {
+            let what = format!(
+                "spec.nodeToNodeMeshEnabled is false; {} mesh sessions stay until the others carry their routes, {} s \
+                 at most: {}",
+                left.len(),
+                BOUND.as_secs(),
+                self.mesh.reason().unwrap_or_default()
+            );
+            plan.problems.push(Problem { about: Key::new(Kind::BgpConfiguration, None, "default"), what });
+            plan.problems.sort();
+            plan.peers.extend(left);
+            plan.peers.sort_by_key(|p| p.address);
+        }
+        self.sessions = plan.peers.iter().filter(|p| p.kind == MESH).cloned().collect();
+    }
 }
 
-/// One line when a problem appears, one when it is gone.
 fn report(old: &[Problem], new: &[Problem]) {
     for p in new.iter().filter(|p| !old.contains(p)) {
         warn!(resource = %p.about, problem = %p.what, "configuration problem");
@@ -150,7 +260,7 @@ mod tests {
         store.put_as(&node("a", "10.0.0.1/24"), Expect::Absent).await.unwrap();
         store.put_as(&node("b", "10.0.0.2/24"), Expect::Absent).await.unwrap();
         let (orders, mut taken) = mpsc::channel(4);
-        let mut follower = from_store(Arc::clone(&store), "a", Handle { orders });
+        let mut follower = from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), Handle { orders });
         let mut next = async || match taken.recv().await {
             Some(Order::Apply(desired, answer)) => {
                 answer.send(vec![]).unwrap();

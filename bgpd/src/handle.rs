@@ -1,6 +1,6 @@
 //! What the rest of a process holds of a running speaker: questions and orders in, routes out.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, SpeakerConfig};
 use brindle_config_core::status::BgpStatus;
@@ -10,7 +10,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{peers::Plan, view::RibPath};
+use crate::{
+    peers::{Plan, leave::Coverage},
+    view::RibPath,
+};
 
 /// The speaker task is gone: shut down, or failed (its panic is in the log).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,11 +28,19 @@ pub struct Desired {
     pub listen: Vec<SocketAddr>,
     pub peers: Vec<PeerConfig>,
     pub routes: Vec<LocalRoute>,
+    /// Peers that are reached through a gateway: their address, and the gateway. Reported to whoever programs routes.
+    pub statics: Vec<(IpAddr, IpAddr)>,
 }
 
 impl From<Plan> for Desired {
     fn from(plan: Plan) -> Self {
-        Self { speaker: plan.speaker, listen: plan.listen, peers: plan.peers, routes: plan.routes }
+        Self {
+            speaker: plan.speaker,
+            listen: plan.listen,
+            peers: plan.peers,
+            routes: plan.routes,
+            statics: plan.statics,
+        }
     }
 }
 
@@ -67,6 +78,7 @@ pub(crate) enum Order {
     Reset(String, String, oneshot::Sender<bool>),
     Drain(oneshot::Sender<()>),
     Status(oneshot::Sender<BgpStatus>),
+    Coverage(oneshot::Sender<Coverage>),
     Rib(Option<IpNet>, oneshot::Sender<Vec<RibPath>>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -127,6 +139,14 @@ impl Handle {
     /// [`Gone`].
     pub async fn status(&self) -> Result<BgpStatus, Gone> {
         self.ask(Order::Status).await
+    }
+
+    /// How far the sessions outside the mesh have come in replacing it.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub(crate) async fn coverage(&self) -> Result<Coverage, Gone> {
+        self.ask(Order::Coverage).await
     }
 
     /// The Loc-RIB, or one prefix of it, with every path and the step of the decision that chose or rejected it.

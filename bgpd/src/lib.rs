@@ -27,6 +27,7 @@ mod handle;
 mod listeners;
 pub mod peers;
 mod record;
+mod secrets;
 pub mod settings;
 pub mod show;
 mod spawn;
@@ -36,6 +37,7 @@ mod view;
 pub use self::{
     follow::{Follower, from_store},
     handle::{Desired, FibBatch, FibStream, Gone, Handle, ListenError, Running},
+    secrets::DEFAULT_SECRETS,
     spawn::spawn,
     view::RibPath,
 };

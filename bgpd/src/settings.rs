@@ -3,7 +3,7 @@
 //! deploy/brindle-bgpd.example.yaml shows every field; a test reads it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -14,12 +14,15 @@ use brindle_bgpd_core::{
     wire::{AttrSet, NextHop, Origin},
 };
 use brindle_config::yaml::{Origin as Source, Place, Problem, read_one_with_origin};
-use brindle_config_core::bgp::AsNumber;
+use brindle_config_core::{
+    bgp::{AsNumber, BgpFilterRule, BgpFilterSpec},
+    meta::Spec,
+};
 use brindle_kernel::tcp::MD5_KEY_MAX;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::{communities, handle::Desired};
+use crate::{communities, handle::Desired, peers::filters::compile};
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +72,8 @@ struct File {
     #[serde(default = "sixteen")]
     multipath: u8,
     #[serde(default)]
+    filters: Vec<NamedFilter>,
+    #[serde(default)]
     peers: Vec<Peer>,
     #[serde(default)]
     announce: Vec<Announce>,
@@ -113,6 +118,23 @@ struct Peer {
     password_file: Option<PathBuf>,
     #[serde(default)]
     export: Export,
+    #[serde(default)]
+    filters: Vec<String>,
+}
+
+/// A BGPFilter with its name; the rules are those of the resource.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct NamedFilter {
+    name: String,
+    #[serde(default, rename = "importV4")]
+    import_v4: Vec<BgpFilterRule>,
+    #[serde(default, rename = "exportV4")]
+    export_v4: Vec<BgpFilterRule>,
+    #[serde(default, rename = "importV6")]
+    import_v6: Vec<BgpFilterRule>,
+    #[serde(default, rename = "exportV6")]
+    export_v6: Vec<BgpFilterRule>,
 }
 
 #[derive(Default, Deserialize)]
@@ -231,6 +253,7 @@ impl Check<'_> {
             multipath: raw.multipath.max(1),
             ..SpeakerConfig::new(asn, raw.router_id)
         };
+        let filters = self.filters(raw.filters)?;
         let mut seen: HashMap<IpAddr, usize> = HashMap::new();
         let mut peers = Vec::with_capacity(raw.peers.len());
         for (i, peer) in raw.peers.into_iter().enumerate() {
@@ -238,7 +261,7 @@ impl Check<'_> {
                 let what = format!("{} is the address of peers[{first}] already", peer.address);
                 return self.fail(format!("peers[{i}].address"), what);
             }
-            peers.push(self.peer(i, peer, asn)?);
+            peers.push(self.peer(i, peer, asn, &filters)?);
         }
         let mut routes: HashMap<IpNet, usize> = HashMap::new();
         let mut announced = Vec::with_capacity(raw.announce.len());
@@ -250,13 +273,53 @@ impl Check<'_> {
             announced.push(self.route(i, a)?);
         }
         Ok(Settings {
-            desired: Desired { speaker: Some(speaker), listen: raw.listen, peers, routes: announced },
+            desired: Desired {
+                speaker: Some(speaker),
+                listen: raw.listen,
+                peers,
+                routes: announced,
+                statics: vec![],
+            },
             admin_socket: raw.admin_socket,
             log: raw.log,
         })
     }
 
-    fn peer(&self, i: usize, p: Peer, own_asn: u32) -> Result<PeerConfig, Problem> {
+    /// Reads the filters; each by itself, so that a mistake is told where it stands.
+    fn filters(&self, list: Vec<NamedFilter>) -> Result<BTreeMap<String, BgpFilterSpec>, Problem> {
+        let mut all = BTreeMap::new();
+        for (i, f) in list.into_iter().enumerate() {
+            let spec = BgpFilterSpec {
+                import_v4: f.import_v4,
+                export_v4: f.export_v4,
+                import_v6: f.import_v6,
+                export_v6: f.export_v6,
+                ..BgpFilterSpec::default()
+            };
+            for (at, extra) in spec.extras() {
+                if let Some(field) = extra.keys().next() {
+                    return self.fail(format!("filters[{i}].{at}.{field}"), "there is no such field");
+                }
+            }
+            if let Err(e) = compile([(f.name.as_str(), &spec)]) {
+                let text = e.strip_prefix(&format!("{}: ", f.name)).unwrap_or(&e);
+                let (field, what) = text.split_once(": ").unwrap_or(("", text));
+                return self.fail(format!("filters[{i}].{field}"), what);
+            }
+            if all.insert(f.name.clone(), spec).is_some() {
+                return self.fail(format!("filters[{i}].name"), format!("{} stands here twice", f.name));
+            }
+        }
+        Ok(all)
+    }
+
+    fn peer(
+        &self,
+        i: usize,
+        p: Peer,
+        own_asn: u32,
+        filters: &BTreeMap<String, BgpFilterSpec>,
+    ) -> Result<PeerConfig, Problem> {
         let (address, asn) = (p.address, p.as_number.0);
         let fail = |field: &str, what: String| self.fail(format!("peers[{i}].{field}"), what);
         if asn == 0 {
@@ -311,7 +374,23 @@ impl Check<'_> {
                 Err(what) => return fail("passwordFile", what),
             }
         }
-        peer.export = ExportPolicy { deny: p.export.deny, allow: p.export.allow };
+        let mut named = Vec::with_capacity(p.filters.len());
+        for (k, name) in p.filters.iter().enumerate() {
+            match filters.get(name) {
+                Some(spec) => named.push((name.as_str(), spec)),
+                None => {
+                    return fail(&format!("filters[{k}]"), format!("there is no filter {name} in filters"));
+                }
+            }
+        }
+        match compile(named) {
+            Ok(policies) => {
+                peer.import = policies.import;
+                peer.export =
+                    ExportPolicy { deny: p.export.deny, allow: p.export.allow, filters: policies.export };
+            }
+            Err(what) => return fail("filters", what),
+        }
         Ok(peer)
     }
 

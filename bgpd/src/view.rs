@@ -1,8 +1,12 @@
 //! What a speaker looks like from outside: status and routes as plain values.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use brindle_bgpd_core::{
+    rib::PathView,
     speaker::{PeerId, Speaker},
     time::Mono,
     wire::{AsPath, AttrSet, Origin, SegmentKind},
@@ -10,6 +14,12 @@ use brindle_bgpd_core::{
 use brindle_config_core::status::{BgpStatus, PeerStatus};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::peers::leave::Coverage;
+
+/// Label of mesh sessions.
+pub(crate) const MESH: &str = "mesh";
+const ESTABLISHED: &str = "Established";
 
 /// One path to a prefix, in the answer to `rib`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +73,58 @@ pub(crate) fn status(
             .collect(),
         loc_rib: speaker.rib(None).filter(|p| p.best).count(),
     }
+}
+
+/// How far the sessions outside the mesh have come in replacing it.
+pub(crate) fn coverage(speaker: &Speaker) -> Coverage {
+    let mut coverage = Coverage::default();
+    let mut mesh = HashSet::new();
+    for p in speaker.peers() {
+        if p.kind == MESH {
+            mesh.insert(p.id);
+            continue;
+        }
+        let who = format!("{} ({})", p.name, p.address);
+        let waiting: usize = p.routes.iter().map(|(_, r)| r.waiting).sum();
+        match p.session.filter(|_| p.state.to_string() == ESTABLISHED) {
+            None => coverage.not_ready.push(format!("{who}: {}", p.state)),
+            // Who does not know graceful restart need not send End-of-RIB (RFC 4724 section 2).
+            Some(s)
+                if s.restart.is_some()
+                    && s.families.iter().any(|(family, on)| *on && !s.end_of_rib[family]) =>
+            {
+                coverage.not_ready.push(format!("{who}: its routes are not complete (no End-of-RIB yet)"));
+            }
+            Some(_) if waiting > 0 => {
+                coverage.not_ready.push(format!("{who}: {waiting} of our changes are still to be sent"));
+            }
+            Some(_) => {}
+        }
+    }
+    // Sorted by prefix: paths of one prefix stand together.
+    let mut paths = speaker.rib(None).peekable();
+    while let Some(first) = paths.next() {
+        let prefix = first.prefix;
+        let (mut only_mesh, mut other) = (false, false);
+        let mut look = |p: &PathView| {
+            if p.invalid.is_none() {
+                match p.from {
+                    Some(id) if mesh.contains(&id) => only_mesh = true,
+                    Some(_) if p.stale => {}
+                    Some(_) | None => other = true,
+                }
+            }
+        };
+        look(&first);
+        while let Some(p) = paths.next_if(|p| p.prefix == prefix) {
+            look(&p);
+        }
+        if only_mesh && !other {
+            coverage.uncovered += 1;
+            coverage.example.get_or_insert(prefix);
+        }
+    }
+    coverage
 }
 
 pub(crate) fn rib(speaker: &Speaker, prefix: Option<IpNet>) -> Vec<RibPath> {

@@ -214,7 +214,12 @@ async fn speak(
         tracing::info!(cause = "learned routes found in the kernel", "announcing a graceful restart");
     }
     let (running, mut fib) = brindle_bgpd::spawn(restarting);
-    let follower = brindle_bgpd::from_store(store.clone(), &settings.node_name, running.handle.clone());
+    let follower = brindle_bgpd::from_store(
+        store.clone(),
+        &settings.node_name,
+        &settings.state_dir.join("secrets"),
+        running.handle.clone(),
+    );
     let felix = felix.clone();
     tokio::spawn(async move {
         while let Some(batch) = fib.next().await {

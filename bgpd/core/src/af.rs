@@ -15,6 +15,14 @@ impl Family {
     /// Both, in wire order.
     pub const ALL: [Self; 2] = [Self::Ipv4Unicast, Self::Ipv6Unicast];
 
+    /// The family a prefix belongs to.
+    pub const fn of(prefix: &ipnet::IpNet) -> Self {
+        match prefix {
+            ipnet::IpNet::V4(_) => Self::Ipv4Unicast,
+            ipnet::IpNet::V6(_) => Self::Ipv6Unicast,
+        }
+    }
+
     /// (AFI, SAFI).
     pub const fn code(self) -> (u16, u8) {
         match self {

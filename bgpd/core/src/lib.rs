@@ -5,6 +5,7 @@
 
 pub mod af;
 pub mod fsm;
+pub mod policy;
 pub mod rib;
 pub mod speaker;
 pub mod time;

@@ -11,6 +11,7 @@ use brindle_config_core::{
 
 use super::{
     Problem,
+    filters::policies,
     sessions::{Cx, MAX_RESTART_TIME, RESTART_TIME, Remote, Sessions, Settings, remotes, seconds},
     state::NodeFacts,
 };
@@ -111,7 +112,7 @@ fn reverse(cx: &Cx<'_>, p: &Peering<'_>, sessions: &mut Sessions, problems: &mut
     }
     // The other end may present another AS than its node's; its own AS setting is not ours.
     let presented = p.settings.local_asn;
-    let settings = Settings { kind: "node", local_asn: None, ..p.settings.clone() };
+    let settings = Settings { kind: "node", local_asn: None, reachable_by: None, ..p.settings.clone() };
     for (name, node) in cx.state.nodes.iter().filter(|(n, _)| **n != cx.state.me) {
         if !p.local.matches(name, node) {
             continue;
@@ -140,13 +141,6 @@ fn parse<'a>(
         return Err(
             "spec.localWorkloadSelector: peering with local pods is not supported by this version".into()
         );
-    }
-    if !spec.filters.is_empty() {
-        return Err(format!(
-            "spec.filters: BGPFilter is not supported by this version; the peer is left out rather than peered with \
-             unfiltered (filters: {})",
-            spec.filters.join(", ")
-        ));
     }
     let local = match (spec.node.as_str(), spec.node_selector.as_str()) {
         ("", "") => Side::All,
@@ -180,6 +174,7 @@ fn settings(
 ) -> Result<Settings, String> {
     let by_selector = matches!(remote, Side::Labels(_));
     let password = cx.password("spec.password", spec.password.as_ref())?;
+    let policies = policies(cx.state, &spec.filters)?;
     let mut problem = |what: &str| problems.push(Problem { about: from.clone(), what: what.into() });
     if by_selector && spec.as_number.is_some() {
         problem("spec.asNumber is ignored with spec.peerSelector (the nodes' own is used); remove it");
@@ -190,9 +185,22 @@ fn settings(
     if spec.keep_original_next_hop && spec.next_hop_mode.is_some() {
         problem("spec.keepOriginalNextHop is ignored beside spec.nextHopMode; remove it");
     }
-    if !spec.reachable_by.is_empty() {
-        problem("spec.reachableBy is not supported by this version; the peer must be reachable by itself");
-    }
+    let reachable_by = match (spec.reachable_by.parse::<IpAddr>(), remote) {
+        _ if spec.reachable_by.is_empty() => None,
+        (Ok(gateway), Side::Address(peer, _)) if gateway.is_ipv4() == peer.is_ipv4() => Some(gateway),
+        (Ok(_), Side::Address(..)) => {
+            problem("spec.reachableBy is of another address family than spec.peerIP; it is ignored");
+            None
+        }
+        (Ok(_), _) => {
+            problem("spec.reachableBy needs spec.peerIP; it is ignored");
+            None
+        }
+        (Err(_), _) => {
+            problem("spec.reachableBy: expected the address of a gateway; it is ignored");
+            None
+        }
+    };
     let use_node_ip = match spec.source_address.as_deref() {
         None | Some("" | "UseNodeIP") => true,
         Some("None") => false,
@@ -230,6 +238,8 @@ fn settings(
         next_hop: spec.next_hop_mode.unwrap_or(NextHopMode::Auto),
         keep_original_next_hop: spec.keep_original_next_hop && spec.next_hop_mode.is_none(),
         use_node_ip,
+        policies,
+        reachable_by,
         local_asn: spec.local_as_number.filter(|_| !by_selector).map(|a| a.0),
     })
 }

@@ -6,13 +6,21 @@
 //! order, ours depends on names.
 
 mod bgp_peers;
+pub(crate) mod filters;
+pub mod leave;
+#[cfg(test)]
+mod policy_tests;
 mod routes;
+pub mod services;
 mod sessions;
 mod state;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use brindle_bgpd_core::speaker::{LocalRoute, PeerConfig, SpeakerConfig};
 use brindle_config_core::key::Key;
@@ -33,6 +41,10 @@ pub struct Plan {
     pub peers: Vec<PeerConfig>,
     /// In prefix order.
     pub routes: Vec<LocalRoute>,
+    /// Whether the configuration wants the node-to-node mesh.
+    pub mesh: bool,
+    /// Peers that are reached through a gateway: their address, and the gateway. In address order.
+    pub statics: Vec<(IpAddr, IpAddr)>,
     /// What could not be done as written, in key order.
     pub problems: Vec<Problem>,
 }

@@ -17,7 +17,7 @@ use brindle_config_core::{
 use ipnet::IpNet;
 
 use super::{
-    Problem,
+    Problem, services,
     state::{ClusterState, NodeFacts},
 };
 use crate::communities::{self, Tag};
@@ -47,6 +47,10 @@ pub(super) fn local_routes(
                 what: format!("{address} is in no IPPool, so it is not announced"),
             });
         }
+    }
+    if let Some(global) = state.configs.get("default") {
+        let excluded = own.labels.get(services::EXCLUDE_LABEL).is_some_and(|v| v == "true");
+        prefixes.extend(services::announced(global, state.services.values(), excluded));
     }
     prefixes.sort();
     prefixes.dedup();

@@ -20,14 +20,17 @@ use brindle_bgpd_core::{
     speaker::{ExportPolicy, NextHopPolicy, PeerConfig, SpeakerConfig},
 };
 use brindle_config_core::{
-    bgp::{BgpConfigurationSpec, BgpPassword, DEFAULT_AS, NextHopMode},
+    bgp::{BgpConfigurationSpec, BgpPassword, DEFAULT_AS, NextHopMode, ServiceBlock},
     duration,
     key::{Key, Kind},
 };
+use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Plan, Problem, bgp_peers, routes,
+    Plan, Problem, bgp_peers,
+    filters::Policies,
+    routes,
     state::{ClusterState, NodeFacts},
 };
 
@@ -77,7 +80,9 @@ fn build(state: &ClusterState, own: &NodeFacts, plan: &mut Plan, problems: &mut 
 
     let mut sessions = Sessions::default();
     bgp_peers::collect(&cx, &mut sessions, problems);
+    plan.mesh = cx.global.node_to_node_mesh_enabled.unwrap_or(true);
     mesh(&cx, &mut sessions, problems);
+    plan.statics = sessions.statics.iter().map(|(peer, gateway)| (*peer, *gateway)).collect();
     plan.peers = sessions.by_address.into_values().map(|(peer, _)| peer).collect();
     plan.routes = routes::local_routes(state, own, problems);
 }
@@ -104,9 +109,16 @@ impl<'a> Cx<'a> {
         let global = state.configs.get("default").unwrap_or(&NO_CONFIGURATION);
         // Pools are listed whether or not they still hand out addresses: pods that live in a disabled pool must
         // stay reachable through a reflector.
+        let mut allow: Vec<IpNet> = state.pools.values().map(|p| p.cidr).collect();
+        if cluster_id(own).is_some() {
+            // A reflector passes on what the nodes announce for services.
+            let outside = global.service_external_ips.iter().chain(&global.service_load_balancer_ips);
+            allow.extend(global.service_cluster_ips.iter().chain(outside).map(|b| b.cidr.trunc()));
+        }
         let export = ExportPolicy {
             deny: state.pools.values().filter(|p| p.disable_bgp_export).map(|p| p.cidr).collect(),
-            allow: Some(state.pools.values().map(|p| p.cidr).collect()),
+            allow: Some(allow),
+            ..ExportPolicy::default()
         };
         let mut cx = Self {
             state,
@@ -118,16 +130,56 @@ impl<'a> Cx<'a> {
             export,
         };
         cx.asn = cx.asn_of(own);
-        if !(global.service_cluster_ips.is_empty()
-            && global.service_external_ips.is_empty()
-            && global.service_load_balancer_ips.is_empty())
-        {
-            problems.push(Problem {
-                about: Key::new(Kind::BgpConfiguration, None, "default"),
-                what: "service ranges are set, but this version does not announce services".into(),
-            });
-        }
+        cx.name_what_is_not_done(problems);
         cx
+    }
+
+    /// Settings that have no effect here, each named where somebody wrote it.
+    fn name_what_is_not_done(&self, problems: &mut Vec<Problem>) {
+        let me = format!("node.{}", self.state.me);
+        for name in ["default", me.as_str()] {
+            let Some(c) = self.state.configs.get(name) else { continue };
+            let mut problem = |what: &str| {
+                problems
+                    .push(Problem { about: Key::new(Kind::BgpConfiguration, None, name), what: what.into() });
+            };
+            if !matches!(c.log_severity_screen.as_str(), "" | "Info" | "info") {
+                problem("spec.logSeverityScreen has no effect; use the agent's --log-level");
+            }
+            if c.local_workload_peering_ipv4.is_some() || c.local_workload_peering_ipv6.is_some() {
+                problem(
+                    "spec.localWorkloadPeeringIPV4/IPV6 have no effect: peering with local pods is not supported",
+                );
+            }
+            let single = !self.state.services.is_empty();
+            let needs_services = |b: &ServiceBlock| b.cidr.prefix_len() == b.cidr.max_prefix_len();
+            let disabled = c.service_load_balancer_aggregation.as_deref() == Some("Disabled");
+            let mut outside = c.service_external_ips.iter().chain(&c.service_load_balancer_ips);
+            if name == "default" && !single && outside.any(|b| disabled || needs_services(b)) {
+                problem(
+                    "single addresses of serviceExternalIPs and serviceLoadBalancerIPs are announced only while a \
+                     Service uses them, and this datastore knows no Services",
+                );
+            }
+            if name == "default" {
+                continue;
+            }
+            let ignored = [
+                ("serviceClusterIPs", !c.service_cluster_ips.is_empty()),
+                ("serviceExternalIPs", !c.service_external_ips.is_empty()),
+                ("serviceLoadBalancerIPs", !c.service_load_balancer_ips.is_empty()),
+                ("nodeMeshPassword", c.node_mesh_password.is_some()),
+                ("nodeMeshMaxRestartTime", c.node_mesh_max_restart_time.is_some()),
+                ("nodeToNodeMeshEnabled", c.node_to_node_mesh_enabled.is_some()),
+                ("asNumber (set it on the Node)", c.as_number.is_some()),
+                ("bindMode", c.bind_mode.is_some()),
+            ];
+            for (field, _) in ignored.iter().filter(|(_, set)| *set) {
+                problem(&format!(
+                    "spec.{field} is only read in BGPConfiguration default; it is ignored here"
+                ));
+            }
+        }
     }
 
     /// A node's AS: its own, else the cluster's, else 64512.
@@ -184,6 +236,9 @@ pub(super) struct Settings {
     pub(super) keep_original_next_hop: bool,
     pub(super) use_node_ip: bool,
     pub(super) local_asn: Option<u32>,
+    pub(super) policies: Policies,
+    /// The gateway the peer is reached through.
+    pub(super) reachable_by: Option<IpAddr>,
 }
 
 /// The remote end of a session.
@@ -201,6 +256,8 @@ pub(super) struct Remote<'a> {
 #[derive(Default)]
 pub(super) struct Sessions {
     by_address: BTreeMap<IpAddr, (PeerConfig, Key)>,
+    /// Peer and gateway.
+    statics: BTreeMap<IpAddr, IpAddr>,
 }
 
 impl Sessions {
@@ -226,6 +283,7 @@ impl Sessions {
         match self.by_address.get(&r.address) {
             None => {
                 self.by_address.insert(r.address, (peer, s.from.clone()));
+                self.statics.extend(s.reachable_by.map(|gateway| (r.address, gateway)));
             }
             // A BGPPeer to a mesh node replaces the mesh session: it says more.
             Some(_) if s.kind == "mesh" => {}
@@ -271,7 +329,8 @@ fn session(cx: &Cx<'_>, s: &Settings, r: &Remote<'_>, own_ip: Option<IpAddr>) ->
         },
         ttl: s.ttl,
         password: s.password.clone(),
-        export: cx.export.clone(),
+        export: ExportPolicy { filters: s.policies.export.clone(), ..cx.export.clone() },
+        import: s.policies.import.clone(),
         ..PeerConfig::new(r.name, r.address, r.asn)
     }
 }
@@ -305,6 +364,8 @@ fn mesh(cx: &Cx<'_>, sessions: &mut Sessions, problems: &mut Vec<Problem>) {
         keep_original_next_hop: false,
         use_node_ip: true,
         local_asn: None,
+        policies: Policies::default(),
+        reachable_by: None,
     };
     for (name, node) in &cx.state.nodes {
         if *name == cx.state.me || cluster_id(node).is_some() {

@@ -3,10 +3,13 @@
 //! An entry that does not decode keeps its last good value and becomes a problem; losing a session over a typo in
 //! one resource would be worse than acting on yesterday's text.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use brindle_config_core::{
-    bgp::{BgpConfigurationSpec, BgpPeerSpec},
+    bgp::{BgpConfigurationSpec, BgpFilterSpec, BgpPassword, BgpPeerSpec},
     ipam::{AffinityState, BlockAffinitySpec},
     key::{Key, Kind},
     meta::{Resource, Spec},
@@ -18,14 +21,17 @@ use brindle_config_core::{
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::services::ServiceFacts;
+
 /// The kinds [`ClusterState::apply`] wants to see.
-pub const KINDS: [Kind; 7] = [
+pub const KINDS: [Kind; 8] = [
     Kind::IpPool,
     Kind::IpamBlock,
     Kind::BlockAffinity,
     Kind::Node,
     Kind::BgpConfiguration,
     Kind::BgpPeer,
+    Kind::BgpFilter,
     Kind::WorkloadEndpoint,
 ];
 
@@ -67,12 +73,15 @@ pub struct ClusterState {
     pub(super) nodes: BTreeMap<String, NodeFacts>,
     pub(super) configs: BTreeMap<String, BgpConfigurationSpec>,
     pub(super) peers: BTreeMap<String, BgpPeerSpec>,
+    pub(super) filters: BTreeMap<String, BgpFilterSpec>,
     pub(super) pools: BTreeMap<String, PoolFacts>,
     pub(super) claims: BTreeMap<String, ClaimFacts>,
     pub(super) blocks: BTreeMap<String, BlockFacts>,
     /// Addresses of the pods on this node.
     pub(super) workloads: BTreeMap<Key, Vec<IpNet>>,
     pub(super) invalid: BTreeMap<Key, String>,
+    /// Services by name; none unless somebody tells (a plain datastore has no Services).
+    pub(super) services: BTreeMap<String, ServiceFacts>,
     secrets: BTreeMap<(String, String), String>,
 }
 
@@ -88,8 +97,31 @@ impl ClusterState {
     }
 
     /// Makes the value of a secret's key known. Peerings whose password is unknown are left out.
-    pub fn set_secret(&mut self, name: &str, key: &str, value: &str) {
-        self.secrets.insert((name.into(), key.into()), value.into());
+    /// Returns whether it is another than before.
+    pub fn set_secret(&mut self, name: &str, key: &str, value: &str) -> bool {
+        self.secrets.insert((name.into(), key.into()), value.into()).as_deref() != Some(value)
+    }
+
+    /// Forgets the value of a secret's key; whether it was known.
+    pub fn forget_secret(&mut self, name: &str, key: &str) -> bool {
+        self.secrets.remove(&(name.to_owned(), key.to_owned())).is_some()
+    }
+
+    /// Name and key of every secret the resources refer to.
+    pub fn wanted_secrets(&self) -> BTreeSet<(String, String)> {
+        let of = |p: &BgpPassword| (p.secret_key_ref.name.clone(), p.secret_key_ref.key.clone());
+        let mesh = self.configs.get("default").and_then(|c| c.node_mesh_password.as_ref());
+        mesh.into_iter().chain(self.peers.values().filter_map(|p| p.password.as_ref())).map(of).collect()
+    }
+
+    /// Makes the services known.
+    pub fn set_services(&mut self, services: BTreeMap<String, ServiceFacts>) {
+        self.services = services;
+    }
+
+    /// Whether some node has this address.
+    pub fn is_node_address(&self, address: IpAddr) -> bool {
+        self.nodes.values().any(|n| n.spec.ips().any(|ip| ip == address))
     }
 
     pub(super) fn secret(&self, name: &str, key: &str) -> Option<&str> {
@@ -129,6 +161,7 @@ impl ClusterState {
             }
             Kind::BgpConfiguration => put(&mut self.configs, name, spec(entry)?),
             Kind::BgpPeer => put(&mut self.peers, name, spec(entry)?),
+            Kind::BgpFilter => put(&mut self.filters, name, spec(entry)?),
             Kind::IpPool => {
                 let pool: IpPoolSpec = spec(entry)?;
                 let facts =
@@ -166,7 +199,6 @@ impl ClusterState {
             Kind::IpReservation
             | Kind::IpamConfiguration
             | Kind::IpamHandle
-            | Kind::BgpFilter
             | Kind::FelixConfiguration
             | Kind::ClusterInformation
             | Kind::Tier
@@ -196,6 +228,7 @@ impl ClusterState {
                 Kind::Node => self.nodes.remove(&key.name).is_some(),
                 Kind::BgpConfiguration => self.configs.remove(&key.name).is_some(),
                 Kind::BgpPeer => self.peers.remove(&key.name).is_some(),
+                Kind::BgpFilter => self.filters.remove(&key.name).is_some(),
                 Kind::IpPool => self.pools.remove(&key.name).is_some(),
                 Kind::BlockAffinity => self.claims.remove(&key.name).is_some(),
                 Kind::IpamBlock => self.blocks.remove(&key.name).is_some(),
@@ -203,7 +236,6 @@ impl ClusterState {
                 Kind::IpReservation
                 | Kind::IpamConfiguration
                 | Kind::IpamHandle
-                | Kind::BgpFilter
                 | Kind::FelixConfiguration
                 | Kind::ClusterInformation
                 | Kind::Tier

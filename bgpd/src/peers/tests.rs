@@ -402,7 +402,7 @@ fn passwords_come_from_secrets_and_a_missing_one_leaves_the_session_out() {
 #[test]
 fn what_cannot_be_honoured_is_a_problem_that_names_resource_and_field() {
     for (extra, peered, text) in [
-        (json!({"filters": ["f"]}), false, "spec.filters"),
+        (json!({"filters": ["f"]}), false, "spec.filters: BGPFilter f does not exist"),
         (json!({"localWorkloadSelector": "all()"}), false, "spec.localWorkloadSelector"),
         (json!({"node": "a", "nodeSelector": "all()"}), false, "spec.node and spec.nodeSelector exclude"),
         (json!({"peerSelector": "all()"}), false, "spec.peerIP and spec.peerSelector exclude"),
@@ -412,7 +412,7 @@ fn what_cannot_be_honoured_is_a_problem_that_names_resource_and_field() {
         (json!({"peerIP": "fd00::1"}), false, "has no IPv6 address"),
         (json!({"nodeSelector": "rack ="}), false, "spec.nodeSelector: "),
         (json!({"keepaliveTime": "10"}), true, "spec.keepaliveTime: expected a duration"),
-        (json!({"reachableBy": "10.0.0.254"}), true, "spec.reachableBy"),
+        (json!({"reachableBy": "fd00::1"}), true, "spec.reachableBy is of another address family"),
         (json!({"numAllowedLocalASNumbers": 256}), true, "spec.numAllowedLocalASNumbers: expected 0..255"),
         (json!({"maxRestartTime": "2h"}), true, "spec.maxRestartTime: 7200 s is more than"),
         (json!({"maxRestartTime": "soon"}), true, "spec.maxRestartTime: expected a duration"),

@@ -20,6 +20,8 @@ fn the_example_shows_every_field_and_is_valid() {
         (90, Some(30), Some(1), Some(64700))
     );
     assert_eq!(full.families, Family::ALL);
+    assert_eq!(full.import.rule(Family::Ipv4Unicast, 1).unwrap().to_string(), "no-defaults importV4[1]");
+    assert!(!full.export.filters.is_empty() && d.peers[0].import.is_empty());
     assert!(d.peers[1].reflector_client && d.peers[1].passive);
     assert_eq!(d.routes[1].attributes.large_communities.as_slice(), [(64512, 1, 2)]);
     for field in [
@@ -32,6 +34,9 @@ fn the_example_shows_every_field_and_is_valid() {
         "localPref",
         "multipath",
         "peers",
+        "filters",
+        "importV4",
+        "exportV6",
         "announce",
         "name",
         "address",
@@ -123,6 +128,27 @@ fn every_mistake_is_named_with_file_line_and_field() {
         ),
         ("announce:\n  - prefix: 10.0.0.0/24\n    communities: [\"1:2\", blue]\n", 5, "found \"blue\""),
         ("announce:\n  - prefix: 10.0.0.0/24\n  - prefix: 10.0.0.0/24\n", 5, "announce[0] already"),
+        (
+            "filters:\n  - name: f\n    importV4:\n      - {cidr: 10.0.0.0/8, action: Accept}\n",
+            6,
+            "filters[0].importV4[0].cidr: needs matchOperator",
+        ),
+        (
+            "filters:\n  - name: f\n    exportV4:\n      - {action: Drop}\n",
+            6,
+            "filters[0].exportV4[0].action",
+        ),
+        (
+            "filters:\n  - name: f\n    importV4:\n      - {action: Reject, colour: red}\n",
+            6,
+            "there is no such field",
+        ),
+        ("filters:\n  - name: f\n  - name: f\n", 5, "filters[1].name: f stands here twice"),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    filters: [g]\n",
+            6,
+            "peers[0].filters[0]: there is no filter g in filters",
+        ),
         ("listen: [localhost]\n", 3, "listen[0]"),
         ("peers: [\n", 3, ""),
     ] {

@@ -7,7 +7,7 @@ mod links;
 mod orders;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use brindle_bgpd_core::{
     wire::WireCx,
 };
 use bytes::BytesMut;
+use ipnet::IpNet;
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, Id, JoinSet},
@@ -78,6 +79,8 @@ pub(crate) struct SpeakerTask {
     identity: Option<SpeakerConfig>,
     peers: Option<Vec<PeerConfig>>,
     routes: Option<Vec<LocalRoute>>,
+    /// Routes to peers behind a gateway.
+    statics: BTreeMap<IpNet, IpAddr>,
     /// For the first speaker: an earlier run's routes are in the kernel.
     restarting: bool,
     /// By address: who may connect, and with which socket options.
@@ -127,6 +130,7 @@ impl SpeakerTask {
             identity: None,
             peers: None,
             routes: None,
+            statics: BTreeMap::new(),
             restarting,
             neighbors: HashMap::new(),
             links: HashMap::new(),
@@ -255,6 +259,7 @@ impl SpeakerTask {
                     }
                 }
                 Output::Close { conn } => self.close(conn),
+                Output::Fib(change) if self.statics.contains_key(&change.prefix) => {}
                 Output::Fib(change) => self.fib.change(change),
                 Output::FibInSync => {
                     info!("routes of all peers are complete");

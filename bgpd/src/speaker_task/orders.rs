@@ -1,7 +1,9 @@
 //! Orders to the speaker task: configuration as a whole or in part, questions, the end.
 
+use std::{collections::BTreeMap, net::IpAddr};
+
 use brindle_bgpd_core::speaker::{
-    Clear, ConnId, DynamicPeers, Input, LocalRoute, PeerConfig, PeerId, Speaker, SpeakerConfig,
+    Clear, ConnId, DynamicPeers, FibChange, Input, LocalRoute, PeerConfig, PeerId, Speaker, SpeakerConfig,
 };
 use ipnet::IpNet;
 use tokio::time::timeout;
@@ -33,6 +35,9 @@ impl SpeakerTask {
                 let status = self.speaker.as_ref().map(|s| view::status(s, now, listen, &self.trouble));
                 let _ = answer.send(status.unwrap_or_default());
             }
+            Order::Coverage(answer) => {
+                let _ = answer.send(self.speaker.as_ref().map(view::coverage).unwrap_or_default());
+            }
             Order::Rib(prefix, answer) => {
                 let _ = answer.send(self.speaker.as_ref().map_or_else(Vec::new, |s| view::rib(s, prefix)));
             }
@@ -60,6 +65,7 @@ impl SpeakerTask {
         self.set_dynamic(dynamic);
         // Routes first: a session that comes up has them to send.
         self.set_local_routes(desired.routes);
+        self.set_statics(desired.statics);
         self.set_peers(desired.peers);
         if self.speaker.is_some() { self.listeners.apply(&desired.listen) } else { self.listeners.apply(&[]) }
     }
@@ -113,6 +119,25 @@ impl SpeakerTask {
         peers.find(|p| p.name == peer || p.address.to_string() == peer).map(|p| p.id)
     }
 
+    /// Routes to peers behind a gateway. They come before what is learnt for the same address.
+    fn set_statics(&mut self, wanted: Vec<(IpAddr, IpAddr)>) {
+        let wanted: BTreeMap<IpNet, IpAddr> = wanted.into_iter().map(|(p, g)| (p.into(), g)).collect();
+        let old = std::mem::take(&mut self.statics);
+        for prefix in old.keys().filter(|p| !wanted.contains_key(p)) {
+            let learnt = self.speaker.iter().flat_map(|s| s.rib(Some(*prefix)));
+            let next_hops = learnt.filter(|p| p.multipath && p.from.is_some()).filter_map(|p| p.next_hop);
+            self.fib.change(FibChange { prefix: *prefix, next_hops: next_hops.collect(), from: None });
+        }
+        for (prefix, gateway) in wanted.iter().filter(|(p, g)| old.get(p) != Some(g)) {
+            self.fib.change(FibChange {
+                prefix: *prefix,
+                next_hops: [*gateway].into_iter().collect(),
+                from: None,
+            });
+        }
+        self.statics = wanted;
+    }
+
     fn clear(&mut self, peer: &str, how: Clear) -> bool {
         let Some(peer) = self.find(peer) else { return false };
         self.feed(Input::Clear { peer, how });
@@ -132,6 +157,7 @@ impl SpeakerTask {
         self.trouble.clear();
         self.identity.clone_from(&config);
         (self.peers, self.routes) = (None, None);
+        self.statics.clear();
         self.speaker = config.map(|mut config| {
             config.seed = random();
             config.restarting |= std::mem::take(&mut self.restarting);

@@ -163,6 +163,11 @@ pub struct BgpConfigurationSpec {
     pub bind_mode: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ignored_interfaces: Vec<String>,
+    /// The node's address towards pods it peers with.
+    #[serde(rename = "localWorkloadPeeringIPV4", skip_serializing_if = "Option::is_none")]
+    pub local_workload_peering_ipv4: Option<String>,
+    #[serde(rename = "localWorkloadPeeringIPV6", skip_serializing_if = "Option::is_none")]
+    pub local_workload_peering_ipv6: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub program_cluster_routes: Option<String>,
     #[serde(rename = "ipv4NormalRoutePriority", skip_serializing_if = "Option::is_none")]

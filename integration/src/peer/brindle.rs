@@ -31,8 +31,14 @@ impl<'a> Brindle<'a> {
 
     /// Starts it as the BGP half of a node of this datastore.
     pub fn of_store(segment: &'a Segment, host: u8, url: &str, node: &str) -> Self {
+        Self::of_store_with(segment, host, url, node, &[])
+    }
+
+    /// As [`Brindle::of_store`], with more arguments.
+    pub fn of_store_with(segment: &'a Segment, host: u8, url: &str, node: &str, more: &[&str]) -> Self {
         let socket = segment.dir(host).join("bgpd.sock").display().to_string();
         let args = ["--datastore", url, "--node", node, "--admin-socket", &socket, "--log-level", "debug"];
+        let args: Vec<&str> = args.into_iter().chain(more.iter().copied()).collect();
         let daemon = segment.start(host, "brindle-bgpd", &bin("brindle-bgpd"), &args);
         let mut this = Self { segment, host, daemon };
         eventually("brindle-bgpd answers", || {

@@ -3,7 +3,7 @@
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     LOCAL,
@@ -11,7 +11,7 @@ use super::{
     bits::Bits,
     decision::{DecisionCx, decide},
     group::{Groups, OutCx},
-    import::Invalid,
+    import::{Invalid, Screen, Screened},
     prefix::Prefix,
     rewrite::add,
     table::{Dest, Path, PathFlags, Table},
@@ -45,6 +45,8 @@ pub(super) struct NewPath {
     pub attrs: Attrs,
     pub ebgp: bool,
     pub bad: Option<Invalid>,
+    /// The attributes as they came, where the import policy changed them.
+    pub raw: Option<Attrs>,
 }
 
 /// One family.
@@ -54,6 +56,8 @@ pub(super) struct Afi<P> {
     pub groups: Groups,
     ins: Vec<AdjIn>,
     own: AdjIn,
+    /// Received attributes of paths whose import policy changed them, so that another policy can start from them.
+    raw: BTreeMap<(u32, PeerId, u32), Attrs>,
     /// Destinations without paths, and how many of them make a sweep worthwhile.
     empty: usize,
     sweep_at: usize,
@@ -76,6 +80,7 @@ impl<P: Prefix> Afi<P> {
             groups: Groups::new(seed),
             ins: Vec::new(),
             own: AdjIn::default(),
+            raw: BTreeMap::new(),
             empty: 0,
             sweep_at: SWEEP_MIN,
         }
@@ -112,6 +117,11 @@ impl<P: Prefix> Afi<P> {
         let dest = self.table.dest_mut(n);
         let at = dest.find(new.peer, new.path_id);
         let peer = new.peer;
+        if let Some(raw) = new.raw {
+            self.raw.insert((n, peer, new.path_id), raw);
+        } else if !self.raw.is_empty() {
+            self.raw.remove(&(n, peer, new.path_id));
+        }
         if let Ok(at) = at
             && let Some(old) = dest.paths.get_mut(at)
             && old.attrs == new.attrs
@@ -184,6 +194,9 @@ impl<P: Prefix> Afi<P> {
             gone += usize::from(goes);
             stale += usize::from(goes && p.flags.stale);
             left |= !goes;
+            if goes && !self.raw.is_empty() {
+                self.raw.remove(&(n, peer, p.path_id));
+            }
             !goes
         });
         let emptied = dest.paths.is_empty();
@@ -305,6 +318,35 @@ impl<P: Prefix> Afi<P> {
             if !cx.deferred {
                 let best = self.table.dest(n).best().map(|p| p.peer);
                 self.groups.propagate(&self.table, n, best, &mut cx.out);
+            }
+        }
+    }
+
+    /// The import policy of a peer has changed: every route of it is judged again, from its attributes as they came.
+    pub(super) fn screen(&mut self, peer: PeerId, screen: &mut Screen<'_>, cx: &mut ChangeCx<'_>) {
+        let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
+        for n in dests {
+            let dest = self.table.dest(n);
+            let prefix = dest.prefix;
+            let paths: SmallVec<[Path; 1]> = dest
+                .paths
+                .iter()
+                .filter(|p| p.peer == peer && matches!(p.bad, None | Some(Invalid::Filtered(_))))
+                .cloned()
+                .collect();
+            for path in paths {
+                let raw = self.raw.get(&(n, peer, path.path_id)).unwrap_or(&path.attrs).clone();
+                let Screened { attrs, raw, bad } = screen.judge(prefix.net(), &raw, cx.out.interner);
+                let new = NewPath { peer, path_id: path.path_id, attrs, ebgp: path.flags.ebgp, bad, raw };
+                self.announce(prefix, new, cx);
+                // It was not confirmed by this.
+                if path.flags.stale
+                    && let Ok(at) = self.table.dest(n).find(peer, path.path_id)
+                    && let Some(p) = self.table.dest_mut(n).paths.get_mut(at)
+                {
+                    p.flags.stale = true;
+                    self.adj_in(peer).stale += 1;
+                }
             }
         }
     }

@@ -56,6 +56,13 @@ pub struct Rank {
     pub long_lived: bool,
 }
 
+impl Rank {
+    /// The route priority LOCAL_PREF stands for (Calico: 2147483647 - LOCAL_PREF), both scales brought together.
+    pub fn priority(&self) -> u32 {
+        u32::try_from(2_147_483_647_i64.saturating_sub(self.pref).max(0)).unwrap_or(u32::MAX)
+    }
+}
+
 impl Attrs {
     /// A number that identifies the set as long as it lives.
     pub fn address(&self) -> usize {

@@ -1,6 +1,7 @@
 //! Both families behind one interface: what the speaker asks of its routes.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -16,7 +17,7 @@ use super::{
     decision::Step,
     export::{ExportCx, GroupKey},
     group::OutCx,
-    import::{ImportCx, Invalid, judge_next_hop},
+    import::{ImportCx, Invalid, Screen, Screened, judge_next_hop},
     pack::Packer,
     peers::{NextHops, Source, Sources},
     prefix::Prefix,
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::{
     af::{Family, PerFamily},
+    policy::Policy,
     speaker::{AddPathSend, ExportPolicy, FibChange, LocalRoute, NextHopPolicy, PeerId, SpeakerConfig},
     wire::{AttrSet, Nlri, Prefixes, Update, WireCx},
 };
@@ -44,6 +46,7 @@ pub struct RibPeer {
     pub allow_own_as: u8,
     pub next_hop: NextHopPolicy,
     pub policy: Arc<ExportPolicy>,
+    pub import: Policy,
     pub families: PerFamily<bool>,
     /// Which paths it is told, in families with add-path (RFC 7911).
     pub add_path: PerFamily<Option<AddPathSend>>,
@@ -96,6 +99,8 @@ pub struct PathView {
     pub multipath: bool,
     pub stale: bool,
     pub invalid: Option<Invalid>,
+    /// The import rule that rejected it.
+    pub rule: Option<String>,
     /// Where it lost; `None` for the best, and while selection is put off.
     pub lost: Option<Step>,
 }
@@ -105,6 +110,7 @@ impl PathView {
     pub fn why(&self) -> String {
         match (self.best, self.invalid, self.lost) {
             (true, _, _) => "best".into(),
+            (false, Some(_), _) if let Some(rule) = &self.rule => format!("rejected by filter {rule}"),
             (false, Some(invalid), _) => invalid.to_string(),
             (false, None, Some(Step::Validity)) => "the next hop is unreachable".into(),
             (false, None, Some(step)) => step.to_string(),
@@ -123,6 +129,8 @@ pub struct Rib {
     v4: Afi<Ipv4Net>,
     v6: Afi<Ipv6Net>,
     deferred: bool,
+    /// Import policies of peers that have one; outlive the session as its stale routes do.
+    imports: BTreeMap<PeerId, Policy>,
     ring: Vec<PeerId>,
     fib: Vec<FibChange>,
     packer: Packer,
@@ -138,6 +146,7 @@ impl Rib {
             v4: Afi::new(cfg.seed),
             v6: Afi::new(cfg.seed.wrapping_add(1)),
             deferred: cfg.restarting,
+            imports: BTreeMap::new(),
             ring: Vec::new(),
             fib: Vec::new(),
             packer: Packer::new(cfg.seed),
@@ -177,6 +186,7 @@ impl Rib {
     pub fn peer_up(&mut self, peer: &RibPeer) {
         self.next_hops.add_own(peer.local_address);
         self.set_source(peer);
+        self.set_import(peer);
         let eor = !self.deferred;
         let (v4, v6, mut cx) = self.split();
         for family in Family::ALL.into_iter().filter(|f| peer.families[*f]) {
@@ -194,6 +204,7 @@ impl Rib {
     /// Settings of an established session changed that need no new session.
     pub fn peer_changed(&mut self, old: &RibPeer, peer: &RibPeer) {
         self.set_source(peer);
+        self.set_import(peer);
         let changed = |f| old.group(f) != peer.group(f);
         let (v4, v6, mut cx) = self.split();
         let (f4, f6) = (Family::Ipv4Unicast, Family::Ipv6Unicast);
@@ -203,6 +214,27 @@ impl Rib {
         if v6.groups.contains(peer.id) && changed(f6) {
             v6.groups.join(&v6.table, peer.id, peer.group(f6), false, &mut cx.out);
         }
+    }
+
+    /// Judges what a peer has sent again if its import policy is another than before.
+    fn set_import(&mut self, peer: &RibPeer) {
+        let same = match self.imports.get(&peer.id) {
+            Some(old) => *old == peer.import,
+            None => peer.import.is_empty(),
+        };
+        if same {
+            return;
+        }
+        if peer.import.is_empty() {
+            self.imports.remove(&peer.id);
+        } else {
+            self.imports.insert(peer.id, peer.import.clone());
+        }
+        let (v4, v6, mut cx) = self.split();
+        let mut screen = Screen::new(&peer.import, peer.ibgp);
+        v4.screen(peer.id, &mut screen, &mut cx);
+        screen.memo = None;
+        v6.screen(peer.id, &mut screen, &mut cx);
     }
 
     fn set_source(&mut self, peer: &RibPeer) {
@@ -245,6 +277,7 @@ impl Rib {
 
     /// The neighbor is gone for good.
     pub fn forget(&mut self, peer: PeerId) {
+        self.imports.remove(&peer);
         let (v4, v6, mut cx) = self.split();
         v4.drop_paths(peer, false, &mut cx);
         v6.drop_paths(peer, false, &mut cx);
@@ -290,12 +323,17 @@ impl Rib {
                 self.withdraw(peer, &reach.prefixes);
                 continue;
             };
-            let new = NewPath { peer: peer.id, path_id: 0, attrs, ebgp: !peer.ibgp, bad };
+            let new = NewPath { peer: peer.id, path_id: 0, attrs, ebgp: !peer.ibgp, bad, raw: None };
             let families = peer.families;
+            let mut screen = Screen::new(&peer.import, peer.ibgp);
             let (v4, v6, mut cx) = self.split();
             match &reach.prefixes {
-                Prefixes::V4(list) if families[Family::Ipv4Unicast] => announce(v4, list, &new, &mut cx),
-                Prefixes::V6(list) if families[Family::Ipv6Unicast] => announce(v6, list, &new, &mut cx),
+                Prefixes::V4(list) if families[Family::Ipv4Unicast] => {
+                    announce(v4, list, &new, &mut screen, &mut cx)
+                }
+                Prefixes::V6(list) if families[Family::Ipv6Unicast] => {
+                    announce(v6, list, &new, &mut screen, &mut cx)
+                }
                 // A family that was not negotiated is ignored (RFC 4760 section 6).
                 Prefixes::V4(_) | Prefixes::V6(_) => {}
             }
@@ -325,7 +363,7 @@ impl Rib {
         for LocalRoute { prefix, next_hop, mut attributes } in routes {
             attributes.local_pref.get_or_insert(self.cfg.local_pref);
             let Some(attrs) = self.interner.intern(&attributes, next_hop) else { continue };
-            let new = NewPath { peer: LOCAL, path_id: 0, attrs, ebgp: false, bad: None };
+            let new = NewPath { peer: LOCAL, path_id: 0, attrs, ebgp: false, bad: None, raw: None };
             let (v4, v6, mut cx) = self.split();
             match prefix {
                 IpNet::V4(p) => v4.announce(p.trunc(), new, &mut cx),
@@ -431,15 +469,18 @@ impl Rib {
 
     /// Paths to a prefix, or to all, sorted by prefix and peer.
     pub fn paths(&self, prefix: Option<IpNet>) -> impl Iterator<Item = PathView> + '_ {
-        fn views<P: Prefix>(dests: Vec<&Dest<P>>) -> impl Iterator<Item = PathView> {
-            dests.into_iter().flat_map(|d| d.paths.iter().map(|p| view(d, p)))
+        fn views<'a, P: Prefix>(
+            dests: Vec<&'a Dest<P>>,
+            imports: &'a BTreeMap<PeerId, Policy>,
+        ) -> impl Iterator<Item = PathView> + 'a {
+            dests.into_iter().flat_map(move |d| d.paths.iter().map(move |p| view(d, p, imports)))
         }
         let (v4, v6) = match prefix {
             None => (self.v4.select(None), self.v6.select(None)),
             Some(IpNet::V4(p)) => (self.v4.select(Some(p)), Vec::new()),
             Some(IpNet::V6(p)) => (Vec::new(), self.v6.select(Some(p))),
         };
-        views(v4).chain(views(v6))
+        views(v4, &self.imports).chain(views(v6, &self.imports))
     }
 
     /// What a neighbor has been told: prefix, path identifier (0 without add-path), attributes, next hop.
@@ -452,13 +493,27 @@ impl Rib {
     }
 }
 
-fn announce<P: Prefix>(afi: &mut Afi<P>, list: &[Nlri<P>], new: &NewPath, cx: &mut ChangeCx<'_>) {
+fn announce<P: Prefix>(
+    afi: &mut Afi<P>,
+    list: &[Nlri<P>],
+    new: &NewPath,
+    screen: &mut Screen<'_>,
+    cx: &mut ChangeCx<'_>,
+) {
+    if screen.policy.is_empty() || new.bad.is_some() {
+        for n in list {
+            afi.announce(n.prefix, NewPath { path_id: n.path_id, ..new.clone() }, cx);
+        }
+        return;
+    }
     for n in list {
-        afi.announce(n.prefix, NewPath { path_id: n.path_id, ..new.clone() }, cx);
+        let Screened { attrs, raw, bad } = screen.judge(n.prefix.net(), &new.attrs, cx.out.interner);
+        let new = NewPath { peer: new.peer, path_id: n.path_id, attrs, ebgp: new.ebgp, bad, raw };
+        afi.announce(n.prefix, new, cx);
     }
 }
 
-fn view<P: Prefix>(dest: &Dest<P>, path: &Path) -> PathView {
+fn view<P: Prefix>(dest: &Dest<P>, path: &Path, imports: &BTreeMap<PeerId, Policy>) -> PathView {
     PathView {
         prefix: dest.prefix.net(),
         from: (path.peer != LOCAL).then_some(path.peer),
@@ -469,6 +524,12 @@ fn view<P: Prefix>(dest: &Dest<P>, path: &Path) -> PathView {
         multipath: path.flags.multipath,
         stale: path.flags.stale,
         invalid: path.bad,
+        rule: match path.bad {
+            Some(Invalid::Filtered(n)) => {
+                imports.get(&path.peer).and_then(|p| p.rule(P::FAMILY, n)).map(|r| r.to_string())
+            }
+            _ => None,
+        },
         lost: path.lost,
     }
 }

@@ -10,16 +10,19 @@ use std::{
 };
 
 use bytes::BytesMut;
+use ipnet::IpNet;
 
 use super::{
     LOCAL,
     attrs::{Attrs, Interner},
+    import::Reading,
     pack::leaves_room,
     peers::Source,
     prefix::Prefix,
     rewrite::{Rewrite, prepend},
 };
 use crate::{
+    policy::{Decision, Facts},
     speaker::{AddPathSend, ExportPolicy, NextHopPolicy, PeerId},
     wire::{AttrSet, NextHop, WireCx},
 };
@@ -68,6 +71,7 @@ impl GroupKey {
         &self,
         c: &Candidate<'_>,
         cx: ExportCx,
+        rule: Option<u16>,
     ) -> Option<(AttrSet, NextHop)> {
         let entry = c.attrs;
         let local = c.peer == LOCAL;
@@ -85,6 +89,9 @@ impl GroupKey {
             return None;
         }
         let next_hop = self.next_hop::<P>(entry.next_hop().as_ref(), local)?;
+        if let Some(rule) = rule {
+            self.policy.filters.apply(P::FAMILY, rule, &mut set);
+        }
         if !self.ibgp {
             set.local_pref = None;
             set.originator_id = None;
@@ -114,6 +121,28 @@ impl GroupKey {
         P::fits(hop).then_some(*hop)
     }
 
+    /// `None`: kept back by the policy. Otherwise the filter rule that let it out, if one did.
+    fn rule(&self, prefix: IpNet, c: &Candidate<'_>, read: &mut Reading) -> Option<Option<u16>> {
+        let local = c.peer == LOCAL;
+        let policy = &*self.policy;
+        if !policy.filters.is_empty() {
+            let facts = Facts {
+                prefix,
+                attributes: read.of(c.attrs, &policy.filters),
+                priority: c.attrs.rank.priority(),
+                ibgp: self.ibgp,
+                learnt: !local,
+                interface: None,
+            };
+            match policy.filters.decide(&facts) {
+                Decision::Accept(rule) => return Some(Some(rule)),
+                Decision::Reject(_) => return None,
+                Decision::Default => {}
+            }
+        }
+        policy.permits(&prefix, local).then_some(None)
+    }
+
     /// The interned attributes to advertise with. `memo` holds the last answer, which mostly is the next one too.
     pub(super) fn export<P: Prefix>(
         &self,
@@ -123,23 +152,23 @@ impl GroupKey {
         interner: &mut Interner,
         memo: &mut Memo,
     ) -> Option<Attrs> {
-        if !self.policy.permits(&prefix.net(), c.peer == LOCAL)
-            || (self.rewrite.default_route && prefix.net().prefix_len() == 0)
-        {
+        if self.rewrite.default_route && prefix.net().prefix_len() == 0 {
             return None;
         }
-        if let Some((attrs, peer, answer)) = &memo.last
+        let rule = self.rule(prefix.net(), c, &mut memo.read)?;
+        if let Some((attrs, peer, by, answer)) = &memo.last
             && attrs == c.attrs
             && *peer == c.peer
+            && *by == rule
         {
             return answer.clone();
         }
-        let answer = self.attributes::<P>(c, cx).and_then(|(set, hop)| {
+        let answer = self.attributes::<P>(c, cx, rule).and_then(|(set, hop)| {
             let attrs = interner.intern(&set, Some(hop))?;
             // What leaves no room for a prefix cannot be said, so it is not to be known.
             leaves_room::<P>(&attrs, &self.write, &mut memo.scratch).then_some(attrs)
         });
-        memo.last = Some((c.attrs.clone(), c.peer, answer.clone()));
+        memo.last = Some((c.attrs.clone(), c.peer, rule, answer.clone()));
         answer
     }
 }
@@ -147,7 +176,8 @@ impl GroupKey {
 /// The last question to a group and its answer.
 #[derive(Debug, Default)]
 pub(super) struct Memo {
-    last: Option<(Attrs, PeerId, Option<Attrs>)>,
+    last: Option<(Attrs, PeerId, Option<u16>, Option<Attrs>)>,
+    read: Reading,
     scratch: BytesMut,
 }
 
@@ -194,7 +224,7 @@ mod tests {
         next_hop: Option<NextHop>,
     ) -> Option<(AttrSet, NextHop)> {
         let attrs = interner().intern(&set, next_hop).unwrap();
-        g.attributes::<Ipv4Net>(&Candidate { attrs: &attrs, peer, source: s }, CX)
+        g.attributes::<Ipv4Net>(&Candidate { attrs: &attrs, peer, source: s }, CX, None)
     }
 
     fn learned() -> AttrSet {

@@ -10,8 +10,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{peers::NextHops, rewrite::Inward};
+use super::{
+    attrs::{Attrs, Interner},
+    peers::NextHops,
+    rewrite::Inward,
+};
 use crate::{
+    policy::{Decision, Facts, Policy},
     speaker::SpeakerConfig,
     wire::{AttrSet, NextHop},
 };
@@ -25,11 +30,14 @@ pub enum Invalid {
     OwnNextHop,
     NextHop,
     NoPolicy,
+    /// A rule of the peer's import policy, by its number in the compiled policy of the family.
+    Filtered(u16),
 }
 
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Filtered(_) => "rejected by an import filter",
             Self::AsLoop => "our AS is in the AS_PATH",
             Self::OriginatorLoop => "the ORIGINATOR_ID is ours",
             Self::ClusterLoop => "our cluster is in the CLUSTER_LIST",
@@ -85,6 +93,89 @@ impl ImportCx<'_> {
         }
         self.inward.apply(set);
         self.inward.closed.then_some(Invalid::NoPolicy)
+    }
+}
+
+/// The import policy of a peer, at work on the routes of one UPDATE (or on all that was received, when it changed).
+#[derive(Debug)]
+pub(super) struct Screen<'a> {
+    pub policy: &'a Policy,
+    pub ibgp: bool,
+    /// The last change of attributes and its outcome, which mostly is the next one too.
+    pub memo: Option<(Attrs, u16, Attrs)>,
+    pub read: Reading,
+}
+
+/// The attributes a policy looks at, as a value: read only if its rules ask for them, and once for a run of routes.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    last: Option<(Attrs, AttrSet)>,
+    nothing: AttrSet,
+}
+
+impl Reading {
+    pub(super) fn of(&mut self, attrs: &Attrs, policy: &Policy) -> &AttrSet {
+        if !policy.reads_attributes() {
+            return &self.nothing;
+        }
+        if self.last.as_ref().is_none_or(|(a, _)| a != attrs) {
+            self.last = Some((attrs.clone(), attrs.set()));
+        }
+        self.last.as_ref().map_or(&self.nothing, |(_, set)| set)
+    }
+}
+
+/// What the import policy makes of a route.
+#[derive(Debug)]
+pub(super) struct Screened {
+    pub attrs: Attrs,
+    /// The attributes as they came, where the policy changed them.
+    pub raw: Option<Attrs>,
+    pub bad: Option<Invalid>,
+}
+
+impl<'a> Screen<'a> {
+    pub(super) fn new(policy: &'a Policy, ibgp: bool) -> Self {
+        Self { policy, ibgp, memo: None, read: Reading::default() }
+    }
+}
+
+impl Screen<'_> {
+    /// Judges one route; `attrs` as they came.
+    pub(super) fn judge(&mut self, prefix: ipnet::IpNet, attrs: &Attrs, interner: &mut Interner) -> Screened {
+        let as_is = |bad| Screened { attrs: attrs.clone(), raw: None, bad };
+        let facts = Facts {
+            prefix,
+            attributes: self.read.of(attrs, self.policy),
+            priority: attrs.rank.priority(),
+            ibgp: self.ibgp,
+            learnt: true,
+            interface: None,
+        };
+        match self.policy.decide(&facts) {
+            Decision::Default => as_is(None),
+            Decision::Reject(rule) => as_is(Some(Invalid::Filtered(rule))),
+            Decision::Accept(rule) => {
+                if let Some((from, by, to)) = &self.memo
+                    && from == attrs
+                    && *by == rule
+                {
+                    return Screened { attrs: to.clone(), raw: Some(from.clone()), bad: None };
+                }
+                let family = crate::af::Family::of(&prefix);
+                if self.policy.operations(family, rule).is_empty() {
+                    return as_is(None);
+                }
+                let mut set = attrs.set();
+                self.policy.apply(family, rule, &mut set);
+                let Some(new) = interner.intern(&set, attrs.next_hop()) else {
+                    // It got longer than an attribute can be: not to be used as the rule wants, so not to be used.
+                    return as_is(Some(Invalid::Filtered(rule)));
+                };
+                self.memo = Some((attrs.clone(), rule, new.clone()));
+                Screened { attrs: new, raw: Some(attrs.clone()), bad: None }
+            }
+        }
     }
 }
 

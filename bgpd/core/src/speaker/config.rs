@@ -24,6 +24,7 @@ fn compatible(old: &PeerConfig, new: &PeerConfig, established: bool) -> bool {
     old.name.clone_from(&new.name);
     old.kind.clone_from(&new.kind);
     old.export.clone_from(&new.export);
+    old.import.clone_from(&new.import);
     old.reflector_client = new.reflector_client;
     old.next_hop = new.next_hop;
     old.max_prefixes = new.max_prefixes;
@@ -190,7 +191,10 @@ impl Speaker {
             }
             return;
         }
-        let again = peer.fsm.config().attributes.changes_import(&cfg.attributes);
+        let old = peer.fsm.config();
+        // The first import policy opens a session that was closed for want of one (RFC 8212), the last closes it.
+        let opens = cfg.attributes.require_policy && old.import.is_empty() != cfg.import.is_empty();
+        let again = opens || old.attributes.changes_import(&cfg.attributes);
         let down = cfg.session.shutdown.is_some();
         peer.fsm.set_config(Arc::new(cfg));
         let waits = !peer.fsm.started();

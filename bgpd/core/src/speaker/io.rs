@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::options::{DynamicPeers, RouteOptions, SessionOptions};
 use crate::{
     af::Family,
+    policy::Policy,
     time::Mono,
     wire::{AttrSet, Message, NextHop, Notification, WireCx},
 };
@@ -153,6 +154,9 @@ pub struct PeerConfig {
     /// What is done to attributes.
     #[serde(default)]
     pub attributes: RouteOptions,
+    /// Rules for what the peer sends. What they reject is kept, with the rule, and not used.
+    #[serde(default)]
+    pub import: Policy,
 }
 
 impl PeerConfig {
@@ -182,11 +186,12 @@ impl PeerConfig {
             export: ExportPolicy::default(),
             session: SessionOptions::default(),
             attributes: RouteOptions::default(),
+            import: Policy::default(),
         }
     }
 }
 
-/// What is advertised beside what the protocol allows. Issue-sized policy (BGPFilter) grows here.
+/// What is advertised beside what the protocol allows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ExportPolicy {
@@ -195,6 +200,8 @@ pub struct ExportPolicy {
     /// Learnt routes are re-advertised only inside one of these (a Calico node: the IP pools). `None`: all are.
     /// Own routes need no entry.
     pub allow: Option<Vec<IpNet>>,
+    /// Rules that come before the lists above: a rule that accepts or rejects has the last word.
+    pub filters: Policy,
 }
 
 impl ExportPolicy {

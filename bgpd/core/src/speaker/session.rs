@@ -34,6 +34,7 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session, own: &SpeakerConfig, 
         allow_own_as: cfg.allow_own_as,
         next_hop: cfg.next_hop,
         policy: Arc::new(cfg.export.clone()),
+        import: cfg.import.clone(),
         families: session.families,
         add_path: PerFamily::from_fn(|f| cfg.add_path.send.filter(|_| session.write.add_path(f))),
         write: session.write,
@@ -57,7 +58,7 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session, own: &SpeakerConfig, 
 /// Whether nothing is accepted from, and nothing sent to, a neighbor for want of a policy (RFC 8212).
 fn closed(cfg: &PeerConfig, ibgp: bool) -> (bool, bool) {
     let required = cfg.attributes.require_policy && !ibgp;
-    (required, required && cfg.export == ExportPolicy::default())
+    (required && cfg.import.is_empty(), required && cfg.export == ExportPolicy::default())
 }
 
 /// A session that carries more than it may.

@@ -45,6 +45,16 @@ pub(super) fn check_configuration(name: &str, c: &BgpConfigurationSpec, errors: 
         c.program_cluster_routes.as_ref(),
         &["Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly"],
     );
+    for (field, address, v4) in [
+        ("spec.localWorkloadPeeringIPV4", &c.local_workload_peering_ipv4, true),
+        ("spec.localWorkloadPeeringIPV6", &c.local_workload_peering_ipv6, false),
+    ] {
+        if let Some(text) =
+            address.as_ref().filter(|t| t.parse::<IpAddr>().ok().is_none_or(|a| a.is_ipv4() != v4))
+        {
+            errors.add(field, text, if v4 { "expected an IPv4 address" } else { "expected an IPv6 address" });
+        }
+    }
     errors.route_priority("spec.ipv4NormalRoutePriority", c.ipv4_normal_route_priority);
     errors.route_priority("spec.ipv6NormalRoutePriority", c.ipv6_normal_route_priority);
     for (i, interface) in c.ignored_interfaces.iter().enumerate() {

@@ -34,6 +34,7 @@ pub(super) fn peer(n: u32, client: bool) -> RibPeer {
         allow_own_as: 0,
         next_hop: NextHopPolicy::Auto,
         policy: Arc::new(ExportPolicy::default()),
+        import: Default::default(),
         families: PerFamily([true, true]),
         add_path: PerFamily([None, None]),
         write: CX,

@@ -2,6 +2,7 @@
 
 mod features;
 mod opens;
+mod policy;
 mod restarts;
 mod routes;
 

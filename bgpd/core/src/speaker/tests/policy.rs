@@ -1,0 +1,134 @@
+//! Import and export policy through a speaker: applied, named, and changed without touching the session.
+
+use super::*;
+use crate::policy::{
+    Action, Community, Compare, Direction, Filter, Operation, Policy, PrefixMatch, Rule,
+    priority_to_local_pref,
+};
+
+fn inside(prefix: &str, action: Action) -> Rule {
+    let prefix = Some(PrefixMatch { net: net(prefix), compare: Compare::In, min: None, max: None });
+    Rule { prefix, ..Rule::new(action) }
+}
+
+fn policy(direction: Direction, v4: Vec<Rule>) -> Policy {
+    Policy::from(vec![Filter { name: "f".into(), direction, v4, v6: vec![] }])
+}
+
+fn configured(n: u8, import: Vec<Rule>, export: Vec<Rule>) -> PeerConfig {
+    let mut cfg = neighbor(n, 65_000 + u32::from(n));
+    cfg.import = policy(Direction::Import, import);
+    cfg.export.filters = policy(Direction::Export, export);
+    cfg
+}
+
+fn up(peers: Vec<PeerConfig>) -> Bench {
+    let mut b = Bench::new(peers.clone());
+    for p in peers {
+        let IpAddr::V4(a) = p.address else { unreachable!() };
+        let n = a.octets()[3];
+        b.establish(n, open(n, p.asn));
+        b.pull(n);
+    }
+    b.out.clear();
+    b
+}
+
+#[test]
+fn what_an_import_rule_rejects_is_kept_with_the_rules_name() {
+    let rules = vec![inside("10.1.0.0/16", Action::Accept), inside("10.0.0.0/8", Action::Reject)];
+    let mut b = up(vec![configured(2, rules, vec![])]);
+    b.message(2, announce(2, &["10.1.1.0/24", "10.2.0.0/16", "192.168.0.0/16"], via(&[65_002])));
+    assert_eq!(b.fib(), [(net("10.1.1.0/24"), vec![ip(2)]), (net("192.168.0.0/16"), vec![ip(2)])]);
+    assert_eq!(b.why("10.2.0.0/16"), ["rejected by filter f importV4[1]"]);
+    assert_eq!(b.s.peers().next().unwrap().routes.0[0].received, 3);
+}
+
+#[test]
+fn another_import_policy_judges_what_was_received_again_from_what_was_received() {
+    let prefer = |priority| {
+        let operations = vec![
+            Operation::SetPriority(priority),
+            Operation::AddCommunity(Community::Standard(priority)),
+            Operation::PrependAsPath(vec![65_002]),
+        ];
+        vec![Rule { operations, ..inside("10.1.0.0/16", Action::Accept) }]
+    };
+    let mut b = up(vec![configured(2, prefer(900), vec![]), configured(3, vec![], vec![])]);
+    let received = ["10.1.0.0/16", "10.2.0.0/16"];
+    b.message(2, announce(2, &received, via(&[65_002])));
+    assert_eq!(b.fib().len(), 2);
+    let at = |b: &Bench, p: &str| b.s.rib(Some(net(p))).next().unwrap().attributes;
+    let set = at(&b, "10.1.0.0/16");
+    assert_eq!(set.local_pref, Some(priority_to_local_pref(900)));
+    assert_eq!((set.communities[..].to_vec(), set.as_path), (vec![900], AsPath::sequence([65_002, 65_002])));
+    assert!(at(&b, "10.2.0.0/16").communities.is_empty());
+    b.pull(3);
+    // Operations do not pile up: they start from what the peer sent.
+    b.input(Input::SetPeers(vec![configured(2, prefer(800), vec![]), configured(3, vec![], vec![])]));
+    let set = at(&b, "10.1.0.0/16");
+    assert_eq!((set.communities[..].to_vec(), set.as_path), (vec![800], AsPath::sequence([65_002, 65_002])));
+    assert_eq!(b.pull(3).len(), 1, "only what changed is told");
+    let reject = vec![inside("10.1.0.0/16", Action::Reject)];
+    b.input(Input::SetPeers(vec![configured(2, reject, vec![]), configured(3, vec![], vec![])]));
+    assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![])]);
+    assert_eq!(b.why("10.1.0.0/16"), ["rejected by filter f importV4[0]"]);
+    b.input(Input::SetPeers(vec![neighbor(2, 65_002), configured(3, vec![], vec![])]));
+    assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![ip(2)])]);
+    let set = at(&b, "10.1.0.0/16");
+    assert_eq!(
+        (set.local_pref, set.communities.len(), set.as_path),
+        (Some(100), 0, AsPath::sequence([65_002]))
+    );
+    assert_eq!((b.state(2), b.notifications()), (StateKind::Established, vec![]));
+}
+
+#[test]
+fn withdrawn_routes_leave_nothing_of_their_policy_behind() {
+    let add = vec![Rule {
+        operations: vec![Operation::AddCommunity(Community::Standard(1))],
+        ..Rule::new(Action::Accept)
+    }];
+    let mut b = up(vec![configured(2, add, vec![])]);
+    b.message(2, announce(2, &["10.1.0.0/16"], via(&[65_002])));
+    b.message(2, withdraw(&["10.1.0.0/16"]));
+    b.input(Input::SetPeers(vec![neighbor(2, 65_002)]));
+    b.fib();
+    b.message(2, announce(2, &["10.1.0.0/16"], via(&[65_002, 7])));
+    assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![ip(2)])]);
+    let set = b.s.rib(None).next().unwrap().attributes;
+    assert_eq!((set.communities.len(), set.as_path), (0, AsPath::sequence([65_002, 7])));
+}
+
+#[test]
+fn an_export_policy_has_the_last_word_and_changes_without_the_session() {
+    let tag = |n| vec![Operation::AddCommunity(Community::Standard(n))];
+    let rules = |n| {
+        vec![
+            inside("10.9.0.0/16", Action::Reject),
+            Rule { operations: tag(n), learnt: true, ..inside("10.0.0.0/8", Action::Accept) },
+        ]
+    };
+    let with = |n| {
+        let mut cfg = configured(3, vec![], rules(n));
+        // Without a rule nothing learnt would go out.
+        cfg.export.allow = Some(vec![]);
+        vec![configured(2, vec![], vec![]), cfg]
+    };
+    let mut b = up(with(1));
+    b.message(2, announce(2, &["10.1.0.0/16", "10.9.1.0/24", "192.168.0.0/16"], via(&[65_002])));
+    let told = b.pull(3);
+    let [u] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(u.attributes.as_ref().unwrap().communities[..], [1]);
+    assert_eq!(u.attributes.as_ref().unwrap().as_path, AsPath::sequence([AS, 65_002]));
+    b.input(Input::SetPeers(with(2)));
+    let told = b.pull(3);
+    let [u] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(u.attributes.as_ref().unwrap().communities[..], [2]);
+    let mut closed = with(2);
+    closed[1].export.filters = policy(Direction::Export, vec![Rule::new(Action::Reject)]);
+    b.input(Input::SetPeers(closed));
+    let told = b.pull(3);
+    assert_eq!(told.iter().map(|u| u.withdrawn.len()).sum::<usize>(), 1, "{told:?}");
+    assert_eq!((b.state(3), b.notifications()), (StateKind::Established, vec![]));
+}

@@ -1,0 +1,134 @@
+//! Filters, service ranges, gateways: from resources to what the speaker is told.
+
+use brindle_bgpd_core::policy::{Decision, Facts};
+use brindle_bgpd_core::wire::AttrSet;
+use brindle_config_core::{
+    key::{Key, Kind},
+    store::{Entry, Revision, SyncEvent},
+};
+use serde_json::{Value, json};
+
+use super::{ClusterState, Plan, translate};
+
+fn cluster(resources: &[(Kind, &str, Value)]) -> Plan {
+    let mut state = ClusterState::new("a");
+    let own = (Kind::Node, "a", json!({"bgp": {"ipv4Address": "10.0.0.1/24"}}));
+    for &(kind, name, ref spec) in [own].iter().chain(resources) {
+        let value = json!({
+            "apiVersion": "projectcalico.org/v3", "kind": kind.as_str(), "metadata": {"name": name}, "spec": spec,
+        });
+        let key = Key::new(kind, None, name);
+        state.apply(&SyncEvent::Upsert(Entry { key, revision: Revision(1), value: value.into() }));
+    }
+    translate(&state)
+}
+
+fn with_filter(filter: Value) -> Plan {
+    let peer = json!({"peerIP": "192.0.2.1", "asNumber": 65000, "filters": ["f"]});
+    cluster(&[(Kind::BgpFilter, "f", filter), (Kind::BgpPeer, "p", peer)])
+}
+
+#[test]
+fn a_filter_with_every_field_reaches_the_speaker() {
+    let plan = with_filter(json!({
+        "importV4": [{"cidr": "10.0.0.0/8", "matchOperator": "In", "prefixLength": {"min": 16, "max": 24},
+                      "source": "RemotePeers", "interface": "*", "peerType": "eBGP",
+                      "communities": {"values": ["65000:1"]}, "asPathPrefix": [65000], "priority": 1024,
+                      "action": "Accept",
+                      "operations": [{"addCommunity": {"value": "1:2:3"}}, {"prependASPath": {"prefix": [65000]}},
+                                     {"setPriority": {"value": 512}}]},
+                     {"action": "Reject"}],
+        "exportV6": [{"action": "Reject"}],
+    }));
+    assert_eq!(plan.problems, []);
+    let [peer] = &plan.peers[..] else { panic!("{plan:?}") };
+    let mut set = AttrSet {
+        as_path: brindle_bgpd_core::wire::AsPath::sequence([65000]),
+        communities: [65000 << 16 | 1].into_iter().collect(),
+        ..AttrSet::default()
+    };
+    let prefix = "10.1.0.0/16".parse().unwrap();
+    let facts =
+        Facts { prefix, attributes: &set, priority: 1024, ibgp: false, learnt: true, interface: None };
+    assert_eq!(peer.import.decide(&facts), Decision::Accept(0));
+    assert_eq!(peer.import.decide(&Facts { priority: 512, ..facts }), Decision::Reject(1));
+    assert_eq!(peer.export.filters.decide(&facts), Decision::Default);
+    let v6 = Facts { prefix: "fd00::/64".parse().unwrap(), ..facts };
+    assert_eq!(peer.export.filters.decide(&v6), Decision::Reject(0));
+    peer.import.apply(brindle_bgpd_core::af::Family::Ipv4Unicast, 0, &mut set);
+    assert_eq!((set.local_pref, &set.large_communities[..]), (Some(2_147_483_647 - 512), &[(1, 2, 3)][..]));
+}
+
+#[test]
+fn a_filter_that_cannot_be_honoured_leaves_the_peer_out_and_names_the_field() {
+    for (rule, text) in [
+        (json!({"cidr": "10.0.0.0/8", "action": "Accept"}), "f: importV4[0].cidr: needs matchOperator"),
+        (json!({"interface": "eth0", "action": "Accept"}), "f: importV4[0].interface: \"eth0\""),
+        (json!({"peerType": "both", "action": "Accept"}), "f: importV4[0].peerType: expected eBGP or iBGP"),
+        (json!({"source": "Me", "action": "Accept"}), "f: importV4[0].source: expected RemotePeers"),
+        (json!({"communities": {"values": ["x"]}, "action": "Accept"}), "communities.values[0]: expected"),
+        (
+            json!({"communities": {"values": []}, "action": "Accept"}),
+            "communities.values: expected exactly one",
+        ),
+        (json!({"operations": [{"setMED": 1}], "action": "Accept"}), "importV4[0].operations[0]: "),
+        (json!({"operations": [{"setPriority": {"value": 0}}], "action": "Accept"}), "setPriority takes"),
+        (
+            json!({"operations": [{"setPriority": {"value": 1}}], "action": "Reject"}),
+            "operations: only a rule",
+        ),
+    ] {
+        let plan = with_filter(json!({"importV4": [rule]}));
+        let all: String = plan.problems.iter().map(|p| format!("{p}\n")).collect();
+        assert!(plan.peers.is_empty() && all.contains(text), "{rule}: {all}");
+    }
+}
+
+#[test]
+fn service_ranges_are_announced_and_reflectors_pass_them_on() {
+    let ranges = json!({"serviceClusterIPs": [{"cidr": "10.96.0.0/16"}],
+                        "serviceLoadBalancerIPs": [{"cidr": "198.51.100.0/24"}]});
+    let plan = cluster(&[(Kind::BgpConfiguration, "default", ranges.clone())]);
+    let prefixes: Vec<String> = plan.routes.iter().map(|r| r.prefix.to_string()).collect();
+    assert_eq!((prefixes, plan.problems), (vec!["10.96.0.0/16".into(), "198.51.100.0/24".into()], vec![]));
+    let rr = json!({"bgp": {"ipv4Address": "10.0.0.1/24", "routeReflectorClusterID": "244.0.0.1"}});
+    let peer = json!({"peerIP": "10.0.0.2", "asNumber": 64512});
+    let plan = cluster(&[
+        (Kind::BgpConfiguration, "default", ranges),
+        (Kind::Node, "a", rr),
+        (Kind::BgpPeer, "p", peer),
+    ]);
+    let allow: Vec<String> = plan.peers[0].export.allow.iter().flatten().map(ToString::to_string).collect();
+    assert_eq!(allow, ["10.96.0.0/16", "198.51.100.0/24"]);
+}
+
+#[test]
+fn a_gateway_to_a_peer_becomes_a_static_route() {
+    let peer = json!({"peerIP": "192.0.2.1", "asNumber": 65000, "reachableBy": "10.0.0.254"});
+    let plan = cluster(&[(Kind::BgpPeer, "p", peer)]);
+    assert_eq!(plan.statics, [("192.0.2.1".parse().unwrap(), "10.0.0.254".parse().unwrap())]);
+    assert_eq!(plan.problems, []);
+}
+
+#[test]
+fn settings_without_effect_are_named() {
+    let plan = cluster(&[
+        (
+            Kind::BgpConfiguration,
+            "default",
+            json!({"logSeverityScreen": "Debug",
+            "localWorkloadPeeringIPV4": "169.254.1.2", "serviceExternalIPs": [{"cidr": "192.0.2.7/32"}]}),
+        ),
+        (Kind::BgpConfiguration, "node.a", json!({"bindMode": "NodeIP", "listenPort": 1790})),
+    ]);
+    let all: String = plan.problems.iter().map(|p| format!("{p}\n")).collect();
+    for text in [
+        "BGPConfiguration(default): spec.logSeverityScreen has no effect",
+        "BGPConfiguration(default): spec.localWorkloadPeeringIPV4/IPV6 have no effect",
+        "BGPConfiguration(default): single addresses of serviceExternalIPs",
+        "BGPConfiguration(node.a): spec.bindMode is only read in BGPConfiguration default",
+    ] {
+        assert!(all.contains(text), "{all}");
+    }
+    assert!(plan.listen.iter().all(|l| l.port() == 1790));
+}
