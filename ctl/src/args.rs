@@ -7,6 +7,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::cmd::{
     ipam::args::IpamArgs,
+    policy::args::PolicyArgs,
     resource::{
         args::{DeleteArgs, EditArgs, GetArgs, LabelArgs, PatchArgs, ValidateArgs, WriteArgs},
         form::Form,
@@ -62,6 +63,8 @@ pub(crate) enum Command {
     Validate(ValidateArgs),
     /// Look at addresses, check them, and change how they are given.
     Ipam(IpamArgs),
+    /// Tell what network policy does with a packet, and why.
+    Policy(PolicyArgs),
     /// Show the agent of this node: peers, blocks, routes, encapsulation, health.
     Status(StatusArgs),
     /// Print the version.

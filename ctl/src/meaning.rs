@@ -35,6 +35,7 @@ pub(crate) enum What {
     LabList,
     Resource(Box<resource::Request>),
     Ipam(crate::cmd::ipam::args::IpamArgs),
+    Policy(crate::cmd::policy::args::PolicyArgs),
     Lab { name: String, what: LabWhat },
 }
 
@@ -77,6 +78,7 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
     let resource = |request| What::Resource(Box::new(request));
     let what = match args.command {
         Command::Ipam(a) => What::Ipam(a),
+        Command::Policy(a) => What::Policy(a),
         Command::Get(a) => resource(resource::Request::Get(a, args.output)),
         Command::Apply(a) => resource(resource::Request::Write(Verb::Apply, a)),
         Command::Create(a) => resource(resource::Request::Write(Verb::Create, a)),

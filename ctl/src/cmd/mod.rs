@@ -1,6 +1,7 @@
 //! What requests do. One file per family of commands; the lab has a module of its own.
 
 pub(crate) mod ipam;
+pub(crate) mod policy;
 pub(crate) mod resource;
 mod status;
 
@@ -30,6 +31,7 @@ pub(crate) fn run(request: Request) -> Result<Outcome> {
         What::Status { admin_socket } => status::status(&admin_socket, format),
         What::Resource(request) => resource::run(*request, format),
         What::Ipam(args) => ipam::run(&args, format),
+        What::Policy(args) => policy::run(&args, format),
         What::LabList => lab::list(format),
         What::Lab { name, what } => lab::run(&name, what, format),
     }

@@ -1,0 +1,234 @@
+//! `policy trace A B:PORT`: the verdict on a packet, node by node, with the rule that decided at each end.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, bail};
+use brindle_config_core::{policy::IntOrString, store::Entry, validate::policy as read};
+use brindle_felix_core::{
+    calc::{Graph, Scope},
+    policy::{
+        active::{EndpointId, PolicyId, Protocol, ToHostAction},
+        state::PolicyState,
+        verdict::{Packet, Place, Reason, Step, verdict},
+    },
+};
+use serde_json::{Value, json};
+
+use super::{
+    args::TraceArgs,
+    ends::{self, End},
+};
+use crate::{
+    Outcome,
+    args::Format,
+    out::{self, Mood, paint, say},
+};
+
+/// One step and the node it happened on.
+struct Seen {
+    node: Option<String>,
+    step: Step,
+    staged: Vec<PolicyId>,
+}
+
+pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Result<Outcome> {
+    let protocol = args.proto.parse::<i64>().map_or_else(|_| args.proto.as_str().into(), IntOrString::Int);
+    let protocol =
+        Protocol(read::protocol(&protocol).map_err(|e| anyhow::anyhow!("--proto {}: {e}", args.proto))?);
+    let (to, port) = ends::with_port(&args.to)?;
+    match (protocol.has_ports(), port) {
+        (true, None) => bail!("{to}: a port is needed with {protocol}; write {to}:PORT"),
+        (false, Some(_)) => bail!("{}: {protocol} has no ports; leave the port out", args.to),
+        _ => {}
+    }
+    let (from, to) = (ends::find(entries, &args.from)?, ends::find(entries, to)?);
+    let (src, dst) = addresses(&from, &to)?;
+    let icmp = matches!(protocol, Protocol::ICMP | Protocol::ICMPV6).then(|| icmp(&args.icmp)).transpose()?;
+    let ports = protocol.has_ports();
+    let packet = Packet {
+        src,
+        dst,
+        protocol,
+        src_port: if ports { args.source_port } else { 0 },
+        dst_port: port.unwrap_or(0),
+        icmp,
+    };
+    let mut problems = Vec::new();
+    let mut steps = Vec::new();
+    for (node, a, b) in legs(&from, &to) {
+        let mut graph = Graph::new(Scope::Node(node.clone()));
+        entries.iter().for_each(|e| graph.put(&e.key, &e.value));
+        graph.set_in_sync();
+        let mut state = PolicyState::default();
+        for delta in graph.flush() {
+            state.apply(&delta).map_err(|e| anyhow::anyhow!("the calculation contradicts itself: {e}"))?;
+        }
+        let found = verdict(&state, &packet, &a, &b);
+        let allowed = found.allowed();
+        // Interfaces without a host endpoint decide nothing.
+        let policed = found.steps.into_iter().filter(|s| s.reason != Reason::NotPoliced);
+        steps.extend(policed.map(|step| Seen {
+            node: Some(node.clone()),
+            staged: step.endpoint.as_ref().map(|e| graph.staged(e)).unwrap_or_default(),
+            step,
+        }));
+        for (key, lines) in graph.problems() {
+            problems.extend(lines.into_iter().map(|l| format!("{key}: {l}")));
+        }
+        if !allowed {
+            break;
+        }
+    }
+    problems.sort();
+    problems.dedup();
+    let allowed = steps.iter().all(|s| s.step.allowed);
+    match format {
+        Format::Json => out::json(&as_json(&from, &to, &packet, &steps, &problems, allowed)),
+        Format::Table => show(&from, &to, &packet, &steps, &problems, allowed),
+    }
+    Ok(if allowed { Outcome::Ok } else { Outcome::Degraded })
+}
+
+fn icmp(typed: &str) -> Result<(u8, u8)> {
+    let (kind, code) = typed.split_once('/').unwrap_or((typed, "0"));
+    let octet = |t: &str| t.parse::<u8>().with_context(|| format!("--icmp {typed}: expected TYPE/CODE"));
+    Ok((octet(kind)?, octet(code)?))
+}
+
+/// An address of each, of the same family; IPv4 first.
+fn addresses(from: &End, to: &End) -> Result<(IpAddr, IpAddr)> {
+    for v4 in [true, false] {
+        let of = |e: &End| e.addresses.iter().copied().find(|a| a.is_ipv4() == v4);
+        if let (Some(a), Some(b)) = (of(from), of(to)) {
+            return Ok((a, b));
+        }
+    }
+    for e in [from, to] {
+        if e.addresses.is_empty() {
+            bail!("{} has no address in its resource; give the address instead", e.name);
+        }
+    }
+    bail!("{} and {} have no addresses of the same family", from.name, to.name)
+}
+
+/// The nodes the packet meets policy on, each with where it comes from and goes to there.
+fn legs(from: &End, to: &End) -> Vec<(String, Place, Place)> {
+    let place = |e: &End| match &e.endpoint {
+        Some(id @ EndpointId::Workload { .. }) => Place::Workload(id.clone()),
+        Some(id) => Place::Host(Some(id.clone())),
+        None => Place::Outside(None),
+    };
+    // Traffic of the node itself leaves and arrives by the interface of its host endpoint.
+    let beyond = |e: &End| match &e.endpoint {
+        Some(id @ EndpointId::Host { .. }) => Place::Outside(Some(id.clone())),
+        _ => Place::Outside(None),
+    };
+    match (&from.node, &to.node) {
+        (Some(a), Some(b)) if a == b => vec![(a.clone(), place(from), place(to))],
+        (a, b) => {
+            let first = a.iter().map(|node| (node.clone(), place(from), beyond(from)));
+            first.chain(b.iter().map(|node| (node.clone(), beyond(to), place(to)))).collect()
+        }
+    }
+}
+
+/// A sentence for the reason.
+fn why(step: &Step) -> String {
+    match &step.reason {
+        Reason::Rule { policy, rule, annotations } => {
+            let notes: Vec<String> = annotations.iter().map(|(k, v)| format!(" {k}={v}")).collect();
+            format!("{policy}, {} rule {}{}", step.direction, rule + 1, notes.concat())
+        }
+        Reason::EndOfTier { tier } => {
+            format!("end of tier {tier}: its policies apply, none of their rules matched")
+        }
+        Reason::Profile { name, rule } => format!("profile {name}, {} rule {}", step.direction, rule + 1),
+        Reason::NoProfile => "neither a policy nor a profile allows it".into(),
+        Reason::Closed(reason) => format!("closed: {reason}"),
+        Reason::UnknownEndpoint => "the endpoint's policy is not known".into(),
+        Reason::Failsafe => "failsafe port".into(),
+        Reason::ToHost(action) => {
+            let action = match action {
+                ToHostAction::Drop => "Drop",
+                ToHostAction::Return => "Return",
+                ToHostAction::Accept => "Accept",
+            };
+            format!("to its own node: defaultEndpointToHostAction is {action}")
+        }
+        Reason::FromOwnHost => "from its own node: never policed".into(),
+        Reason::Encapsulated => "pods may not send VXLAN or IPIP".into(),
+        Reason::NoForwardPolicy => "no policy for forwarded traffic decides".into(),
+        Reason::NotPoliced => "no HostEndpoint stands for the interface".into(),
+    }
+}
+
+fn label(e: &End, address: IpAddr) -> String {
+    let mut inside: Vec<String> = Vec::new();
+    inside.extend((e.name != address.to_string()).then(|| address.to_string()));
+    inside.extend(e.node.clone());
+    if inside.is_empty() { e.name.clone() } else { format!("{} ({})", e.name, inside.join(", ")) }
+}
+
+fn end_of<'a>(id: Option<&EndpointId>, from: &'a End, to: &'a End) -> Option<&'a End> {
+    let id = id?;
+    [from, to].into_iter().find(|e| e.endpoint.as_ref() == Some(id))
+}
+
+fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], allowed: bool) {
+    let colours = out::colours();
+    let port = if p.protocol.has_ports() { format!(" port {}", p.dst_port) } else { String::new() };
+    say!("{}\n  -> {}, {}{port}\n", label(from, p.src), label(to, p.dst), p.protocol);
+    let verdict = |yes: bool| match yes {
+        true => paint("allowed", Mood::Good, colours),
+        false => paint("denied", Mood::Bad, colours),
+    };
+    if steps.is_empty() {
+        say!("Neither end is an endpoint of this cluster: no policy looks at it.");
+    }
+    for s in steps {
+        let name = match (end_of(s.step.endpoint.as_ref(), from, to), &s.step.endpoint) {
+            (Some(e), _) => e.name.clone(),
+            (None, Some(id)) => id.to_string(),
+            (None, None) => "the node".into(),
+        };
+        let node = s.node.as_deref().map(|n| format!(" on {n}")).unwrap_or_default();
+        say!("{} of {name}{node}: {}", s.step.direction, verdict(s.step.allowed));
+        say!("  {}", why(&s.step));
+        for id in &s.staged {
+            say!("  staged, not enforced: {id}");
+        }
+    }
+    say!("\nThe packet is {}.", verdict(allowed));
+    if !problems.is_empty() {
+        say!("\nResources with problems:");
+        problems.iter().for_each(|line| say!("  {line}"));
+    }
+}
+
+fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], allowed: bool) -> Value {
+    let end = |e: &End, address: IpAddr| json!({"name": e.name, "address": address, "node": e.node});
+    let steps: Vec<Value> = steps
+        .iter()
+        .map(|s| {
+            let e = end_of(s.step.endpoint.as_ref(), from, to);
+            json!({
+                "node": s.node,
+                "endpoint": e.map(|e| e.name.clone()).or_else(|| s.step.endpoint.as_ref().map(ToString::to_string)),
+                "direction": s.step.direction,
+                "allowed": s.step.allowed,
+                "reason": s.step.reason,
+                "why": why(&s.step),
+                "staged": s.staged.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    json!({
+        "from": end(from, p.src),
+        "to": end(to, p.dst),
+        "protocol": p.protocol.to_string(),
+        "port": p.protocol.has_ports().then_some(p.dst_port),
+        "allowed": allowed,
+        "steps": steps,
+        "problems": problems,
+    })
+}

@@ -1,0 +1,144 @@
+//! `policy trace` over the real binary and a real SQLite store: what a person sees, to the letter.
+
+use std::{path::PathBuf, process::Command};
+
+/// A folder with a datastore that holds `RESOURCES`; removed at the end.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("brindlectl-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let place = Self(dir);
+        std::fs::write(place.0.join("r.yaml"), RESOURCES).unwrap();
+        let made = place.run("create -f r.yaml");
+        assert!(made.ends_with("[0]\n"), "{made}");
+        place
+    }
+
+    fn run(&self, line: &str) -> String {
+        let out = Command::new(env!("CARGO_BIN_EXE_brindlectl"))
+            .args(line.split_whitespace())
+            .current_dir(&self.0)
+            .env("BRINDLE_DATASTORE", format!("sqlite:{}", self.0.join("t.db").display()))
+            .output()
+            .unwrap();
+        format!(
+            "$ brindlectl {line}\n{}{}[{}]\n",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr),
+            out.status.code().unwrap_or(-1)
+        )
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const RESOURCES: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: node--1-k8s-web-eth0, namespace: shop, labels: {app: web}}
+spec: {orchestrator: k8s, node: node-1, pod: web, endpoint: eth0, interfaceName: cali1, ipNetworks: [10.0.1.5/32], profiles: [kns.shop]}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: node--2-k8s-db-eth0, namespace: shop, labels: {app: db}}
+spec:
+  orchestrator: k8s
+  node: node-2
+  pod: db
+  endpoint: eth0
+  interfaceName: cali2
+  ipNetworks: [10.0.2.7/32]
+  profiles: [kns.shop]
+  ports: [{name: sql, protocol: TCP, port: 5432}]
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: node--2-k8s-spy-eth0, namespace: lab, labels: {app: spy}}
+spec: {orchestrator: k8s, node: node-2, pod: spy, endpoint: eth0, interfaceName: cali3, ipNetworks: [10.0.2.9/32], profiles: [kns.lab]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db-from-web, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: web}}}]
+    ports: [{port: sql}]
+---
+apiVersion: projectcalico.org/v3
+kind: Tier
+metadata: {name: security}
+spec: {order: 100}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: quarantine}
+spec:
+  tier: security
+  selector: app == "spy"
+  egress:
+  - {action: Deny, destination: {nets: [192.0.2.0/24]}, metadata: {annotations: {ticket: SEC-7}}}
+  - {action: Pass}
+---
+apiVersion: projectcalico.org/v3
+kind: StagedNetworkPolicy
+metadata: {name: nothing-in, namespace: lab}
+spec: {ingress: [{action: Deny}]}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: node-2-eth0, labels: {host: "yes"}}
+spec: {node: node-2, interfaceName: eth0, expectedIPs: [192.168.1.2]}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: lost}
+spec: {tier: nowhere, selector: app == "nobody", ingress: [{action: Allow}]}
+"#;
+
+#[test]
+fn the_deciding_rule_is_named_at_each_end() {
+    let p = Place::new("trace");
+    let screens = [
+        p.run("policy trace shop/web shop/db:5432"),
+        p.run("policy trace shop/web shop/db:80"),
+        p.run("policy trace lab/spy shop/db:5432"),
+        p.run("policy trace lab/spy 192.0.2.7:443"),
+        p.run("policy trace shop/web lab/spy --proto icmp"),
+        p.run("policy trace 198.51.100.1 node-2-eth0:22"),
+        p.run("policy trace 198.51.100.1 node-2-eth0:80 --proto udp"),
+        p.run("policy trace lab/spy node-2-eth0:80"),
+        p.run("policy trace node-2-eth0 10.0.2.7:5432"),
+        p.run("policy trace 198.51.100.1 198.51.100.2:80"),
+    ];
+    insta::assert_snapshot!(screens.concat());
+}
+
+#[test]
+fn json_says_the_same() {
+    let p = Place::new("trace-json");
+    insta::assert_snapshot!(p.run("policy trace lab/spy 192.0.2.7:443 -o json"));
+}
+
+#[test]
+fn what_cannot_be_traced_is_told_with_what_to_do() {
+    let p = Place::new("trace-bad");
+    let screens = [
+        p.run("policy trace shop/web shop/bd:80"),
+        p.run("policy trace nowhere/web shop/db:80"),
+        p.run("policy trace shop/web shop/db"),
+        p.run("policy trace shop/web shop/db:80 --proto icmp"),
+        p.run("policy trace shop/web shop/db:80 --proto tpc"),
+        p.run("policy trace shop/web shop/db:99999"),
+        p.run("policy trace shop/web node-9:80"),
+        p.run("policy trace shop/web [fd00::1]:80"),
+        p.run("policy trace shop/web shop/db --proto icmp --icmp x"),
+    ];
+    insta::assert_snapshot!(screens.concat());
+}
