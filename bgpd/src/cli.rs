@@ -79,6 +79,9 @@ struct RunArgs {
         required_unless_present = "datastore"
     )]
     config: Option<PathBuf>,
+    /// Only look for mistakes in the file, and exit (as `brindle-bgpd check`)
+    #[arg(long, requires = "config")]
+    check: bool,
     /// Run as the BGP half of a node: peers and routes come from this datastore, e.g. sqlite:/var/lib/brindle/brindle.db
     #[arg(long, value_name = "URL", requires = "node")]
     datastore: Option<String>,
@@ -111,7 +114,10 @@ struct Usage(anyhow::Error);
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
-        None => daemon(cli.run),
+        None => match &cli.run.config {
+            Some(config) if cli.run.check => check(config),
+            _ => daemon(cli.run),
+        },
         Some(Command::Status(ask)) => status(&ask),
         Some(Command::Rib { prefix, ask }) => rib(prefix, &ask),
         Some(Command::Check { config }) => check(&config),
@@ -192,9 +198,10 @@ fn check(file: &Path) -> Result<()> {
     let settings = Settings::read(file).map_err(usage)?;
     let d = &settings.desired;
     print(&format!(
-        "{}: ok: {} peers, {} routes to announce\n",
+        "{}: ok: {} peers, {} dynamic ranges, {} routes to announce\n",
         file.display(),
         d.peers.len(),
+        d.speaker.as_ref().map_or(0, |s| s.dynamic.len()),
         d.routes.len()
     ))
 }
@@ -228,6 +235,7 @@ mod tests {
             &["brindle-bgpd", "status"],
             &["brindle-bgpd", "rib", "10.0.0.0/24", "-o", "json"],
             &["brindle-bgpd", "check", "-c", "x.yaml"],
+            &["brindle-bgpd", "--check", "--config", "x.yaml"],
         ] {
             Cli::try_parse_from(good).unwrap();
         }

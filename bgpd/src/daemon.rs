@@ -1,9 +1,9 @@
 //! `brindle-bgpd` in the foreground: starts the speaker from a file or from a datastore and runs it until a signal.
 //!
 //! SIGHUP reads the file again: peers whose text did not change are not disturbed. SIGTERM and SIGINT end every
-//! session with Cease.
+//! session with Cease; with `drainTime`, peers are asked to move traffic away first (RFC 8326).
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,15 +64,29 @@ pub async fn run(daemon: Daemon) -> Result<()> {
     let admin = tokio::spawn(admin.serve(running.handle.clone()));
     info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "brindle-bgpd runs");
 
+    let mut drain_time = daemon.settings.as_ref().map_or(Duration::ZERO, |s| s.drain_time);
     loop {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
-            _ = hangup.recv() => reload(&daemon, &running).await,
+            _ = hangup.recv() => {
+                if let Some(changed) = reload(&daemon, &running).await {
+                    drain_time = changed;
+                }
+            }
             () = running.ended() => {
                 admin.abort();
                 bail!("the speaker ended by a defect; see the log above");
             }
+        }
+    }
+    if !drain_time.is_zero() && running.handle.drain().await.is_ok() {
+        info!(seconds = drain_time.as_secs(), "peers move traffic away; another signal ends this at once");
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+            () = running.ended() => {}
+            () = tokio::time::sleep(drain_time) => {}
         }
     }
     admin.abort();
@@ -99,14 +113,20 @@ async fn start(daemon: &Daemon, running: &Running) -> Result<Option<Follower>> {
     }
 }
 
-async fn reload(daemon: &Daemon, running: &Running) {
+/// Reads the file again; the drain time is the only setting the caller holds.
+async fn reload(daemon: &Daemon, running: &Running) -> Option<Duration> {
     let Source::File(file) = &daemon.source else {
-        return info!("SIGHUP: nothing to read again, the datastore is followed anyway");
+        info!("SIGHUP: nothing to read again, the datastore is followed anyway");
+        return None;
     };
     let settings = match Settings::read(file) {
         Ok(settings) => settings,
-        Err(e) => return error!(error = %e, "SIGHUP: the configuration stays as it was"),
+        Err(e) => {
+            error!(error = %e, "SIGHUP: the configuration stays as it was");
+            return None;
+        }
     };
+    let drain_time = settings.drain_time;
     if settings.admin_socket != daemon.admin_socket {
         warn!("SIGHUP: adminSocket changes only with a restart");
     }
@@ -119,4 +139,5 @@ async fn reload(daemon: &Daemon, running: &Running) {
         }
         Err(e) => error!(error = %e, "SIGHUP"),
     }
+    Some(drain_time)
 }

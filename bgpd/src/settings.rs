@@ -6,11 +6,11 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use brindle_bgpd_core::{
-    af::Family,
-    speaker::{ExportPolicy, LocalRoute, NextHopPolicy, PeerConfig, SpeakerConfig},
+    speaker::{LocalRoute, SpeakerConfig},
     wire::{AttrSet, NextHop, Origin},
 };
 use brindle_config::yaml::{Origin as Source, Place, Problem, read_one_with_origin};
@@ -18,11 +18,13 @@ use brindle_config_core::{
     bgp::{AsNumber, BgpFilterRule, BgpFilterSpec},
     meta::Spec,
 };
-use brindle_kernel::tcp::MD5_KEY_MAX;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use self::peer::{Common, Peer, Range};
 use crate::{communities, handle::Desired, peers::filters::compile};
+
+mod peer;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +32,8 @@ pub struct Settings {
     pub desired: Desired,
     pub admin_socket: PathBuf,
     pub log: Log,
+    /// How long peers may react to our leaving before the sessions end (RFC 8326); zero: not at all.
+    pub drain_time: Duration,
 }
 
 /// `log:` of the file.
@@ -73,53 +77,21 @@ struct File {
     multipath: u8,
     #[serde(default)]
     filters: Vec<NamedFilter>,
+    /// External peers need no policy (RFC 8212).
+    #[serde(default)]
+    accept_all: bool,
+    /// Seconds between the announcement that we leave (RFC 8326) and the end.
+    #[serde(default)]
+    drain_time: u16,
+    /// Paths of all peers together; 0 = no limit.
+    #[serde(default)]
+    max_paths: usize,
     #[serde(default)]
     peers: Vec<Peer>,
     #[serde(default)]
+    dynamic: Vec<Range>,
+    #[serde(default)]
     announce: Vec<Announce>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Peer {
-    #[serde(default)]
-    name: Option<String>,
-    address: IpAddr,
-    as_number: AsNumber,
-    #[serde(default)]
-    port: Option<u16>,
-    #[serde(default, rename = "localASNumber")]
-    local_as_number: Option<AsNumber>,
-    #[serde(default)]
-    source_address: Option<IpAddr>,
-    #[serde(default)]
-    passive: bool,
-    #[serde(default)]
-    families: Option<Vec<FamilyName>>,
-    #[serde(default)]
-    hold_time: Option<u16>,
-    #[serde(default)]
-    keepalive: Option<u16>,
-    #[serde(default)]
-    connect_retry: Option<u16>,
-    #[serde(default)]
-    restart_time: Option<u16>,
-    #[serde(default)]
-    reflector_client: bool,
-    #[serde(default, rename = "allowOwnAS")]
-    allow_own_as: u8,
-    #[serde(default)]
-    max_prefixes: Option<u32>,
-    #[serde(default)]
-    next_hop: NextHopName,
-    #[serde(default)]
-    ttl_security: Option<u8>,
-    #[serde(default)]
-    password_file: Option<PathBuf>,
-    #[serde(default)]
-    export: Export,
-    #[serde(default)]
-    filters: Vec<String>,
 }
 
 /// A BGPFilter with its name; the rules are those of the resource.
@@ -135,30 +107,6 @@ struct NamedFilter {
     import_v6: Vec<BgpFilterRule>,
     #[serde(default, rename = "exportV6")]
     export_v6: Vec<BgpFilterRule>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Export {
-    allow: Option<Vec<IpNet>>,
-    deny: Vec<IpNet>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum FamilyName {
-    Ipv4,
-    Ipv6,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum NextHopName {
-    #[default]
-    Auto,
-    #[serde(rename = "self")]
-    SelfAddress,
-    Keep,
 }
 
 #[derive(Deserialize)]
@@ -245,23 +193,32 @@ impl Check<'_> {
         if raw.router_id.is_unspecified() {
             return self.fail("routerID", "0.0.0.0 is not allowed (RFC 6286)");
         }
-        let reflects = raw.peers.iter().any(|p| p.reflector_client);
+        let filters = self.filters(raw.filters)?;
+        let common = Common { asn, accept_all: raw.accept_all, filters: &filters };
+        let ranges = raw.dynamic.iter().map(|d| &d.template);
+        let reflects = raw.peers.iter().chain(ranges).any(|p| p.reflector_client);
+        let mut seen: HashMap<IpAddr, usize> = HashMap::new();
+        let mut peers = Vec::with_capacity(raw.peers.len());
         let speaker = SpeakerConfig {
             cluster_id: raw.cluster_id.or(reflects.then_some(raw.router_id)),
             local_pref: raw.local_pref,
             classic_local_pref: None,
             multipath: raw.multipath.max(1),
+            max_paths: raw.max_paths,
+            dynamic: self.ranges(raw.dynamic, &common)?,
             ..SpeakerConfig::new(asn, raw.router_id)
         };
-        let filters = self.filters(raw.filters)?;
-        let mut seen: HashMap<IpAddr, usize> = HashMap::new();
-        let mut peers = Vec::with_capacity(raw.peers.len());
         for (i, peer) in raw.peers.into_iter().enumerate() {
-            if let Some(first) = seen.insert(peer.address, i) {
-                let what = format!("{} is the address of peers[{first}] already", peer.address);
-                return self.fail(format!("peers[{i}].address"), what);
+            let at = format!("peers[{i}]");
+            let Some(address) = peer.address else { return self.fail(at, "address is missing") };
+            if let Some(first) = seen.insert(address, i) {
+                let what = format!("{address} is the address of peers[{first}] already");
+                return self.fail(format!("{at}.address"), what);
             }
-            peers.push(self.peer(i, peer, asn, &filters)?);
+            if peer.as_number.is_none() {
+                return self.fail(at, "asNumber is missing");
+            }
+            peers.push(self.peer(&at, address, peer, &common)?);
         }
         let mut routes: HashMap<IpNet, usize> = HashMap::new();
         let mut announced = Vec::with_capacity(raw.announce.len());
@@ -282,6 +239,7 @@ impl Check<'_> {
             },
             admin_socket: raw.admin_socket,
             log: raw.log,
+            drain_time: Duration::from_secs(raw.drain_time.into()),
         })
     }
 
@@ -311,101 +269,6 @@ impl Check<'_> {
             }
         }
         Ok(all)
-    }
-
-    fn peer(
-        &self,
-        i: usize,
-        p: Peer,
-        own_asn: u32,
-        filters: &BTreeMap<String, BgpFilterSpec>,
-    ) -> Result<PeerConfig, Problem> {
-        let (address, asn) = (p.address, p.as_number.0);
-        let fail = |field: &str, what: String| self.fail(format!("peers[{i}].{field}"), what);
-        if asn == 0 {
-            return fail("asNumber", "0 is reserved (RFC 7607)".into());
-        }
-        let external = asn != p.local_as_number.map_or(own_asn, |a| a.0);
-        if p.reflector_client && external {
-            return fail("reflectorClient", format!("AS {asn} is not ours, and only iBGP is reflected"));
-        }
-        if let Some(source) = p.source_address
-            && source.is_ipv4() != address.is_ipv4()
-        {
-            return fail("sourceAddress", format!("{source} cannot connect to {address}"));
-        }
-        if matches!(p.hold_time, Some(1 | 2)) {
-            return fail("holdTime", "must be 0 or at least 3 (RFC 4271 section 4.2)".into());
-        }
-        if p.restart_time.is_some_and(|t| t > 4095) {
-            return fail("restartTime", "at most 4095 (RFC 4724 section 3)".into());
-        }
-        let mut peer = PeerConfig::new(p.name.unwrap_or_else(|| address.to_string()), address, asn);
-        if let Some(families) = p.families {
-            let named = |f: Family| match f {
-                Family::Ipv4Unicast => families.contains(&FamilyName::Ipv4),
-                Family::Ipv6Unicast => families.contains(&FamilyName::Ipv6),
-            };
-            peer.families = Family::ALL.into_iter().filter(|f| named(*f)).collect();
-            if peer.families.is_empty() {
-                return fail("families", "name ipv4, ipv6 or both".into());
-            }
-        }
-        peer.port = p.port.unwrap_or(peer.port);
-        peer.local_address = p.source_address;
-        peer.local_asn = p.local_as_number.map(|a| a.0);
-        peer.passive = p.passive;
-        peer.hold_time = p.hold_time.unwrap_or(peer.hold_time);
-        peer.keepalive = p.keepalive.filter(|k| *k != 0);
-        peer.connect_retry = p.connect_retry.unwrap_or(peer.connect_retry);
-        peer.restart_time = p.restart_time.unwrap_or(peer.restart_time);
-        peer.reflector_client = p.reflector_client;
-        peer.allow_own_as = p.allow_own_as;
-        peer.max_prefixes = p.max_prefixes.unwrap_or(peer.max_prefixes);
-        peer.next_hop = match p.next_hop {
-            NextHopName::Auto => NextHopPolicy::Auto,
-            NextHopName::SelfAddress => NextHopPolicy::SelfAddress,
-            NextHopName::Keep => NextHopPolicy::Keep,
-        };
-        peer.ttl = p.ttl_security.filter(|hops| *hops != 0);
-        if let Some(file) = p.password_file {
-            match self.password(&file) {
-                Ok(key) => peer.password = Some(key),
-                Err(what) => return fail("passwordFile", what),
-            }
-        }
-        let mut named = Vec::with_capacity(p.filters.len());
-        for (k, name) in p.filters.iter().enumerate() {
-            match filters.get(name) {
-                Some(spec) => named.push((name.as_str(), spec)),
-                None => {
-                    return fail(&format!("filters[{k}]"), format!("there is no filter {name} in filters"));
-                }
-            }
-        }
-        match compile(named) {
-            Ok(policies) => {
-                peer.import = policies.import;
-                peer.export =
-                    ExportPolicy { deny: p.export.deny, allow: p.export.allow, filters: policies.export };
-            }
-            Err(what) => return fail("filters", what),
-        }
-        Ok(peer)
-    }
-
-    /// Passwords stand in files of their own, so that this one can be shown around. The trailing newline is not part
-    /// of it.
-    fn password(&self, file: &Path) -> Result<String, String> {
-        let path = self.file.parent().unwrap_or(Path::new("")).join(file);
-        let shown = path.display();
-        let text = std::fs::read_to_string(&path).map_err(|e| format!("{shown} cannot be read: {e}"))?;
-        let key = text.trim_end_matches(['\n', '\r']);
-        match key.len() {
-            0 => Err(format!("{shown} is empty")),
-            1..=MD5_KEY_MAX => Ok(key.to_owned()),
-            n => Err(format!("the key in {shown} has {n} octets, the kernel takes {MD5_KEY_MAX}")),
-        }
     }
 
     fn route(&self, i: usize, a: Announce) -> Result<LocalRoute, Problem> {

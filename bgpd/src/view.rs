@@ -66,7 +66,7 @@ pub(crate) fn status(
                 since_ms: now.since_ms(p.since),
                 received: p.routes.iter().map(|(_, r)| r.received).sum(),
                 advertised: p.routes.iter().map(|(_, r)| r.advertised).sum(),
-                last_error: trouble.get(&p.id).cloned().or(p.last_error),
+                last_error: trouble.get(&p.id).cloned().or(p.note).or(p.last_error),
                 name: p.name,
                 kind: p.kind,
             })

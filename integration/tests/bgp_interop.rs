@@ -23,7 +23,7 @@ announce:
 
 /// The configuration of host 1 with these peers (YAML list items).
 fn ours(asn: u32, peers: &str, announce: &str) -> String {
-    format!("asNumber: {asn}\nrouterID: 10.99.0.1\npeers:{peers}\n{announce}\n")
+    format!("asNumber: {asn}\nrouterID: 10.99.0.1\nacceptAll: true\npeers:{peers}\n{announce}\n")
 }
 
 /// Peers on host 2 for both families; `extra` is added to each.

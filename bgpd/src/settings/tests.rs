@@ -1,5 +1,7 @@
 //! The example file, and one row per mistake.
 
+use brindle_bgpd_core::{af::Family, speaker::PrefixAction};
+
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../../deploy/brindle-bgpd.example.yaml");
@@ -62,9 +64,57 @@ fn the_example_shows_every_field_and_is_valid() {
         "origin",
         "deny",
         "allow",
+        "acceptAll",
+        "drainTime",
+        "maxPaths",
+        "noPrepend",
+        "replaceAS",
+        "interface",
+        "shutdown",
+        "farewell",
+        "sendHoldTime",
+        "restartLimit",
+        "staleTime",
+        "notificationRestart",
+        "longLivedTime",
+        "prefixLimits",
+        "ipv4",
+        "ipv6",
+        "warnAt",
+        "action",
+        "restartAfter",
+        "asOverride",
+        "removePrivateAS",
+        "honourGracefulShutdown",
+        "defaultOriginate",
+        "addPath",
+        "multihop",
+        "dynamic",
+        "range",
+        "max",
+        "template",
     ] {
         assert!(EXAMPLE.contains(&format!("{field}:")), "{field} is not in the example");
     }
+}
+
+#[test]
+fn what_is_said_of_a_peer_reaches_its_settings() {
+    let s = parse(EXAMPLE).unwrap();
+    let (d, speaker) = (&s.desired, s.desired.speaker.as_ref().unwrap());
+    let [first, client, full] = &d.peers[..] else { panic!("{:?}", d.peers) };
+    assert!(!first.attributes.require_policy && client.attributes.require_policy);
+    let limits = full.session.prefixes;
+    assert_eq!((limits.of(Family::Ipv6Unicast, 9), limits.warn_at), (50_000, 80));
+    assert_eq!(limits.action, PrefixAction::Restart(300));
+    assert_eq!(full.attributes.honour_shutdown, Some(true));
+    assert!(full.session.notification_restart && full.session.send_hold == Some(480));
+    let [rack] = &speaker.dynamic[..] else { panic!("{:?}", speaker.dynamic) };
+    assert_eq!((rack.max, rack.template.asn, rack.template.reflector_client), (100, 64512, true));
+    assert_eq!(s.drain_time, Duration::ZERO);
+    let any = "asNumber: 1\nrouterID: 10.0.0.1\ndynamic:\n  - range: \"fd00::/8\"\n";
+    let any = parse(any).unwrap().desired.speaker.unwrap().dynamic.remove(0);
+    assert_eq!((any.template.asn, any.max, &any.template.families[..]), (0, 100, &[Family::Ipv6Unicast][..]));
 }
 
 #[test]
@@ -128,6 +178,36 @@ fn every_mistake_is_named_with_file_line_and_field() {
         ),
         ("announce:\n  - prefix: 10.0.0.0/24\n    communities: [\"1:2\", blue]\n", 5, "found \"blue\""),
         ("announce:\n  - prefix: 10.0.0.0/24\n  - prefix: 10.0.0.0/24\n", 5, "announce[0] already"),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    multihop: 3\n    ttlSecurity: 1\n",
+            6,
+            "peers[0].multihop: ttlSecurity says",
+        ),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    longLivedTime: 16777216\n",
+            6,
+            "longLivedTime: at most 16777215",
+        ),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    prefixLimits: {warnAt: 101}\n",
+            6,
+            "warnAt: at most 100",
+        ),
+        (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    noPrepend: false\n",
+            6,
+            "noPrepend: goes with localASNumber",
+        ),
+        ("peers:\n  - address: \"fe80::1\"\n    asNumber: 1\n", 4, "link-local; name its interface"),
+        ("peers:\n  - asNumber: 1\n", 4, "address is missing"),
+        ("dynamic:\n  - range: 10.0.0.1/8\n", 4, "dynamic[0].range: 10.0.0.1/8 has host bits"),
+        ("dynamic:\n  - {range: 10.0.0.0/8}\n  - {range: 10.0.0.0/8}\n", 5, "dynamic[0] already"),
+        ("dynamic:\n  - range: 10.0.0.0/8\n    max: 0\n", 5, "dynamic[0].max"),
+        (
+            "dynamic:\n  - range: 10.0.0.0/8\n    template:\n      address: 10.0.0.1\n",
+            6,
+            "dynamic[0].template.address",
+        ),
         (
             "filters:\n  - name: f\n    importV4:\n      - {cidr: 10.0.0.0/8, action: Accept}\n",
             6,

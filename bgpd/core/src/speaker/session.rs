@@ -61,6 +61,17 @@ fn closed(cfg: &PeerConfig, ibgp: bool) -> (bool, bool) {
     (required && cfg.import.is_empty(), required && cfg.export == ExportPolicy::default())
 }
 
+/// What to say of a session that carries nothing for want of a policy.
+pub(super) fn without_policy(up: &Up) -> Option<String> {
+    let what = match (up.rib.inward.closed, up.rib.rewrite.closed) {
+        (true, true) => "accepted from it or sent to it",
+        (true, false) => "accepted from it",
+        (false, true) => "sent to it",
+        (false, false) => return None,
+    };
+    Some(format!("external peer without a policy: nothing is {what} (RFC 8212)"))
+}
+
 /// A session that carries more than it may.
 pub(super) struct Excess {
     pub(super) conn: ConnId,
@@ -83,17 +94,11 @@ impl Speaker {
         peer.sessions = peer.sessions.saturating_add(1);
         peer.warned = PerFamily::default();
         let rib = rib_peer(peer, &session, &self.cfg, self.draining);
-        let without = match (rib.inward.closed, rib.rewrite.closed) {
-            (true, true) => Some("accepted from it or sent to it"),
-            (true, false) => Some("accepted from it"),
-            (false, true) => Some("sent to it"),
-            (false, false) => None,
-        };
-        if let Some(what) = without {
-            let what = format!("external peer without a policy: nothing is {what} (RFC 8212)");
-            out.push_back(warning(peer, what));
-        }
         peer.up = Some(Up { conn, since: now, session, rib: rib.clone(), eor: PerFamily::default() });
+        if let Some(what) = peer.up.as_ref().and_then(without_policy) {
+            let event = warning(peer, what);
+            out.push_back(event);
+        }
         self.resume(now, id, out);
         self.rib.peer_up(&rib);
         for family in Family::ALL {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::session::without_policy;
 use super::{ConnId, PeerConfig, PeerId, Speaker, SpeakerConfig, neighbor::Neighbor};
 use crate::{
     af::PerFamily,
@@ -30,6 +31,8 @@ pub struct PeerStatus {
     pub cause: String,
     /// What ended the last session.
     pub last_error: Option<String>,
+    /// What an operator should know of a session that is up: that it carries nothing for want of a policy (RFC 8212).
+    pub note: Option<String>,
     /// Sessions that were established since the start.
     pub sessions: u32,
     /// UPDATEs received since the start.
@@ -111,6 +114,7 @@ impl Speaker {
             since: p.since,
             cause: p.fsm.cause().to_string(),
             last_error: p.last_error.clone(),
+            note: p.up.as_ref().and_then(without_policy),
             sessions: p.sessions,
             updates: p.updates,
             routes: PerFamily::from_fn(|f| self.rib.counts(p.id, f)),
