@@ -4,4 +4,5 @@
 mod bad_input;
 mod differential;
 mod oracle;
+mod scale;
 mod sequences;
