@@ -149,7 +149,9 @@ fn daemon(args: RunArgs) -> Result<()> {
     init_log(args.log_format.unwrap_or(log.format), &level)?;
     let of_file = settings.as_ref().map(|s| s.admin_socket.clone());
     let admin_socket = args.admin_socket.or(of_file).unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into());
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    // One thread: all routes are one task's, and what the others do is little and made of system calls.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(run(Daemon { source, admin_socket, record: args.record, settings }))
 }
 

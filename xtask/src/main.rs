@@ -17,7 +17,7 @@ cargo xtask TASK
   test [STEP..]  everything CI checks; with names, only those steps:
                  fmt layers clippy unit integration doc deny fuzz bench
   layers         the dependency rules of ARCHITECTURE.md, and that the bans of the pure packages bite
-  bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier lab
+  bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier lab bgp
   setup          only install what is missing";
 
 fn main() -> ExitCode {

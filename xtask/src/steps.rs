@@ -113,10 +113,12 @@ pub(crate) fn lab(args: &[String]) -> Result<ExitCode> {
 }
 
 /// The benchmarks, each a binary of the integration package.
-const BENCHES: [&str; 5] = ["ipam", "routes", "cni", "carrier", "lab"];
+const BENCHES: [&str; 6] = ["ipam", "routes", "cni", "carrier", "lab", "bgp"];
 
-/// `cargo xtask bench [NAME..]`.
-pub(crate) fn bench(names: &[String]) -> Result<ExitCode> {
+/// `cargo xtask bench [NAME..] [-- ARGUMENT..]`; the arguments go to the benchmarks named.
+pub(crate) fn bench(words: &[String]) -> Result<ExitCode> {
+    let mut parts = words.splitn(2, |w| w == "--");
+    let (names, args) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     if !is_root() {
         bail!("the benchmarks make network namespaces: run as root");
     }
@@ -135,7 +137,8 @@ pub(crate) fn bench(names: &[String]) -> Result<ExitCode> {
                 continue;
             }
             let bin = target()?.join(format!("release/bench-{name}"));
-            sh(&bin.to_string_lossy(), &[])?;
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            sh(&bin.to_string_lossy(), &args)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,9 @@
 //! Connections: sockets in, messages out. One reader and one writer task per connection, one task per listening
-//! socket and per dial; all of them report to the speaker task and hold nothing but their half of a socket.
+//! socket and per dial; all of them report to the speaker task and hold nothing but a socket. The writer sleeps as long
+//! as the socket takes what the speaker task gives it.
 
 mod dial;
+mod half;
 mod listen;
 mod read;
 mod write;
@@ -14,6 +16,7 @@ use tokio::net::TcpStream;
 
 pub(crate) use self::{
     dial::{Dial, dial, prepare},
+    half::{Half, write_now},
     listen::Listener,
     read::read,
     write::write,
@@ -43,10 +46,9 @@ pub(crate) enum Report {
         token: Token,
         inputs: Vec<Input>,
     },
-    /// The writer has sent its chunk; the buffer comes back empty.
+    /// The writer has sent its chunk.
     Room {
         token: Token,
-        buffer: BytesMut,
     },
 }
 

@@ -1,8 +1,7 @@
-//! The writer: owns the sending half, takes one chunk at a time and asks for the next when the socket took it.
+//! The writer: takes what the socket did not take at once, and says when it has.
 
 use std::time::Duration;
 
-use bytes::BytesMut;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     sync::{mpsc, watch},
@@ -40,8 +39,7 @@ pub(crate) async fn write(
             let _ = timeout(LINGER, socket.shutdown()).await;
             return Exit::Closed;
         }
-        let buffer = if bytes.is_empty() { bytes } else { BytesMut::new() };
-        if inbox.send(Report::Room { token, buffer }).await.is_err() {
+        if inbox.send(Report::Room { token }).await.is_err() {
             return Exit::Closed;
         }
     }
@@ -50,6 +48,7 @@ pub(crate) async fn write(
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
     use tokio::io::AsyncReadExt;
 
     use super::*;
@@ -79,7 +78,7 @@ mod tests {
     async fn a_chunk_is_acknowledged_once_the_socket_took_it_and_the_last_one_closes() {
         let mut r = rig(64);
         r.chunks.send(chunk(10, false)).await.unwrap();
-        assert!(matches!(r.reports.recv().await, Some(Report::Room { token: Token(7), .. })));
+        assert!(matches!(r.reports.recv().await, Some(Report::Room { token: Token(7) })));
         r.chunks.send(chunk(3, true)).await.unwrap();
         assert!(matches!(r.task.await.unwrap(), Exit::Closed));
         let mut got = Vec::new();

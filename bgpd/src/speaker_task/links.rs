@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,10 +20,11 @@ use tokio::{
 use tracing::{debug, error};
 
 use super::{Link, LinkState, REPORTS, SpeakerTask, Up};
-use crate::conn::{self, Chunk, Exit, Mode, Report, Token};
+use crate::conn::{self, Chunk, Exit, Half, Mode, Report, Token, write_now};
 
-/// Octets of messages a writer gets at a time: what a busy connection costs in memory beside its socket buffer.
-const CHUNK: usize = 16 * 1024;
+/// Octets of messages a connection gets at a time: what one that is slow costs in memory beside its socket buffer, and
+/// how long the others wait for their turn.
+const CHUNK: usize = 64 * 1024;
 /// RFC 9687 section 3.2: eight minutes, or twice the hold time if that is longer.
 const SEND_HOLD: Duration = Duration::from_secs(480);
 
@@ -45,11 +47,10 @@ impl SpeakerTask {
                     }
                 }
             }
-            Report::Room { token, buffer } => {
+            Report::Room { token } => {
                 let Some(conn) = self.by_token.get(&token).copied() else { return };
                 if let Some(Link { state: LinkState::Up(up), .. }) = self.links.get_mut(&conn) {
                     up.busy = false;
-                    up.spare = up.pending.then_some(buffer);
                     self.dirty.push(conn);
                 }
             }
@@ -158,7 +159,8 @@ impl SpeakerTask {
             Some(seconds) => Duration::from_secs(u64::from(seconds)),
             None => SEND_HOLD.max(Duration::from_secs(2 * u64::from(hold))),
         };
-        let (read_half, write_half) = stream.into_split();
+        let socket = Arc::new(stream);
+        let (read_half, write_half) = (Half(Arc::clone(&socket)), Half(Arc::clone(&socket)));
         let (mode, mode_rx) = watch::channel(Mode::Open);
         // Two: the chunk being written, and the last one.
         let (chunks, chunks_rx) = mpsc::channel(2);
@@ -168,13 +170,13 @@ impl SpeakerTask {
             conn::write(token, write_half, chunks_rx, mode_rx, self.inbox_tx.clone(), send_hold),
         );
         Up {
+            socket,
             mode,
             chunks,
             write: WireCx::default(),
             control: BytesMut::new(),
             pending: false,
             busy: false,
-            spare: None,
         }
     }
 
@@ -185,7 +187,8 @@ impl SpeakerTask {
         }
     }
 
-    /// Gives an idle writer what is to be sent, messages before updates.
+    /// Sends what is to be sent, messages before updates, a chunk at a time so that every connection has its turn. What
+    /// the socket does not take at once is the writer's.
     pub(super) fn next_chunk(&mut self, conn: ConnId) {
         let (Some(speaker), Some(Link { state: LinkState::Up(up), .. })) =
             (&mut self.speaker, self.links.get_mut(&conn))
@@ -195,20 +198,22 @@ impl SpeakerTask {
         if up.busy || (up.control.is_empty() && !up.pending) {
             return;
         }
-        let mut bytes = match up.spare.take() {
-            Some(mut spare) => {
-                spare.extend_from_slice(&up.control);
-                up.control.clear();
-                spare
-            }
-            None => std::mem::take(&mut up.control),
-        };
+        let bytes = &mut self.scratch;
+        bytes.clear();
+        bytes.extend_from_slice(&up.control);
+        up.control = BytesMut::new();
         while up.pending && bytes.len() < CHUNK {
-            up.pending = speaker.next_update(conn, CHUNK, &mut bytes);
+            up.pending = speaker.next_update(conn, CHUNK - bytes.len(), bytes);
         }
-        if !bytes.is_empty() {
+        let sent = write_now(&up.socket, bytes);
+        if let Some(rest) = bytes.get(sent..).filter(|r| !r.is_empty()) {
             // Fails only if the writer ended; its exit is on the way.
-            up.busy = up.chunks.try_send(Chunk { bytes, last: false }).is_ok();
+            up.busy = up.chunks.try_send(Chunk { bytes: rest.into(), last: false }).is_ok();
+        } else if up.pending {
+            self.dirty.push(conn);
+        }
+        if bytes.capacity() > 4 * CHUNK {
+            *bytes = BytesMut::new();
         }
     }
 

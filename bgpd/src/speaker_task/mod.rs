@@ -9,6 +9,7 @@ mod orders;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ use brindle_bgpd_core::{
 use bytes::BytesMut;
 use ipnet::IpNet;
 use tokio::{
+    net::TcpStream,
     sync::{mpsc, watch},
     task::{AbortHandle, Id, JoinSet},
     time::{Instant, sleep_until},
@@ -56,6 +58,7 @@ enum LinkState {
 }
 
 struct Up {
+    socket: Arc<TcpStream>,
     mode: watch::Sender<Mode>,
     chunks: mpsc::Sender<Chunk>,
     /// How messages are written: without capabilities until negotiated.
@@ -66,8 +69,6 @@ struct Up {
     pending: bool,
     /// The writer has a chunk.
     busy: bool,
-    /// Its buffer, between chunks of a long series.
-    spare: Option<BytesMut>,
 }
 
 pub(crate) struct SpeakerTask {
@@ -93,8 +94,10 @@ pub(crate) struct SpeakerTask {
     next_token: u64,
     next_accept: u64,
     outputs: VecDeque<Output>,
-    /// Connections whose writer may have something to do.
+    /// Connections for which there may be something to write.
     dirty: Vec<ConnId>,
+    /// What is being written.
+    scratch: BytesMut,
     listeners: Listeners,
     fib: FibQueue,
     recorder: Option<Recorder>,
@@ -141,6 +144,7 @@ impl SpeakerTask {
             next_accept: 1,
             outputs: VecDeque::new(),
             dirty: Vec::new(),
+            scratch: BytesMut::new(),
             listeners: Listeners::new(inbox_tx.clone()),
             fib,
             recorder,
@@ -178,6 +182,8 @@ impl SpeakerTask {
                     self.report(report);
                     self.reports();
                 }
+                // More to write to somebody who takes it; whatever came in meanwhile was first.
+                () = tokio::task::yield_now(), if !self.dirty.is_empty() => {}
                 () = sleep_until(deadline.unwrap_or(self.origin)), if deadline.is_some() => {}
             }
             // Also when something else came first: a flood of input must not stop the timers.
