@@ -1,6 +1,9 @@
 //! What the rest of a process holds of a running speaker: questions and orders in, routes out.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, SpeakerConfig};
 use brindle_config_core::status::BgpStatus;
@@ -74,6 +77,7 @@ pub(crate) enum Order {
     Apply(Box<Desired>, oneshot::Sender<Vec<ListenError>>),
     SetPeers(Vec<PeerConfig>),
     SetLocalRoutes(Vec<LocalRoute>),
+    NextHops(BTreeMap<IpAddr, Option<u32>>),
     Clear(String, Clear, oneshot::Sender<bool>),
     Reset(String, String, oneshot::Sender<bool>),
     Drain(oneshot::Sender<()>),
@@ -106,6 +110,15 @@ impl Handle {
     /// [`Gone`].
     pub async fn set_local_routes(&self, routes: Vec<LocalRoute>) -> Result<(), Gone> {
         self.orders.send(Order::SetLocalRoutes(routes)).await.map_err(|_| Gone)
+    }
+
+    /// Says how far next hops are, as the kernel knows it; `None`: out of reach. The whole set: one that is not in it
+    /// counts as near.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn set_next_hops(&self, costs: BTreeMap<IpAddr, Option<u32>>) -> Result<(), Gone> {
+        self.orders.send(Order::NextHops(costs)).await.map_err(|_| Gone)
     }
 
     /// An operator's `clear` of the peer with this name or address; `false` if there is none.

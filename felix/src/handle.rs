@@ -53,6 +53,8 @@ pub struct Report {
     pub pod_mtu: u32,
     /// What cannot be done as asked, with what to do.
     pub problems: Vec<String>,
+    /// How far the next hops of learned routes are; none out of reach.
+    pub next_hops: Arc<BTreeMap<IpAddr, Option<u32>>>,
     /// Contradictions among the resources. What can be done is done.
     pub warnings: Vec<String>,
     /// Prefixes of pod devices' names, that of new ones first; empty until known.

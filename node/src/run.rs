@@ -220,6 +220,7 @@ async fn speak(
         &settings.state_dir.join("secrets"),
         running.handle.clone(),
     );
+    tokio::spawn(tell_next_hops(felix.watch(), running.handle.clone()));
     let felix = felix.clone();
     tokio::spawn(async move {
         while let Some(batch) = fib.next().await {
@@ -246,6 +247,26 @@ struct Speaker {
 fn forwards_already() -> anyhow::Result<bool> {
     let ours = RouteFilter { protocol: Some(PROTO_CLUSTER), ..RouteFilter::main() };
     Ok(Rtnl::open()?.routes(&ours)?.iter().any(|r| r.hops.iter().any(|h| h.gateway.is_some())))
+}
+
+/// Tells the speaker how far its next hops are by the host's routes, whenever that changes.
+async fn tell_next_hops(
+    mut report: tokio::sync::watch::Receiver<brindle_felix::Report>,
+    bgp: brindle_bgpd::Handle,
+) {
+    let mut told = Arc::default();
+    loop {
+        let now = Arc::clone(&report.borrow_and_update().next_hops);
+        if now != told {
+            if bgp.set_next_hops((*now).clone()).await.is_err() {
+                return;
+            }
+            told = now;
+        }
+        if report.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// STATE/mtu: what other tools and the CNI plugin give new pods.

@@ -82,6 +82,8 @@ pub(crate) struct SpeakerTask {
     routes: Option<Vec<LocalRoute>>,
     /// Routes to peers behind a gateway.
     statics: BTreeMap<IpNet, IpAddr>,
+    /// Next hops that are not near, as the host's routes say.
+    next_hops: BTreeMap<IpAddr, Option<u32>>,
     /// For the first speaker: an earlier run's routes are in the kernel.
     restarting: bool,
     /// By address: who may connect, and with which socket options.
@@ -134,6 +136,7 @@ impl SpeakerTask {
             peers: None,
             routes: None,
             statics: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
             restarting,
             neighbors: HashMap::new(),
             links: HashMap::new(),

@@ -26,6 +26,7 @@ impl SpeakerTask {
             }
             Order::SetPeers(peers) => self.set_peers(peers),
             Order::SetLocalRoutes(routes) => self.set_local_routes(routes),
+            Order::NextHops(costs) => self.set_next_hops(costs),
             Order::Clear(peer, how, answer) => {
                 let _ = answer.send(self.clear(&peer, how));
             }
@@ -138,6 +139,27 @@ impl SpeakerTask {
         self.statics = wanted;
     }
 
+    /// Tells the speaker what differs. Near is what it believes of a next hop it never heard of.
+    fn set_next_hops(&mut self, costs: BTreeMap<IpAddr, Option<u32>>) {
+        const NEAR: Option<u32> = Some(0);
+        let costs: BTreeMap<IpAddr, Option<u32>> = costs
+            .into_iter()
+            // A peer behind a gateway of its own is reached by that.
+            .filter(|(a, c)| *c != NEAR && !self.statics.contains_key(&IpNet::from(*a)))
+            .collect();
+        let old = std::mem::replace(&mut self.next_hops, costs.clone());
+        let near_again = old.keys().filter(|a| !costs.contains_key(*a)).map(|a| (*a, NEAR));
+        let changed = costs.iter().filter(|(a, c)| old.get(*a) != Some(*c)).map(|(a, c)| (*a, *c));
+        for (address, cost) in near_again.chain(changed).collect::<Vec<_>>() {
+            if cost.is_none() != old.get(&address).is_some_and(Option::is_none) {
+                let (was, is) =
+                    if cost.is_none() { ("reachable", "unreachable") } else { ("unreachable", "reachable") };
+                info!(next_hop = %address, old = was, new = is, cause = "the host's routes", "next hop");
+            }
+            self.feed(Input::NextHop { address, cost });
+        }
+    }
+
     fn clear(&mut self, peer: &str, how: Clear) -> bool {
         let Some(peer) = self.find(peer) else { return false };
         self.feed(Input::Clear { peer, how });
@@ -166,6 +188,9 @@ impl SpeakerTask {
             }
             Speaker::new(config)
         });
+        // What is known of the host holds for any speaker.
+        let costs = std::mem::take(&mut self.next_hops);
+        self.set_next_hops(costs);
     }
 
     pub(super) async fn shutdown(&mut self) {

@@ -199,8 +199,17 @@ impl LabDir {
 
     /// Creates the directory. Fails when it is there.
     pub(crate) fn create(&self) -> Result<()> {
-        fs::create_dir_all(ROOT).with_context(|| format!("cannot make {ROOT}"))?;
-        fs::create_dir(&self.path).with_context(|| format!("cannot make {}", self.path.display()))
+        // The `down` of another lab, the last one, may remove the root between the two.
+        const ATTEMPTS: usize = 20;
+        let mut made = Ok(());
+        for _ in 0..ATTEMPTS {
+            fs::create_dir_all(ROOT).with_context(|| format!("cannot make {ROOT}"))?;
+            made = fs::create_dir(&self.path);
+            if !matches!(&made, Err(e) if e.kind() == io::ErrorKind::NotFound) {
+                break;
+            }
+        }
+        made.with_context(|| format!("cannot make {}", self.path.display()))
     }
 
     /// Locks the lab against other commands that change it; the lock ends with the returned file, or the process.

@@ -95,7 +95,7 @@ pub(crate) enum Event {
 /// then the control socket. Packets move from the first configuration on; until then they wait in
 /// the queues of the kernel.
 pub fn run(options: &Options, ready: impl FnOnce()) -> Result<(), RunError> {
-    let start = Instant::now();
+    let (start, keeper) = (Instant::now(), std::os::unix::process::parent_id());
     daemon::own_session();
     let pid_file = PidFile::take(&options.pid_file)?;
     let tun = Arc::new(Tun::attach(&options.device)?);
@@ -124,7 +124,7 @@ pub fn run(options: &Options, ready: impl FnOnce()) -> Result<(), RunError> {
     spawn("inbound", &events, move || inbound::run(&s, &t, &raw))?;
     let server = Arc::new(Server {
         shared,
-        identity: Identity { device: options.device.clone(), start },
+        identity: Identity { device: options.device.clone(), start, keeper },
         events: events.clone(),
         connections: AtomicUsize::new(0),
     });

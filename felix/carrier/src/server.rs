@@ -29,6 +29,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Identity {
     pub(crate) device: String,
     pub(crate) start: Instant,
+    /// Our parent when we started. A process whose parent dies gets another one.
+    pub(crate) keeper: u32,
 }
 
 /// Answers requests for the life of the process.
@@ -159,6 +161,7 @@ impl Server {
             local: self.shared.local,
             configured: self.shared.is_configured(),
             uptime_ms: u64::try_from(self.identity.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            keeper: Some(std::os::unix::process::parent_id()).filter(|p| *p == self.identity.keeper),
         }
     }
 }

@@ -33,12 +33,25 @@ pub enum Reach {
     Connected {
         dev: Dev,
     },
-    /// Through a gateway the host already routes to.
+    /// Through a gateway the host already routes to, by a route of this metric.
     Through {
         via: IpAddr,
         dev: Dev,
+        metric: u32,
     },
     Nowhere,
+}
+
+impl Reach {
+    /// The distance, for a speaker that compares next hops (RFC 4271 section 9.1.2.2 e): 0 on a connected subnet, the
+    /// metric of the host's route beyond; none out of reach.
+    pub fn cost(&self) -> Option<u32> {
+        match self {
+            Self::Connected { .. } => Some(0),
+            Self::Through { metric, .. } => Some(*metric),
+            Self::Nowhere => None,
+        }
+    }
 }
 
 impl HostView {
@@ -117,10 +130,11 @@ impl HostView {
             IpAddr::V4(a) => self.foreign4.get_lpm(&a.into()).map(|(_, r)| r),
             IpAddr::V6(a) => self.foreign6.get_lpm(&a.into()).map(|(_, r)| r),
         };
+        let metric = route.map_or(0, |r| r.metric);
         match route.map(|r| &r.target) {
             Some(Target::Device(dev)) => Reach::Connected { dev: dev.clone() },
             Some(Target::Via(hops)) => match hops.first() {
-                Some(h) => Reach::Through { via: h.via, dev: h.dev.clone() },
+                Some(h) => Reach::Through { via: h.via, dev: h.dev.clone(), metric },
                 None => Reach::Nowhere,
             },
             Some(Target::Blackhole | Target::Other(_)) | None => Reach::Nowhere,

@@ -142,7 +142,7 @@ impl<'a> Paths<'a> {
             Reach::Connected { dev } => {
                 Ok((Way::Direct { via: next_hop, dev, onlink: true }, Why { rule, behind: Some(None) }))
             }
-            Reach::Through { via, dev } => {
+            Reach::Through { via, dev, .. } => {
                 Ok((Way::Direct { via, dev, onlink: false }, Why { rule, behind: Some(Some(via)) }))
             }
             Reach::Nowhere => Err(NoWay::Unreachable(rule)),

@@ -60,6 +60,9 @@ const SINGLY: usize = 4;
 /// Up to so many learned prefixes the report's paths are always fresh, beyond that at most once a second.
 const FRESH_PATHS: usize = 1000;
 
+/// Next hops out of reach that are watched at most.
+const WATCHED: usize = 10_000;
+
 /// How packets across segments are encapsulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CarrierPolicy {
@@ -211,6 +214,8 @@ pub(crate) struct Engine {
     device: Dev,
     /// How each next hop is reached: decides whether a change of the host bears on learned routes at all.
     reaches: BTreeMap<IpAddr, Reach>,
+    /// Next hops that were out of reach when last looked at.
+    lost: BTreeSet<IpAddr>,
     /// Devices (by index) and what was set for them.
     set: BTreeMap<u32, apply::Set>,
     host_set: bool,
@@ -251,6 +256,7 @@ impl Engine {
             wanted: Desired::default(),
             device: "tunl0".into(),
             reaches: BTreeMap::new(),
+            lost: BTreeSet::new(),
             set: BTreeMap::new(),
             host_set: false,
             held: BTreeMap::new(),
@@ -488,7 +494,18 @@ impl Engine {
     }
 
     fn read_reaches(&mut self) {
-        self.reaches = self.inputs.next_hops().into_iter().map(|n| (n, self.view.host.reach(n))).collect();
+        let mut all = self.inputs.next_hops();
+        // A next hop out of reach has no routes any more; it is watched until it is back.
+        let lost = self.lost.iter().filter(|n| !all.contains(*n)).copied().collect::<Vec<_>>();
+        all.extend(lost);
+        self.reaches = all.into_iter().map(|n| (n, self.view.host.reach(n))).collect();
+        self.lost = self
+            .reaches
+            .iter()
+            .filter(|(_, r)| **r == Reach::Nowhere)
+            .map(|(n, _)| *n)
+            .take(WATCHED)
+            .collect();
     }
 
     /// Decides and writes what is dirty.
@@ -553,7 +570,10 @@ impl Engine {
                 }
                 let prefixes = std::mem::take(&mut dirty.prefixes);
                 for nh in prefixes.iter().flat_map(|p| self.inputs.next_hops_of(p)) {
-                    self.reaches.entry(*nh).or_insert_with(|| self.view.host.reach(*nh));
+                    let reach = self.reaches.entry(*nh).or_insert_with(|| self.view.host.reach(*nh));
+                    if *reach == Reach::Nowhere && self.lost.len() < WATCHED {
+                        self.lost.insert(*nh);
+                    }
                 }
                 let touched = self.wanted.refresh_fib(&self.inputs, &self.view.host, &self.device, prefixes);
                 dirty.keys.extend(touched);

@@ -60,6 +60,11 @@ impl Engine {
             set(update(&mut r.own_blocks, self.wanted.own_blocks.clone()));
             set(update(&mut r.pod_mtu, self.wanted.pod_mtu));
             set(update(&mut r.problems, problems));
+            let far = self.reaches.iter().map(|(n, reach)| (*n, reach.cost()));
+            if !r.next_hops.iter().map(|(n, c)| (*n, *c)).eq(far.clone()) {
+                r.next_hops = Arc::new(far.collect());
+                set(true);
+            }
             set(update(&mut r.warnings, warnings));
             set(update(&mut r.pod_prefixes, self.owner.interface_prefixes.clone()));
             changed

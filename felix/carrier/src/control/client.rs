@@ -113,16 +113,19 @@ impl Client {
         let io = |source| ClientError::Io { what: WHAT, source };
         let process = daemon::peer_pid(self.socket()).map_err(io)?;
         let process = process.map(Watched::open).transpose().map_err(io)?;
+        // An older or newer carrier may not say: then there is none to wait for.
+        let keeper = self.hello().ok().and_then(|h| h.keeper).and_then(|p| i32::try_from(p).ok());
+        let keeper = keeper.and_then(|p| Watched::open(p).ok());
         match self.ask(WHAT, &Request::Shutdown { keep_device })? {
             Answer::Bye => {}
             other => return Err(unexpected(WHAT, &other)),
         }
-        match process {
-            Some(process) if !process.wait_gone(TIMEOUT).map_err(io)? => {
-                Err(io(io::ErrorKind::TimedOut.into()))
+        for process in process.into_iter().chain(keeper) {
+            if !process.wait_gone(TIMEOUT).map_err(io)? {
+                return Err(io(io::ErrorKind::TimedOut.into()));
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Kills a carrier that does not answer, and waits until it is gone. Its device stays.

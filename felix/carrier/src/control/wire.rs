@@ -95,6 +95,9 @@ pub struct Hello {
     /// Milliseconds since its start.
     #[serde(default)]
     pub uptime_ms: u64,
+    /// The process that starts it again when it dies; none if that has died itself.
+    #[serde(default)]
+    pub keeper: Option<u32>,
 }
 
 /// What became of a configuration.
