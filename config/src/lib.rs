@@ -9,6 +9,8 @@ use brindle_config_core::store::{Store, StoreError};
 
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 mod jitter;
 pub mod memory;
 pub mod sqlite;
@@ -24,14 +26,32 @@ pub use sqlite::SqliteStore;
 /// Where a fresh installation keeps its resources.
 pub const DEFAULT_URL: &str = "sqlite:/var/lib/brindle/brindle.db";
 
-/// Opens the datastore named by `url`: `sqlite:PATH` (created if missing, the folder must exist) or `memory:`.
-/// Blocks for some milliseconds; not to be called from inside a busy async task.
+/// Opens the datastore named by `url`: `sqlite:PATH` (created if missing, the folder must exist), `etcd:ENDPOINTS`
+/// (see [`etcd::EtcdSettings::parse`]; connected to with the first call) or `memory:`. Blocks for some milliseconds; not to be called from inside a busy async task.
 pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => Ok(Arc::new(SqliteStore::open(Path::new(path))?)),
+        #[cfg(feature = "etcd")]
+        Some(("etcd", rest)) => {
+            let settings = etcd::EtcdSettings::parse(rest, |name| std::env::var(name).ok())?;
+            Ok(Arc::new(etcd::EtcdStore::new(settings)))
+        }
         Some(("memory", "")) => Ok(Arc::new(MemoryStore::new())),
         _ => Err(StoreError::Broken(format!(
-            "datastore {url:?}: expected sqlite:PATH (for example {DEFAULT_URL}) or memory:"
+            "datastore {url:?}: expected sqlite:PATH (for example {DEFAULT_URL}), etcd:http://HOST:2379 or memory:"
+        ))),
+    }
+}
+
+/// Whether [`open`] knows what to do with `url`; nothing is opened. `memory:` is refused: what one process remembers is
+/// no datastore of an agent.
+pub fn check_url(url: &str) -> Result<(), StoreError> {
+    match url.split_once(':') {
+        Some(("sqlite", path)) if !path.is_empty() => Ok(()),
+        #[cfg(feature = "etcd")]
+        Some(("etcd", rest)) => etcd::EtcdSettings::parse(rest, |name| std::env::var(name).ok()).map(drop),
+        _ => Err(StoreError::Broken(format!(
+            "datastore {url:?}: expected sqlite:PATH (for example {DEFAULT_URL}) or etcd:http://HOST:2379"
         ))),
     }
 }

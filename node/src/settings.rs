@@ -31,7 +31,7 @@ pub(crate) struct RunArgs {
     /// Folder of the agent's own files: lock, sockets, journals
     #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/brindle")]
     state_dir: PathBuf,
-    /// Datastore: sqlite:PATH
+    /// Datastore: sqlite:PATH, or etcd:http://HOST:2379 (several with commas; options as in docs/design/datastore.md)
     #[arg(
         long,
         env = "BRINDLE_DATASTORE",
@@ -135,9 +135,7 @@ impl Settings {
             return Err("--ip and --ip6 are both none: a node needs an address".into());
         }
         EnvFilter::try_new(&a.log_level).map_err(|e| format!("--log-level {:?}: {e}", a.log_level))?;
-        if !a.datastore.starts_with("sqlite:") {
-            return Err(format!("--datastore {:?}: expected sqlite:PATH", a.datastore));
-        }
+        brindle_config::check_url(&a.datastore).map_err(|e| format!("--datastore: {e}"))?;
         Ok(Self {
             cni_socket: a.cni_socket.unwrap_or_else(|| a.state_dir.join("cni.sock")),
             admin_socket: a.admin_socket.unwrap_or_else(|| a.state_dir.join("admin.sock")),

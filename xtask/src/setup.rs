@@ -30,7 +30,7 @@ pub(crate) const LAB: [Need; 6] = [
 ];
 
 /// What the tests and benchmarks use beside that: real peers, real clients, the reference plugins.
-pub(crate) const TESTS: [Need; 11] = [
+pub(crate) const TESTS: [Need; 13] = [
     need("c++", "g++", "the run-time of the fuzz targets is C++"),
     need("bird", "bird2", "interop: BIRD as a node and as a peer"),
     need("/usr/lib/frr/bgpd", "frr", "interop: FRR as top-of-rack router and as a peer"),

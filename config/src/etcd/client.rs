@@ -1,0 +1,261 @@
+//! The connection: endpoints, TLS, tokens, deadlines, and what an error of the server means to a caller.
+
+use std::{path::Path, sync::Mutex, time::Duration};
+
+use brindle_config_core::store::StoreError;
+use tokio::sync::OnceCell;
+use tonic::{
+    Code, Request, Status, Streaming,
+    client::Grpc,
+    codegen::http::uri::PathAndQuery,
+    metadata::{Ascii, MetadataValue},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+use tonic_prost::ProstCodec;
+
+use super::{
+    pb::{
+        AuthenticateRequest, AuthenticateResponse, CompactionRequest, CompactionResponse, RangeRequest,
+        RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+    },
+    settings::EtcdSettings,
+};
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a call may take.
+const CALL: Duration = Duration::from_secs(15);
+/// How often an idle connection is tried, so that a dead server is noticed while only watching.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Largest answer; pages are far smaller.
+const LARGEST: usize = 256 << 20;
+
+/// A client of one cluster; clones of the channel share connections.
+pub(super) struct Client {
+    settings: EtcdSettings,
+    channel: OnceCell<Channel>,
+    token: Mutex<Option<MetadataValue<Ascii>>>,
+}
+
+fn pem(what: &str, path: &Path) -> Result<Vec<u8>, StoreError> {
+    std::fs::read(path).map_err(|e| StoreError::Broken(format!("{what} {}: {e}", path.display())))
+}
+
+impl Client {
+    pub(super) fn new(settings: EtcdSettings) -> Self {
+        Self { settings, channel: OnceCell::new(), token: Mutex::new(None) }
+    }
+
+    /// The cluster's name in messages.
+    pub(super) fn name(&self) -> String {
+        self.settings.name()
+    }
+
+    /// Connections are made when they are needed, and again when they break.
+    async fn channel(&self) -> Result<Channel, StoreError> {
+        self.channel.get_or_try_init(|| std::future::ready(self.dial())).await.cloned()
+    }
+
+    fn dial(&self) -> Result<Channel, StoreError> {
+        let s = &self.settings;
+        let mut endpoints = Vec::new();
+        for address in &s.endpoints {
+            let wrong =
+                |e: &dyn std::fmt::Display| StoreError::Broken(format!("etcd endpoint {address}: {e}"));
+            let mut endpoint = Endpoint::from_shared(address.clone())
+                .map_err(|e| wrong(&e))?
+                .connect_timeout(CONNECT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(KEEPALIVE)
+                .keep_alive_timeout(KEEPALIVE)
+                .keep_alive_while_idle(true);
+            if address.starts_with("https://") {
+                let ca = s.ca.as_deref().ok_or_else(|| {
+                    wrong(&"https needs the authority that signed the server's certificate: ca=FILE or ETCD_CA_CERT_FILE")
+                })?;
+                let mut tls =
+                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem("etcd ca", ca)?));
+                if let (Some(cert), Some(key)) = (&s.cert, &s.key) {
+                    tls = tls.identity(Identity::from_pem(pem("etcd cert", cert)?, pem("etcd key", key)?));
+                }
+                endpoint = endpoint.tls_config(tls).map_err(|e| wrong(&cause(&e)))?;
+            }
+            endpoints.push(endpoint);
+        }
+        match <[Endpoint; 1]>::try_from(endpoints) {
+            Ok([one]) => Ok(one.connect_lazy()),
+            Err(several) => Ok(Channel::balance_list(several.into_iter())),
+        }
+    }
+
+    fn grpc(channel: Channel) -> Grpc<Channel> {
+        Grpc::new(channel).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST)
+    }
+
+    fn known_token(&self) -> Option<MetadataValue<Ascii>> {
+        self.token.lock().expect("no code panics while it holds the token").clone()
+    }
+
+    /// The token calls carry; asked for when there is a user and none is known.
+    async fn token(&self) -> Result<Option<MetadataValue<Ascii>>, StoreError> {
+        let (Some(name), Some(password)) = (&self.settings.user, &self.settings.password) else {
+            return Ok(None);
+        };
+        if let Some(token) = self.known_token() {
+            return Ok(Some(token));
+        }
+        let ask = AuthenticateRequest { name: name.clone(), password: password.clone() };
+        let answer: AuthenticateResponse =
+            self.once("/etcdserverpb.Auth/Authenticate", ask, None).await.map_err(|s| self.error(&s))?;
+        let token: MetadataValue<Ascii> = answer
+            .token
+            .parse()
+            .map_err(|_| StoreError::Broken(format!("{}: unusable token", self.name())))?;
+        *self.token.lock().expect("no code panics while it holds the token") = Some(token.clone());
+        Ok(Some(token))
+    }
+
+    fn forget_token(&self) {
+        *self.token.lock().expect("no code panics while it holds the token") = None;
+    }
+
+    /// One attempt at one call.
+    async fn once<Q, A>(
+        &self,
+        path: &'static str,
+        message: Q,
+        token: Option<MetadataValue<Ascii>>,
+    ) -> Result<A, Status>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let channel = self.channel().await.map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let work = async {
+            let mut grpc = Self::grpc(channel);
+            grpc.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
+            let mut request = Request::new(message);
+            if let Some(token) = token {
+                request.metadata_mut().insert("token", token);
+            }
+            let answer =
+                grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, A>::default()).await?;
+            Ok(answer.into_inner())
+        };
+        match tokio::time::timeout(CALL, work).await {
+            Ok(result) => result,
+            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", CALL.as_secs()))),
+        }
+    }
+
+    /// A call; with a fresh token when the old one has run out.
+    async fn call<Q, A>(&self, path: &'static str, message: Q) -> Result<A, StoreError>
+    where
+        Q: prost::Message + Clone + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let token = self.token().await?;
+        let had_token = token.is_some();
+        match self.once(path, message.clone(), token).await {
+            Err(s) if had_token && s.code() == Code::Unauthenticated => {
+                self.forget_token();
+                let token = self.token().await?;
+                self.once(path, message, token).await.map_err(|s| self.error(&s))
+            }
+            other => other.map_err(|s| self.error(&s)),
+        }
+    }
+
+    pub(super) async fn range(&self, request: RangeRequest) -> Result<RangeResponse, StoreError> {
+        self.call("/etcdserverpb.KV/Range", request).await
+    }
+
+    pub(super) async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, StoreError> {
+        self.call("/etcdserverpb.KV/Txn", request).await
+    }
+
+    pub(super) async fn compact(&self, revision: i64) -> Result<(), StoreError> {
+        let _: CompactionResponse =
+            self.call("/etcdserverpb.KV/Compact", CompactionRequest { revision }).await?;
+        Ok(())
+    }
+
+    /// Opens a watch; its first answer says that it stands.
+    pub(super) async fn watch(
+        &self,
+        create: WatchCreateRequest,
+    ) -> Result<Streaming<WatchResponse>, StoreError> {
+        use tokio_stream::StreamExt as _;
+        let token = self.token().await?;
+        let channel = self.channel().await?;
+        let work = async {
+            let mut grpc = Self::grpc(channel);
+            grpc.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
+            // The stream stays open on our side: its end would end the watch.
+            let ask =
+                tokio_stream::once(WatchRequest { create: Some(create) }).chain(tokio_stream::pending());
+            let mut request = Request::new(ask);
+            if let Some(token) = token {
+                request.metadata_mut().insert("token", token);
+            }
+            let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
+            let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
+            Ok(grpc.streaming(request, path, codec).await?.into_inner())
+        };
+        let opened = match tokio::time::timeout(CALL, work).await {
+            Ok(result) => result,
+            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", CALL.as_secs()))),
+        };
+        opened.map_err(|s: Status| {
+            if s.code() == Code::Unauthenticated {
+                self.forget_token();
+            }
+            self.error(&s)
+        })
+    }
+
+    /// What a refusal means to the caller.
+    pub(super) fn error(&self, status: &Status) -> StoreError {
+        let what = match std::error::Error::source(status) {
+            Some(source) if !status.message().contains(&source.to_string()) => {
+                format!("{}: {}", status.message(), cause(source))
+            }
+            _ => status.message().to_owned(),
+        };
+        let name = self.name();
+        match status.code() {
+            Code::FailedPrecondition if what.starts_with("datastore failure") => {
+                StoreError::Broken(what.trim_start_matches("datastore failure: ").to_owned())
+            }
+            Code::Unauthenticated => StoreError::Broken(format!(
+                "{name}: {what}; check user and password (ETCD_USERNAME, ETCD_PASSWORD)"
+            )),
+            Code::InvalidArgument if what.contains("authentication failed") => StoreError::Broken(format!(
+                "{name}: {what}; check user and password (ETCD_USERNAME, ETCD_PASSWORD)"
+            )),
+            Code::InvalidArgument if what.contains("user name is empty") => StoreError::Broken(format!(
+                "{name}: it wants a user and a password (ETCD_USERNAME, ETCD_PASSWORD)"
+            )),
+            Code::PermissionDenied => StoreError::Broken(format!(
+                "{name}: {what}; the user needs read and write access to the keys under {}",
+                self.settings.root
+            )),
+            Code::ResourceExhausted if what.contains("space exceeded") => StoreError::Broken(format!(
+                "{name}: {what}; compact and defragment it, then disarm the alarm (etcdctl alarm disarm)"
+            )),
+            Code::InvalidArgument | Code::ResourceExhausted | Code::Unimplemented => {
+                StoreError::Broken(format!("{name}: {what}"))
+            }
+            _ => StoreError::Unavailable(format!("{name}: {what}")),
+        }
+    }
+}
+
+/// The innermost reason: the outer ones say only that something failed.
+fn cause(e: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = e;
+    while let Some(next) = innermost.source() {
+        innermost = next;
+    }
+    innermost.to_string()
+}

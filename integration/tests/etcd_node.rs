@@ -1,0 +1,198 @@
+//! A node whose datastore is a real etcd: resources through brindlectl, pods through the plugin, and what goes on while
+//! etcd is dead. Needs root and Debian's etcd-server.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use brindle_integration::{
+    bins::bin,
+    cni::{Container, Said, ping},
+    netns::TestNs,
+    process::Running,
+    wait::{until, until_true},
+};
+use serde_json::{Value, json};
+use std::io::Write as _;
+
+const LONG: Duration = Duration::from_secs(90);
+/// Everything is in one namespace, so the usual port is free.
+const ETCD: &str = "http://127.0.0.1:2379";
+
+struct Node {
+    ns: TestNs,
+    dir: PathBuf,
+    etcd: Option<Running>,
+    agent: Option<Running>,
+}
+
+impl Node {
+    fn new(tag: &str) -> Self {
+        let ns = TestNs::new(tag);
+        let mut rtnl = ns.rtnl();
+        rtnl.add_bridge("eth0", None).unwrap();
+        rtnl.set_up("eth0").unwrap();
+        let index = rtnl.link_by_name("eth0").unwrap().unwrap().index;
+        let address = "192.0.2.1/24".parse().unwrap();
+        rtnl.add_addr(&brindle_kernel::netlink::Addr::new(index, address)).unwrap();
+        let dir = std::env::temp_dir().join(ns.name());
+        fs::create_dir_all(&dir).unwrap();
+        let mut node = Self { ns, dir, etcd: None, agent: None };
+        node.start_etcd();
+        node
+    }
+
+    fn log(&self, name: &str) -> (fs::File, fs::File) {
+        let file = fs::File::options().create(true).append(true).open(self.dir.join(name)).unwrap();
+        (file.try_clone().unwrap(), file)
+    }
+
+    fn start_etcd(&mut self) {
+        let (out, err) = self.log("etcd.log");
+        let mut command = Command::new("/usr/bin/etcd");
+        command
+            .arg(format!("--data-dir={}", self.dir.join("etcd").display()))
+            .args(["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD])
+            .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err);
+        assert!(Path::new("/usr/bin/etcd").exists(), "etcd is missing: apt-get install etcd-server");
+        self.etcd = Some(Running::start_in(self.ns.ns(), &mut command));
+        until("etcd answers", LONG, || {
+            let (code, said) = self.ctl(&["get", "nodes"], "");
+            if code == 0 { Ok(()) } else { Err(said) }
+        });
+    }
+
+    fn kill_etcd(&mut self) {
+        self.etcd.take().unwrap().kill();
+    }
+
+    fn start_agent(&mut self) {
+        let (out, err) = self.log("agent.log");
+        let mut command = Command::new(bin("brindle-node"));
+        command
+            .args(["run", "--node-name", "n1", "--ip", "192.0.2.1/24"])
+            .args(["--state-dir".as_ref(), self.dir.as_os_str()])
+            .args(["--datastore", &format!("etcd:{ETCD}")])
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err);
+        self.agent = Some(Running::start_in(self.ns.ns(), &mut command));
+        until("the agent serves ADD", LONG, || {
+            let said = self.plugin("STATUS", "-", "");
+            let log = || fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
+            if said.ok { Ok(()) } else { Err(format!("{said:?}\n{}", log())) }
+        });
+    }
+
+    /// brindlectl on this datastore.
+    fn ctl(&self, args: &[&str], input: &str) -> (i32, String) {
+        let mut command = Command::new(bin("brindlectl"));
+        command.args(args).env("BRINDLE_DATASTORE", format!("etcd:{ETCD}"));
+        let out = self.piped(&mut command, input.as_bytes());
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        (out.status.code().unwrap_or(-1), text)
+    }
+
+    fn piped(&self, command: &mut Command, input: &[u8]) -> std::process::Output {
+        let work = || {
+            let mut child =
+                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let _ = child.stdin.take().unwrap().write_all(input);
+            child.wait_with_output().unwrap()
+        };
+        self.ns.ns().run(work).unwrap()
+    }
+
+    fn plugin(&self, verb: &str, id: &str, netns: &str) -> Said {
+        let conf: Value = json!({"cniVersion": "1.1.0", "name": "net", "type": "brindle",
+            "agent_socket": self.dir.join("cni.sock"), "state_dir": self.dir,
+            "ipam": {"type": "brindle-ipam"}});
+        let mut command = Command::new(bin("brindle"));
+        command
+            .env_clear()
+            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", id), ("CNI_NETNS", netns)])
+            .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", "/usr/lib/cni")])
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{id}"))
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let out = self.piped(&mut command, &serde_json::to_vec(&conf).unwrap());
+        Said {
+            ok: out.status.success(),
+            out: String::from_utf8_lossy(&out.stdout).into_owned(),
+            err: String::from_utf8_lossy(&out.stderr).into_owned(),
+        }
+    }
+
+    fn etcdctl(&self, args: &[&str]) -> String {
+        let mut command = Command::new("etcdctl");
+        command.args(["--endpoints", ETCD]).args(args).env("ETCDCTL_API", "3");
+        String::from_utf8(self.piped(&mut command, b"").stdout).unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.agent.take());
+        drop(self.etcd.take());
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+#[test]
+fn pods_live_on_etcd_and_outlive_it() {
+    let mut node = Node::new("etcd");
+    let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool}\nspec: {cidr: 10.91.0.0/24}\n";
+    let (code, said) = node.ctl(&["apply", "-f", "-"], pool);
+    assert_eq!(code, 0, "{said}");
+    node.start_agent();
+    let (a, b) = (Container::new(), Container::new());
+    let first = node.plugin("ADD", &a.id, &a.netns());
+    let second = node.plugin("ADD", &b.id, &b.netns());
+    assert!(ping(a.ns.ns(), &second.address()), "{first:?} {second:?}");
+
+    // Calico's tools find what they look for where they look.
+    let keys = node.etcdctl(&["get", "--prefix", "--keys-only", "/calico/"]);
+    for path in [
+        "/calico/resources/v3/projectcalico.org/nodes/n1",
+        "/calico/resources/v3/projectcalico.org/workloadendpoints/default/",
+        "/calico/ipam/v2/assignment/ipv4/block/10.91.0.",
+        "/calico/ipam/v2/host/n1/ipv4/block/10.91.0.",
+        "/calico/ipam/v2/handle/",
+    ] {
+        assert!(keys.contains(path), "{path} is missing in\n{keys}");
+    }
+    let (code, said) = node.ctl(&["get", "weps", "-o", "wide"], "");
+    assert!(code == 0 && said.contains(&first.address()), "{said}");
+
+    // Without its datastore the node forwards, and a DEL is taken.
+    node.kill_etcd();
+    assert!(ping(a.ns.ns(), &second.address()), "forwarding goes on");
+    let said = node.plugin("DEL", &a.id, &a.netns());
+    assert!(said.ok, "{said:?}");
+    assert!(ping(b.ns.ns(), "192.0.2.1"), "the other pod lives");
+    node.start_etcd();
+    until_true("what was deleted meanwhile is released", LONG, || {
+        let (code, said) = node.ctl(&["get", "weps", "-o", "wide"], "");
+        code == 0 && !said.contains(&first.address()) && said.contains(&second.address())
+    });
+    until_true("its handle is gone", LONG, || {
+        !node.etcdctl(&["get", "--prefix", "--keys-only", "/calico/ipam/v2/handle/"]).contains(&a.id)
+    });
+    // And the next pod is served.
+    let c = Container::new();
+    until("an ADD is served again", LONG, || {
+        let said = node.plugin("ADD", &c.id, &c.netns());
+        if said.ok { Ok(()) } else { Err(format!("{said:?}")) }
+    });
+    for x in [&b, &c] {
+        assert!(node.plugin("DEL", &x.id, &x.netns()).ok);
+    }
+}
