@@ -15,6 +15,7 @@ mod convert;
 mod engine;
 mod filter;
 mod handle;
+pub mod policy;
 mod tunnel;
 
 pub use engine::{CarrierPolicy, Settings, StartError, spawn};

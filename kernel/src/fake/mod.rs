@@ -7,6 +7,8 @@
 mod fault;
 mod kernel;
 mod model;
+mod netfilter;
 
 pub use fault::{Call, Fault};
 pub use kernel::{FakeEvents, FakeKernel, World};
+pub use netfilter::{FakeFilter, FilterWorld, NfCall};

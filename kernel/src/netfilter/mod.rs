@@ -48,8 +48,12 @@ pub trait Netfilter: Send {
     fn save(&mut self, version: IpVersion) -> Result<String, NfError>;
     /// iptables-restore --noflush; each table of the input takes effect as a whole or not at all.
     fn restore(&mut self, version: IpVersion, input: &str) -> Result<(), NfError>;
-    /// Chooses between the two iptables; `None` when both rule sets would be the same.
+    /// Chooses between the two iptables.
     fn set_variant(&mut self, variant: Variant);
+    /// What one make holds, whatever was chosen, without loading anything into the kernel. `None`: nothing at all.
+    fn probe(&mut self, variant: Variant, version: IpVersion) -> Result<Option<String>, NfError>;
+    /// What the plain name `iptables` is on this machine.
+    fn default_variant(&mut self) -> Result<Variant, NfError>;
     /// `ipset save`.
     fn save_sets(&mut self) -> Result<String, NfError>;
     /// `ipset restore`: line by line, ends at the first that fails; the lines before it have taken effect.

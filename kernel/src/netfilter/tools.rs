@@ -50,12 +50,6 @@ impl Tools {
         self
     }
 
-    /// What the plain name `iptables` is here.
-    pub fn default_variant(&self) -> Result<Variant, NfError> {
-        let out = self.run("iptables", "iptables", &["--version"], None)?;
-        Ok(if out.text().contains("nf_tables") { Variant::Nft } else { Variant::Legacy })
-    }
-
     /// Whether the kernel holds legacy tables in this namespace. Asking iptables-legacy would load them.
     pub fn legacy_tables(version: IpVersion) -> bool {
         let file = match version {
@@ -154,6 +148,18 @@ impl Netfilter for Tools {
 
     fn set_variant(&mut self, variant: Variant) {
         self.variant = variant;
+    }
+
+    fn probe(&mut self, variant: Variant, version: IpVersion) -> Result<Option<String>, NfError> {
+        if variant == Variant::Legacy && !Self::legacy_tables(version) {
+            return Ok(None);
+        }
+        self.save_of(variant, version).map(Some)
+    }
+
+    fn default_variant(&mut self) -> Result<Variant, NfError> {
+        let out = self.run("iptables", "iptables", &["--version"], None)?;
+        Ok(if out.text().contains("nf_tables") { Variant::Nft } else { Variant::Legacy })
     }
 
     fn save_sets(&mut self) -> Result<String, NfError> {

@@ -5,11 +5,15 @@
 //! mangle  PREROUTING  policy before DNAT
 //! nat     POSTROUTING masquerade (after everybody else's)
 //! filter  FORWARD     host endpoints, from workload, to workload, host endpoints; then: accepted is accepted
-//! filter  INPUT       IPIP from nodes only, workload to host, host endpoints
+//! filter  INPUT       IPIP from nodes, workload to host, host endpoints
 //! filter  OUTPUT      host endpoints; the host's own packets to local workloads are not policed
 //! ```
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -94,6 +98,8 @@ pub struct Layout {
     pub dispatches: Vec<(Table, Dispatch)>,
     pub hooks: Vec<(Table, Hook)>,
     pub sets: WantedSets,
+    /// Those of them that do not come from the calculation and are compared each time.
+    pub own_sets: BTreeSet<String>,
 }
 
 impl Layout {
@@ -211,7 +217,7 @@ pub(super) fn fixed(
     if ipip {
         let known = Match::SrcSet { set: nodes(), not: false };
         rules.push(accept(vec![proto4(), known, Match::DstLocal]).because("IPIP from a node"));
-        rules.push(Rule::new(vec![proto4()], Action::Drop).because("IPIP from no node"));
+        // Packets from others are dropped and counted by the filter of kernel ipip, or by the carrier.
     }
     rules
         .extend(from_workloads(s).map(|dev| Rule::new(vec![dev], Action::Goto("brindle-wl-to-host".into()))));

@@ -84,6 +84,11 @@ impl Model {
         self.in_sync
     }
 
+    /// Number of sets of the calculation.
+    pub fn set_count(&self) -> usize {
+        self.sets.len()
+    }
+
     /// Takes one step.
     pub fn apply(&mut self, delta: PolicyDelta) {
         match delta {
@@ -248,6 +253,7 @@ impl Model {
             out.chains.insert((table, name), kept.0);
             out.sets.extend(kept.1);
         }
+        out.own_sets = out.sets.keys().cloned().collect();
         for id in self.sets.keys() {
             if let Some((name, set)) = self.set(family, id) {
                 out.sets.insert(name, set);

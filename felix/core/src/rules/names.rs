@@ -53,9 +53,12 @@ pub fn is_our_set(family: Family, name: &str) -> bool {
     name.strip_prefix(SET).and_then(|r| r.strip_prefix(family.digit())).is_some_and(|r| r.starts_with('-'))
 }
 
+/// The filter of kernel ipip has its own owner ([`crate::ipip_filter`]).
+pub const NOT_OURS: &str = crate::ipip_filter::CHAIN;
+
 /// Whether a chain is ours.
 pub fn is_our_chain(name: &str) -> bool {
-    name.starts_with(CHAIN)
+    name.starts_with(CHAIN) && name != NOT_OURS
 }
 
 #[cfg(test)]

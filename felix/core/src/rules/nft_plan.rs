@@ -121,7 +121,8 @@ fn element(m: &Member) -> String {
 /// Elements per line: lines stay of a length people can read.
 const CHUNK: usize = 256;
 
-fn elements(input: &mut String, verb: &str, fam: &str, set: &str, members: &[&Member]) {
+/// Lines that add or delete members.
+pub fn elements(input: &mut String, verb: &str, fam: &str, set: &str, members: &[&Member]) {
     for chunk in members.chunks(CHUNK) {
         let list: Vec<String> = chunk.iter().map(|m| element(m)).collect();
         let _ = writeln!(input, "{verb} element {fam} {} {set} {{ {} }}", nft::TABLE, list.join(", "));

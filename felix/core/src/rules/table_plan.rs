@@ -12,7 +12,7 @@ use std::{
 use super::{
     iptables::{TAG, Text},
     ir::{Place, Table},
-    names::{CHAIN, COMMENT, is_our_chain},
+    names::{COMMENT, is_our_chain},
 };
 
 /// What iptables-save said that does not fit its form.
@@ -43,7 +43,14 @@ pub fn tag(line: &str) -> Option<&str> {
 
 /// Whether a rule in another chain is ours.
 pub fn is_ours(line: &str) -> bool {
-    tag(line).is_some() || line.contains(&format!("-j {CHAIN}")) || line.contains(&format!("-g {CHAIN}"))
+    let leads_to = |flag: &str| {
+        let (_, after) = line.split_once(flag)?;
+        Some(is_our_chain(after.split(' ').next().unwrap_or_default()))
+    };
+    tag(line).is_some() || leads_to(" -j ").or_else(|| leads_to(" -g ")).unwrap_or(false) || {
+        let bare = line.strip_prefix("-j ").or_else(|| line.strip_prefix("-g "));
+        bare.is_some_and(|r| is_our_chain(r.split(' ').next().unwrap_or_default()))
+    }
 }
 
 /// Reads the output of iptables-save.
@@ -329,11 +336,14 @@ mod tests {
         let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
         assume(&want, &mut have);
         have.chains.insert("brindle-old".into(), vec!["-j DROP".into()]);
-        have.others.insert("INPUT".into(), vec!["-p 4 -j brindle-ipip".into(), "-j ACCEPT".into()]);
+        have.others.insert(
+            "INPUT".into(),
+            vec!["-p 4 -j brindle-ipip".into(), "-p 5 -j brindle-old".into(), "-j ACCEPT".into()],
+        );
         let p = plan(Table::Filter, &want, &have, &Seen::new(), None);
         assert_eq!(
             p.input,
-            "*filter\n-D INPUT -p 4 -j brindle-ipip\n-F brindle-old\n-X brindle-old\nCOMMIT\n"
+            "*filter\n-D INPUT -p 5 -j brindle-old\n-F brindle-old\n-X brindle-old\nCOMMIT\n"
         );
     }
 

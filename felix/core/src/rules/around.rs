@@ -1,0 +1,122 @@
+//! What FelixConfiguration, IPPools and Nodes say about the rules.
+
+use std::time::Duration;
+
+use brindle_config_core::pool::AllowedUse;
+use serde_json::Value;
+
+use super::{
+    ir::{Action, Place, Ports},
+    layout::Surroundings,
+    marks::{DEFAULT_MASK, Marks},
+};
+use crate::{duration, inputs::Inputs};
+
+/// Which back end is asked for (nftablesMode, iptablesBackend).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackEnd {
+    /// iptables, of the make this machine uses.
+    #[default]
+    Auto,
+    Legacy,
+    IptablesNft,
+    Nft,
+}
+
+/// Settings of the dataplane beside [`crate::policy::active::PolicySettings`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub around: Surroundings,
+    pub back_end: BackEnd,
+    /// maxIpsetSize.
+    pub max_set: usize,
+    /// How often rules are compared with the kernel at least (iptablesRefreshInterval).
+    pub refresh: Duration,
+    /// A value that cannot be used, and what is used instead.
+    pub problem: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            around: Surroundings::default(),
+            back_end: BackEnd::Auto,
+            max_set: 1 << 20,
+            refresh: Duration::from_secs(90),
+            problem: None,
+        }
+    }
+}
+
+/// Reads the settings from the resources.
+pub fn settings(inputs: &Inputs) -> Settings {
+    let felix = inputs.felix();
+    let extra = |name: &str| felix.extra.get(name);
+    let text = |name: &str| extra(name).and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
+    let flag = |name: &str| extra(name).and_then(Value::as_bool);
+    let mut problem = None;
+    let mask = extra("iptablesMarkMask").or_else(|| extra("nftablesMarkMask")).and_then(Value::as_u64);
+    let mask = mask.and_then(|m| u32::try_from(m).ok()).unwrap_or(DEFAULT_MASK);
+    let marks = Marks::new(mask).unwrap_or_else(|e| {
+        problem = Some(format!("FelixConfiguration: {e}; using {DEFAULT_MASK:#x}"));
+        Marks::default()
+    });
+    let deny = if text("iptablesFilterDenyAction") == "reject" { Action::Reject } else { Action::Drop };
+    let prefix = felix.interface_prefix.clone().unwrap_or_else(|| "cali".into());
+    let nat_ports = extra("natPortRange").and_then(Value::as_str).and_then(|r| {
+        let (first, last) = r.split_once(':')?;
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        (first <= last).then_some(Ports { first, last })
+    });
+    let defaults = Surroundings::default();
+    let pools =
+        inputs.pools.values().filter(|p| p.allows(AllowedUse::Workload) || p.allows(AllowedUse::Tunnel));
+    let around = Surroundings {
+        marks,
+        prefixes: prefix.split(',').map(str::trim).filter(|p| !p.is_empty()).map(str::to_owned).collect(),
+        deny,
+        drop_invalid: flag("disableConntrackInvalidCheck") != Some(true),
+        log_prefix: match extra("logPrefix").and_then(Value::as_str) {
+            Some(p) if !p.is_empty() => format!("{p}: "),
+            _ => defaults.log_prefix,
+        },
+        vxlan_port: extra("vxlanPort")
+            .and_then(Value::as_u64)
+            .and_then(|p| u16::try_from(p).ok())
+            .unwrap_or(4789),
+        pools: pools.map(|p| (p.cidr.trunc(), p.nat_outgoing)).collect(),
+        nodes: inputs
+            .nodes
+            .values()
+            .filter_map(|n| n.ipv4())
+            .map(Into::into)
+            .chain(felix.external_nodes_list.iter().filter_map(|s| s.parse().ok()))
+            .collect(),
+        exclude_nodes: text("natOutgoingExclusions") == "ippoolsandhostips",
+        nat_ports,
+        nat_address: extra("natOutgoingAddress").and_then(Value::as_str).and_then(|a| a.parse().ok()),
+        nat_interface: extra("iptablesNATOutgoingInterfaceFilter")
+            .and_then(Value::as_str)
+            .filter(|d| !d.is_empty() && d.len() < 16 && !d.contains(['"', ' ', '\n']))
+            .map(str::to_owned),
+        ipip: inputs.ipip_wanted(),
+        place: if text("chainInsertMode") == "append" { Place::Last } else { Place::First },
+    };
+    let back_end = match (&*text("nftablesMode"), &*text("iptablesBackend")) {
+        ("enabled", _) => BackEnd::Nft,
+        (_, "legacy") => BackEnd::Legacy,
+        (_, "nft") => BackEnd::IptablesNft,
+        _ => BackEnd::Auto,
+    };
+    let refresh = extra("iptablesRefreshInterval").and_then(Value::as_str).and_then(duration::parse);
+    Settings {
+        around,
+        back_end,
+        max_set: extra("maxIpsetSize")
+            .and_then(Value::as_u64)
+            .and_then(|m| usize::try_from(m).ok())
+            .unwrap_or(1 << 20),
+        refresh: refresh.filter(|d| !d.is_zero()).unwrap_or(Duration::from_secs(90)),
+        problem,
+    }
+}

@@ -1,0 +1,484 @@
+//! The thread: inputs, decision, one write; what failed is tried again with growing pauses; slow checks find what
+//! somebody else has changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use brindle_config_core::{Key, Kind, store::SyncEvent};
+use brindle_felix_core::{
+    inputs::{Impact, Inputs},
+    policy::active::{EndpointId, Interface, PolicyDelta},
+    rules::{
+        around::{self, BackEnd, Settings},
+        ir::Family,
+        layout::Layout,
+        model::{Changed, Model},
+        policy::Style,
+        table_plan,
+    },
+};
+use brindle_kernel::{
+    netfilter::{Flow, IpVersion, Netfilter, Variant, VariantChoice, choose},
+    netlink::Rtnl,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::driver::{Counters, Driver, Mode};
+
+/// Batches waiting for the thread; beyond that senders wait.
+const QUEUE: usize = 256;
+/// Batches decided on together at most.
+const TOGETHER: usize = 1024;
+/// First and longest pause after a failure.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// First check after a write; the pause doubles up to the refresh interval.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// Turns events of the store into what is active on this node. The calculation graph; a script in tests.
+pub trait Calculation: Send {
+    /// Takes one event.
+    fn apply(&mut self, event: &SyncEvent);
+    /// What changed since the last call, in an order that can be carried out.
+    fn flush(&mut self) -> Vec<PolicyDelta>;
+    /// Which of these flows policy denies now. `None`: it cannot tell, none is cut.
+    fn denied(&self, flows: &[Flow]) -> Option<Vec<Flow>> {
+        let _ = flows;
+        None
+    }
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum PolicyInput {
+    Store(Vec<SyncEvent>),
+    /// Beside the store: for programs that calculate elsewhere.
+    Deltas(Vec<PolicyDelta>),
+    /// Look at the kernel again now.
+    Check,
+    Ask(oneshot::Sender<PolicyReport>),
+}
+
+/// What policy says about itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyReport {
+    /// The whole desired state was in the kernel at least once.
+    pub in_sync: bool,
+    /// `iptables-legacy`, `iptables-nft`, `nftables`; empty until chosen.
+    pub back_end: &'static str,
+    /// Endpoints whose policy is in the kernel.
+    pub ready: Arc<BTreeSet<EndpointId>>,
+    /// What cannot be done as asked, with what to do.
+    pub problems: Vec<String>,
+    pub policies: usize,
+    pub sets: usize,
+    pub counters: Counters,
+}
+
+/// How to start.
+#[derive(Clone, Debug)]
+pub struct PolicySetup {
+    pub node: String,
+    /// Families to write; those the kernel has when empty.
+    pub families: Vec<Family>,
+}
+
+/// A running policy thread. Dropping every handle ends it and leaves the kernel as it is.
+#[derive(Clone, Debug)]
+pub struct PolicyHandle {
+    inputs: mpsc::Sender<PolicyInput>,
+    report: watch::Receiver<PolicyReport>,
+}
+
+impl PolicyHandle {
+    /// Tells the thread something; waits while it is busy. `false`: it is gone.
+    pub async fn send(&self, input: PolicyInput) -> bool {
+        self.inputs.send(input).await.is_ok()
+    }
+
+    /// The latest report.
+    pub fn report(&self) -> PolicyReport {
+        self.report.borrow().clone()
+    }
+
+    /// Follows the report.
+    pub fn watch(&self) -> watch::Receiver<PolicyReport> {
+        self.report.clone()
+    }
+
+    /// Waits until a workload's policy is in the kernel; the error says what stands in the way.
+    pub async fn wait_ready(&self, key: &Key, limit: Duration) -> Result<(), String> {
+        let Some(id) = endpoint_id(key) else { return Ok(()) };
+        let mut report = self.report.clone();
+        let wait = report.wait_for(|r| r.ready.contains(&id));
+        match tokio::time::timeout(limit, wait).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err("the policy thread is not running; see the agent's log".into()),
+            Err(_) => {
+                let r = self.report.borrow();
+                let why = if r.problems.is_empty() {
+                    "no problem is known, it may be busy".to_owned()
+                } else {
+                    r.problems.join("; ")
+                };
+                Err(format!("the policy of {key} is not in the kernel after {limit:?}: {why}"))
+            }
+        }
+    }
+
+    /// Completes when the thread has ended.
+    pub async fn ended(&self) {
+        self.inputs.closed().await;
+    }
+}
+
+/// A workload's identity in the calculation.
+fn endpoint_id(key: &Key) -> Option<EndpointId> {
+    (key.kind == Kind::WorkloadEndpoint)
+        .then(|| EndpointId::Workload { namespace: key.namespace.clone(), name: key.name.clone() })
+}
+
+/// Starts the thread in the network namespace of the calling thread.
+pub fn spawn_policy(
+    setup: &PolicySetup,
+    netfilter: Box<dyn Netfilter>,
+    calculation: Box<dyn Calculation>,
+) -> std::io::Result<PolicyHandle> {
+    let (tx, rx) = mpsc::channel(QUEUE);
+    let (report_tx, report) = watch::channel(PolicyReport::default());
+    let families = if setup.families.is_empty() { kernel_families() } else { setup.families.clone() };
+    let engine = Engine {
+        calculation,
+        inputs: Inputs::new(setup.node.clone()),
+        model: Model::default(),
+        driver: Driver::new(netfilter, families),
+        settings: Settings::default(),
+        settings_stale: true,
+        report: report_tx,
+        pending: Changed::default(),
+        failed: None,
+        check_at: None,
+        check_pause: CHECK,
+        mode_problem: None,
+        problem: None,
+        applied: false,
+        asked: Vec::new(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    std::thread::Builder::new().name("policy".into()).spawn(move || runtime.block_on(engine.run(rx)))?;
+    Ok(PolicyHandle { inputs: tx, report })
+}
+
+fn kernel_families() -> Vec<Family> {
+    if std::path::Path::new("/proc/net/if_inet6").exists() { Family::ALL.into() } else { vec![Family::V4] }
+}
+
+struct Engine {
+    calculation: Box<dyn Calculation>,
+    inputs: Inputs,
+    model: Model,
+    driver: Driver,
+    settings: Settings,
+    settings_stale: bool,
+    report: watch::Sender<PolicyReport>,
+    /// Changes that are not in the kernel yet.
+    pending: Changed,
+    /// The last write failed: next attempt, pause after that.
+    failed: Option<(Instant, Duration)>,
+    check_at: Option<Instant>,
+    check_pause: Duration,
+    mode_problem: Option<String>,
+    problem: Option<String>,
+    /// Everything was written at least once.
+    applied: bool,
+    asked: Vec<oneshot::Sender<PolicyReport>>,
+}
+
+impl Engine {
+    async fn run(mut self, mut rx: mpsc::Receiver<PolicyInput>) {
+        loop {
+            let wake = self.failed.map(|(at, _)| at).or(self.check_at);
+            let sleep = async {
+                match wake {
+                    Some(t) => tokio::time::sleep_until(t.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                input = rx.recv() => match input {
+                    Some(input) => self.take(input),
+                    None => return,
+                },
+                () = sleep => {}
+            }
+            for _ in 0..TOGETHER {
+                match rx.try_recv() {
+                    Ok(input) => self.take(input),
+                    Err(_) => break,
+                }
+            }
+            self.step(Instant::now());
+            self.publish();
+        }
+    }
+
+    fn take(&mut self, input: PolicyInput) {
+        match input {
+            PolicyInput::Store(events) => {
+                for e in &events {
+                    self.settings_stale |= self.inputs.apply(e) != Impact::Nothing;
+                    self.calculation.apply(e);
+                }
+            }
+            PolicyInput::Deltas(deltas) => self.learn(deltas),
+            PolicyInput::Check => self.check_at = Some(Instant::now()),
+            PolicyInput::Ask(who) => self.asked.push(who),
+        }
+    }
+
+    fn learn(&mut self, deltas: Vec<PolicyDelta>) {
+        for d in deltas {
+            self.model.apply(d);
+        }
+        let new = self.model.take_changed();
+        self.pending.rules |= new.rules;
+        self.pending.whole.extend(new.whole);
+        self.pending.members.extend(new.members);
+        self.pending.gone.extend(new.gone);
+    }
+
+    /// The one place from which anything is written, and its conditions.
+    fn step(&mut self, now: Instant) {
+        let deltas = self.calculation.flush();
+        self.learn(deltas);
+        if !self.model.in_sync() || self.failed.is_some_and(|(at, _)| at > now) {
+            return;
+        }
+        if std::mem::take(&mut self.settings_stale) {
+            let settings = around::settings(&self.inputs);
+            if settings != self.settings {
+                self.settings = settings;
+                self.pending.rules = true;
+            }
+            self.driver.max_set = self.settings.max_set;
+        }
+        if !self.choose_mode() {
+            self.postpone(now);
+            return;
+        }
+        let check = self.check_at.is_some_and(|t| t <= now);
+        if check {
+            self.driver.doubt();
+        }
+        let must = !self.applied || self.failed.is_some() || check;
+        if !must && self.pending.is_empty() {
+            return;
+        }
+        let repairs = self.driver.counters.repairs;
+        let result = match self.driver.apply_members(&self.pending) {
+            Ok(true) if !must => Ok(()),
+            Ok(_) => {
+                let layouts = self.layouts();
+                let known = self.failed.is_none() && self.applied;
+                self.driver.apply(&layouts, known.then_some(&self.pending))
+            }
+            Err(e) => Err(e),
+        };
+        match result {
+            Ok(()) => self.done(now, repairs),
+            Err(e) => {
+                let text = e.to_string();
+                if self.problem.as_ref() != Some(&text) {
+                    tracing::warn!(cause = %text, "policy could not be written; what was in force stays");
+                }
+                self.problem = Some(text);
+                self.postpone(now);
+            }
+        }
+    }
+
+    fn done(&mut self, now: Instant, repairs: u64) {
+        if let Some(old) = self.problem.take() {
+            tracing::info!(old = %old, new = "written", "policy");
+        }
+        if !self.applied {
+            tracing::info!(
+                old = "waiting",
+                new = "in force",
+                cause = "store in sync",
+                back_end = self.driver.mode().map_or("", Mode::name),
+                "policy"
+            );
+        }
+        let repaired = self.driver.counters.repairs > repairs;
+        if repaired {
+            tracing::warn!(cause = "somebody else changed rules or sets of ours", "policy repaired");
+        }
+        let changed = std::mem::take(&mut self.pending);
+        let wrote = !changed.is_empty() || repaired || !self.applied;
+        self.applied = true;
+        self.failed = None;
+        self.check_pause = if wrote { CHECK } else { (self.check_pause * 2).min(self.settings.refresh) };
+        self.check_at = Some(now + self.check_pause.min(self.settings.refresh));
+        self.cut_flows(&changed);
+    }
+
+    /// Tries again later: soon at first.
+    fn postpone(&mut self, now: Instant) {
+        let pause = self.failed.map_or(RETRY.0, |(_, pause)| (pause * 2).min(RETRY.1));
+        self.failed = Some((now + pause, pause));
+    }
+
+    /// Which back end; `false`: none can be used, and why is known.
+    fn choose_mode(&mut self) -> bool {
+        let wanted = match self.settings.back_end {
+            BackEnd::Nft => Ok(Mode::Nft),
+            BackEnd::Legacy => Ok(Mode::Iptables(Variant::Legacy)),
+            BackEnd::IptablesNft => Ok(Mode::Iptables(Variant::Nft)),
+            // Looked for once: what is found may be what we wrote.
+            BackEnd::Auto => match (self.driver.mode(), &self.mode_problem) {
+                (Some(Mode::Iptables(v)), None) => Ok(Mode::Iptables(v)),
+                _ => self.detect().map(Mode::Iptables),
+            },
+        };
+        match wanted {
+            Ok(mode) => {
+                self.mode_problem = None;
+                self.driver.set_mode(mode);
+                true
+            }
+            Err(why) => {
+                if self.mode_problem.as_ref() != Some(&why) {
+                    tracing::error!(cause = %why, "policy is not written");
+                }
+                self.mode_problem = Some(why);
+                false
+            }
+        }
+    }
+
+    fn detect(&mut self) -> Result<Variant, String> {
+        let nf = self.driver.netfilter();
+        let mut look = |variant| {
+            let text = nf.probe(variant, IpVersion::V4).map_err(|e| e.to_string())?;
+            Ok::<_, String>(VariantChoice::of(&text.unwrap_or_default(), table_plan::is_ours))
+        };
+        // One of the makes may be missing; then the other is the answer.
+        match (look(Variant::Legacy), look(Variant::Nft)) {
+            (Ok(legacy), Ok(nft)) => {
+                let default = nf.default_variant().map_err(|e| e.to_string())?;
+                choose(legacy, nft, default)
+            }
+            (Ok(_), Err(_)) => Ok(Variant::Legacy),
+            (Err(_), Ok(_)) => Ok(Variant::Nft),
+            (Err(e), Err(_)) => Err(e),
+        }
+    }
+
+    fn layouts(&mut self) -> BTreeMap<Family, Layout> {
+        let by_address = self.model.endpoints.values().any(|e| e.interface == Interface::WithAddress);
+        let addresses = if by_address { addresses() } else { BTreeMap::new() };
+        let mut style = Style { deny: self.settings.around.deny.clone(), ..Style::iptables() };
+        style.log_prefix.clone_from(&self.settings.around.log_prefix);
+        if self.driver.mode() == Some(Mode::Nft) {
+            style.places = usize::MAX;
+        }
+        let families = self.driver.families().to_vec();
+        families
+            .into_iter()
+            .map(|f| (f, self.model.layout(f, &self.settings.around, &style, &addresses)))
+            .collect()
+    }
+
+    /// Flows of workloads that went away, and those policy denies now.
+    fn cut_flows(&mut self, changed: &Changed) {
+        if changed.gone.is_empty() && !changed.rules && changed.members.is_empty() {
+            return;
+        }
+        let alive: BTreeSet<IpAddr> = self
+            .model
+            .endpoints
+            .values()
+            .filter(|e| e.host.is_none())
+            .flat_map(|e| e.addresses.iter().map(ipnet::IpNet::addr))
+            .collect();
+        let gone: BTreeSet<&IpAddr> = changed.gone.iter().filter(|a| !alive.contains(a)).collect();
+        for family in self.driver.families().to_vec() {
+            let version = match family {
+                Family::V4 => IpVersion::V4,
+                Family::V6 => IpVersion::V6,
+            };
+            let nf = self.driver.netfilter();
+            let result = nf.flows(version).and_then(|flows| {
+                let ends = |f: &Flow| [f.original.src, f.original.dst, f.reply.src, f.reply.dst];
+                let (mut cut, rest): (Vec<Flow>, Vec<Flow>) =
+                    flows.into_iter().partition(|f| ends(f).iter().any(|a| gone.contains(a)));
+                let local: Vec<Flow> =
+                    rest.into_iter().filter(|f| ends(f).iter().any(|a| alive.contains(a))).collect();
+                cut.extend(self.calculation.denied(&local).unwrap_or_default());
+                if cut.is_empty() { Ok(0) } else { nf.forget(&cut) }
+            });
+            match result {
+                Ok(n) => self.driver.counters.flows_cut += n as u64,
+                Err(e) => tracing::warn!("flows could not be cut: {e}"),
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let ready = if self.applied && self.pending.is_empty() && self.failed.is_none() {
+            Some(self.model.endpoints.keys().cloned().collect::<BTreeSet<_>>())
+        } else {
+            None
+        };
+        let problems: Vec<String> = [&self.mode_problem, &self.problem, &self.settings.problem]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        let next = PolicyReport {
+            in_sync: self.applied,
+            back_end: self.driver.mode().map_or("", Mode::name),
+            // What was ready stays so: its rules are in force until new ones are.
+            ready: match ready {
+                Some(r) if r == *self.report.borrow().ready => Arc::clone(&self.report.borrow().ready),
+                Some(r) => Arc::new(r),
+                None => Arc::clone(&self.report.borrow().ready),
+            },
+            problems,
+            policies: self.model.policies.len(),
+            sets: self.model.set_count(),
+            counters: self.driver.counters,
+        };
+        for who in self.asked.drain(..) {
+            // Who has gone away needs no answer.
+            drop(who.send(next.clone()));
+        }
+        self.report.send_if_modified(|r| {
+            let different = *r != next;
+            if different {
+                *r = next;
+            }
+            different
+        });
+    }
+}
+
+/// Which device has which address; nothing when the kernel does not say.
+fn addresses() -> BTreeMap<IpAddr, String> {
+    let read = || {
+        let mut rtnl = Rtnl::open()?;
+        let names: BTreeMap<u32, String> = rtnl.links()?.into_iter().map(|l| (l.index, l.name)).collect();
+        let all = rtnl.addrs(None)?;
+        Ok::<_, brindle_kernel::netlink::NetlinkError>(
+            all.into_iter().filter_map(|a| Some((a.net.addr(), names.get(&a.link)?.clone()))).collect(),
+        )
+    };
+    read().unwrap_or_else(|e| {
+        tracing::warn!("addresses of this host cannot be read: {e}");
+        BTreeMap::new()
+    })
+}

@@ -1,0 +1,15 @@
+//! Policy in the kernel: one thread owns the calculation, the model of what is wanted and the driver. It takes all that
+//! has happened, decides once and writes once.
+//!
+//! ```text
+//! store events ─> calculation ─ PolicyDelta ─> Model ─ Layout ─> Driver ─> iptables + ipset | nft
+//!        └──────> Inputs ─────── Surroundings ──┘                  └─< read back: start, failures, slow checks
+//! ```
+//! Nothing is written before the store is in sync: until then the rules of the last run are in force, and devices no
+//! rule knows are denied by their dispatch. See docs/design/policy-dataplane.md.
+
+mod driver;
+mod engine;
+
+pub use driver::Counters;
+pub use engine::{Calculation, PolicyHandle, PolicyInput, PolicyReport, PolicySetup, spawn_policy};
