@@ -8,6 +8,7 @@ mod identity;
 mod install_cni;
 mod local_socket;
 mod lock;
+mod policy;
 mod run;
 mod settings;
 mod tunnel_address;

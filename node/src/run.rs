@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    admin, autodetect, identity, local_socket, lock,
+    admin, autodetect, identity, local_socket, lock, policy,
     settings::{Carrier, Networking, Settings},
     tunnel_address,
 };
@@ -57,7 +57,7 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
 
 async fn agent(settings: Settings) -> Result<(), Failure> {
     let started = Instant::now();
-    let Parts { store, felix, bgp, bgp_problems, mut ended, listener } =
+    let Parts { store, felix, policy, bgp, bgp_problems, mut ended, listener } =
         start(&settings).await.map_err(Failure::Setup)?;
     let answer: admin::Answer = {
         let (settings, store, felix, bgp) =
@@ -65,10 +65,12 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
         Arc::new(move |request| {
             let (settings, store, felix, bgp) = (settings.clone(), store.clone(), felix.clone(), bgp.clone());
             let told = told(bgp_problems.as_ref());
+            let policy = policy.clone();
             Box::pin(async move {
                 match request {
                     AdminRequest::Status => {
-                        status(&settings, &*store, &felix, bgp.as_ref(), told, started).await
+                        let policy = policy.report();
+                        status(&settings, &*store, &felix, &policy, bgp.as_ref(), told, started).await
                     }
                     AdminRequest::Rib { prefix } => match &bgp {
                         Some(b) => match b.rib(prefix).await {
@@ -107,6 +109,7 @@ fn told(problems: Option<&BgpProblems>) -> Vec<String> {
 struct Parts {
     store: Arc<dyn Store>,
     felix: brindle_felix::Handle,
+    policy: brindle_felix::policy::PolicyHandle,
     bgp: Option<brindle_bgpd::Handle>,
     /// What the speaker cannot do as configured.
     bgp_problems: Option<BgpProblems>,
@@ -130,6 +133,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
 
     // Bound before anything is written to the kernel: whoever can connect finds a starting agent, not a dead one.
     let listener = local_socket::bind(&settings.admin_socket)?;
+    let policy = policy::start(settings, &store)?;
     let felix = brindle_felix::spawn(&brindle_felix::Settings {
         node: settings.node_name.clone(),
         state_dir: settings.state_dir.clone(),
@@ -164,10 +168,11 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
 
     tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone()));
     tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
-    let cni = crate::cni_server::start(settings, &store, &felix).await?;
+    let cni = crate::cni_server::start(settings, &store, &felix, &policy).await?;
 
     let bgp_problems = speaker.as_ref().map(|s| s.follower.watch());
     let gone = felix.clone();
+    let policy_gone = policy.clone();
     let ended = Box::pin(async move {
         let speaker = async {
             match speaker {
@@ -180,12 +185,13 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
         };
         tokio::select! {
             () = gone.ended() => "felix",
+            () = policy_gone.ended() => "policy",
             () = speaker => "bgpd",
             _ = feed => "the datastore follower",
             () = cni.ended() => "the CNI server",
         }
     });
-    Ok(Parts { store, felix, bgp, bgp_problems, ended, listener })
+    Ok(Parts { store, felix, policy, bgp, bgp_problems, ended, listener })
 }
 
 fn own_addresses(settings: &Settings) -> anyhow::Result<Vec<autodetect::Choice>> {
@@ -296,6 +302,7 @@ async fn status(
     settings: &Settings,
     store: &dyn Store,
     felix: &brindle_felix::Handle,
+    policy: &brindle_felix::policy::PolicyReport,
     bgp: Option<&brindle_bgpd::Handle>,
     told: Vec<String>,
     started: Instant,
@@ -323,7 +330,7 @@ async fn status(
             .into_iter()
             .filter(|w| w.resource.spec.node == settings.node_name)
             .map(|w| PodStatus {
-                ready: report.ready.contains(&w.resource.key()),
+                ready: report.ready.contains(&w.resource.key()) && policy.is_ready(&w.resource.key()),
                 namespace: w.resource.metadata.namespace.clone().unwrap_or_default(),
                 name: w.resource.spec.pod,
                 container_id: w.resource.spec.container_id,
@@ -336,17 +343,22 @@ async fn status(
             Vec::new()
         }
     };
+    reasons.extend(policy.problems.iter().cloned());
     let status = NodeStatus {
         node: settings.node_name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         rss_kib: rss_kib().unwrap_or(0),
         uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        ready: report.pod_mtu != 0 && report.problems.is_empty(),
+        ready: report.pod_mtu != 0
+            && report.problems.is_empty()
+            && policy.in_sync
+            && policy.problems.is_empty(),
         reasons,
         bgp,
         routes: report.routes,
         encap: report.encap,
+        policy: policy.status(),
         pods,
         blocks: report.own_blocks,
     };

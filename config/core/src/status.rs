@@ -37,6 +37,7 @@ pub struct NodeStatus {
     pub bgp: BgpStatus,
     pub routes: RouteStatus,
     pub encap: EncapStatus,
+    pub policy: PolicyStatus,
     pub pods: Vec<PodStatus>,
     pub blocks: Vec<IpNet>,
 }
@@ -106,6 +107,30 @@ pub struct EncapPath {
     /// `direct` or `ipip`.
     pub mode: String,
     pub why: String,
+}
+
+/// Policy in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyStatus {
+    /// The whole policy was written at least once.
+    pub in_sync: bool,
+    /// `iptables-legacy`, `iptables-nft`, `nftables`.
+    pub back_end: String,
+    /// Policies that apply to an endpoint of this node; sets of addresses they use.
+    pub policies: usize,
+    pub sets: usize,
+    /// Calls of iptables-restore, ipset restore and nft that wrote since the agent started.
+    pub table_writes: u64,
+    pub set_writes: u64,
+    pub nft_writes: u64,
+    /// Changes by others that were undone; tracked flows that were cut.
+    pub repairs: u64,
+    pub flows_cut: u64,
+    /// Why it is not in force as asked, with what to do.
+    pub problems: Vec<String>,
+    /// Resources that cannot be enforced as written; what follows from it is part of each line.
+    pub resources: Vec<String>,
 }
 
 /// One local pod.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use brindle_config_core::{Key, Kind, store::SyncEvent};
+use brindle_config_core::{Key, Kind, status::PolicyStatus, store::SyncEvent};
 use brindle_felix_core::{
     inputs::{Impact, Inputs},
     policy::active::{EndpointId, Interface, PolicyDelta},
@@ -44,6 +44,10 @@ pub trait Calculation: Send {
     fn apply(&mut self, event: &SyncEvent);
     /// What changed since the last call, in an order that can be carried out.
     fn flush(&mut self) -> Vec<PolicyDelta>;
+    /// Resources that cannot be enforced as written, a line each.
+    fn problems(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Which of these flows policy denies now. `None`: it cannot tell, none is cut.
     fn denied(&self, flows: &[Flow]) -> Option<Vec<Flow>> {
         let _ = flows;
@@ -73,9 +77,36 @@ pub struct PolicyReport {
     pub ready: Arc<BTreeSet<EndpointId>>,
     /// What cannot be done as asked, with what to do.
     pub problems: Vec<String>,
+    /// Resources that cannot be enforced as written.
+    pub resources: Vec<String>,
     pub policies: usize,
     pub sets: usize,
     pub counters: Counters,
+}
+
+impl PolicyReport {
+    /// Whether a workload's policy is in the kernel.
+    pub fn is_ready(&self, key: &Key) -> bool {
+        endpoint_id(key).is_none_or(|id| self.ready.contains(&id))
+    }
+
+    /// For the admin socket.
+    pub fn status(&self) -> PolicyStatus {
+        let c = &self.counters;
+        PolicyStatus {
+            in_sync: self.in_sync,
+            back_end: self.back_end.to_owned(),
+            policies: self.policies,
+            sets: self.sets,
+            table_writes: c.table_writes,
+            set_writes: c.set_writes,
+            nft_writes: c.nft_writes,
+            repairs: c.repairs,
+            flows_cut: c.flows_cut,
+            problems: self.problems.clone(),
+            resources: self.resources.clone(),
+        }
+    }
 }
 
 /// How to start.
@@ -162,6 +193,8 @@ pub fn spawn_policy(
         failed: None,
         check_at: None,
         check_pause: CHECK,
+        resources: Vec::new(),
+        heard: false,
         mode_problem: None,
         problem: None,
         applied: false,
@@ -190,6 +223,9 @@ struct Engine {
     failed: Option<(Instant, Duration)>,
     check_at: Option<Instant>,
     check_pause: Duration,
+    resources: Vec<String>,
+    /// Resources changed: what is wrong with them may have.
+    heard: bool,
     mode_problem: Option<String>,
     problem: Option<String>,
     /// Everything was written at least once.
@@ -228,6 +264,7 @@ impl Engine {
     fn take(&mut self, input: PolicyInput) {
         match input {
             PolicyInput::Store(events) => {
+                self.heard = true;
                 for e in &events {
                     self.settings_stale |= self.inputs.apply(e) != Impact::Nothing;
                     self.calculation.apply(e);
@@ -253,6 +290,9 @@ impl Engine {
     /// The one place from which anything is written, and its conditions.
     fn step(&mut self, now: Instant) {
         let deltas = self.calculation.flush();
+        if std::mem::take(&mut self.heard) {
+            self.resources = self.calculation.problems();
+        }
         self.learn(deltas);
         if !self.model.in_sync() || self.failed.is_some_and(|(at, _)| at > now) {
             return;
@@ -449,6 +489,7 @@ impl Engine {
                 None => Arc::clone(&self.report.borrow().ready),
             },
             problems,
+            resources: self.resources.clone(),
             policies: self.model.policies.len(),
             sets: self.model.set_count(),
             counters: self.driver.counters,

@@ -3,7 +3,7 @@
 use std::{pin::Pin, time::Duration};
 
 use brindle_config_core::Key;
-use brindle_felix::Handle;
+use brindle_felix::{Handle, policy::PolicyHandle};
 use ipnet::IpNet;
 
 use super::device;
@@ -29,10 +29,16 @@ pub(crate) trait Dataplane: Send + Sync {
     fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()>;
 }
 
-impl Dataplane for Handle {
+/// Routes and policy together.
+pub(crate) struct Both {
+    pub(crate) felix: Handle,
+    pub(crate) policy: PolicyHandle,
+}
+
+impl Dataplane for Both {
     fn mtu(&self, limit: Duration) -> Answer<'_, u32> {
         Box::pin(async move {
-            let mut report = self.watch();
+            let mut report = self.felix.watch();
             let known = tokio::time::timeout(limit, report.wait_for(|r| r.pod_mtu != 0)).await;
             match known {
                 Ok(Ok(report)) => Ok(report.pod_mtu),
@@ -42,13 +48,16 @@ impl Dataplane for Handle {
     }
 
     fn pod_prefixes(&self) -> Vec<String> {
-        self.report().pod_prefixes
+        self.felix.report().pod_prefixes
     }
 
     fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()> {
         Box::pin(async move {
             let deadline = tokio::time::Instant::now() + limit;
-            self.wait_ready(&endpoint.key, limit).await.map_err(|e| e.to_string())?;
+            self.felix.wait_ready(&endpoint.key, limit).await.map_err(|e| e.to_string())?;
+            // The pod starts when this answers: its policy is in force by then.
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            self.policy.wait_ready(&endpoint.key, left).await?;
             // felix may still mean the endpoint's former device when a pod was made anew under its old name.
             while let Some(missing) = device::missing(&endpoint).await? {
                 if tokio::time::Instant::now() >= deadline {

@@ -9,7 +9,7 @@ use brindle_cni::{
     proto::{Attachment, HostDevice},
 };
 use brindle_config_core::{
-    Key, Kind, ObjectMeta, Resource,
+    Key, Kind, ObjectMeta, Resource, convert,
     store::{Expect, StoreError, StoreExt, Stored},
     workload::{WorkloadEndpointSpec, endpoint_name},
 };
@@ -94,7 +94,11 @@ impl Service {
         fail::point("agent.register.written");
         let expected = Expected { key, device: made.device, addresses: made.addresses };
         self.dataplane.ready(expected, READY).await.map_err(|e| {
-            Refused::new(code::NOT_READY, e, "the agent could not program the pod's routes; see its log")
+            Refused::new(
+                code::NOT_READY,
+                e,
+                "the agent could not program the pod's routes and policy; see its log",
+            )
         })?;
         fail::point("agent.register.ready");
         Ok(())
@@ -155,7 +159,11 @@ impl Service {
             pod: a.pod.as_ref().map(|p| p.name.clone()).unwrap_or_default(),
             endpoint: a.ifname.clone(),
             ip_networks: made.addresses.clone(),
-            profiles: a.pod.iter().map(|p| format!("kns.{}", p.namespace)).collect(),
+            // A container that is no pod belongs to no namespace; only policy restricts it.
+            profiles: vec![match &a.pod {
+                Some(p) => convert::namespace_profile_name(&p.namespace),
+                None => convert::DEFAULT_ALLOW.to_owned(),
+            }],
             interface_name: made.device.clone(),
             mac: made.mac.clone(),
             extra: std::mem::take(&mut resource.spec.extra),

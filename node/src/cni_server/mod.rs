@@ -47,13 +47,14 @@ pub(crate) async fn start(
     settings: &crate::settings::Settings,
     store: &Arc<dyn Store>,
     felix: &brindle_felix::Handle,
+    policy: &brindle_felix::policy::PolicyHandle,
 ) -> anyhow::Result<Server> {
     spawn(CniServerSettings {
         node: settings.node_name.clone(),
         socket: settings.cni_socket.clone(),
         state_dir: settings.state_dir.clone(),
         store: Arc::clone(store),
-        dataplane: Arc::new(felix.clone()),
+        dataplane: Arc::new(dataplane::Both { felix: felix.clone(), policy: policy.clone() }),
         leaks: settings.leaks.clone(),
     })
     .await

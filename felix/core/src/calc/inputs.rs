@@ -326,7 +326,8 @@ fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -> PolicySet
     match f.extra.get("defaultEndpointToHostAction").and_then(Value::as_str) {
         Some("Accept" | "ACCEPT") => out.to_host = ToHostAction::Accept,
         Some("Return" | "RETURN") => out.to_host = ToHostAction::Return,
-        None | Some("Drop" | "DROP") => {}
+        None => {}
+        Some("Drop" | "DROP") => out.to_host = ToHostAction::Drop,
         Some(other) => {
             problems.push(format!(
                 "spec.defaultEndpointToHostAction: expected Drop, Accept or Return, found {other:?}"

@@ -540,7 +540,8 @@ pub struct PolicySettings {
 }
 
 impl Default for PolicySettings {
-    /// Felix's defaults.
+    /// Felix's defaults, but for workload to host: its code says Drop, its manifests, which is what people run, set
+    /// Accept.
     fn default() -> Self {
         let list = |protocol: Protocol, ports: &[u16]| -> Vec<Failsafe> {
             ports.iter().map(|port| Failsafe { protocol, port: *port, net: None }).collect()
@@ -548,7 +549,7 @@ impl Default for PolicySettings {
         let common = [179, 2379, 2380, 5473, 6443, 6666, 6667];
         let (tcp, udp) = (Protocol::TCP, Protocol::UDP);
         Self {
-            to_host: ToHostAction::Drop,
+            to_host: ToHostAction::Accept,
             failsafe_inbound: [list(tcp, &[22]), list(udp, &[68]), list(tcp, &common)].concat(),
             failsafe_outbound: [list(udp, &[53, 67]), list(tcp, &common)].concat(),
             allow_vxlan_from_workloads: false,

@@ -1,0 +1,52 @@
+//! Policy by the real agent: a NetworkPolicy in the store is in force on pods made by the real plugin, and a pod's policy
+//! is in force when its ADD answers. Needs root.
+
+use std::time::Duration;
+
+use brindle_config_core::{ObjectMeta, policy::NetworkPolicySpec};
+use brindle_integration::{
+    cni::{CniNode, Container, ping},
+    wait::until_true,
+};
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_policy_denies_what_it_does_not_allow_and_a_new_pod_is_never_open() {
+    let mut node = CniNode::new("policy", "10.87.0.0/24");
+    let (a, b) = (Container::new(), Container::new());
+    let (first, second) = (node.add(&a), node.add(&b));
+    let (ip_a, ip_b) = (first.address(), second.address());
+    until_true("without policy pods talk", LONG, || ping(a.ns.ns(), &ip_b));
+
+    let meta = || ObjectMeta { namespace: Some("default".into()), ..ObjectMeta::named("deny") };
+    let deny: NetworkPolicySpec = serde_json::from_value(serde_json::json!({
+        "selector": "all()", "types": ["Ingress"],
+    }))
+    .expect("a policy");
+    node.put(meta(), deny);
+    until_true("the policy is in force", LONG, || !ping(a.ns.ns(), &ip_b));
+    assert!(ping(a.ns.ns(), "192.0.2.1"), "egress to the host stays open");
+    assert!(node.pings(&ip_a), "the host reaches its pods: probes work");
+
+    // A pod that comes later is never open, not even for its first packet.
+    let c = Container::new();
+    let third = node.add(&c);
+    assert!(third.ok, "{third:?}");
+    assert!(!ping(a.ns.ns(), &third.address()), "denied from the first packet");
+
+    // The agent dies: denied stays denied, allowed stays allowed; the next one rewrites nothing.
+    node.kill_agent();
+    assert!(!ping(a.ns.ns(), &ip_b) && node.pings(&ip_a));
+    node.start_agent();
+    assert!(!ping(a.ns.ns(), &ip_b) && node.pings(&ip_a));
+
+    let open: NetworkPolicySpec = serde_json::from_value(serde_json::json!({
+        "selector": "all()", "types": ["Ingress"],
+        "ingress": [{"action": "Allow", "protocol": "ICMP", "source": {"nets": [format!("{ip_a}/32")]}}],
+    }))
+    .expect("a policy");
+    node.put(meta(), open);
+    until_true("what the new policy allows passes", LONG, || ping(a.ns.ns(), &ip_b));
+    assert!(!ping(c.ns.ns(), &ip_b), "and nobody else");
+}

@@ -1,0 +1,51 @@
+//! Starts policy: the store's events go to the calculation, what it says to the kernel.
+
+use std::sync::Arc;
+
+use brindle_config_core::store::{Store, SyncEvent};
+use brindle_felix::policy::{Calculation, PolicyHandle, PolicyInput, PolicySetup, spawn_policy};
+use brindle_felix_core::{
+    calc::{self, Graph, Scope},
+    inputs,
+    policy::active::PolicyDelta,
+};
+use brindle_kernel::netfilter::Tools;
+
+use crate::settings::Settings;
+
+/// The calculation graph of this node.
+struct Calculated(Graph);
+
+impl Calculation for Calculated {
+    fn apply(&mut self, event: &SyncEvent) {
+        self.0.handle(event);
+    }
+
+    fn flush(&mut self) -> Vec<PolicyDelta> {
+        self.0.flush()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let all = self.0.problems().into_iter();
+        all.flat_map(|(key, lines)| lines.into_iter().map(move |l| format!("{key}: {l}"))).collect()
+    }
+}
+
+/// Starts the thread and the task that feeds it.
+pub(crate) fn start(settings: &Settings, store: &Arc<dyn Store>) -> anyhow::Result<PolicyHandle> {
+    let setup = PolicySetup { node: settings.node_name.clone(), families: Vec::new() };
+    let graph = Graph::new(Scope::Node(settings.node_name.clone()));
+    let handle = spawn_policy(&setup, Box::new(Tools::default()), Box::new(Calculated(graph)))?;
+    let mut kinds = calc::KINDS.to_vec();
+    kinds.extend(inputs::KINDS.into_iter().filter(|k| !calc::KINDS.contains(k)));
+    let mut events = brindle_config::sync::follow(Arc::clone(store), kinds);
+    let to = handle.clone();
+    tokio::spawn(async move {
+        while let Some(batch) = events.recv().await {
+            if !to.send(PolicyInput::Store(batch)).await {
+                return;
+            }
+        }
+    });
+    Ok(handle)
+}
