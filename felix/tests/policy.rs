@@ -637,6 +637,15 @@ fn flows_of_a_pod_that_goes_are_cut_and_no_others() {
         })
     };
     assert!(flows().is_superset(&[node.pods[1].v4, node.pods[2].v4].into()), "{:?}", flows());
+    // Denied now: this flow is cut, the other one is not.
+    let deny = policy("deny", vec![], vec![]);
+    let closed = PolicyDelta::Endpoint(Arc::new(node.endpoint(1, vec![tier(&["deny"], &[])])));
+    let r = node.apply(vec![PolicyDelta::Policy(deny), closed]);
+    assert!(r.counters.flows_cut >= 1, "{r:?}");
+    let left = flows();
+    assert!(left.contains(&node.pods[2].v4) && !left.contains(&node.pods[1].v4), "{left:?}");
+    node.apply(vec![PolicyDelta::Endpoint(Arc::new(node.endpoint(1, vec![])))]);
+    node.udp(0, 1, true);
     let r = node.apply(vec![PolicyDelta::EndpointRemove(node.endpoint(2, vec![]).id)]);
     assert!(r.counters.flows_cut >= 1, "{r:?}");
     let left = flows();

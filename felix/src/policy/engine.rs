@@ -11,7 +11,11 @@ use std::{
 use brindle_config_core::{Key, Kind, status::PolicyStatus, store::SyncEvent};
 use brindle_felix_core::{
     inputs::{Impact, Inputs},
-    policy::active::{EndpointId, Interface, PolicyDelta},
+    policy::{
+        active::{EndpointId, Interface, PolicyDelta, Protocol},
+        state::PolicyState,
+        verdict::{Packet, Place, place, verdict},
+    },
     rules::{
         around::{self, BackEnd, Settings},
         ir::Family,
@@ -47,11 +51,6 @@ pub trait Calculation: Send {
     /// Resources that cannot be enforced as written, a line each.
     fn problems(&self) -> Vec<String> {
         Vec::new()
-    }
-    /// Which of these flows policy denies now. `None`: it cannot tell, none is cut.
-    fn denied(&self, flows: &[Flow]) -> Option<Vec<Flow>> {
-        let _ = flows;
-        None
     }
 }
 
@@ -185,6 +184,7 @@ pub fn spawn_policy(
         calculation,
         inputs: Inputs::new(setup.node.clone()),
         model: Model::default(),
+        state: PolicyState::default(),
         driver: Driver::new(netfilter, families),
         settings: Settings::default(),
         settings_stale: true,
@@ -213,6 +213,8 @@ struct Engine {
     calculation: Box<dyn Calculation>,
     inputs: Inputs,
     model: Model,
+    /// The same as a value that verdicts are given on.
+    state: PolicyState,
     driver: Driver,
     settings: Settings,
     settings_stale: bool,
@@ -278,6 +280,9 @@ impl Engine {
 
     fn learn(&mut self, deltas: Vec<PolicyDelta>) {
         for d in deltas {
+            if let Err(e) = self.state.apply(&d) {
+                tracing::debug!("the calculation repeats itself: {e}");
+            }
             self.model.apply(d);
         }
         let new = self.model.take_changed();
@@ -446,6 +451,8 @@ impl Engine {
             .flat_map(|e| e.addresses.iter().map(ipnet::IpNet::addr))
             .collect();
         let gone: BTreeSet<&IpAddr> = changed.gone.iter().filter(|a| !alive.contains(a)).collect();
+        // Packets of the host's own are not policed; without knowing its addresses nothing is judged.
+        let host = addresses();
         for family in self.driver.families().to_vec() {
             let version = match family {
                 Family::V4 => IpVersion::V4,
@@ -458,7 +465,9 @@ impl Engine {
                     flows.into_iter().partition(|f| ends(f).iter().any(|a| gone.contains(a)));
                 let local: Vec<Flow> =
                     rest.into_iter().filter(|f| ends(f).iter().any(|a| alive.contains(a))).collect();
-                cut.extend(self.calculation.denied(&local).unwrap_or_default());
+                if !host.is_empty() {
+                    cut.extend(local.into_iter().filter(|f| denied(&self.state, &host, f)));
+                }
                 if cut.is_empty() { Ok(0) } else { nf.forget(&cut) }
             });
             match result {
@@ -506,6 +515,26 @@ impl Engine {
             different
         });
     }
+}
+
+/// Whether policy would refuse the first packet of a flow now, with the destination it had after translation.
+fn denied(state: &PolicyState, host: &BTreeMap<IpAddr, String>, flow: &Flow) -> bool {
+    let at = |address: IpAddr| match host.contains_key(&address) {
+        true => Place::Host(None),
+        false => place(state, address),
+    };
+    let packet = Packet {
+        src: flow.original.src,
+        dst: flow.reply.src,
+        protocol: Protocol(flow.protocol),
+        src_port: flow.original.sport,
+        dst_port: flow.reply.sport,
+        icmp: flow.original.icmp,
+    };
+    let (from, to) = (at(packet.src), at(packet.dst));
+    let workload = |p: &Place| matches!(p, Place::Workload(_));
+    // What concerns host endpoints alone is not judged: which interface it came through is not known any more.
+    (workload(&from) || workload(&to)) && !verdict(state, &packet, &from, &to).allowed()
 }
 
 /// Which device has which address; nothing when the kernel does not say.
