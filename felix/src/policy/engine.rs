@@ -26,12 +26,12 @@ use brindle_felix_core::{
     },
 };
 use brindle_kernel::{
-    netfilter::{Flow, IpVersion, Netfilter, Variant, VariantChoice, choose},
+    netfilter::{Flow, IpVersion, Netfilter, NfError, Variant, VariantChoice, choose},
     netlink::Rtnl,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::driver::{Counters, Driver, Mode};
+use super::driver::{Counters, DriveError, Driver, Mode};
 
 /// Batches waiting for the thread; beyond that senders wait.
 const QUEUE: usize = 256;
@@ -341,6 +341,7 @@ impl Engine {
                 }
                 self.problem = Some(text);
                 self.postpone(now);
+                self.try_other_make(&e);
             }
         }
     }
@@ -369,6 +370,19 @@ impl Engine {
         self.check_pause = if wrote { CHECK } else { (self.check_pause * 2).min(self.settings.refresh) };
         self.check_at = Some(now + self.check_pause.min(self.settings.refresh));
         self.cut_flows(&changed);
+    }
+
+    /// A kernel may know one make of iptables only by name: nothing was ever written with it and it refuses, so the
+    /// other one gets its turn.
+    fn try_other_make(&mut self, why: &DriveError) {
+        let refused = matches!(why, DriveError::Netfilter(NfError::Refused { .. }));
+        if let (false, true, BackEnd::Auto, Some(Mode::Iptables(make))) =
+            (self.applied, refused, self.settings.back_end, self.driver.mode())
+        {
+            let other = if make == Variant::Nft { Variant::Legacy } else { Variant::Nft };
+            tracing::warn!(old = %make, new = %other, cause = %why, "the other make of iptables is tried");
+            self.driver.set_mode(Mode::Iptables(other));
+        }
     }
 
     /// Tries again later: soon at first.
