@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use brindle_config_core::status::{AdminRequest, NodeStatus};
+use brindle_config_core::status::{
+    AdminRequest, NodeStatus,
+    bgp::{BgpRequest, End},
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
@@ -18,7 +21,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::handle::Handle;
+use crate::{ask, handle::Handle};
 
 /// Longest request, octets.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -81,10 +84,8 @@ impl AdminSocket {
                     let (handle, started) = (handle.clone(), self.started);
                     tokio::spawn(async move {
                         let _slot = slot;
-                        match timeout(PATIENCE, client(stream, &handle, started)).await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(e)) => debug!(error = %e, "admin client"),
-                            Err(_) => debug!("admin client took too long"),
+                        if let Err(e) = client(stream, &handle, started).await {
+                            debug!(error = %e, "admin client");
                         }
                     });
                 }
@@ -107,12 +108,21 @@ impl Drop for AdminSocket {
 async fn client(stream: UnixStream, handle: &Handle, started: Instant) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = tokio::io::BufReader::new(read.take(MAX_REQUEST)).lines();
-    while let Some(line) = lines.next_line().await? {
+    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+    // Each step has its time; how many there are, and how long `monitor` lasts, is the asker's business.
+    while let Some(line) = timeout(PATIENCE, lines.next_line()).await.map_err(late)?? {
         let reply = match serde_json::from_str(&line) {
+            Ok(AdminRequest::Bgp(request)) => {
+                // Nothing more is expected: whatever comes, an end or not, the asker is done.
+                let gone = async { drop(lines.next_line().await) };
+                ask::answer(handle, request, &mut write, gone).await?;
+                continue;
+            }
             Ok(request) => answer(&request, handle, started).await,
             Err(e) => json!({"error": format!("not a request brindle-bgpd knows: {e}")}),
         };
-        write.write_all(format!("{reply}\n").as_bytes()).await?;
+        let text = format!("{reply}\n");
+        timeout(PATIENCE, write.write_all(text.as_bytes())).await.map_err(late)??;
     }
     Ok(())
 }
@@ -132,6 +142,7 @@ async fn answer(request: &AdminRequest, handle: &Handle, started: Instant) -> Va
             })
         }),
         AdminRequest::Rib { prefix } => handle.rib(*prefix).await.map(|paths| json!(paths)),
+        AdminRequest::Bgp(_) => return json!({"error": "answered by several lines"}),
         AdminRequest::Routes => {
             return json!({"error": "brindle-bgpd programs no kernel routes; ask brindle-node"});
         }
@@ -163,4 +174,29 @@ pub fn ask(path: &Path, request: &AdminRequest) -> Result<Value, AdminError> {
         Some(e) => Err(fail(io::Error::other(e.to_owned()))),
         None => Ok(reply),
     }
+}
+
+/// Asks a running daemon about BGP; the lines of its answer.
+///
+/// # Errors
+/// [`AdminError::Ask`] when nobody answers, also when what answers is an error.
+pub fn ask_bgp<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    request: BgpRequest,
+) -> Result<Vec<T>, AdminError> {
+    let fail = |why| AdminError::Ask { path: path.into(), why };
+    let mut stream = BlockingStream::connect(path).map_err(fail)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
+    let line = serde_json::to_string(&AdminRequest::Bgp(request)).expect("a request has a form in JSON");
+    stream.write_all(format!("{line}\n").as_bytes()).map_err(fail)?;
+    let mut answers = Vec::new();
+    for line in BufReader::new(stream).lines() {
+        let line = line.map_err(fail)?;
+        match serde_json::from_str(&line) {
+            Ok(End::End { .. }) => return Ok(answers),
+            Ok(End::Error(e)) => return Err(fail(io::Error::other(e))),
+            Err(_) => answers.push(serde_json::from_str(&line).map_err(|e| fail(e.into()))?),
+        }
+    }
+    Err(fail(io::ErrorKind::UnexpectedEof.into()))
 }

@@ -1,12 +1,18 @@
 //! Command line of `brindle-bgpd`: what was typed, and what is done about it.
 
 use std::{
+    fs::File,
+    io::{BufReader, Write as _},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context, Result};
-use brindle_config_core::status::{AdminRequest, NodeStatus};
+use brindle_config_core::status::{
+    AdminRequest, NodeStatus,
+    bgp::{BgpRequest, Dumped},
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
@@ -14,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     admin,
     daemon::{Daemon, Source, run},
+    replay::Replay,
     settings::{DEFAULT_ADMIN_SOCKET, LogFormat, Settings},
     show,
     view::RibPath,
@@ -42,11 +49,34 @@ enum Command {
         #[command(flatten)]
         ask: AskArgs,
     },
+    /// MRT files (RFC 6396) of a running brindle-bgpd
+    Mrt {
+        #[command(subcommand)]
+        what: MrtCommand,
+    },
+    /// Run a recording (--record) again and show where it ends; the same file gives the same every time
+    Replay {
+        /// The recording
+        file: PathBuf,
+        /// Everything the speaker did, one JSON line each
+        #[arg(long)]
+        trace: bool,
+    },
     /// Look for mistakes in a configuration file, without running it
     Check {
         /// The file
         #[arg(long, short, value_name = "FILE")]
         config: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum MrtCommand {
+    /// Write the table into FILE (TABLE_DUMP_V2), replacing it
+    Dump {
+        file: PathBuf,
+        #[command(flatten)]
+        ask: AskArgs,
     },
 }
 
@@ -94,9 +124,15 @@ struct RunArgs {
     /// Where `brindle-bgpd status` asks [default: adminSocket of the file, else /run/brindle-bgpd.sock]
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
-    /// Write every input of the speaker to this file, one JSON line each (contains passwords)
+    /// Write every input of the speaker to this file, one JSON line each, for `brindle-bgpd replay`
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Largest size of the recording; it ends there
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    record_limit: u64,
+    /// Answer Prometheus at http://ADDR:PORT/metrics (docs/metrics.md)
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<SocketAddr>,
     /// [default: that of the file, else text]
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
@@ -120,6 +156,8 @@ pub fn main() -> ExitCode {
         },
         Some(Command::Status(ask)) => status(&ask),
         Some(Command::Rib { prefix, ask }) => rib(prefix, &ask),
+        Some(Command::Mrt { what: MrtCommand::Dump { file, ask } }) => mrt_dump(&file, &ask),
+        Some(Command::Replay { file, trace }) => replay(&file, trace),
         Some(Command::Check { config }) => check(&config),
     };
     match done {
@@ -152,7 +190,14 @@ fn daemon(args: RunArgs) -> Result<()> {
     // One thread: all routes are one task's, and what the others do is little and made of system calls.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
-    runtime.block_on(run(Daemon { source, admin_socket, record: args.record, settings }))
+    runtime.block_on(run(Daemon {
+        source,
+        admin_socket,
+        record: args.record,
+        record_limit: args.record_limit.saturating_mul(1 << 20),
+        metrics: args.metrics,
+        settings,
+    }))
 }
 
 fn init_log(format: LogFormat, level: &str) -> Result<()> {
@@ -196,6 +241,43 @@ fn rib(prefix: Option<IpNet>, args: &AskArgs) -> Result<()> {
     }
 }
 
+fn mrt_dump(file: &Path, args: &AskArgs) -> Result<()> {
+    // The daemon writes it, and its working directory is not ours.
+    let absolute = std::path::absolute(file).with_context(|| format!("{}", file.display())).map_err(usage)?;
+    let request = BgpRequest::MrtDump { file: absolute.display().to_string() };
+    let done: Vec<Dumped> = admin::ask_bgp(&socket(args)?, request)?;
+    done.iter().try_for_each(|d| match args.output {
+        Format::Json => print(&format!("{}\n", serde_json::to_string(d)?)),
+        Format::Table => print(&format!("{}: {} prefixes, {} paths\n", d.file, d.prefixes, d.paths)),
+    })
+}
+
+fn replay(file: &Path, trace: bool) -> Result<()> {
+    let name = || file.display().to_string();
+    let input = File::open(file).with_context(name).map_err(usage)?;
+    let mut replay = Replay::default();
+    let mut out = std::io::BufWriter::new(std::io::stdout());
+    replay
+        .run(BufReader::new(input), |did| {
+            if trace {
+                // A reader that has seen enough is no failure.
+                let _ = serde_json::to_writer(&mut out, did).map(|()| out.write_all(b"\n"));
+            }
+        })
+        .with_context(name)?;
+    out.flush().or_else(closed_pipe)?;
+    if trace {
+        return Ok(());
+    }
+    let mut text = Vec::new();
+    replay.report(&mut text)?;
+    print(&String::from_utf8_lossy(&text))
+}
+
+fn closed_pipe(e: std::io::Error) -> std::io::Result<()> {
+    if e.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) }
+}
+
 fn check(file: &Path) -> Result<()> {
     let settings = Settings::read(file).map_err(usage)?;
     let d = &settings.desired;
@@ -210,7 +292,6 @@ fn check(file: &Path) -> Result<()> {
 
 /// To standard output; a reader that has seen enough (`| head`) is no failure.
 fn print(text: &str) -> Result<()> {
-    use std::io::Write;
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("cannot write"),
         _ => Ok(()),
@@ -238,6 +319,9 @@ mod tests {
             &["brindle-bgpd", "rib", "10.0.0.0/24", "-o", "json"],
             &["brindle-bgpd", "check", "-c", "x.yaml"],
             &["brindle-bgpd", "--check", "--config", "x.yaml"],
+            &["brindle-bgpd", "mrt", "dump", "x.mrt", "--admin-socket", "s"],
+            &["brindle-bgpd", "replay", "x.jsonl", "--trace"],
+            &["brindle-bgpd", "--config", "x.yaml", "--metrics", "127.0.0.1:9180", "--record-limit", "10"],
         ] {
             Cli::try_parse_from(good).unwrap();
         }

@@ -3,7 +3,7 @@
 //! SIGHUP reads the file again: peers whose text did not change are not disturbed. SIGTERM and SIGINT end every
 //! session with Cease; with `drainTime`, peers are asked to move traffic away first (RFC 8326).
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,6 +13,7 @@ use crate::{
     admin::AdminSocket,
     follow::{Follower, from_store},
     handle::Running,
+    metrics, mrt,
     record::Recorder,
     settings::Settings,
     spawn,
@@ -31,6 +32,10 @@ pub struct Daemon {
     pub source: Source,
     pub admin_socket: PathBuf,
     pub record: Option<PathBuf>,
+    /// Largest size of the recording, octets.
+    pub record_limit: u64,
+    /// Where Prometheus asks.
+    pub metrics: Option<SocketAddr>,
     /// The file's content as read at start, to be applied first. `None` with a datastore.
     pub settings: Option<Settings>,
 }
@@ -47,9 +52,10 @@ pub async fn run(daemon: Daemon) -> Result<()> {
 
     let admin = AdminSocket::bind(&daemon.admin_socket)?;
     let recorder = match &daemon.record {
-        Some(path) => {
-            Some(Recorder::create(path).with_context(|| format!("cannot record to {}", path.display()))?)
-        }
+        Some(path) => Some(
+            Recorder::create(path, daemon.record_limit)
+                .with_context(|| format!("cannot record to {}", path.display()))?,
+        ),
         None => None,
     };
     // What we announced is forwarded by others, so it survived us: a peer that kept it need not let go of it.
@@ -57,10 +63,21 @@ pub async fn run(daemon: Daemon) -> Result<()> {
     if restarting {
         info!(cause = "an earlier run ended without a goodbye", "announcing a graceful restart");
     }
+    let scrapes = match daemon.metrics {
+        Some(address) => Some(metrics::listen(address).await?),
+        None => None,
+    };
     let (mut running, fib) = spawn::start(recorder, restarting);
     // Nobody programs routes here.
     drop(fib);
     let _follower = start(&daemon, &running).await?;
+    let _mrt = match daemon.settings.as_ref().and_then(|s| s.mrt.as_ref()) {
+        Some(settings) => Some(mrt::start(settings, &running.handle).await?),
+        None => None,
+    };
+    if let Some(listener) = scrapes {
+        tokio::spawn(metrics::serve(listener, running.handle.clone()));
+    }
     let admin = tokio::spawn(admin.serve(running.handle.clone()));
     info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "brindle-bgpd runs");
 

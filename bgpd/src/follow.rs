@@ -260,7 +260,12 @@ mod tests {
         store.put_as(&node("a", "10.0.0.1/24"), Expect::Absent).await.unwrap();
         store.put_as(&node("b", "10.0.0.2/24"), Expect::Absent).await.unwrap();
         let (orders, mut taken) = mpsc::channel(4);
-        let mut follower = from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), Handle { orders });
+        let mut follower = from_store(
+            Arc::clone(&store),
+            "a",
+            Path::new("/nonexistent"),
+            Handle { orders, events: tokio::sync::broadcast::channel(1).0 },
+        );
         let mut next = async || match taken.recv().await {
             Some(Order::Apply(desired, answer)) => {
                 answer.send(vec![]).unwrap();

@@ -1,20 +1,27 @@
 //! What the rest of a process holds of a running speaker: questions and orders in, routes out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
 use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, SpeakerConfig};
-use brindle_config_core::status::BgpStatus;
+use brindle_bgpd_core::{
+    speaker::{PeerId, Speaker},
+    time::Mono,
+};
+use brindle_config_core::status::{BgpStatus, bgp::BgpEvent};
 use ipnet::IpNet;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
 };
 
 use crate::{
+    listeners::Listeners,
+    mrt,
     peers::{Plan, leave::Coverage},
+    tally::Tally,
     view::RibPath,
 };
 
@@ -71,6 +78,20 @@ pub struct FibBatch {
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(crate) orders: mpsc::Sender<Order>,
+    /// What happens, for those who watch.
+    pub(crate) events: broadcast::Sender<BgpEvent>,
+}
+
+/// The speaker task's state, for a question that only looks.
+pub(crate) struct Seen<'a> {
+    /// `None`: nothing to speak for yet.
+    pub(crate) speaker: Option<&'a Speaker>,
+    pub(crate) now: Mono,
+    pub(crate) trouble: &'a HashMap<PeerId, String>,
+    pub(crate) tally: &'a Tally,
+    pub(crate) listeners: &'a Listeners,
+    /// Connections of strangers.
+    pub(crate) refused: u64,
 }
 
 pub(crate) enum Order {
@@ -84,6 +105,10 @@ pub(crate) enum Order {
     Status(oneshot::Sender<BgpStatus>),
     Coverage(oneshot::Sender<Coverage>),
     Rib(Option<IpNet>, oneshot::Sender<Vec<RibPath>>),
+    /// Runs in the speaker task, so what it does must be little: a page of a table, not a table.
+    Look(Box<dyn FnOnce(&Seen<'_>) + Send>),
+    /// From now on, what peers send goes there.
+    Archive(mrt::Archive),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -168,6 +193,24 @@ impl Handle {
     /// [`Gone`].
     pub async fn rib(&self, prefix: Option<IpNet>) -> Result<Vec<RibPath>, Gone> {
         self.ask(|tx| Order::Rib(prefix, tx)).await
+    }
+
+    /// Looks at the speaker. `question` holds up everything else while it runs.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Seen<'_>) -> T + Send + 'static,
+    ) -> Result<T, Gone> {
+        self.ask(|tx| {
+            Order::Look(Box::new(move |seen| {
+                // The asker may have gone.
+                let _ = tx.send(question(seen));
+            }))
+        })
+        .await
+    }
+
+    pub(crate) async fn archive(&self, archive: mrt::Archive) -> Result<(), Gone> {
+        self.orders.send(Order::Archive(archive)).await.map_err(|_| Gone)
     }
 
     async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, Gone> {

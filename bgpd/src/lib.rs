@@ -17,6 +17,7 @@
 //! daemon wakes only for keepalives. See docs/design/bgpd.md.
 
 pub mod admin;
+pub mod ask;
 pub mod cli;
 mod communities;
 mod conn;
@@ -25,13 +26,17 @@ mod fib;
 mod follow;
 mod handle;
 mod listeners;
+pub mod metrics;
+pub mod mrt;
 pub mod peers;
 mod record;
+pub mod replay;
 mod secrets;
 pub mod settings;
 pub mod show;
 mod spawn;
 mod speaker_task;
+mod tally;
 mod view;
 
 pub use self::{

@@ -1,7 +1,8 @@
 //! Recording of inputs: one JSON line each, so that a run can be replayed against the pure speaker.
 //!
 //! The first line is `{"speaker": SpeakerConfig}`, the others `{"at": milliseconds, "input": Input}`, plus
-//! `{"at": …, "tick": true}` where only time passed.
+//! `{"at": …, "tick": true}` where only time passed, and at the end of a file that has reached its limit
+//! `{"stopped": reason}`. `replay` runs it again.
 
 use std::{
     fs::File,
@@ -14,7 +15,7 @@ use brindle_bgpd_core::{
     time::Mono,
 };
 use serde::Serialize;
-use tracing::error;
+use tracing::{error, warn};
 
 #[derive(Serialize)]
 #[serde(untagged)]
@@ -22,21 +23,26 @@ enum Line<'a> {
     Speaker { speaker: &'a SpeakerConfig },
     Input { at: u64, input: &'a Input },
     Tick { at: u64, tick: bool },
+    Stopped { stopped: &'a str },
 }
 
-/// Writes until the first failure, which it reports once; routing goes on without it. Holds passwords of peers: the
-/// file is readable by its owner only.
+/// Writes until the first failure or until the file has its largest size, which it reports once; routing goes on
+/// without it. A recording is only good from its beginning, so the file is not rotated. It holds what peers say, but
+/// no passwords; it is readable by its owner only.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     path: PathBuf,
     out: Option<BufWriter<File>>,
+    /// Octets that may still be written.
+    left: u64,
 }
 
 impl Recorder {
-    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+    /// `most`: the largest size of the file, octets.
+    pub(crate) fn create(path: &Path, most: u64) -> io::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        Ok(Self { path: path.to_owned(), out: Some(BufWriter::new(file)) })
+        Ok(Self { path: path.to_owned(), out: Some(BufWriter::new(file)), left: most })
     }
 
     pub(crate) fn speaker(&mut self, speaker: &SpeakerConfig) {
@@ -59,10 +65,22 @@ impl Recorder {
 
     fn line(&mut self, line: &Line<'_>) {
         let Some(out) = &mut self.out else { return };
-        let result = serde_json::to_writer(&mut *out, line)
+        let mut counted = Counted { out, written: 0 };
+        let result = serde_json::to_writer(&mut counted, line)
             .map_err(io::Error::from)
-            .and_then(|()| out.write_all(b"\n"));
+            .and_then(|()| counted.write_all(b"\n"));
+        self.left = self.left.saturating_sub(counted.written);
         self.check(result);
+        if self.left == 0
+            && let Some(out) = &mut self.out
+        {
+            let stopped = "the file has reached its largest size";
+            let last = serde_json::to_string(&Line::Stopped { stopped }).unwrap_or_default();
+            let result = writeln!(out, "{last}").and_then(|()| out.flush());
+            self.check(result);
+            self.out = None;
+            warn!(file = %self.path.display(), "recording ends here: {stopped} (--record-limit)");
+        }
     }
 
     fn check(&mut self, result: io::Result<()>) {
@@ -70,5 +88,42 @@ impl Recorder {
             error!(file = %self.path.display(), error = %e, "recording of inputs stopped");
             self.out = None;
         }
+    }
+}
+
+/// Counts what goes through.
+struct Counted<'a> {
+    out: &'a mut BufWriter<File>,
+    written: u64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.written = self.written.saturating_add(n as u64);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recording_stops_at_its_limit_and_says_so_in_the_file() {
+        let path = std::env::temp_dir().join(format!("bt-{}-limit.jsonl", std::process::id()));
+        let mut recorder = Recorder::create(&path, 100).unwrap();
+        for at in 0..1_000 {
+            recorder.tick(Mono(at));
+        }
+        recorder.flush();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(text.len() < 200, "{text}");
+        assert!(text.ends_with("{\"stopped\":\"the file has reached its largest size\"}\n"), "{text}");
     }
 }

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use self::peer::{Common, Peer, Range};
-use crate::{communities, handle::Desired, peers::filters::compile};
+use crate::{communities, handle::Desired, mrt::MrtSettings, peers::filters::compile};
 
 mod peer;
 
@@ -34,6 +34,7 @@ pub struct Settings {
     pub log: Log,
     /// How long peers may react to our leaving before the sessions end (RFC 8326); zero: not at all.
     pub drain_time: Duration,
+    pub mrt: Option<MrtSettings>,
 }
 
 /// `log:` of the file.
@@ -71,6 +72,8 @@ struct File {
     admin_socket: PathBuf,
     #[serde(default)]
     log: Log,
+    #[serde(default)]
+    mrt: Option<MrtSettings>,
     #[serde(default = "classic_local_pref")]
     local_pref: u32,
     #[serde(default = "sixteen")]
@@ -240,6 +243,7 @@ impl Check<'_> {
             admin_socket: raw.admin_socket,
             log: raw.log,
             drain_time: Duration::from_secs(raw.drain_time.into()),
+            mrt: raw.mrt,
         })
     }
 

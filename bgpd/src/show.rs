@@ -159,6 +159,10 @@ mod tests {
             med: None,
             communities: vec![],
             large_communities: vec![],
+            path_id: 0,
+            ext_communities: vec![],
+            originator_id: None,
+            cluster_list: vec![],
         };
         let text = rib(&[
             path("203.0.113.0/24", None, true, "best"),

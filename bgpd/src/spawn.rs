@@ -1,6 +1,6 @@
 //! Starting a speaker inside a process.
 
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     fib::FibQueue,
@@ -8,6 +8,9 @@ use crate::{
     record::Recorder,
     speaker_task::SpeakerTask,
 };
+
+/// Events kept for those who watch and are slow; what is more is told as a number.
+const EVENTS: usize = 1_024;
 
 /// Starts a speaker that knows nothing yet on the current tokio runtime; [`Handle::apply`] tells it what to be, or
 /// [`crate::from_store`] does. `restarting`: the routes of an earlier run are still in the kernel, so the first speaker
@@ -21,6 +24,8 @@ pub fn spawn(restarting: bool) -> (Running, FibStream) {
 pub(crate) fn start(recorder: Option<Recorder>, restarting: bool) -> (Running, FibStream) {
     let (orders, taken) = mpsc::channel(16);
     let (queue, stream) = FibQueue::new();
-    let task = tokio::spawn(SpeakerTask::new(taken, queue, recorder, restarting).run());
-    (Running { handle: Handle { orders }, task }, stream)
+    let (events, _) = broadcast::channel(EVENTS);
+    let speaker = SpeakerTask::new(taken, queue, recorder, restarting, events.clone());
+    let task = tokio::spawn(speaker.run());
+    (Running { handle: Handle { orders, events }, task }, stream)
 }

@@ -2,48 +2,25 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use brindle_bgpd_core::{
+    af::Family,
     rib::PathView,
     speaker::{PeerId, Speaker},
     time::Mono,
     wire::{AsPath, AttrSet, Origin, SegmentKind},
 };
+pub use brindle_config_core::status::bgp::BgpPath as RibPath;
 use brindle_config_core::status::{BgpStatus, PeerStatus};
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
 use crate::peers::leave::Coverage;
 
 /// Label of mesh sessions.
 pub(crate) const MESH: &str = "mesh";
 const ESTABLISHED: &str = "Established";
-
-/// One path to a prefix, in the answer to `rib`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RibPath {
-    pub prefix: IpNet,
-    /// Name of the peer; `None`: our own route.
-    pub peer: Option<String>,
-    pub next_hop: Option<IpAddr>,
-    pub best: bool,
-    /// Among the equal-cost paths used for forwarding.
-    pub multipath: bool,
-    /// Kept over a graceful restart of the peer, not confirmed yet.
-    pub stale: bool,
-    /// `best`, or the step of the decision at which it lost.
-    pub why: String,
-    pub origin: String,
-    /// As routers print it: sets in braces, confederation segments in parentheses.
-    pub as_path: String,
-    pub local_pref: Option<u32>,
-    pub med: Option<u32>,
-    pub communities: Vec<String>,
-    pub large_communities: Vec<String>,
-}
 
 /// `trouble`: why peers are not up, from the driver's point of view.
 pub(crate) fn status(
@@ -71,7 +48,7 @@ pub(crate) fn status(
                 kind: p.kind,
             })
             .collect(),
-        loc_rib: speaker.rib(None).filter(|p| p.best).count(),
+        loc_rib: Family::ALL.into_iter().map(|f| speaker.prefixes(f)).sum(),
     }
 }
 
@@ -127,27 +104,37 @@ pub(crate) fn coverage(speaker: &Speaker) -> Coverage {
     coverage
 }
 
-pub(crate) fn rib(speaker: &Speaker, prefix: Option<IpNet>) -> Vec<RibPath> {
-    let names: HashMap<PeerId, String> = speaker.peers().map(|p| (p.id, p.name)).collect();
-    speaker
-        .rib(prefix)
-        .map(|p| RibPath {
-            prefix: p.prefix,
-            peer: p.from.map(|id| names.get(&id).cloned().unwrap_or_else(|| "removed peer".into())),
-            next_hop: p.next_hop,
-            best: p.best,
-            multipath: p.multipath,
-            stale: p.stale,
-            why: p.why(),
-            ..attributes(p.prefix, &p.attributes)
-        })
-        .collect()
+/// Names of the neighbors.
+pub(crate) fn names(speaker: &Speaker) -> HashMap<PeerId, String> {
+    let all = speaker.peer_ids();
+    all.filter_map(|id| Some((id, speaker.peer_config(id)?.name.clone()))).collect()
 }
 
-fn attributes(prefix: IpNet, a: &AttrSet) -> RibPath {
+pub(crate) fn rib(speaker: &Speaker, prefix: Option<IpNet>) -> Vec<RibPath> {
+    let names = names(speaker);
+    speaker.rib(prefix).map(|p| path(&p, &names)).collect()
+}
+
+/// One path with its standing.
+pub(crate) fn path(p: &PathView, names: &HashMap<PeerId, String>) -> RibPath {
+    RibPath {
+        peer: p.from.map(|id| names.get(&id).cloned().unwrap_or_else(|| "removed peer".into())),
+        path_id: p.path_id,
+        next_hop: p.next_hop,
+        best: p.best,
+        multipath: p.multipath,
+        stale: p.stale,
+        why: p.why(),
+        ..attributes(p.prefix, &p.attributes)
+    }
+}
+
+/// Attributes alone.
+pub(crate) fn attributes(prefix: IpNet, a: &AttrSet) -> RibPath {
     RibPath {
         prefix,
         peer: None,
+        path_id: 0,
         next_hop: None,
         best: false,
         multipath: false,
@@ -163,11 +150,20 @@ fn attributes(prefix: IpNet, a: &AttrSet) -> RibPath {
         local_pref: a.local_pref,
         med: a.med,
         communities: a.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff)).collect(),
+        ext_communities: a.ext_communities.iter().map(|c| format!("0x{c:016x}")).collect(),
         large_communities: a.large_communities.iter().map(|(x, y, z)| format!("{x}:{y}:{z}")).collect(),
+        originator_id: a.originator_id.map(|id| id.to_string()),
+        cluster_list: a.cluster_list.iter().map(ToString::to_string).collect(),
     }
 }
 
-fn as_path(path: &AsPath) -> String {
+/// Milliseconds since 1970; 0 on a clock before that.
+pub(crate) fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(crate) fn as_path(path: &AsPath) -> String {
     let segments = path.0.iter().map(|s| {
         let join = |by: &str| s.asns.iter().map(u32::to_string).collect::<Vec<_>>().join(by);
         match s.kind {

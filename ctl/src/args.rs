@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Policy(PolicyArgs),
     /// Show the agent of this node: peers, blocks, routes, encapsulation, health.
     Status(StatusArgs),
+    /// Sessions and routes: what the speaker of this node (or of a lab's nodes) knows, and why.
+    Bgp(crate::cmd::bgp::BgpArgs),
     /// Print the version.
     Version,
 }

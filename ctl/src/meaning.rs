@@ -32,6 +32,7 @@ pub(crate) struct Request {
 pub(crate) enum What {
     Version,
     Status { admin_socket: PathBuf },
+    Bgp(crate::cmd::bgp::BgpArgs),
     LabList,
     Resource(Box<resource::Request>),
     Ipam(crate::cmd::ipam::args::IpamArgs),
@@ -91,6 +92,7 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
         Command::Validate(a) => resource(resource::Request::Validate(a)),
         Command::Version => What::Version,
         Command::Status(status) => What::Status { admin_socket: status.admin_socket },
+        Command::Bgp(bgp) => What::Bgp(bgp),
         Command::Lab(lab) => match lab.command {
             LabCommand::List => What::LabList,
             LabCommand::Up(up) => {

@@ -79,12 +79,13 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
                         },
                         None => json!({"error": "this agent runs with --networking none"}),
                     },
+                    AdminRequest::Bgp(_) => json!({"error": "answered by several lines"}),
                     AdminRequest::Routes => serde_json::to_value(felix.report().encap).unwrap_or(Value::Null),
                 }
             })
         })
     };
-    tokio::spawn(admin::serve(listener, answer));
+    tokio::spawn(admin::serve(listener, answer, bgp.clone()));
     tracing::info!(node = %settings.node_name, state = %settings.state_dir.display(), "agent started");
 
     let signals = |kind| signal(kind).map_err(|e| Failure::Setup(anyhow!("cannot handle signals: {e}")));
@@ -134,6 +135,10 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     // Bound before anything is written to the kernel: whoever can connect finds a starting agent, not a dead one.
     let listener = local_socket::bind(&settings.admin_socket)?;
     let policy = policy::start(settings, &store)?;
+    let scrapes = match settings.metrics {
+        Some(address) => Some(brindle_bgpd::metrics::listen(address).await?),
+        None => None,
+    };
     let felix = brindle_felix::spawn(&brindle_felix::Settings {
         node: settings.node_name.clone(),
         state_dir: settings.state_dir.clone(),
@@ -157,6 +162,9 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     let (bgp, speaker) = match settings.networking {
         Networking::Bgp => {
             let speaker = speak(settings, &store, &felix).await?;
+            if let Some(listener) = scrapes {
+                tokio::spawn(brindle_bgpd::metrics::serve(listener, speaker.running.handle.clone()));
+            }
             (Some(speaker.running.handle.clone()), Some(speaker))
         }
         Networking::None => {

@@ -59,6 +59,9 @@ pub(crate) struct RunArgs {
     admin_socket: Option<PathBuf>,
     #[command(flatten)]
     leaks: crate::cni_server::LeakArgs,
+    /// Answer Prometheus at http://ADDR:PORT/metrics (docs/metrics.md)
+    #[arg(long, env = "BRINDLE_METRICS", value_name = "ADDR:PORT")]
+    metrics: Option<std::net::SocketAddr>,
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// error, warn, info, debug, trace, or a filter such as info,brindle_bgpd=debug
@@ -109,6 +112,7 @@ pub(crate) struct Settings {
     pub(crate) cni_socket: PathBuf,
     pub(crate) admin_socket: PathBuf,
     pub(crate) leaks: crate::cni_server::LeakArgs,
+    pub(crate) metrics: Option<std::net::SocketAddr>,
     log_format: LogFormat,
     log_filter: String,
 }
@@ -138,6 +142,7 @@ impl Settings {
         brindle_config::check_url(&a.datastore).map_err(|e| format!("--datastore: {e}"))?;
         Ok(Self {
             cni_socket: a.cni_socket.unwrap_or_else(|| a.state_dir.join("cni.sock")),
+            metrics: a.metrics,
             admin_socket: a.admin_socket.unwrap_or_else(|| a.state_dir.join("admin.sock")),
             node_name,
             state_dir: a.state_dir,

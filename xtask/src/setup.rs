@@ -44,6 +44,8 @@ pub(crate) const TESTS: [Need; 13] = [
     need("ctr", "containerd", "a real CNI client (go-cni) for the plugin"),
     need("runc", "runc", "what these clients start containers with"),
     need("busybox", "busybox-static", "the containers they start hold nothing else"),
+    need("etcd", "etcd-server", "the etcd store is tested against it"),
+    need("etcdctl", "etcd-client", "users and roles of that etcd"),
     need("linux.uml", "user-mode-linux", "a kernel with ipip for the tunnel tests"),
     need("modprobe", "kmod", "modules inside that kernel"),
 ];

@@ -40,6 +40,12 @@ impl SpeakerTask {
         match report {
             Report::Accepted { stream, local, remote } => self.accepted(stream, local, remote),
             Report::Inputs { token, inputs } => {
+                if let Some(conn) = self.by_token.get(&token) {
+                    self.tally.received(*conn, &inputs, self.speaker.as_ref());
+                    if let (Some(archive), Some(speaker)) = (&mut self.archive, &self.speaker) {
+                        archive.messages(speaker, *conn, &self.tally.read_cx(*conn), &inputs);
+                    }
+                }
                 for input in inputs {
                     // An earlier message may have ended the connection.
                     if self.by_token.contains_key(&token) {
@@ -137,6 +143,7 @@ impl SpeakerTask {
 
     fn forget(&mut self, token: Token) -> Option<ConnId> {
         let conn = self.by_token.remove(&token)?;
+        self.tally.closed(conn);
         self.links.remove(&conn);
         Some(conn)
     }
@@ -202,9 +209,11 @@ impl SpeakerTask {
         bytes.clear();
         bytes.extend_from_slice(&up.control);
         up.control = BytesMut::new();
+        let control = bytes.len();
         while up.pending && bytes.len() < CHUNK {
             up.pending = speaker.next_update(conn, CHUNK - bytes.len(), bytes);
         }
+        self.tally.packed(conn, bytes.get(control..).unwrap_or_default(), speaker);
         let sent = write_now(&up.socket, bytes);
         if let Some(rest) = bytes.get(sent..).filter(|r| !r.is_empty()) {
             // Fails only if the writer ended; its exit is on the way.
@@ -218,6 +227,7 @@ impl SpeakerTask {
     }
 
     pub(super) fn send(&mut self, conn: ConnId, message: &Message) {
+        self.tally.sent(conn, message, self.speaker.as_ref());
         let Some(up) = self.up(conn) else { return };
         match message.emit(&up.write, &mut up.control) {
             Ok(()) => self.dirty.push(conn),
@@ -228,6 +238,7 @@ impl SpeakerTask {
 
     /// What is queued goes out, then the connection ends; from here on the speaker does not know it.
     pub(super) fn close(&mut self, conn: ConnId) {
+        self.tally.closed(conn);
         let Some(link) = self.links.remove(&conn) else { return };
         self.by_token.remove(&link.token);
         match link.state {

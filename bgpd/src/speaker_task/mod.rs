@@ -18,11 +18,12 @@ use brindle_bgpd_core::{
     time::Mono,
     wire::WireCx,
 };
+use brindle_config_core::status::bgp::BgpEvent;
 use bytes::BytesMut;
 use ipnet::IpNet;
 use tokio::{
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::{broadcast, mpsc, watch},
     task::{AbortHandle, Id, JoinSet},
     time::{Instant, sleep_until},
 };
@@ -33,7 +34,10 @@ use crate::{
     fib::FibQueue,
     handle::Order,
     listeners::Listeners,
+    mrt::Archive,
     record::Recorder,
+    tally::Tally,
+    view,
 };
 
 /// A connection attempt is given up after this.
@@ -106,6 +110,11 @@ pub(crate) struct SpeakerTask {
     refused: Refused,
     /// Why a peer is not up: what last sent it to Idle or Active.
     trouble: HashMap<PeerId, String>,
+    tally: Tally,
+    /// Those who watch.
+    monitor: broadcast::Sender<BgpEvent>,
+    /// Where what peers send is kept.
+    archive: Option<Archive>,
     inbox: mpsc::Receiver<Report>,
     /// Cloned into connection tasks.
     inbox_tx: mpsc::Sender<Report>,
@@ -126,6 +135,7 @@ impl SpeakerTask {
         fib: FibQueue,
         recorder: Option<Recorder>,
         restarting: bool,
+        monitor: broadcast::Sender<BgpEvent>,
     ) -> Self {
         // Small: what is in here is decoded and not yet part of any table.
         let (inbox_tx, inbox) = mpsc::channel(8);
@@ -153,6 +163,9 @@ impl SpeakerTask {
             recorder,
             refused: Refused::default(),
             trouble: HashMap::new(),
+            tally: Tally::default(),
+            monitor,
+            archive: None,
             inbox,
             inbox_tx,
             orders,
@@ -161,8 +174,10 @@ impl SpeakerTask {
 
     /// Runs until told to shut down, or until every handle is gone.
     pub(crate) async fn run(mut self) {
+        let mut busy_since = Instant::now();
         loop {
             let deadline = self.deadline();
+            self.tally.turns.add(busy_since);
             tokio::select! {
                 biased;
                 order = self.orders.recv() => match order {
@@ -173,21 +188,30 @@ impl SpeakerTask {
                         let _ = done.send(());
                         return;
                     }
-                    Some(order) => self.order(order),
+                    Some(order) => {
+                        busy_since = Instant::now();
+                        self.order(order);
+                        // Questions must not hold up what peers say, however many there are.
+                        self.reports();
+                    }
                 },
                 Some(ended) = self.tasks.join_next_with_id() => {
+                    busy_since = Instant::now();
                     // A task ends after its last report is in the inbox, so that comes first.
                     self.reports();
                     self.ended(ended);
                 }
-                () = self.fib.hand_over(), if self.fib.has_work() => {}
+                () = self.fib.hand_over(), if self.fib.has_work() => busy_since = Instant::now(),
                 Some(report) = self.inbox.recv() => {
+                    busy_since = Instant::now();
                     self.report(report);
                     self.reports();
                 }
                 // More to write to somebody who takes it; whatever came in meanwhile was first.
                 () = tokio::task::yield_now(), if !self.dirty.is_empty() => {}
-                () = sleep_until(deadline.unwrap_or(self.origin)), if deadline.is_some() => {}
+                () = sleep_until(deadline.unwrap_or(self.origin)), if deadline.is_some() => {
+                    busy_since = Instant::now();
+                }
             }
             // Also when something else came first: a flood of input must not stop the timers.
             if self.deadline().is_some_and(|d| d <= Instant::now()) {
@@ -256,6 +280,7 @@ impl SpeakerTask {
                 }
                 Output::Send { conn, message } => self.send(conn, &message),
                 Output::Negotiated { conn, read, write } => {
+                    self.tally.negotiated(conn, read);
                     if let Some(up) = self.up(conn) {
                         up.write = write;
                         up.mode.send_replace(Mode::Negotiated(read));
@@ -269,7 +294,18 @@ impl SpeakerTask {
                 }
                 Output::Close { conn } => self.close(conn),
                 Output::Fib(change) if self.statics.contains_key(&change.prefix) => {}
-                Output::Fib(change) => self.fib.change(change),
+                Output::Fib(change) => {
+                    if self.monitor.receiver_count() > 0 {
+                        let hops: Vec<String> = change.next_hops.iter().map(ToString::to_string).collect();
+                        let what = if hops.is_empty() {
+                            "withdrawn".into()
+                        } else {
+                            format!("via {}", hops.join(" "))
+                        };
+                        self.tell("route", change.prefix.to_string(), what);
+                    }
+                    self.fib.change(change);
+                }
                 Output::FibInSync => {
                     info!("routes of all peers are complete");
                     self.fib.in_sync();
@@ -282,6 +318,12 @@ impl SpeakerTask {
     /// One line per change of state. A peer that cannot be reached goes through the same states every few seconds:
     /// that is told once, and again when the reason changes.
     fn log(&mut self, event: &Event) {
+        if self.monitor.receiver_count() > 0 {
+            self.announce(event);
+        }
+        if let (Some(archive), Some(speaker)) = (&mut self.archive, &self.speaker) {
+            archive.event(speaker, event);
+        }
         match event {
             Event::State { peer, name, old, new, cause } => {
                 let news = if new == ESTABLISHED {
@@ -308,6 +350,33 @@ impl SpeakerTask {
             Event::Warning { peer: _, name, what } => warn!(peer = %name, %what, "session"),
             Event::Config { name, what } => warn!(peer = %name, %what, "configuration problem"),
             Event::Refused { remote, why } => info!(%remote, %why, "refused connection"),
+        }
+    }
+}
+
+impl SpeakerTask {
+    /// To those who watch.
+    fn tell(&self, kind: &str, subject: String, what: String) {
+        // Fails if the last one has just gone.
+        let _ = self.monitor.send(BgpEvent { at_ms: view::wall_ms(), kind: kind.into(), subject, what });
+    }
+
+    fn announce(&self, event: &Event) {
+        let name = |peer: &PeerId| {
+            let config = self.speaker.as_ref().and_then(|s| s.peer_config(*peer));
+            config.map_or_else(|| "removed".into(), |c| c.name.clone())
+        };
+        match event {
+            Event::State { name, old, new, cause, .. } => {
+                self.tell("session", name.clone(), format!("{old} -> {new}: {cause}"));
+            }
+            Event::Fault { peer, what } => self.tell("fault", name(peer), what.clone()),
+            Event::Restart { name, what, routes, .. } => {
+                self.tell("restart", name.clone(), format!("{what}, {routes} routes"));
+            }
+            Event::Warning { name, what, .. } => self.tell("warning", name.clone(), what.clone()),
+            Event::Config { name, what } => self.tell("config", name.clone(), what.clone()),
+            Event::Refused { remote, why } => self.tell("refused", remote.to_string(), why.clone()),
         }
     }
 }

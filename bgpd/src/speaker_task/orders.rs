@@ -12,7 +12,7 @@ use tracing::{debug, info};
 use super::SpeakerTask;
 use crate::{
     conn::LINGER,
-    handle::{Desired, ListenError, Order},
+    handle::{Desired, ListenError, Order, Seen},
     view,
 };
 
@@ -53,6 +53,15 @@ impl SpeakerTask {
                 self.drain();
                 let _ = answer.send(());
             }
+            Order::Look(question) => question(&Seen {
+                speaker: self.speaker.as_ref(),
+                now: self.now(),
+                trouble: &self.trouble,
+                tally: &self.tally,
+                listeners: &self.listeners,
+                refused: self.refused.total,
+            }),
+            Order::Archive(archive) => self.archive = Some(archive),
             Order::Shutdown(_) => {}
         }
     }
@@ -81,6 +90,7 @@ impl SpeakerTask {
         self.feed(Input::SetPeers(peers));
         if let Some(speaker) = &self.speaker {
             self.trouble.retain(|id, _| speaker.peer_config(*id).is_some());
+            self.tally.retain(|id| speaker.peer_config(id).is_some());
         }
     }
 
@@ -177,6 +187,7 @@ impl SpeakerTask {
             self.fib.reset();
         }
         self.trouble.clear();
+        self.tally.retain(|_| false);
         self.identity.clone_from(&config);
         (self.peers, self.routes) = (None, None);
         self.statics.clear();

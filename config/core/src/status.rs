@@ -1,6 +1,8 @@
 //! What an agent reports about itself over its admin socket; `brindlectl` and the lab read it.
 //! One JSON object per line each way: `{"cmd":"status"}` is answered by a [`NodeStatus`].
 
+pub mod bgp;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -18,6 +20,8 @@ pub enum AdminRequest {
     },
     /// Desired and actual kernel routes.
     Routes,
+    /// About BGP; answered by several lines.
+    Bgp(bgp::BgpRequest),
 }
 
 /// Answer to [`AdminRequest::Status`].

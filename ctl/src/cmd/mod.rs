@@ -1,5 +1,6 @@
 //! What requests do. One file per family of commands; the lab has a module of its own.
 
+pub(crate) mod bgp;
 pub(crate) mod ipam;
 pub(crate) mod policy;
 pub(crate) mod resource;
@@ -29,6 +30,7 @@ pub(crate) fn run(request: Request) -> Result<Outcome> {
             Ok(Outcome::Ok)
         }
         What::Status { admin_socket } => status::status(&admin_socket, format),
+        What::Bgp(args) => bgp::run(&args, format),
         What::Resource(request) => resource::run(*request, format),
         What::Ipam(args) => ipam::run(&args, format),
         What::Policy(args) => policy::run(&args, format),

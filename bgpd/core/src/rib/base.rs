@@ -61,7 +61,7 @@ impl RibPeer {
         Source { ibgp: self.ibgp, client: self.client, router_id: self.router_id, address: self.address }
     }
 
-    fn group(&self, family: Family) -> GroupKey {
+    pub(super) fn group(&self, family: Family) -> GroupKey {
         GroupKey {
             ibgp: self.ibgp,
             client: self.client,
@@ -154,15 +154,32 @@ impl Rib {
         }
     }
 
+    pub(super) const fn v4(&self) -> &Afi<Ipv4Net> {
+        &self.v4
+    }
+
+    pub(super) const fn v6(&self) -> &Afi<Ipv6Net> {
+        &self.v6
+    }
+
+    pub(super) const fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// Who we are as a reflector: our cluster is our router identifier unless configured (RFC 4456 section 7).
+    pub(super) fn export_cx(&self) -> ExportCx {
+        ExportCx { cluster_id: self.cfg.cluster_id.unwrap_or(self.cfg.router_id) }
+    }
+
     /// The parts a change works on.
     fn split(&mut self) -> (&mut Afi<Ipv4Net>, &mut Afi<Ipv6Net>, ChangeCx<'_>) {
-        let cluster_id = self.cfg.cluster_id.unwrap_or(self.cfg.router_id);
+        let export = self.export_cx();
         let cx = ChangeCx {
             out: OutCx {
                 sources: &self.sources,
                 interner: &mut self.interner,
                 next_hops: &self.next_hops,
-                export: ExportCx { cluster_id },
+                export,
                 ring: &mut self.ring,
             },
             multipath: usize::from(self.cfg.multipath.max(1)),

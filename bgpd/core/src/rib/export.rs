@@ -28,9 +28,9 @@ use crate::{
 };
 
 /// RFC 1997.
-const NO_EXPORT: u32 = 0xFFFF_FF01;
-const NO_ADVERTISE: u32 = 0xFFFF_FF02;
-const NO_EXPORT_SUBCONFED: u32 = 0xFFFF_FF03;
+pub(super) const NO_EXPORT: u32 = 0xFFFF_FF01;
+pub(super) const NO_ADVERTISE: u32 = 0xFFFF_FF02;
+pub(super) const NO_EXPORT_SUBCONFED: u32 = 0xFFFF_FF03;
 
 /// What neighbors of one group have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl GroupKey {
     }
 
     /// `None`: kept back by the policy. Otherwise the filter rule that let it out, if one did.
-    fn rule(&self, prefix: IpNet, c: &Candidate<'_>, read: &mut Reading) -> Option<Option<u16>> {
+    pub(super) fn rule(&self, prefix: IpNet, c: &Candidate<'_>, read: &mut Reading) -> Option<Option<u16>> {
         let local = c.peer == LOCAL;
         let policy = &*self.policy;
         if !policy.filters.is_empty() {

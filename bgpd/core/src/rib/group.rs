@@ -26,6 +26,7 @@ use super::{
 use crate::speaker::PeerId;
 use bytes::BytesMut;
 
+mod look;
 mod pull;
 
 /// Octets in the ring before its slowest readers leave it.

@@ -17,6 +17,7 @@ mod decision;
 mod export;
 mod group;
 mod import;
+mod look;
 mod pack;
 mod paths_out;
 mod peers;
@@ -33,6 +34,7 @@ pub use self::{
     base::{PathView, PeerRoutes, Rib, RibPeer},
     decision::{DecisionCx, Step, Verdict, decide},
     import::Invalid,
+    look::{Export, Scan, Withheld},
     peers::{LOCAL, NextHops, Source, Sources},
     rewrite::{Inward, Rewrite},
     table::{Path, PathFlags},

@@ -147,6 +147,12 @@ impl<P: Prefix> Table<P> {
         (0u32..).zip(&self.dests).filter(|(_, d)| d.live)
     }
 
+    /// The same from a number on.
+    pub(super) fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &Dest<P>)> {
+        let rest = self.dests.get(from as usize..).unwrap_or_default();
+        (from..).zip(rest).filter(|(_, d)| d.live)
+    }
+
     /// Gives up destinations without paths to which nobody refers; returns how many are left that are empty.
     pub(super) fn release(&mut self, in_use: impl Fn(u32) -> bool) -> usize {
         let mut left = 0;

@@ -9,6 +9,7 @@
 mod config;
 mod dynamic;
 mod io;
+mod look;
 mod neighbor;
 mod options;
 mod restart;

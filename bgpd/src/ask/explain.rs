@@ -1,0 +1,143 @@
+//! `explain PREFIX [to PEER]`: why a prefix is, or is not, received, chosen, installed and advertised.
+
+use brindle_bgpd_core::{
+    rib::Export,
+    speaker::{PeerId, PeerStatus, Speaker},
+};
+use brindle_config_core::status::bgp::{Finding, Topic};
+use ipnet::IpNet;
+
+use super::{Trouble, find};
+use crate::{
+    handle::{Handle, Seen},
+    view,
+};
+
+/// The findings, in the order in which a route makes its way.
+pub(super) async fn explain(
+    handle: &Handle,
+    prefix: IpNet,
+    peer: Option<String>,
+) -> Result<Vec<Finding>, Trouble> {
+    let to = match peer {
+        Some(name) => Some(find(handle, &name).await?),
+        None => None,
+    };
+    // Bounded by the number of neighbors and of paths to one prefix.
+    let found = handle.look(move |s| s.speaker.map(|speaker| all(s, speaker, prefix, to))).await?;
+    found.ok_or_else(|| Trouble::Other("the speaker has no identity yet: no AS, no router id".into()))
+}
+
+fn all(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet, to: Option<PeerId>) -> Vec<Finding> {
+    let mut out = received(s, speaker, prefix);
+    out.extend(chosen(speaker, prefix));
+    out.extend(installed(speaker, prefix));
+    for p in speaker.peers().filter(|p| to.is_none_or(|id| id == p.id)) {
+        out.push(advertised(s, speaker, prefix, &p));
+    }
+    out
+}
+
+fn finding(topic: Topic, peer: Option<&str>, yes: bool, why: impl Into<String>) -> Finding {
+    Finding { topic, peer: peer.map(String::from), yes, why: why.into() }
+}
+
+/// Who has sent it; and who could not have.
+fn received(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
+    let names = view::names(speaker);
+    let mut out = Vec::new();
+    for path in speaker.rib(Some(prefix)) {
+        let from = path.from.map(|id| names.get(&id).map_or("removed peer", String::as_str));
+        let hop = path.next_hop.map_or_else(String::new, |h| format!(" via {h}"));
+        match (from, path.invalid) {
+            (None, _) => out.push(finding(Topic::Received, None, true, "our own route")),
+            (Some(name), None) => {
+                let stale = if path.stale { ", kept from before its restart" } else { "" };
+                out.push(finding(Topic::Received, Some(name), true, format!("accepted{hop}{stale}")));
+            }
+            (Some(name), Some(_)) => {
+                let why = format!("rejected{hop}: {}", path.why());
+                out.push(finding(Topic::Received, Some(name), false, why));
+            }
+        }
+    }
+    if out.is_empty() {
+        out.push(finding(Topic::Received, None, false, "no peer has sent it, and it is no route of our own"));
+        // An address of ours is announced as part of its block.
+        if let Some((net, from)) = speaker.covering(prefix).first() {
+            let why = match from {
+                None => format!("it is inside {net}, which we announce as one (aggregation)"),
+                Some(id) => {
+                    let name = names.get(id).map_or("a removed peer", String::as_str);
+                    format!("packets follow {net}, the longest prefix around it, from {name}")
+                }
+            };
+            out.push(finding(Topic::Received, None, false, why));
+        }
+        for p in speaker.peers().filter(|p| p.session.is_none()) {
+            out.push(finding(Topic::Received, Some(&p.name), false, down(s, &p)));
+        }
+    }
+    out
+}
+
+/// Why there is no session.
+fn down(s: &Seen<'_>, p: &PeerStatus) -> String {
+    let error = s.trouble.get(&p.id).or(p.last_error.as_ref()).unwrap_or(&p.cause);
+    format!("peer down: {}, {error}", p.state)
+}
+
+fn chosen(speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
+    let names = view::names(speaker);
+    let name = |id: Option<PeerId>| match id {
+        None => "own".to_owned(),
+        Some(id) => names.get(&id).cloned().unwrap_or_else(|| "removed peer".into()),
+    };
+    let paths: Vec<_> = speaker.rib(Some(prefix)).collect();
+    paths
+        .iter()
+        .map(|p| {
+            let why = match (p.best, p.multipath) {
+                (true, _) if paths.len() == 1 => "best: the only path".to_owned(),
+                (true, _) => format!("best of {} paths", paths.len()),
+                (false, true) => format!("equal cost, used beside the best; {}", p.why()),
+                (false, false) => p.why(),
+            };
+            finding(Topic::Chosen, Some(&name(p.from)), p.best, why)
+        })
+        .collect()
+}
+
+fn installed(speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
+    let paths: Vec<_> = speaker.rib(Some(prefix)).collect();
+    if paths.is_empty() {
+        return Vec::new();
+    }
+    let (yes, why) = match paths.iter().find(|p| p.best) {
+        Some(p) if p.from.is_none() => {
+            (false, "our own route leads to this machine, not to a next hop".into())
+        }
+        Some(_) => {
+            let hops: Vec<String> =
+                paths.iter().filter(|p| p.multipath).filter_map(|p| Some(p.next_hop?.to_string())).collect();
+            (true, format!("handed to route programming via {}", hops.join(" and ")))
+        }
+        None if speaker.deferred() => (false, "selection waits for the other peers after our restart".into()),
+        None => (false, "no path may be used".into()),
+    };
+    vec![finding(Topic::Installed, None, yes, why)]
+}
+
+fn advertised(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet, p: &PeerStatus) -> Finding {
+    let (yes, why) = match speaker.export(p.id, prefix) {
+        None => (false, down(s, p)),
+        Some(Export::Told(set, hop)) => {
+            let path = view::as_path(&set.as_path);
+            let path = if path.is_empty() { "empty AS path".to_owned() } else { format!("AS path {path}") };
+            (true, format!("with next hop {}, {path}", hop.map_or_else(|| "ours".into(), |h| h.to_string())))
+        }
+        Some(Export::Waiting) => (false, "it is queued: the peer's socket has no room yet".into()),
+        Some(Export::Withheld(why)) => (false, why.to_string()),
+    };
+    finding(Topic::Advertised, Some(&p.name), yes, why)
+}

@@ -1,0 +1,354 @@
+//! Prometheus metrics: the names, the text (exposition format 0.0.4), and a server for `GET /metrics` that knows
+//! nothing else. docs/metrics.md describes every name; a test compares.
+
+use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
+
+use brindle_bgpd_core::af::Family;
+use brindle_config_core::status::bgp::{Messages, Neighbor};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Duration, sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use crate::{
+    ask,
+    handle::{Gone, Handle},
+};
+
+/// Longest head of a request, octets.
+const MAX_HEAD: usize = 8 * 1024;
+/// Scrapes at the same time; more wait.
+const MAX_CLIENTS: usize = 4;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Name, type, help: every metric of the speaker, in the order of the text.
+pub const METRICS: [(&str, &str, &str); 20] = [
+    ("brindle_bgp_info", "gauge", "1, with version, AS and router identifier as labels."),
+    ("brindle_bgp_peer_state", "gauge", "1 for the state the session is in, 0 for the others."),
+    ("brindle_bgp_peer_up", "gauge", "1 if the session is established."),
+    ("brindle_bgp_peer_state_seconds", "gauge", "Time in the present state."),
+    ("brindle_bgp_peer_sessions_total", "counter", "Sessions that were established."),
+    ("brindle_bgp_peer_flaps_total", "counter", "Established sessions that ended."),
+    ("brindle_bgp_peer_received_routes", "gauge", "Paths in the Adj-RIB-In."),
+    ("brindle_bgp_peer_accepted_routes", "gauge", "Of these, those that may be used."),
+    ("brindle_bgp_peer_stale_routes", "gauge", "Of these, those kept over a restart of the peer."),
+    ("brindle_bgp_peer_advertised_routes", "gauge", "Routes the peer was told."),
+    ("brindle_bgp_peer_waiting_routes", "gauge", "Changes that wait for room in the peer's socket."),
+    ("brindle_bgp_peer_messages_total", "counter", "Messages by direction and type."),
+    ("brindle_bgp_peer_notifications_total", "counter", "NOTIFICATION messages by direction."),
+    ("brindle_bgp_rib_prefixes", "gauge", "Prefixes in the RIB."),
+    ("brindle_bgp_refused_connections_total", "counter", "Connections from addresses that are no peers."),
+    ("brindle_bgp_loop_turns_total", "counter", "Turns of the speaker task."),
+    ("brindle_bgp_loop_busy_seconds_total", "counter", "Time spent in turns of the speaker task."),
+    (
+        "brindle_bgp_loop_lag_seconds",
+        "gauge",
+        "Longest turn of the last one to two minutes: the wait of others.",
+    ),
+    ("brindle_process_resident_bytes", "gauge", "Resident set of this process."),
+    ("brindle_process_cpu_seconds_total", "counter", "Processor time of this process, user and system."),
+];
+
+const STATES: [&str; 6] = ["Idle", "Connect", "Active", "OpenSent", "OpenConfirm", "Established"];
+
+/// The text under construction.
+#[derive(Default)]
+struct Text {
+    out: String,
+    metric: usize,
+}
+
+impl Text {
+    /// Begins the next metric of the table, which must be this one.
+    fn metric(&mut self, name: &str) {
+        let (table, kind, help) = METRICS.get(self.metric).copied().unwrap_or_default();
+        debug_assert_eq!(table, name, "metrics come in the order of the table");
+        self.metric += 1;
+        let _ = write!(self.out, "# HELP {table} {help}\n# TYPE {table} {kind}\n");
+    }
+
+    fn value(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let (name, ..) = METRICS.get(self.metric.saturating_sub(1)).copied().unwrap_or_default();
+        self.out.push_str(name);
+        let mut open = '{';
+        for (label, text) in labels {
+            let _ = write!(self.out, "{open}{label}=\"");
+            for c in text.chars() {
+                match c {
+                    '\\' => self.out.push_str("\\\\"),
+                    '"' => self.out.push_str("\\\""),
+                    '\n' => self.out.push_str("\\n"),
+                    c => self.out.push(c),
+                }
+            }
+            self.out.push('"');
+            open = ',';
+        }
+        if open == ',' {
+            self.out.push('}');
+        }
+        let _ = writeln!(self.out, " {value}");
+    }
+}
+
+/// What one scrape looks at.
+struct Scrape {
+    neighbors: Vec<Neighbor>,
+    asn: u32,
+    router_id: String,
+    prefixes: [(&'static str, usize); 2],
+    refused: u64,
+    turns: u64,
+    busy: Duration,
+    lag: Duration,
+}
+
+/// Every metric of the speaker.
+pub(crate) async fn text(handle: &Handle) -> Result<String, Gone> {
+    let unusable = ask::unusable(handle).await?;
+    let scrape = handle
+        .look(move |s| Scrape {
+            neighbors: ask::neighbors(s, &unusable),
+            asn: s.speaker.map_or(0, |s| s.config().asn),
+            router_id: s.speaker.map(|s| s.config().router_id.to_string()).unwrap_or_default(),
+            prefixes: Family::ALL
+                .map(|f| (ask::family_name(f), s.speaker.map_or(0, |speaker| speaker.prefixes(f)))),
+            refused: s.refused,
+            turns: s.tally.turns.count,
+            busy: s.tally.turns.busy,
+            lag: s.tally.turns.longest(),
+        })
+        .await?;
+    Ok(render(&scrape))
+}
+
+fn render(s: &Scrape) -> String {
+    let mut t = Text::default();
+    t.metric("brindle_bgp_info");
+    let asn = s.asn.to_string();
+    t.value(&[("version", env!("CARGO_PKG_VERSION")), ("asn", &asn), ("router_id", &s.router_id)], 1);
+    let peers: Vec<(String, &Neighbor)> =
+        s.neighbors.iter().map(|n| (n.address.map(|a| a.to_string()).unwrap_or_default(), n)).collect();
+    let each = |t: &mut Text, name: &str, value: &dyn Fn(&Neighbor) -> f64| {
+        t.metric(name);
+        for (address, n) in &peers {
+            t.value(&[("peer", &n.name), ("address", address)], value(n));
+        }
+    };
+    t.metric("brindle_bgp_peer_state");
+    for (address, n) in &peers {
+        for state in STATES {
+            t.value(&[("peer", &n.name), ("address", address), ("state", state)], u8::from(n.state == state));
+        }
+    }
+    let up = |n: &Neighbor| n.state == "Established";
+    each(&mut t, "brindle_bgp_peer_up", &|n| f64::from(u8::from(up(n))));
+    each(&mut t, "brindle_bgp_peer_state_seconds", &|n| Duration::from_millis(n.since_ms).as_secs_f64());
+    each(&mut t, "brindle_bgp_peer_sessions_total", &|n| f64::from(n.sessions));
+    each(&mut t, "brindle_bgp_peer_flaps_total", &|n| f64::from(n.sessions.saturating_sub(u32::from(up(n)))));
+    let by_family = |t: &mut Text, name: &str, value: &dyn Fn(usize, &Neighbor) -> usize| {
+        t.metric(name);
+        for (address, n) in &peers {
+            for (i, f) in n.families.iter().enumerate() {
+                t.value(&[("peer", &n.name), ("address", address), ("family", &f.family)], value(i, n));
+            }
+        }
+    };
+    let of = |n: &Neighbor, i: usize| n.families.get(i).cloned().unwrap_or_default();
+    by_family(&mut t, "brindle_bgp_peer_received_routes", &|i, n| of(n, i).received);
+    by_family(&mut t, "brindle_bgp_peer_accepted_routes", &|i, n| of(n, i).accepted);
+    by_family(&mut t, "brindle_bgp_peer_stale_routes", &|i, n| of(n, i).stale);
+    by_family(&mut t, "brindle_bgp_peer_advertised_routes", &|i, n| of(n, i).advertised);
+    by_family(&mut t, "brindle_bgp_peer_waiting_routes", &|i, n| of(n, i).waiting);
+    t.metric("brindle_bgp_peer_messages_total");
+    for (address, n) in &peers {
+        for (direction, m) in [("received", &n.messages_received), ("sent", &n.messages_sent)] {
+            for (kind, count) in kinds(m) {
+                t.value(
+                    &[("peer", &n.name), ("address", address), ("direction", direction), ("type", kind)],
+                    count,
+                );
+            }
+        }
+    }
+    t.metric("brindle_bgp_peer_notifications_total");
+    for (address, n) in &peers {
+        for (direction, m) in [("received", &n.messages_received), ("sent", &n.messages_sent)] {
+            t.value(&[("peer", &n.name), ("address", address), ("direction", direction)], m.notification);
+        }
+    }
+    t.metric("brindle_bgp_rib_prefixes");
+    for (family, n) in s.prefixes {
+        t.value(&[("family", family)], n);
+    }
+    t.metric("brindle_bgp_refused_connections_total");
+    t.value(&[], s.refused);
+    t.metric("brindle_bgp_loop_turns_total");
+    t.value(&[], s.turns);
+    t.metric("brindle_bgp_loop_busy_seconds_total");
+    t.value(&[], s.busy.as_secs_f64());
+    t.metric("brindle_bgp_loop_lag_seconds");
+    t.value(&[], s.lag.as_secs_f64());
+    t.metric("brindle_process_resident_bytes");
+    t.value(&[], resident_bytes());
+    t.metric("brindle_process_cpu_seconds_total");
+    t.value(&[], cpu_seconds());
+    debug_assert_eq!(t.metric, METRICS.len(), "every metric of the table was written");
+    t.out
+}
+
+const fn kinds(m: &Messages) -> [(&'static str, u64); 5] {
+    [
+        ("open", m.open),
+        ("update", m.update),
+        ("notification", m.notification),
+        ("keepalive", m.keepalive),
+        ("route-refresh", m.route_refresh),
+    ]
+}
+
+/// 0 if /proc is not there.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib: Option<u64> = line.and_then(|l| l.split_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// From /proc/self/stat: fields 14 and 15, in hundredths of a second (USER_HZ is 100 on every Linux of today).
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name in field 2 may contain anything, also spaces and parentheses.
+    let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u32 = after.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u32>().ok()).sum();
+    f64::from(ticks) / 100.0
+}
+
+/// Listens for scrapes.
+///
+/// # Errors
+/// The system's words, with the address.
+pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|e| {
+        std::io::Error::new(e.kind(), format!("--metrics {address}: cannot listen: {e}; choose another port"))
+    })
+}
+
+/// Serves `GET /metrics` until dropped.
+pub async fn serve(listener: TcpListener, handle: Handle) {
+    let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let handle = handle.clone();
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    match timeout(PATIENCE, client(stream, &handle)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(e)) => debug!(error = %e, "metrics client"),
+                        Err(_) => debug!("metrics client took too long"),
+                    }
+                });
+            }
+            Err(e) => {
+                warn!(error = %e, "cannot accept on the metrics port; trying again");
+                sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn client(mut stream: TcpStream, handle: &Handle) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
+        if stream.read_buf(&mut head).await? == 0 {
+            break;
+        }
+    }
+    let first = head.split(|b| *b == b'\r').next().unwrap_or_default();
+    let words: Vec<&[u8]> = first.split(|b| *b == b' ').collect();
+    let (status, body) = match words.as_slice() {
+        [b"GET" | b"HEAD", b"/metrics", _] => match text(handle).await {
+            Ok(text) => ("200 OK", text),
+            Err(e) => ("503 Service Unavailable", format!("{e}\n")),
+        },
+        [b"GET" | b"HEAD", ..] => ("404 Not Found", "there is only /metrics\n".into()),
+        _ => ("405 Method Not Allowed", "GET /metrics\n".into()),
+    };
+    let mut reply = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    if words.first() != Some(&&b"HEAD"[..]) {
+        reply += &body;
+    }
+    stream.write_all(reply.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn scrape() -> Scrape {
+        let neighbor = Neighbor {
+            address: "192.0.2.1".parse().ok(),
+            name: "tor \"1\"\\".into(),
+            state: "Established".into(),
+            sessions: 3,
+            families: vec![brindle_config_core::status::bgp::FamilyState {
+                family: "ipv4".into(),
+                received: 7,
+                accepted: 6,
+                ..Default::default()
+            }],
+            ..Neighbor::default()
+        };
+        Scrape {
+            neighbors: vec![neighbor],
+            asn: 64512,
+            router_id: "192.0.2.10".into(),
+            prefixes: [("ipv4", 7), ("ipv6", 0)],
+            refused: 1,
+            turns: 2,
+            busy: Duration::from_millis(1500),
+            lag: Duration::from_millis(2),
+        }
+    }
+
+    #[test]
+    fn every_documented_metric_exists_and_every_metric_is_documented() {
+        let text = render(&scrape());
+        let written: BTreeSet<&str> =
+            text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split(['{', ' ']).next()).collect();
+        let documented: BTreeSet<&str> = include_str!("../../docs/metrics.md")
+            .lines()
+            .filter_map(|l| l.strip_prefix("| `brindle_"))
+            .filter_map(|l| l.split('`').next())
+            .collect();
+        let written: BTreeSet<&str> = written.iter().filter_map(|n| n.strip_prefix("brindle_")).collect();
+        assert_eq!(written, documented);
+        assert_eq!(written.len(), METRICS.len());
+    }
+
+    #[test]
+    fn labels_are_escaped_and_flaps_are_sessions_that_ended() {
+        let text = render(&scrape());
+        let line = r#"brindle_bgp_peer_flaps_total{peer="tor \"1\"\\",address="192.0.2.1"} 2"#;
+        assert!(text.lines().any(|l| l == line), "{text}");
+        assert!(text.contains("brindle_bgp_loop_busy_seconds_total 1.5\n"), "{text}");
+        assert!(text.contains(r#"state="Established"} 1"#) && text.contains(r#"state="Idle"} 0"#));
+    }
+
+    #[test]
+    fn the_process_is_measured() {
+        assert!(resident_bytes() > 100_000);
+        assert!(cpu_seconds() < 100_000.0);
+    }
+}

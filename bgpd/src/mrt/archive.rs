@@ -1,0 +1,180 @@
+//! What peers send and how sessions change, into files of one interval each. The speaker task makes the bytes and
+//! never waits: a thread of its own writes them, and what a slow disk cannot take is counted and left out.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, BufWriter, Write},
+    net::IpAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use brindle_bgpd_core::{
+    speaker::{ConnId, Event, Input, PeerId, Speaker},
+    wire::WireCx,
+};
+use bytes::BytesMut;
+use tracing::{error, warn};
+
+use super::{
+    MrtSettings, date, prune,
+    record::{Ends, message, state_change},
+};
+use crate::view::wall_ms;
+
+/// Batches that wait for the disk. One is what a peer sent in one go, at most 128 messages.
+const QUEUE: usize = 1_024;
+
+/// Where the speaker task puts what is to be kept.
+#[derive(Debug)]
+pub(crate) struct Archive {
+    to: SyncSender<BytesMut>,
+    ends: HashMap<ConnId, Ends>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Archive {
+    /// Starts the thread that writes.
+    pub(super) fn start(settings: &MrtSettings) -> io::Result<Self> {
+        let (to, from) = sync_channel(QUEUE);
+        let lost = Arc::new(AtomicU64::new(0));
+        let mut files = Files {
+            directory: settings.directory.clone(),
+            interval: u64::from(settings.updates_interval.max(1)),
+            keep: settings.keep,
+            open: None,
+            lost: Arc::clone(&lost),
+        };
+        // The first file shows at once whether the directory can be written to.
+        files.file(wall_ms() / 1_000)?;
+        thread::Builder::new().name("mrt".into()).spawn(move || files.run(&from))?;
+        Ok(Self { to, ends: HashMap::new(), lost })
+    }
+
+    /// Messages of a connection, as they were read. They are written again from what was understood, with 4-octet AS
+    /// numbers.
+    pub(crate) fn messages(&mut self, speaker: &Speaker, conn: ConnId, cx: &WireCx, inputs: &[Input]) {
+        if !inputs.iter().any(|i| matches!(i, Input::Message { .. })) {
+            return;
+        }
+        if !self.ends.contains_key(&conn) {
+            let Some(ends) = speaker.owner(conn).and_then(|id| ends(speaker, id)) else { return };
+            if self.ends.len() > 4 * speaker.peer_ids().count() + 64 {
+                // Connections that are gone.
+                self.ends.retain(|c, _| speaker.owner(*c).is_some());
+            }
+            self.ends.insert(conn, ends);
+        }
+        let Some(ends) = self.ends.get(&conn) else { return };
+        let now = wall_ms();
+        let mut out = BytesMut::new();
+        for input in inputs {
+            if let Input::Message { message: m, .. } = input {
+                message(&mut out, now, ends, cx, m);
+            }
+        }
+        self.put(out);
+    }
+
+    /// A change of state.
+    pub(crate) fn event(&self, speaker: &Speaker, event: &Event) {
+        let Event::State { peer, old, new, .. } = event else { return };
+        let Some(ends) = ends(speaker, *peer) else { return };
+        let mut out = BytesMut::new();
+        state_change(&mut out, wall_ms(), &ends, old, new);
+        self.put(out);
+    }
+
+    fn put(&self, bytes: BytesMut) {
+        match self.to.try_send(bytes) {
+            // The writer has said why it ended.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+            Err(TrySendError::Full(_)) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Both ends as far as they are known: before a connection is made, ours is not.
+fn ends(speaker: &Speaker, id: PeerId) -> Option<Ends> {
+    let config = speaker.peer_config(id)?;
+    let unknown = match config.address {
+        IpAddr::V4(_) => IpAddr::from([0; 4]),
+        IpAddr::V6(_) => IpAddr::from([0; 16]),
+    };
+    let session = speaker.peer(id).and_then(|p| p.session);
+    let local = session.map(|s| s.local.ip().to_canonical()).or(config.local_address).unwrap_or(unknown);
+    let local_asn = config.local_asn.unwrap_or(speaker.config().asn);
+    Some(Ends { peer_asn: config.asn, local_asn, peer: config.address, local })
+}
+
+/// The writer's side.
+struct Files {
+    directory: PathBuf,
+    interval: u64,
+    keep: usize,
+    open: Option<(u64, BufWriter<File>)>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Files {
+    fn run(mut self, from: &Receiver<BytesMut>) {
+        loop {
+            let bytes = match from.recv_timeout(Duration::from_secs(1)) {
+                Ok(bytes) => bytes,
+                Err(RecvTimeoutError::Timeout) => BytesMut::new(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.flush();
+                    return;
+                }
+            };
+            let lost = self.lost.swap(0, Ordering::Relaxed);
+            if lost > 0 {
+                warn!(batches = lost, "the disk is too slow for the MRT archive: messages are missing in it");
+            }
+            let idle = bytes.is_empty();
+            let done = self.file(wall_ms() / 1_000).and_then(|out| {
+                out.write_all(&bytes)?;
+                if idle { out.flush() } else { Ok(()) }
+            });
+            if let Err(e) = done {
+                error!(directory = %self.directory.display(), error = %e, "the MRT archive ends here");
+                return;
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some((_, out)) = &mut self.open
+            && let Err(e) = out.flush()
+        {
+            error!(directory = %self.directory.display(), error = %e, "the end of the MRT archive is lost");
+        }
+    }
+
+    /// The file of this moment; another one when its interval has begun.
+    fn file(&mut self, now: u64) -> io::Result<&mut BufWriter<File>> {
+        let begins = now - now % self.interval;
+        if self.open.as_ref().is_none_or(|(at, _)| *at != begins) {
+            if let Some((_, mut old)) = self.open.take() {
+                old.flush()?;
+            }
+            let path = self.directory.join(format!("updates.{}", date::stamp(begins)));
+            let file = File::options().create(true).append(true).open(path)?;
+            prune(&self.directory, "updates.", self.keep);
+            self.open = Some((begins, BufWriter::new(file)));
+        }
+        match &mut self.open {
+            Some((_, out)) => Ok(out),
+            None => Err(io::Error::other("no file is open")),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! `brindlectl bgp …` as it may be typed. No meaning here.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+#[derive(Debug, Args)]
+pub(crate) struct BgpArgs {
+    /// Admin socket of a brindle-node or brindle-bgpd.
+    #[arg(
+        long,
+        global = true,
+        env = "BRINDLE_ADMIN_SOCKET",
+        default_value = "/var/lib/brindle/admin.sock",
+        value_name = "PATH"
+    )]
+    pub(super) socket: PathBuf,
+    /// Instead: this node of a lab on this machine.
+    #[arg(long, global = true, value_name = "NODE", conflicts_with = "all")]
+    pub(super) node: Option<String>,
+    /// Instead: every node of a lab on this machine, one after the other.
+    #[arg(long, global = true)]
+    pub(super) all: bool,
+    /// With --node or --all: which lab (default: the only one).
+    #[arg(long, global = true, value_name = "LAB")]
+    pub(super) lab: Option<String>,
+    #[command(subcommand)]
+    pub(super) command: BgpCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BgpCommand {
+    /// One line per peer: state, since when, received, accepted, advertised, last error.
+    Summary,
+    /// One peer in full: session, capabilities, counts, messages, settings.
+    Neighbor {
+        /// Name or address.
+        peer: String,
+    },
+    /// Every path, and the step of the decision at which it won or lost.
+    Rib {
+        /// Only this prefix, in detail.
+        #[arg(value_parser = prefix)]
+        prefix: Option<IpNet>,
+    },
+    /// What a peer was told.
+    Advertised {
+        /// Name or address.
+        peer: String,
+    },
+    /// What a peer has sent, also what was rejected, and why.
+    Received {
+        /// Name or address.
+        peer: String,
+    },
+    /// Why a prefix is, or is not, received, chosen, installed and advertised.
+    Explain {
+        #[arg(value_parser = prefix)]
+        prefix: IpNet,
+        /// Only towards this peer.
+        #[arg(value_name = "to PEER", num_args = 0..=2)]
+        to: Vec<String>,
+    },
+    /// Sessions and routes as they change, until Ctrl-C.
+    Monitor,
+    /// End a session and start it again (hard), or have its routes sent again (soft).
+    Clear {
+        /// Name or address, or `all`.
+        peer: String,
+        how: How,
+        /// Only with soft: ask for the peer's routes again, or send ours again (default: both).
+        direction: Option<Way>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum How {
+    Soft,
+    Hard,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Way {
+    In,
+    Out,
+}
+
+/// A prefix, or an address as the prefix of itself.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let net = parsed.ok_or("expected a prefix such as 10.0.0.0/26, or an address")?;
+    if net == net.trunc() {
+        Ok(net)
+    } else {
+        Err(format!("has host bits set; did you mean {} or {}?", net.trunc(), net.addr()))
+    }
+}
