@@ -228,11 +228,13 @@ fn a_full_disk_is_named_and_reading_goes_on() {
 
 #[test]
 fn unknown_urls_say_what_is_known() {
-    for url in ["", "etcd:http://x", "sqlite:", "/var/lib/x.db", "memory:x"] {
+    for url in ["", "zookeeper:http://x", "sqlite:", "/var/lib/x.db", "memory:x"] {
         let error = brindle_config::open(url).err().expect(url).to_string();
         assert!(error.contains("sqlite:PATH"), "{error}");
     }
     brindle_config::open("memory:").expect("opens");
+    let error = brindle_config::open("etcd:x").err().expect("no address").to_string();
+    assert!(error.contains("expected etcd:http://HOST:2379"), "{error}");
 }
 
 #[tokio::test]

@@ -66,7 +66,9 @@ impl Random {
 
     /// A whole cluster, seen from node `n1`, where all its pods are.
     pub(crate) fn resources(&mut self) -> Vec<Value> {
-        let mut out = Vec::new();
+        // Said aloud, because the default is Accept.
+        let mut out = vec![json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+            "metadata": {"name": "default"}, "spec": {"defaultEndpointToHostAction": "Drop"}})];
         for (i, ns) in SPACES.iter().enumerate() {
             if !self.once(5) {
                 let labels = self.labels(true);
