@@ -10,6 +10,7 @@ use std::{
         unix::net::{SocketAddr, UnixListener, UnixStream},
     },
     path::Path,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -55,9 +56,31 @@ fn take_name(name: &str) -> Result<Option<UnixListener>> {
     }
 }
 
-/// Takes the lock, or says who holds it.
+/// How long the remains of an agent that was killed may keep the lock: a child it was just starting holds what the
+/// agent held until it runs a program of its own.
+const REMAINS: Duration = Duration::from_secs(3);
+
+/// Takes the lock, or says who holds it. Waits for what is left of a dead agent, never for a living one.
 pub(crate) fn take(state_dir: &Path) -> Result<AgentLock> {
-    take_as(state_dir, NAME)
+    let deadline = Instant::now() + REMAINS;
+    loop {
+        match take_as(state_dir, NAME) {
+            Err(_) if !holder_lives(state_dir) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Whether the process that wrote its id into the lock file runs; a zombie does not. True when nobody can tell.
+fn holder_lives(state_dir: &Path) -> bool {
+    let text = std::fs::read_to_string(state_dir.join("agent.lock")).unwrap_or_default();
+    let Ok(pid) = text.trim().parse::<u32>() else { return true };
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(e) => e.kind() != ErrorKind::NotFound,
+    }
 }
 
 fn take_as(state_dir: &Path, name: &str) -> Result<AgentLock> {
@@ -97,6 +120,20 @@ fn take_as(state_dir: &Path, name: &str) -> Result<AgentLock> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_dead_are_told_from_the_living() {
+        let dir = std::env::temp_dir().join(format!("brindle-lives-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        assert!(holder_lives(&dir), "nobody can tell");
+        std::fs::write(dir.join("agent.lock"), format!("{}\n", std::process::id())).unwrap();
+        assert!(holder_lives(&dir));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        std::fs::write(dir.join("agent.lock"), format!("{}\n", child.id())).unwrap();
+        assert!(!holder_lives(&dir));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[tokio::test]
     async fn a_second_agent_is_refused_with_the_pid_of_the_first() {

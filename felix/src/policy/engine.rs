@@ -12,7 +12,7 @@ use brindle_config_core::{Key, Kind, status::PolicyStatus, store::SyncEvent};
 use brindle_felix_core::{
     inputs::{Impact, Inputs},
     policy::{
-        active::{EndpointId, Interface, PolicyDelta, Protocol},
+        active::{EndpointId, EndpointPolicy, Interface, PolicyDelta, Protocol},
         state::PolicyState,
         verdict::{Packet, Place, place, verdict},
     },
@@ -29,6 +29,7 @@ use brindle_kernel::{
     netfilter::{Flow, IpVersion, Netfilter, NfError, Variant, VariantChoice, choose},
     netlink::Rtnl,
 };
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::driver::{Counters, DriveError, Driver, Mode};
@@ -72,8 +73,8 @@ pub struct PolicyReport {
     pub in_sync: bool,
     /// `iptables-legacy`, `iptables-nft`, `nftables`; empty until chosen.
     pub back_end: &'static str,
-    /// Endpoints whose policy is in the kernel.
-    pub ready: Arc<BTreeSet<EndpointId>>,
+    /// Endpoints whose policy is in the kernel, and the addresses it was written for.
+    pub ready: Arc<BTreeMap<EndpointId, BTreeSet<IpNet>>>,
     /// What cannot be done as asked, with what to do.
     pub problems: Vec<String>,
     /// Resources that cannot be enforced as written.
@@ -86,7 +87,7 @@ pub struct PolicyReport {
 impl PolicyReport {
     /// Whether a workload's policy is in the kernel.
     pub fn is_ready(&self, key: &Key) -> bool {
-        endpoint_id(key).is_none_or(|id| self.ready.contains(&id))
+        endpoint_id(key).is_none_or(|id| self.ready.contains_key(&id))
     }
 
     /// For the admin socket.
@@ -139,11 +140,13 @@ impl PolicyHandle {
         self.report.clone()
     }
 
-    /// Waits until a workload's policy is in the kernel; the error says what stands in the way.
-    pub async fn wait_ready(&self, key: &Key, limit: Duration) -> Result<(), String> {
+    /// Waits until a workload's policy is in the kernel with these addresses as its own (a pod made anew under its old
+    /// name has others); the error says what stands in the way.
+    pub async fn wait_ready(&self, key: &Key, addresses: &[IpNet], limit: Duration) -> Result<(), String> {
         let Some(id) = endpoint_id(key) else { return Ok(()) };
+        let mine: BTreeSet<IpNet> = addresses.iter().copied().collect();
         let mut report = self.report.clone();
-        let wait = report.wait_for(|r| r.ready.contains(&id));
+        let wait = report.wait_for(|r| r.ready.get(&id) == Some(&mine));
         match tokio::time::timeout(limit, wait).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err("the policy thread is not running; see the agent's log".into()),
@@ -493,7 +496,9 @@ impl Engine {
 
     fn publish(&mut self) {
         let ready = if self.applied && self.pending.is_empty() && self.failed.is_none() {
-            Some(self.model.endpoints.keys().cloned().collect::<BTreeSet<_>>())
+            let addresses = |e: &EndpointPolicy| e.addresses.iter().copied().collect::<BTreeSet<_>>();
+            let all = self.model.endpoints.iter().map(|(id, e)| (id.clone(), addresses(e)));
+            Some(all.collect::<BTreeMap<_, _>>())
         } else {
             None
         };

@@ -57,7 +57,7 @@ impl Dataplane for Both {
             self.felix.wait_ready(&endpoint.key, limit).await.map_err(|e| e.to_string())?;
             // The pod starts when this answers: its policy is in force by then.
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            self.policy.wait_ready(&endpoint.key, left).await?;
+            self.policy.wait_ready(&endpoint.key, &endpoint.addresses, left).await?;
             // felix may still mean the endpoint's former device when a pod was made anew under its old name.
             while let Some(missing) = device::missing(&endpoint).await? {
                 if tokio::time::Instant::now() >= deadline {
