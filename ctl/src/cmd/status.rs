@@ -58,6 +58,20 @@ fn render(s: &NodeStatus, colours: bool) -> String {
     if s.encap.refused > 0 {
         let _ = writeln!(text, "  {} packets refused: outer source is no known node", s.encap.refused);
     }
+    let policy = &s.policy;
+    if !policy.back_end.is_empty() {
+        let _ = writeln!(
+            text,
+            "policy  {} by {}: {} policies, {} sets",
+            if policy.in_sync { "in force" } else { "not in force yet" },
+            policy.back_end,
+            policy.policies,
+            policy.sets
+        );
+    }
+    for problem in policy.problems.iter().chain(&policy.resources) {
+        let _ = writeln!(text, "  {problem}");
+    }
     let _ = writeln!(
         text,
         "bgp     AS {} id {} listens on {}; {} prefixes",
