@@ -353,6 +353,7 @@ impl<P: Prefix> Afi<P> {
 
     /// Gives up destinations nobody refers to.
     fn sweep(&mut self) {
+        self.groups.forget_undone();
         let used = self.groups.refers_to();
         self.empty = self.table.release(|n| used.contains(n));
         self.sweep_at = SWEEP_MIN.max(self.empty * 2).max(self.table.len() / 2);

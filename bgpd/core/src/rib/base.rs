@@ -455,11 +455,11 @@ impl Rib {
         }
     }
 
-    /// Entries held and changes waiting in a neighbor's queues.
+    /// Octets encoded and not yet read by everybody, and changes that wait for one neighbor.
     #[cfg(test)]
-    pub(super) fn queue_len(&self, peer: PeerId) -> (usize, usize) {
-        let waiting = self.v4.groups.waiting(peer) + self.v6.groups.waiting(peer);
-        (waiting, waiting)
+    pub(super) fn unread(&self, peer: PeerId) -> (usize, usize) {
+        let groups = (&self.v4.groups, &self.v6.groups);
+        (groups.0.octets() + groups.1.octets(), groups.0.waiting(peer) + groups.1.waiting(peer))
     }
 
     /// Destinations held, those without paths included.

@@ -30,7 +30,7 @@ mod look;
 mod pull;
 
 /// Octets in the ring before its slowest readers leave it.
-const RING_MAX: usize = 1 << 20;
+pub(super) const RING_MAX: usize = 1 << 20;
 /// Destinations encoded at a time.
 const FLUSH_MAX: usize = 4_096;
 
@@ -222,6 +222,26 @@ impl Groups {
     /// Whether a neighbor takes part.
     pub(super) fn contains(&self, peer: PeerId) -> bool {
         self.member(peer).is_some()
+    }
+
+    /// What came and went before anybody read it need not be told, and must not keep its number.
+    pub(super) fn forget_undone(&mut self) {
+        for (_, group) in &mut self.groups {
+            let (out, bits) = (&group.out, &mut group.is_pending);
+            group.pending.retain(|(n, was)| {
+                let undone = was.is_none() && out.get(*n as usize).is_none_or(Option::is_none);
+                if undone {
+                    bits.remove(*n);
+                }
+                !undone
+            });
+        }
+    }
+
+    /// Octets in the rings.
+    #[cfg(test)]
+    pub(super) fn octets(&self) -> usize {
+        self.groups.iter().map(|(_, g)| g.ring.octets()).sum()
     }
 
     /// How many routes a neighbor has been told; of a reader of the ring: is told when it has read it.

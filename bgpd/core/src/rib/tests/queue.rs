@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use crate::{
     af::{Family, PerFamily},
-    rib::{Inward, Rewrite, Rib, RibPeer},
+    rib::{Inward, Rewrite, Rib, RibPeer, group::RING_MAX},
     speaker::{ExportPolicy, NextHopPolicy, PeerId, SpeakerConfig},
     wire::{AttrSet, Message, NextHop, Nlri, Prefixes, Reach, Update, WireCx, next_frame},
 };
@@ -218,18 +218,32 @@ fn a_route_that_comes_and_goes_unsent_is_never_sent() {
 
 #[test]
 fn a_neighbor_that_does_not_read_costs_memory_by_the_table_and_not_by_history() {
-    let (mut rib, from, to) = (rib(), peer(0, true), peer(1, true));
-    rib.peer_up(&from);
-    rib.peer_up(&to);
-    for round in 0..1_000u32 {
+    let (mut rib, from, to, fast) = (rib(), peer(0, true), peer(1, true), peer(2, true));
+    let (mut r, mut other) = (Receiver::default(), Receiver::default());
+    for p in [&from, &to, &fast] {
+        rib.peer_up(p);
+    }
+    // Both read once, so that both follow what is encoded for their group; then one stops.
+    rib.update(&from, announce(&from, &[1], 0));
+    r.pull_all(&mut rib, to.id, &CX);
+    other.pull_all(&mut rib, fast.id, &CX);
+    let mut most = 0;
+    for round in 0..6_000u32 {
         let some: Vec<u32> = (0..50).map(|n| (n * 7 + round) % 100).collect();
         rib.update(&from, announce(&from, &some, round % 97));
         if round % 3 == 0 {
             rib.update(&from, withdraw(&some[..20]));
         }
-        let (entries, waiting) = rib.queue_len(to.id);
-        assert!(entries <= 2 * (2 * waiting + 64), "{entries} entries for {waiting} changes");
+        other.pull_all(&mut rib, fast.id, &CX);
+        let (octets, waiting) = rib.unread(to.id);
+        most = most.max(octets);
+        // One ring a family, and what one more change adds.
+        assert!(octets <= 2 * (RING_MAX + 65_536), "{octets} octets for {waiting} changes");
     }
+    assert!(most > RING_MAX / 2, "history was longer than what is kept of it: {most}");
+    let (octets, waiting) = rib.unread(to.id);
+    assert!(octets == 0 && waiting <= rib.destinations(), "{octets} octets, {waiting} changes");
+    other.agrees(&rib, fast.id);
     // And a table whose prefixes change all the time is no bigger than what is in it.
     for n in (0..60_000).step_by(100) {
         let some: Vec<u32> = (n..n + 100).collect();
@@ -237,7 +251,6 @@ fn a_neighbor_that_does_not_read_costs_memory_by_the_table_and_not_by_history() 
         rib.update(&from, withdraw(&some));
     }
     assert!(rib.destinations() < 2 * 2_400, "{}", rib.destinations());
-    let mut r = Receiver::default();
     r.pull_all(&mut rib, to.id, &CX);
     r.agrees(&rib, to.id);
 }
