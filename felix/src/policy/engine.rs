@@ -34,6 +34,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::driver::{Counters, DriveError, Driver, Mode};
 
+/// How long what is left of workloads that have gone may stay, unless something else is to be written.
+const LINGER: Duration = Duration::from_millis(100);
 /// Batches waiting for the thread; beyond that senders wait.
 const QUEUE: usize = 256;
 /// Batches decided on together at most.
@@ -202,6 +204,8 @@ pub fn spawn_policy(
         problem: None,
         applied: false,
         asked: Vec::new(),
+        urgent: false,
+        linger: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("policy".into()).spawn(move || runtime.block_on(engine.run(rx)))?;
@@ -236,12 +240,23 @@ struct Engine {
     /// Everything was written at least once.
     applied: bool,
     asked: Vec<oneshot::Sender<PolicyReport>>,
+    /// Something other than departures of workloads was taken in since the last step.
+    urgent: bool,
+    /// When departures alone are written at the latest.
+    linger: Option<Instant>,
+}
+
+/// Whether an input says no more than that workloads have gone.
+fn departures(input: &PolicyInput) -> bool {
+    let gone = |e: &SyncEvent| matches!(e, SyncEvent::Delete(key) if key.kind == Kind::WorkloadEndpoint);
+    matches!(input, PolicyInput::Store(events) if events.iter().all(gone))
 }
 
 impl Engine {
     async fn run(mut self, mut rx: mpsc::Receiver<PolicyInput>) {
         loop {
             let wake = self.failed.map(|(at, _)| at).or(self.check_at);
+            let wake = wake.into_iter().chain(self.linger).min();
             let sleep = async {
                 match wake {
                     Some(t) => tokio::time::sleep_until(t.into()).await,
@@ -253,7 +268,7 @@ impl Engine {
                     Some(input) => self.take(input),
                     None => return,
                 },
-                () = sleep => {}
+                () = sleep => self.urgent = true,
             }
             for _ in 0..TOGETHER {
                 match rx.try_recv() {
@@ -261,12 +276,21 @@ impl Engine {
                     Err(_) => break,
                 }
             }
+            if !self.urgent {
+                // Rules of a workload that has gone harm nobody for a moment; whoever comes next is served with them
+                // in one write instead of waiting for two.
+                self.linger.get_or_insert_with(|| Instant::now() + LINGER);
+                continue;
+            }
+            self.urgent = false;
+            self.linger = None;
             self.step(Instant::now());
             self.publish();
         }
     }
 
     fn take(&mut self, input: PolicyInput) {
+        self.urgent |= !departures(&input);
         match input {
             PolicyInput::Store(events) => {
                 self.heard = true;
