@@ -50,7 +50,7 @@ impl Daemon {
             Self::Brindle => {
                 let _ = write!(
                     t,
-                    "asNumber: {AS}\nrouterID: {TARGET}\nlisten: [\"{TARGET}:179\"]\nadminSocket: {dir}/admin\nlocalPref: 100\nclusterID: {TARGET}\npeers:\n"
+                    "asNumber: {AS}\nrouterID: {TARGET}\nlisten: [\"{TARGET}:179\"]\nadminSocket: {dir}/admin\nlocalPref: 100\nclusterID: {TARGET}\nacceptAll: true\npeers:\n"
                 );
                 for (n, (a, asn)) in peers.iter().enumerate() {
                     let _ = writeln!(
