@@ -217,7 +217,8 @@ impl ClusterState {
             | Kind::BaselineAdminNetworkPolicy
             | Kind::Namespace
             | Kind::ServiceAccount
-            | Kind::EndpointSlice => false,
+            | Kind::EndpointSlice
+            | Kind::Service => false,
         })
     }
 
@@ -254,7 +255,8 @@ impl ClusterState {
                 | Kind::BaselineAdminNetworkPolicy
                 | Kind::Namespace
                 | Kind::ServiceAccount
-                | Kind::EndpointSlice => false,
+                | Kind::EndpointSlice
+                | Kind::Service => false,
             }
     }
 }

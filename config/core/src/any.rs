@@ -20,6 +20,7 @@ use crate::{
         StagedNetworkPolicySpec, TierSpec,
     },
     pool::{IpPoolSpec, IpReservationSpec},
+    service::ServiceSpec,
     workload::WorkloadEndpointSpec,
 };
 
@@ -109,6 +110,7 @@ any_resource! {
     Namespace(NamespaceSpec),
     ServiceAccount(ServiceAccountSpec),
     EndpointSlice(EndpointSliceSpec),
+    Service(ServiceSpec),
 }
 
 impl AnyResource {

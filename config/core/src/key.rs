@@ -46,11 +46,12 @@ pub enum Kind {
     Namespace,
     ServiceAccount,
     EndpointSlice,
+    Service,
 }
 
 impl Kind {
     /// All kinds, in key order.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::IpPool,
         Self::IpReservation,
         Self::IpamConfiguration,
@@ -81,6 +82,7 @@ impl Kind {
         Self::Namespace,
         Self::ServiceAccount,
         Self::EndpointSlice,
+        Self::Service,
     ];
 
     /// The name in `kind:`.
@@ -116,6 +118,7 @@ impl Kind {
             Self::Namespace => "Namespace",
             Self::ServiceAccount => "ServiceAccount",
             Self::EndpointSlice => "EndpointSlice",
+            Self::Service => "Service",
         }
     }
 
@@ -160,6 +163,7 @@ impl Kind {
             Self::Namespace => "namespaces",
             Self::ServiceAccount => "serviceaccounts",
             Self::EndpointSlice => "endpointslices",
+            Self::Service => "services",
         }
     }
 
@@ -196,6 +200,7 @@ impl Kind {
             Self::Namespace => &["ns"],
             Self::ServiceAccount => &["sa"],
             Self::EndpointSlice => &["eps"],
+            Self::Service => &["svc"],
         }
     }
 
@@ -228,6 +233,7 @@ impl Kind {
                 | Self::KubernetesNetworkPolicy
                 | Self::ServiceAccount
                 | Self::EndpointSlice
+                | Self::Service
         )
     }
 
@@ -241,7 +247,7 @@ impl Kind {
             Self::BaselineAdminNetworkPolicy => {
                 ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy")
             }
-            Self::Namespace | Self::ServiceAccount => ("v1", self.as_str()),
+            Self::Namespace | Self::ServiceAccount | Self::Service => ("v1", self.as_str()),
             Self::EndpointSlice => ("discovery.k8s.io/v1", "EndpointSlice"),
             _ => (crate::meta::API_VERSION, self.as_str()),
         }

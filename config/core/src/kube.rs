@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     key::Kind,
@@ -349,11 +349,40 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
 }
 
-/// Conditions are not looked at: a backend that is not ready is a backend.
+/// A backend. Policy does not look at its conditions (what is not ready is a backend all the same); announcements do.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct SliceEndpoint {
     pub addresses: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub conditions: SliceConditions,
+    pub node_name: Option<String>,
+    pub zone: Option<String>,
+}
+
+/// Conditions of a backend; unknown (`None`) counts as ready and serving, and as not terminating.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct SliceConditions {
+    pub ready: Option<bool>,
+    pub serving: Option<bool>,
+    pub terminating: Option<bool>,
+}
+
+fn null_is_default<'de, D: Deserializer<'de>>(d: D) -> Result<SliceConditions, D::Error> {
+    Ok(Option::deserialize(d)?.unwrap_or_default())
+}
+
+impl SliceConditions {
+    /// Takes new connections.
+    pub fn is_ready(self) -> bool {
+        self.ready.unwrap_or(true)
+    }
+
+    /// About to end, but still answering; taken when nothing is ready.
+    pub fn is_serving_and_terminating(self) -> bool {
+        self.terminating.unwrap_or(false) && self.serving.unwrap_or(true)
+    }
 }
 
 /// A port of all endpoints of the slice; no port contributes nothing, no protocol = TCP.

@@ -19,6 +19,7 @@ pub mod node;
 pub mod policy;
 pub mod pool;
 pub mod selector;
+pub mod service;
 pub mod status;
 pub mod store;
 pub mod suggest;

@@ -90,6 +90,13 @@ fn full_spec(kind: Kind) -> Value {
         Kind::AdminNetworkPolicy => json!({"priority": 5, "subject": {"namespaces": {}}}),
         Kind::BaselineAdminNetworkPolicy => json!({"subject": {"namespaces": {}}}),
         Kind::Namespace | Kind::ServiceAccount | Kind::EndpointSlice => json!({}),
+        Kind::Service => {
+            json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
+            "externalIPs": ["192.0.2.1"], "loadBalancerIP": "198.51.100.1", "loadBalancerClass": "a/b",
+            "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local", "ipFamilies": ["IPv4"],
+            "ipFamilyPolicy": "SingleStack", "selector": {"app": "web"}, "ports": [{"name": "http",
+            "protocol": "TCP", "port": 80, "targetPort": "web", "nodePort": 30080}]})
+        }
     }
 }
 
@@ -141,7 +148,8 @@ fn read(kind: Kind, value: &Value) -> AnyResource {
 
 /// All paths of members: `a`, `a.b`, `a[0].c`. Free-form maps and what is kept as JSON count as leaves.
 fn paths(at: &str, value: &Value, out: &mut Vec<String>) {
-    const FREE_FORM: [&str; 7] = [
+    const FREE_FORM: [&str; 8] = [
+        "selector",
         "labelsToApply",
         "secondary",
         "alternateOwnerAttrs",
@@ -218,6 +226,7 @@ fn plant(value: &mut Value, n: &mut usize, extra: &Map<String, Value>) {
                         | "block"
                         | "operations"
                         | "labels"
+                        | "selector"
                         | "labelsToApply"
                         | "annotations"
                 ) {

@@ -12,6 +12,7 @@ pub mod names;
 pub mod node;
 pub mod policy;
 pub mod pool;
+mod service;
 mod workload;
 
 #[cfg(test)]
@@ -108,6 +109,7 @@ pub fn resource(r: &AnyResource) -> Result<(), Invalid> {
                 errors.add("endpoints", "", reason);
             }
         }
+        AnyResource::Service(r) => service::check(&r.spec, &r.extra, &mut errors),
     }
     errors.done()
 }

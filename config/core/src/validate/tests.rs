@@ -258,6 +258,18 @@ fn ipam_records_are_checked() {
 }
 
 #[test]
+fn services_are_checked() {
+    accepted(Kind::Service, "headless", json!({"clusterIP": "None", "clusterIPs": ["None"]}));
+    accepted(Kind::Service, "name", json!({"type": "ExternalName", "externalName": "example.org"}));
+    insta::assert_snapshot!(errors(
+        Kind::Service,
+        "web",
+        json!({"type": "Loadbalancer", "clusterIP": "10.96.0", "clusterIPs": ["None", "x"], "externalIPs": ["None"],
+        "loadBalancerIP": "198.51.100.0/24", "externalTrafficPolicy": "local", "internalTrafficPolicy": "Local"})
+    ));
+}
+
+#[test]
 fn nodes_need_addresses_of_their_own() {
     let node = |v4: &str| -> NodeSpec {
         serde_json::from_value(json!({"bgp": {"ipv4Address": v4, "ipv6Address": "2001:db8::7/64"}}))

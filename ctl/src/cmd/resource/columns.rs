@@ -184,6 +184,42 @@ static HOST_ENDPOINTS: [Col; 5] = [
     wide("IPS", |v, _| text(v, "spec.expectedIPs")),
     wide("PROFILES", |v, _| text(v, "spec.profiles")),
 ];
+/// External addresses and those a load balancer gave, in one cell as kubectl has it.
+fn outside_addresses(v: &Value, _: &Facts) -> String {
+    let given = at(v, "status.loadBalancer.ingress").and_then(Value::as_array);
+    let given = given.into_iter().flatten().map(|i| or(text(i, "ip"), &text(i, "hostname")));
+    let all: Vec<String> = given.chain([text(v, "spec.externalIPs")]).filter(|t| !t.is_empty()).collect();
+    or(all.join(","), "<none>")
+}
+
+fn service_ports(v: &Value, _: &Facts) -> String {
+    let port = |p: &Value| format!("{}/{}", text(p, "port"), or(text(p, "protocol"), "TCP"));
+    let all = at(v, "spec.ports").and_then(Value::as_array);
+    all.into_iter().flatten().map(port).collect::<Vec<_>>().join(",")
+}
+
+static SERVICES: [Col; 7] = [
+    both("NAME", name),
+    both("TYPE", |v, _| or(text(v, "spec.type"), "ClusterIP")),
+    both("CLUSTER-IP", |v, _| or(or(text(v, "spec.clusterIPs"), &text(v, "spec.clusterIP")), "<none>")),
+    both("EXTERNAL-IP", outside_addresses),
+    both("PORT(S)", service_ports),
+    wide("EXTERNALPOLICY", |v, _| or(text(v, "spec.externalTrafficPolicy"), "Cluster")),
+    wide("INTERNALPOLICY", |v, _| or(text(v, "spec.internalTrafficPolicy"), "Cluster")),
+];
+static SLICES: [Col; 4] = [
+    both("NAME", name),
+    both("SERVICE", |v, _| service_of_slice(v)),
+    both("ADDRESSTYPE", |v, _| text(v, "addressType")),
+    both("ENDPOINTS", |v, _| count(v, "endpoints")),
+];
+
+/// The label has dots in its name, which [`at`] would take for steps.
+fn service_of_slice(v: &Value) -> String {
+    let label = at(v, "metadata.labels").and_then(|l| l.get("kubernetes.io/service-name"));
+    or(label.and_then(Value::as_str).unwrap_or_default().to_owned(), "<none>")
+}
+
 static ENDPOINTS: [Col; 7] = [
     wide("NAME", name),
     both("WORKLOAD", |v, _| or(text(v, "spec.pod"), &text(v, "spec.workload"))),
@@ -209,6 +245,8 @@ pub(crate) fn of(kind: &str) -> &'static [Col] {
         "ClusterInformation" => &CLUSTER,
         "WorkloadEndpoint" => &ENDPOINTS,
         "HostEndpoint" => &HOST_ENDPOINTS,
+        "Service" => &SERVICES,
+        "EndpointSlice" => &SLICES,
         "GlobalNetworkPolicy" | "NetworkPolicy" | "StagedGlobalNetworkPolicy" | "StagedNetworkPolicy" => {
             &POLICY
         }
