@@ -18,6 +18,7 @@ cargo xtask TASK
                  fmt layers clippy unit integration doc deny fuzz bench
   layers         the dependency rules of ARCHITECTURE.md, and that the bans of the pure packages bite
   bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier lab bgp
+  generate       write the files that are made from the model: definitions, manifests, chart
   setup          only install what is missing";
 
 fn main() -> ExitCode {
@@ -42,6 +43,7 @@ fn run() -> Result<ExitCode> {
         "lab" => steps::lab(rest),
         "test" => steps::test(rest),
         "bench" => steps::bench(rest),
+        "generate" => steps::generate(),
         "layers" => layers::check().map(|()| ExitCode::SUCCESS),
         "setup" => setup::install(&[&setup::LAB, &setup::TESTS]).map(|()| ExitCode::SUCCESS),
         "help" | "-h" | "--help" => {

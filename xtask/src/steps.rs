@@ -82,6 +82,13 @@ fn integration() -> Result<()> {
     cargo("test --package brindle-integration --no-fail-fast -- --test-threads=1")
 }
 
+/// `cargo xtask generate`: the test that fails when one of these files is stale writes them instead.
+pub(crate) fn generate() -> Result<ExitCode> {
+    let test = "cargo test --workspace --test deploy -- --test-threads=1 --nocapture";
+    sh("env", &["BRINDLE_GENERATE=1"].into_iter().chain(test.split_whitespace()).collect::<Vec<_>>())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn deny() -> Result<()> {
     if !setup::have("cargo-deny") && !home_has("cargo-deny") {
         println!("cargo-deny is missing: licences, duplicate versions and sources are checked with it");

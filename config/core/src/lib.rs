@@ -7,6 +7,7 @@ pub mod any;
 pub mod bgp;
 pub mod bgp_values;
 pub mod convert;
+pub mod crd;
 pub mod duration;
 pub mod felix;
 pub mod fields;
