@@ -33,6 +33,6 @@ fn definitions_are_those_of_the_model() {
     // What was written reads back as what was meant.
     for (d, path) in definitions.iter().map(|d| (d, format!("deploy/crds/{}_{}.yaml", crd::GROUP, d.plural)))
     {
-        assert_eq!(documents(&path, &read(&path)), [d.value.clone()], "{path}");
+        assert_eq!(documents(&path, &read(&path)), std::slice::from_ref(&d.value), "{path}");
     }
 }

@@ -1,0 +1,161 @@
+//! The overlays and deploy/brindle.yaml: rendered, whole, and consistent in themselves.
+
+use std::{collections::BTreeMap, process::Command};
+
+use brindle_config::yaml::to_yaml_documents;
+use serde_json::Value;
+
+use crate::{
+    kustomize::{identity, render, sorted},
+    support::{documents, generated, read, repo},
+};
+
+const OVERLAYS: [&str; 4] = ["mesh", "reflectors", "policy-only", "etcd"];
+
+fn overlay(name: &str) -> Vec<Value> {
+    render(&format!("deploy/overlays/{name}"))
+}
+
+fn by_identity(objects: &[Value]) -> BTreeMap<[String; 4], Value> {
+    objects.iter().map(|o| (identity(o), sorted(o, ""))).collect()
+}
+
+#[test]
+fn the_plain_manifest_is_the_mesh_overlay() {
+    let objects = overlay("mesh");
+    let head =
+        "# Generated from deploy/overlays/mesh by `cargo xtask generate`; the sources have comments.\n";
+    generated("deploy/brindle.yaml", &format!("{head}{}", to_yaml_documents(&objects)));
+    let there = documents("deploy/brindle.yaml", &read("deploy/brindle.yaml"));
+    assert_eq!(by_identity(&there), by_identity(&objects));
+    // kubectl makes them in the order of the file: definitions and accounts before what uses them.
+    let at = |kind: &str| there.iter().position(|o| o["kind"] == kind).expect(kind);
+    assert!(at("CustomResourceDefinition") < at("DaemonSet") && at("ConfigMap") < at("DaemonSet"));
+}
+
+#[test]
+fn the_real_kustomize_renders_the_same() {
+    for name in OVERLAYS {
+        let folder = repo(&format!("deploy/overlays/{name}"));
+        let out = match Command::new("kubectl").arg("kustomize").arg(&folder).output() {
+            Ok(out) => out,
+            Err(e) => {
+                println!(
+                    "kubectl cannot be run ({e}): overlays are rendered by the test's own renderer alone"
+                );
+                // What stands for it: each overlay renders, and to no object twice.
+                assert!(!overlay(name).is_empty());
+                continue;
+            }
+        };
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{name}: {said}");
+        let theirs = documents(name, &String::from_utf8_lossy(&out.stdout));
+        assert_eq!(by_identity(&theirs), by_identity(&overlay(name)), "{name}");
+        println!("{name}: kubectl kustomize renders the same {} objects", theirs.len());
+    }
+}
+
+/// The pod templates of an overlay, with the names of what holds them.
+fn pods(objects: &[Value]) -> Vec<(String, &Value)> {
+    let with = objects.iter().filter(|o| !o["spec"]["template"]["spec"].is_null());
+    with.map(|o| (identity(o)[3].clone(), &o["spec"]["template"]["spec"])).collect()
+}
+
+fn list<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+    value[field].as_array().into_iter().flatten()
+}
+
+fn has(objects: &[Value], kind: &str, name: &Value) -> bool {
+    objects.iter().any(|o| o["kind"] == kind && o["metadata"]["name"] == *name)
+}
+
+#[test]
+fn manifests_refer_to_what_exists() {
+    for name in OVERLAYS {
+        let objects = overlay(name);
+        for (pod, spec) in pods(&objects) {
+            let account = &spec["serviceAccountName"];
+            assert!(account.is_null() || has(&objects, "ServiceAccount", account), "{name} {pod}: {account}");
+            for volume in list(spec, "volumes") {
+                let map = &volume["configMap"]["name"];
+                assert!(map.is_null() || has(&objects, "ConfigMap", map), "{name} {pod}: {map}");
+            }
+            for c in list(spec, "containers").chain(list(spec, "initContainers")) {
+                for mount in list(c, "volumeMounts") {
+                    let there = list(spec, "volumes").any(|v| v["name"] == mount["name"]);
+                    assert!(there, "{name} {pod}: no volume {}", mount["name"]);
+                }
+                for from in list(c, "envFrom") {
+                    assert!(
+                        has(&objects, "ConfigMap", &from["configMapRef"]["name"]),
+                        "{name} {pod}: {from}"
+                    );
+                }
+            }
+        }
+        for binding in
+            objects.iter().filter(|o| o["kind"] == "ClusterRoleBinding" || o["kind"] == "RoleBinding")
+        {
+            let role = &binding["roleRef"];
+            let kind = role["kind"].as_str().expect("kind");
+            assert!(has(&objects, kind, &role["name"]), "{name}: {role}");
+            for subject in list(binding, "subjects") {
+                assert!(has(&objects, "ServiceAccount", &subject["name"]), "{name}: {subject}");
+            }
+        }
+        for o in &objects {
+            let selector = &o["spec"]["selector"]["matchLabels"];
+            assert!(
+                selector.is_null() || *selector == o["spec"]["template"]["metadata"]["labels"],
+                "{name}: {o}"
+            );
+        }
+    }
+}
+
+#[test]
+fn pods_have_no_more_than_they_need() {
+    for name in OVERLAYS {
+        for (pod, spec) in pods(&overlay(name)) {
+            assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{name} {pod}");
+            for c in list(spec, "containers").chain(list(spec, "initContainers")) {
+                let security = &c["securityContext"];
+                assert_eq!(security["readOnlyRootFilesystem"], true, "{name} {pod}");
+                assert_eq!(security["allowPrivilegeEscalation"], false, "{name} {pod}");
+                assert_eq!(security["capabilities"]["drop"][0], "ALL", "{name} {pod}");
+                let added: Vec<_> =
+                    list(&security["capabilities"], "add").filter_map(Value::as_str).collect();
+                let allowed: &[&str] = match c["name"].as_str() {
+                    Some("brindle-node") if name == "policy-only" => &["NET_ADMIN", "NET_RAW"],
+                    Some("brindle-node") => &["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE"],
+                    _ => &[],
+                };
+                assert_eq!(added, allowed, "{name} {pod} {}", c["name"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn roles_name_only_kinds_that_have_definitions() {
+    let objects = overlay("mesh");
+    let crds: Vec<&str> = objects
+        .iter()
+        .filter(|o| o["kind"] == "CustomResourceDefinition")
+        .filter_map(|o| o["spec"]["names"]["plural"].as_str())
+        .collect();
+    let mut met = 0;
+    for role in objects.iter().filter(|o| o["kind"] == "ClusterRole") {
+        for rule in list(role, "rules").filter(|r| r["apiGroups"][0] == "crd.projectcalico.org") {
+            for resource in list(rule, "resources").filter_map(Value::as_str) {
+                let plural = resource.split('/').next().expect("a first part");
+                // The native group's name for ipamconfigs.
+                assert!(crds.contains(&plural) || plural == "ipamconfigurations", "{plural}");
+                met += 1;
+            }
+            assert!(!list(rule, "verbs").any(|v| v == "*"), "{rule}");
+        }
+    }
+    assert!(met > 20, "{met}");
+}
