@@ -12,6 +12,8 @@ pub mod contract;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 mod jitter;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod memory;
 pub mod sqlite;
 pub mod sync;
@@ -20,6 +22,8 @@ mod testing;
 
 pub mod yaml;
 
+#[cfg(feature = "kubernetes")]
+pub use self::kubernetes::KubeStore;
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 
@@ -27,7 +31,8 @@ pub use sqlite::SqliteStore;
 pub const DEFAULT_URL: &str = "sqlite:/var/lib/brindle/brindle.db";
 
 /// Opens the datastore named by `url`: `sqlite:PATH` (created if missing, the folder must exist), `etcd:ENDPOINTS`
-/// (see [`etcd::EtcdSettings::parse`]; connected to with the first call) or `memory:`. Blocks for some milliseconds; not to be called from inside a busy async task.
+/// (see [`etcd::EtcdSettings::parse`]), `kubernetes:` (see [`kubernetes::KubeSettings::parse`]) or `memory:`. Servers are
+/// connected to with the first call. Blocks for some milliseconds; not to be called from inside a busy async task.
 pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => Ok(Arc::new(SqliteStore::open(Path::new(path))?)),
@@ -36,9 +41,14 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
             let settings = etcd::EtcdSettings::parse(rest, |name| std::env::var(name).ok())?;
             Ok(Arc::new(etcd::EtcdStore::new(settings)))
         }
+        #[cfg(feature = "kubernetes")]
+        Some(("kubernetes", rest)) => {
+            Ok(Arc::new(kubernetes::KubeStore::new(kubernetes::KubeSettings::parse(rest)?)))
+        }
         Some(("memory", "")) => Ok(Arc::new(MemoryStore::new())),
         _ => Err(StoreError::Broken(format!(
-            "datastore {url:?}: expected sqlite:PATH (for example {DEFAULT_URL}), etcd:http://HOST:2379 or memory:"
+            "datastore {url:?}: expected sqlite:PATH (for example {DEFAULT_URL}), etcd:http://HOST:2379, kubernetes: or \
+             memory:"
         ))),
     }
 }
@@ -50,8 +60,10 @@ pub fn check_url(url: &str) -> Result<(), StoreError> {
         Some(("sqlite", path)) if !path.is_empty() => Ok(()),
         #[cfg(feature = "etcd")]
         Some(("etcd", rest)) => etcd::EtcdSettings::parse(rest, |name| std::env::var(name).ok()).map(drop),
+        #[cfg(feature = "kubernetes")]
+        Some(("kubernetes", rest)) => kubernetes::KubeSettings::parse(rest).map(drop),
         _ => Err(StoreError::Broken(format!(
-            "datastore {url:?}: expected sqlite:PATH (for example {DEFAULT_URL}) or etcd:http://HOST:2379"
+            "datastore {url:?}: expected sqlite:PATH (for example {DEFAULT_URL}), etcd:http://HOST:2379 or kubernetes:"
         ))),
     }
 }

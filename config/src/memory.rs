@@ -293,10 +293,10 @@ mod tests {
             let same = store.clone();
             Subject {
                 handle: Box::new(move || Arc::new(same.clone())),
-                compact: Box::new(move || {
+                compact: Some(Box::new(move || {
                     store.compact();
                     Box::pin(async {})
-                }),
+                })),
             }
         })
         .await;

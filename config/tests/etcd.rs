@@ -151,10 +151,10 @@ async fn etcd_keeps_the_contract() {
         let compactor = EtcdStore::new(settings.clone());
         Subject {
             handle: Box::new(move || Arc::new(EtcdStore::new(settings.clone()))),
-            compact: Box::new(move || {
+            compact: Some(Box::new(move || {
                 let store = compactor.clone();
                 Box::pin(async move { store.compact().await.unwrap() })
-            }),
+            })),
         }
     })
     .await;

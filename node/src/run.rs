@@ -149,7 +149,9 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
         },
         carrier_args: settings.log_args(),
     })?;
-    let mut events = brindle_config::sync::follow(store.clone(), KINDS.to_vec());
+    // Routes need the pods of this node alone; policy follows all of them by itself.
+    let own = store.for_node(&settings.node_name).unwrap_or_else(|| store.clone());
+    let mut events = brindle_config::sync::follow(own, KINDS.to_vec());
     let to_felix = felix.clone();
     let feed = tokio::spawn(async move {
         while let Some(batch) = events.recv().await {
@@ -333,7 +335,8 @@ async fn status(
         }),
         None => BgpStatus::default(),
     };
-    let pods = match store.list_as::<WorkloadEndpointSpec>().await {
+    let own = store.for_node(&settings.node_name);
+    let pods = match own.as_deref().unwrap_or(store).list_as::<WorkloadEndpointSpec>().await {
         Ok((all, _)) => all
             .into_iter()
             .filter(|w| w.resource.spec.node == settings.node_name)

@@ -31,7 +31,8 @@ pub(crate) struct RunArgs {
     /// Folder of the agent's own files: lock, sockets, journals
     #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/brindle")]
     state_dir: PathBuf,
-    /// Datastore: sqlite:PATH, or etcd:http://HOST:2379 (several with commas; options as in docs/design/datastore.md)
+    /// Datastore: sqlite:PATH, kubernetes: (in a pod, or with KUBECONFIG), kubernetes:KUBECONFIG, or etcd:http://HOST:2379
+    /// (docs/design/datastore.md)
     #[arg(
         long,
         env = "BRINDLE_DATASTORE",

@@ -1,6 +1,6 @@
 //! The datastore contract: get, list, watch, put-if-revision, delete-if-revision.
 //!
-//! Four backends implement it (sqlite, memory, later kubernetes and etcd) and one contract suite
+//! Four backends implement it (sqlite, memory, etcd, kubernetes) and one contract suite
 //! (`brindle_config::contract`) runs on all. Futures are boxed so that the trait is object safe and this package
 //! needs no runtime.
 
@@ -75,6 +75,9 @@ pub enum StoreError {
     Broken(String),
     #[error("{key}: stored value is not valid: {reason}")]
     Invalid { key: Key, reason: String },
+    /// This datastore does not take the write, and would not the next time.
+    #[error("{key}: {reason}")]
+    Refused { key: Key, reason: String },
 }
 
 /// A stream of changes. Dropping it ends the watch.
@@ -95,6 +98,12 @@ pub trait Store: Send + Sync {
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision>;
     /// Changes of the given kinds after `from`, in order.
     fn watch<'a>(&'a self, kinds: &'a [Kind], from: Revision) -> StoreFuture<'a, Box<dyn Watch>>;
+    /// The same datastore, of whose WorkloadEndpoints listings and watches hold those of one node only, where the server
+    /// can leave out the others. `None`: it cannot; the reader has to look at nodes itself, as it must anyway.
+    fn for_node(&self, node: &str) -> Option<Arc<dyn Store>> {
+        let _ = node;
+        None
+    }
 }
 
 /// A typed entry.

@@ -97,13 +97,13 @@ pub(super) async fn a_listing_is_in_key_order_and_of_the_asked_kinds(s: Subject)
 
 pub(super) async fn namespaces_keep_names_apart(s: Subject) {
     let store = s.store();
-    let key = |ns: &str| Key::new(Kind::WorkloadEndpoint, Some(ns), "node-k8s-pod-eth0");
+    let key = |ns: &str| Key::new(Kind::NetworkSet, Some(ns), "set");
     for (n, ns) in [(1, "two"), (2, "one")] {
         let key = key(ns);
         store.put(&key, value(&key, n), Expect::Absent).await.expect("creates");
     }
     store.delete(&key("two"), Expect::Any).await.expect("deletes");
-    let left = store.list(&[Kind::WorkloadEndpoint]).await.expect("lists").entries;
+    let left = store.list(&[Kind::NetworkSet]).await.expect("lists").entries;
     assert_eq!(left.iter().map(|e| e.key.clone()).collect::<Vec<_>>(), [key("one")]);
 }
 

@@ -2,7 +2,7 @@
 //! other packages and later back ends may call; it panics with the name of the promise that was broken.
 //!
 //! The checks use kinds and values that a strict server accepts, compare specs only (a server may add metadata), and
-//! wait for what must happen instead of sleeping.
+//! wait for what must happen instead of sleeping. A store that knows namespaces must have `one` and `two`.
 
 mod checks;
 mod watching;
@@ -21,9 +21,13 @@ type Pending<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 pub struct Subject {
     /// Gives another handle (connection, client) on the same data.
     pub handle: Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>,
-    /// Makes the datastore forget its history.
-    pub compact: Box<dyn Fn() -> Pending<'static> + Send + Sync>,
+    /// Makes the datastore forget its history. A server that cannot be told to has none: what a watch does then is not
+    /// checked, and the run says so.
+    pub compact: Option<Forget>,
 }
+
+/// See [`Subject::compact`].
+pub type Forget = Box<dyn Fn() -> Pending<'static> + Send + Sync>;
 
 impl Subject {
     fn store(&self) -> Arc<dyn Store> {
@@ -75,10 +79,7 @@ fn peer(name: &str) -> Key {
 fn value(key: &Key, n: u32) -> Value {
     let spec = match key.kind {
         Kind::IpPool => json!({"cidr": format!("10.{}.{}.0/24", n / 256 % 256, n % 256), "blockSize": 26}),
-        Kind::WorkloadEndpoint => {
-            json!({"orchestrator": "k8s", "node": format!("node-{n}"), "endpoint": "eth0",
-            "interfaceName": "cali0123456789a"})
-        }
+        Kind::NetworkSet => json!({"nets": [format!("10.{}.{}.0/24", n / 256 % 256, n % 256)]}),
         _ => json!({"peerIP": "192.0.2.1", "asNumber": n}),
     };
     let mut metadata = json!({"name": key.name});

@@ -144,7 +144,13 @@ pub(super) async fn a_compacted_revision_is_refused(s: Subject) {
     let store = s.store();
     let from = store.list(&KINDS).await.expect("lists").revision;
     churn(&store, 20).await;
-    (s.compact)().await;
+    let Some(forget) = &s.compact else {
+        eprintln!(
+            "contract: NOT CHECKED, this server cannot be told to forget: a compacted revision is refused"
+        );
+        return;
+    };
+    forget().await;
     // A store may refuse the watch or its first wait.
     let error = match store.watch(&KINDS, from).await {
         Ok(mut watch) => watch.next().await.expect_err("the history is gone"),
@@ -163,7 +169,12 @@ pub(super) async fn an_up_to_date_watch_survives_compaction(s: Subject) {
     let mut watch = store.watch(&KINDS, from).await.expect("watches");
     let expected = churn(&store, 10).await;
     read(&mut watch, expected.len()).await;
-    (s.compact)().await;
+    match &s.compact {
+        Some(forget) => forget().await,
+        None => eprintln!(
+            "contract: NOT CHECKED, this server cannot be told to forget: a watch survives compaction"
+        ),
+    }
     let expected = churn(&store, 10).await;
     assert_eq!(read(&mut watch, expected.len()).await.iter().map(seen).collect::<Vec<_>>(), expected);
 }

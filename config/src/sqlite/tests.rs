@@ -25,10 +25,10 @@ async fn sqlite_keeps_the_contract() {
                 let _keep = &dir;
                 Arc::new(SqliteStore::open(&path).expect("opens"))
             }),
-            compact: Box::new(move || {
+            compact: Some(Box::new(move || {
                 let store = SqliteStore::open(&compactor).expect("opens");
                 Box::pin(async move { store.compact().await.expect("compacts") })
-            }),
+            })),
         }
     })
     .await;

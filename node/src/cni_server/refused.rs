@@ -43,6 +43,9 @@ impl From<Refused> for Reply {
 
 impl From<StoreError> for Refused {
     fn from(e: StoreError) -> Self {
+        if let StoreError::Refused { .. } = e {
+            return Self::new(code::FAILED, e, "this datastore does not take it, now or later");
+        }
         let code = if matches!(e, StoreError::Invalid { .. }) { code::FAILED } else { code::TRY_AGAIN };
         let refused = Self::new(code, e, "the agent cannot use its datastore; see its log");
         Self { datastore: true, ..refused }

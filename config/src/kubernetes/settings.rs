@@ -1,0 +1,160 @@
+//! `kubernetes:` URLs, and the configuration of the client behind them.
+
+use std::{
+    env, fmt,
+    path::{Path, PathBuf},
+};
+
+use brindle_config_core::store::StoreError;
+use kube::{
+    Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+/// Where an API server is, and as whom to talk to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubeSettings {
+    from: Source,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    /// `KUBECONFIG`, else the service account of the pod, else `~/.kube/config`.
+    Environment,
+    Kubeconfig(PathBuf),
+    /// Plain HTTP without a login: tests, and `kubectl proxy`.
+    Plain(String),
+}
+
+const EXPECTED: &str = "expected kubernetes: (in a pod, or with KUBECONFIG), kubernetes:PATH of a kubeconfig, or kubernetes:http://HOST:PORT";
+
+fn broken(text: &str, why: impl fmt::Display) -> StoreError {
+    StoreError::Broken(format!("datastore \"kubernetes:{text}\": {why}; {EXPECTED}"))
+}
+
+impl KubeSettings {
+    /// Reads what stands behind `kubernetes:` in a URL. No file is opened.
+    pub fn parse(text: &str) -> Result<Self, StoreError> {
+        let from = match text {
+            "" => Source::Environment,
+            url if url.starts_with("http://") => {
+                let uri: http::Uri = url.parse().map_err(|e| broken(text, e))?;
+                if uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
+                    return Err(broken(text, "no host, or more than a host and a port"));
+                }
+                Source::Plain(url.trim_end_matches('/').to_owned())
+            }
+            url if url.contains("://") => {
+                return Err(broken(text, "only a kubeconfig can say how to log in to an https:// server"));
+            }
+            path => Source::Kubeconfig(path.into()),
+        };
+        Ok(Self { from })
+    }
+
+    /// How messages call the source before the server is known.
+    pub(super) fn name(&self) -> String {
+        match &self.from {
+            Source::Environment => "kubernetes".into(),
+            Source::Kubeconfig(path) => format!("kubernetes ({})", path.display()),
+            Source::Plain(url) => format!("kubernetes {url}"),
+        }
+    }
+
+    /// Reads the configuration; files are read anew with each call.
+    pub(super) async fn config(&self) -> Result<Config, StoreError> {
+        let mut config = match &self.from {
+            Source::Plain(url) => Config::new(url.parse().map_err(|e| broken(url, e))?),
+            Source::Kubeconfig(path) => Self::from_file(path).await?,
+            Source::Environment => Self::from_environment().await?,
+        };
+        // What a call does after a refusal is for its caller to say, who knows what it was for.
+        config.default_retry = false;
+        config.read_timeout = None;
+        Ok(config)
+    }
+
+    async fn from_file(path: &Path) -> Result<Config, StoreError> {
+        let shown = path.display().to_string();
+        let fail = |e: kube::config::KubeconfigError| {
+            StoreError::Broken(format!("kubeconfig {shown}: {}; make a new one, or name another", causes(&e)))
+        };
+        let kubeconfig = Kubeconfig::read_from(path).map_err(fail)?;
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(fail)
+    }
+
+    async fn from_environment() -> Result<Config, StoreError> {
+        let set = |name: &str| env::var_os(name).is_some_and(|v| !v.is_empty());
+        if !set("KUBECONFIG") && set("KUBERNETES_SERVICE_HOST") {
+            return Config::incluster_env().map_err(|e| {
+                StoreError::Broken(format!(
+                    "kubernetes: the pod's service account cannot be used: {}; the pod needs automountServiceAccountToken",
+                    causes(&e)
+                ))
+            });
+        }
+        Config::from_kubeconfig(&KubeConfigOptions::default()).await.map_err(|e| {
+            StoreError::Broken(format!(
+                "kubernetes: neither in a pod (KUBERNETES_SERVICE_HOST is not set) nor a usable kubeconfig: {}; {EXPECTED}",
+                causes(&e)
+            ))
+        })
+    }
+}
+
+/// An error with its causes, on one line.
+pub(super) fn causes(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        // Many repeat their cause.
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = cause.source();
+    }
+    text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_a_source() {
+        let source = |text: &str| KubeSettings::parse(text).expect(text).from;
+        assert_eq!(source(""), Source::Environment);
+        assert_eq!(source("/etc/kube/config"), Source::Kubeconfig("/etc/kube/config".into()));
+        assert_eq!(source("http://127.0.0.1:8001/"), Source::Plain("http://127.0.0.1:8001".into()));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_what_would_be_right() {
+        for (text, part) in [
+            ("https://host:6443", "kubeconfig"),
+            ("http://", "kubernetes:http://"),
+            ("http://h?x=y", "more than"),
+        ] {
+            let e = KubeSettings::parse(text).expect_err(text).to_string();
+            assert!(e.contains(part) && e.contains(EXPECTED), "{text}: {e}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bad_kubeconfig_is_named() {
+        let dir = crate::testing::TempDir::new();
+        let path = dir.path("config");
+        let fail = async |path: &Path| {
+            let settings = KubeSettings::parse(path.to_str().expect("UTF-8")).expect("parses");
+            settings.config().await.expect_err("unusable").to_string()
+        };
+        let e = fail(&path).await;
+        assert!(e.contains("config") && e.contains("No such file") && !e.contains('\n'), "{e}");
+        for text in ["", "clusters: [", "apiVersion: v1\nkind: Config\ncurrent-context: nowhere\n"] {
+            std::fs::write(&path, text).expect("writes");
+            let e = fail(&path).await;
+            assert!(e.starts_with("datastore failure: kubeconfig ") && !e.contains('\n'), "{text:?}: {e}");
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Writes: what may be written where, and the expectation as the server checks it.
+
+use brindle_config_core::{
+    Key, Kind,
+    store::{Expect, Revision, StoreError},
+};
+use http::Method;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::{
+    Inner,
+    client::Payload,
+    explain::Verb,
+    kinds::{Api, Place, Shape},
+    map_crd,
+    map_node::{self, NodeObject},
+    map_pod::{self, PodObject},
+    object::{Mapped, Stub},
+};
+use crate::jitter;
+
+/// Attempts of a write that has no expectation, against other writers.
+const ATTEMPTS: u32 = 20;
+/// Calico names the objects of policies as the policies from this version on.
+const PLAIN_NAMES: (u32, u32) = (3, 32);
+
+fn refused(key: &Key, reason: impl Into<String>) -> StoreError {
+    StoreError::Refused { key: key.clone(), reason: reason.into() }
+}
+
+/// Whether another attempt may succeed.
+const fn raced(e: &StoreError) -> bool {
+    matches!(e, StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_))
+}
+
+const fn number(expect: Expect) -> Option<u64> {
+    match expect {
+        Expect::Revision(r) => Some(r.0),
+        Expect::Absent | Expect::Any => None,
+    }
+}
+
+impl Inner {
+    /// The collection a resource is written to.
+    async fn target(&self, key: &Key) -> Result<Place, StoreError> {
+        if key.kind == Kind::Profile {
+            return Err(refused(
+                key,
+                "profiles follow from Namespaces and ServiceAccounts; change their labels",
+            ));
+        }
+        let place = self.place(key).await?;
+        if place.shape == Shape::Plain {
+            let what = place.resource();
+            return Err(refused(
+                key,
+                format!("is Kubernetes' own; change it there: kubectl edit {what} {}", key.name),
+            ));
+        }
+        Ok(place)
+    }
+
+    pub(super) async fn put(&self, key: &Key, value: &Value, expect: Expect) -> Result<Revision, StoreError> {
+        let place = self.target(key).await?;
+        match place.shape {
+            Shape::Calico(api) => match expect {
+                Expect::Absent => self.create(&place, api, key, value).await,
+                Expect::Revision(at) => self.replace(&place, api, key, value, at).await,
+                Expect::Any => self.overwrite(&place, api, key, value).await,
+            },
+            Shape::Node => self.put_node(&place, key, value, expect).await,
+            Shape::Pod => self.put_endpoint(&place, key, value, expect).await,
+            Shape::Plain => Err(refused(key, "is Kubernetes' own")),
+        }
+    }
+
+    async fn create(
+        &self,
+        place: &Place,
+        api: Api,
+        key: &Key,
+        value: &Value,
+    ) -> Result<Revision, StoreError> {
+        let mut names = map_crd::names_of(key, api);
+        let name = match (names.pop(), names.pop()) {
+            (Some(legacy), Some(plain)) => {
+                // Both names are of one resource: neither may be taken.
+                match self.get(key).await {
+                    Ok(_) => return Err(StoreError::Exists(key.clone())),
+                    Err(StoreError::NotFound(_)) => {}
+                    Err(e) => return Err(e),
+                }
+                if self.old_calico().await? { legacy } else { plain }
+            }
+            (Some(only), None) => only,
+            (None, _) => return Err(refused(key, "its name is no name of an object")),
+        };
+        let object = map_crd::write(place, api, key, &name, value, None);
+        let path = place.collection(Some(&key.namespace));
+        self.write(Verb::Create, place, key, Method::POST, &path, &object).await
+    }
+
+    async fn replace(
+        &self,
+        place: &Place,
+        api: Api,
+        key: &Key,
+        value: &Value,
+        at: Revision,
+    ) -> Result<Revision, StoreError> {
+        for name in map_crd::names_of(key, api) {
+            let object = map_crd::write(place, api, key, &name, value, Some(at.0));
+            let path = place.object(&key.namespace, &name);
+            match self.write(Verb::Update, place, key, Method::PUT, &path, &object).await {
+                Err(StoreError::NotFound(_)) => {}
+                done => return done,
+            }
+        }
+        Err(StoreError::NotFound(key.clone()))
+    }
+
+    async fn overwrite(
+        &self,
+        place: &Place,
+        api: Api,
+        key: &Key,
+        value: &Value,
+    ) -> Result<Revision, StoreError> {
+        for attempt in 0..ATTEMPTS {
+            let done = match self.get(key).await {
+                Ok(found) => self.replace(place, api, key, value, found.revision).await,
+                Err(StoreError::NotFound(_)) => self.create(place, api, key, value).await,
+                Err(e) => return Err(e),
+            };
+            match done {
+                Err(e) if raced(&e) => tokio::time::sleep(jitter::retry(attempt)).await,
+                done => return done,
+            }
+        }
+        Err(StoreError::Conflict(key.clone()))
+    }
+
+    /// Whether Calico of before 3.32 reads the policies of this cluster.
+    async fn old_calico(&self) -> Result<bool, StoreError> {
+        let info = match self.get(&Key::new(Kind::ClusterInformation, None, "default")).await {
+            Ok(info) => info,
+            Err(StoreError::NotFound(_)) => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        let version = info.value.pointer("/spec/calicoVersion").and_then(Value::as_str).unwrap_or("");
+        Ok(before(version, PLAIN_NAMES))
+    }
+
+    async fn write(
+        &self,
+        verb: Verb,
+        place: &Place,
+        key: &Key,
+        method: Method,
+        path: &str,
+        object: &Value,
+    ) -> Result<Revision, StoreError> {
+        let bytes = object.to_string().into_bytes();
+        let payload = if method == Method::PATCH { Payload::MergePatch(bytes) } else { Payload::Json(bytes) };
+        let answer = self
+            .client
+            .call(method, path, payload)
+            .await
+            .map_err(|f| self.explain(verb, place, Some(key), f))?;
+        self.revision_in(key, &answer)
+    }
+
+    /// The revision in the server's answer to a write.
+    fn revision_in(&self, key: &Key, answer: &[u8]) -> Result<Revision, StoreError> {
+        let stub = serde_json::from_slice::<Stub>(answer).map_err(|e| e.to_string());
+        stub.and_then(|s| s.metadata.revision()).map_err(|why| {
+            // It was written; what it is now has to be read again.
+            StoreError::Unavailable(format!("{}: the answer to a write of {key}: {why}", self.client.name()))
+        })
+    }
+
+    /// One object, narrowed.
+    async fn object<T: DeserializeOwned>(
+        &self,
+        place: &Place,
+        key: &Key,
+        name: &str,
+    ) -> Result<T, StoreError> {
+        let path = place.object(&key.namespace, name);
+        let answer = self
+            .client
+            .call(Method::GET, &path, Payload::None)
+            .await
+            .map_err(|f| self.explain(Verb::Get, place, Some(key), f))?;
+        serde_json::from_slice(&answer)
+            .map_err(|e| StoreError::Invalid { key: key.clone(), reason: e.to_string() })
+    }
+
+    async fn put_node(
+        &self,
+        place: &Place,
+        key: &Key,
+        value: &Value,
+        expect: Expect,
+    ) -> Result<Revision, StoreError> {
+        let node: NodeObject = match self.object(place, key, &key.name).await {
+            Err(StoreError::NotFound(_)) if !matches!(expect, Expect::Revision(_)) => {
+                return Err(refused(
+                    key,
+                    "there is no such Node in Kubernetes, and kubelets alone make them; is the node's name right?",
+                ));
+            }
+            found => found?,
+        };
+        if expect == Expect::Absent {
+            return Err(StoreError::Exists(key.clone()));
+        }
+        let patch = map_node::patch(&node, value, number(expect)).map_err(|reason| refused(key, reason))?;
+        let path = format!("{}/status", place.object("", &key.name));
+        self.write(Verb::PatchStatus, place, key, Method::PATCH, &path, &patch).await
+    }
+
+    async fn put_endpoint(
+        &self,
+        place: &Place,
+        key: &Key,
+        value: &Value,
+        expect: Expect,
+    ) -> Result<Revision, StoreError> {
+        let name = pod_name(key)?;
+        let path = format!("{}/status", place.object(&key.namespace, &name));
+        for attempt in 0..ATTEMPTS {
+            let pod: PodObject = match self.object(place, key, &name).await {
+                Err(StoreError::NotFound(_)) if !matches!(expect, Expect::Revision(_)) => {
+                    return Err(refused(
+                        key,
+                        format!("there is no Pod {}/{name} in Kubernetes", key.namespace),
+                    ));
+                }
+                found => found?,
+            };
+            let is =
+                map_pod::read(&pod).map_err(|reason| StoreError::Invalid { key: key.clone(), reason })?;
+            let at = match (expect, is) {
+                (Expect::Absent, Mapped::Put(_)) => return Err(StoreError::Exists(key.clone())),
+                (Expect::Revision(_), Mapped::Nothing { .. }) => {
+                    return Err(StoreError::NotFound(key.clone()));
+                }
+                (Expect::Revision(r), _) => r,
+                // The pod must not have become something else since it was looked at.
+                (_, is) => is.revision(),
+            };
+            let patch = map_pod::patch(&pod, value, Some(at.0)).map_err(|reason| refused(key, reason))?;
+            match self.write(Verb::PatchStatus, place, key, Method::PATCH, &path, &patch).await {
+                Err(e) if raced(&e) && !matches!(expect, Expect::Revision(_)) => {
+                    tokio::time::sleep(jitter::retry(attempt)).await;
+                }
+                done => return done,
+            }
+        }
+        Err(StoreError::Conflict(key.clone()))
+    }
+
+    pub(super) async fn delete(&self, key: &Key, expect: Expect) -> Result<Revision, StoreError> {
+        let place = self.target(key).await?;
+        match (place.shape, expect) {
+            (Shape::Node, _) => Err(refused(
+                key,
+                format!("Nodes are deleted in Kubernetes: kubectl delete node {}", key.name),
+            )),
+            (Shape::Pod, _) => self.release(&place, key, expect).await,
+            (Shape::Calico(_), Expect::Absent) => {
+                self.get(key).await?;
+                Err(StoreError::Conflict(key.clone()))
+            }
+            (Shape::Calico(api), _) => self.remove(&place, api, key, expect).await,
+            (Shape::Plain, _) => Err(refused(key, "is Kubernetes' own")),
+        }
+    }
+
+    async fn remove(
+        &self,
+        place: &Place,
+        api: Api,
+        key: &Key,
+        expect: Expect,
+    ) -> Result<Revision, StoreError> {
+        let options = match number(expect) {
+            Some(at) => json!({"apiVersion": "v1", "kind": "DeleteOptions",
+                "preconditions": {"resourceVersion": at.to_string()}}),
+            None => json!({"apiVersion": "v1", "kind": "DeleteOptions"}),
+        };
+        for name in map_crd::names_of(key, api) {
+            let path = place.object(&key.namespace, &name);
+            let payload = Payload::Json(options.to_string().into_bytes());
+            match self.client.call(Method::DELETE, &path, payload).await {
+                // The server does not say at which revision it deleted.
+                Ok(answer) => {
+                    return Ok(self
+                        .revision_in(key, &answer)
+                        .unwrap_or(Revision(number(expect).unwrap_or(0))));
+                }
+                Err(failure) => match self.explain(Verb::Delete, place, Some(key), failure) {
+                    StoreError::NotFound(_) => {}
+                    e => return Err(e),
+                },
+            }
+        }
+        Err(StoreError::NotFound(key.clone()))
+    }
+
+    /// Gives the addresses of a pod back; the pod stays.
+    async fn release(&self, place: &Place, key: &Key, expect: Expect) -> Result<Revision, StoreError> {
+        let name = pod_name(key)?;
+        let path = format!("{}/status", place.object(&key.namespace, &name));
+        for attempt in 0..ATTEMPTS {
+            let pod: PodObject = self.object(place, key, &name).await?;
+            let is =
+                map_pod::read(&pod).map_err(|reason| StoreError::Invalid { key: key.clone(), reason })?;
+            let at = match (expect, is) {
+                (_, Mapped::Nothing { .. }) => return Err(StoreError::NotFound(key.clone())),
+                (Expect::Absent, _) => return Err(StoreError::Conflict(key.clone())),
+                (Expect::Revision(r), _) => r,
+                (Expect::Any, is) => is.revision(),
+            };
+            let patch = map_pod::release(&pod, Some(at.0));
+            match self.write(Verb::PatchStatus, place, key, Method::PATCH, &path, &patch).await {
+                Err(StoreError::Conflict(_)) if expect == Expect::Any => {
+                    tokio::time::sleep(jitter::retry(attempt)).await;
+                }
+                done => return done,
+            }
+        }
+        Err(StoreError::Conflict(key.clone()))
+    }
+}
+
+/// The pod an endpoint is on.
+fn pod_name(key: &Key) -> Result<String, StoreError> {
+    map_pod::pod_of(key).ok_or_else(|| {
+        refused(
+            key,
+            "with Kubernetes as datastore an endpoint is eth0 of a Pod (NODE-k8s-POD-eth0); containers without a Pod and \
+             further interfaces need etcd or a file",
+        )
+    })
+}
+
+/// Whether a version (`v3.31.7`) is before another; one that cannot be read is not.
+fn before(version: &str, other: (u32, u32)) -> bool {
+    let mut numbers = version.trim_start_matches('v').split(['.', '-']).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < other,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        for (version, old) in [
+            ("v3.31.7", true),
+            ("v3.9.0", true),
+            ("v3.32.0", false),
+            ("v4.0", false),
+            ("", false),
+            ("master", false),
+        ] {
+            assert_eq!(before(version, PLAIN_NAMES), old, "{version}");
+        }
+    }
+}
