@@ -143,7 +143,10 @@ async fn answer(request: &AdminRequest, handle: &Handle, started: Instant) -> Va
         }),
         AdminRequest::Rib { prefix } => handle.rib(*prefix).await.map(|paths| json!(paths)),
         AdminRequest::Bgp(_) => return json!({"error": "answered by several lines"}),
-        AdminRequest::Routes => {
+        AdminRequest::Nodes => {
+            return json!({"error": "brindle-bgpd knows only its peers: brindlectl bgp summary"});
+        }
+        AdminRequest::Routes | AdminRequest::Path { .. } => {
             return json!({"error": "brindle-bgpd programs no kernel routes; ask brindle-node"});
         }
     };

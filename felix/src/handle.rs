@@ -15,6 +15,8 @@ use brindle_config_core::{
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::look::Intent;
+
 /// Best paths from the speaker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FibUpdate {
@@ -37,6 +39,8 @@ pub enum FelixInput {
     Resync(String),
     /// Somebody wants the report with its counters as of now.
     Ask(oneshot::Sender<Report>),
+    /// Somebody wants to know what should be there for an address.
+    Intent(IpAddr, oneshot::Sender<Intent>),
 }
 
 /// What felix says about itself.
@@ -99,6 +103,16 @@ impl Handle {
             Ok(Some(report)) => report,
             Ok(None) | Err(_) => self.report(),
         }
+    }
+
+    /// What should be there for an address; none when felix is gone or busy for longer than a second.
+    pub async fn intent(&self, to: IpAddr) -> Option<Intent> {
+        let (tx, rx) = oneshot::channel();
+        let ask = async {
+            self.inputs.send(FelixInput::Intent(to, tx)).await.ok()?;
+            rx.await.ok()
+        };
+        tokio::time::timeout(Duration::from_secs(1), ask).await.ok().flatten()
     }
 
     /// Follows the report.

@@ -15,8 +15,10 @@ mod convert;
 mod engine;
 mod filter;
 mod handle;
+mod look;
 pub mod policy;
 mod tunnel;
 
 pub use engine::{CarrierPolicy, Settings, StartError, spawn};
 pub use handle::{FelixInput, FibUpdate, Handle, Report, WaitError};
+pub use look::{Intent, Looked, compare, look};

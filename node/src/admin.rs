@@ -1,14 +1,17 @@
 //! The admin socket: one JSON line in, one JSON line out (`config_core::status`). Mode 0600. Questions
-//! about BGP are answered by `brindle_bgpd::ask`, in several lines.
+//! about BGP are answered by `brindle_bgpd::ask`, in several lines. `admin_tcp` answers the same to other machines.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::Result;
-use brindle_config_core::status::{AdminRequest, bgp::End};
+use brindle_config_core::status::{
+    AdminRequest,
+    bgp::{BgpRequest, End},
+};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::UnixListener,
     time::timeout,
 };
 
@@ -24,12 +27,22 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) type Answer =
     Arc<dyn Fn(AdminRequest) -> Pin<Box<dyn Future<Output = Value> + Send>> + Send + Sync>;
 
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// Root on this machine.
+    Here,
+    /// Somebody with the token.
+    Elsewhere,
+}
+
 /// Serves until dropped. `bgp`: who answers about BGP, if this agent speaks it.
 pub(crate) async fn serve(listener: UnixListener, answer: Answer, bgp: Option<brindle_bgpd::Handle>) {
     local_socket::serve(listener, MAX_CLIENTS, move |stream| {
         let (answer, bgp) = (Arc::clone(&answer), bgp.clone());
         async move {
-            if let Err(e) = client(stream, answer, bgp.as_ref()).await {
+            let (read, write) = stream.into_split();
+            if let Err(e) = client(read, write, answer, bgp.as_ref(), From::Here).await {
                 tracing::debug!("admin client: {e:#}");
             }
         }
@@ -38,15 +51,24 @@ pub(crate) async fn serve(listener: UnixListener, answer: Answer, bgp: Option<br
 }
 
 /// Each step has its time; how many there are, and how long a live view lasts, is the asker's business.
-async fn client(stream: UnixStream, answer: Answer, bgp: Option<&brindle_bgpd::Handle>) -> Result<()> {
-    let (read, mut write) = stream.into_split();
+pub(crate) async fn client(
+    read: impl AsyncRead + Unpin,
+    mut write: impl AsyncWrite + Unpin,
+    answer: Answer,
+    bgp: Option<&brindle_bgpd::Handle>,
+    from: From,
+) -> Result<()> {
     let mut lines = BufReader::new(read.take(MAX_REQUEST)).lines();
     while let Some(line) = timeout(PATIENCE, lines.next_line()).await?? {
         let reply = match serde_json::from_str::<AdminRequest>(&line) {
+            Ok(AdminRequest::Bgp(BgpRequest::MrtDump { .. })) if from == From::Elsewhere => {
+                json!(End::Error("writes a file on this node: ask over its own admin socket".into()))
+            }
             Ok(AdminRequest::Bgp(request)) => match bgp {
                 Some(handle) => {
                     let gone = async { drop(lines.next_line().await) };
                     brindle_bgpd::ask::answer(handle, request, &mut write, gone).await?;
+                    timeout(PATIENCE, write.flush()).await??;
                     continue;
                 }
                 None => json!(End::Error("this agent runs with --networking none".into())),
@@ -57,6 +79,7 @@ async fn client(stream: UnixStream, answer: Answer, bgp: Option<&brindle_bgpd::H
         let mut text = reply.to_string();
         text.push('\n');
         timeout(PATIENCE, write.write_all(text.as_bytes())).await??;
+        timeout(PATIENCE, write.flush()).await??;
     }
     Ok(())
 }

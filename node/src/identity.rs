@@ -1,11 +1,12 @@
 //! The Node resource of this node: written with its address, refused when another node has the same one.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use brindle_config_core::{
     ObjectMeta, Resource,
     node::{NodeAddress, NodeSpec, TypedAddress},
+    status::ADMIN_ADDRESS,
     store::{Expect, Store, StoreError, StoreExt, Stored},
 };
 use ipnet::IpNet;
@@ -13,9 +14,18 @@ use ipnet::IpNet;
 /// Attempts against writers of the same object.
 const ATTEMPTS: u32 = 20;
 
-/// Changes this node's resource by compare-and-swap; makes it when it is not there. Returns what is stored now.
-/// `edit` may run more than once.
+/// Changes this node's specification by compare-and-swap; makes the resource when it is not there. Returns what is
+/// stored now. `edit` may run more than once.
 pub(crate) async fn update(store: &dyn Store, name: &str, edit: impl Fn(&mut NodeSpec)) -> Result<NodeSpec> {
+    update_whole(store, name, |node| edit(&mut node.spec)).await
+}
+
+/// The same with the whole resource.
+async fn update_whole(
+    store: &dyn Store,
+    name: &str,
+    edit: impl Fn(&mut Resource<NodeSpec>),
+) -> Result<NodeSpec> {
     for attempt in 0..ATTEMPTS {
         let found: Option<Stored<NodeSpec>> = match store.get_as(None, name).await {
             Ok(s) => Some(s),
@@ -26,10 +36,10 @@ pub(crate) async fn update(store: &dyn Store, name: &str, edit: impl Fn(&mut Nod
             Some(s) => (s.resource, Expect::Revision(s.revision)),
             None => (Resource::new(ObjectMeta::named(name), NodeSpec::default()), Expect::Absent),
         };
-        let before = resource.spec.clone();
-        edit(&mut resource.spec);
-        if resource.spec == before && !matches!(expect, Expect::Absent) {
-            return Ok(before);
+        let before = resource.clone();
+        edit(&mut resource);
+        if resource == before && !matches!(expect, Expect::Absent) {
+            return Ok(before.spec);
         }
         match store.put_as(&resource, expect).await {
             Ok(_) => return Ok(resource.spec),
@@ -44,9 +54,14 @@ pub(crate) async fn update(store: &dyn Store, name: &str, edit: impl Fn(&mut Nod
     )
 }
 
-/// Publishes this node's addresses. Another node with the same address is a configuration error: one of the two would
+/// Publishes this node's addresses, and where its agent answers other machines, if it does. Another node with the same address is a configuration error: one of the two would
 /// draw the other's traffic.
-pub(crate) async fn publish(store: &dyn Store, name: &str, addresses: &[IpNet]) -> Result<NodeSpec> {
+pub(crate) async fn publish(
+    store: &dyn Store,
+    name: &str,
+    addresses: &[IpNet],
+    admin: Option<SocketAddr>,
+) -> Result<NodeSpec> {
     let (nodes, _) = store.list_as::<NodeSpec>().await.context("cannot list the nodes")?;
     for address in addresses {
         let has = |n: &&Stored<NodeSpec>| n.resource.spec.ips().any(|ip| ip == address.addr());
@@ -60,7 +75,12 @@ pub(crate) async fn publish(store: &dyn Store, name: &str, addresses: &[IpNet]) 
             );
         }
     }
-    update(store, name, |spec| {
+    update_whole(store, name, |node| {
+        match admin {
+            Some(a) => drop(node.metadata.annotations.insert(ADMIN_ADDRESS.into(), a.to_string())),
+            None => drop(node.metadata.annotations.remove(ADMIN_ADDRESS)),
+        }
+        let spec = &mut node.spec;
         let bgp = spec.bgp.get_or_insert_default();
         // A family without an address is one the node does not speak.
         (bgp.ipv4_address, bgp.ipv6_address) = (None, None);

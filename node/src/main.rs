@@ -2,12 +2,14 @@
 //! an exit code: 0 ended as asked, 1 failed while running, 2 could not start as configured.
 
 mod admin;
+mod admin_tcp;
 mod autodetect;
 mod cni_server;
 mod identity;
 mod install_cni;
 mod local_socket;
 mod lock;
+mod path;
 mod policy;
 mod run;
 mod settings;

@@ -9,7 +9,8 @@ use std::{pin::Pin, sync::Arc, time::Instant};
 
 use anyhow::{Context, anyhow};
 use brindle_config_core::{
-    status::{AdminRequest, BgpStatus, NodeStatus, PodStatus},
+    node::NodeSpec,
+    status::{AdminRequest, BgpStatus, NodeAt, NodeStatus, PodStatus},
     store::{Store, StoreExt},
     workload::WorkloadEndpointSpec,
 };
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    admin, autodetect, identity, local_socket, lock, policy,
+    admin, admin_tcp, autodetect, identity, local_socket, lock, path, policy,
     settings::{Carrier, Networking, Settings},
     tunnel_address,
 };
@@ -57,7 +58,7 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
 
 async fn agent(settings: Settings) -> Result<(), Failure> {
     let started = Instant::now();
-    let Parts { store, felix, policy, bgp, bgp_problems, mut ended, listener } =
+    let Parts { store, felix, policy, bgp, bgp_problems, mut ended, listener, port } =
         start(&settings).await.map_err(Failure::Setup)?;
     let answer: admin::Answer = {
         let (settings, store, felix, bgp) =
@@ -79,12 +80,19 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
                         },
                         None => json!({"error": "this agent runs with --networking none"}),
                     },
+                    AdminRequest::Path { to } => {
+                        path::answer(&settings.node_name, to, &*store, &felix, bgp.as_ref()).await
+                    }
+                    AdminRequest::Nodes => nodes(&*store).await,
                     AdminRequest::Bgp(_) => json!({"error": "answered by several lines"}),
                     AdminRequest::Routes => serde_json::to_value(felix.report().encap).unwrap_or(Value::Null),
                 }
             })
         })
     };
+    if let Some(port) = port {
+        tokio::spawn(port.serve(Arc::clone(&answer), bgp.clone()));
+    }
     tokio::spawn(admin::serve(listener, answer, bgp.clone()));
     tracing::info!(node = %settings.node_name, state = %settings.state_dir.display(), "agent started");
 
@@ -117,6 +125,8 @@ struct Parts {
     /// Completes with the name of a part that ended by itself.
     ended: Pin<Box<dyn Future<Output = &'static str> + Send>>,
     listener: tokio::net::UnixListener,
+    /// For other machines.
+    port: Option<admin_tcp::Port>,
 }
 
 async fn start(settings: &Settings) -> anyhow::Result<Parts> {
@@ -127,7 +137,15 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
         tracing::info!(address = %choice.address, cause = %choice.why, "this node's address");
     }
     let addresses: Vec<_> = choices.iter().map(|c| c.address).collect();
-    identity::publish(&*store, &settings.node_name, &addresses).await?;
+    let port = match &settings.admin_port {
+        Some((address, token)) => Some(admin_tcp::bind(*address, token).await?),
+        None => None,
+    };
+    let published = match &port {
+        Some(port) => Some(admin_tcp::published(port.address()?, &addresses)),
+        None => None,
+    };
+    identity::publish(&*store, &settings.node_name, &addresses, published).await?;
     let nodename = settings.state_dir.join("nodename");
     std::fs::write(&nodename, format!("{}\n", settings.node_name))
         .with_context(|| format!("cannot write {}", nodename.display()))?;
@@ -201,7 +219,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
             () = cni.ended() => "the CNI server",
         }
     });
-    Ok(Parts { store, felix, policy, bgp, bgp_problems, ended, listener })
+    Ok(Parts { store, felix, policy, bgp, bgp_problems, ended, listener, port })
 }
 
 fn own_addresses(settings: &Settings) -> anyhow::Result<Vec<autodetect::Choice>> {
@@ -305,6 +323,14 @@ async fn keep_mtu_file(
         if report.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Who else there is, for an asker that cannot reach the datastore.
+async fn nodes(store: &dyn Store) -> Value {
+    match store.list_as::<NodeSpec>().await {
+        Ok((all, _)) => json!(all.iter().map(|n| NodeAt::of(&n.resource)).collect::<Vec<_>>()),
+        Err(e) => json!({"error": format!("cannot list the nodes: {e}")}),
     }
 }
 

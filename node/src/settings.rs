@@ -58,6 +58,13 @@ pub(crate) struct RunArgs {
     /// Socket for brindlectl [default: STATE/admin.sock]
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
+    /// Also answer brindlectl on other machines here, over TLS with the cluster's token; published in this node's
+    /// resource (docs/adr/0004)
+    #[arg(long, env = "BRINDLE_ADMIN_LISTEN", value_name = "ADDR:PORT", requires = "admin_token_file")]
+    admin_listen: Option<std::net::SocketAddr>,
+    /// File with the cluster's token, at least 32 characters, the same on every node
+    #[arg(long, env = "BRINDLE_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
     #[command(flatten)]
     leaks: crate::cni_server::LeakArgs,
     /// Answer Prometheus at http://ADDR:PORT/metrics (docs/metrics.md)
@@ -112,6 +119,8 @@ pub(crate) struct Settings {
     pub(crate) carrier: Carrier,
     pub(crate) cni_socket: PathBuf,
     pub(crate) admin_socket: PathBuf,
+    /// Where other machines are answered, and the token's file.
+    pub(crate) admin_port: Option<(std::net::SocketAddr, PathBuf)>,
     pub(crate) leaks: crate::cni_server::LeakArgs,
     pub(crate) metrics: Option<std::net::SocketAddr>,
     log_format: LogFormat,
@@ -144,6 +153,7 @@ impl Settings {
         Ok(Self {
             cni_socket: a.cni_socket.unwrap_or_else(|| a.state_dir.join("cni.sock")),
             metrics: a.metrics,
+            admin_port: a.admin_listen.zip(a.admin_token_file),
             admin_socket: a.admin_socket.unwrap_or_else(|| a.state_dir.join("admin.sock")),
             node_name,
             state_dir: a.state_dir,

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 /// Which of our packages each of our packages may depend on (normal dependencies only).
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
+    ("brindle-admin", &[]),
     ("brindle-config-core", &[]),
     ("brindle-config", &["brindle-config-core"]),
     ("brindle-ipam", &["brindle-config-core"]),
@@ -27,6 +28,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     (
         "brindle-node",
         &[
+            "brindle-admin",
             "brindle-bgpd",
             "brindle-bgpd-core",
             "brindle-felix",
@@ -42,6 +44,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     (
         "brindle-ctl",
         &[
+            "brindle-admin",
             "brindle-config",
             "brindle-config-core",
             "brindle-ipam",

@@ -1,12 +1,17 @@
 //! What an agent reports about itself over its admin socket; `brindlectl` and the lab read it.
-//! One JSON object per line each way: `{"cmd":"status"}` is answered by a [`NodeStatus`].
+//! One JSON object per line each way: `{"cmd":"status"}` is answered by a [`NodeStatus`]. The same lines go over the
+//! authenticated port, where an agent has one ([`ADMIN_ADDRESS`]).
 
 pub mod bgp;
+pub mod path;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+/// Annotation of a Node: the address and port at which its agent answers other machines. Written by the agent.
+pub const ADMIN_ADDRESS: &str = "admin.brindle.dev/address";
 
 /// A question to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,10 +23,43 @@ pub enum AdminRequest {
         #[serde(default)]
         prefix: Option<IpNet>,
     },
-    /// Desired and actual kernel routes.
+    /// How the tunnel is used: one [`EncapStatus`].
     Routes,
+    /// Where packets for an address go from here, and why: one [`path::PathAnswer`].
+    Path {
+        to: IpAddr,
+    },
+    /// Every node of the datastore and where its agent answers: a list of [`NodeAt`].
+    Nodes,
     /// About BGP; answered by several lines.
     Bgp(bgp::BgpRequest),
+}
+
+/// A node and where its agent answers; one element of the answer to [`AdminRequest::Nodes`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeAt {
+    pub name: String,
+    /// With the prefix length of the node's subnet.
+    pub addresses: Vec<IpNet>,
+    /// Whether it is a route reflector.
+    pub reflector: bool,
+    /// What [`ADMIN_ADDRESS`] says.
+    pub admin: Option<String>,
+}
+
+impl NodeAt {
+    /// What a Node resource says.
+    pub fn of(node: &crate::Resource<crate::node::NodeSpec>) -> Self {
+        let bgp = node.spec.bgp.clone().unwrap_or_default();
+        let four = bgp.ipv4_address.map(|a| IpNet::V4(a.0));
+        Self {
+            name: node.metadata.name.clone(),
+            addresses: four.into_iter().chain(bgp.ipv6_address.map(|a| IpNet::V6(a.0))).collect(),
+            reflector: bgp.route_reflector_cluster_id.is_some(),
+            admin: node.metadata.annotations.get(ADMIN_ADDRESS).cloned(),
+        }
+    }
 }
 
 /// Answer to [`AdminRequest::Status`].

@@ -9,6 +9,7 @@
 pub mod calc;
 pub mod conflicts;
 pub mod desire;
+pub mod differ;
 pub mod duration;
 pub mod host;
 pub mod inputs;

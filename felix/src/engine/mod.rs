@@ -46,6 +46,7 @@ use self::{
 use crate::{
     filter::Filter,
     handle::{FelixInput, Handle, Report},
+    look::{Intent, longest},
     tunnel::{Carrier, TunnelManager},
 };
 
@@ -419,6 +420,11 @@ impl Engine {
                 self.dirty.read = true;
             }
             FelixInput::Ask(who) => self.asked.push(who),
+            FelixInput::Intent(to, who) => {
+                let wanted = longest(&self.wanted.routes, to).cloned();
+                // Who has gone away needs no answer.
+                drop(who.send(Intent { wanted, owner: self.owner.clone() }));
+            }
         }
     }
 

@@ -1,0 +1,10 @@
+//! How brindlectl and agents on other machines trust each other: TLS 1.3 with raw public keys (RFC 8446, RFC 7250)
+//! that both derive from one token of the cluster. What is said over the channel is `brindle_config_core::status`; who
+//! listens and who dials are the agent and brindlectl. No sockets are opened here. See docs/adr/0004.
+
+mod tls;
+mod token;
+
+pub use tls::{client, server, server_name};
+pub use token::{MIN_TOKEN, Token, TokenError};
+pub use tokio_rustls::{TlsAcceptor, rustls};
