@@ -6,12 +6,18 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::cmd::{
+    datastore::DatastoreArgs,
+    documents::{CompletionArgs, ManArgs},
     ipam::args::IpamArgs,
+    node::NodeArgs,
     policy::args::PolicyArgs,
     resource::{
         args::{DeleteArgs, EditArgs, GetArgs, LabelArgs, PatchArgs, ValidateArgs, WriteArgs},
         form::Form,
     },
+    route::args::RouteArgs,
+    status::args::StatusArgs,
+    version::VersionArgs,
 };
 
 /// Exit codes, said in `--help`.
@@ -65,24 +71,25 @@ pub(crate) enum Command {
     Ipam(IpamArgs),
     /// Tell what network policy does with a packet, and why.
     Policy(PolicyArgs),
-    /// Show the agent of this node: peers, blocks, routes, encapsulation, health.
+    /// The cluster on one screen: nodes, sessions, blocks, encapsulation, policy, and what is wrong.
     Status(StatusArgs),
-    /// Sessions and routes: what the speaker of this node (or of a lab's nodes) knows, and why.
+    /// The way of a packet from one pod or address to another, and back: each hop, who taught it, and why.
+    Route(RouteArgs),
+    /// Sessions and routes: what the speaker of this node (or of all nodes) knows, and why.
     Bgp(crate::cmd::bgp::BgpArgs),
-    /// Print the version.
-    Version,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct StatusArgs {
-    /// The agent's admin socket.
-    #[arg(
-        long,
-        env = "BRINDLE_ADMIN_SOCKET",
-        default_value = "/var/lib/brindle/admin.sock",
-        value_name = "PATH"
-    )]
-    pub(crate) admin_socket: PathBuf,
+    /// This node: its sessions, a bundle for a report of a fault, what its kernel can do.
+    Node(NodeArgs),
+    /// Datastore as a whole: lock it, move it to another.
+    Datastore(DatastoreArgs),
+    /// Print the script that completes brindlectl's words in a shell.
+    Completion(CompletionArgs),
+    /// Print a man page, or write all of them.
+    Man(ManArgs),
+    /// Print the reference of all commands.
+    #[command(hide = true)]
+    Reference,
+    /// Print the version; with --all, that of every node.
+    Version(VersionArgs),
 }
 
 #[derive(Debug, ClapArgs)]

@@ -2,8 +2,8 @@
 //! end): `args` is what was typed, `meaning` is what it asks for; `cmd` and `lab` do it and answer with an
 //! [`Outcome`], which decides the exit code: 0 all is well, 1 it works but something is degraded, 2 error.
 
-mod admin;
 mod args;
+mod cluster;
 mod cmd;
 mod lab;
 mod meaning;

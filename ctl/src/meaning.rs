@@ -1,9 +1,6 @@
 //! What the arguments ask for, with every default decided and every file read: the second stage after `args`.
 
-use std::{
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-};
+use std::{net::Ipv4Addr, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use brindle_config::yaml::{Origin, read_one_with_origin};
@@ -30,8 +27,14 @@ pub(crate) struct Request {
 
 #[derive(Debug)]
 pub(crate) enum What {
-    Version,
-    Status { admin_socket: PathBuf },
+    Version(crate::cmd::version::VersionArgs),
+    Status(Box<crate::cmd::status::args::StatusArgs>),
+    Route(Box<crate::cmd::route::args::RouteArgs>),
+    Datastore(Box<crate::cmd::datastore::DatastoreArgs>),
+    Completion(crate::cmd::documents::CompletionArgs),
+    Man(crate::cmd::documents::ManArgs),
+    Reference,
+    Node(Box<crate::cmd::node::NodeArgs>),
     Bgp(crate::cmd::bgp::BgpArgs),
     LabList,
     Resource(Box<resource::Request>),
@@ -90,8 +93,14 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
         Command::Edit(a) => resource(resource::Request::Edit(a)),
         Command::Diff(a) => resource(resource::Request::Diff(a)),
         Command::Validate(a) => resource(resource::Request::Validate(a)),
-        Command::Version => What::Version,
-        Command::Status(status) => What::Status { admin_socket: status.admin_socket },
+        Command::Version(a) => What::Version(a),
+        Command::Status(a) => What::Status(Box::new(a)),
+        Command::Route(a) => What::Route(Box::new(a)),
+        Command::Datastore(a) => What::Datastore(Box::new(a)),
+        Command::Completion(a) => What::Completion(a),
+        Command::Man(a) => What::Man(a),
+        Command::Reference => What::Reference,
+        Command::Node(a) => What::Node(Box::new(a)),
         Command::Bgp(bgp) => What::Bgp(bgp),
         Command::Lab(lab) => match lab.command {
             LabCommand::List => What::LabList,

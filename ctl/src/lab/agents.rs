@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use brindle_config_core::status::NodeStatus;
+use brindle_config_core::status::{AdminRequest, NodeStatus};
 use brindle_kernel::{
     exec,
     process::{self, spawn_session},
@@ -21,10 +21,13 @@ use super::{
     state::{LabDir, LabState, Process},
     topology::{AgentKind, RouterKind},
 };
-use crate::admin;
+use crate::cluster::{Silence, Where};
 
 /// How long one question to an agent may take.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Port at which agents answer each other's machines, on every address of the node.
+const ADMIN_PORT: u16 = 9180;
 
 /// Where the programs are: `BRINDLE_BIN_DIR`, else beside this one.
 pub(crate) fn bin_dir() -> Result<PathBuf> {
@@ -88,6 +91,7 @@ pub(crate) fn start_node(plan: &LabPlan, dir: &LabDir, node: &NodePlan) -> Resul
         AgentKind::Brindle => {
             let state = dir.node(place);
             fs::create_dir_all(&state).with_context(|| format!("cannot make {}", state.display()))?;
+            let any = if plan.families.v4() { "0.0.0.0" } else { "[::]" };
             let mut command = Command::new(our_program("brindle-node")?);
             command
                 .args(["run", "--node-name", place])
@@ -97,6 +101,8 @@ pub(crate) fn start_node(plan: &LabPlan, dir: &LabDir, node: &NodePlan) -> Resul
                 ])
                 .args(["--ip6", &node.address6.map_or_else(|| "none".to_owned(), |a| a.to_string())])
                 .args(["--state-dir".as_ref(), state.as_os_str()])
+                .args(["--admin-listen", &format!("{any}:{ADMIN_PORT}"), "--admin-token-file"])
+                .arg(dir.admin_token())
                 .args(["--datastore", &dir.store_url(), "--ipip-carrier", node.ipip_carrier.as_str()]);
             spawn(dir, &node.namespace, place, "brindle-node", command)
         }
@@ -206,12 +212,16 @@ pub(crate) fn view(state: &LabState, dir: &LabDir, node: &NodePlan) -> View {
         return View::Dead;
     }
     match node.agent {
-        AgentKind::Brindle => match admin::status(&dir.admin_socket(&node.name), PATIENCE) {
+        AgentKind::Brindle => match status(dir, &node.name) {
             Ok(status) => View::Brindle(Box::new(status)),
             Err(e) => View::Silent(e.to_string()),
         },
         AgentKind::Bird => bird_sessions(dir, node),
     }
+}
+
+fn status(dir: &LabDir, node: &str) -> Result<NodeStatus, Silence> {
+    Where::Socket(dir.admin_socket(node)).one(&AdminRequest::Status, PATIENCE)
 }
 
 /// Tells the BIRD nodes of a lab that has grown who their neighbors are now.

@@ -23,6 +23,9 @@ pub(crate) fn exec(name: &str, target: &str, argv: &[String], format: Format) ->
         // So that `brindlectl status` inside asks this node's agent.
         command.env("BRINDLE_ADMIN_SOCKET", dir.admin_socket(target));
         command.env("NODENAME", target);
+        // So that it finds the others, too.
+        command.env("BRINDLE_DATASTORE", dir.store_url());
+        command.env("BRINDLE_ADMIN_TOKEN_FILE", dir.admin_token());
     }
     let start = |e: &std::io::Error| format!("cannot run {program:?} in {target}: {e}");
     let ns = build::open(namespace)?;

@@ -11,7 +11,7 @@ mod exec;
 mod peers;
 mod plan;
 mod pods;
-mod progress;
+pub(crate) mod progress;
 mod proof;
 mod prover;
 mod render;
@@ -20,7 +20,7 @@ mod status;
 mod store;
 pub(crate) mod topology;
 mod up;
-mod wait;
+pub(crate) mod wait;
 
 use anyhow::{Result, bail};
 

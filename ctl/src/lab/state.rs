@@ -141,6 +141,11 @@ impl LabDir {
         self.node(node).join("admin.sock")
     }
 
+    /// The token with which its agents answer each other's machines.
+    pub(crate) fn admin_token(&self) -> PathBuf {
+        self.path.join("admin-token")
+    }
+
     pub(crate) fn cni_socket(&self, node: &str) -> PathBuf {
         self.node(node).join("cni.sock")
     }

@@ -109,6 +109,22 @@ pub(crate) fn write(dir: &LabDir, resources: Vec<(Key, Value)>) -> Result<()> {
     })
 }
 
+/// Makes the token of the lab's agents, for root alone.
+pub(crate) fn write_token(dir: &LabDir) -> Result<()> {
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::fs::OpenOptionsExt as _,
+    };
+    let path = dir.admin_token();
+    let mut random = [0; 32];
+    let source = "/dev/urandom";
+    let read = std::fs::File::open(source).and_then(|mut f| f.read_exact(&mut random));
+    read.with_context(|| format!("cannot read {source}"))?;
+    let text: String = random.iter().map(|b| format!("{b:02x}")).collect();
+    let open = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    open.and_then(|mut f| writeln!(f, "{text}")).with_context(|| format!("cannot write {}", path.display()))
+}
+
 fn open(dir: &LabDir) -> Result<std::sync::Arc<dyn Store>> {
     brindle_config::open(&dir.store_url()).with_context(|| format!("cannot open {}", dir.store_url()))
 }

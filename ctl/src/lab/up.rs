@@ -122,6 +122,7 @@ fn build_all(state: &mut LabState, dir: &LabDir, progress: &Progress) -> Result<
     let resources = store::resources(&state.plan)?;
     let written = resources.len();
     store::write(dir, resources)?;
+    store::write_token(dir)?;
     stage.done(true, &format!("{written} resources in {}", dir.store().display()));
 
     let routers = agents::start_router(&state.plan, dir)?;

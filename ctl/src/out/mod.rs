@@ -1,11 +1,13 @@
 //! How answers look: tables for people in 80 columns, JSON for programs, colours only on a terminal.
 
+mod grid;
 mod table;
 
 use std::io::{IsTerminal as _, Write as _};
 
 use serde::Serialize;
 
+pub(crate) use grid::Grid;
 pub(crate) use table::Table;
 
 use crate::args::Format;
@@ -41,8 +43,18 @@ pub(crate) fn paint(text: &str, mood: Mood, colours: bool) -> String {
 /// business: what was begun is finished all the same.
 pub(crate) fn write(text: std::fmt::Arguments<'_>) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_fmt(text).and_then(|()| out.flush());
+    if out.write_fmt(text).and_then(|()| out.flush()).is_err() {
+        BROKEN.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }
+
+/// Whether somebody still reads stdout.
+pub(crate) fn open() -> bool {
+    !BROKEN.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Set once a write has failed.
+static BROKEN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
 /// `print!` that survives a closed pipe.
 macro_rules! put {

@@ -11,6 +11,11 @@ impl Table {
         Self { rows: vec![headings.iter().map(|h| (*h).to_owned()).collect()] }
     }
 
+    /// For more rows of a table whose headings have been shown.
+    pub(crate) fn without_headings() -> Self {
+        Self::default()
+    }
+
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }

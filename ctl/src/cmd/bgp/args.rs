@@ -16,15 +16,36 @@ pub(crate) struct BgpArgs {
         value_name = "PATH"
     )]
     pub(super) socket: PathBuf,
-    /// Instead: this node of a lab on this machine.
+    /// Instead: this node of the cluster.
     #[arg(long, global = true, value_name = "NODE", conflicts_with = "all")]
     pub(super) node: Option<String>,
-    /// Instead: every node of a lab on this machine, one after the other.
+    /// Instead: every node of the cluster, one after the other.
     #[arg(long, global = true)]
     pub(super) all: bool,
-    /// With --node or --all: which lab (default: the only one).
+    /// With --node or --all: the lab on this machine they are nodes of.
     #[arg(long, global = true, value_name = "LAB")]
     pub(super) lab: Option<String>,
+    /// With --node or --all: the datastore that knows the nodes.
+    #[arg(
+        long,
+        global = true,
+        env = "BRINDLE_DATASTORE",
+        default_value = brindle_config::DEFAULT_URL,
+        value_name = "URL"
+    )]
+    pub(super) datastore: String,
+    /// How long a node may take for each step of its answer.
+    #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = crate::cluster::duration)]
+    pub(super) timeout: std::time::Duration,
+    /// File with the cluster's token, for agents on other machines.
+    #[arg(
+        long,
+        global = true,
+        env = "BRINDLE_ADMIN_TOKEN_FILE",
+        value_name = "FILE",
+        default_value = crate::cluster::TOKEN_FILE
+    )]
+    pub(super) admin_token_file: PathBuf,
     #[command(subcommand)]
     pub(super) command: BgpCommand,
 }

@@ -1,5 +1,5 @@
 //! `brindlectl bgp`: what a speaker knows and why, in the manner of vtysh and birdc. Asks one agent, or every node of a
-//! lab in turn; a node that does not answer is a row of its own and makes the answer degraded.
+//! cluster in turn; a node that does not answer is a row of its own and makes the answer degraded.
 
 mod args;
 mod screen;
@@ -15,11 +15,12 @@ use serde_json::{Value, json};
 pub(crate) use self::args::BgpArgs;
 use self::{
     args::{BgpCommand, How, Way},
-    target::{DEADLINE, Silence, Target, targets},
+    target::{Target, targets},
 };
 use crate::{
     Outcome,
     args::Format,
+    cluster::Silence,
     out::{self, put},
 };
 
@@ -90,8 +91,7 @@ impl Show<'_> {
     fn silent(&self, silence: &Silence) {
         match self.format {
             Format::Json => {
-                let deadline =
-                    matches!(silence, Silence::Deadline { .. }).then(|| DEADLINE.as_millis() as u64);
+                let deadline = silence.deadline().map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
                 self.json(json!({ "error": silence.to_string(), "deadlineMs": deadline }));
             }
             Format::Table => put!("  NO ANSWER: {silence}\n"),

@@ -4,7 +4,6 @@
 pub(crate) mod args;
 mod change;
 mod check;
-mod grid;
 mod show;
 mod why;
 mod world;

@@ -4,8 +4,12 @@ use anyhow::Result;
 use brindle_ipam::usage::Count;
 use serde_json::{Value, json};
 
-use super::{args::ShowArgs, grid::Grid, world::World};
-use crate::{Outcome, args::Format, out};
+use super::{args::ShowArgs, world::World};
+use crate::{
+    Outcome,
+    args::Format,
+    out::{self, Grid},
+};
 
 pub(super) fn show(world: &World, args: &ShowArgs, format: Format) -> Result<Outcome> {
     if let Some(ip) = args.ip {

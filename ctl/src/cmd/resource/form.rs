@@ -3,7 +3,8 @@
 use std::{fmt::Write as _, str::FromStr};
 
 use serde_json::Value;
-use serde_json_path::JsonPath;
+
+use super::jsonpath::Path;
 
 /// What may follow `-o`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,54 +28,6 @@ pub(crate) enum Column {
     Heading(String),
     /// `HEADING:.path`, as kubectl has it.
     Path(String, Box<Path>),
-}
-
-/// A JSONPath expression with the text it was given as.
-#[derive(Clone, Debug)]
-pub(crate) struct Path {
-    text: String,
-    path: JsonPath,
-}
-
-impl PartialEq for Path {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for Path {}
-
-impl Path {
-    /// Reads `.spec.cidr`, `spec.cidr`, `$.spec.cidr` or `{.spec.cidr}`.
-    fn parse(text: &str) -> Result<Self, String> {
-        let inner = text.trim().trim_start_matches('{').trim_end_matches('}').trim();
-        let rooted = match inner.strip_prefix(['$', '@']) {
-            Some(rest) => format!("${rest}"),
-            None if inner.starts_with(['.', '[']) => format!("${inner}"),
-            None => format!("$.{inner}"),
-        };
-        // kubectl writes the last element as [-1:] and every element as [*]; RFC 9535 knows both.
-        let path = JsonPath::parse(if rooted == "$." { "$" } else { &rooted })
-            .map_err(|e| format!("JSONPath {inner:?}: {e}"))?;
-        Ok(Self { text: inner.to_owned(), path })
-    }
-
-    fn find<'v>(&self, value: &'v Value) -> Vec<&'v Value> {
-        self.path.query(value).all()
-    }
-
-    fn shown(&self, value: &Value) -> String {
-        let all: Vec<String> = self.find(value).into_iter().map(plain).collect();
-        all.join(" ")
-    }
-}
-
-/// A value as text: strings bare, the rest as JSON.
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(s) => s.clone(),
-        other => other.to_string(),
-    }
 }
 
 impl Column {

@@ -1,6 +1,6 @@
 //! `get`: resources as tables, YAML, JSON, names, columns of one's own, templates.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use brindle_config_core::{
@@ -26,6 +26,9 @@ use crate::{
 
 /// Members of a resource that mean something only in this cluster.
 const CLUSTER_ONLY: [&str; 4] = ["uid", "resourceVersion", "creationTimestamp", "generation"];
+
+/// Rows shown at a time.
+const PIECE: usize = 1000;
 
 /// `brindlectl get`.
 pub(crate) fn get(args: &GetArgs, form: &Form) -> Result<Outcome> {
@@ -54,39 +57,41 @@ pub(crate) fn get(args: &GetArgs, form: &Form) -> Result<Outcome> {
         let mut entries: Vec<Entry> = entries.into_iter().filter(wanted).collect();
         sort_tiers(&mut entries);
         let single = matches!(&selection, Selection::Named(keys) if keys.len() == 1);
-        let values: Vec<Value> = entries
-            .iter()
-            .map(|e| {
-                let mut value = shown(e);
-                if args.export {
-                    export(&mut value);
-                }
-                value
-            })
-            .collect();
-        match form {
-            Form::Json if single => out::say!("{}", pretty(values.first().unwrap_or(&Value::Null))),
-            Form::Json => out::say!("{}", pretty(&list(values, &selection))),
-            Form::Yaml if single => {
-                out::put!("{}", brindle_config::yaml::to_yaml(values.first().unwrap_or(&Value::Null)));
+        let value = |e: &Entry| {
+            let mut value = shown(e);
+            if args.export {
+                export(&mut value);
             }
-            Form::Yaml => out::put!("{}", brindle_config::yaml::to_yaml(&list(values, &selection))),
+            value
+        };
+        match form {
+            Form::Json if single => out::say!("{}", pretty(&entries.first().map(value).unwrap_or_default())),
+            Form::Json => stream_list(entries, value, &selection),
+            Form::Yaml if single => {
+                let value = entries.first().map(value).unwrap_or_default();
+                out::put!("{}", brindle_config::yaml::to_yaml(&value));
+            }
+            Form::Yaml => {
+                let values = entries.iter().map(value).collect();
+                out::put!("{}", brindle_config::yaml::to_yaml(&list(values, &selection)));
+            }
             Form::Name => {
-                for e in &entries {
-                    out::say!("{}/{}", e.key.kind.as_str().to_lowercase(), e.key.name);
+                for piece in entries.chunks(PIECE) {
+                    let line = |e: &Entry| format!("{}/{}\n", e.key.kind.as_str().to_lowercase(), e.key.name);
+                    out::put!("{}", piece.iter().map(line).collect::<String>());
                 }
             }
             Form::Template(t) => {
                 let value = if single {
-                    values.into_iter().next().unwrap_or_default()
+                    entries.first().map(value).unwrap_or_default()
                 } else {
-                    list(values, &selection)
+                    list(entries.iter().map(value).collect(), &selection)
                 };
                 out::say!("{}", t.render(&value).trim_end_matches('\n'));
             }
             Form::Table | Form::Wide | Form::Columns(_) => {
                 let facts = facts(&*store, &entries).await?;
-                out::put!("{}", tables(&entries, &values, form, args.all_namespaces, &facts)?);
+                tables(entries, &value, form, args.all_namespaces, &facts)?;
             }
         }
         Ok(Outcome::Ok)
@@ -195,57 +200,115 @@ async fn facts(store: &dyn Store, entries: &[Entry]) -> Result<Facts> {
     Ok(Facts { asn: asn.unwrap_or_else(|| "64512".into()) })
 }
 
-/// A table for each kind.
+/// Prints a table for each kind, some rows at a time: columns are as wide as these want them, and what is printed is
+/// forgotten.
 fn tables(
-    entries: &[Entry],
-    values: &[Value],
+    mut entries: Vec<Entry>,
+    value: &dyn Fn(&Entry) -> Value,
     form: &Form,
     everywhere: bool,
     facts: &Facts,
-) -> Result<String> {
-    let kinds: BTreeSet<Kind> = entries.iter().map(|e| e.key.kind).collect();
-    let mut texts = Vec::new();
-    for kind in &kinds {
-        let all = columns::of(kind.as_str());
-        let namespaced = everywhere && kind.namespaced();
-        let mut headings: Vec<&str> = if namespaced { vec!["NAMESPACE"] } else { Vec::new() };
-        let wide = matches!(form, Form::Wide);
-        let chosen: Vec<&columns::Col> =
-            all.iter().filter(|c| if wide { !c.narrow } else { !c.wide }).collect();
-        match form {
-            Form::Columns(columns) => headings.extend(columns.iter().map(|c| match c {
-                Column::Heading(h) | Column::Path(h, _) => h.as_str(),
-            })),
-            _ => headings.extend(chosen.iter().map(|c| c.heading)),
+) -> Result<()> {
+    // Those of a kind lie together; sorting keeps the order among them.
+    entries.sort_by_key(|e| e.key.kind);
+    let mut first = true;
+    for of_kind in entries.chunk_by(|a, b| a.key.kind == b.key.kind) {
+        let Some(kind) = of_kind.first().map(|e| e.key.kind) else { continue };
+        if !first {
+            out::put!("\n");
         }
-        let mut table = Table::new(&headings);
-        for (entry, value) in entries.iter().zip(values).filter(|(e, _)| e.key.kind == *kind) {
-            let mut row = if namespaced { vec![entry.key.namespace.clone()] } else { Vec::new() };
-            match form {
-                Form::Columns(columns) => {
-                    for c in columns {
-                        row.push(match c {
-                            Column::Path(_, path) => Column::cell(path, value),
-                            Column::Heading(h) => {
-                                let Some(col) = all.iter().find(|c| c.heading == h) else {
-                                    let known: Vec<_> = all.iter().map(|c| c.heading).collect();
-                                    bail!(
-                                        "{kind} has no column {h:?}; it has {}, or write HEADING:.path",
-                                        known.join(", ")
-                                    );
-                                };
-                                (col.cell)(value, facts)
-                            }
-                        });
-                    }
-                }
-                _ => row.extend(chosen.iter().map(|c| (c.cell)(value, facts))),
+        first = false;
+        let columns = Columns::new(kind, form, everywhere)?;
+        for (n, piece) in of_kind.chunks(PIECE).enumerate() {
+            let mut table = if n == 0 { Table::new(&columns.headings()) } else { Table::without_headings() };
+            for e in piece {
+                table.row(columns.row(e, &value(e), facts));
             }
-            table.row(row);
+            out::put!("{}", table.render());
         }
-        texts.push(table.render());
     }
-    Ok(texts.join("\n"))
+    Ok(())
+}
+
+/// The columns of one kind.
+struct Columns<'a> {
+    namespaced: bool,
+    cells: Vec<Cell<'a>>,
+}
+
+enum Cell<'a> {
+    Known(&'a columns::Col),
+    Path(&'a str, &'a super::jsonpath::Path),
+}
+
+impl<'a> Columns<'a> {
+    fn new(kind: Kind, form: &'a Form, everywhere: bool) -> Result<Self> {
+        let all = columns::of(kind.as_str());
+        let cells = match form {
+            Form::Columns(columns) => columns
+                .iter()
+                .map(|c| match c {
+                    Column::Path(heading, path) => Ok(Cell::Path(heading, path)),
+                    Column::Heading(h) => match all.iter().find(|c| c.heading == h) {
+                        Some(col) => Ok(Cell::Known(col)),
+                        None => {
+                            let known: Vec<_> = all.iter().map(|c| c.heading).collect();
+                            bail!(
+                                "{kind} has no column {h:?}; it has {}, or write HEADING:.path",
+                                known.join(", ")
+                            )
+                        }
+                    },
+                })
+                .collect::<Result<_>>()?,
+            _ => {
+                let wide = matches!(form, Form::Wide);
+                all.iter().filter(|c| if wide { !c.narrow } else { !c.wide }).map(Cell::Known).collect()
+            }
+        };
+        Ok(Self { namespaced: everywhere && kind.namespaced(), cells })
+    }
+
+    fn headings(&self) -> Vec<&str> {
+        let namespace = self.namespaced.then_some("NAMESPACE");
+        let rest = self.cells.iter().map(|c| match c {
+            Cell::Known(col) => col.heading,
+            Cell::Path(heading, _) => heading,
+        });
+        namespace.into_iter().chain(rest).collect()
+    }
+
+    fn row(&self, entry: &Entry, value: &Value, facts: &Facts) -> Vec<String> {
+        let namespace = self.namespaced.then(|| entry.key.namespace.clone());
+        let rest = self.cells.iter().map(|c| match c {
+            Cell::Known(col) => (col.cell)(value, facts),
+            Cell::Path(_, path) => Column::cell(path, value),
+        });
+        namespace.into_iter().chain(rest).collect()
+    }
+}
+
+/// Prints a list document item by item.
+fn stream_list(entries: Vec<Entry>, value: impl Fn(&Entry) -> Value, selection: &Selection) {
+    let frame = pretty(&list(Vec::new(), selection));
+    let Some((head, tail)) = frame.split_once("[]").filter(|_| !entries.is_empty()) else {
+        return out::say!("{frame}");
+    };
+    out::put!("{head}[");
+    let mut text = String::new();
+    let last = entries.len() - 1;
+    for (n, e) in entries.into_iter().enumerate() {
+        // No string of JSON holds a line break.
+        text += &format!("\n    {}", pretty(&value(&e)).replace('\n', "\n    "));
+        if n < last {
+            text.push(',');
+        }
+        if text.len() > 1 << 16 || n == last {
+            out::put!("{text}");
+            text.clear();
+        }
+    }
+    out::say!("\n  ]{tail}");
 }
 
 /// The resource as YAML, for `edit` and `diff`.

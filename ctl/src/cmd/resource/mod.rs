@@ -7,15 +7,17 @@ mod columns;
 pub(crate) mod form;
 mod get;
 mod guard;
+mod jsonpath;
 mod load;
 mod select;
 mod write;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
 use brindle_config_core::store::{Entry, Store};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use self::{
     args::{DeleteArgs, EditArgs, GetArgs, LabelArgs, PatchArgs, StoreArgs, ValidateArgs, WriteArgs},
@@ -59,28 +61,46 @@ pub(super) fn open(args: &StoreArgs) -> Result<Arc<dyn Store>> {
 }
 
 fn open_with(args: &StoreArgs, create: bool) -> Result<Arc<dyn Store>> {
-    let url = match &args.lab {
+    open_url(&url_of(args)?, create)
+}
+
+/// The datastore a command is about, by its name.
+pub(crate) fn url_of(args: &StoreArgs) -> Result<String> {
+    match &args.lab {
         Some(lab) => {
             let dir = LabDir::of(lab)?;
             anyhow::ensure!(dir.exists(), "there is no lab {lab:?}; see `brindlectl lab list`");
-            dir.store_url()
+            Ok(dir.store_url())
         }
-        None => args.datastore.clone(),
-    };
+        None => Ok(args.datastore.clone()),
+    }
+}
+
+/// Opens a datastore; makes an empty one only if `create`.
+pub(crate) fn open_url(url: &str, create: bool) -> Result<Arc<dyn Store>> {
     let store: Result<Arc<dyn Store>, _> = match url.strip_prefix("sqlite:") {
         Some(path) if !path.is_empty() && !create => {
             brindle_config::SqliteStore::open_existing(path.as_ref()).map(|s| Arc::new(s) as Arc<dyn Store>)
         }
-        _ => brindle_config::open(&url),
+        _ => brindle_config::open(url),
     };
     store.with_context(|| {
         format!("cannot open the datastore {url}; name another with --datastore or BRINDLE_DATASTORE, or a lab with --lab")
     })
 }
 
-/// Runs store calls to their end.
-pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+/// Runs store calls to their end. One runtime for the whole command: connections of a store live in the one they were
+/// made in.
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let runtime = match RUNTIME.get() {
+        Some(runtime) => runtime,
+        None => {
+            let made = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            RUNTIME.get_or_init(|| made)
+        }
+    };
+    runtime.block_on(work)
 }
 
 /// A stored resource as it is shown: with the revision that `replace` and `apply` compare.

@@ -1,31 +1,33 @@
-//! `brindlectl status`: one screen about the agent of this node.
+//! One agent in full.
 
-use std::{fmt::Write as _, path::Path, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context as _, Result};
-use brindle_config_core::status::NodeStatus;
+use brindle_config_core::status::{AdminRequest, NodeStatus};
 
 use crate::{
-    Outcome, admin,
-    args::Format,
-    out::{self, Mood, Table, paint},
+    Outcome,
+    cluster::Where,
+    out::{Mood, Table, paint},
 };
 
-/// Asks the agent and shows its answer.
-pub(crate) fn status(socket: &Path, format: Format) -> Result<Outcome> {
-    let status = admin::status(socket, Duration::from_secs(5))
-        .context("is brindle-node running here? Its socket is named by --admin-socket")?;
-    match format {
-        Format::Json => out::json(&status),
-        Format::Table => crate::out::put!("{}", render(&status, out::colours())),
-    }
+/// Asks it.
+pub(super) fn ask(place: &Where, limit: Duration) -> Result<Box<NodeStatus>> {
+    let status = place.one(&AdminRequest::Status, limit);
+    let status: NodeStatus =
+        status.context("is brindle-node running here? Its socket is named by --admin-socket")?;
+    Ok(Box::new(status))
+}
+
+/// Whether it is well.
+pub(super) fn outcome(status: &NodeStatus) -> Outcome {
     let established = status.bgp.peers.iter().all(|p| p.state == "Established");
     let healthy = status.ready && status.reasons.is_empty() && established && status.routes.failed.is_empty();
-    Ok(if healthy { Outcome::Ok } else { Outcome::Degraded })
+    if healthy { Outcome::Ok } else { Outcome::Degraded }
 }
 
 /// The screen.
-fn render(s: &NodeStatus, colours: bool) -> String {
+pub(super) fn render(s: &NodeStatus, colours: bool) -> String {
     let ready =
         if s.ready { paint("ready", Mood::Good, colours) } else { paint("NOT READY", Mood::Bad, colours) };
     let mut text = format!(
@@ -114,7 +116,7 @@ fn render(s: &NodeStatus, colours: bool) -> String {
 }
 
 /// A duration at a glance.
-fn age(ms: u64) -> String {
+pub(super) fn age(ms: u64) -> String {
     let s = ms / 1000;
     match s {
         0..=119 => format!("{s}s"),
@@ -127,6 +129,7 @@ fn age(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::out;
 
     #[test]
     fn the_screen_of_a_healthy_and_of_an_ill_agent() {

@@ -2,21 +2,21 @@
 
 /// A framed table.
 #[derive(Debug)]
-pub(super) struct Grid {
+pub(crate) struct Grid {
     headings: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
 impl Grid {
-    pub(super) fn new(headings: &[&'static str]) -> Self {
+    pub(crate) fn new(headings: &[&'static str]) -> Self {
         Self { headings: headings.to_vec(), rows: Vec::new() }
     }
 
-    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
-    pub(super) fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let widths: Vec<usize> = self
             .headings
             .iter()

@@ -1,0 +1,251 @@
+//! `brindlectl datastore migrate`: lock a datastore, carry everything into another one, unlock it there.
+//!
+//! The file has calicoctl's three sections, between lines of `===`: resources, ClusterInformation, records of IPAM.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use brindle_config::yaml;
+use brindle_config_core::{
+    Kind, ObjectMeta, Resource,
+    felix::ClusterInformationSpec,
+    store::{Expect, Store, StoreError, StoreExt as _},
+};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::resource::{args::StoreArgs, block_on, open_url, url_of};
+use crate::{
+    Outcome,
+    args::Format,
+    out::{self, put, say},
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct DatastoreArgs {
+    #[command(subcommand)]
+    command: DatastoreCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DatastoreCommand {
+    /// Carry everything from one datastore to another.
+    Migrate(MigrateArgs),
+}
+
+#[derive(Debug, Args)]
+struct MigrateArgs {
+    #[command(subcommand)]
+    command: MigrateCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum MigrateCommand {
+    /// Lock the datastore: pods neither come nor go while it is locked.
+    Lock(StoreArgs),
+    /// Unlock the datastore.
+    Unlock(StoreArgs),
+    /// Write everything in a locked datastore to standard output.
+    Export(StoreArgs),
+    /// Write what export has written into an empty datastore, and leave that locked.
+    Import {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// The file export has written.
+        #[arg(short = 'f', long, value_name = "FILE")]
+        filename: PathBuf,
+    },
+}
+
+/// Line between the sections.
+const BETWEEN: &str = "===";
+/// Records that only agents write.
+const IPAM: [Kind; 3] = [Kind::BlockAffinity, Kind::IpamBlock, Kind::IpamHandle];
+/// What belongs to Kubernetes and is not carried.
+const FOREIGN: [Kind; 7] = [
+    Kind::Namespace,
+    Kind::ServiceAccount,
+    Kind::EndpointSlice,
+    Kind::KubernetesNetworkPolicy,
+    Kind::ClusterNetworkPolicy,
+    Kind::AdminNetworkPolicy,
+    Kind::BaselineAdminNetworkPolicy,
+];
+
+/// Carries a command out.
+pub(crate) fn run(args: &DatastoreArgs, format: Format) -> Result<Outcome> {
+    let DatastoreCommand::Migrate(migrate) = &args.command;
+    match &migrate.command {
+        MigrateCommand::Lock(store) => ready(store, false, format),
+        MigrateCommand::Unlock(store) => ready(store, true, format),
+        MigrateCommand::Export(store) => export(store),
+        MigrateCommand::Import { store, filename } => import(store, filename, format),
+    }
+}
+
+fn done(format: Format, what: &str, sentence: &str) -> Outcome {
+    match format {
+        Format::Json => out::json(&json!({ "result": what })),
+        Format::Table => say!("{sentence}"),
+    }
+    Outcome::Ok
+}
+
+/// Locks or unlocks.
+fn ready(args: &StoreArgs, ready: bool, format: Format) -> Result<Outcome> {
+    let store = open_url(&url_of(args)?, false)?;
+    block_on(set_ready(&*store, ready))?;
+    Ok(if ready {
+        done(format, "unlocked", "Datastore unlocked.")
+    } else {
+        done(format, "locked", "Datastore locked.")
+    })
+}
+
+async fn set_ready(store: &dyn Store, ready: bool) -> Result<()> {
+    const ATTEMPTS: usize = 10;
+    for _ in 0..ATTEMPTS {
+        let (mut resource, expect) = match store.get_as::<ClusterInformationSpec>(None, "default").await {
+            Ok(found) => (found.resource, Expect::Revision(found.revision)),
+            Err(StoreError::NotFound(_)) => {
+                let spec = ClusterInformationSpec::default();
+                (Resource::new(ObjectMeta::named("default"), spec), Expect::Absent)
+            }
+            Err(e) => return Err(e).context("cannot read ClusterInformation(default)"),
+        };
+        resource.spec.datastore_ready = Some(ready);
+        match store.put_as(&resource, expect).await {
+            Ok(_) => return Ok(()),
+            Err(StoreError::Conflict(_) | StoreError::Exists(_)) => {}
+            Err(e) => return Err(e).context("cannot write ClusterInformation(default)"),
+        }
+    }
+    bail!("ClusterInformation(default) is being changed all the time; try again")
+}
+
+/// Everything of some kinds as YAML documents.
+async fn documents(store: &dyn Store, kinds: &[Kind]) -> Result<String> {
+    let entries = store.list(kinds).await.context("cannot read the datastore")?.entries;
+    let mut values: Vec<Value> = entries.iter().map(|e| (*e.value).clone()).collect();
+    for value in &mut values {
+        if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            meta.remove("resourceVersion");
+        }
+    }
+    Ok(if values.is_empty() { String::new() } else { yaml::to_yaml_documents(&values) })
+}
+
+fn export(args: &StoreArgs) -> Result<Outcome> {
+    let store = open_url(&url_of(args)?, false)?;
+    let text = block_on(async {
+        match store.get_as::<ClusterInformationSpec>(None, "default").await {
+            Ok(found) if found.resource.spec.datastore_ready == Some(false) => {}
+            Ok(_) | Err(StoreError::NotFound(_)) => {
+                bail!("the datastore is not locked; lock it first: brindlectl datastore migrate lock")
+            }
+            Err(e) => return Err(e).context("cannot read ClusterInformation(default)"),
+        }
+        let apart = |k: &Kind| IPAM.contains(k) || FOREIGN.contains(k) || *k == Kind::ClusterInformation;
+        let rest: Vec<Kind> = Kind::ALL.into_iter().filter(|k| !apart(k)).collect();
+        let mut text = documents(&*store, &rest).await?;
+        for kinds in [&[Kind::ClusterInformation][..], &IPAM] {
+            text += BETWEEN;
+            text.push('\n');
+            text += &documents(&*store, kinds).await?;
+        }
+        Ok(text)
+    })?;
+    put!("{text}");
+    Ok(Outcome::Ok)
+}
+
+fn import(args: &StoreArgs, file: &std::path::Path, format: Format) -> Result<Outcome> {
+    let name = file.display().to_string();
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    let mut loaded = Vec::new();
+    let mut problems = 0;
+    for section in sections(&text).with_context(|| name.clone())? {
+        if section.trim().is_empty() {
+            continue;
+        }
+        let loading = yaml::parse_str(&name, &section);
+        for e in &loading.errors {
+            problems += 1;
+            eprintln!("error: {e}");
+        }
+        loaded.extend(loading.resources);
+    }
+    if problems > 0 {
+        bail!("{problems} problem{} in {name}; nothing was written", if problems == 1 { "" } else { "s" });
+    }
+    let store = open_url(&url_of(args)?, true)?;
+    let count = loaded.len();
+    block_on(async {
+        let all: Vec<Kind> = Kind::ALL.into_iter().filter(|k| !FOREIGN.contains(k)).collect();
+        let there = store.list(&all).await.context("cannot read the datastore")?.entries;
+        // Kubernetes knows its nodes before anybody carries anything there.
+        if let Some(first) =
+            there.iter().find(|e| ![Kind::Node, Kind::ClusterInformation].contains(&e.key.kind))
+        {
+            bail!(
+                "the datastore is not empty: it has {} and {} more; import goes into an empty one",
+                first.key,
+                there.len().saturating_sub(1)
+            );
+        }
+        set_ready(&*store, false).await?;
+        for l in &loaded {
+            let key = l.resource.key();
+            if key.kind == Kind::ClusterInformation {
+                continue;
+            }
+            let expect = if key.kind == Kind::Node { Expect::Any } else { Expect::Absent };
+            store
+                .put(&key, l.resource.to_value(), expect)
+                .await
+                .with_context(|| format!("cannot write {key}; what came before it is written"))?;
+        }
+        // Last, and locked: whoever finds it unlocked finds everything.
+        for l in loaded.iter().filter(|l| l.resource.kind() == Kind::ClusterInformation) {
+            let mut value = l.resource.to_value();
+            if let Some(spec) = value.get_mut("spec").and_then(Value::as_object_mut) {
+                spec.insert("datastoreReady".into(), Value::Bool(false));
+            }
+            let key = l.resource.key();
+            store.put(&key, value, Expect::Any).await.with_context(|| format!("cannot write {key}"))?;
+        }
+        Ok(())
+    })?;
+    Ok(match format {
+        Format::Json => {
+            out::json(&json!({ "result": "imported", "resources": count }));
+            Outcome::Ok
+        }
+        Format::Table => {
+            say!("Datastore information successfully imported: {count} resources.");
+            say!("The datastore is locked; when all is well: brindlectl datastore migrate unlock");
+            Outcome::Ok
+        }
+    })
+}
+
+/// The three sections, each with empty lines for what is before it.
+fn sections(text: &str) -> Result<Vec<String>> {
+    let mut all = vec![String::new()];
+    for (number, line) in text.lines().enumerate() {
+        if line.trim_end() == BETWEEN {
+            // So that lines count from the top of the file.
+            all.push("\n".repeat(number + 1));
+        } else if let Some(last) = all.last_mut() {
+            last.push_str(line);
+            last.push('\n');
+        }
+    }
+    if all.len() != 3 {
+        bail!(
+            "expected three sections with lines of {BETWEEN} between them, found {}; was it written by export?",
+            all.len()
+        );
+    }
+    Ok(all)
+}

@@ -1,0 +1,138 @@
+//! `node status`, as calicoctl draws it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use brindle_config_core::status::{AdminRequest, NodeStatus, PeerStatus};
+use serde_json::json;
+
+use super::LIMIT;
+use crate::{
+    Outcome,
+    args::Format,
+    cluster::{Silence, Where},
+    out::{self, Grid, put, say},
+};
+
+/// Asks the agent and shows its sessions.
+pub(super) fn status(place: &Where, format: Format) -> Result<Outcome> {
+    let answer: Result<NodeStatus, Silence> = place.one(&AdminRequest::Status, LIMIT);
+    let status = match answer {
+        Ok(status) => status,
+        Err(silence) => {
+            match format {
+                Format::Json => out::json(&json!({ "running": false, "error": silence.to_string() })),
+                Format::Table => say!("brindle-node is not running: {silence}"),
+            }
+            return Ok(Outcome::Degraded);
+        }
+    };
+    match format {
+        Format::Json => out::json(&json!({ "running": true, "node": status.node, "bgp": status.bgp })),
+        Format::Table => {
+            let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            put!("{}", render(&status, since_1970));
+        }
+    }
+    let up = status.bgp.peers.iter().all(|p| p.state == "Established");
+    Ok(if up { Outcome::Ok } else { Outcome::Degraded })
+}
+
+/// The screen. `now`: since 1970.
+fn render(s: &NodeStatus, now: Duration) -> String {
+    let mut text = format!("brindle-node process is running (pid {}).\n", s.pid);
+    if s.bgp.asn == 0 {
+        text += "\nThe BGP backend has no identity yet, or is switched off.\n";
+        return text;
+    }
+    for (family, v4) in [("IPv4", true), ("IPv6", false)] {
+        let peers: Vec<&PeerStatus> = s.bgp.peers.iter().filter(|p| p.address.is_ipv4() == v4).collect();
+        text += &format!("\n{family} BGP status\n");
+        if peers.is_empty() {
+            text += &format!("No {family} peers found.\n");
+            continue;
+        }
+        let mut grid = Grid::new(&["PEER ADDRESS", "PEER TYPE", "STATE", "SINCE", "INFO"]);
+        for p in peers {
+            let kind = match p.kind.as_str() {
+                "mesh" => "node-to-node mesh",
+                "node" => "node specific",
+                other => other,
+            };
+            let state = match p.state.as_str() {
+                "Established" => "up",
+                "Idle" => "down",
+                _ => "start",
+            };
+            let error = p.last_error.as_ref().filter(|_| state != "up");
+            let info = error.map_or_else(|| p.state.clone(), |e| format!("{} {e}", p.state));
+            grid.row([p.address.to_string(), kind.into(), state.into(), clock(p.since_ms, now), info]);
+        }
+        text += &grid.render();
+    }
+    text
+}
+
+/// When it was, in UTC: the time within a day, else the date, as BIRD writes it.
+fn clock(since_ms: u64, now: Duration) -> String {
+    let at = now.saturating_sub(Duration::from_millis(since_ms)).as_secs();
+    if since_ms < 86_400_000 {
+        let s = at % 86_400;
+        return format!("{:02}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
+    }
+    let (y, m, d) = date(at / 86_400);
+    format!("{y:04}-{m:02}-{d:02}")
+}
+
+/// The day so many days after 1970-01-01 in the Gregorian calendar.
+fn date(days: u64) -> (u64, u64, u64) {
+    // Counted from 0000-03-01, so that the leap day is a year's last.
+    let z = days + 719_468;
+    let (era, doe) = (z / 146_097, z % 146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use brindle_config_core::status::BgpStatus;
+
+    use super::*;
+
+    fn peer(address: &str, kind: &str, state: &str, since_ms: u64) -> PeerStatus {
+        PeerStatus {
+            address: address.parse().unwrap(),
+            name: "x".into(),
+            kind: kind.into(),
+            asn: 64512,
+            state: state.into(),
+            since_ms,
+            received: 0,
+            advertised: 0,
+            last_error: Some("connection refused".into()),
+        }
+    }
+
+    #[test]
+    fn tables_are_those_of_calicoctl() {
+        let peers = vec![
+            peer("10.77.1.2", "mesh", "Established", 5_000),
+            peer("10.77.1.254", "global", "Active", 7_000),
+            peer("10.77.1.9", "node", "Idle", 3 * 86_400_000),
+        ];
+        let bgp = BgpStatus { asn: 64512, peers, ..BgpStatus::default() };
+        let s = NodeStatus { pid: 42, bgp, ..NodeStatus::default() };
+        insta::assert_snapshot!(render(&s, Duration::from_secs(1_764_000_000)));
+        assert!(render(&NodeStatus::default(), Duration::ZERO).contains("no identity"));
+    }
+
+    #[test]
+    fn days_have_their_dates() {
+        assert_eq!(date(0), (1970, 1, 1));
+        assert_eq!(date(19_782), (2024, 2, 29));
+        assert_eq!(date(20_089), (2025, 1, 1));
+    }
+}
