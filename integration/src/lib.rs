@@ -8,6 +8,7 @@ pub mod bins;
 pub mod cni;
 pub mod diag;
 pub mod kube;
+pub mod kube_node;
 pub mod lab;
 pub mod netns;
 pub mod peer;

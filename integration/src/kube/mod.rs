@@ -8,6 +8,7 @@
 //! The server runs on a runtime of its own and serves threads and async tests alike.
 
 mod apply;
+pub mod audit;
 mod builtin;
 mod delete;
 mod discovery;

@@ -440,7 +440,7 @@ impl ApiServer {
             let text = fs::read_to_string(f).map_err(|e| format!("{}: {e}", f.display()))?;
             let documents: Vec<Value> =
                 serde_saphyr::from_multiple(&text).map_err(|e| format!("{}: {e}", f.display()))?;
-            for d in documents.into_iter().filter(|d| d.is_object()) {
+            for d in documents.into_iter().filter(|d| d.is_object() && !for_kustomize(d)) {
                 match d["items"].as_array() {
                     Some(items) if d["kind"].as_str().is_some_and(|k| k.ends_with("List")) => {
                         objects.extend(items.iter().map(|i| (f.clone(), i.clone())));
@@ -467,6 +467,11 @@ impl Default for ApiServer {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Files that say how to put others together are no objects.
+fn for_kustomize(document: &Value) -> bool {
+    document["apiVersion"].as_str().is_some_and(|v| v.starts_with("kustomize.config.k8s.io/"))
 }
 
 fn reference(api_version: &str, kind: &str, namespace: &str, name: &str) -> Value {

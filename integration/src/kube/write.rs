@@ -392,7 +392,8 @@ impl State {
                 return Err(t.not_found());
             }
             self.place(t, &mut decoded)?;
-            return Ok((self.create_decoded(t, decoded, Some(Managers(vec![manager])), options)?, true));
+            let managers = if manager.paths.is_empty() { Vec::new() } else { vec![manager] };
+            return Ok((self.create_decoded(t, decoded, Some(Managers(managers)), options)?, true));
         };
         let rv = text(body, "resourceVersion").to_owned();
         if let Some(m) = bare["metadata"].as_object_mut() {

@@ -1,0 +1,169 @@
+//! One node of a Kubernetes cluster in a namespace: the API server and the real agent, which logs in as the service
+//! account of the shipped manifests and has its rights only.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use brindle_kernel::netns::NetNs;
+use serde_json::{Value, json};
+
+use crate::{
+    bins::bin,
+    cni::Said,
+    kube::{ApiServer, Options},
+    netns::TestNs,
+    process::Running,
+    wait::until,
+};
+
+/// Who the agent is.
+pub const AGENT: &str = "system:serviceaccount:kube-system:brindle-node";
+
+/// The node, its API server and its agent; all gone when dropped.
+pub struct KubeNode {
+    agent: Option<Running>,
+    pub server: ApiServer,
+    pub ns: TestNs,
+    pub dir: PathBuf,
+    pub name: String,
+    address: String,
+}
+
+fn deploy(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
+}
+
+impl KubeNode {
+    /// A node `name` with `address` (with its prefix length) on its uplink, and a cluster with the shipped manifests.
+    pub fn new(tag: &str, name: &str, address: &str) -> Self {
+        let ns = TestNs::new(tag);
+        let mut rtnl = ns.rtnl();
+        rtnl.add_bridge("eth0", None).expect("a bridge can be made");
+        rtnl.set_up("eth0").expect("it comes up");
+        let index = rtnl.link_by_name("eth0").ok().flatten().expect("it was made").index;
+        let prefix = address.parse().expect("an address with a prefix length");
+        rtnl.add_addr(&brindle_kernel::netlink::Addr::new(index, prefix)).expect("an address can be added");
+        let dir = std::env::temp_dir().join(ns.name());
+        fs::create_dir_all(&dir).expect("a folder for this node");
+        let inside = NetNs::named(ns.name()).expect("the namespace is there");
+        let bind = Arc::new(move |a| inside.run(|| TcpListener::bind(a)).map_err(std::io::Error::other)?);
+        let address_of_server = ([127, 0, 0, 1], 6443).into();
+        let server =
+            ApiServer::start(Options { tls: true, address: address_of_server, bind, ..Options::default() });
+        for path in ["crds", "base/node/account.yaml", "base/cluster/roles.yaml"] {
+            server.load(&deploy(path)).unwrap_or_else(|e| panic!("{e}"));
+        }
+        let token = server.service_account_token("kube-system", "brindle-node");
+        server.write_kubeconfig(&dir.join("agent.kubeconfig"), &token);
+        server.write_kubeconfig(&dir.join("admin.kubeconfig"), server.admin_token());
+        Self { agent: None, server, ns, dir, name: name.into(), address: address.into() }
+    }
+
+    /// The Node object, as a kubelet registers it.
+    pub fn register(&self) {
+        let ip = self.address.split('/').next().unwrap_or("");
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name},
+            "status": {"addresses": [{"type": "InternalIP", "address": ip}]}});
+        self.server.apply(node).unwrap_or_else(|s| panic!("{}", s.message));
+    }
+
+    /// Starts the agent; does not wait.
+    pub fn start_agent(&mut self, args: &[&str]) {
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("agent.log"));
+        let log = log.expect("a log file");
+        let out = log.try_clone().expect("a second handle");
+        let mut command = Command::new(bin("brindle-node"));
+        command
+            .args(["run", "--node-name", &self.name, "--ip", &self.address])
+            .args(["--state-dir".as_ref(), self.dir.as_os_str()])
+            .args(["--datastore", &format!("kubernetes:{}", self.dir.join("agent.kubeconfig").display())])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(log);
+        self.agent = Some(Running::start_in(self.ns.ns(), &mut command));
+    }
+
+    /// Waits until ADD is served.
+    pub fn wait_for_agent(&self, limit: Duration) {
+        until("the agent serves ADD", limit, || {
+            let said = self.plugin("STATUS", "-", "-", "-");
+            if said.ok { Ok(()) } else { Err(format!("{said:?}\n{}", self.log())) }
+        });
+    }
+
+    /// The agent's process.
+    pub fn pid(&self) -> u32 {
+        self.agent.as_ref().expect("the agent was started").pid()
+    }
+
+    pub fn stop_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// The end of the agent's log.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
+        let skip = text.lines().count().saturating_sub(30);
+        text.lines().skip(skip).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What the agent says of itself over its admin socket; None while nobody listens.
+    pub fn status(&self) -> Option<Value> {
+        let mut c = UnixStream::connect(self.dir.join("admin.sock")).ok()?;
+        c.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+        c.write_all(b"{\"cmd\":\"status\"}\n").ok()?;
+        let mut line = String::new();
+        BufReader::new(c).read_line(&mut line).ok()?;
+        serde_json::from_str(&line).ok()
+    }
+
+    /// Calls the plugin for a pod of the namespace `default`.
+    pub fn plugin(&self, verb: &str, id: &str, netns: &str, pod: &str) -> Said {
+        let conf = json!({"cniVersion": "1.1.0", "name": "net", "type": "brindle",
+            "agent_socket": self.dir.join("cni.sock"), "state_dir": self.dir, "ipam": {"type": "brindle-ipam"}});
+        let mut command = Command::new(bin("brindle"));
+        command
+            .env_clear()
+            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", id), ("CNI_NETNS", netns)])
+            .envs([
+                ("CNI_IFNAME", "eth0"),
+                ("CNI_PATH", "/usr/lib/cni"),
+                ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+            ])
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let work = || {
+            let mut child = command.spawn().expect("the plugin can be run");
+            let _ = child.stdin.take().expect("piped").write_all(conf.to_string().as_bytes());
+            child.wait_with_output().expect("it ends")
+        };
+        let out = self.ns.ns().run(work).expect("the namespace is alive");
+        Said {
+            ok: out.status.success(),
+            out: String::from_utf8_lossy(&out.stdout).into_owned(),
+            err: String::from_utf8_lossy(&out.stderr).into_owned(),
+        }
+    }
+}
+
+impl Drop for KubeNode {
+    fn drop(&mut self) {
+        self.agent = None;
+        if std::thread::panicking() {
+            eprintln!("---- the agent said last:\n{}", self.log());
+        } else {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
