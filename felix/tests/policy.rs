@@ -580,6 +580,45 @@ fn a_restart_writes_nothing_and_a_stranger_undoes_nothing() {
 }
 
 #[test]
+fn what_a_pod_leaves_goes_after_the_next_one_is_served() {
+    for back_end in ALL {
+        let mut node = Node::new(3);
+        node.start(back_end);
+        let mut all = node.everything(&[], &[]);
+        let newcomer = node.endpoint(2, vec![]);
+        all.retain(|d| !matches!(d, PolicyDelta::Endpoint(e) if e.id == newcomer.id));
+        node.apply(all);
+        node.tcp(0, 1, 80, true);
+        node.tcp(2, 1, 80, false);
+        let gone = node.pods[0].device.clone();
+        node.ns.run(|| {
+            let mut rtnl = Rtnl::open().unwrap();
+            let link = rtnl.link_by_name(&gone).unwrap().unwrap();
+            rtnl.del_link(link.index).unwrap();
+        });
+        // Of two addresses it has one: rules of the other family are not made.
+        let v4_only = EndpointPolicy { addresses: vec![node.pods[2].v4.into()], ..newcomer };
+        let r = node.apply(vec![
+            PolicyDelta::EndpointRemove(node.endpoint(0, vec![]).id),
+            PolicyDelta::Endpoint(Arc::new(v4_only)),
+        ]);
+        assert_eq!(r.ready.len(), 2, "{r:?}");
+        let to = SocketAddr::new(node.pods[1].v4, 80);
+        assert!(node.pods[2].ns.run(|| TcpStream::connect_timeout(&to, LONG).is_ok()), "{back_end:?}");
+        let to = SocketAddr::new(node.pods[1].v6, 80);
+        assert!(!node.pods[2].ns.run(|| tcp(to)), "{back_end:?}: a family it has no address of");
+        let deadline = Instant::now() + LONG;
+        while node.dump().contains(&gone) {
+            assert!(Instant::now() < deadline, "{back_end:?}: its rules stay\n{}", node.dump());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        node.apply(vec![PolicyDelta::Endpoint(Arc::new(node.endpoint(2, vec![])))]);
+        node.tcp(1, 2, 80, true);
+        assert_eq!(node.report().counters.repairs, 0, "nobody else changed anything");
+    }
+}
+
+#[test]
 fn changing_the_back_end_lets_nothing_through() {
     let mut node = Node::new(2);
     node.start(BackEnd::Nft);

@@ -12,7 +12,7 @@ use brindle_felix_core::rules::{
     model::{Changed, Model, TextCache},
     nft, nft_plan,
     sets::{self, ActualSet},
-    table_plan::{self, Actual, Seen, Wanted},
+    table_plan::{self, Actual, Leftovers, Seen, TablePlan, Wanted},
 };
 use brindle_kernel::netfilter::{IpVersion, Netfilter, NfError, Variant};
 use serde::Serialize;
@@ -86,6 +86,8 @@ pub(crate) struct Driver {
     stale: bool,
     /// The other back ends have been looked at.
     alone: bool,
+    /// Rules nobody needs were left for later.
+    pub(crate) untidy: bool,
     pub(crate) max_set: usize,
     pub(crate) counters: Counters,
 }
@@ -106,6 +108,7 @@ impl Driver {
             mode: None,
             stale: true,
             alone: false,
+            untidy: false,
             max_set: 1 << 20,
             counters: Counters::default(),
         }
@@ -165,12 +168,15 @@ impl Driver {
     }
 
     /// Brings the kernel to these layouts. `changed`: what differs from the last call, if that one succeeded.
+    /// `leftovers`: whether rules of workloads that have gone must go now. The kernel waits for a grace period (some 20
+    /// ms) whenever rules go, so that what is only added does not take them along.
     pub(crate) fn apply(
         &mut self,
         layouts: &BTreeMap<Family, Layout>,
         changed: Option<&Changed>,
+        leftovers: Leftovers,
     ) -> Result<(), DriveError> {
-        let result = self.try_apply(layouts, changed);
+        let result = self.try_apply(layouts, changed, leftovers);
         if result.is_err() {
             self.stale = true;
             self.counters.errors += 1;
@@ -182,16 +188,20 @@ impl Driver {
         &mut self,
         layouts: &BTreeMap<Family, Layout>,
         changed: Option<&Changed>,
+        leftovers: Leftovers,
     ) -> Result<(), DriveError> {
         let whole = self.stale;
         // Nothing of ours is different, yet we look: what is found to differ is somebody else's doing.
-        let checking = whole && changed.is_some_and(Changed::is_empty);
+        let checking = whole && !self.untidy && changed.is_some_and(Changed::is_empty);
+        let leftovers = if whole { Leftovers::Remove } else { leftovers };
         if whole {
             self.read()?;
         }
         let wrote = match self.mode {
-            Some(Mode::Iptables(_)) => self.apply_iptables(layouts, changed.filter(|_| !whole), whole)?,
-            Some(Mode::Nft) => self.apply_nft(layouts)?,
+            Some(Mode::Iptables(_)) => {
+                self.apply_iptables(layouts, changed.filter(|_| !whole), whole, leftovers)?
+            }
+            Some(Mode::Nft) => self.apply_nft(layouts, leftovers)?,
             None => false,
         };
         self.counters.repairs += u64::from(checking && wrote);
@@ -207,7 +217,9 @@ impl Driver {
         layouts: &BTreeMap<Family, Layout>,
         changed: Option<&Changed>,
         remember: bool,
+        leftovers: Leftovers,
     ) -> Result<bool, DriveError> {
+        let mut untidy = false;
         let mut wrote = false;
         let mut after = String::new();
         let mut set_names: BTreeMap<Family, Option<BTreeSet<String>>> = BTreeMap::new();
@@ -242,34 +254,44 @@ impl Driver {
             assume_sets(half, layout, set_names.get(family).and_then(Option::as_ref), self.max_set);
             let wanted = layout.iptables(*family, &mut half.cache);
             half.cache.keep(layout);
-            let mut input = String::new();
-            // The filter first: it is the one that protects.
-            for table in [Table::Filter, Table::Raw, Table::Mangle, Table::Nat] {
-                let none = (Wanted::default(), Actual::default(), Seen::new());
-                let want = wanted.get(&table).unwrap_or(&none.0);
-                let have = half.tables.get(&table).unwrap_or(&none.1);
-                let seen = half.seen.entry(table).or_default();
-                if remember {
-                    table_plan::remember(want, have, seen);
+            if remember {
+                for (table, want) in &wanted {
+                    let none = Actual::default();
+                    let have = half.tables.get(table).unwrap_or(&none);
+                    table_plan::remember(want, have, half.seen.entry(*table).or_default());
                 }
-                let plan = table_plan::plan(table, want, have, seen, None);
-                self.counters.chains += (plan.written + plan.removed + plan.mended) as u64;
-                input.push_str(&plan.input);
             }
+            let mut plans = plan_tables(half, &wanted, leftovers);
+            if plans.iter().any(|(_, p)| p.removes) {
+                // The kernel waits anyhow.
+                plans = plan_tables(half, &wanted, Leftovers::Remove);
+            }
+            untidy |= plans.iter().any(|(_, p)| p.left);
+            let input: String = plans.iter().map(|(_, p)| p.input.as_str()).collect();
             if input.is_empty() {
                 continue;
             }
+            self.counters.chains +=
+                plans.iter().map(|(_, p)| (p.written + p.removed + p.mended + p.choices) as u64).sum::<u64>();
             self.counters.table_writes += 1;
             wrote = true;
             self.nf.restore(ip(*family), &input)?;
-            for (table, want) in &wanted {
-                table_plan::assume(want, half.tables.entry(*table).or_default());
+            for (table, plan) in plans {
+                let none = Wanted::default();
+                let want = wanted.get(&table).unwrap_or(&none);
+                table_plan::assume(plan, want, half.tables.entry(table).or_default());
                 // How the kernel prints what was just written is not known yet.
-                if let Some(seen) = half.seen.get_mut(table) {
-                    seen.retain(|name, (tags, _)| want.chains.get(name).is_some_and(|t| t.tags == *tags));
+                if let Some(seen) = half.seen.get_mut(&table) {
+                    table_plan::forget(want, seen);
                 }
             }
         }
+        // Chains that were left may still refer to sets.
+        if leftovers == Leftovers::Keep && !after.is_empty() {
+            untidy = true;
+            after.clear();
+        }
+        self.untidy = untidy;
         if !after.is_empty() {
             self.counters.set_writes += 1;
             wrote = true;
@@ -283,30 +305,47 @@ impl Driver {
         Ok(wrote)
     }
 
-    fn apply_nft(&mut self, layouts: &BTreeMap<Family, Layout>) -> Result<bool, DriveError> {
-        let mut input = String::new();
-        let mut next = BTreeMap::new();
+    fn apply_nft(
+        &mut self,
+        layouts: &BTreeMap<Family, Layout>,
+        leftovers: Leftovers,
+    ) -> Result<bool, DriveError> {
+        let mut plans = self.plan_nft(layouts, leftovers);
+        if plans.iter().any(|(_, p)| p.removes) {
+            plans = self.plan_nft(layouts, Leftovers::Remove);
+        }
+        self.untidy = plans.iter().any(|(_, p)| p.left);
+        let input: String = plans.iter().map(|(_, p)| p.input.as_str()).collect();
+        if input.is_empty() {
+            return Ok(false);
+        }
+        for (_, plan) in &plans {
+            self.counters.chains += (plan.written + plan.removed) as u64;
+            self.counters.members += (plan.added + plan.deleted) as u64;
+        }
+        self.counters.nft_writes += 1;
+        self.nf.nft(&input)?;
+        for (family, plan) in plans {
+            if let Some(half) = self.halves.get_mut(&family) {
+                half.nft = plan.assume();
+            }
+        }
+        Ok(true)
+    }
+
+    fn plan_nft(
+        &mut self,
+        layouts: &BTreeMap<Family, Layout>,
+        leftovers: Leftovers,
+    ) -> Vec<(Family, nft_plan::NftPlan)> {
+        let mut out = Vec::new();
         for (family, layout) in layouts {
             let Some(half) = self.halves.get_mut(family) else { continue };
             let wanted = layout.nft(*family, &mut half.cache);
             half.cache.keep(layout);
-            let plan = nft_plan::plan(*family, &wanted, &layout.sets, &half.nft);
-            self.counters.chains += (plan.written + plan.removed) as u64;
-            self.counters.members += (plan.added + plan.deleted) as u64;
-            input.push_str(&plan.input);
-            next.insert(*family, nft_plan::assume(&wanted, &layout.sets));
+            out.push((*family, nft_plan::plan(*family, &wanted, &layout.sets, &half.nft, leftovers)));
         }
-        if input.is_empty() {
-            return Ok(false);
-        }
-        self.counters.nft_writes += 1;
-        self.nf.nft(&input)?;
-        for (family, actual) in next {
-            if let Some(half) = self.halves.get_mut(&family) {
-                half.nft = actual;
-            }
-        }
-        Ok(true)
+        out
     }
 
     /// Changes members of sets and nothing else: one batch, whatever the number of sets. `false`: it needs `apply`.
@@ -406,7 +445,8 @@ impl Driver {
                 let Ok(Some(text)) = self.nf.probe(variant, ip(family)) else { continue };
                 let mut input = String::new();
                 for (table, have) in table_plan::parse(&text)? {
-                    let plan = table_plan::plan(table, &Wanted::default(), &have, &Seen::new(), None);
+                    let none = Wanted::default();
+                    let plan = table_plan::plan(table, &none, &have, &Seen::new(), Leftovers::Remove);
                     input.push_str(&plan.input);
                 }
                 if !input.is_empty() {
@@ -433,6 +473,24 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// The filter first: it is the one that protects.
+fn plan_tables(
+    half: &Half,
+    wanted: &BTreeMap<Table, Wanted>,
+    leftovers: Leftovers,
+) -> Vec<(Table, TablePlan)> {
+    let none = (Wanted::default(), Actual::default(), Seen::new());
+    [Table::Filter, Table::Raw, Table::Mangle, Table::Nat]
+        .into_iter()
+        .map(|table| {
+            let want = wanted.get(&table).unwrap_or(&none.0);
+            let have = half.tables.get(&table).unwrap_or(&none.1);
+            let seen = half.seen.get(&table).unwrap_or(&none.2);
+            (table, table_plan::plan(table, want, have, seen, leftovers))
+        })
+        .collect()
 }
 
 fn assume_sets(half: &mut Half, layout: &Layout, only: Option<&BTreeSet<String>>, max: usize) {

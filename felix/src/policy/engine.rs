@@ -22,7 +22,7 @@ use brindle_felix_core::{
         layout::Layout,
         model::{Changed, Model},
         policy::Style,
-        table_plan,
+        table_plan::{self, Leftovers},
     },
 };
 use brindle_kernel::{
@@ -34,8 +34,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::driver::{Counters, DriveError, Driver, Mode};
 
-/// How long what is left of workloads that have gone may stay, unless something else is to be written.
-const LINGER: Duration = Duration::from_millis(100);
+/// How long what is left of workloads that have gone stays while nothing else happens, and at most.
+const LINGER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Batches waiting for the thread; beyond that senders wait.
 const QUEUE: usize = 256;
 /// Batches decided on together at most.
@@ -66,6 +66,8 @@ pub enum PolicyInput {
     /// Look at the kernel again now.
     Check,
     Ask(oneshot::Sender<PolicyReport>),
+    /// Answered when everything told before is in the report.
+    Heard(oneshot::Sender<()>),
 }
 
 /// What policy says about itself.
@@ -73,6 +75,8 @@ pub enum PolicyInput {
 pub struct PolicyReport {
     /// The whole desired state was in the kernel at least once.
     pub in_sync: bool,
+    /// Everything heard of so far is in the kernel.
+    pub settled: bool,
     /// `iptables-legacy`, `iptables-nft`, `nftables`; empty until chosen.
     pub back_end: &'static str,
     /// Endpoints whose policy is in the kernel, and the addresses it was written for.
@@ -148,10 +152,17 @@ impl PolicyHandle {
         let Some(id) = endpoint_id(key) else { return Ok(()) };
         let mine: BTreeSet<IpNet> = addresses.iter().copied().collect();
         let mut report = self.report.clone();
-        let wait = report.wait_for(|r| r.ready.get(&id) == Some(&mine));
+        let wait = async {
+            // Whatever the thread was told before this call is taken in first: its former rules are no answer.
+            let (tx, rx) = oneshot::channel();
+            if !self.send(PolicyInput::Heard(tx)).await || rx.await.is_err() {
+                return Err(());
+            }
+            report.wait_for(|r| r.settled && r.ready.get(&id) == Some(&mine)).await.map(drop).map_err(drop)
+        };
         match tokio::time::timeout(limit, wait).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err("the policy thread is not running; see the agent's log".into()),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(())) => Err("the policy thread is not running; see the agent's log".into()),
             Err(_) => {
                 let r = self.report.borrow();
                 let why = if r.problems.is_empty() {
@@ -204,8 +215,9 @@ pub fn spawn_policy(
         problem: None,
         applied: false,
         asked: Vec::new(),
+        waiting: Vec::new(),
         urgent: false,
-        linger: None,
+        tidy: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("policy".into()).spawn(move || runtime.block_on(engine.run(rx)))?;
@@ -240,10 +252,11 @@ struct Engine {
     /// Everything was written at least once.
     applied: bool,
     asked: Vec<oneshot::Sender<PolicyReport>>,
+    waiting: Vec<oneshot::Sender<()>>,
     /// Something other than departures of workloads was taken in since the last step.
     urgent: bool,
-    /// When departures alone are written at the latest.
-    linger: Option<Instant>,
+    /// When what is left of workloads that have gone is removed, and when at the latest.
+    tidy: Option<(Instant, Instant)>,
 }
 
 /// Whether an input says no more than that workloads have gone.
@@ -255,8 +268,11 @@ fn departures(input: &PolicyInput) -> bool {
 impl Engine {
     async fn run(mut self, mut rx: mpsc::Receiver<PolicyInput>) {
         loop {
-            let wake = self.failed.map(|(at, _)| at).or(self.check_at);
-            let wake = wake.into_iter().chain(self.linger).min();
+            let tidy = self.tidy.map(|(at, _)| at);
+            let wake = match self.failed {
+                Some((at, _)) => Some(at),
+                None => self.check_at.into_iter().chain(tidy).min(),
+            };
             let sleep = async {
                 match wake {
                     Some(t) => tokio::time::sleep_until(t.into()).await,
@@ -276,17 +292,37 @@ impl Engine {
                     Err(_) => break,
                 }
             }
-            if !self.urgent {
-                // Rules of a workload that has gone harm nobody for a moment; whoever comes next is served with them
-                // in one write instead of waiting for two.
-                self.linger.get_or_insert_with(|| Instant::now() + LINGER);
+            let now = Instant::now();
+            if !std::mem::take(&mut self.urgent) {
+                // Rules of a workload that has gone harm nobody for a moment; whoever comes next does not wait until the
+                // kernel has got rid of them.
+                self.tidy_later(now);
                 continue;
             }
-            self.urgent = false;
-            self.linger = None;
-            self.step(Instant::now());
+            let changed = self.step(now);
+            if self.driver.untidy {
+                self.tidy_later(now);
+            } else {
+                self.tidy = None;
+            }
             self.publish();
+            for who in self.waiting.drain(..) {
+                // Who has gone away needs no answer.
+                let _ = who.send(());
+            }
+            // Somebody waits for the rules; nobody for this.
+            if let Some(changed) = changed {
+                self.cut_flows(&changed);
+                self.publish();
+            }
+            self.answer();
         }
+    }
+
+    /// Departures wait while others come, but not for ever.
+    fn tidy_later(&mut self, now: Instant) {
+        let latest = self.tidy.map_or(now + LINGER.1, |(_, latest)| latest);
+        self.tidy = Some(((now + LINGER.0).min(latest), latest));
     }
 
     fn take(&mut self, input: PolicyInput) {
@@ -302,6 +338,7 @@ impl Engine {
             PolicyInput::Deltas(deltas) => self.learn(deltas),
             PolicyInput::Check => self.check_at = Some(Instant::now()),
             PolicyInput::Ask(who) => self.asked.push(who),
+            PolicyInput::Heard(who) => self.waiting.push(who),
         }
     }
 
@@ -317,37 +354,41 @@ impl Engine {
         self.pending.whole.extend(new.whole);
         self.pending.members.extend(new.members);
         self.pending.gone.extend(new.gone);
+        self.pending.gone_devices.extend(new.gone_devices);
+        self.pending.judge |= new.judge;
     }
 
-    /// The one place from which anything is written, and its conditions.
-    fn step(&mut self, now: Instant) {
+    /// The one place from which anything is written, and its conditions. Gives what was written.
+    fn step(&mut self, now: Instant) -> Option<Changed> {
         let deltas = self.calculation.flush();
         if std::mem::take(&mut self.heard) {
             self.resources = self.calculation.problems();
         }
         self.learn(deltas);
         if !self.model.in_sync() || self.failed.is_some_and(|(at, _)| at > now) {
-            return;
+            return None;
         }
         if std::mem::take(&mut self.settings_stale) {
             let settings = around::settings(&self.inputs);
             if settings != self.settings {
                 self.settings = settings;
                 self.pending.rules = true;
+                self.pending.judge = true;
             }
             self.driver.max_set = self.settings.max_set;
         }
         if !self.choose_mode() {
             self.postpone(now);
-            return;
+            return None;
         }
         let check = self.check_at.is_some_and(|t| t <= now);
         if check {
             self.driver.doubt();
         }
-        let must = !self.applied || self.failed.is_some() || check;
+        let tidy = self.tidy.is_some_and(|(at, _)| at <= now);
+        let must = !self.applied || self.failed.is_some() || check || tidy;
         if !must && self.pending.is_empty() {
-            return;
+            return None;
         }
         let repairs = self.driver.counters.repairs;
         let result = match self.driver.apply_members(&self.pending) {
@@ -355,12 +396,14 @@ impl Engine {
             Ok(_) => {
                 let layouts = self.layouts();
                 let known = self.failed.is_none() && self.applied;
-                self.driver.apply(&layouts, known.then_some(&self.pending))
+                let keep = known && !tidy && !any_exists(&self.pending.gone_devices);
+                let leftovers = if keep { Leftovers::Keep } else { Leftovers::Remove };
+                self.driver.apply(&layouts, known.then_some(&self.pending), leftovers)
             }
             Err(e) => Err(e),
         };
         match result {
-            Ok(()) => self.done(now, repairs),
+            Ok(()) => Some(self.done(now, repairs)),
             Err(e) => {
                 let text = e.to_string();
                 if self.problem.as_ref() != Some(&text) {
@@ -369,11 +412,12 @@ impl Engine {
                 self.problem = Some(text);
                 self.postpone(now);
                 self.try_other_make(&e);
+                None
             }
         }
     }
 
-    fn done(&mut self, now: Instant, repairs: u64) {
+    fn done(&mut self, now: Instant, repairs: u64) -> Changed {
         if let Some(old) = self.problem.take() {
             tracing::info!(old = %old, new = "written", "policy");
         }
@@ -396,7 +440,7 @@ impl Engine {
         self.failed = None;
         self.check_pause = if wrote { CHECK } else { (self.check_pause * 2).min(self.settings.refresh) };
         self.check_at = Some(now + self.check_pause.min(self.settings.refresh));
-        self.cut_flows(&changed);
+        changed
     }
 
     /// A kernel may know one make of iptables only by name: nothing was ever written with it and it refuses, so the
@@ -481,7 +525,7 @@ impl Engine {
 
     /// Flows of workloads that went away, and those policy denies now.
     fn cut_flows(&mut self, changed: &Changed) {
-        if changed.gone.is_empty() && !changed.rules && changed.members.is_empty() {
+        if changed.gone.is_empty() && !changed.judge {
             return;
         }
         let alive: BTreeSet<IpAddr> = self
@@ -492,8 +536,10 @@ impl Engine {
             .flat_map(|e| e.addresses.iter().map(ipnet::IpNet::addr))
             .collect();
         let gone: BTreeSet<&IpAddr> = changed.gone.iter().filter(|a| !alive.contains(a)).collect();
+        // An address that has a new owner already: its old flows are judged like any.
+        let judge = changed.judge || gone.len() < changed.gone.len();
         // Packets of the host's own are not policed; without knowing its addresses nothing is judged.
-        let host = addresses();
+        let host = if judge { addresses() } else { BTreeMap::new() };
         for family in self.driver.families().to_vec() {
             let version = match family {
                 Family::V4 => IpVersion::V4,
@@ -506,7 +552,7 @@ impl Engine {
                     flows.into_iter().partition(|f| ends(f).iter().any(|a| gone.contains(a)));
                 let local: Vec<Flow> =
                     rest.into_iter().filter(|f| ends(f).iter().any(|a| alive.contains(a))).collect();
-                if !host.is_empty() {
+                if judge && !host.is_empty() {
                     cut.extend(local.into_iter().filter(|f| denied(&self.state, &host, f)));
                 }
                 if cut.is_empty() { Ok(0) } else { nf.forget(&cut) }
@@ -533,6 +579,7 @@ impl Engine {
             .collect();
         let next = PolicyReport {
             in_sync: self.applied,
+            settled: ready.is_some(),
             back_end: self.driver.mode().map_or("", Mode::name),
             // What was ready stays so: its rules are in force until new ones are.
             ready: match ready {
@@ -546,10 +593,6 @@ impl Engine {
             sets: self.model.set_count(),
             counters: self.driver.counters,
         };
-        for who in self.asked.drain(..) {
-            // Who has gone away needs no answer.
-            drop(who.send(next.clone()));
-        }
         self.report.send_if_modified(|r| {
             let different = *r != next;
             if different {
@@ -557,6 +600,14 @@ impl Engine {
             }
             different
         });
+    }
+
+    /// Tells those who asked how it is now.
+    fn answer(&mut self) {
+        for who in self.asked.drain(..) {
+            // Who has gone away needs no answer.
+            drop(who.send(self.report.borrow().clone()));
+        }
     }
 }
 
@@ -578,6 +629,20 @@ fn denied(state: &PolicyState, host: &BTreeMap<IpAddr, String>, flow: &Flow) -> 
     let workload = |p: &Place| matches!(p, Place::Workload(_));
     // What concerns host endpoints alone is not judged: which interface it came through is not known any more.
     (workload(&from) || workload(&to)) && !verdict(state, &packet, &from, &to).allowed()
+}
+
+/// Whether one of these devices is still there: then nothing of what let its packets through may stay.
+fn any_exists(devices: &BTreeSet<String>) -> bool {
+    let look = || {
+        let mut rtnl = Rtnl::open()?;
+        for device in devices {
+            if rtnl.link_by_name(device)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok::<_, brindle_kernel::netlink::NetlinkError>(false)
+    };
+    !devices.is_empty() && look().unwrap_or(true)
 }
 
 /// Which device has which address; nothing when the kernel does not say.

@@ -232,11 +232,22 @@ impl Rule {
 pub struct Chain {
     pub name: String,
     pub rules: Vec<Rule>,
+    /// The first so many rules never hold for the same packet, so that their order means nothing: one more is put in
+    /// front without touching the others.
+    pub loose: usize,
 }
 
 impl Chain {
     pub fn new(name: impl Into<String>, rules: Vec<Rule>) -> Self {
-        Self { name: name.into(), rules }
+        Self { name: name.into(), rules, loose: 0 }
+    }
+
+    /// With rules in front whose order means nothing.
+    pub fn choosing(name: impl Into<String>, choices: Vec<Rule>, otherwise: &[Rule]) -> Self {
+        let loose = choices.len();
+        let mut rules = choices;
+        rules.extend_from_slice(otherwise);
+        Self { name: name.into(), rules, loose }
     }
 }
 
@@ -254,6 +265,9 @@ pub enum Way {
 pub struct Dispatch {
     pub name: String,
     pub way: Way,
+    /// What the names of the many begin with (interfacePrefix): the tree has its branches behind it, whoever is there, so
+    /// that a newcomer changes no branch of others.
+    pub stems: Vec<String>,
     /// Device → chain, sorted by device.
     pub entries: Vec<(String, String)>,
     /// Rules after it, for devices not listed.

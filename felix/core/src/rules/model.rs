@@ -52,6 +52,10 @@ pub struct Changed {
     pub members: Vec<IpSetDelta>,
     /// Addresses of workloads that went away.
     pub gone: BTreeSet<IpAddr>,
+    /// Their devices.
+    pub gone_devices: BTreeSet<String>,
+    /// Flows that were tracked before may be denied now. Not so when all that is new are endpoints nobody knew.
+    pub judge: bool,
 }
 
 impl Changed {
@@ -99,7 +103,7 @@ impl Model {
                     Arc::new(WantedSet { kind: kind(set.kind), members })
                 };
                 self.changed.whole.insert(set.id.clone());
-                self.sets.insert(set.id, Family::ALL.map(of));
+                self.changed.judge |= self.sets.insert(set.id, Family::ALL.map(of)).is_some();
             }
             PolicyDelta::IpSetDelta(d) => {
                 if let Some(sets) = self.sets.get_mut(&d.id) {
@@ -111,24 +115,42 @@ impl Model {
                         set.members.extend(holdable(d.added.iter().map(member), family));
                     }
                     self.changed.members.push(d);
+                    self.changed.judge = true;
                 }
                 return;
             }
-            PolicyDelta::Settings(s) => self.settings = s,
+            PolicyDelta::Settings(s) => {
+                self.settings = s;
+                self.changed.judge = true;
+            }
             PolicyDelta::Policy(p) => {
                 self.forget(&policy_chain(&p.id, true), &policy_chain(&p.id, false));
-                self.policies.insert(p.id.clone(), p);
+                self.changed.judge |= self.policies.insert(p.id.clone(), p).is_some();
             }
             PolicyDelta::Profile(p) => {
                 self.forget(&profile_chain(&p.name, true), &profile_chain(&p.name, false));
-                self.profiles.insert(p.name.clone(), p);
+                self.changed.judge |= self.profiles.insert(p.name.clone(), p).is_some();
             }
             PolicyDelta::Endpoint(e) => {
-                self.endpoints.insert(e.id.clone(), e);
+                let (host, new) = (e.host.is_some(), Arc::clone(&e));
+                let old = self.endpoints.insert(e.id.clone(), e);
+                // No rule speaks of the address of a card.
+                if old
+                    .as_ref()
+                    .is_some_and(|o| EndpointPolicy { mac: new.mac.clone(), ..(**o).clone() } == *new)
+                {
+                    return;
+                }
+                self.changed.judge |= old.is_some() || host;
             }
             PolicyDelta::EndpointRemove(id) => {
-                let old = self.endpoints.remove(&id).filter(|e| e.host.is_none());
+                let old = self.endpoints.remove(&id);
+                self.changed.judge |= old.as_ref().is_some_and(|e| e.host.is_some());
+                let old = old.filter(|e| e.host.is_none());
                 self.changed.gone.extend(old.iter().flat_map(|e| &e.addresses).map(IpNet::addr));
+                if let Some(Interface::Name(device)) = old.map(|e| e.interface.clone()) {
+                    self.changed.gone_devices.insert(device);
+                }
             }
             PolicyDelta::ProfileRemove(name) => {
                 self.forget(&profile_chain(&name, true), &profile_chain(&name, false));
@@ -141,7 +163,10 @@ impl Model {
             PolicyDelta::IpSetRemove(id) => {
                 self.sets.remove(&id);
             }
-            PolicyDelta::InSync => self.in_sync = true,
+            PolicyDelta::InSync => {
+                self.in_sync = true;
+                self.changed.judge = true;
+            }
         }
         self.changed.rules = true;
     }
@@ -315,6 +340,9 @@ fn pods(
     let (mut from, mut to) = (Vec::new(), Vec::new());
     for e in endpoints.iter().filter(|e| e.host.is_none()) {
         let Interface::Name(dev) = &e.interface else { continue };
+        if !speaks(e, family) {
+            continue;
+        }
         for direction in [Direction::From, Direction::To] {
             let chain = shape.pod(family, dev, e, direction);
             match direction {
@@ -334,8 +362,16 @@ fn pods(
         entries.dedup_by(|b, a| a.0 == b.0);
         let otherwise =
             vec![Rule::new(Vec::new(), around.deny.clone()).because("no endpoint is known for this device")];
-        out.dispatches.push((Table::Filter, Dispatch { name: name.into(), way, entries, otherwise }));
+        let stems = around.prefixes.clone();
+        out.dispatches.push((Table::Filter, Dispatch { name: name.into(), way, stems, entries, otherwise }));
     }
+}
+
+/// Whether a workload needs rules of a family. One that has addresses, and none of this family, may not send or receive
+/// in it: its device is then one no rule knows.
+fn speaks(e: &EndpointPolicy, family: Family) -> bool {
+    let mut nets = e.addresses.iter().chain(&e.allowed_sources).peekable();
+    nets.peek().is_none() || nets.any(|n| family.has(n))
 }
 
 fn hosts(
@@ -430,7 +466,8 @@ fn hosts(
     }
     for ((table, name, way), (mut entries, otherwise)) in dispatches {
         entries.sort();
-        out.dispatches.push((table, Dispatch { name: name.into(), way, entries, otherwise }));
+        out.dispatches
+            .push((table, Dispatch { name: name.into(), way, stems: Vec::new(), entries, otherwise }));
     }
     debug_assert!(prefix::FROM_HOST.len() < names::MAX_CHAIN, "a device's name fits behind it");
 }

@@ -41,8 +41,8 @@ pub fn base(table: Table, chain: &str) -> String {
 /// A chain.
 pub fn chain(fam: Family, table: Table, chain: &Chain) -> Text {
     let name = name(table, &chain.name);
-    let (lines, tags) = tagged(&name, &chain.rules, |r| body(fam, table, r), line);
-    Text { name, lines, tags }
+    let (lines, tags) = tagged(&name, &chain.rules, 0, |r| body(fam, table, r), line);
+    Text { name, lines, tags, loose: 0 }
 }
 
 /// The chain that stands for one of the kernel's: what is inserted first, then what is appended.
@@ -50,8 +50,8 @@ pub fn hooks(fam: Family, table: Table, chain: &str, hooks: &[&Hook]) -> Text {
     let of = |place| hooks.iter().filter(move |h| h.place == place).flat_map(|h| h.rules.iter().cloned());
     let rules: Vec<Rule> = of(Place::First).chain(of(Place::Last)).collect();
     let name = name(table, chain);
-    let (lines, tags) = tagged(&name, &rules, |r| body(fam, table, r), line);
-    Text { name, lines, tags }
+    let (lines, tags) = tagged(&name, &rules, 0, |r| body(fam, table, r), line);
+    Text { name, lines, tags, loose: 0 }
 }
 
 /// A dispatch: a verdict map and the chain that asks it.

@@ -14,6 +14,7 @@ use super::{
     ir::Family,
     nft::{self, VerdictMap},
     sets::{Member, SetKind, WantedSets, disjoint},
+    table_plan::Leftovers,
 };
 
 /// What nft said that is not its form.
@@ -109,6 +110,11 @@ pub struct NftPlan {
     pub removed: usize,
     pub added: usize,
     pub deleted: usize,
+    /// Something in force goes or is replaced: the kernel waits until no packet meets it any more.
+    pub removes: bool,
+    /// Something nobody needs stays until a plan that removes it.
+    pub left: bool,
+    after: Actual,
 }
 
 fn element(m: &Member) -> String {
@@ -130,9 +136,15 @@ pub fn elements(input: &mut String, verb: &str, fam: &str, set: &str, members: &
 }
 
 /// Plans one family's table.
-pub fn plan(family: Family, wanted: &Wanted, sets: &WantedSets, actual: &Actual) -> NftPlan {
+pub fn plan(
+    family: Family,
+    wanted: &Wanted,
+    sets: &WantedSets,
+    actual: &Actual,
+    leftovers: Leftovers,
+) -> NftPlan {
     let (fam, table) = (nft::family(family), nft::TABLE);
-    let mut out = NftPlan::default();
+    let mut out = NftPlan { after: complete(wanted, sets), ..NftPlan::default() };
     let mut input = String::new();
     // Writing to a String cannot fail.
     if !(actual.exists || wanted.chains.is_empty() && sets.is_empty()) {
@@ -174,6 +186,7 @@ pub fn plan(family: Family, wanted: &Wanted, sets: &WantedSets, actual: &Actual)
     for name in &changed {
         match (actual.chains.contains_key(*name), wanted.bases.get(*name)) {
             (true, _) => {
+                out.removes = true;
                 let _ = writeln!(input, "flush chain {fam} {table} {name}");
             }
             (false, Some(base)) => {
@@ -190,9 +203,15 @@ pub fn plan(family: Family, wanted: &Wanted, sets: &WantedSets, actual: &Actual)
         if !actual.maps.contains_key(name) {
             let _ = writeln!(input, "add map {fam} {table} {name} {{ type ifname : verdict; }}");
         }
-        for (dev, _) in have.iter().filter(|(d, c)| map.elements.get(*d) != Some(c)) {
+        for (dev, chain) in have.iter().filter(|(d, c)| map.elements.get(*d) != Some(c)) {
+            if leftovers == Leftovers::Keep && !map.elements.contains_key(dev) {
+                out.left = true;
+                out.after.maps.entry(name.clone()).or_default().insert(dev.clone(), chain.clone());
+                continue;
+            }
             let _ = writeln!(input, "delete element {fam} {table} {name} {{ \"{dev}\" }}");
             out.deleted += 1;
+            out.removes = true;
         }
         for (dev, chain) in map.elements.iter().filter(|(d, c)| have.get(*d) != Some(c)) {
             let _ = writeln!(input, "add element {fam} {table} {name} {{ \"{dev}\" : goto {chain} }}");
@@ -207,31 +226,61 @@ pub fn plan(family: Family, wanted: &Wanted, sets: &WantedSets, actual: &Actual)
     out.written = changed.len();
     // What nobody refers to any more: rules, then maps and chains, then sets.
     let gone: Vec<&String> = actual.chains.keys().filter(|n| !wanted.chains.contains_key(*n)).collect();
-    for name in &gone {
-        let _ = writeln!(input, "flush chain {fam} {table} {name}");
-    }
-    for name in actual.maps.keys().filter(|n| !wanted.maps.contains_key(*n)) {
-        let _ = writeln!(input, "delete map {fam} {table} {name}");
-    }
-    for name in &gone {
-        let _ = writeln!(input, "delete chain {fam} {table} {name}");
-    }
-    out.removed = gone.len();
-    for name in actual.sets.keys().filter(|n| !sets.contains_key(*n)) {
-        let _ = writeln!(input, "delete set {fam} {table} {name}");
-        out.removed += 1;
+    let maps: Vec<&String> = actual.maps.keys().filter(|n| !wanted.maps.contains_key(*n)).collect();
+    let old_sets: Vec<&String> = actual.sets.keys().filter(|n| !sets.contains_key(*n)).collect();
+    let any = !(gone.is_empty() && maps.is_empty() && old_sets.is_empty());
+    if any && leftovers == Leftovers::Keep {
+        out.left = true;
+        out.after.keep(actual);
+    } else {
+        out.removes |= any;
+        for name in &gone {
+            let _ = writeln!(input, "flush chain {fam} {table} {name}");
+        }
+        for name in maps {
+            let _ = writeln!(input, "delete map {fam} {table} {name}");
+        }
+        for name in &gone {
+            let _ = writeln!(input, "delete chain {fam} {table} {name}");
+        }
+        for name in &old_sets {
+            let _ = writeln!(input, "delete set {fam} {table} {name}");
+        }
+        out.removed = gone.len() + old_sets.len();
     }
     if !again.is_empty() {
         // Atomic all the same: the table goes and comes back in one transaction.
-        let fresh = plan(family, wanted, sets, &Actual::default());
-        return NftPlan { input: format!("delete table {fam} {table}\n{}", fresh.input), ..fresh };
+        let fresh = plan(family, wanted, sets, &Actual::default(), Leftovers::Remove);
+        let input = format!("delete table {fam} {table}\n{}", fresh.input);
+        return NftPlan { input, removes: true, ..fresh };
     }
     out.input = input;
     out
 }
 
-/// What the table holds when the plan has been carried out.
-pub fn assume(wanted: &Wanted, sets: &WantedSets) -> Actual {
+impl Actual {
+    /// What else there is stays.
+    fn keep(&mut self, before: &Self) {
+        for (name, tags) in &before.chains {
+            self.chains.entry(name.clone()).or_insert_with(|| tags.clone());
+        }
+        for (name, set) in &before.sets {
+            self.sets.entry(name.clone()).or_insert_with(|| set.clone());
+        }
+        for (name, map) in &before.maps {
+            self.maps.entry(name.clone()).or_insert_with(|| map.clone());
+        }
+    }
+}
+
+impl NftPlan {
+    /// What the table holds when the plan has been carried out.
+    pub fn assume(self) -> Actual {
+        self.after
+    }
+}
+
+fn complete(wanted: &Wanted, sets: &WantedSets) -> Actual {
     Actual {
         exists: !(wanted.chains.is_empty() && sets.is_empty()),
         chains: wanted.chains.iter().map(|(n, t)| (n.clone(), t.tags.clone())).collect(),
@@ -250,6 +299,7 @@ mod tests {
         let d = Dispatch {
             name: "brindle-from-wl".into(),
             way: Way::In,
+            stems: vec![],
             entries: vec![("cali1".into(), "brindle-fw-cali1".into())],
             otherwise: vec![Rule::new(vec![], Action::Drop).because("unknown device")],
         };
@@ -283,27 +333,46 @@ mod tests {
     #[test]
     fn from_nothing_in_an_order_without_forward_references_and_then_nothing() {
         let (wanted, sets) = example();
-        let p = plan(Family::V4, &wanted, &sets, &Actual::default());
+        let p = plan(Family::V4, &wanted, &sets, &Actual::default(), Leftovers::Remove);
         insta::assert_snapshot!(p.input);
-        let again = plan(Family::V4, &wanted, &sets, &assume(&wanted, &sets));
-        assert_eq!(again, NftPlan::default());
+        let again = plan(Family::V4, &wanted, &sets, &p.assume(), Leftovers::Remove);
+        assert_eq!((&*again.input, again.left), ("", false));
     }
 
     #[test]
     fn one_member_is_one_line() {
         let (wanted, mut sets) = example();
-        let actual = assume(&wanted, &sets);
+        let actual = complete(&wanted, &sets);
         Arc::make_mut(sets.get_mut("brindle4-a").unwrap()).members.insert(Member::parse("10.0.0.9").unwrap());
-        let p = plan(Family::V4, &wanted, &sets, &actual);
+        let p = plan(Family::V4, &wanted, &sets, &actual, Leftovers::Remove);
         assert_eq!(p.input, "add element ip brindle brindle4-a { 10.0.0.9 }\n");
     }
 
     #[test]
     fn a_set_of_another_form_is_replaced_with_its_table() {
         let (wanted, mut sets) = example();
-        let actual = assume(&wanted, &sets);
+        let actual = complete(&wanted, &sets);
         Arc::make_mut(sets.get_mut("brindle4-a").unwrap()).kind = SetKind::IpPort;
-        let p = plan(Family::V4, &wanted, &sets, &actual);
+        let p = plan(Family::V4, &wanted, &sets, &actual, Leftovers::Remove);
         assert!(p.input.starts_with("delete table ip brindle\nadd table ip brindle\n"), "{}", p.input);
+    }
+
+    #[test]
+    fn what_is_not_needed_may_wait_while_something_is_added() {
+        let (wanted, sets) = example();
+        let mut more = wanted.clone();
+        let name = "filter-brindle-fw-cali2".to_owned();
+        let text = Text { name: name.clone(), lines: vec!["drop".into()], tags: vec!["t".into()], loose: 0 };
+        more.chains.insert(name.clone(), Arc::new(text));
+        let map = more.maps.values_mut().next().unwrap();
+        map.elements.insert("cali2".into(), name);
+        let both = complete(&more, &sets);
+        let p = plan(Family::V4, &wanted, &sets, &both, Leftovers::Keep);
+        assert!(p.input.is_empty() && p.left, "{p:?}");
+        assert_eq!(p.assume(), both);
+        let p = plan(Family::V4, &more, &sets, &complete(&wanted, &sets), Leftovers::Keep);
+        assert!(!p.removes && !p.left, "{p:?}");
+        let p = plan(Family::V4, &wanted, &sets, &both, Leftovers::Remove);
+        assert!(p.removes && p.removed == 1 && p.deleted == 1, "{p:?}");
     }
 }

@@ -121,8 +121,9 @@ pub struct Wanted {
     pub hooks: Vec<HookText>,
 }
 
-/// How the kernel printed a chain when it was known to be as wanted: an edit that keeps our comments shows against it.
-pub type Seen = BTreeMap<String, (Vec<String>, Vec<String>)>;
+/// Chain → tag → how the kernel printed that rule when the chain was known to be as wanted: an edit that keeps our
+/// comments shows against it.
+pub type Seen = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Input for iptables-restore, and what it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -133,6 +134,14 @@ pub struct TablePlan {
     pub written: usize,
     pub removed: usize,
     pub mended: usize,
+    /// Rules put into or taken out of chains that otherwise stay.
+    pub choices: usize,
+    /// Rules that are in force go or are replaced: the kernel waits until no packet meets them any more.
+    pub removes: bool,
+    /// Something nobody needs stays until a plan that removes it.
+    pub left: bool,
+    /// What changes of our chains: the rules they have afterwards, `None` for those that go.
+    after: BTreeMap<String, Option<Vec<String>>>,
 }
 
 impl TablePlan {
@@ -142,71 +151,125 @@ impl TablePlan {
     }
 }
 
-/// Plans one table. `only`: just these chains are compared (hooks and leftovers are not looked at).
-pub fn plan(
-    table: Table,
-    wanted: &Wanted,
-    actual: &Actual,
-    seen: &Seen,
-    only: Option<&BTreeSet<String>>,
-) -> TablePlan {
+/// What becomes of chains and choices that are not wanted any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    Remove,
+    /// They harm nobody: devices they speak of are gone.
+    Keep,
+}
+
+/// Lines of a restore in the order they must stand in.
+#[derive(Default)]
+struct Lines {
+    declare: String,
+    rules: String,
+    flush: String,
+    delete: String,
+}
+
+/// Plans one table.
+pub fn plan(table: Table, wanted: &Wanted, actual: &Actual, seen: &Seen, leftovers: Leftovers) -> TablePlan {
     let mut out = TablePlan::default();
-    let (mut declare, mut rules) = (String::new(), String::new());
-    let write = |name: &str, text: &Text, out: &mut TablePlan, declare: &mut String, rules: &mut String| {
-        // Declaring a chain empties it.
-        let _ = writeln!(declare, ":{name} - [0:0]");
-        for line in &text.lines {
-            let _ = writeln!(rules, "-A {name} {line}");
-        }
-        out.written += 1;
-    };
-    match only {
-        Some(names) => {
-            for name in names {
-                if let Some(text) = wanted.chains.get(name)
-                    && !same(name, text, actual, seen)
-                {
-                    write(name, text, &mut out, &mut declare, &mut rules);
+    let mut lines = Lines::default();
+    for (name, text) in &wanted.chains {
+        match actual.chains.get(name) {
+            Some(have) if same(name, text, have, seen) => {}
+            Some(have)
+                if text.loose > 0 && choose(name, text, have, seen, leftovers, &mut out, &mut lines) => {}
+            have => {
+                out.removes |= have.is_some_and(|rules| !rules.is_empty());
+                // Declaring a chain empties it. Writing to a String cannot fail.
+                let _ = writeln!(lines.declare, ":{name} - [0:0]");
+                for line in &text.lines {
+                    let _ = writeln!(lines.rules, "-A {name} {line}");
                 }
+                out.written += 1;
+                out.after.insert(name.clone(), Some(text.lines.clone()));
             }
-        }
-        None => {
-            for (name, text) in &wanted.chains {
-                if !same(name, text, actual, seen) {
-                    write(name, text, &mut out, &mut declare, &mut rules);
-                }
-            }
-            mend_hooks(wanted, actual, &mut out, &mut rules);
         }
     }
-    let gone: Vec<&String> = match only {
-        None => actual.chains.keys().filter(|n| !wanted.chains.contains_key(*n)).collect(),
-        Some(names) => names
-            .iter()
-            .filter(|n| actual.chains.contains_key(*n) && !wanted.chains.contains_key(*n))
-            .collect(),
-    };
-    out.removed = gone.len();
-    let flush = gone.iter().fold(String::new(), |mut s, n| {
-        let _ = writeln!(s, "-F {n}");
-        s
-    });
-    let delete = gone.iter().fold(String::new(), |mut s, n| {
-        let _ = writeln!(s, "-X {n}");
-        s
-    });
+    mend_hooks(wanted, actual, &mut out, &mut lines.rules);
+    for name in actual.chains.keys().filter(|n| !wanted.chains.contains_key(*n)) {
+        if leftovers == Leftovers::Keep {
+            out.left = true;
+            continue;
+        }
+        out.removed += 1;
+        out.removes = true;
+        let _ = writeln!(lines.flush, "-F {name}");
+        let _ = writeln!(lines.delete, "-X {name}");
+        out.after.insert(name.clone(), None);
+    }
+    let Lines { declare, rules, flush, delete } = lines;
     if !(declare.is_empty() && rules.is_empty() && flush.is_empty()) {
         out.input = format!("*{table}\n{declare}{rules}{flush}{delete}COMMIT\n");
     }
     out
 }
 
-fn same(name: &str, text: &Text, actual: &Actual, seen: &Seen) -> bool {
-    let Some(have) = actual.chains.get(name) else { return false };
-    let equal = have.len() == text.tags.len()
-        && have.iter().zip(&text.tags).all(|(line, want)| tag(line) == Some(want));
-    // Printed otherwise than before under the same tags: somebody edited the rule and kept the comment.
-    equal && seen.get(name).is_none_or(|(tags, lines)| *tags != text.tags || lines == have)
+/// Mends a chain whose choices differ by adding and removing choices. `false`: it must be written anew.
+fn choose(
+    name: &str,
+    text: &Text,
+    have: &[String],
+    seen: &Seen,
+    leftovers: Leftovers,
+    out: &mut TablePlan,
+    lines: &mut Lines,
+) -> bool {
+    let end = text.tags.get(text.loose..).unwrap_or_default();
+    let Some(choices) = have.len().checked_sub(end.len()) else { return false };
+    let (have_choices, have_end) = have.split_at(choices);
+    let tags: Option<BTreeSet<&str>> = have_choices.iter().map(|l| tag(l)).collect();
+    let Some(tags) = tags.filter(|t| t.len() == choices) else { return false };
+    if !have_end.iter().zip(end).all(|(line, want)| tag(line) == Some(want)) || edited(name, have, seen) {
+        return false;
+    }
+    let wanted: BTreeSet<&str> = text.tags.iter().take(text.loose).map(String::as_str).collect();
+    let mut after = Vec::with_capacity(have.len() + 1);
+    for (line, t) in text.lines.iter().zip(&text.tags).take(text.loose) {
+        if !tags.contains(t.as_str()) {
+            out.choices += 1;
+            let _ = writeln!(lines.rules, "-I {name} 1 {line}");
+            after.push(line.clone());
+        }
+    }
+    for line in have_choices {
+        let unwanted = tag(line).is_none_or(|t| !wanted.contains(t));
+        if unwanted && leftovers == Leftovers::Remove {
+            out.choices += 1;
+            out.removes = true;
+            let _ = writeln!(lines.rules, "-D {name} {line}");
+        } else {
+            out.left |= unwanted;
+            after.push(line.clone());
+        }
+    }
+    after.extend_from_slice(have_end);
+    out.after.insert(name.to_owned(), Some(after));
+    true
+}
+
+fn same(name: &str, text: &Text, have: &[String], seen: &Seen) -> bool {
+    if have.len() != text.tags.len() {
+        return false;
+    }
+    let at = text.loose.min(have.len());
+    let ((choices, end), (want_choices, want_end)) = (have.split_at(at), text.tags.split_at(at));
+    let in_order = |lines: &[String], tags: &[String]| lines.iter().zip(tags).all(|(l, t)| tag(l) == Some(t));
+    // Most often they stand in order.
+    let choices_fit = in_order(choices, want_choices) || {
+        let have: BTreeSet<&str> = choices.iter().filter_map(|l| tag(l)).collect();
+        have.len() == at && want_choices.iter().all(|t| have.contains(t.as_str()))
+    };
+    choices_fit && in_order(end, want_end) && !edited(name, have, seen)
+}
+
+/// Printed otherwise than before under the same tag: somebody edited the rule and kept the comment.
+fn edited(name: &str, have: &[String], seen: &Seen) -> bool {
+    let Some(known) = seen.get(name) else { return false };
+    have.iter().any(|line| tag(line).and_then(|t| known.get(t)).is_some_and(|before| before != line))
 }
 
 fn mend_hooks(wanted: &Wanted, actual: &Actual, out: &mut TablePlan, rules: &mut String) {
@@ -240,29 +303,45 @@ fn mend_hooks(wanted: &Wanted, actual: &Actual, out: &mut TablePlan, rules: &mut
     }
 }
 
-/// Remembers how the kernel prints the chains that are as wanted.
+/// Remembers how the kernel prints the rules of chains that are as wanted.
 pub fn remember(wanted: &Wanted, actual: &Actual, seen: &mut Seen) {
-    seen.retain(|name, (tags, _)| wanted.chains.get(name).is_some_and(|t| t.tags == *tags));
+    forget(wanted, seen);
     for (name, text) in &wanted.chains {
-        if !seen.contains_key(name) && same(name, text, actual, seen) {
-            let lines = actual.chains.get(name).cloned().unwrap_or_default();
-            seen.insert(name.clone(), (text.tags.clone(), lines));
+        let Some(have) = actual.chains.get(name).filter(|have| same(name, text, have, seen)) else {
+            continue;
+        };
+        let known = seen.entry(name.clone()).or_default();
+        for line in have {
+            if let Some(t) = tag(line).filter(|t| !known.contains_key(*t)) {
+                known.insert(t.to_owned(), line.clone());
+            }
         }
     }
 }
 
-/// What the table will look like when the plan is carried out: believed until it is read back.
-pub fn assume(wanted: &Wanted, actual: &mut Actual) {
-    actual.chains = wanted
-        .chains
-        .iter()
-        .map(|(n, t)| {
-            let kept = actual.chains.get(n).filter(|have| {
-                have.len() == t.tags.len() && have.iter().zip(&t.tags).all(|(l, w)| tag(l) == Some(w))
-            });
-            (n.clone(), kept.cloned().unwrap_or_else(|| t.lines.clone()))
-        })
-        .collect();
+/// Forgets how rules were printed that are not wanted any more.
+pub fn forget(wanted: &Wanted, seen: &mut Seen) {
+    seen.retain(|name, known| {
+        let Some(text) = wanted.chains.get(name) else { return false };
+        if known.len() != text.tags.len() || !text.tags.iter().all(|t| known.contains_key(t)) {
+            let tags: BTreeSet<&String> = text.tags.iter().collect();
+            known.retain(|t, _| tags.contains(t));
+        }
+        true
+    });
+}
+
+/// What the table looks like when the plan has been carried out: believed until it is read back.
+pub fn assume(plan: TablePlan, wanted: &Wanted, actual: &mut Actual) {
+    for (name, rules) in plan.after {
+        match rules {
+            Some(rules) => actual.chains.insert(name, rules),
+            None => actual.chains.remove(&name),
+        };
+    }
+    if plan.mended == 0 {
+        return;
+    }
     for (name, rules) in &mut actual.others {
         let foreign = rules.iter().filter(|l| !is_ours(l)).cloned();
         let of = |place| {
@@ -306,6 +385,57 @@ mod tests {
         }
     }
 
+    fn carry_out(want: &Wanted, have: &mut Actual) {
+        let p = plan(Table::Filter, want, have, &Seen::new(), Leftovers::Remove);
+        assume(p, want, have);
+    }
+
+    fn choosing(devices: &[&str]) -> Wanted {
+        let goto = |d: &&str| Rule::new(vec![], Action::Goto(format!("brindle-{d}")));
+        let drop = Rule::new(vec![], Action::Drop);
+        let mut chains: Vec<Chain> =
+            devices.iter().map(|d| Chain::new(format!("brindle-{d}"), vec![drop.clone()])).collect();
+        let choices = devices.iter().map(goto).collect();
+        chains.push(Chain::choosing("brindle-FORWARD", choices, std::slice::from_ref(&drop)));
+        wanted(&chains)
+    }
+
+    #[test]
+    fn a_newcomer_is_added_without_touching_others_and_one_that_left_may_wait() {
+        let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
+        carry_out(&choosing(&["a", "c"]), &mut have);
+        let want = choosing(&["b", "c"]);
+        let p = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Keep);
+        assert!(!p.removes && p.left, "{p:?}");
+        insta::assert_snapshot!(p.input);
+        assume(p, &want, &mut have);
+        let idle = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Keep);
+        assert!(idle.is_empty() && idle.left, "{idle:?}");
+        let p = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove);
+        assert!(p.removes && !p.left, "{p:?}");
+        insta::assert_snapshot!(p.input);
+        assume(p, &want, &mut have);
+        assert!(plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove).is_empty());
+    }
+
+    #[test]
+    fn an_edited_choice_or_a_changed_end_makes_the_chain_anew() {
+        let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
+        carry_out(&choosing(&["a", "c"]), &mut have);
+        let mut seen = Seen::new();
+        remember(&choosing(&["a", "c"]), &have, &mut seen);
+        let want = choosing(&["a", "b", "c"]);
+        let good = have.clone();
+        let line = &mut have.chains.get_mut("brindle-FORWARD").unwrap()[0];
+        *line = line.replace("-g brindle-a", "-j ACCEPT");
+        let p = plan(Table::Filter, &want, &have, &seen, Leftovers::Keep);
+        assert!(p.removes && p.input.contains(":brindle-FORWARD"), "{p:?}");
+        let mut have = good;
+        have.chains.get_mut("brindle-FORWARD").unwrap().pop();
+        let p = plan(Table::Filter, &want, &have, &seen, Leftovers::Keep);
+        assert!(p.removes && p.input.contains(":brindle-FORWARD"), "{p:?}");
+    }
+
     fn example() -> Wanted {
         let known = Rule::new(vec![Match::Known], Action::Accept);
         let drop = Rule::new(vec![], Action::Drop);
@@ -322,11 +452,11 @@ mod tests {
     fn an_empty_table_gets_everything_and_then_nothing() {
         let want = example();
         let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
-        let p = plan(Table::Filter, &want, &have, &Seen::new(), None);
+        let p = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove);
         assert_eq!((p.written, p.removed, p.mended), (2, 0, 1));
         insta::assert_snapshot!(p.input);
-        assume(&want, &mut have);
-        assert!(plan(Table::Filter, &want, &have, &Seen::new(), None).is_empty());
+        assume(p, &want, &mut have);
+        assert!(plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove).is_empty());
         assert_eq!(have.others["FORWARD"].len(), 3, "the foreign rule stays between ours: {have:?}");
     }
 
@@ -334,13 +464,13 @@ mod tests {
     fn strangers_and_leftovers_are_told_apart() {
         let want = example();
         let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
-        assume(&want, &mut have);
+        carry_out(&want, &mut have);
         have.chains.insert("brindle-old".into(), vec!["-j DROP".into()]);
         have.others.insert(
             "INPUT".into(),
             vec!["-p 4 -j brindle-ipip".into(), "-p 5 -j brindle-old".into(), "-j ACCEPT".into()],
         );
-        let p = plan(Table::Filter, &want, &have, &Seen::new(), None);
+        let p = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove);
         assert_eq!(
             p.input,
             "*filter\n-D INPUT -p 5 -j brindle-old\n-F brindle-old\n-X brindle-old\nCOMMIT\n"
@@ -351,20 +481,20 @@ mod tests {
     fn a_flush_a_deleted_rule_and_an_edit_behind_our_comment_are_repaired() {
         let want = example();
         let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
-        assume(&want, &mut have);
+        carry_out(&want, &mut have);
         let mut seen = Seen::new();
         remember(&want, &have, &mut seen);
         let good = have.clone();
         have.chains.get_mut("brindle-x").unwrap().clear();
-        assert_eq!(plan(Table::Filter, &want, &have, &seen, None).written, 1);
+        assert_eq!(plan(Table::Filter, &want, &have, &seen, Leftovers::Remove).written, 1);
         let mut have = good.clone();
         let line = &mut have.chains.get_mut("brindle-x").unwrap()[0];
         *line = line.replace("DROP", "ACCEPT");
-        let p = plan(Table::Filter, &want, &have, &seen, None);
+        let p = plan(Table::Filter, &want, &have, &seen, Leftovers::Remove);
         assert!(p.written == 1 && p.input.contains("-j DROP"), "{p:?}");
         let mut have = good;
         have.others.get_mut("FORWARD").unwrap().remove(0);
-        let p = plan(Table::Filter, &want, &have, &seen, None);
+        let p = plan(Table::Filter, &want, &have, &seen, Leftovers::Remove);
         assert_eq!((p.written, p.mended), (0, 1));
     }
 
@@ -372,9 +502,9 @@ mod tests {
     fn a_rule_pushed_in_front_of_ours_is_overtaken() {
         let want = example();
         let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
-        assume(&want, &mut have);
+        carry_out(&want, &mut have);
         have.others.get_mut("FORWARD").unwrap().insert(0, "-j ACCEPT".into());
-        assert_eq!(plan(Table::Filter, &want, &have, &Seen::new(), None).mended, 1);
+        assert_eq!(plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove).mended, 1);
     }
 
     #[test]
