@@ -193,10 +193,15 @@ impl Store for MemoryStore {
         Box::pin(async move {
             let mut state = self.lock();
             state.injected()?;
-            let entries = state
-                .entries
-                .iter()
-                .filter(|(key, _)| kinds.contains(&key.kind))
+            // Keys are sorted by kind first.
+            let kinds: BTreeSet<Kind> = kinds.iter().copied().collect();
+            let of = |kind| {
+                let first = Key { kind, namespace: String::new(), name: String::new() };
+                state.entries.range(first..).take_while(move |(key, _)| key.kind == kind)
+            };
+            let entries = kinds
+                .into_iter()
+                .flat_map(of)
                 .map(|(key, (revision, value))| Entry {
                     key: key.clone(),
                     revision: *revision,

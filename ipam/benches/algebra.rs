@@ -1,5 +1,6 @@
-//! Giving an address and taking it back, in memory: one block of 64 half in use, as an agent holds it. Goal: a million
-//! pairs a second and more.
+//! Giving an address and taking it back, in memory: one block of 64 as an agent holds it, empty, half and fully in use.
+//! Goal: a million pairs a second and more.
+//! `bench-ipam` (integration) measures the same in processor time, and beside pools of different sizes.
 
 use std::{collections::BTreeMap, hint::black_box};
 

@@ -255,11 +255,24 @@ impl Block {
 
     /// Takes back whatever the handle holds here.
     pub fn release_handle(&mut self, handle: &str, cooldown: Option<Now>) -> Vec<IpAddr> {
-        let (ordinals, ips): (Vec<usize>, Vec<IpAddr>) = self
-            .allocations()
-            .filter(|a| a.handle().is_some_and(|h| same_handle(h, handle)))
-            .filter_map(|a| Some((usize::try_from(net::ordinal(&self.spec.cidr, a.ip)?).ok()?, a.ip)))
-            .unzip();
+        // Owners are compared once, not once for each of their addresses; a handle has one or two.
+        let attributes = self.spec.attributes.iter().enumerate();
+        let owned: Vec<usize> = attributes
+            .filter(|(_, a)| a.handle_id.as_deref().is_some_and(|h| same_handle(h, handle)))
+            .map(|(i, _)| i)
+            .collect();
+        if owned.is_empty() {
+            return Vec::new();
+        }
+        let (mut ordinals, mut ips) = (Vec::new(), Vec::new());
+        for (ordinal, index) in self.spec.allocations.iter().enumerate() {
+            if index.is_some_and(|i| owned.contains(&i))
+                && let Some(ip) = net::nth(&self.spec.cidr, ordinal as u128)
+            {
+                ordinals.push(ordinal);
+                ips.push(ip);
+            }
+        }
         self.free(&ordinals, cooldown);
         ips
     }
@@ -343,7 +356,7 @@ impl Block {
     }
 
     fn sequence(&self, ordinal: usize) -> u64 {
-        self.spec.sequence_number_for_allocation.get(&ordinal.to_string()).copied().unwrap_or(0)
+        self.spec.sequence_number_for_allocation.get(Digits::of(ordinal).as_str()).copied().unwrap_or(0)
     }
 
     fn mark(&mut self, ordinal: usize, attribute: usize) {
@@ -351,22 +364,24 @@ impl Block {
             *slot = Some(attribute);
         }
         let number = self.spec.sequence_number;
-        self.spec.sequence_number_for_allocation.insert(ordinal.to_string(), number);
+        self.spec.sequence_number_for_allocation.insert(Digits::of(ordinal).as_str().to_owned(), number);
     }
 
     /// Index of the owner's attribute, added when there is none like it.
     fn attribute_for(&mut self, owner: &Owner) -> usize {
-        self.attribute_index(AllocationAttribute {
-            handle_id: Some(owner.handle.clone()),
-            secondary: owner.attributes.clone(),
-            ..AllocationAttribute::default()
-        })
+        let same = |a: &AllocationAttribute| {
+            // The handle first: of two pods it differs.
+            a.handle_id.as_ref() == Some(&owner.handle)
+                && a.secondary == owner.attributes
+                && *a == attribute_of(owner)
+        };
+        match self.spec.attributes.iter().position(same) {
+            Some(found) => found,
+            None => self.push_attribute(attribute_of(owner)),
+        }
     }
 
-    fn attribute_index(&mut self, attribute: AllocationAttribute) -> usize {
-        if let Some(found) = self.spec.attributes.iter().position(|a| *a == attribute) {
-            return found;
-        }
+    fn push_attribute(&mut self, attribute: AllocationAttribute) -> usize {
         self.spec.attributes.push(attribute);
         self.spec.attributes.len() - 1
     }
@@ -376,38 +391,88 @@ impl Block {
             return;
         }
         let aside = cooldown.map(|since| {
-            self.attribute_index(AllocationAttribute {
-                released_at: Some(since.rfc3339()),
-                ..AllocationAttribute::default()
-            })
+            let aside =
+                AllocationAttribute { released_at: Some(since.rfc3339()), ..AllocationAttribute::default() };
+            let found = self.spec.attributes.iter().position(|a| *a == aside);
+            found.unwrap_or_else(|| self.push_attribute(aside))
         });
+        let mut former = Vec::with_capacity(ordinals.len());
         for ordinal in ordinals {
             if let Some(slot) = self.spec.allocations.get_mut(*ordinal) {
-                *slot = aside;
+                former.extend(std::mem::replace(slot, aside));
             }
-            self.spec.sequence_number_for_allocation.remove(&ordinal.to_string());
+            self.spec.sequence_number_for_allocation.remove(Digits::of(*ordinal).as_str());
             if aside.is_none() {
                 self.spec.unallocated.push(*ordinal);
             }
         }
-        self.drop_unused_attributes();
+        former.sort_unstable();
+        former.dedup();
+        // From the end, so that those still to be looked at keep their number.
+        for index in former.into_iter().rev() {
+            if !self.spec.allocations.contains(&Some(index)) {
+                self.drop_attribute(index);
+            }
+        }
+        // More owners than addresses in use: a record of others brought some along that own nothing.
+        let in_use = self.spec.allocations.len().saturating_sub(self.spec.unallocated.len());
+        if self.spec.attributes.len() > in_use {
+            self.drop_unused_attributes();
+        }
+    }
+
+    /// Removes an attribute nobody has any more; those behind it move up.
+    fn drop_attribute(&mut self, index: usize) {
+        if index >= self.spec.attributes.len() {
+            return;
+        }
+        self.spec.attributes.remove(index);
+        for i in self.spec.allocations.iter_mut().flatten() {
+            *i -= usize::from(*i > index);
+        }
     }
 
     fn drop_unused_attributes(&mut self) {
-        let mut used = vec![false; self.spec.attributes.len()];
-        for index in self.spec.allocations.iter().flatten() {
-            if let Some(u) = used.get_mut(*index) {
-                *u = true;
+        for index in (0..self.spec.attributes.len()).rev() {
+            if !self.spec.allocations.contains(&Some(index)) {
+                self.drop_attribute(index);
             }
         }
-        let mut next = 0..;
-        let renumbered: Vec<Option<usize>> =
-            used.iter().map(|u| if *u { next.next() } else { None }).collect();
-        let mut keep = used.iter();
-        self.spec.attributes.retain(|_| keep.next().copied().unwrap_or(false));
-        for slot in &mut self.spec.allocations {
-            *slot = slot.and_then(|old| renumbered.get(old).copied().flatten());
+    }
+}
+
+fn attribute_of(owner: &Owner) -> AllocationAttribute {
+    AllocationAttribute {
+        handle_id: Some(owner.handle.clone()),
+        secondary: owner.attributes.clone(),
+        ..AllocationAttribute::default()
+    }
+}
+
+/// An ordinal in decimal, the key of its sequence number, without an allocation.
+struct Digits {
+    text: [u8; 20],
+    start: usize,
+}
+
+impl Digits {
+    fn of(mut n: usize) -> Self {
+        let mut out = Self { text: [b'0'; 20], start: 20 };
+        loop {
+            out.start -= 1;
+            if let Some(place) = out.text.get_mut(out.start) {
+                // One decimal digit.
+                *place = b'0' + u8::try_from(n % 10).unwrap_or(0);
+            }
+            n /= 10;
+            if n == 0 || out.start == 0 {
+                return out;
+            }
         }
+    }
+
+    fn as_str(&self) -> &str {
+        self.text.get(self.start..).and_then(|t| std::str::from_utf8(t).ok()).unwrap_or("0")
     }
 }
 

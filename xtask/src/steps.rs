@@ -141,7 +141,6 @@ pub(crate) fn bench(words: &[String]) -> Result<ExitCode> {
             println!("\n== {name}");
             if name == "ipam" {
                 ipam()?;
-                continue;
             }
             let bin = target()?.join(format!("release/bench-{name}"));
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
