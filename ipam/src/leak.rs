@@ -15,6 +15,10 @@ use crate::{
     usage::{Blocks, allocated_to},
 };
 
+/// Attribute of an address given to another plugin's interface. No endpoint and no route of ours ever knows it, so that
+/// only the runtime can speak for it, and a runtime that keeps no memory of its attachments is silent about the living.
+pub const FOREIGN: &str = "cni.brindle.dev/foreign-interface";
+
 /// What the witnesses say. `None`: could not be heard.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
@@ -74,6 +78,8 @@ pub struct Findings {
 #[derive(Clone, Debug, Default)]
 pub struct Collector {
     since: BTreeMap<String, Suspect>,
+    /// Handles of other plugins' interfaces the runtime was seen to know: it is proof when it knows one no longer.
+    attached: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +90,12 @@ struct Suspect {
 }
 
 impl Collector {
+    /// For a second look at once: without the memory of since when.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self { since: BTreeMap::new(), attached: self.attached.clone() }
+    }
+
     /// Looks at all allocations. `grace` in seconds.
     pub fn look(&mut self, blocks: &Blocks, evidence: &Evidence, grace: u64, now: Now) -> Findings {
         let mut owners: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
@@ -95,10 +107,18 @@ impl Collector {
             owners.entry(a.ip).or_default().insert(handle);
             handles.entry(handle).or_default().push(a);
         }
+        self.attached.retain(|h| handles.contains_key(h.as_str()));
+        let foreign = |held: &[Allocation<'_>]| held.iter().any(is_foreign);
+        for (handle, _) in handles.iter().filter(|(_, held)| foreign(held)) {
+            if evidence.attachments.as_ref().is_some_and(|all| all.contains(*handle)) {
+                self.attached.insert((*handle).to_owned());
+            }
+        }
         let mut found = Findings::default();
         let mut suspects = BTreeMap::new();
         for (handle, held) in &handles {
-            let why = match judge_handle(handle, held, &owners, evidence) {
+            let was_attached = self.attached.contains(*handle);
+            let why = match judge_handle(handle, held, &owners, evidence, was_attached) {
                 Verdict::Leaked(why) => why,
                 Verdict::Unknown(witness) => {
                     found.unknown.insert((*handle).to_owned(), witness);
@@ -137,16 +157,21 @@ fn node_of<'a>(a: &Allocation<'a>) -> Option<&'a str> {
     a.attribute.secondary.get("node").map(String::as_str)
 }
 
+fn is_foreign(a: &Allocation<'_>) -> bool {
+    a.attribute.secondary.contains_key(FOREIGN)
+}
+
 /// One witness for one address is enough for the whole handle.
 fn judge_handle(
     handle: &str,
     held: &[Allocation<'_>],
     owners: &BTreeMap<IpAddr, BTreeSet<&str>>,
     evidence: &Evidence,
+    was_attached: bool,
 ) -> Verdict {
     let mut leaked = Verdict::NotJudged("it holds nothing");
     for a in held {
-        match judge(handle, a, owners, evidence) {
+        match judge(handle, a, owners, evidence, was_attached) {
             Verdict::Leaked(why) => leaked = Verdict::Leaked(why),
             spared => return spared,
         }
@@ -160,6 +185,7 @@ fn judge(
     a: &Allocation<'_>,
     owners: &BTreeMap<IpAddr, BTreeSet<&str>>,
     evidence: &Evidence,
+    was_attached: bool,
 ) -> Verdict {
     let Some(node) = node_of(a) else { return Verdict::NotJudged("it belongs to no node") };
     let tunnel = a.attribute.secondary.get("type").is_some_and(|t| t.ends_with("TunnelAddress"));
@@ -196,6 +222,13 @@ fn judge(
     let Some(attachments) = &evidence.attachments else { return Verdict::Unknown("the container runtime") };
     if attachments.contains(handle) {
         return Verdict::Live("its container is attached");
+    }
+    if is_foreign(a) {
+        return if was_attached {
+            Verdict::Leaked("the runtime detached its container")
+        } else {
+            Verdict::Unknown("another plugin's interface, and the runtime was never seen to know it")
+        };
     }
     let Some(kernel) = &evidence.kernel else { return Verdict::Unknown("the kernel") };
     // The kernel knows addresses, not handles: when two records claim one address and the other's container is known,

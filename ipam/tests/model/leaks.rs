@@ -15,7 +15,7 @@ use brindle_config_core::{
 use brindle_ipam::{
     Allocator, AssignRequest, BlockAllocator, NoPause, Now, Owner, TunnelKind, View, Wanted,
     audit::{Finding, audit},
-    leak::{Collector, Evidence},
+    leak::{Collector, Evidence, FOREIGN},
     usage::Blocks,
 };
 
@@ -244,4 +244,55 @@ fn a_container_that_comes_back_begins_a_new_grace_period() {
     w.evidence.get_mut("a").unwrap().kernel = Some(BTreeSet::new());
     assert_eq!(w.collect(&mut collectors, Now(NOW.0 + 901_000_000_000)), BTreeSet::new());
     assert_eq!(w.collect(&mut collectors, Now(NOW.0 + 1_802_000_000_000)), [handle].into());
+}
+
+#[test]
+fn an_address_of_another_plugins_interface_goes_only_with_proof() {
+    let mut w = World::new(5);
+    let mut a = w.allocator("a");
+    let mut give = |handle: &str| {
+        let attributes = BTreeMap::from([
+            ("node".to_owned(), "a".to_owned()),
+            ("pod".to_owned(), handle.to_owned()),
+            (FOREIGN.to_owned(), "true".to_owned()),
+        ]);
+        let owner = Owner { handle: handle.to_owned(), attributes };
+        let request = AssignRequest::for_workload(owner, Wanted::any(1), Wanted::any(0));
+        let view = run(View::load(&w.store, "a")).unwrap();
+        assert_eq!(run(a.assign(&request, &view, NOW)).unwrap().refusal(), None);
+    };
+    give("net.remembered");
+    give("net.never-seen");
+    let attached = |w: &mut World, all: &[&str]| {
+        w.evidence.get_mut("a").unwrap().attachments = Some(all.iter().map(|h| (*h).to_owned()).collect());
+    };
+    let mut collectors = BTreeMap::new();
+    attached(&mut w, &["net.remembered"]);
+    assert_eq!(w.collect(&mut collectors, NOW), BTreeSet::new());
+    attached(&mut w, &[]);
+    let hour = |n: u64| Now(NOW.0 + n * 3_600_000_000_000);
+    assert_eq!(w.collect(&mut collectors, hour(1)), BTreeSet::new(), "its grace period begins");
+    let evidence = w.evidence["a"].clone();
+    let blocks = Blocks::read(&w.store.everything());
+    let again = collectors["a"].again().look(&blocks, &evidence, 0, hour(2));
+    assert_eq!(again.leaks.len(), 1, "a second look at once agrees: {again:?}");
+    assert_eq!(w.collect(&mut collectors, hour(2)), ["net.remembered".to_owned()].into());
+    // A runtime that remembers nothing, or an agent that was started since: reported, for ever.
+    for days in 1..100 {
+        assert_eq!(w.collect(&mut collectors, hour(24 * days)), BTreeSet::new());
+    }
+    let found = collectors.get_mut("a").unwrap().look(
+        &Blocks::read(&w.store.everything()),
+        &evidence,
+        GRACE,
+        hour(3000),
+    );
+    assert!(found.unknown.contains_key("net.never-seen"), "{found:?}");
+    // Nothing is left to ask when its whole node has gone.
+    for e in w.evidence.values_mut() {
+        assert!(e.nodes.as_mut().unwrap().remove("a"));
+    }
+    w.evidence.remove("a");
+    w.collect(&mut collectors, hour(3001));
+    assert_eq!(w.collect(&mut collectors, hour(3002)), ["net.never-seen".to_owned()].into());
 }

@@ -86,7 +86,7 @@ impl Service {
             let (handle, whose) = (&leak.handle, &leak.allocated_to);
             if args.ipam_gc == Mode::DryRun {
                 tracing::info!(%handle, %whose, cause = leak.why, "leaked addresses; not collected: dry run");
-            } else if let Err(refused) = self.collect_leak(leak, &args.cni_cache).await {
+            } else if let Err(refused) = self.collect_leak(leak, collector, &args.cni_cache).await {
                 tracing::warn!(%handle, %whose, "leaked addresses stay for now: {}", refused.msg);
             }
         }
@@ -101,12 +101,12 @@ impl Service {
     }
 
     /// Asks the witnesses once more, with calls about the container held off, and releases.
-    async fn collect_leak(&self, leak: &Leak, cache: &Path) -> Result<(), Refused> {
+    async fn collect_leak(&self, leak: &Leak, collector: &Collector, cache: &Path) -> Result<(), Refused> {
         let container = leak.handle.split_once('.').map_or(&*leak.handle, |(_, c)| c);
         let _turn = self.turn_of(container).await;
         let evidence = self.evidence(cache).await?;
         let blocks = Blocks::read(&self.store.list(&[Kind::IpamBlock]).await?.entries);
-        let still = Collector::default().look(&blocks, &evidence, 0, now());
+        let still = collector.again().look(&blocks, &evidence, 0, now());
         if !still.leaks.iter().any(|l| l.handle == leak.handle && l.releases == leak.releases) {
             return Ok(());
         }
