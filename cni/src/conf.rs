@@ -2,6 +2,7 @@
 //! known ones are checked, and errors name the field.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize, de::Error as _};
 use serde_json::Value;
 
 use crate::{
+    annotations::{FeatureControl, Wishes},
     env::is_name,
     error::{CniError, code},
     result::Answer,
@@ -164,6 +166,8 @@ struct RawConf {
     valid_attachments: Option<Vec<ValidAttachment>>,
     #[serde(default)]
     gc_dry_run: bool,
+    #[serde(default)]
+    feature_control: FeatureControl,
 }
 
 /// `container_settings`.
@@ -180,6 +184,8 @@ pub struct ContainerSettings {
 struct RuntimeConfig {
     ips: Vec<String>,
     mac: String,
+    #[serde(rename = "io.kubernetes.cri.pod-annotations")]
+    annotations: BTreeMap<String, String>,
 }
 
 /// One entry of `cni.dev/valid-attachments`.
@@ -205,8 +211,12 @@ pub struct Conf {
     pub ipv6: bool,
     pub ipv4_pools: Vec<String>,
     pub ipv6_pools: Vec<String>,
-    /// Addresses asked for by the runtime.
+    /// The pools are the pod's own wish: those of its namespace do not count.
+    pub pools_of_pod: bool,
+    /// Addresses asked for by the runtime, else by the pod's annotation.
     pub ips: Vec<IpAddr>,
+    /// Addresses the pod brings along (ipAddrsNoIpam): none are taken from pools.
+    pub unmanaged: Vec<IpAddr>,
     pub mac: Option<brindle_kernel::netlink::Mac>,
     pub dns: Dns,
     pub prev_result: Option<Value>,
@@ -214,6 +224,8 @@ pub struct Conf {
     pub valid_attachments: Option<Vec<ValidAttachment>>,
     /// Another IPAM plugin that gives the addresses.
     pub delegate: Option<String>,
+    /// Its configuration says `usePodCidr`: the agent knows what that is.
+    pub pod_cidr: bool,
     /// GC only says in the agent's log what would go.
     pub gc_dry_run: bool,
     /// What is accepted but has no effect.
@@ -283,15 +295,31 @@ impl Conf {
             )
             .hint(format!("use {IPAM:?}, or one of {}", DELEGATES.join(", "))));
         }
-        let (ipv4, ipv6) = (raw.ipam.assign_ipv4.unwrap_or(true), raw.ipam.assign_ipv6.unwrap_or(false));
+        let wishes = Wishes::read(&raw.runtime.annotations, raw.feature_control)?;
+        let configured = (raw.ipam.assign_ipv4.unwrap_or(true), raw.ipam.assign_ipv6.unwrap_or(false));
+        let (ipv4, ipv6) = wishes.families.unwrap_or(configured);
+        if delegate.is_some() && !(wishes.ips.is_empty() && wishes.unmanaged.is_empty()) {
+            return Err(CniError::new(
+                code::FIELD,
+                format!("the pod's annotation asks for an address, but ipam.type is {:?}", raw.ipam.kind),
+            )
+            .hint(format!("use {IPAM:?} for this network, or remove the annotation")));
+        }
         if !ipv4 && !ipv6 {
             return Err(CniError::config(
                 "ipam: assign_ipv4 and assign_ipv6 are both false: no address is asked for",
             ));
         }
-        if delegate.is_some() && raw.ipam.takes_pod_cidr() {
-            return Err(CniError::new(code::FIELD, "ipam: the subnet usePodCidr is not supported")
-                .hint("the datastore of this agent has no pod CIDRs of nodes; write the subnet itself"));
+        let pod_cidr = delegate.is_some() && raw.ipam.takes_pod_cidr();
+        let pools_of_pod = !(wishes.ipv4_pools.is_empty() && wishes.ipv6_pools.is_empty());
+        let (ipv4_pools, ipv6_pools) = if pools_of_pod {
+            (wishes.ipv4_pools, wishes.ipv6_pools)
+        } else {
+            (raw.ipam.ipv4_pools, raw.ipam.ipv6_pools)
+        };
+        let mut ips = ips("runtimeConfig.ips", &raw.runtime.ips)?;
+        if ips.is_empty() {
+            ips = wishes.ips;
         }
         let mut warnings = Vec::new();
         if raw.policy.is_some() {
@@ -302,10 +330,13 @@ impl Conf {
             sockets: paths("agent_socket", [&raw.agent_socket, &raw.ipam.agent_socket], &SOCKETS)?,
             state_dir: paths("state_dir", [&raw.state_dir, &raw.ipam.state_dir], &[STATE_DIR])?
                 .swap_remove(0),
-            ips: ips("runtimeConfig.ips", &raw.runtime.ips)?,
-            mac: mac("runtimeConfig.mac", &raw.runtime.mac)?,
-            ipv4_pools: pools("ipam.ipv4_pools", raw.ipam.ipv4_pools, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?,
-            ipv6_pools: pools("ipam.ipv6_pools", raw.ipam.ipv6_pools, IpAddr::V6(Ipv6Addr::UNSPECIFIED))?,
+            ips,
+            unmanaged: wishes.unmanaged,
+            mac: mac("runtimeConfig.mac", &raw.runtime.mac)?.or(wishes.mac),
+            ipv4_pools: pools("ipam.ipv4_pools", ipv4_pools, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?,
+            ipv6_pools: pools("ipam.ipv6_pools", ipv6_pools, IpAddr::V6(Ipv6Addr::UNSPECIFIED))?,
+            pools_of_pod,
+            pod_cidr,
             name: raw.name,
             nodename: Some(raw.nodename).filter(|n| !n.is_empty()),
             mtu: Some(raw.mtu).filter(|m| *m != 0),
@@ -392,6 +423,27 @@ mod tests {
     }
 
     #[test]
+    fn a_pods_annotations_come_before_the_configuration_and_after_the_runtime() {
+        let conf = |ips: &str| {
+            parse(&format!(
+                r#"{{"cniVersion":"1.0.0","name":"n","ipam":{{"ipv4_pools":["red"]}},"runtimeConfig":{{"ips":[{ips}],
+                "io.kubernetes.cri.pod-annotations":{{"cni.projectcalico.org/ipv4pools":"[\"blue\"]",
+                "cni.projectcalico.org/ipAddrs":"[\"10.0.0.9\"]","cni.projectcalico.org/hwAddr":"02:00:00:00:00:09",
+                "cni.projectcalico.org/ipFamilies":"[\"IPv4\",\"IPv6\"]"}}}}}}"#
+            ))
+            .unwrap()
+        };
+        let c = conf("");
+        assert_eq!(
+            (c.ipv4_pools, c.pools_of_pod, c.ipv4, c.ipv6),
+            (vec!["blue".to_owned()], true, true, true)
+        );
+        assert_eq!(c.ips, ["10.0.0.9".parse::<IpAddr>().unwrap()]);
+        assert_eq!(c.mac.unwrap().to_string(), "02:00:00:00:00:09");
+        assert_eq!(conf("\"10.0.0.3\"").ips, ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
     fn every_error_has_its_code_and_names_the_field() {
         let cases = [
             ("", 6, "no network configuration"),
@@ -407,9 +459,10 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"n","mtu":20}"#, 7, "mtu: 20"),
             (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"dhcp"}}"#, 2, "ipam.type: \"dhcp\""),
             (
-                r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"host-local","ranges":[[{"subnet":"usePodCidr"}]]}}"#,
+                r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"host-local"},"runtimeConfig":{
+                    "io.kubernetes.cri.pod-annotations":{"cni.projectcalico.org/ipAddrs":"[\"10.0.0.1\"]"}}}"#,
                 2,
-                "usePodCidr",
+                "ipam.type is \"host-local\"",
             ),
             (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"assign_ipv4":"maybe"}}"#, 7, "ipam.assign_ipv4"),
             (

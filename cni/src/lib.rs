@@ -4,6 +4,7 @@
 //! Both are small, synchronous, and hold no credentials: what needs the datastore is asked of the agent over a unix
 //! socket ([`proto`]). [`proto`] and [`journal`] are used by the agent too.
 
+pub mod annotations;
 pub mod client;
 pub mod conf;
 pub mod env;

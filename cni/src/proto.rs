@@ -91,6 +91,8 @@ impl Attachment {
 #[serde(tag = "call", rename_all = "kebab-case")]
 pub enum Call {
     Ping,
+    /// Which addresses belong to pods of this node (podCIDRs), for `usePodCidr`.
+    PodCidrs,
     /// Whether an ADD can be served now.
     Status,
     /// Addresses and a host device name for an attachment. Asked twice for one attachment, the same are given.
@@ -108,6 +110,9 @@ pub enum Call {
         /// Another IPAM plugin gave these: none are taken from the pools.
         #[serde(default)]
         given: Vec<IpNet>,
+        /// The pools are the pod's own wish: those its namespace asks for do not count.
+        #[serde(default)]
+        pools_of_pod: bool,
     },
     /// The veth pair is there: record the endpoint, answer when its route and settings are in the kernel.
     Register {
@@ -143,6 +148,8 @@ pub enum Call {
         num6: u8,
         #[serde(default)]
         ips: Vec<IpAddr>,
+        #[serde(default)]
+        pools_of_pod: bool,
     },
     IpamDel {
         attachment: Attachment,
@@ -193,6 +200,9 @@ pub enum Reply {
         /// The attachment had these addresses before: a repeated ADD.
         #[serde(default)]
         again: bool,
+    },
+    PodCidrs {
+        cidrs: Vec<IpNet>,
     },
     Registered,
     Deleted,
@@ -281,6 +291,7 @@ mod tests {
                 num6: 0,
                 ips: vec![],
                 given: vec![],
+                pools_of_pod: false,
             },
         };
         let frame = encode(&request).unwrap();

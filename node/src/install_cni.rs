@@ -91,7 +91,8 @@ fn conflist_text(args: &InstallArgs) -> Result<String> {
             "cniVersion": "1.0.0",
             "name": args.network,
             "plugins": [
-                {"type": "brindle", "agent_socket": args.cni_socket, "ipam": {"type": "brindle-ipam"}},
+                {"type": "brindle", "agent_socket": args.cni_socket, "ipam": {"type": "brindle-ipam"},
+                    "capabilities": {"io.kubernetes.cri.pod-annotations": true}},
                 {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}},
             ],
         }),

@@ -24,8 +24,10 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
     attachment.netns_id = format!("{}:{}", pod.id().dev, pod.id().inode);
 
     let (pools4, pools6, num4, num6, ips) = call.wish();
-    let given = call.delegate.as_ref().map_or_else(|| Ok(Vec::new()), Delegate::add)?;
-    let request = Call::Add { attachment: attachment.clone(), pools4, pools6, num4, num6, ips, given };
+    let given = call.given()?;
+    let pools_of_pod = call.conf.pools_of_pod;
+    let request =
+        Call::Add { attachment: attachment.clone(), pools4, pools6, num4, num6, ips, given, pools_of_pod };
     let added = match agent.call(request) {
         Ok(Reply::Added { addresses, host_ifname, mtu, again }) => Ok((addresses, host_ifname, mtu, again)),
         Ok(other) => Err(Agent::unexpected(&other)),

@@ -49,7 +49,7 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
     if let Some(delegate) = &call.delegate {
         delegate.check()?;
     }
-    let foreign = call.delegate.is_some();
+    let foreign = call.foreign();
     match call.agent()?.call(Call::Check { attachment: call.attachment.clone(), addresses, foreign })? {
         Reply::Checked => Ok(()),
         other => Err(Agent::unexpected(&other)),

@@ -15,6 +15,49 @@ use crate::{
     result::Answer,
 };
 
+/// The configuration with the node's pod CIDRs where it says `usePodCidr` (IPv4, else what there is) or `usePodCidrIPv6`.
+pub(super) fn with_pod_cidrs(input: &[u8], cidrs: &[IpNet], must: bool) -> Result<Vec<u8>, CniError> {
+    fn fill(
+        value: &mut Value,
+        find: &dyn Fn(&str) -> Option<Result<String, CniError>>,
+    ) -> Result<(), CniError> {
+        match value {
+            Value::String(s) => {
+                if let Some(net) = find(s) {
+                    *s = net?;
+                }
+            }
+            Value::Array(all) => all.iter_mut().try_for_each(|v| fill(v, find))?,
+            Value::Object(all) => all.values_mut().try_for_each(|v| fill(v, find))?,
+            _ => {}
+        }
+        Ok(())
+    }
+    let find = |word: &str| {
+        let (any, v6) = match word {
+            "usePodCidr" => ("0.0.0.0/0", false),
+            "usePodCidrIPv6" => ("::/0", true),
+            _ => return None,
+        };
+        let family = cidrs.iter().find(|n| n.addr().is_ipv6() == v6);
+        Some(match family.or(cidrs.first().filter(|_| !v6)) {
+            Some(net) => Ok(net.to_string()),
+            None if !must => Ok(any.to_owned()),
+            None => Err(CniError::new(
+                code::TRY_AGAIN,
+                format!("ipam: {word}: this node has no pod CIDR of that family yet"),
+            )
+            .hint("wait until the cluster has given the node one (Node status.podCIDRs), or write the subnet itself")),
+        })
+    };
+    let broken = |e: serde_json::Error| CniError::new(code::DECODE, format!("network configuration: {e}"));
+    let mut conf: Value = serde_json::from_slice(input).map_err(broken)?;
+    if let Some(ipam) = conf.get_mut("ipam") {
+        fill(ipam, &find)?;
+    }
+    serde_json::to_vec(&conf).map_err(broken)
+}
+
 /// Another IPAM plugin.
 #[derive(Clone, Debug)]
 pub(crate) struct Delegate {
@@ -98,5 +141,28 @@ impl Delegate {
             CniError::env(format!("ipam.type: {:?} is in no folder of CNI_PATH {path:?}", self.kind))
                 .hint("install it there: it is one of the reference CNI plugins")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_cidrs_stand_where_the_words_stood() {
+        let conf = br#"{"name":"usePodCidr","ipam":{"type":"host-local","subnet":"usePodCidr",
+            "ranges":[[{"subnet":"usePodCidrIPv6"}]]}}"#;
+        let fill = |cidrs: &[&str], must| {
+            let cidrs: Vec<IpNet> = cidrs.iter().map(|c| c.parse().unwrap()).collect();
+            with_pod_cidrs(conf, &cidrs, must).map(|o| serde_json::from_slice::<Value>(&o).unwrap())
+        };
+        let both = fill(&["fd00:1::/64", "10.1.0.0/24"], true).unwrap();
+        assert_eq!(both["ipam"]["subnet"], "10.1.0.0/24");
+        assert_eq!(both["ipam"]["ranges"][0][0]["subnet"], "fd00:1::/64");
+        assert_eq!(both["name"], "usePodCidr", "only the ipam section is filled");
+        let e = fill(&["10.1.0.0/24"], true).unwrap_err();
+        assert!(e.code == code::TRY_AGAIN && e.message.contains("usePodCidrIPv6"), "{e}");
+        // A DEL goes by the container; without the agent any subnet serves it.
+        assert_eq!(fill(&[], false).unwrap()["ipam"]["subnet"], "0.0.0.0/0");
     }
 }

@@ -9,8 +9,16 @@ use crate::{
 };
 
 pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
+    if !call.conf.unmanaged.is_empty() {
+        return Err(CniError::config(
+            "the pod's annotation ipAddrsNoIpam leaves nothing for an IPAM plugin to give",
+        )
+        .hint("use the annotation ipAddrs on networks of other plugins"));
+    }
     let (pools4, pools6, num4, num6, ips) = call.wish();
-    let request = Call::IpamAdd { attachment: call.attachment.clone(), pools4, pools6, num4, num6, ips };
+    let attachment = call.attachment.clone();
+    let pools_of_pod = call.conf.pools_of_pod;
+    let request = Call::IpamAdd { attachment, pools4, pools6, num4, num6, ips, pools_of_pod };
     match call.agent()?.call(request)? {
         Reply::Added { addresses, .. } => {
             Ok(Answer::addresses(call.conf.version, &addresses, call.conf.dns.clone()))

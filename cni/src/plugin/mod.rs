@@ -136,7 +136,7 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
         _ => {}
     }
     let runtime = env::Attachment::read(lookup, command)?;
-    let delegate = conf.delegate.as_deref().map(|kind| Delegate::new(kind, input));
+    let delegate = delegate(&conf, input, command != Command::Del)?;
     let call = Invocation { attachment: attachment(&conf, &runtime), conf, runtime, delegate };
     match (program, command) {
         (Program::Interface, Command::Add) => add::add(&call).and_then(json).map(Some),
@@ -146,6 +146,28 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
         (Program::Ipam, Command::Del) => ipam::del(&call).map(|()| None),
         (Program::Ipam, _) => ipam::check(&call).map(|()| None),
     }
+}
+
+/// The other IPAM plugin, with what the agent knows put into its configuration. `must`: without that it cannot be called;
+/// otherwise any subnet will do, for it gives back by container.
+fn delegate(conf: &Conf, input: &[u8], must: bool) -> Result<Option<Delegate>, CniError> {
+    let Some(kind) = conf.delegate.as_deref() else { return Ok(None) };
+    if !conf.pod_cidr {
+        return Ok(Some(Delegate::new(kind, input)));
+    }
+    let ask = || -> Result<Vec<ipnet::IpNet>, CniError> {
+        let mut agent = Agent::connect(&conf.sockets, DEL_PATIENCE).map_err(|e| e.error())?;
+        match agent.call(Call::PodCidrs)? {
+            Reply::PodCidrs { cidrs } => Ok(cidrs),
+            other => Err(Agent::unexpected(&other)),
+        }
+    };
+    let cidrs = match ask() {
+        Err(e) if must => return Err(e),
+        known => known.unwrap_or_default(),
+    };
+    let input = delegate::with_pod_cidrs(input, &cidrs, must)?;
+    Ok(Some(Delegate::new(kind, &input)))
 }
 
 fn json(answer: impl Serialize) -> Result<Value, CniError> {
@@ -181,6 +203,19 @@ impl Invocation {
     /// Connects, and refuses an agent of another node than the configuration names.
     fn agent(&self) -> Result<Agent, CniError> {
         Agent::connect(&self.conf.sockets, PATIENCE).map_err(|e| e.error())
+    }
+
+    /// Whether the addresses are none of Brindle's pools.
+    fn foreign(&self) -> bool {
+        self.delegate.is_some() || !self.conf.unmanaged.is_empty()
+    }
+
+    /// Addresses that come from elsewhere.
+    fn given(&self) -> Result<Vec<ipnet::IpNet>, CniError> {
+        match &self.delegate {
+            Some(delegate) => delegate.add(),
+            None => Ok(self.conf.unmanaged.iter().map(|ip| (*ip).into()).collect()),
+        }
     }
 
     /// The request for addresses.
@@ -243,7 +278,7 @@ fn status(conf: &Conf, input: &[u8]) -> Result<(), CniError> {
 }
 
 fn forward(conf: &Conf, input: &[u8], verb: &str) -> Result<(), CniError> {
-    conf.delegate.as_deref().map_or(Ok(()), |kind| Delegate::new(kind, input).forward(verb))
+    delegate(conf, input, false)?.map_or(Ok(()), |d| d.forward(verb))
 }
 
 fn gc(conf: &Conf, input: &[u8]) -> Result<(), CniError> {

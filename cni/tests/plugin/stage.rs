@@ -131,6 +131,7 @@ fn name(call: &Call) -> &'static str {
     match call {
         Call::Ping => "ping",
         Call::Status => "status",
+        Call::PodCidrs => "pod-cidrs",
         Call::Add { .. } => "add",
         Call::Register { .. } => "register",
         Call::Del { .. } => "del",
@@ -179,6 +180,7 @@ pub(crate) fn content(call: &Call) -> Option<Reply> {
             mtu: 1480,
             again: false,
         },
+        Call::PodCidrs => Reply::PodCidrs { cidrs: vec!["10.9.0.0/24".parse().unwrap()] },
         Call::Register { .. } => Reply::Registered,
         Call::Del { .. } | Call::IpamDel { .. } | Call::Gc { .. } => Reply::Deleted,
         Call::Check { .. } | Call::IpamCheck { .. } => Reply::Checked,

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use brindle_cni::{error::code, proto::Attachment};
-use brindle_config_core::pool::AllowedUse;
-use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, Owner, View, Wanted};
+use brindle_config_core::{Key, Kind, pool::AllowedUse, store::StoreError};
+use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, Owner, View, Wanted, leak::FOREIGN};
 use ipnet::IpNet;
+use serde_json::Value;
 
 use super::{history::Event, now, refused::Refused, service::Service};
 
@@ -18,6 +19,10 @@ pub(super) struct Wish {
     pub(super) num6: u8,
     /// These very addresses.
     pub(super) ips: Vec<IpAddr>,
+    /// The pools are the pod's own wish, which comes before that of its namespace.
+    pub(super) pools_of_pod: bool,
+    /// For another plugin's interface.
+    pub(super) foreign: bool,
 }
 
 /// What an attachment has now.
@@ -35,9 +40,18 @@ impl Service {
         if !have.is_empty() {
             return Ok(Given { addresses: have.into_iter().map(IpNet::from).collect(), again: true });
         }
+        let namespace = match &a.pod {
+            Some(pod) => Some(self.namespace(&pod.namespace).await?),
+            None => None,
+        };
+        let mut wish = wish;
+        if let Some(namespace) = namespace.as_ref().filter(|_| !wish.pools_of_pod) {
+            namespace.pools(&mut wish)?;
+        }
+        let labels = namespace.map(|n| n.labels);
         let view = View::load(&*self.store, &self.node).await?;
         let mut allocator = self.allocator.lock().await;
-        match self.allocate(&mut allocator, a, wish, &view).await {
+        match self.allocate(&mut allocator, a, wish, labels, &view).await {
             Ok(ips) => {
                 self.history.note(Event::Given, &ips, &a.handle(), &whose(a), &self.node);
                 tracing::info!(container = %a.container_id, workload = a.workload(), addresses = ?ips, "addresses given");
@@ -60,10 +74,12 @@ impl Service {
         allocator: &mut BlockAllocator,
         a: &Attachment,
         wish: Wish,
+        namespace_labels: Option<BTreeMap<String, String>>,
         view: &View,
     ) -> Result<Vec<IpAddr>, Refused> {
         let now = now();
-        let owner = Owner { handle: a.handle(), attributes: self.attributes(a, &now.attribute()) };
+        let owner =
+            Owner { handle: a.handle(), attributes: self.attributes(a, &now.attribute(), wish.foreign) };
         if !wish.ips.is_empty() {
             let mut all = Vec::new();
             for ip in wish.ips {
@@ -76,7 +92,7 @@ impl Service {
             v4: Wanted { count: wish.num4.into(), pools: wish.pools4 },
             v6: Wanted { count: wish.num6.into(), pools: wish.pools6 },
             intended_use: AllowedUse::Workload,
-            namespace_labels: a.pod.as_ref().map(|p| namespace_labels(&p.namespace)),
+            namespace_labels,
             max_blocks: 0,
         };
         let assignment = allocator.assign(&request, view, now).await?;
@@ -90,11 +106,14 @@ impl Service {
         }
     }
 
-    fn attributes(&self, a: &Attachment, timestamp: &str) -> BTreeMap<String, String> {
+    fn attributes(&self, a: &Attachment, timestamp: &str, foreign: bool) -> BTreeMap<String, String> {
         let mut attributes = BTreeMap::from([
             ("node".to_owned(), self.node.clone()),
             ("timestamp".to_owned(), timestamp.to_owned()),
         ]);
+        if foreign {
+            attributes.insert(FOREIGN.into(), "true".into());
+        }
         if let Some(pod) = &a.pod {
             attributes.insert("namespace".into(), pod.namespace.clone());
             attributes.insert("pod".into(), pod.name.clone());
@@ -131,9 +150,60 @@ fn whose(a: &Attachment) -> String {
     }
 }
 
-/// Labels every namespace has.
-fn namespace_labels(namespace: &str) -> BTreeMap<String, String> {
-    ["projectcalico.org/name", "kubernetes.io/metadata.name"]
-        .map(|key| (key.to_owned(), namespace.to_owned()))
-        .into()
+/// What matters of a namespace: one without a record has the labels every namespace has.
+struct Namespace {
+    name: String,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Namespace {
+    /// The pools its annotations name, in place of those of the network configuration.
+    fn pools(&self, wish: &mut Wish) -> Result<(), Refused> {
+        let read = |key: &str| -> Result<Option<Vec<String>>, Refused> {
+            let text =
+                self.annotations.get(&format!("cni.projectcalico.org/{key}")).filter(|t| !t.is_empty());
+            text.map(|t| serde_json::from_str(t)).transpose().map_err(|e| {
+                Refused::new(
+                    code::CONFIG,
+                    format!(
+                        "annotation cni.projectcalico.org/{key} of namespace {}: no JSON list: {e}",
+                        self.name
+                    ),
+                    "write it like [\"10.0.0.0/16\"]",
+                )
+            })
+        };
+        if let Some(pools) = read("ipv4pools")? {
+            wish.pools4 = pools;
+        }
+        if let Some(pools) = read("ipv6pools")? {
+            wish.pools6 = pools;
+        }
+        Ok(())
+    }
+}
+
+impl Service {
+    async fn namespace(&self, name: &str) -> Result<Namespace, Refused> {
+        let mut out = Namespace {
+            name: name.to_owned(),
+            labels: ["projectcalico.org/name", "kubernetes.io/metadata.name"]
+                .map(|key| (key.to_owned(), name.to_owned()))
+                .into(),
+            annotations: BTreeMap::new(),
+        };
+        let entry = match self.store.get(&Key::new(Kind::Namespace, None, name)).await {
+            Ok(entry) => entry,
+            Err(StoreError::NotFound(_)) => return Ok(out),
+            Err(e) => return Err(e.into()),
+        };
+        let texts = |key: &str| {
+            let all = entry.value.pointer(key).and_then(Value::as_object).into_iter().flatten();
+            all.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect::<Vec<_>>()
+        };
+        out.labels.extend(texts("/metadata/labels"));
+        out.annotations.extend(texts("/metadata/annotations"));
+        Ok(out)
+    }
 }

@@ -2,8 +2,14 @@
 
 use std::{pin::Pin, time::Duration};
 
-use brindle_config_core::Key;
-use brindle_felix::{Handle, policy::PolicyHandle};
+use brindle_config_core::{
+    Key,
+    store::{Entry, SyncEvent},
+};
+use brindle_felix::{
+    Handle,
+    policy::{PolicyHandle, PolicyInput},
+};
 use ipnet::IpNet;
 
 use super::device;
@@ -25,6 +31,14 @@ pub(crate) trait Dataplane: Send + Sync {
     fn mtu(&self, limit: Duration) -> Answer<'_, u32>;
     /// Prefixes of pod devices (interfacePrefix); new ones get the first.
     fn pod_prefixes(&self) -> Vec<String>;
+    /// An endpoint that is about to be written to the store: its policy may be written while its device is made.
+    fn announce(&self, _endpoint: Entry) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+    /// It will not be written after all.
+    fn withdraw(&self, _endpoint: Key) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
     /// Waits until the endpoint's routes and settings are in the kernel.
     fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()>;
 }
@@ -33,6 +47,15 @@ pub(crate) trait Dataplane: Send + Sync {
 pub(crate) struct Both {
     pub(crate) felix: Handle,
     pub(crate) policy: PolicyHandle,
+}
+
+impl Both {
+    fn tell(&self, event: SyncEvent) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let alive = self.policy.send(PolicyInput::Store(vec![event])).await;
+            if alive { Ok(()) } else { Err("the policy thread is not running; see the agent's log".into()) }
+        })
+    }
 }
 
 impl Dataplane for Both {
@@ -49,6 +72,14 @@ impl Dataplane for Both {
 
     fn pod_prefixes(&self) -> Vec<String> {
         self.felix.report().pod_prefixes
+    }
+
+    fn announce(&self, endpoint: Entry) -> Answer<'_, ()> {
+        self.tell(SyncEvent::Upsert(endpoint))
+    }
+
+    fn withdraw(&self, endpoint: Key) -> Answer<'_, ()> {
+        self.tell(SyncEvent::Delete(endpoint))
     }
 
     fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()> {

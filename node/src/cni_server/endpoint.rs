@@ -1,7 +1,11 @@
 //! The WorkloadEndpoint of an attachment: written when its device is there, removed with it, checked. Names, labels and
 //! profiles are Calico's.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use brindle_cni::{
     error::code,
@@ -10,7 +14,7 @@ use brindle_cni::{
 };
 use brindle_config_core::{
     Key, Kind, ObjectMeta, Resource, convert,
-    store::{Expect, StoreError, StoreExt, Stored},
+    store::{Entry, Expect, Revision, StoreError, StoreExt, Stored, decode},
     workload::{WorkloadEndpointSpec, endpoint_name},
 };
 use brindle_ipam::Pause;
@@ -42,6 +46,26 @@ pub(super) enum Checked {
     Both,
 }
 
+/// What the dataplane was told of an endpoint that is not in the store yet.
+pub(super) struct Told {
+    container: String,
+    identity: Identity,
+}
+
+/// Labels and profiles: what policy goes by.
+type Identity = (BTreeMap<String, String>, Vec<String>);
+
+fn identity(endpoint: &Resource<WorkloadEndpointSpec>) -> Identity {
+    (endpoint.metadata.labels.clone(), endpoint.spec.profiles.clone())
+}
+
+pub(super) type Announced = Mutex<BTreeMap<Key, Told>>;
+
+/// Poisoned only if inserting a key panicked, which leaves the map usable.
+fn lock(announced: &Announced) -> MutexGuard<'_, BTreeMap<Key, Told>> {
+    announced.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What a plugin made.
 pub(super) struct Made {
     pub(super) device: String,
@@ -64,9 +88,9 @@ impl Service {
     }
 
     /// Refuses an attachment that lives already, in another namespace. Its record alone does not count: after a reboot
-    /// the same container may come back before anybody deleted it.
-    pub(super) async fn not_elsewhere(&self, a: &Attachment) -> Result<(), Refused> {
-        let Some(there) = self.endpoint(&self.endpoint_key(a)).await? else { return Ok(()) };
+    /// the same container may come back before anybody deleted it. Says whether there is a record.
+    pub(super) async fn not_elsewhere(&self, a: &Attachment) -> Result<bool, Refused> {
+        let Some(there) = self.endpoint(&self.endpoint_key(a)).await? else { return Ok(false) };
         let netns = there.resource.metadata.annotations.get(NETNS).filter(|n| !n.is_empty());
         let same_container = there.resource.spec.container_id == a.container_id;
         if same_container
@@ -83,7 +107,41 @@ impl Service {
                 "DEL it before it is added again",
             ));
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Lets the dataplane begin with the policy of an endpoint while the plugin makes its device.
+    pub(super) async fn announce(&self, a: &Attachment, device: String, addresses: Vec<IpNet>) {
+        if self.knows_more.load(Ordering::Relaxed) {
+            return;
+        }
+        let key = self.endpoint_key(a);
+        let meta = ObjectMeta { namespace: Some(key.namespace.clone()), ..ObjectMeta::named(&key.name) };
+        let mut resource = Resource::new(meta, WorkloadEndpointSpec::default());
+        self.fill(a, &Made { device, mac: String::new(), addresses }, &mut resource);
+        let Ok(value) = serde_json::to_value(&resource) else { return };
+        let entry = Entry { key: key.clone(), revision: Revision(0), value: value.into() };
+        let told = Told { container: a.container_id.clone(), identity: identity(&resource) };
+        lock(&self.announced).insert(key, told);
+        // Without its policy thread the agent ends; Register says so.
+        drop(self.dataplane.announce(entry).await);
+    }
+
+    /// Takes the container's announcement back: its endpoint is not in the store. Its turn keeps this and what the store
+    /// says about it in order.
+    async fn withdraw(&self, a: &Attachment) {
+        let key = self.endpoint_key(a);
+        let mine = {
+            let mut all = lock(&self.announced);
+            let mine = all.get(&key).is_some_and(|t| t.container == a.container_id);
+            if mine {
+                all.remove(&key);
+            }
+            mine
+        };
+        if mine {
+            drop(self.dataplane.withdraw(key).await);
+        }
     }
 
     /// Records the endpoint and waits until it is in the kernel.
@@ -91,6 +149,17 @@ impl Service {
         let key = self.endpoint_key(a);
         let device = device::find(made.device.clone()).await;
         self.write_endpoint(a, &key, &made, device.map(|d| d.index)).await?;
+        // From here on the store speaks for it. What it says may be more than was announced (a pod's labels): policy is
+        // told now, so that what is waited for below is the endpoint as stored.
+        let told = lock(&self.announced).remove(&key);
+        if let Some(told) = told {
+            let entry = self.store.get(&key).await?;
+            if decode::<WorkloadEndpointSpec>(&entry).is_ok_and(|e| identity(&e.resource) != told.identity) {
+                // Then announcing costs a second write of rules and gains nothing.
+                self.knows_more.store(true, Ordering::Relaxed);
+            }
+            drop(self.dataplane.announce(entry).await);
+        }
         fail::point("agent.register.written");
         let expected = Expected { key, device: made.device, addresses: made.addresses };
         self.dataplane.ready(expected, READY).await.map_err(|e| {
@@ -179,11 +248,17 @@ impl Service {
             // A DEL may come without the arguments that named the pod.
             None => match self.find_endpoint(a).await? {
                 Some(key) => key,
-                None => return Ok(None),
+                None => {
+                    self.withdraw(a).await;
+                    return Ok(None);
+                }
             },
         };
         for attempt in 1..=ATTEMPTS {
-            let Some(stored) = self.endpoint(&key).await? else { return Ok(None) };
+            let Some(stored) = self.endpoint(&key).await? else {
+                self.withdraw(a).await;
+                return Ok(None);
+            };
             let Resource { metadata, spec, .. } = stored.resource;
             if spec.container_id != a.container_id {
                 tracing::debug!(%key, container = %a.container_id, "belongs to a newer sandbox; left alone");

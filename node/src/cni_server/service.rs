@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex as StdMutex, PoisonError, Weak},
+    sync::{Arc, Mutex as StdMutex, PoisonError, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -14,18 +14,20 @@ use brindle_cni::{
     proto::{Attachment, Call, HostDevice, Reply},
 };
 use brindle_config_core::{
+    Key, Kind,
     felix::ClusterInformationSpec,
     store::{Store, StoreError, StoreExt},
 };
 use brindle_ipam::{BlockAllocator, View};
 use ipnet::IpNet;
+use serde_json::Value;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
     CniServerSettings, Dataplane, Jitter,
     address::{Given, Wish},
     device::Deletions,
-    endpoint::{Checked, Made},
+    endpoint::{Announced, Checked, Made},
     history::History,
     refused::Refused,
 };
@@ -48,6 +50,10 @@ pub(super) struct Service {
     /// Reads the records as they are stored, beside the writer.
     pub(super) reader: BlockAllocator,
     deletions: Deletions,
+    /// Endpoints the dataplane was told of that are not in the store yet.
+    pub(super) announced: Announced,
+    /// The store was seen to give endpoints labels or profiles of its own (Kubernetes: those of the pod).
+    pub(super) knows_more: AtomicBool,
     /// One lock per container with calls under way.
     busy: StdMutex<BTreeMap<String, Weak<Mutex<()>>>>,
 }
@@ -66,6 +72,8 @@ impl Service {
             allocator: Mutex::new(allocator()),
             reader: allocator(),
             deletions: Deletions::new(),
+            announced: Announced::default(),
+            knows_more: AtomicBool::new(false),
             busy: StdMutex::new(BTreeMap::new()),
         }
     }
@@ -93,16 +101,18 @@ impl Service {
         match call {
             Call::Ping => Ok(self.pong()),
             Call::Status => self.status().await,
-            Call::Add { attachment, pools4, pools6, num4, num6, ips, given } => {
+            Call::PodCidrs => Ok(Reply::PodCidrs { cidrs: self.pod_cidrs().await? }),
+            Call::Add { attachment, pools4, pools6, num4, num6, ips, given, pools_of_pod } => {
                 let _turn = self.turn(&attachment).await;
-                let wish = Wish { pools4, pools6, num4, num6, ips };
+                let wish = Wish { pools4, pools6, num4, num6, ips, pools_of_pod, foreign: false };
                 self.add(&attachment, wish, given).await
             }
-            Call::IpamAdd { attachment, pools4, pools6, num4, num6, ips } => {
+            Call::IpamAdd { attachment, pools4, pools6, num4, num6, ips, pools_of_pod } => {
                 let _turn = self.turn(&attachment).await;
                 self.unlocked().await?;
                 self.settle(&attachment).await?;
-                let given = self.assign(&attachment, Wish { pools4, pools6, num4, num6, ips }).await?;
+                let wish = Wish { pools4, pools6, num4, num6, ips, pools_of_pod, foreign: true };
+                let given = self.assign(&attachment, wish).await?;
                 let (addresses, again) = (given.addresses, given.again);
                 Ok(Reply::Added { addresses, host_ifname: String::new(), mtu: 0, again })
             }
@@ -133,6 +143,19 @@ impl Service {
         }
     }
 
+    /// What the cluster set aside for pods of this node (Node status.podCIDRs).
+    async fn pod_cidrs(&self) -> Result<Vec<IpNet>, Refused> {
+        match self.store.get(&Key::new(Kind::Node, None, &self.node)).await {
+            Ok(node) => {
+                let all = node.value.pointer("/status/podCIDRs").and_then(Value::as_array);
+                let texts = all.into_iter().flatten().filter_map(Value::as_str);
+                Ok(texts.filter_map(|t| t.parse().ok()).collect())
+            }
+            Err(StoreError::NotFound(_)) => Ok(Vec::new()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     fn pong(&self) -> Reply {
         Reply::Pong { node: self.node.clone(), version: env!("CARGO_PKG_VERSION").to_owned() }
     }
@@ -159,7 +182,7 @@ impl Service {
         self.unlocked().await?;
         self.settle(a).await?;
         fail::point("agent.add.settled");
-        self.not_elsewhere(a).await?;
+        let known = self.not_elsewhere(a).await?;
         let mtu = self.dataplane.mtu(MTU).await;
         let mtu = mtu.map_err(|e| {
             Refused::new(code::TRY_AGAIN, e, "try again; if it stays so, see the agent's log")
@@ -172,7 +195,12 @@ impl Service {
         };
         fail::point("agent.add.assigned");
         let (addresses, again) = (given.addresses, given.again);
-        Ok(Reply::Added { addresses, host_ifname: a.host_ifname(&self.pod_prefix()), mtu, again })
+        let host_ifname = a.host_ifname(&self.pod_prefix());
+        // An endpoint of the pod's former sandbox stays in force until it is replaced.
+        if !(known || again) {
+            self.announce(a, host_ifname.clone(), addresses.clone()).await;
+        }
+        Ok(Reply::Added { addresses, host_ifname, mtu, again })
     }
 
     /// What the names of new pod devices begin with.

@@ -21,6 +21,7 @@ use brindle_config::MemoryStore;
 use brindle_config_core::{
     Key, Kind, ObjectMeta, Resource, Spec,
     felix::ClusterInformationSpec,
+    kube::NamespaceSpec,
     pool::IpPoolSpec,
     store::{Entry, Expect, Listing, Revision, Store, StoreError, StoreExt, StoreFuture, Watch},
     workload::WorkloadEndpointSpec,
@@ -42,6 +43,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 struct Stub {
     stuck: AtomicBool,
     prefixes: std::sync::Mutex<Vec<String>>,
+    /// `+` and `-` with the endpoint's name, in order.
+    announced: std::sync::Mutex<Vec<String>>,
 }
 
 impl Dataplane for Stub {
@@ -51,6 +54,16 @@ impl Dataplane for Stub {
 
     fn pod_prefixes(&self) -> Vec<String> {
         self.prefixes.lock().unwrap().clone()
+    }
+
+    fn announce(&self, endpoint: Entry) -> Answer<'_, ()> {
+        self.announced.lock().unwrap().push(format!("+{}", endpoint.key.name));
+        Box::pin(async { Ok(()) })
+    }
+
+    fn withdraw(&self, endpoint: Key) -> Answer<'_, ()> {
+        self.announced.lock().unwrap().push(format!("-{}", endpoint.name));
+        Box::pin(async { Ok(()) })
     }
 
     fn ready(&self, endpoint: Expected, _: Duration) -> Answer<'_, ()> {
@@ -189,6 +202,10 @@ impl Stage {
         }
     }
 
+    fn announced(&self) -> Vec<String> {
+        self.dataplane.announced.lock().unwrap().clone()
+    }
+
     fn journal(&self) -> usize {
         journal::read(&self.folder.join(journal::FOLDER)).unwrap().entries.len()
     }
@@ -220,6 +237,7 @@ fn add(a: &Attachment) -> Call {
         num6: 0,
         ips: vec![],
         given: vec![],
+        pools_of_pod: false,
     }
 }
 
@@ -278,6 +296,22 @@ async fn an_add_whose_plugin_dies_is_taken_back() {
     let s = Stage::new("10.1.0.0/24").await;
     let Reply::Added { again: false, .. } = s.ask(add(&attachment("c1"))).await else { panic!() };
     s.until_in_use(0).await;
+    assert_eq!(s.announced(), ["+n1-k8s-pod--c1-eth0", "-n1-k8s-pod--c1-eth0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policy_is_told_of_an_endpoint_before_it_is_stored_and_not_of_its_former_sandbox() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let (old, new) = (attachment("c1"), Attachment { container_id: "c2".into(), ..attachment("c1") });
+    s.attach(&old).await;
+    // Before its device is made, and as it was stored.
+    let told = ["+n1-k8s-pod--c1-eth0", "+n1-k8s-pod--c1-eth0"];
+    assert_eq!(s.announced(), told);
+    // The endpoint of the former sandbox is in force until it is replaced.
+    let Reply::Added { again: false, .. } = s.ask(add(&new)).await else { panic!() };
+    s.until_in_use(1).await;
+    assert_eq!(s.ask(del(&old)).await, Reply::Deleted);
+    assert_eq!(s.announced(), told, "what was stored is the store's to say");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,6 +387,7 @@ async fn an_address_in_use_is_refused_with_its_holder() {
         num6: 0,
         ips: vec![ip],
         given: vec![],
+        pools_of_pod: false,
     };
     let (code, msg) = refused(s.ask(ask(given)).await);
     assert_eq!(code, code::DUPLICATE_ADDRESS);
@@ -455,6 +490,7 @@ async fn gc_keeps_valid_attachments_and_other_networks() {
             num4: 1,
             num6: 0,
             ips: vec![],
+            pools_of_pod: false,
         })
         .await
     else {
@@ -529,4 +565,35 @@ async fn what_happened_to_an_address_is_kept() {
     let said: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
     assert_eq!(said, ["given", "returned"]);
     assert_eq!((&events[0]["ip"], &events[0]["handle"]), (&events[1]["ip"], &Value::from("net.c1")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_names_its_pools_and_a_pod_of_its_own_comes_first() {
+    let s = Stage::new("10.1.0.0/24").await;
+    for (name, cidr) in [("blue", "10.2.0.0/24"), ("green", "10.3.0.0/24")] {
+        s.put(ObjectMeta::named(name), IpPoolSpec::new(cidr.parse().unwrap())).await;
+    }
+    let namespace = |pools: &str| ObjectMeta {
+        annotations: [("cni.projectcalico.org/ipv4pools".to_owned(), pools.to_owned())].into(),
+        ..ObjectMeta::named("team")
+    };
+    s.put(namespace(r#"["blue"]"#), NamespaceSpec::default()).await;
+    let given = s.attach(&attachment("c1")).await;
+    assert!(given[0].to_string().starts_with("10.2.0."), "{given:?}");
+    let own = Call::Add {
+        attachment: attachment("c2"),
+        pools4: vec!["10.3.0.0/24".into()],
+        pools6: vec![],
+        num4: 1,
+        num6: 0,
+        ips: vec![],
+        given: vec![],
+        pools_of_pod: true,
+    };
+    let Reply::Added { addresses, .. } = s.ask(own).await else { panic!() };
+    assert!(addresses[0].to_string().starts_with("10.3.0."), "{addresses:?}");
+    s.put(namespace("blue"), NamespaceSpec::default()).await;
+    let (code, msg) = refused(s.ask(add(&attachment("c3"))).await);
+    assert_eq!(code, code::CONFIG);
+    assert!(msg.contains("ipv4pools of namespace team"), "{msg}");
 }
