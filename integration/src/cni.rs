@@ -14,9 +14,9 @@ use std::{
 };
 
 use brindle_config_core::{
-    Kind, ObjectMeta, Resource, Spec,
+    Key, Kind, ObjectMeta, Resource, Spec,
     pool::IpPoolSpec,
-    store::{Expect, Store, StoreExt},
+    store::{Expect, Store, StoreError, StoreExt},
     workload::WorkloadEndpointSpec,
 };
 use brindle_ipam::audit::{Finding, audit};
@@ -137,6 +137,21 @@ impl CniNode {
         self.runtime.block_on(self.store.put_as(&resource, Expect::Any)).unwrap_or_else(|e| panic!("{e}"));
     }
 
+    /// Changes a resource that is there, in its stored form, whoever else writes it.
+    pub fn edit(&self, key: &Key, change: impl Fn(&mut Value)) {
+        for _ in 0..100 {
+            let stored = self.runtime.block_on(self.store.get(key)).unwrap_or_else(|e| panic!("{e}"));
+            let mut value = (*stored.value).clone();
+            change(&mut value);
+            match self.runtime.block_on(self.store.put(key, value, Expect::Revision(stored.revision))) {
+                Ok(_) => return,
+                Err(StoreError::Conflict(_)) => {}
+                Err(e) => panic!("{e}"),
+            }
+        }
+        panic!("{key} is changed by somebody else all the time");
+    }
+
     /// Starts the agent and waits until it can serve an ADD.
     pub fn start_agent(&mut self) {
         self.start_agent_dying_at(None);
@@ -144,19 +159,31 @@ impl CniNode {
 
     /// [`Self::start_agent`], which dies when it passes this point (`brindle_cni::fail`).
     pub fn start_agent_dying_at(&mut self, point: Option<&str>) {
-        self.start(point, &[]);
+        self.start(point, &[], &[]);
+    }
+
+    /// [`Self::start_agent`] by a program that becomes it: `WRAPPER.. brindle-node run ..`.
+    pub fn start_agent_through(&mut self, wrapper: &[&str]) {
+        self.start(None, &[], wrapper);
     }
 
     /// [`Self::start_agent`] with more arguments.
     pub fn start_agent_with(&mut self, args: &[&str]) {
-        self.start(None, args);
+        self.start(None, args, &[]);
     }
 
-    fn start(&mut self, point: Option<&str>, args: &[&str]) {
+    fn start(&mut self, point: Option<&str>, args: &[&str], wrapper: &[&str]) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("agent.log"));
         let log = log.expect("a log file");
         let out = log.try_clone().expect("a second handle");
-        let mut command = Command::new(bin("brindle-node"));
+        let mut command = match wrapper {
+            [] => Command::new(bin("brindle-node")),
+            [program, rest @ ..] => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(bin("brindle-node"));
+                command
+            }
+        };
         command
             .args(["run", "--node-name", "n1", "--ip", "192.0.2.1/24", "--networking", "none"])
             .args(["--state-dir".as_ref(), self.dir.as_os_str()])

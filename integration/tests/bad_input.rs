@@ -1,0 +1,182 @@
+//! Bad input and missing means, as docs/faults.md lists them: a peer that speaks garbage, pools that overlap, a machine
+//! without iptables, a disk without room. Each is said in a line; nothing is lost and nobody else is harmed. Needs root.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use brindle_config_core::{ObjectMeta, pool::IpPoolSpec};
+use brindle_integration::{
+    bins::bin,
+    cni::{CniNode, Container},
+    lab::Lab,
+    wait::until,
+};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// What a peer may send: nothing at all, noise, a right beginning with noise behind it, a length that lies.
+fn garbage() -> Vec<Vec<u8>> {
+    let mut open = vec![0xff; 16];
+    // An OPEN of 29 octets: version 4, AS 64512, hold time 180, an identifier, no options.
+    open.extend([0, 29, 1, 4, 0xfc, 0x00, 0, 180, 10, 77, 1, 9, 0]);
+    let mut open_then_noise = open.clone();
+    open_then_noise.extend((0..65_536_u32).map(|i| u8::try_from((i * 167 + 13) % 251).unwrap_or(0)));
+    let mut long = vec![0xff; 16];
+    long.extend([0xff, 0xff, 2]);
+    long.extend([0; 70_000]);
+    vec![vec![], vec![0; 4096], b"GET / HTTP/1.1\r\n\r\n".to_vec(), open_then_noise, long]
+}
+
+#[test]
+fn a_peer_that_speaks_garbage_harms_no_other_session_of_the_lab() {
+    let (lab, _) = Lab::up("garbage", &["--nodes", "3", "--pods-per-node", "1"]);
+    // Each session, and for how long it has been as it is.
+    let sessions = || -> Vec<(String, u64)> {
+        let of = |node: &str| {
+            let status = lab.node_status(node);
+            let peers = status["bgp"]["peers"].as_array().cloned().unwrap_or_default();
+            let one = |p: &serde_json::Value| {
+                (format!("{node} {} {}", p["address"], p["state"]), p["since_ms"].as_u64().unwrap_or(0))
+            };
+            peers.iter().map(one).collect::<Vec<_>>()
+        };
+        ["node1", "node2", "node3"].iter().flat_map(|n| of(n)).collect()
+    };
+    let before = sessions();
+    assert!(before.len() == 6 && before.iter().all(|(s, _)| s.contains("Established")), "{before:?}");
+    let target: SocketAddr = "10.77.1.1:179".parse().expect("the lab's first node");
+    // From a neighbor's address (which has a session already), and from the node's own, which is no peer's.
+    for from in ["node2", "node1"] {
+        for bytes in garbage() {
+            lab.ns(from)
+                .run(|| {
+                    let Ok(mut stream) = TcpStream::connect_timeout(&target, Duration::from_secs(5)) else {
+                        return;
+                    };
+                    stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a socket option");
+                    stream.set_write_timeout(Some(Duration::from_secs(2))).expect("a socket option");
+                    // It may hang up in the middle, and should.
+                    let _ = stream.write_all(&bytes);
+                    let _ = stream.read_to_end(&mut Vec::new());
+                })
+                .expect("the namespace is alive");
+        }
+    }
+    let after = sessions();
+    let kept = before.iter().zip(&after).all(|((a, before), (b, after))| a == b && before <= after);
+    assert!(kept && before.len() == after.len(), "no session was lost or made anew: {before:?} {after:?}");
+    lab.ping_ok();
+    lab.ctl(&["status"]).expect(0);
+    lab.down();
+}
+
+#[test]
+fn pools_that_overlap_are_named_and_no_address_is_given_twice() {
+    let node = CniNode::new("overlap", "10.141.0.0/24");
+    node.put(ObjectMeta::named("wide"), IpPoolSpec::new("10.141.0.0/16".parse().expect("a CIDR")));
+    let said = until("both pools are named", LONG, || {
+        let out = Command::new(bin("brindlectl"))
+            .arg("status")
+            .arg("--admin-socket")
+            .arg(node.dir.join("admin.sock"))
+            .output()
+            .expect("brindlectl can be started");
+        let screen = String::from_utf8_lossy(&out.stdout).into_owned();
+        let line = screen.lines().find(|l| l.contains("overlap")).map(str::to_owned);
+        line.ok_or(screen)
+    });
+    let parts = ["IPPool(pool) 10.141.0.0/24", "IPPool(wide) 10.141.0.0/16", "delete or shrink"];
+    assert!(parts.iter().all(|p| said.contains(p)), "{said}");
+    let pods: Vec<Container> = (0..70).map(|_| Container::new()).collect();
+    let mut all: Vec<String> = pods.iter().map(|c| node.add(c).address()).collect();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), pods.len(), "each has an address of its own");
+    node.settled(&pods.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn without_iptables_the_agent_says_so_and_lets_no_pod_in_unprotected() {
+    let mut node = CniNode::without_agent("notools", "10.142.0.0/24");
+    // All tools of the filter are there: an empty folder in its place, for this agent alone.
+    node.start_agent_through(&[
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        "mount -t tmpfs none /usr/sbin && exec \"$0\" \"$@\"",
+    ]);
+    let c = Container::new();
+    let said = node.add(&c);
+    assert_eq!(said.code(), 103, "{said:?}");
+    for word in ["policy", "is not installed", "install the package"] {
+        assert!(said.out.contains(word), "{word}: {said:?}");
+    }
+    let log = std::fs::read_to_string(node.dir.join("agent.log")).expect("the agent's log");
+    assert!(
+        log.lines().any(|l| l.contains("policy could not be written") && l.contains("not installed")),
+        "{log}"
+    );
+    node.settled(&[]);
+    // With them it goes on as if nothing had been.
+    node.kill_agent();
+    node.start_agent();
+    let said = node.add(&c);
+    assert!(node.pings(&said.address()), "{said:?}");
+}
+
+/// A folder with little room, until dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn new(at: &Path) -> Self {
+        std::fs::create_dir_all(at).expect("a folder");
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(at).status();
+        assert!(status.is_ok_and(|s| s.success()), "a file system can be mounted on {}", at.display());
+        Self(at.to_owned())
+    }
+
+    /// Takes all the room there is.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("filler")).expect("there is room for a name");
+        while file.write_all(&[0; 512]).is_ok() {}
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("filler")).expect("it was written");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_without_room_fails_a_del_that_must_be_promised_and_loses_nothing() {
+    let mut node = CniNode::new("fulldisk", "10.143.0.0/24");
+    let journal = Small::new(&node.dir.join("cni-journal"));
+    let c = Container::new();
+    let address = node.add(&c).address();
+    journal.fill();
+    // The agent needs no promise: what it does is in the store.
+    let d = Container::new();
+    assert!(node.add(&d).ok);
+    assert!(node.del(&d).ok);
+    node.kill_agent();
+    let del = node.del(&c);
+    assert_eq!(del.code(), 5, "{del:?}");
+    assert!(del.out.contains("No space left") && del.out.contains("no address is lost"), "{del:?}");
+    journal.free();
+    assert!(node.del(&c).ok);
+    assert_eq!(node.journal(), 1, "promised");
+    node.start_agent();
+    node.settled(&[]);
+    assert!(!node.pings(&address));
+}
