@@ -11,6 +11,7 @@ pub mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod icmp;
+pub mod memory;
 pub mod netfilter;
 pub mod netlink;
 pub mod netns;

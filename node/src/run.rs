@@ -5,7 +5,11 @@
 //!                     └──report──> cni server (ready endpoints, MTU), admin socket
 //! ```
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, anyhow};
 use brindle_config_core::{
@@ -41,6 +45,7 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
     if std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) != 0) {
         return Err(setup(anyhow!("must run as root: it programs routes and network namespaces")));
     }
+    brindle_kernel::memory::limit_arenas(2);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(4)
@@ -194,6 +199,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
         }
     };
 
+    tokio::spawn(give_memory_back());
     tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone()));
     tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
     let cni = crate::cni_server::start(settings, &store, &felix, &policy).await?;
@@ -220,6 +226,18 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
         }
     });
     Ok(Parts { store, felix, policy, bgp, bgp_problems, ended, listener, port })
+}
+
+/// When an agent's start is over, and now and then, what it needed only for that is given back.
+async fn give_memory_back() {
+    for seconds in [5, 30].into_iter().chain(std::iter::repeat(600)) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        match tokio::task::spawn_blocking(brindle_kernel::memory::give_back).await {
+            Ok(Ok(octets)) => tracing::debug!(octets, "pages of the program given back"),
+            Ok(Err(e)) => return tracing::debug!("memory is not given back: {e}"),
+            Err(e) => return tracing::debug!("memory is not given back: {e}"),
+        }
+    }
 }
 
 fn own_addresses(settings: &Settings) -> anyhow::Result<Vec<autodetect::Choice>> {
