@@ -120,7 +120,7 @@ pub(crate) fn lab(args: &[String]) -> Result<ExitCode> {
 }
 
 /// The benchmarks, each a binary of the integration package.
-const BENCHES: [&str; 6] = ["ipam", "routes", "cni", "carrier", "lab", "bgp"];
+const BENCHES: [&str; 7] = ["ipam", "routes", "cni", "carrier", "lab", "bgp", "kube"];
 
 /// `cargo xtask bench [NAME..] [-- ARGUMENT..]`; the arguments go to the benchmarks named.
 pub(crate) fn bench(words: &[String]) -> Result<ExitCode> {

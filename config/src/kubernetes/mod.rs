@@ -45,8 +45,8 @@ const LISTS: usize = 3;
 /// How often a collection that the cluster lacks is looked for: once in 60 to 90 s.
 const MISSING: Duration = Duration::from_secs(60);
 
-/// Which pods are of interest: those with a node that have not finished. The server leaves the others out.
-const PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
+/// Which pods are of interest: those with an address of their own that have not finished. The server leaves the others out.
+const PODS: &str = "spec.hostNetwork=false,status.phase!=Succeeded,status.phase!=Failed";
 
 /// A datastore on an API server. Clones share connections.
 #[derive(Clone)]
@@ -106,6 +106,11 @@ impl Inner {
             Failure::Api(s) if s.code == 401 => StoreError::Broken(format!(
                 "{}: 401 Unauthorized: the token or certificate is wrong or has expired; renew the kubeconfig, or restart the pod",
                 self.client.name()
+            )),
+            Failure::Api(s) if s.code == 403 => StoreError::Broken(format!(
+                "{}: may not read the list of API groups ({}); log in with a kubeconfig, or bind the role system:discovery",
+                self.client.name(),
+                s.message
             )),
             Failure::Api(s) if s.code >= 500 || s.code == 429 => {
                 StoreError::Unavailable(format!("{}: /apis: {} {}", self.client.name(), s.code, s.message))
