@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::ErrorKind,
+    io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
     sync::{
@@ -691,6 +691,43 @@ fn flows_of_a_pod_that_goes_are_cut_and_no_others() {
     assert!(r.counters.flows_cut >= 1, "{r:?}");
     let left = flows();
     assert!(left.contains(&node.pods[1].v4) && !left.contains(&node.pods[2].v4), "{left:?}");
+}
+
+#[test]
+fn a_node_without_rules_denies_new_flows_of_workloads_until_the_resources_are_known() {
+    let mut node = Node::new(2);
+    // Connection tracking works as on a node with a kube-proxy.
+    let track = "iptables-nft -A INPUT -m conntrack --ctstate INVALID -j RETURN";
+    assert!(node.ns.run(|| Command::new("sh").args(["-ec", track]).status().unwrap()).success());
+    node.tcp(0, 1, 80, true);
+    let to = SocketAddr::new(node.pods[1].v4, 81);
+    let mut open = node.pods[0].ns.run(|| TcpStream::connect_timeout(&to, LONG).unwrap());
+    let (mut other, _) = node.pods[1]._servers[1].accept().unwrap();
+    other.set_read_timeout(Some(LONG)).unwrap();
+
+    let setup = PolicySetup { node: "n1".into(), families: Vec::new() };
+    let tools = Box::new(Tools::default());
+    node.handle = Some(node.ns.run(|| spawn_policy(&setup, tools, Box::new(Nothing)).unwrap()));
+    let r = node.report();
+    assert!(!r.in_sync && r.ready.is_empty(), "{r:?}");
+    node.tcp(0, 1, 80, false);
+    node.udp(1, 0, false);
+    assert!(!node.pods[0].ns.run(|| tcp("169.254.1.1:22".parse().unwrap())));
+    open.write_all(b"still here").unwrap();
+    let mut buf = [0; 10];
+    other.read_exact(&mut buf).expect("an open flow goes on");
+
+    node.tell(PolicyInput::Store(vec![SyncEvent::InSync]));
+    node.apply(node.everything(&[], &[]));
+    node.tcp(0, 1, 80, true);
+    node.udp(1, 0, true);
+
+    // The next start finds rules and leaves them alone.
+    node.stop();
+    node.handle =
+        Some(node.ns.run(|| spawn_policy(&setup, Box::new(Tools::default()), Box::new(Nothing)).unwrap()));
+    assert_eq!(node.report().counters.table_writes, 0);
+    node.tcp(0, 1, 80, true);
 }
 
 #[test]

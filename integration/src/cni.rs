@@ -152,6 +152,23 @@ impl CniNode {
         panic!("{key} is changed by somebody else all the time");
     }
 
+    /// Writes a resource as it is; gives its revision.
+    pub fn put_value(&self, key: &Key, value: &Value) -> u64 {
+        let put = self.store.put(key, value.clone(), Expect::Any);
+        self.runtime.block_on(put).unwrap_or_else(|e| panic!("{key}: {e}")).0
+    }
+
+    /// A resource as it is.
+    pub fn value(&self, key: &Key) -> Value {
+        let entry = self.runtime.block_on(self.store.get(key)).unwrap_or_else(|e| panic!("{key}: {e}"));
+        (*entry.value).clone()
+    }
+
+    /// Deletes a resource.
+    pub fn remove(&self, key: &Key) {
+        self.runtime.block_on(self.store.delete(key, Expect::Any)).unwrap_or_else(|e| panic!("{key}: {e}"));
+    }
+
     /// Starts the agent and waits until it can serve an ADD.
     pub fn start_agent(&mut self) {
         self.start_agent_dying_at(None);
@@ -352,6 +369,9 @@ impl Drop for CniNode {
             eprintln!("---- the agent said last:\n{}\n----", self.log());
         }
         self.kill_agent();
-        let _ = fs::remove_dir_all(&self.dir);
+        // `BRINDLE_KEEP` leaves store and log for a look.
+        if std::env::var_os("BRINDLE_KEEP").is_none() {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
     }
 }

@@ -12,5 +12,6 @@ pub mod kube_node;
 pub mod lab;
 pub mod netns;
 pub mod peer;
+pub mod policy;
 pub mod process;
 pub mod wait;

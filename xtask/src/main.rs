@@ -15,7 +15,7 @@ cargo xtask TASK
 
   lab [ARGS]     install what is missing, build in release, then `brindlectl lab up ARGS`
   test [STEP..]  everything CI checks; with names, only those steps:
-                 fmt layers clippy unit integration doc deny fuzz bench
+                 fmt layers clippy unit integration policy doc deny fuzz bench
   layers         the dependency rules of ARCHITECTURE.md, and that the bans of the pure packages bite
   bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier lab bgp
   generate       write the files that are made from the model: definitions, manifests, chart

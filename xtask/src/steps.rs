@@ -27,7 +27,7 @@ fn cargo(args: &str) -> Result<()> {
 type Step = (&'static str, fn() -> Result<()>);
 
 /// In the order in which a failure is cheapest to learn of.
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("fmt", || cargo("fmt --all -- --check")),
     ("layers", layers::check),
     ("clippy", || {
@@ -36,6 +36,7 @@ const STEPS: [Step; 9] = [
     }),
     ("unit", || cargo("test --workspace --exclude brindle-integration --lib --bins --tests --no-fail-fast")),
     ("integration", integration),
+    ("policy", policy),
     ("doc", || cargo("test --workspace --doc")),
     ("deny", deny),
     ("fuzz", || cargo("build --manifest-path fuzz/Cargo.toml")),
@@ -87,6 +88,16 @@ pub(crate) fn generate() -> Result<ExitCode> {
     let test = "cargo test --workspace --test deploy -- --test-threads=1 --nocapture";
     sh("env", &["BRINDLE_GENERATE=1"].into_iter().chain(test.split_whitespace()).collect::<Vec<_>>())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Network policy under real packets; a sample of the generated policy sets unless more are asked for.
+fn policy() -> Result<()> {
+    cargo("build --workspace --bins")?;
+    let bin = target()?.join("debug/policy-conformance");
+    let bin = bin.to_string_lossy();
+    sh(&bin, &["--check", "docs/conformance.md"])?;
+    let sets = std::env::var("BRINDLE_POLICY_SETS").unwrap_or_else(|_| "40".into());
+    sh(&bin, &["--generated", &sets])
 }
 
 fn deny() -> Result<()> {

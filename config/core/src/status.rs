@@ -162,6 +162,8 @@ pub struct PolicyStatus {
     /// Policies that apply to an endpoint of this node; sets of addresses they use.
     pub policies: usize,
     pub sets: usize,
+    /// Whatever the datastore said up to this revision is in force.
+    pub revision: u64,
     /// Calls of iptables-restore, ipset restore and nft that wrote since the agent started.
     pub table_writes: u64,
     pub set_writes: u64,

@@ -184,6 +184,24 @@ impl Driver {
         result
     }
 
+    /// Writes what holds until the resources are known, if there are no rules of ours of any make: those of the last run
+    /// deny devices they do not know by themselves. Whether it did.
+    pub(crate) fn guard(&mut self, waiting: &BTreeMap<Family, Layout>) -> Result<bool, DriveError> {
+        for family in self.families.clone() {
+            if let Ok(Some(_)) = self.nf.nft_list(ip(family), nft::TABLE) {
+                return Ok(false);
+            }
+            for variant in [Variant::Nft, Variant::Legacy] {
+                if let Ok(Some(text)) = self.nf.probe(variant, ip(family))
+                    && table_plan::parse(&text)?.values().any(|t| !t.chains.is_empty())
+                {
+                    return Ok(false);
+                }
+            }
+        }
+        self.apply(waiting, None, Leftovers::Remove).map(|()| true)
+    }
+
     fn try_apply(
         &mut self,
         layouts: &BTreeMap<Family, Layout>,
@@ -247,6 +265,7 @@ impl Driver {
             self.counters.set_writes += 1;
             self.counters.members += lines as u64;
             wrote = true;
+            tracing::debug!(input = %before, "ipset restore");
             self.nf.restore_sets(&before)?;
         }
         for (family, layout) in layouts {
@@ -275,6 +294,7 @@ impl Driver {
                 plans.iter().map(|(_, p)| (p.written + p.removed + p.mended + p.choices) as u64).sum::<u64>();
             self.counters.table_writes += 1;
             wrote = true;
+            tracing::debug!(%input, "iptables-restore");
             self.nf.restore(ip(*family), &input)?;
             for (table, plan) in plans {
                 let none = Wanted::default();

@@ -87,6 +87,8 @@ pub struct PolicyReport {
     pub resources: Vec<String>,
     pub policies: usize,
     pub sets: usize,
+    /// Whatever the store said up to this revision is in force.
+    pub revision: u64,
     pub counters: Counters,
 }
 
@@ -104,6 +106,7 @@ impl PolicyReport {
             back_end: self.back_end.to_owned(),
             policies: self.policies,
             sets: self.sets,
+            revision: self.revision,
             table_writes: c.table_writes,
             set_writes: c.set_writes,
             nft_writes: c.nft_writes,
@@ -211,6 +214,7 @@ pub fn spawn_policy(
         check_pause: CHECK,
         resources: Vec::new(),
         heard: false,
+        revision: 0,
         mode_problem: None,
         problem: None,
         applied: false,
@@ -247,6 +251,8 @@ struct Engine {
     resources: Vec<String>,
     /// Resources changed: what is wrong with them may have.
     heard: bool,
+    /// The latest revision taken in.
+    revision: u64,
     mode_problem: Option<String>,
     problem: Option<String>,
     /// Everything was written at least once.
@@ -267,6 +273,7 @@ fn departures(input: &PolicyInput) -> bool {
 
 impl Engine {
     async fn run(mut self, mut rx: mpsc::Receiver<PolicyInput>) {
+        self.guard();
         loop {
             let tidy = self.tidy.map(|(at, _)| at);
             let wake = match self.failed {
@@ -331,6 +338,9 @@ impl Engine {
             PolicyInput::Store(events) => {
                 self.heard = true;
                 for e in &events {
+                    if let SyncEvent::Upsert(entry) = e {
+                        self.revision = self.revision.max(entry.revision.0);
+                    }
                     self.settings_stale |= self.inputs.apply(e) != Impact::Nothing;
                     self.calculation.apply(e);
                 }
@@ -356,6 +366,26 @@ impl Engine {
         self.pending.gone.extend(new.gone);
         self.pending.gone_devices.extend(new.gone_devices);
         self.pending.judge |= new.judge;
+    }
+
+    /// A node without any rules of ours would let its workloads through until the resources are known.
+    fn guard(&mut self) {
+        let Ok(make) = self.detect() else { return };
+        self.driver.set_mode(Mode::Iptables(make));
+        let around = &self.settings.around;
+        let waiting = |f: &Family| (*f, Model::waiting(*f, around, &Style::iptables()));
+        let waiting = self.driver.families().iter().map(waiting).collect();
+        match self.driver.guard(&waiting) {
+            Ok(true) => tracing::info!(
+                old = "no rules",
+                new = "new flows of workloads are denied",
+                cause = "the resources are not known yet",
+                "policy"
+            ),
+            Ok(false) => {}
+            // Written again, or with the other make, as soon as the resources are known.
+            Err(e) => tracing::warn!(cause = %e, "workloads are not guarded until the resources are known"),
+        }
     }
 
     /// The one place from which anything is written, and its conditions. Gives what was written.
@@ -565,7 +595,8 @@ impl Engine {
     }
 
     fn publish(&mut self) {
-        let ready = if self.applied && self.pending.is_empty() && self.failed.is_none() {
+        let settled = self.applied && self.pending.is_empty() && self.failed.is_none();
+        let ready = if settled {
             let addresses = |e: &EndpointPolicy| e.addresses.iter().copied().collect::<BTreeSet<_>>();
             let all = self.model.endpoints.iter().map(|(id, e)| (id.clone(), addresses(e)));
             Some(all.collect::<BTreeMap<_, _>>())
@@ -591,6 +622,11 @@ impl Engine {
             resources: self.resources.clone(),
             policies: self.model.policies.len(),
             sets: self.model.set_count(),
+            revision: if settled && self.mode_problem.is_none() {
+                self.revision
+            } else {
+                self.report.borrow().revision
+            },
             counters: self.driver.counters,
         };
         self.report.send_if_modified(|r| {

@@ -3,6 +3,7 @@
 //! ```text
 //! raw     PREROUTING  marks cleared, reverse path of workloads, untracked policy of host endpoints
 //! mangle  PREROUTING  policy before DNAT
+//! mangle  POSTROUTING the host's own packets whose destination was translated: host endpoints, with the new one
 //! nat     POSTROUTING masquerade (after everybody else's)
 //! filter  FORWARD     host endpoints, from workload, to workload, host endpoints; then: accepted is accepted
 //! filter  INPUT       IPIP from nodes, workload to host, host endpoints
@@ -104,7 +105,20 @@ pub struct Layout {
 
 impl Layout {
     pub(super) fn put(&mut self, table: Table, chain: Chain) {
-        self.chains.insert((table, chain.name.clone()), Arc::new(chain));
+        self.put_shared(table, Arc::new(chain));
+    }
+
+    /// Only the filter table can reject; elsewhere a packet is dropped.
+    pub(super) fn put_shared(&mut self, table: Table, chain: Arc<Chain>) {
+        let rejects = |r: &Rule| r.action == Action::Reject;
+        let chain = if table != Table::Filter && chain.rules.iter().any(rejects) {
+            let mut quiet = Chain::clone(&chain);
+            quiet.rules.iter_mut().filter(|r| rejects(r)).for_each(|r| r.action = Action::Drop);
+            Arc::new(quiet)
+        } else {
+            chain
+        };
+        self.chains.insert((table, chain.name.clone()), chain);
     }
 }
 
@@ -200,6 +214,12 @@ pub(super) fn fixed(
         ),
     );
 
+    // The output chain of the filter table saw the destination before translation. A local source: the packet is the
+    // host's own; what is forwarded was judged on its way.
+    let own = vec![Match::Dnat { not: false }, Match::SrcLocal];
+    let to_hep = Rule::new(own, Action::Jump(TO_HEP.into()));
+    out.put(Table::Mangle, Chain::new("brindle-POSTROUTING", vec![to_hep]));
+
     nat(family, s, out);
 
     // filter
@@ -253,7 +273,7 @@ pub(super) fn fixed(
         rules.push(accept(vec![proto4(), known, Match::SrcLocal]).because("IPIP to a node"));
     }
     rules.push(clear(m.both()));
-    // What was translated goes on to another host or workload: it is not this host's service.
+    // What was translated is judged behind the translation, in mangle POSTROUTING.
     rules.push(Rule::new(vec![Match::Dnat { not: true }], Action::Jump(TO_HEP.into())));
     rules.push(accept(vec![accepted()]));
     out.put(Table::Filter, Chain::new("brindle-OUTPUT", rules));
@@ -266,6 +286,7 @@ fn hooks(s: &Surroundings, out: &mut Layout) {
         (Table::Raw, "PREROUTING"),
         (Table::Raw, "OUTPUT"),
         (Table::Mangle, "PREROUTING"),
+        (Table::Mangle, "POSTROUTING"),
         (Table::Filter, "INPUT"),
         (Table::Filter, "FORWARD"),
         (Table::Filter, "OUTPUT"),

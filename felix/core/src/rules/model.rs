@@ -218,6 +218,17 @@ impl Model {
             .clone()
     }
 
+    /// What holds while the resources are not known: flows of workloads go on, new ones are denied.
+    pub fn waiting(family: Family, around: &Surroundings, style: &Style) -> Layout {
+        let mut out = Self::default().layout(family, around, style, &BTreeMap::new());
+        for (_, d) in &mut out.dispatches {
+            if d.name == layout::FROM_WL || d.name == layout::TO_WL {
+                d.otherwise.insert(0, Rule::new(vec![super::ir::Match::Known], super::ir::Action::Accept));
+            }
+        }
+        out
+    }
+
     /// Everything one family should have. `address_of`: which device has an address (host endpoints known by
     /// address only).
     pub fn layout(
@@ -275,7 +286,7 @@ impl Model {
                     })
                 }
             };
-            out.chains.insert((table, name), kept.0);
+            out.put_shared(table, kept.0);
             out.sets.extend(kept.1);
         }
         out.own_sets = out.sets.keys().cloned().collect();
@@ -406,6 +417,7 @@ fn hosts(
         (Table::Raw, layout::FROM_HEP, Way::In),
         (Table::Raw, layout::TO_HEP, Way::Out),
         (Table::Mangle, layout::FROM_HEP, Way::In),
+        (Table::Mangle, layout::TO_HEP, Way::Out),
         (Table::Filter, layout::FROM_HEP, Way::In),
         (Table::Filter, layout::TO_HEP, Way::Out),
         (Table::Filter, layout::FROM_HEP_FORWARD, Way::In),
@@ -445,11 +457,13 @@ fn hosts(
         let (f, t) = (Direction::From, Direction::To);
         put(Table::Filter, layout::FROM_HEP, Way::In, shape.host(&label, e, f));
         put(Table::Filter, layout::TO_HEP, Way::Out, shape.host(&label, e, t));
+        put(Table::Mangle, layout::TO_HEP, Way::Out, shape.host(&label, e, t));
         put(Table::Filter, layout::FROM_HEP_FORWARD, Way::In, shape.host_forward(&label, e, f));
         put(Table::Filter, layout::TO_HEP_FORWARD, Way::Out, shape.host_forward(&label, e, t));
         if e.closed.is_none() {
             note(Table::Filter, &e.tiers, &e.profiles, true, used);
             note(Table::Filter, &e.tiers, &e.profiles, false, used);
+            note(Table::Mangle, &e.tiers, &e.profiles, false, used);
             note(Table::Filter, &host.forward, &[], true, used);
             note(Table::Filter, &host.forward, &[], false, used);
         }

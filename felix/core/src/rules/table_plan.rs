@@ -342,6 +342,10 @@ pub fn assume(plan: TablePlan, wanted: &Wanted, actual: &mut Actual) {
     if plan.mended == 0 {
         return;
     }
+    // A table that did not exist showed none of the kernel's chains.
+    for hook in &wanted.hooks {
+        actual.others.entry(hook.chain.clone()).or_default();
+    }
     for (name, rules) in &mut actual.others {
         let foreign = rules.iter().filter(|l| !is_ours(l)).cloned();
         let of = |place| {
@@ -458,6 +462,16 @@ mod tests {
         assume(p, &want, &mut have);
         assert!(plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove).is_empty());
         assert_eq!(have.others["FORWARD"].len(), 3, "the foreign rule stays between ours: {have:?}");
+    }
+
+    #[test]
+    fn hooks_in_chains_of_a_table_that_was_not_there_are_known_afterwards() {
+        let want = example();
+        let mut have = Actual::default();
+        let p = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove);
+        assert_eq!(p.mended, 1);
+        assume(p, &want, &mut have);
+        assert!(plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove).is_empty());
     }
 
     #[test]

@@ -58,9 +58,29 @@ pub(crate) const GROUPS: [Meaning; 5] = [
     ("projectcalico.org/name == 'ns1'", |l| l.get("projectcalico.org/name").is_some_and(|v| v == "ns1")),
 ];
 
+/// Selectors of cases written by hand, which the generator does not use.
+const MORE: [Meaning; 9] = [
+    ("app == 'b'", |l| l.get("app").is_some_and(|v| v == "b")),
+    ("app == 'c'", |l| l.get("app").is_some_and(|v| v == "c")),
+    ("tier == 'x'", |l| l.get("tier").is_some_and(|v| v == "x")),
+    ("has(app)", |l| l.contains_key("app")),
+    ("role == 'external'", |l| l.get("role").is_some_and(|v| v == "external")),
+    ("role == 'host'", |l| l.get("role").is_some_and(|v| v == "host")),
+    ("app starts with 'a' || app ends with 'c'", |l| {
+        l.get("app").is_some_and(|v| v.starts_with('a') || v.ends_with('c'))
+    }),
+    ("team == 'blue'", |l| l.get("team").is_some_and(|v| v == "blue")),
+    ("!(app == 'a' && tier == 'x')", |l| {
+        !(l.get("app").is_some_and(|v| v == "a") && l.get("tier").is_some_and(|v| v == "x"))
+    }),
+];
+
 fn meaning(table: &[Meaning], text: &str, labels: &Labels) -> bool {
-    let (_, holds) =
-        table.iter().find(|(t, _)| *t == text).unwrap_or_else(|| panic!("{text} is no selector"));
+    let (_, holds) = table
+        .iter()
+        .chain(&MORE)
+        .find(|(t, _)| *t == text)
+        .unwrap_or_else(|| panic!("{text} is no selector"));
     holds(labels)
 }
 
@@ -192,13 +212,18 @@ pub(crate) fn allowed(resources: &[Value], flow: &Flow) -> bool {
     first
         && match (&flow.from, &flow.to) {
             (_, Spot::Pod(ns, name)) => endpoint(&w, pod(ns, name), flow, "ingress"),
-            // defaultEndpointToHostAction is Drop.
-            (Spot::Pod(..), Spot::Host(_)) => false,
+            (Spot::Pod(..), Spot::Host(_)) => to_host(&w),
             (Spot::Outside(_), Spot::Host(by)) => hep_in(*by).is_none_or(|h| host(&w, h, flow, "ingress")),
             (Spot::Host(_), Spot::Outside(by)) => hep_in(*by).is_none_or(|h| host(&w, h, flow, "egress")),
             (_, Spot::Outside(by)) => hep_in(*by).is_none_or(|h| forward(&w, h, flow, "egress")),
             (Spot::Host(_), Spot::Host(_)) => true,
         }
+}
+
+/// defaultEndpointToHostAction of the FelixConfiguration `default`; Accept when it does not say.
+fn to_host(w: &World<'_>) -> bool {
+    let felix = w.named("FelixConfiguration", "", "default");
+    felix.is_none_or(|f| text(f, "/spec/defaultEndpointToHostAction") != "Drop")
 }
 
 fn host(w: &World<'_>, h: &Value, flow: &Flow, direction: &str) -> bool {
@@ -257,8 +282,8 @@ fn endpoint(w: &World<'_>, e: &Value, flow: &Flow, direction: &str) -> bool {
     }
     for name in list(e, "/spec/profiles") {
         let name = name.as_str().expect("a text");
-        // The profile of a namespace allows everything.
-        if name.starts_with("kns.") {
+        // The profile of a namespace allows everything, and so does the one that is made for it.
+        if name.starts_with("kns.") || name == "projectcalico-default-allow" {
             return true;
         }
         if let Some(p) = w.named("Profile", "", name) {
@@ -283,9 +308,21 @@ fn applying<'a>(
     direction: &str,
     wanted: &dyn Fn(&Value) -> bool,
 ) -> Vec<&'a Value> {
-    let kinds = ["NetworkPolicy", "GlobalNetworkPolicy", "KubernetesNetworkPolicy", "ClusterNetworkPolicy"];
+    let kinds = [
+        "NetworkPolicy",
+        "GlobalNetworkPolicy",
+        "KubernetesNetworkPolicy",
+        "ClusterNetworkPolicy",
+        "AdminNetworkPolicy",
+        "BaselineAdminNetworkPolicy",
+    ];
     let policies = w.0.iter().filter(|p| kinds.contains(&kind(p)) && wanted(p));
     policies.filter(|p| applies(w, p, e) && types(p).contains(&direction)).collect()
+}
+
+/// The API of network-policy-api, of all its ages.
+fn of_cluster(kind: &str) -> bool {
+    ["ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"].contains(&kind)
 }
 
 fn types(p: &Value) -> Vec<&'static str> {
@@ -293,7 +330,7 @@ fn types(p: &Value) -> Vec<&'static str> {
     let field = if kind(p) == "KubernetesNetworkPolicy" { "/spec/policyTypes" } else { "/spec/types" };
     let given: Vec<&str> = list(p, field).iter().filter_map(|t| t.as_str()).collect();
     let (ingress, egress) = match (kind(p), given.is_empty()) {
-        ("ClusterNetworkPolicy", _) => (has("ingress"), has("egress")),
+        (k, _) if of_cluster(k) => (has("ingress"), has("egress")),
         (_, false) => (given.contains(&"Ingress"), given.contains(&"Egress")),
         ("KubernetesNetworkPolicy", true) => (true, has("egress")),
         (_, true) => (has("ingress") || !has("egress"), has("egress")),
@@ -313,7 +350,7 @@ fn applies(w: &World<'_>, p: &Value, e: &Value) -> bool {
         "KubernetesNetworkPolicy" => {
             is_kubernetes_pod(&o) && o.namespace == own && kubernetes(&p["spec"]["podSelector"], &o.labels)
         }
-        "ClusterNetworkPolicy" => cluster_peer(w, &p["spec"]["subject"], &o),
+        k if of_cluster(k) => cluster_peer(w, &p["spec"]["subject"], &o),
         "NetworkPolicy" => {
             o.namespace == own
                 && meaning(&SELECTORS, text(p, "/spec/selector"), &o.labels)
@@ -357,13 +394,15 @@ fn tiers(
         "KubernetesNetworkPolicy" => "default".to_owned(),
         "ClusterNetworkPolicy" if text(p, "/spec/tier") == "Admin" => "kube-admin".into(),
         "ClusterNetworkPolicy" => "kube-baseline".into(),
+        "AdminNetworkPolicy" => "adminnetworkpolicy".into(),
+        "BaselineAdminNetworkPolicy" => "baselineadminnetworkpolicy".into(),
         _ if text(p, "/spec/tier").is_empty() => "default".into(),
         _ => text(p, "/spec/tier").to_owned(),
     };
     let about = |name: &str| match name {
         "default" => (1_000_000.0, false),
-        "kube-admin" => (1000.0, true),
-        "kube-baseline" => (10_000_000.0, true),
+        "kube-admin" | "adminnetworkpolicy" => (1000.0, true),
+        "kube-baseline" | "baselineadminnetworkpolicy" => (10_000_000.0, true),
         name => {
             let t = w.named("Tier", "", name).expect("the tier is there");
             (infinity(t["spec"]["order"].as_f64()), text(t, "/spec/defaultAction") == "Pass")
@@ -371,7 +410,7 @@ fn tiers(
     };
     let order = |p: &Value| match kind(p) {
         "KubernetesNetworkPolicy" => 1000.0,
-        "ClusterNetworkPolicy" => infinity(p["spec"]["priority"].as_f64()),
+        k if of_cluster(k) => infinity(p["spec"]["priority"].as_f64()),
         _ => infinity(p["spec"]["order"].as_f64()),
     };
     all.sort_by(|a, b| {
@@ -393,7 +432,7 @@ fn tiers(
                     "KubernetesNetworkPolicy" => {
                         kubernetes_rule(w, r, text(p, "/metadata/namespace"), flow, direction)
                     }
-                    "ClusterNetworkPolicy" => cluster_rule(w, r, flow, direction),
+                    k if of_cluster(k) => cluster_rule(w, r, flow, direction),
                     _ => calico_rule(w, r, text(p, "/metadata/namespace"), flow),
                 };
                 if !matches {
@@ -611,6 +650,22 @@ fn cluster_rule(w: &World<'_>, r: &Value, flow: &Flow, direction: &str) -> bool 
             })
         })
     };
-    let protocols = list(r, "/protocols");
-    peers.iter().any(peer) && (protocols.is_empty() || protocols.iter().any(protocol))
+    // AdminNetworkPolicy says the same in other words.
+    let port = |p: &&Value| {
+        let n = u64::from(flow.dst_port);
+        if let Some(name) = p.get("namedPort").and_then(Value::as_str) {
+            return w.owners(flow.dst).iter().any(|o| names_port(o, name, flow.protocol, flow.dst_port));
+        }
+        let (one, range) = (&p["portNumber"], &p["portRange"]);
+        let of = |v: &Value| v.get("protocol").map_or(6, number_of) == flow.protocol;
+        one.is_object() && of(one) && one["port"].as_u64() == Some(n)
+            || range.is_object()
+                && of(range)
+                && range["start"].as_u64().is_some_and(|s| s <= n)
+                && range["end"].as_u64().is_some_and(|e| n <= e)
+    };
+    let (protocols, ports) = (list(r, "/protocols"), list(r, "/ports"));
+    peers.iter().any(peer)
+        && (protocols.is_empty() || protocols.iter().any(protocol))
+        && (ports.is_empty() || ports.iter().any(port))
 }

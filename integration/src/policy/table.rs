@@ -1,0 +1,171 @@
+//! The table of cases and back ends, on a screen and kept in docs/conformance.md.
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use super::{
+    lab::BackEnd,
+    suite::{Case, Outcome},
+};
+
+/// Outcomes of all cases with each back end, in the same order.
+#[derive(Debug)]
+pub struct Table<'a> {
+    pub cases: &'a [Case],
+    pub columns: &'a [(BackEnd, Vec<Outcome>)],
+    pub seed: u64,
+}
+
+/// What this kernel can of SCTP, said aloud.
+pub fn sctp() -> String {
+    let stream = socket2::Socket::new(
+        socket2::Domain::IPV4,
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::from(132)),
+    );
+    match stream {
+        Ok(_) => "SCTP: this kernel has sockets of it; the suite sends INIT chunks by raw sockets".into(),
+        Err(_) => "SCTP: THIS KERNEL HAS NO SOCKETS OF IT; the suite sends INIT chunks by raw sockets, which connection \
+                   tracking and filters judge as any other"
+            .into(),
+    }
+}
+
+struct Row {
+    group: String,
+    name: String,
+    cells: Vec<&'static str>,
+    allowed: usize,
+    denied: usize,
+}
+
+impl Table<'_> {
+    fn rows(&self) -> Vec<Row> {
+        let mut rows: Vec<Row> = Vec::new();
+        let mut sets = 0;
+        for (i, case) in self.cases.iter().enumerate() {
+            let outcomes: Vec<&Outcome> = self.columns.iter().filter_map(|(_, o)| o.get(i)).collect();
+            let cells: Vec<&str> =
+                outcomes.iter().map(|o| if o.wrong.is_empty() { "yes" } else { "NO" }).collect();
+            let (allowed, denied) = outcomes.first().map_or((0, 0), |o| (o.allowed, o.denied));
+            if case.group != "generated" {
+                rows.push(Row { group: case.group.into(), name: case.name.clone(), cells, allowed, denied });
+                continue;
+            }
+            // Those of the generator share a row.
+            sets += 1;
+            let name = format!("{sets} policy sets, seed {}", self.seed);
+            match rows.last_mut().filter(|r| r.group == "generated") {
+                None => rows.push(Row { group: "generated".into(), name, cells, allowed, denied }),
+                Some(r) => {
+                    r.name = name;
+                    (r.allowed, r.denied) = (r.allowed + allowed, r.denied + denied);
+                    for (all, this) in r.cells.iter_mut().zip(cells) {
+                        if this != "yes" {
+                            *all = this;
+                        }
+                    }
+                }
+            }
+        }
+        rows
+    }
+
+    /// For a screen.
+    pub fn text(&self) -> String {
+        let rows = self.rows();
+        let names: Vec<&str> = self.columns.iter().map(|(b, _)| b.name()).collect();
+        let wide = rows.iter().map(|r| r.name.chars().count()).max().unwrap_or(0);
+        let mut out = format!("{:<22} {:<wide$} {}  allowed  denied\n", "", "", names.join("  "));
+        for r in &rows {
+            let cells: Vec<String> =
+                r.cells.iter().zip(&names).map(|(c, n)| format!("{c:<w$}", w = n.len())).collect();
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                out,
+                "{:<22} {:<wide$} {}  {:>7} {:>7}",
+                r.group,
+                r.name,
+                cells.join("  "),
+                r.allowed,
+                r.denied
+            );
+        }
+        out
+    }
+
+    /// The whole of docs/conformance.md.
+    pub fn markdown(&self) -> String {
+        let names: Vec<&str> = self.columns.iter().map(|(b, _)| b.name()).collect();
+        let mut out = format!("{HEAD}\n| | case | {} | allowed | denied |\n", names.join(" | "));
+        let _ = writeln!(out, "| --- | --- |{} ---: | ---: |", " --- |".repeat(names.len()));
+        for r in self.rows() {
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {} | {} |",
+                r.group,
+                r.name,
+                r.cells.join(" | "),
+                r.allowed,
+                r.denied
+            );
+        }
+        out
+    }
+}
+
+const HEAD: &str = "\
+# Conformance of network policy
+
+Written by `target/debug/policy-conformance --generated 220 --write docs/conformance.md`; do not edit. `cargo xtask test
+policy` prints the same with fewer sets of the generator (`BRINDLE_POLICY_SETS`, 40) and fails when the list of cases here
+is not the one there is.
+
+A node with the real agent, nine pods of three namespaces made by the real plugin, a host behind an uplink with a host
+endpoint and one behind an uplink without. In each case all of them try to reach each other at once: TCP 22, 80 and 81
+(whole handshakes), UDP 53 and 80, SCTP 80 (an INIT chunk by a raw socket), ICMP echo and timestamp, IPv4 and IPv6.
+`allowed` and `denied` are the first packets that have to arrive and those that must not. What is expected comes from an
+oracle that reads the API documents literally and shares no code with Brindle (felix/core/tests/policy/oracle); where a
+case has a point a person can state, the person's word is compared with the oracle's. A repair of rules nobody had
+touched fails the case, too.
+
+Cases of updates have several steps and count the packets of all. The cases follow Kubernetes' own tests (test/e2e/network/netpol),
+Cyclonus, the conformance profile of network-policy-api, and what Calico adds. Traffic of a pod to itself never leaves
+the pod and is not shown.
+";
+
+/// What the list of cases in a kept table lacks or has too much.
+pub fn stale(kept: &str, cases: &[Case]) -> Vec<String> {
+    let rows: BTreeSet<(String, String)> = kept
+        .lines()
+        .filter_map(|l| {
+            let mut cells = l.strip_prefix("| ")?.split(" | ");
+            Some((cells.next()?.to_owned(), cells.next()?.to_owned()))
+        })
+        .filter(|(group, _)| !["", "---", "generated", "| case"].contains(&&**group))
+        .collect();
+    let wanted: BTreeSet<(String, String)> =
+        cases.iter().map(|c| (c.group.to_owned(), c.name.clone())).collect();
+    let lacks = wanted.difference(&rows).map(|(g, n)| format!("lacks {g}: {n}"));
+    let extra = rows.difference(&wanted).map(|(g, n)| format!("has {g}: {n}, which is no case any more"));
+    lacks.chain(extra).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_table_is_current_for_its_own_cases_and_stale_for_others() {
+        let cases = crate::policy::cases::all();
+        let outcome = Outcome { allowed: 3, denied: 4, wrong: Vec::new(), took: Duration::ZERO };
+        let columns: Vec<_> = BackEnd::ALL.map(|b| (b, vec![outcome.clone(); cases.len()])).into();
+        let text = Table { cases: &cases, columns: &columns, seed: 1 }.markdown();
+        assert_eq!(stale(&text, &cases), Vec::<String>::new());
+        let fewer = cases.get(1..).unwrap_or_default();
+        assert_eq!(stale(&text, fewer), ["has default: no policy, which is no case any more"]);
+        let without = text.replace("| default | deny ingress |", "| default | deny |");
+        assert_eq!(stale(&without, &cases).len(), 2);
+    }
+}

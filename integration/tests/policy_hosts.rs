@@ -1,0 +1,164 @@
+//! Host endpoints and translated destinations, under real packets with each back end: policy before DNAT sees what the
+//! client asked for, policy of the host's own traffic sees where it really goes, what is forwarded is not the host's own,
+//! and an endpoint for all interfaces leaves workloads alone. Needs root.
+
+use brindle_integration::policy::{
+    lab::{BackEnd, HOST, OUTSIDE, PolicyLab, sh},
+    probe::{Attempt, Probe},
+    world::{calico, gnp, host, with},
+};
+use serde_json::{Value, json};
+
+/// A service address that the host's own packets are translated from.
+const SERVICE: &str = "10.255.0.1";
+const TCP80: Probe = Probe::Tcp(80);
+/// Translated to a pod (from eth0) or to the host behind eth0 (from eth1).
+const NODE_PORT: Probe = Probe::Tcp(8080);
+
+struct Hosts(PolicyLab);
+
+impl Hosts {
+    fn new(back_end: BackEnd) -> Self {
+        let lab = PolicyLab::new(back_end);
+        // What a kube-proxy would write, in a table no back end of ours knows.
+        let rules = format!(
+            "nft add table ip others; \
+             nft 'add chain ip others pre {{ type nat hook prerouting priority -100; }}'; \
+             nft 'add chain ip others out {{ type nat hook output priority -100; }}'; \
+             nft add rule ip others pre iifname eth0 tcp dport 8080 dnat to 10.0.0.1:80; \
+             nft add rule ip others pre iifname eth1 tcp dport 8080 dnat to {}:80; \
+             nft add rule ip others out ip daddr {SERVICE} dnat to {}; \
+             ip route add {SERVICE}/32 dev eth0 src {}",
+            OUTSIDE[0][0], OUTSIDE[0][0], HOST[0]
+        );
+        sh(lab.node.ns.ns(), &rules);
+        Self(lab)
+    }
+
+    fn set<const N: usize>(&mut self, more: [Value; N]) {
+        self.0.set(&with(more));
+    }
+
+    /// From a site to an address, one probe; tried again when something that must arrive does not.
+    #[track_caller]
+    fn expect(&mut self, from: &str, to: &str, probe: Probe, wanted: bool) {
+        let lab = &mut self.0;
+        let named = lab.sites.iter().position(|s| s.name == to);
+        let dst = named.map_or_else(|| to.parse().expect("an address"), |i| lab.sites[i].addresses[0]);
+        let from = lab.site(from);
+        let a = Attempt { from, to: named.unwrap_or(from), src: lab.sites[from].addresses[0], dst, probe };
+        let rounds = if wanted { 3 } else { 1 };
+        let got =
+            (0..rounds).any(|_| lab.prober.round(&[a], &[wanted]).expect("packets can be sent") == [true]);
+        assert_eq!(got, wanted, "{:?}: {a:?}\n{}", lab.back_end, lab.dump());
+    }
+}
+
+fn open() -> Value {
+    host(json!({"profiles": ["projectcalico-default-allow"]}))
+}
+
+fn on(name: &str, more: Value) -> Value {
+    let mut spec = json!({"selector": "role == 'host'", "order": 10});
+    for (k, v) in more.as_object().into_iter().flatten() {
+        spec[k] = v.clone();
+    }
+    gnp(name, spec)
+}
+
+fn run(back_end: BackEnd) {
+    let mut h = Hosts::new(back_end);
+    h.set([open()]);
+    h.expect("out1", "host", NODE_PORT, true);
+    h.expect("out2", "host", NODE_PORT, true);
+    h.expect("host", SERVICE, TCP80, true);
+
+    // Before DNAT: the port the client asked for.
+    let pre = |action: &str, port: u16| {
+        on(
+            "pre",
+            json!({"preDNAT": true, "applyOnForward": true, "types": ["Ingress"], "ingress": [{"action": action,
+                "protocol": "TCP", "destination": {"nets": [format!("{}/32", HOST[0])], "ports": [port]}}]}),
+        )
+    };
+    h.set([open(), pre("Deny", 8080)]);
+    h.expect("out1", "host", NODE_PORT, false);
+    h.expect("out1", "ns1/p1", TCP80, true);
+    h.set([open(), pre("Deny", 80)]);
+    h.expect("out1", "host", NODE_PORT, true);
+    h.expect("out1", "host", TCP80, false);
+    // Forwarded policy sees what it was translated to.
+    let forward = |net: &str| {
+        on(
+            "forward",
+            json!({"applyOnForward": true, "types": ["Ingress"], "ingress": [
+                {"action": "Deny", "destination": {"nets": [net]}}, {"action": "Allow"}]}),
+        )
+    };
+    h.set([open(), forward("10.0.0.1/32")]);
+    h.expect("out1", "host", NODE_PORT, false);
+    h.set([open(), forward("192.168.0.1/32")]);
+    h.expect("out1", "host", NODE_PORT, true);
+
+    // The host's own packets: where they really go.
+    let egress = |net: &str| {
+        on(
+            "egress",
+            json!({"types": ["Egress"], "egress": [
+                {"action": "Deny", "destination": {"nets": [net]}}, {"action": "Allow"}]}),
+        )
+    };
+    h.set([open(), egress("10.9.1.7/32")]);
+    h.expect("host", SERVICE, TCP80, false);
+    h.expect("host", "out1", TCP80, false);
+    // It is the endpoint's own traffic that is denied, not what the node translates for others.
+    h.expect("out2", "host", NODE_PORT, true);
+    h.set([open(), egress("10.255.0.1/32")]);
+    h.expect("host", SERVICE, TCP80, true);
+    h.expect("host", "out1", TCP80, true);
+
+    // A denial that rejects, where only dropping is possible: everything is still written.
+    let reject =
+        || calico("FelixConfiguration", "", "default", &json!({"iptablesFilterDenyAction": "Reject"}));
+    h.set([open(), pre("Deny", 8080), egress("10.9.1.7/32"), reject()]);
+    h.expect("out1", "host", NODE_PORT, false);
+    h.expect("host", SERVICE, TCP80, false);
+
+    // One endpoint for all interfaces.
+    let everywhere = || host(json!({"interfaceName": "*", "profiles": ["projectcalico-default-allow"]}));
+    h.set([
+        everywhere(),
+        on("in", json!({"types": ["Ingress"], "ingress": [{"action": "Allow", "protocol": "UDP"}]})),
+    ]);
+    for from in ["out1", "out2"] {
+        h.expect(from, "host", TCP80, false);
+        h.expect(from, "host", Probe::Tcp(22), true);
+        h.expect(from, "host", Probe::Udp(80), true);
+        h.expect(from, "ns1/p1", TCP80, true);
+    }
+    h.expect("ns1/p1", "host", TCP80, true);
+    h.expect("host", "ns1/p1", TCP80, true);
+    h.expect("host", "out2", TCP80, true);
+    h.set([everywhere(), on("out", json!({"types": ["Egress"]}))]);
+    h.expect("host", "out1", TCP80, false);
+    h.expect("host", "out2", TCP80, false);
+    h.expect("host", SERVICE, TCP80, false);
+    h.expect("host", "ns1/p1", TCP80, true);
+    h.expect("ns1/p1", "out1", TCP80, true);
+    assert_eq!(h.0.policy().problems, Vec::<String>::new());
+}
+
+#[test]
+fn translated_destinations_with_iptables_legacy() {
+    run(BackEnd::Legacy);
+}
+
+#[test]
+fn translated_destinations_with_iptables_nft() {
+    run(BackEnd::Nft);
+}
+
+#[test]
+fn translated_destinations_with_nftables() {
+    run(BackEnd::Nftables);
+}
