@@ -1,5 +1,9 @@
 //! From the datastore to the speaker: follows the store, translates, applies. Changes that come together are
 //! translated together.
+//!
+//! Services and their endpoints are many and restless, so they are followed only while ranges for them are configured;
+//! then nothing is applied before they, too, are complete: a plan without their addresses would withdraw what an
+//! earlier run of this node announced.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -19,7 +23,7 @@ use tracing::{debug, info, warn};
 use crate::{
     handle::{Gone, Handle},
     peers::{
-        ClusterState, KINDS, Plan, Problem,
+        ClusterState, KINDS, Plan, Problem, SERVICE_KINDS,
         leave::{BOUND, Event, Mesh, Step},
         translate,
     },
@@ -44,7 +48,7 @@ pub struct Follower {
 /// Starts feeding `handle` with what the store says about the node called `node`. Nothing is applied before the
 /// store's snapshot is complete. `secrets`: folder of passwords, `NAME/KEY`.
 pub fn from_store(store: Arc<dyn Store>, node: &str, secrets: &Path, handle: Handle) -> Follower {
-    let events = sync::follow(store, KINDS);
+    let feeds = Feeds::new(store);
     let (tx, problems) = watch::channel(None);
     let feeder = Feeder {
         state: ClusterState::new(node),
@@ -58,7 +62,7 @@ pub fn from_store(store: Arc<dyn Store>, node: &str, secrets: &Path, handle: Han
     };
     let task = tokio::spawn(async move {
         // `Gone` means that the speaker was shut down: there is nobody left to feed.
-        let _ = run(events, feeder).await;
+        let _ = run(feeds, feeder).await;
     });
     Follower { problems, task }
 }
@@ -99,40 +103,89 @@ struct Feeder {
     origin: Instant,
 }
 
-async fn run(mut events: mpsc::Receiver<Vec<SyncEvent>>, mut feeder: Feeder) -> Result<(), Gone> {
-    let mut in_sync = false;
-    let mut changed = false;
+/// What the store says: on one line what always matters, on a second one services, while they do.
+struct Feeds {
+    store: Arc<dyn Store>,
+    main: mpsc::Receiver<Vec<SyncEvent>>,
+    main_in_sync: bool,
+    services: Option<mpsc::Receiver<Vec<SyncEvent>>>,
+    services_in_sync: bool,
+    /// The plan may be another than the last one applied.
+    changed: bool,
+}
+
+impl Feeds {
+    fn new(store: Arc<dyn Store>) -> Self {
+        let main = sync::follow(Arc::clone(&store), KINDS);
+        Self { store, main, main_in_sync: false, services: None, services_in_sync: false, changed: false }
+    }
+
+    /// Whether the state is complete.
+    fn in_sync(&self) -> bool {
+        self.main_in_sync && (self.services.is_none() || self.services_in_sync)
+    }
+
+    /// Waits for the next batch and takes it. `false`: the store is gone. Cancel safe.
+    async fn take(&mut self, state: &mut ClusterState) -> bool {
+        let (batch, of_services) = match &mut self.services {
+            None => (self.main.recv().await, false),
+            Some(services) => tokio::select! {
+                batch = self.main.recv() => (batch, false),
+                batch = services.recv() => (batch, true),
+            },
+        };
+        let Some(batch) = batch else { return false };
+        let in_sync = if of_services { &mut self.services_in_sync } else { &mut self.main_in_sync };
+        for event in &batch {
+            // The snapshot's end makes a plan due even if the store is empty: that, too, is news.
+            let first = *event == SyncEvent::InSync && !*in_sync;
+            *in_sync |= first;
+            self.changed |= first | state.apply(event);
+        }
+        self.follow_services(state);
+        true
+    }
+
+    /// Starts or ends following services, as the configuration says now.
+    fn follow_services(&mut self, state: &mut ClusterState) {
+        match (state.wants_services(), self.services.is_some()) {
+            (true, false) => {
+                self.services = Some(sync::follow(Arc::clone(&self.store), SERVICE_KINDS));
+            }
+            (false, true) => {
+                self.services = None;
+                self.services_in_sync = false;
+                self.changed |= state.forget_services();
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn run(mut feeds: Feeds, mut feeder: Feeder) -> Result<(), Gone> {
     loop {
-        let batch = match feeder.pause(in_sync) {
-            None => events.recv().await,
-            Some(pause) => match timeout_at(Instant::now() + pause, events.recv()).await {
-                Ok(batch) => batch,
+        let more = match feeder.pause(feeds.in_sync()) {
+            None => feeds.take(&mut feeder.state).await,
+            Some(pause) => match timeout_at(Instant::now() + pause, feeds.take(&mut feeder.state)).await {
+                Ok(more) => more,
                 Err(_) => {
                     feeder.tick().await?;
                     continue;
                 }
             },
         };
-        let Some(batch) = batch else { return Ok(()) };
-        take(&batch, &mut feeder.state, &mut in_sync, &mut changed);
-        if !(in_sync && changed) {
+        if !more {
+            return Ok(());
+        }
+        if !(feeds.in_sync() && feeds.changed) {
             continue;
         }
         let until = Instant::now() + DEBOUNCE;
-        while let Ok(Some(batch)) = timeout_at(until, events.recv()).await {
-            take(&batch, &mut feeder.state, &mut in_sync, &mut changed);
+        while let Ok(true) = timeout_at(until, feeds.take(&mut feeder.state)).await {}
+        if feeds.in_sync() {
+            feeds.changed = false;
+            feeder.apply().await?;
         }
-        changed = false;
-        feeder.apply().await?;
-    }
-}
-
-fn take(batch: &[SyncEvent], state: &mut ClusterState, in_sync: &mut bool, changed: &mut bool) {
-    for event in batch {
-        // The snapshot's end makes a plan due even if the store is empty: that, too, is news.
-        let first = *event == SyncEvent::InSync && !*in_sync;
-        *in_sync |= first;
-        *changed |= first | state.apply(event);
     }
 }
 

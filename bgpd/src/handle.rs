@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, SpeakerConfig};
@@ -20,7 +21,7 @@ use tokio::{
 use crate::{
     listeners::Listeners,
     mrt,
-    peers::{Plan, leave::Coverage},
+    peers::{Plan, leave::Coverage, services::Verdict},
     tally::Tally,
     view::RibPath,
 };
@@ -40,6 +41,8 @@ pub struct Desired {
     pub routes: Vec<LocalRoute>,
     /// Peers that are reached through a gateway: their address, and the gateway. Reported to whoever programs routes.
     pub statics: Vec<(IpAddr, IpAddr)>,
+    /// What becomes of the addresses of services, sorted: told to whoever asks, without effect of its own.
+    pub services: Arc<[Verdict]>,
 }
 
 impl From<Plan> for Desired {
@@ -50,6 +53,7 @@ impl From<Plan> for Desired {
             peers: plan.peers,
             routes: plan.routes,
             statics: plan.statics,
+            services: plan.services,
         }
     }
 }
@@ -92,6 +96,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) listeners: &'a Listeners,
     /// Connections of strangers.
     pub(crate) refused: u64,
+    pub(crate) services: &'a Arc<[Verdict]>,
 }
 
 pub(crate) enum Order {

@@ -239,6 +239,7 @@ impl Check<'_> {
                 peers,
                 routes: announced,
                 statics: vec![],
+                services: std::sync::Arc::default(),
             },
             admin_socket: raw.admin_socket,
             log: raw.log,

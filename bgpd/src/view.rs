@@ -13,10 +13,10 @@ use brindle_bgpd_core::{
     wire::{AsPath, AttrSet, Origin, SegmentKind},
 };
 pub use brindle_config_core::status::bgp::BgpPath as RibPath;
-use brindle_config_core::status::{BgpStatus, PeerStatus};
+use brindle_config_core::status::{BgpStatus, PeerStatus, bgp::ServiceRoute};
 use ipnet::IpNet;
 
-use crate::peers::leave::Coverage;
+use crate::peers::{leave::Coverage, services::Verdict};
 
 /// Label of mesh sessions.
 pub(crate) const MESH: &str = "mesh";
@@ -49,6 +49,17 @@ pub(crate) fn status(
             })
             .collect(),
         loc_rib: Family::ALL.into_iter().map(|f| speaker.prefixes(f)).sum(),
+    }
+}
+
+/// What becomes of a service's address.
+pub(crate) fn service(v: &Verdict) -> ServiceRoute {
+    ServiceRoute {
+        prefix: v.prefix,
+        service: v.service.as_ref().map(|k| format!("{}/{}", k.namespace, k.name)),
+        source: v.source.field().to_owned(),
+        announced: v.why.announces(),
+        why: v.to_string(),
     }
 }
 

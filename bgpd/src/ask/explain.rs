@@ -30,8 +30,9 @@ pub(super) async fn explain(
 
 fn all(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet, to: Option<PeerId>) -> Vec<Finding> {
     let mut out = received(s, speaker, prefix);
+    out.extend(services(s, prefix));
     out.extend(chosen(speaker, prefix));
-    out.extend(installed(speaker, prefix));
+    out.extend(installed(s, speaker, prefix));
     for p in speaker.peers().filter(|p| to.is_none_or(|id| id == p.id)) {
         out.push(advertised(s, speaker, prefix, &p));
     }
@@ -81,6 +82,17 @@ fn received(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
     out
 }
 
+/// What service the prefix belongs to, and why we announce it or not.
+fn services(s: &Seen<'_>, prefix: IpNet) -> Vec<Finding> {
+    let first = s.services.partition_point(|v| v.prefix < prefix);
+    let of = s.services.iter().skip(first).take_while(|v| v.prefix == prefix);
+    of.map(|v| {
+        let whose = v.service.as_ref().map_or_else(String::new, |k| format!("{} of {k}: ", v.source));
+        finding(Topic::Service, None, v.why.announces(), format!("{whose}{v}"))
+    })
+    .collect()
+}
+
 /// Why there is no session.
 fn down(s: &Seen<'_>, p: &PeerStatus) -> String {
     let error = s.trouble.get(&p.id).or(p.last_error.as_ref()).unwrap_or(&p.cause);
@@ -108,7 +120,7 @@ fn chosen(speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
         .collect()
 }
 
-fn installed(speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
+fn installed(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
     let paths: Vec<_> = speaker.rib(Some(prefix)).collect();
     if paths.is_empty() {
         return Vec::new();
@@ -117,6 +129,14 @@ fn installed(speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
         Some(p) if p.from.is_none() => {
             (false, "our own route leads to this machine, not to a next hop".into())
         }
+        Some(_) if let Some(v) = s.services.iter().find(|v| v.covers(&prefix)) => (
+            false,
+            format!(
+                "inside {} of {}: packets for services are this node's own business (kube-proxy)",
+                v.prefix,
+                v.source.field()
+            ),
+        ),
         Some(_) => {
             let hops: Vec<String> =
                 paths.iter().filter(|p| p.multipath).filter_map(|p| Some(p.next_hop?.to_string())).collect();

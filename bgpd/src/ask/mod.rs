@@ -8,7 +8,7 @@
 mod explain;
 mod neighbors;
 
-use std::io;
+use std::{io, sync::Arc};
 
 use brindle_bgpd_core::{
     af::Family,
@@ -121,6 +121,13 @@ async fn reply(
         BgpRequest::Explain { prefix, peer } => {
             for finding in explain::explain(handle, prefix.trunc(), peer).await? {
                 lines.add(&finding)?;
+            }
+        }
+        BgpRequest::Services => {
+            let all = handle.look(|s| Arc::clone(s.services)).await?;
+            for page in all.chunks(PAGE) {
+                page.iter().try_for_each(|v| lines.add(&view::service(v)))?;
+                lines.flush().await?;
             }
         }
         BgpRequest::Monitor => monitor(handle, lines, gone).await?,

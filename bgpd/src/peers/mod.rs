@@ -20,6 +20,7 @@ mod tests;
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use brindle_bgpd_core::speaker::{LocalRoute, PeerConfig, SpeakerConfig};
@@ -27,7 +28,7 @@ use brindle_config_core::key::Key;
 
 pub use self::{
     sessions::translate,
-    state::{ClusterState, KINDS},
+    state::{ClusterState, KINDS, SERVICE_KINDS},
 };
 
 /// What a node's speaker should be, as of one state of the cluster.
@@ -45,6 +46,8 @@ pub struct Plan {
     pub mesh: bool,
     /// Peers that are reached through a gateway: their address, and the gateway. In address order.
     pub statics: Vec<(IpAddr, IpAddr)>,
+    /// What becomes of the addresses of services, sorted.
+    pub services: Arc<[services::Verdict]>,
     /// What could not be done as written, in key order.
     pub problems: Vec<Problem>,
 }

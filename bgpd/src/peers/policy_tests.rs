@@ -117,7 +117,7 @@ fn settings_without_effect_are_named() {
             Kind::BgpConfiguration,
             "default",
             json!({"logSeverityScreen": "Debug",
-            "localWorkloadPeeringIPV4": "169.254.1.2", "serviceExternalIPs": [{"cidr": "192.0.2.7/32"}]}),
+            "localWorkloadPeeringIPV4": "169.254.1.2"}),
         ),
         (Kind::BgpConfiguration, "node.a", json!({"bindMode": "NodeIP", "listenPort": 1790})),
     ]);
@@ -125,7 +125,6 @@ fn settings_without_effect_are_named() {
     for text in [
         "BGPConfiguration(default): spec.logSeverityScreen has no effect",
         "BGPConfiguration(default): spec.localWorkloadPeeringIPV4/IPV6 have no effect",
-        "BGPConfiguration(default): single addresses of serviceExternalIPs",
         "BGPConfiguration(node.a): spec.bindMode is only read in BGPConfiguration default",
     ] {
         assert!(all.contains(text), "{all}");

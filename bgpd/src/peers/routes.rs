@@ -11,13 +11,15 @@ use std::collections::BTreeMap;
 
 use brindle_bgpd_core::{speaker::LocalRoute, wire::AttrSet};
 use brindle_config_core::{
+    Selector,
     bgp::{BgpConfigurationSpec, Community, PrefixAdvertisement},
     key::{Key, Kind},
 };
 use ipnet::IpNet;
 
 use super::{
-    Problem, services,
+    Problem,
+    services::{self, Rules, Verdict},
     state::{ClusterState, NodeFacts},
 };
 use crate::communities::{self, Tag};
@@ -29,6 +31,7 @@ const MAX_PRIORITY: u32 = 2_147_483_647;
 pub(super) fn local_routes(
     state: &ClusterState,
     own: &NodeFacts,
+    services: &[Verdict],
     problems: &mut Vec<Problem>,
 ) -> Vec<LocalRoute> {
     let blocks = own_blocks(state, problems);
@@ -48,10 +51,7 @@ pub(super) fn local_routes(
             });
         }
     }
-    if let Some(global) = state.configs.get("default") {
-        let excluded = own.labels.get(services::EXCLUDE_LABEL).is_some_and(|v| v == "true");
-        prefixes.extend(services::announced(global, state.services.values(), excluded));
-    }
+    prefixes.extend(services.iter().filter(|v| v.why.announces()).map(|v| v.prefix));
     prefixes.sort();
     prefixes.dedup();
 
@@ -60,6 +60,26 @@ pub(super) fn local_routes(
         .into_iter()
         .map(|prefix| LocalRoute { prefix, next_hop: None, attributes: tags.attributes(&prefix) })
         .collect()
+}
+
+/// What becomes of service ranges and addresses.
+pub(super) fn services(state: &ClusterState, own: &NodeFacts, problems: &mut Vec<Problem>) -> Vec<Verdict> {
+    let single = state.single_services.as_deref().and_then(|text| {
+        let parsed = Selector::parse(text);
+        if let Err(e) = &parsed {
+            problems.push(Problem {
+                about: Key::new(Kind::BgpConfiguration, None, "default"),
+                what: format!("annotation {}: {e}; no service is selected", services::SELECTOR_ANNOTATION),
+            });
+        }
+        parsed.ok()
+    });
+    let rules = Rules {
+        config: state.configs.get("default"),
+        excluded: own.labels.get(services::EXCLUDE_LABEL).is_some_and(|v| v == "true"),
+        single,
+    };
+    services::verdicts(&rules, &state.services)
 }
 
 /// Confirmed claims that the block itself does not contradict.

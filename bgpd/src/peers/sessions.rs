@@ -20,7 +20,7 @@ use brindle_bgpd_core::{
     speaker::{ExportPolicy, NextHopPolicy, PeerConfig, SpeakerConfig},
 };
 use brindle_config_core::{
-    bgp::{BgpConfigurationSpec, BgpPassword, DEFAULT_AS, NextHopMode, ServiceBlock},
+    bgp::{BgpConfigurationSpec, BgpPassword, DEFAULT_AS, NextHopMode},
     duration,
     key::{Key, Kind},
 };
@@ -84,7 +84,9 @@ fn build(state: &ClusterState, own: &NodeFacts, plan: &mut Plan, problems: &mut 
     mesh(&cx, &mut sessions, problems);
     plan.statics = sessions.statics.iter().map(|(peer, gateway)| (*peer, *gateway)).collect();
     plan.peers = sessions.by_address.into_values().map(|(peer, _)| peer).collect();
-    plan.routes = routes::local_routes(state, own, problems);
+    let services = routes::services(state, own, problems);
+    plan.routes = routes::local_routes(state, own, &services, problems);
+    plan.services = services.into();
 }
 
 /// What every rule looks at.
@@ -149,16 +151,6 @@ impl<'a> Cx<'a> {
             if c.local_workload_peering_ipv4.is_some() || c.local_workload_peering_ipv6.is_some() {
                 problem(
                     "spec.localWorkloadPeeringIPV4/IPV6 have no effect: peering with local pods is not supported",
-                );
-            }
-            let single = !self.state.services.is_empty();
-            let needs_services = |b: &ServiceBlock| b.cidr.prefix_len() == b.cidr.max_prefix_len();
-            let disabled = c.service_load_balancer_aggregation.as_deref() == Some("Disabled");
-            let mut outside = c.service_external_ips.iter().chain(&c.service_load_balancer_ips);
-            if name == "default" && !single && outside.any(|b| disabled || needs_services(b)) {
-                problem(
-                    "single addresses of serviceExternalIPs and serviceLoadBalancerIPs are announced only while a \
-                     Service uses them, and this datastore knows no Services",
                 );
             }
             if name == "default" {

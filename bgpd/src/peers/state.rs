@@ -12,18 +12,20 @@ use brindle_config_core::{
     bgp::{BgpConfigurationSpec, BgpFilterSpec, BgpPassword, BgpPeerSpec},
     ipam::{AffinityState, BlockAffinitySpec},
     key::{Key, Kind},
+    kube::EndpointSliceSpec,
     meta::{Resource, Spec},
     node::NodeSpec,
     pool::IpPoolSpec,
+    service::ServiceSpec,
     store::{Entry, StoreError, SyncEvent, decode},
     workload::WorkloadEndpointSpec,
 };
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::services::ServiceFacts;
+use super::services::{self, ServiceTable};
 
-/// The kinds [`ClusterState::apply`] wants to see.
+/// The kinds [`ClusterState::apply`] wants to see, beside [`SERVICE_KINDS`].
 pub const KINDS: [Kind; 8] = [
     Kind::IpPool,
     Kind::IpamBlock,
@@ -34,6 +36,10 @@ pub const KINDS: [Kind; 8] = [
     Kind::BgpFilter,
     Kind::WorkloadEndpoint,
 ];
+
+/// What else it wants to see as long as [`ClusterState::wants_services`]. There are many of them, and they change with
+/// every pod behind a service.
+pub const SERVICE_KINDS: [Kind; 2] = [Kind::EndpointSlice, Kind::Service];
 
 /// A node as its neighbors see it.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,8 +86,9 @@ pub struct ClusterState {
     /// Addresses of the pods on this node.
     pub(super) workloads: BTreeMap<Key, Vec<IpNet>>,
     pub(super) invalid: BTreeMap<Key, String>,
-    /// Services by name; none unless somebody tells (a plain datastore has no Services).
-    pub(super) services: BTreeMap<String, ServiceFacts>,
+    pub(super) services: ServiceTable,
+    /// [`services::SELECTOR_ANNOTATION`] as somebody wrote it.
+    pub(super) single_services: Option<String>,
     secrets: BTreeMap<(String, String), String>,
 }
 
@@ -114,9 +121,16 @@ impl ClusterState {
         mesh.into_iter().chain(self.peers.values().filter_map(|p| p.password.as_ref())).map(of).collect()
     }
 
-    /// Makes the services known.
-    pub fn set_services(&mut self, services: BTreeMap<String, ServiceFacts>) {
-        self.services = services;
+    /// Whether [`SERVICE_KINDS`] matter: ranges for services are configured.
+    pub fn wants_services(&self) -> bool {
+        self.configs.get("default").is_some_and(services::has_ranges)
+    }
+
+    /// Forgets what [`SERVICE_KINDS`] said; `true` if the plan may have changed by it.
+    pub fn forget_services(&mut self) -> bool {
+        let invalid = self.invalid.len();
+        self.invalid.retain(|key, _| !SERVICE_KINDS.contains(&key.kind));
+        self.services.clear() | (self.invalid.len() != invalid)
     }
 
     /// Whether some node has this address.
@@ -159,7 +173,15 @@ impl ClusterState {
                 let facts = NodeFacts { labels: node.metadata.labels, spec: node.spec };
                 put(&mut self.nodes, name, facts)
             }
-            Kind::BgpConfiguration => put(&mut self.configs, name, spec(entry)?),
+            Kind::BgpConfiguration => {
+                let config: Resource<BgpConfigurationSpec> = decode(entry)?.resource;
+                let selector = config.metadata.annotations.get(services::SELECTOR_ANNOTATION).cloned();
+                let other = name == "default" && self.single_services != selector;
+                if other {
+                    self.single_services = selector;
+                }
+                put(&mut self.configs, name, config.spec) | other
+            }
             Kind::BgpPeer => put(&mut self.peers, name, spec(entry)?),
             Kind::BgpFilter => put(&mut self.filters, name, spec(entry)?),
             Kind::IpPool => {
@@ -196,29 +218,19 @@ impl ClusterState {
                     self.workloads.remove(&entry.key).is_some()
                 }
             }
-            Kind::IpReservation
-            | Kind::IpamConfiguration
-            | Kind::IpamHandle
-            | Kind::FelixConfiguration
-            | Kind::ClusterInformation
-            | Kind::Tier
-            | Kind::GlobalNetworkPolicy
-            | Kind::NetworkPolicy
-            | Kind::StagedGlobalNetworkPolicy
-            | Kind::StagedNetworkPolicy
-            | Kind::StagedKubernetesNetworkPolicy
-            | Kind::NetworkSet
-            | Kind::GlobalNetworkSet
-            | Kind::HostEndpoint
-            | Kind::Profile
-            | Kind::KubernetesNetworkPolicy
-            | Kind::ClusterNetworkPolicy
-            | Kind::AdminNetworkPolicy
-            | Kind::BaselineAdminNetworkPolicy
-            | Kind::Namespace
-            | Kind::ServiceAccount
-            | Kind::EndpointSlice
-            | Kind::Service => false,
+            Kind::Service => {
+                let service: Resource<ServiceSpec> = decode(entry)?.resource;
+                let put = self.services.put_service(&entry.key, &service);
+                put.map_err(|reason| invalid(entry, reason))?
+            }
+            Kind::EndpointSlice => {
+                let slice: Resource<EndpointSliceSpec> = decode(entry)?.resource;
+                let labels = &slice.metadata.labels;
+                let put = self.services.put_slice(&entry.key, labels, &slice.extra, &self.me);
+                put.map_err(|reason| invalid(entry, reason))?
+            }
+            // The follower asks for no other kinds.
+            _ => false,
         })
     }
 
@@ -227,38 +239,27 @@ impl ClusterState {
         was_invalid
             | match key.kind {
                 Kind::Node => self.nodes.remove(&key.name).is_some(),
-                Kind::BgpConfiguration => self.configs.remove(&key.name).is_some(),
+                Kind::BgpConfiguration => {
+                    if key.name == "default" {
+                        self.single_services = None;
+                    }
+                    self.configs.remove(&key.name).is_some()
+                }
                 Kind::BgpPeer => self.peers.remove(&key.name).is_some(),
                 Kind::BgpFilter => self.filters.remove(&key.name).is_some(),
                 Kind::IpPool => self.pools.remove(&key.name).is_some(),
                 Kind::BlockAffinity => self.claims.remove(&key.name).is_some(),
                 Kind::IpamBlock => self.blocks.remove(&key.name).is_some(),
                 Kind::WorkloadEndpoint => self.workloads.remove(key).is_some(),
-                Kind::IpReservation
-                | Kind::IpamConfiguration
-                | Kind::IpamHandle
-                | Kind::FelixConfiguration
-                | Kind::ClusterInformation
-                | Kind::Tier
-                | Kind::GlobalNetworkPolicy
-                | Kind::NetworkPolicy
-                | Kind::StagedGlobalNetworkPolicy
-                | Kind::StagedNetworkPolicy
-                | Kind::StagedKubernetesNetworkPolicy
-                | Kind::NetworkSet
-                | Kind::GlobalNetworkSet
-                | Kind::HostEndpoint
-                | Kind::Profile
-                | Kind::KubernetesNetworkPolicy
-                | Kind::ClusterNetworkPolicy
-                | Kind::AdminNetworkPolicy
-                | Kind::BaselineAdminNetworkPolicy
-                | Kind::Namespace
-                | Kind::ServiceAccount
-                | Kind::EndpointSlice
-                | Kind::Service => false,
+                Kind::Service => self.services.remove_service(key),
+                Kind::EndpointSlice => self.services.remove_slice(key),
+                _ => false,
             }
     }
+}
+
+fn invalid(entry: &Entry, reason: String) -> StoreError {
+    StoreError::Invalid { key: entry.key.clone(), reason }
 }
 
 fn spec<S: Spec>(entry: &Entry) -> Result<S, StoreError> {

@@ -35,6 +35,7 @@ use crate::{
     handle::Order,
     listeners::Listeners,
     mrt::Archive,
+    peers::services::Verdict,
     record::Recorder,
     tally::Tally,
     view,
@@ -86,6 +87,8 @@ pub(crate) struct SpeakerTask {
     routes: Option<Vec<LocalRoute>>,
     /// Routes to peers behind a gateway.
     statics: BTreeMap<IpNet, IpAddr>,
+    /// What becomes of the addresses of services.
+    services: Arc<[Verdict]>,
     /// Next hops that are not near, as the host's routes say.
     next_hops: BTreeMap<IpAddr, Option<u32>>,
     /// For the first speaker: an earlier run's routes are in the kernel.
@@ -146,6 +149,7 @@ impl SpeakerTask {
             peers: None,
             routes: None,
             statics: BTreeMap::new(),
+            services: Arc::default(),
             next_hops: BTreeMap::new(),
             restarting,
             neighbors: HashMap::new(),

@@ -60,6 +60,7 @@ impl SpeakerTask {
                 tally: &self.tally,
                 listeners: &self.listeners,
                 refused: self.refused.total,
+                services: &self.services,
             }),
             Order::Archive(archive) => self.archive = Some(archive),
             Order::Shutdown(_) => {}
@@ -76,6 +77,7 @@ impl SpeakerTask {
         // Routes first: a session that comes up has them to send.
         self.set_local_routes(desired.routes);
         self.set_statics(desired.statics);
+        self.services = desired.services;
         self.set_peers(desired.peers);
         if self.speaker.is_some() { self.listeners.apply(&desired.listen) } else { self.listeners.apply(&[]) }
     }

@@ -62,7 +62,7 @@ impl Node {
             listen: vec![SocketAddr::new(address.into(), PORT)],
             peers,
             routes: routes.iter().map(|r| route(r)).collect(),
-            statics: vec![],
+            ..Desired::default()
         };
         let errors = running.handle.apply(desired.clone()).await.unwrap();
         assert_eq!(errors, []);

@@ -297,7 +297,7 @@ impl Desired {
                     nodes.push(via);
                     hops.push(Hop::new(via.into(), Dev::clone(tunnel_device), true));
                 }
-                Err(NoWay::Self_) => {}
+                Err(NoWay::Self_ | NoWay::Service(_)) => {}
                 Err(why) => drop(self.fib_problems.insert(prefix, format!("{prefix} via {nh}: {why}"))),
             }
         }

@@ -8,6 +8,7 @@ use std::{
 
 use brindle_config_core::{
     AnyResource, Key, Kind, Spec,
+    bgp::BgpConfigurationSpec,
     felix::FelixConfigurationSpec,
     ipam::IpamBlockSpec,
     node::NodeSpec,
@@ -19,8 +20,14 @@ use brindle_config_core::{
 use ipnet::{IpNet, Ipv4Net};
 
 /// The kinds felix follows.
-pub const KINDS: [Kind; 5] =
-    [Kind::IpPool, Kind::IpamBlock, Kind::Node, Kind::FelixConfiguration, Kind::WorkloadEndpoint];
+pub const KINDS: [Kind; 6] = [
+    Kind::IpPool,
+    Kind::IpamBlock,
+    Kind::Node,
+    Kind::BgpConfiguration,
+    Kind::FelixConfiguration,
+    Kind::WorkloadEndpoint,
+];
 
 /// How far a change of inputs reaches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +51,8 @@ pub struct Inputs {
     /// Endpoints of this node only.
     pub(crate) endpoints: BTreeMap<Key, WorkloadEndpointSpec>,
     pub(crate) felix: BTreeMap<String, FelixConfigurationSpec>,
+    /// Ranges for services, of BGPConfiguration `default`.
+    pub(crate) services: Vec<IpNet>,
     /// Best paths from bgpd: prefix → next hops, sorted.
     pub(crate) fib: BTreeMap<IpNet, Vec<IpAddr>>,
     /// Resources that do not decode, with the reason.
@@ -62,6 +71,7 @@ impl Inputs {
             nodes: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             felix: BTreeMap::new(),
+            services: Vec::new(),
             fib: BTreeMap::new(),
             bad: BTreeMap::new(),
             doubtful: BTreeMap::new(),
@@ -227,6 +237,14 @@ impl Inputs {
             Kind::IpamBlock => put(&mut self.blocks, &mut self.bad, e, |k| k.name.clone(), |_| true),
             Kind::Node => put(&mut self.nodes, &mut self.bad, e, |k| k.name.clone(), |_| true),
             Kind::FelixConfiguration => put(&mut self.felix, &mut self.bad, e, |k| k.name.clone(), |_| true),
+            Kind::BgpConfiguration if e.key.name == "default" => {
+                // What does not decode keeps its last good value; the speaker names it.
+                let Ok(c) = decode::<BgpConfigurationSpec>(e).map(|s| s.resource.spec) else { return false };
+                let outside = c.service_external_ips.iter().chain(&c.service_load_balancer_ips);
+                let ranges = c.service_cluster_ips.iter().chain(outside).map(|b| b.cidr.trunc()).collect();
+                let old = std::mem::replace(&mut self.services, ranges);
+                old != self.services
+            }
             Kind::WorkloadEndpoint => {
                 let node = self.node.clone();
                 put(&mut self.endpoints, &mut self.bad, e, Key::clone, |w: &WorkloadEndpointSpec| {
@@ -245,6 +263,7 @@ impl Inputs {
             Kind::IpamBlock => self.blocks.remove(&key.name).is_some(),
             Kind::Node => self.nodes.remove(&key.name).is_some(),
             Kind::FelixConfiguration => self.felix.remove(&key.name).is_some(),
+            Kind::BgpConfiguration if key.name == "default" => !std::mem::take(&mut self.services).is_empty(),
             Kind::WorkloadEndpoint => self.endpoints.remove(key).is_some(),
             _ => false,
         };

@@ -79,6 +79,8 @@ impl fmt::Display for Why {
 pub enum NoWay {
     /// The next hop is this node: nothing to do.
     Self_,
+    /// The prefix lies in this range for services.
+    Service(IpNet),
     /// The host has no route to the next hop.
     Unreachable(Rule),
 }
@@ -87,6 +89,12 @@ impl fmt::Display for NoWay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Self_ => f.write_str("the next hop is this node"),
+            Self::Service(range) => {
+                write!(
+                    f,
+                    "inside {range}, a range for services: packets for them are kube-proxy's on this node"
+                )
+            }
             Self::Unreachable(rule) => {
                 write!(f, "no route to the next hop ({rule}); is its segment reachable?")
             }
@@ -120,6 +128,9 @@ impl<'a> Paths<'a> {
         if mine.into_iter().any(|own: IpAddr| own == next_hop) {
             return Err(NoWay::Self_);
         }
+        if let Some(range) = self.service_range(prefix) {
+            return Err(NoWay::Service(range));
+        }
         let mode = self.inputs.pool_of(prefix).map(|p| p.ipip_mode);
         let within = match next_hop {
             IpAddr::V4(nh) => self.my_net.is_some_and(|n| n.contains(&nh)),
@@ -147,6 +158,13 @@ impl<'a> Paths<'a> {
             }
             Reach::Nowhere => Err(NoWay::Unreachable(rule)),
         }
+    }
+
+    /// The range for services that a prefix lies in. Packets for services are this node's own business (kube-proxy
+    /// picks a backend here), whatever other nodes announce of them; Calico's BIRD keeps such routes out of the kernel
+    /// as well.
+    fn service_range(&self, prefix: &IpNet) -> Option<IpNet> {
+        self.inputs.services.iter().find(|net| net.contains(prefix)).copied()
     }
 
     fn reach(&self, ip: IpAddr) -> Reach {

@@ -113,6 +113,36 @@ fn text(d: &Desired) -> Vec<String> {
 }
 
 #[test]
+fn routes_to_services_stay_out_of_the_kernel() {
+    let mut i = inputs(EncapMode::Never);
+    let routes = ["10.96.0.7/32", "198.51.100.0/24", "203.0.113.0/24"];
+    for prefix in routes {
+        i.set_fib(prefix.parse().unwrap(), vec!["10.0.1.2".parse().unwrap()]);
+    }
+    let there = |i: &Inputs| -> Vec<bool> {
+        let all = text(&desired(i));
+        routes.map(|r| all.iter().any(|t| t.contains(r.trim_end_matches("/32")))).into()
+    };
+    assert_eq!(there(&i), [true; 3]);
+    let ranges = serde_json::json!({"serviceClusterIPs": [{"cidr": "10.96.0.0/16"}],
+        "serviceLoadBalancerIPs": [{"cidr": "198.51.100.0/24"}]});
+    let config = |name: &str| {
+        upsert::<brindle_config_core::bgp::BgpConfigurationSpec>(
+            name,
+            serde_json::from_value(ranges.clone()).unwrap(),
+        )
+    };
+    assert_eq!(i.apply(&config("node.n1")), Impact::Nothing, "ranges count in `default` only");
+    assert_eq!(i.apply(&config("default")), Impact::Everything);
+    assert_eq!(i.apply(&config("default")), Impact::Nothing);
+    assert_eq!(there(&i), [false, false, true]);
+    assert!(desired(&i).problems().next().is_none(), "it is no problem");
+    let SyncEvent::Upsert(e) = config("default") else { unreachable!() };
+    assert_eq!(i.apply(&SyncEvent::Delete(e.key)), Impact::Everything);
+    assert_eq!(there(&i), [true; 3]);
+}
+
+#[test]
 fn cross_subnet_goes_direct_inside_the_segment_and_through_the_tunnel_across() {
     let d = desired(&inputs(EncapMode::CrossSubnet));
     assert_eq!(

@@ -51,6 +51,12 @@ pub(crate) struct View {
     seen: BTreeMap<u32, Instant>,
 }
 
+/// Whether a device's addresses are none of this host: kube-proxy in IPVS mode puts the address of every service on
+/// `kube-ipvs0` (Calico's interfaceExclude). There are thousands, and they come and go with services.
+fn carries_services(device: &str) -> bool {
+    device.starts_with("kube-ipvs")
+}
+
 fn global(net: &IpNet) -> bool {
     match net {
         IpNet::V4(_) => true,
@@ -62,8 +68,9 @@ impl View {
     /// Reads devices and addresses.
     pub(crate) fn read_links(&mut self, kernel: &mut dyn Kernel, now: Instant) -> Result<(), NetlinkError> {
         let links = kernel.links()?;
-        self.addrs = kernel.addrs()?.into_iter().collect();
         self.links = links.into_iter().map(|l| (l.index, l)).collect();
+        let addrs = kernel.addrs()?;
+        self.addrs = addrs.into_iter().filter(|a| !self.is_of_services(a.link)).collect();
         self.names = Names::default();
         self.seen.retain(|i, _| self.links.contains_key(i));
         let mut by_name = BTreeMap::new();
@@ -90,6 +97,10 @@ impl View {
         self.actual = ours.map(|r| (r.key(), r)).collect();
         self.host.set_all_foreign(self.actual.values().filter(|r| !owner.owns(r)));
         Ok(())
+    }
+
+    fn is_of_services(&self, link: u32) -> bool {
+        self.links.get(&link).is_some_and(|l| carries_services(&l.name))
     }
 
     fn host_link(&self, l: &Link) -> HostLink {
@@ -126,7 +137,8 @@ impl View {
             Event::Link(l) => self.link(l, now, news),
             Event::LinkGone(l) => self.link_gone(l, owner, news),
             Event::Addr(a) => {
-                if self.links.contains_key(&a.link) && self.addrs.insert(a.clone()) {
+                let known = self.links.get(&a.link).is_some_and(|l| !carries_services(&l.name));
+                if known && self.addrs.insert(a.clone()) {
                     self.refresh_host_link(a.link);
                     news.host |= global(&a.net);
                 }

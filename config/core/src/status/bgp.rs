@@ -36,6 +36,8 @@ pub enum BgpRequest {
         #[serde(default)]
         peer: Option<String>,
     },
+    /// Lines of [`ServiceRoute`]: what becomes of each configured range and each address of a service.
+    Services,
     /// Lines of [`BgpEvent`] as things happen, until the asker hangs up.
     Monitor,
     /// Lines of [`Cleared`], one for each neighbor concerned.
@@ -251,7 +253,7 @@ pub struct BgpPath {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// `received`, `chosen`, `installed`, `advertised`.
+    /// `received`, `service`, `chosen`, `installed`, `advertised`.
     pub topic: Topic,
     /// The neighbor, where it is about one.
     pub peer: Option<String>,
@@ -265,9 +267,25 @@ pub struct Finding {
 #[serde(rename_all = "kebab-case")]
 pub enum Topic {
     Received,
+    /// Whether we announce it as the address of a service.
+    Service,
     Chosen,
     Installed,
     Advertised,
+}
+
+/// A range or an address of a service, and whether this node announces it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRoute {
+    pub prefix: IpNet,
+    /// `NAMESPACE/NAME`; `None`: a configured range.
+    #[serde(default)]
+    pub service: Option<String>,
+    /// The field of BGPConfiguration it is held against.
+    pub source: String,
+    pub announced: bool,
+    pub why: String,
 }
 
 /// Something that happened.

@@ -83,6 +83,8 @@ pub(super) enum BgpCommand {
         #[arg(value_name = "to PEER", num_args = 0..=2)]
         to: Vec<String>,
     },
+    /// Ranges and addresses of services: which this node announces, and why the others not.
+    Services,
     /// Sessions and routes as they change, until Ctrl-C.
     Monitor,
     /// End a session and start it again (hard), or have its routes sent again (soft).

@@ -7,7 +7,8 @@ mod target;
 
 use anyhow::{Result, bail};
 use brindle_config_core::status::bgp::{
-    BgpEvent, BgpPath, BgpRequest, ClearHow, Cleared, Direction, Finding, Neighbor, RouteTable, SpeakerFacts,
+    BgpEvent, BgpPath, BgpRequest, ClearHow, Cleared, Direction, Finding, Neighbor, RouteTable, ServiceRoute,
+    SpeakerFacts,
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -75,6 +76,7 @@ impl Show<'_> {
             BgpCommand::Advertised { peer } => self.routes(RouteTable::Advertised, Some(peer), None),
             BgpCommand::Received { peer } => self.routes(RouteTable::Received, Some(peer), None),
             BgpCommand::Explain { prefix, .. } => self.explain(*prefix, to),
+            BgpCommand::Services => self.services(),
             BgpCommand::Monitor => self.monitor(),
             BgpCommand::Clear { peer, how, direction } => self.clear(peer, *how, *direction),
         }
@@ -177,6 +179,21 @@ impl Show<'_> {
         match self.format {
             Format::Json => self.json(json!({ "prefix": prefix, "findings": found })),
             Format::Table => put!("{}", screen::findings(&prefix.to_string(), &found)),
+        }
+        Ok(Outcome::Ok)
+    }
+
+    fn services(&self) -> Result<Outcome, Silence> {
+        let all: Vec<ServiceRoute> = self.target.all(BgpRequest::Services)?;
+        match self.format {
+            Format::Json => all.iter().for_each(|s| self.json(json!(s))),
+            Format::Table => {
+                for (n, piece) in all.chunks(PIECE).enumerate() {
+                    put!("{}", screen::services(piece, n == 0));
+                }
+                let announced = all.iter().filter(|s| s.announced).count();
+                put!("{announced} of {} announced\n", all.len());
+            }
         }
         Ok(Outcome::Ok)
     }

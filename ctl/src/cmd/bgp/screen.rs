@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use brindle_config_core::status::bgp::{
-    BgpEvent, BgpPath, Cleared, Finding, Messages, Neighbor, SpeakerFacts, Topic,
+    BgpEvent, BgpPath, Cleared, Finding, Messages, Neighbor, ServiceRoute, SpeakerFacts, Topic,
 };
 
 use crate::out::{Mood, Table, WIDTH, paint};
@@ -218,6 +218,7 @@ pub(super) fn findings(prefix: &str, all: &[Finding]) -> String {
     for f in all {
         let topic = match f.topic {
             Topic::Received => "received",
+            Topic::Service => "service",
             Topic::Chosen => "chosen",
             Topic::Installed => "installed",
             Topic::Advertised => "advertised",
@@ -230,12 +231,24 @@ pub(super) fn findings(prefix: &str, all: &[Finding]) -> String {
         let who = match (&f.peer, f.topic) {
             (Some(p), Topic::Advertised) => format!("to {p}: "),
             (Some(p), Topic::Received | Topic::Chosen) => format!("from {p}: "),
-            (Some(p), Topic::Installed) => format!("{p}: "),
+            (Some(p), Topic::Installed | Topic::Service) => format!("{p}: "),
             (None, _) => String::new(),
         };
         wrapped(&mut text, &format!("  {yes:<4} "), &format!("{who}{}", f.why));
     }
     text
+}
+
+/// `services`.
+pub(super) fn services(all: &[ServiceRoute], headings: bool) -> String {
+    let mut table = Table::new(&["PREFIX", "SERVICE", "ANNOUNCED", "WHY"]);
+    for s in all {
+        let whose = s.service.as_deref().map_or_else(|| format!("({})", s.source), str::to_owned);
+        let yes = if s.announced { "yes" } else { "no" };
+        table.row([s.prefix.to_string(), whose, yes.to_owned(), s.why.clone()]);
+    }
+    let all = table.render();
+    all.lines().skip(usize::from(!headings)).map(|l| l.trim_end().to_owned() + "\n").collect()
 }
 
 /// One event.

@@ -2,6 +2,7 @@
 
 use brindle_kernel::{
     api::Kernel,
+    fake::{Call, Fault},
     netlink::{Route as KernelRoute, RouteChange},
 };
 use proptest::prelude::*;
@@ -226,6 +227,29 @@ fn a_parent_that_bounces_gets_its_routes_back() {
     let default = KernelRoute::new("0.0.0.0/0".parse().unwrap()).via(ip("10.0.1.254"), None, false);
     write(&w, RouteChange::Add(default));
     s.settle();
+    assert_eq!(s.table(), SETTLED);
+}
+
+#[test]
+fn addresses_of_services_on_kube_ipvs0_are_none_of_this_host() {
+    let w = world();
+    let mut s = settled(&w);
+    let ipvs = w.add_device("kube-ipvs0", true);
+    s.settle();
+    // The node's own address as a service's external address, as kube-proxy would put it there.
+    for net in ["10.96.0.1/32", "10.0.1.1/32"] {
+        w.other().add_addr(&Addr::new(ipvs, net.parse().unwrap())).unwrap();
+    }
+    s.settle();
+    let carrier = |s: &Sim| s.engine.view.host.carrier_of(ip("10.0.1.1")).map(|(n, _)| n.to_owned());
+    assert_eq!(carrier(&s).as_deref(), Some("eth0"));
+    s.give(FelixInput::Resync("as if events were lost".into()));
+    s.settle();
+    assert_eq!(carrier(&s).as_deref(), Some("eth0"), "nor when all is read");
+    w.fail_next(Call::Routes, Fault::Timeout);
+    w.other().del_addr(ipvs, "10.96.0.1/32".parse().unwrap()).unwrap();
+    s.settle();
+    assert!(!w.faults_used_up(), "a service that goes is no reason to read everything again");
     assert_eq!(s.table(), SETTLED);
 }
 
