@@ -14,6 +14,7 @@ pub mod etcd;
 mod jitter;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+pub mod lease;
 pub mod memory;
 pub mod sqlite;
 pub mod sync;

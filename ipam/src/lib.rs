@@ -28,7 +28,6 @@ mod records;
 pub mod refusal;
 mod release;
 mod retry;
-pub mod time;
 mod tunnel;
 pub mod usage;
 
@@ -36,9 +35,9 @@ pub use allocator::{
     Allocator, AssignRequest, Assigned, Assignment, BlockAllocator, IpamFuture, ReleaseReport, Wanted,
 };
 pub use block::{Owner, Release};
+pub use brindle_config_core::time::{self, Now};
 pub use error::IpamError;
 pub use pools::View;
 pub use refusal::{Reason, Refusal};
 pub use retry::{NoPause, Pause};
-pub use time::Now;
 pub use tunnel::TunnelKind;

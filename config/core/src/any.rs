@@ -12,6 +12,7 @@ use crate::{
         AdminNetworkPolicySpec, BaselineAdminNetworkPolicySpec, ClusterNetworkPolicySpec, EndpointSliceSpec,
         KubernetesNetworkPolicySpec, NamespaceSpec, ServiceAccountSpec,
     },
+    lease::LeaseSpec,
     meta::Extra,
     node::NodeSpec,
     policy::{
@@ -111,6 +112,7 @@ any_resource! {
     ServiceAccount(ServiceAccountSpec),
     EndpointSlice(EndpointSliceSpec),
     Service(ServiceSpec),
+    Lease(LeaseSpec),
 }
 
 impl AnyResource {

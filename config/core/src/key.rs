@@ -47,11 +47,12 @@ pub enum Kind {
     ServiceAccount,
     EndpointSlice,
     Service,
+    Lease,
 }
 
 impl Kind {
     /// All kinds, in key order.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::IpPool,
         Self::IpReservation,
         Self::IpamConfiguration,
@@ -83,6 +84,7 @@ impl Kind {
         Self::ServiceAccount,
         Self::EndpointSlice,
         Self::Service,
+        Self::Lease,
     ];
 
     /// The name in `kind:`.
@@ -119,6 +121,7 @@ impl Kind {
             Self::ServiceAccount => "ServiceAccount",
             Self::EndpointSlice => "EndpointSlice",
             Self::Service => "Service",
+            Self::Lease => "Lease",
         }
     }
 
@@ -164,6 +167,7 @@ impl Kind {
             Self::ServiceAccount => "serviceaccounts",
             Self::EndpointSlice => "endpointslices",
             Self::Service => "services",
+            Self::Lease => "leases",
         }
     }
 
@@ -201,6 +205,7 @@ impl Kind {
             Self::ServiceAccount => &["sa"],
             Self::EndpointSlice => &["eps"],
             Self::Service => &["svc"],
+            Self::Lease => &[],
         }
     }
 
@@ -234,6 +239,7 @@ impl Kind {
                 | Self::ServiceAccount
                 | Self::EndpointSlice
                 | Self::Service
+                | Self::Lease
         )
     }
 
@@ -249,6 +255,7 @@ impl Kind {
             }
             Self::Namespace | Self::ServiceAccount | Self::Service => ("v1", self.as_str()),
             Self::EndpointSlice => ("discovery.k8s.io/v1", "EndpointSlice"),
+            Self::Lease => ("coordination.k8s.io/v1", "Lease"),
             _ => (crate::meta::API_VERSION, self.as_str()),
         }
     }

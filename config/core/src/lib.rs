@@ -14,6 +14,7 @@ pub mod fields;
 pub mod ipam;
 pub mod key;
 pub mod kube;
+pub mod lease;
 pub mod meta;
 pub mod names;
 pub mod node;
@@ -24,6 +25,7 @@ pub mod service;
 pub mod status;
 pub mod store;
 pub mod suggest;
+pub mod time;
 pub mod validate;
 pub mod workload;
 

@@ -68,6 +68,13 @@ pub fn handle_name(handle_id: &str) -> String {
     handle_id.to_lowercase()
 }
 
+/// Handle under which a LoadBalancer service holds its addresses: `lb-` and a hash of name, namespace and uid (Calico's
+/// kube-controllers), so that a service made anew does not inherit those of the old one.
+pub fn load_balancer_handle(name: &str, namespace: &str, uid: &str) -> String {
+    let hash = Sha256::digest(format!("{name}-{namespace}-{uid}").to_lowercase());
+    format!("lb-{}", base_n::<6>(&hash, BASE64_URL).replace(['-', '_'], ""))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -104,6 +111,16 @@ mod tests {
         assert_eq!(block_name(&net("10.244.1.0/26")), "10-244-1-0-26");
         assert_eq!(block_name(&net("fd00:1::/122")), "fd00-1---122");
         assert_eq!(block_name(&net("fd00:1:2:3:4:5:6:40/122")), "fd00-1-2-3-4-5-6-40-122");
+    }
+
+    #[test]
+    fn handles_of_services_are_calicos() {
+        // printf '%s' web-shop-0d1c | sha256sum, in URL-safe base64 without - and _.
+        assert_eq!(load_balancer_handle("web", "shop", "0D1C"), load_balancer_handle("web", "shop", "0d1c"));
+        assert_eq!(
+            load_balancer_handle("web", "shop", "0d1c"),
+            "lb-SbzEFmLOSw9K21F7eUA6Aobmlvy0kBHH0qO5z3l0"
+        );
     }
 
     #[test]

@@ -90,6 +90,10 @@ fn full_spec(kind: Kind) -> Value {
         Kind::AdminNetworkPolicy => json!({"priority": 5, "subject": {"namespaces": {}}}),
         Kind::BaselineAdminNetworkPolicy => json!({"subject": {"namespaces": {}}}),
         Kind::Namespace | Kind::ServiceAccount | Kind::EndpointSlice => json!({}),
+        Kind::Lease => {
+            json!({"holderIdentity": "a", "leaseDurationSeconds": 15, "acquireTime": "t", "renewTime": "t",
+            "leaseTransitions": 1})
+        }
         Kind::Service => {
             json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
             "externalIPs": ["192.0.2.1"], "loadBalancerIP": "198.51.100.1", "loadBalancerClass": "a/b",

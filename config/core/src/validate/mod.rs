@@ -103,7 +103,7 @@ pub fn resource(r: &AnyResource) -> Result<(), Invalid> {
         AnyResource::BaselineAdminNetworkPolicy(r) => {
             policy::converted(convert::cluster_policy(ClusterKind::Baseline, &r.spec.0), &mut errors);
         }
-        AnyResource::Namespace(_) | AnyResource::ServiceAccount(_) => {}
+        AnyResource::Namespace(_) | AnyResource::ServiceAccount(_) | AnyResource::Lease(_) => {}
         AnyResource::EndpointSlice(r) => {
             if let Err(reason) = crate::kube::EndpointSlice::of(&r.extra) {
                 errors.add("endpoints", "", reason);

@@ -1,5 +1,5 @@
-//! Wall-clock time as an argument: the three texts in which Calico writes it into IPAM records, and the one it is
-//! read from. No clock here.
+//! Wall-clock time as an argument: the texts in which Calico and Kubernetes write it, and the one it is read from. No
+//! clock here.
 
 use std::fmt::Write as _;
 
@@ -20,6 +20,13 @@ impl Now {
     pub fn rfc3339(self) -> String {
         let (y, mo, d, h, mi, s) = self.civil();
         format!("{y:04}-{mo:02}-{d:02}T{h:02}:{mi:02}:{s:02}Z")
+    }
+
+    /// `2026-11-21T02:23:27.500000Z`: the times of a Lease (Kubernetes `metav1.MicroTime`).
+    pub fn rfc3339_micro(self) -> String {
+        let whole = self.rfc3339();
+        let micros = self.0 % NANOS / 1_000;
+        format!("{}.{micros:06}Z", whole.trim_end_matches('Z'))
     }
 
     /// `2026-11-21 02:23:27.5 +0000 UTC`: the `timestamp` attribute of an allocation.
@@ -123,6 +130,7 @@ mod tests {
         let t = Now(1_795_400_607_500_000_000);
         assert_eq!(t.rfc3339(), "2026-11-23T02:23:27Z");
         assert_eq!(t.attribute(), "2026-11-23 02:23:27.5 +0000 UTC");
+        assert_eq!(t.rfc3339_micro(), "2026-11-23T02:23:27.500000Z");
         assert_eq!(Now::from_secs(0).rfc3339(), "1970-01-01T00:00:00Z");
         assert_eq!(Now::from_secs(951_782_400).rfc3339(), "2000-02-29T00:00:00Z");
     }
