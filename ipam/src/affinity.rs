@@ -83,15 +83,16 @@ impl Affinities {
         host: &str,
         cidr: &IpNet,
     ) -> Result<Option<Stored<BlockAffinitySpec>>, IpamError> {
-        let name = names::affinity_name(host, cidr);
+        let (kind, owner) = names::owner_parts(host);
+        let name = names::affinity_name(owner, cidr);
         let metadata = ObjectMeta {
-            labels: names::affinity_labels(host, "host", cidr),
+            labels: names::affinity_labels(owner, kind, cidr),
             ..ObjectMeta::named(name.clone())
         };
         let spec = BlockAffinitySpec {
             state: AffinityState::Pending,
-            node: host.to_owned(),
-            affinity_type: "host".into(),
+            node: owner.to_owned(),
+            affinity_type: kind.into(),
             cidr: *cidr,
             deleted: false,
             extra: Default::default(),
@@ -128,11 +129,11 @@ impl Affinities {
         cidr: &IpNet,
         guard: ReleaseGuard,
     ) -> Result<bool, IpamError> {
-        let affinity = self.get(&names::affinity_name(host, cidr)).await?;
+        let affinity = self.get(&names::affinity_name(names::owner_parts(host).1, cidr)).await?;
         let Some(mut held) = self.records.block(cidr).await? else {
             return self.delete_if_any(affinity.as_ref()).await;
         };
-        if held.block.host().is_some_and(|h| h != host) {
+        if held.block.owner().is_some_and(|h| h != host) {
             self.delete_if_any(affinity.as_ref()).await?;
             return Ok(false);
         }

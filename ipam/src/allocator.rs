@@ -25,6 +25,7 @@ use crate::{
     block::{Owner, Release},
     error::IpamError,
     handle::Handles,
+    names,
     pools::View,
     records::{Held, Records},
     refusal::Refusal,
@@ -196,8 +197,8 @@ impl BlockAllocator {
             if entry.key.kind == Kind::BlockAffinity {
                 // One that does not decode is not ours to use; its block decides anyway.
                 if let Ok(a) = decode::<BlockAffinitySpec>(entry)
-                    && a.resource.spec.node == self.host
-                    && a.resource.spec.affinity_type == "host"
+                    && (a.resource.spec.affinity_type.as_str(), a.resource.spec.node.as_str())
+                        == names::owner_parts(&self.host)
                 {
                     affinities.push(a);
                 }
@@ -234,6 +235,34 @@ impl BlockAllocator {
         }
         self.taken = Some(Taken { pools: division(view), blocks: blocks.keys().copied().collect() });
         Ok(blocks)
+    }
+
+    /// Gives up every block, for a node that is gone: empty ones are deleted, those with addresses in use become nobody's
+    /// and drain. Returns what was given up.
+    pub async fn give_up(&mut self) -> Result<Vec<IpNet>, IpamError> {
+        let (kind, owner) = names::owner_parts(&self.host);
+        let listing = self.records.store.list(&[Kind::IpamBlock, Kind::BlockAffinity]).await?;
+        let mut all = BTreeSet::new();
+        for entry in &listing.entries {
+            if entry.key.kind == Kind::BlockAffinity {
+                let spec = decode::<BlockAffinitySpec>(entry).map(|a| a.resource.spec);
+                all.extend(
+                    spec.ok().filter(|a| a.affinity_type == kind && a.node == owner).map(|a| a.cidr.trunc()),
+                );
+            } else if let Ok(Some(held)) = Held::from_entry(entry)
+                && held.block.is_of(&self.host)
+            {
+                all.insert(held.block.cidr());
+            }
+        }
+        self.own.clear();
+        let mut given = Vec::new();
+        for cidr in all {
+            if self.affinities.release(&self.host, &cidr, ReleaseGuard::default()).await? {
+                given.push(cidr);
+            }
+        }
+        Ok(given)
     }
 
     /// Brings one affinity of ours to an end state and remembers its block if it is ours to use.

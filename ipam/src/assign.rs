@@ -245,7 +245,7 @@ impl BlockAllocator {
                     && block.free_count(&job.view.reservations) > 0
                     && block.claimed().is_none_or(|t| job.now.secs_since(t) >= RECLAIM_AGE_SECS)
             })
-            .map(|(cidr, block)| (*cidr, block.host().map(str::to_owned), block.spec().sequence_number))
+            .map(|(cidr, block)| (*cidr, block.owner().map(str::to_owned), block.spec().sequence_number))
             .collect();
         for (cidr, host, sequence) in unused {
             let guard = ReleaseGuard { empty: true, sequence: Some(sequence) };
@@ -283,12 +283,12 @@ impl BlockAllocator {
         let start = usize::try_from(net::host_seed(&self.host) >> 1).unwrap_or(0);
         let at = start.checked_rem(lenders.len()).unwrap_or(0);
         lenders.rotate_left(at);
-        lenders.sort_by_key(|h| h.block.host().is_none());
+        lenders.sort_by_key(|h| h.block.owner().is_none());
         for held in lenders {
             if job.missing() == 0 {
                 return Ok(());
             }
-            let (cidr, owner) = (held.block.cidr(), held.block.host().map(str::to_owned));
+            let (cidr, owner) = (held.block.cidr(), held.block.owner().map(str::to_owned));
             let (ips, _) = self.take(held, job, false).await?;
             job.take_up(ips, cidr, Some(owner.as_deref().unwrap_or("nobody")));
         }

@@ -163,9 +163,14 @@ impl Block {
         self.spec.host()
     }
 
-    /// Whether it belongs to this host.
-    pub fn is_of(&self, host: &str) -> bool {
-        self.spec.host() == Some(host)
+    /// Who it belongs to: a node by its name, or `virtual:NAME`.
+    pub fn owner(&self) -> Option<&str> {
+        self.spec.affinity.as_deref().and_then(names::owner_of)
+    }
+
+    /// Whether it belongs to this node (or virtual owner).
+    pub fn is_of(&self, owner: &str) -> bool {
+        self.owner() == Some(owner)
     }
 
     /// When its present owner claimed it.

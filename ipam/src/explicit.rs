@@ -41,7 +41,7 @@ impl BlockAllocator {
             let mut held = self.block_for(ip, &cidr, view, now).await?;
             let block = held.block.cidr();
             let lender =
-                (!held.block.is_of(&self.host)).then(|| held.block.host().unwrap_or("nobody").to_owned());
+                (!held.block.is_of(&self.host)).then(|| held.block.owner().unwrap_or("nobody").to_owned());
             if let Some(host) = &lender
                 && (view.config.strict_affinity || held.block.spec().strict_affinity)
             {

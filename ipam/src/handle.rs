@@ -80,6 +80,11 @@ impl Handles {
         self.store(&found).await
     }
 
+    /// Deletes the record if it is still the one given.
+    pub(crate) async fn remove(&self, found: Stored<IpamHandleSpec>) -> Result<bool, IpamError> {
+        self.records.delete::<IpamHandleSpec>(&found.resource.metadata.name, found.revision).await
+    }
+
     async fn store(&self, found: &Stored<IpamHandleSpec>) -> Result<bool, IpamError> {
         if found.resource.spec.block.is_empty() {
             return self

@@ -24,6 +24,10 @@ pub const FOREIGN: &str = "cni.brindle.dev/foreign-interface";
 pub struct Evidence {
     /// The node that judges; it hears only its own runtime and kernel.
     pub node: String,
+    /// Instead: somebody judges for the whole cluster, who hears no runtime and no kernel. The store's word alone
+    /// counts then, as it does for Calico's controller: an address is a leak when no endpoint has it and the pod it was
+    /// recorded for is known.
+    pub cluster: bool,
     /// Nodes of the cluster.
     pub nodes: Option<BTreeSet<String>>,
     /// Addresses of endpoints, with the handles of their containers.
@@ -209,11 +213,22 @@ fn judge(
     {
         return Verdict::Live("an endpoint has it");
     }
+    if evidence.cluster && endpoints.contains_key(&a.ip) {
+        // Under another handle; only the node's own runtime could tell whose it really is.
+        return Verdict::Live("an endpoint has it");
+    }
     if gone {
         return if speaks_for_the_gone(evidence, nodes) {
             Verdict::Leaked("its node is gone")
         } else {
             Verdict::NotJudged("another node collects for those that are gone")
+        };
+    }
+    if evidence.cluster {
+        return if of_pod {
+            Verdict::Leaked("no endpoint has it")
+        } else {
+            Verdict::NotJudged("its node knows best")
         };
     }
     if node != evidence.node {
@@ -250,5 +265,5 @@ fn judge(
 
 /// One node looks after what vanished nodes left: the first by name.
 fn speaks_for_the_gone(evidence: &Evidence, nodes: &BTreeSet<String>) -> bool {
-    nodes.first().is_some_and(|n| *n == evidence.node)
+    evidence.cluster || nodes.first().is_some_and(|n| *n == evidence.node)
 }

@@ -54,6 +54,26 @@ impl BlockAllocator {
         Ok(freed)
     }
 
+    /// Deletes the record of a handle that holds nothing. `false`: it holds something, or somebody is about to give it
+    /// something. An assignment under way has counted the handle up and not yet written its block; every block the
+    /// record names is written here, so that such an assignment loses its comparison and begins again, with a record
+    /// of its own.
+    pub async fn forget_empty_handle(&mut self, handle: &str) -> Result<bool, IpamError> {
+        let Some(record) = self.handles.get(handle).await? else { return Ok(true) };
+        for text in record.resource.spec.block.keys() {
+            let Ok(cidr) = text.parse::<IpNet>() else { continue };
+            let Some(mut held) = self.records.block(&cidr).await? else { continue };
+            if held.block.allocations().any(|a| a.handle().is_some_and(|h| same_handle(h, handle))) {
+                return Ok(false);
+            }
+            self.own.remove(&cidr);
+            if !self.records.swap_block(&mut held).await? {
+                return Ok(false);
+            }
+        }
+        self.handles.remove(record).await
+    }
+
     /// Takes the handle's addresses out of one block, and writes the block even when there were none (see the top of
     /// this file).
     async fn free_in_block(
@@ -157,7 +177,7 @@ impl BlockAllocator {
 
     /// Writes a block after a release; one that is empty and nobody's goes.
     async fn write_released(&mut self, mut held: Held) -> Result<bool, IpamError> {
-        if held.block.host().is_none() && held.block.is_empty() {
+        if held.block.owner().is_none() && held.block.is_empty() {
             return self.records.delete_block(&held).await;
         }
         if !self.records.swap_block(&mut held).await? {

@@ -47,6 +47,7 @@ impl World {
             .iter()
             .map(|n| {
                 let heard = Evidence {
+                    cluster: false,
                     node: n.clone(),
                     nodes: Some(nodes.clone()),
                     endpoints: Some(BTreeMap::new()),

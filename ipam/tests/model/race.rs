@@ -91,6 +91,16 @@ async fn host(
     }
 }
 
+/// Somebody who deletes records of handles that hold nothing, in the middle of it all.
+async fn janitor(store: SimStore, mut dice: Dice, hosts: usize) {
+    let mut a = BlockAllocator::new(Arc::new(store), "janitor", Arc::new(NoPause));
+    for _ in 0..12 {
+        let handle = format!("net.n{}-{}", dice.below(hosts), dice.below(8));
+        // A store that fails leaves the record for the next time.
+        let _ = a.forget_empty_handle(&handle).await;
+    }
+}
+
 fn play(seed: u64, hosts: usize, crash: usize, faults: usize) {
     let store = SimStore::with_pool("10.0.0.0/27", 30);
     let mut dice = Dice::new(seed);
@@ -108,6 +118,11 @@ fn play(seed: u64, hosts: usize, crash: usize, faults: usize) {
             })
         })
         .collect();
+    let janitors_store = store.clone();
+    spawns.push(Box::new(move |life: u32| -> Life {
+        let dice = Dice::new(seed * 37 + u64::from(life));
+        Box::pin(janitor(janitors_store.clone(), dice, hosts))
+    }));
     interleave(&mut dice, crash, &mut spawns);
     drop(spawns);
     store.sound();

@@ -141,6 +141,7 @@ impl Service {
         let (attachments, kernel) = heard.unwrap_or((None, None));
         Ok(Evidence {
             node: self.node.clone(),
+            cluster: false,
             // An agent whose own Node is not to be seen does not see the others either.
             nodes: nodes.contains(&self.node).then_some(nodes),
             endpoints: Some(endpoints),
