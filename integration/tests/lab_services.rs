@@ -154,11 +154,11 @@ fn the_router_sees_exactly_the_nodes_with_a_ready_endpoint() {
     let start = Instant::now();
     apply(&lab, &[slice([false, true, false])]);
     router_has(&lab, "198.51.100.7", &[&at[1]]);
-    println!("withdrawn from one of two nodes: {:?} from `apply` to the router's kernel", start.elapsed());
+    eprintln!("withdrawn from one of two nodes: {:?} from `apply` to the router's kernel", start.elapsed());
     let start = Instant::now();
     apply(&lab, &[slice([false, false, false])]);
     router_has(&lab, "198.51.100.7", &[]);
-    println!("withdrawn altogether: {:?} from `apply` to the router's kernel", start.elapsed());
+    eprintln!("withdrawn altogether: {:?} from `apply` to the router's kernel", start.elapsed());
     router_has(&lab, "10.96.0.7", &[]);
 
     // An agent that starts again with the service unchanged never withdraws it.

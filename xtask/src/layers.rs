@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 /// Which of our packages each of our packages may depend on (normal dependencies only).
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("brindle-admin", &[]),
     ("brindle-config-core", &[]),
     ("brindle-config", &["brindle-config-core"]),
@@ -25,6 +25,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ),
     ("brindle-carrier", &["brindle-felix-core", "brindle-kernel", "brindle-config-core"]),
     ("brindle-cni", &["brindle-ipam", "brindle-kernel", "brindle-config-core"]),
+    ("brindle-controllers", &["brindle-ipam", "brindle-config", "brindle-config-core"]),
     (
         "brindle-node",
         &[

@@ -62,10 +62,12 @@ const BETWEEN: &str = "===";
 /// Records that only agents write.
 const IPAM: [Kind; 3] = [Kind::BlockAffinity, Kind::IpamBlock, Kind::IpamHandle];
 /// What belongs to Kubernetes and is not carried.
-const FOREIGN: [Kind; 7] = [
+const FOREIGN: [Kind; 9] = [
     Kind::Namespace,
     Kind::ServiceAccount,
     Kind::EndpointSlice,
+    Kind::Service,
+    Kind::Lease,
     Kind::KubernetesNetworkPolicy,
     Kind::ClusterNetworkPolicy,
     Kind::AdminNetworkPolicy,

@@ -21,6 +21,8 @@ use brindle_ipam::{
     usage::Blocks,
 };
 
+use ipnet::IpNet;
+
 use crate::sim::{SimStore, run};
 
 const NOW: Now = Now(1_795_400_607_000_000_000);
@@ -55,6 +57,12 @@ fn balancer(store: &SimStore, handle: &str, pools: &[&str]) -> Vec<IpAddr> {
     given.addresses.iter().map(|a| a.ip).collect()
 }
 
+/// Names of the block of four addresses around one, and of its affinity.
+fn names_around(ip: IpAddr) -> (String, String) {
+    let block = IpNet::new(ip, 30).unwrap().trunc().to_string().replace(['.', '/'], "-");
+    (block.clone(), format!("load-balancer-{block}"))
+}
+
 fn with_balancer_pool() -> SimStore {
     let store = SimStore::with_pool("10.0.0.0/24", 26);
     let spec = IpPoolSpec {
@@ -71,11 +79,10 @@ fn load_balancer_addresses_have_an_owner_that_is_no_node() {
     let store = with_balancer_pool();
     pod(&store, "load-balancer", "a-node-of-that-name");
     let ips = balancer(&store, "lb-a", &[]);
-    assert_eq!(ips, ["198.51.100.0".parse::<IpAddr>().unwrap()]);
-    let block = run(store.get_as::<IpamBlockSpec>(None, "198-51-100-0-30")).unwrap().resource.spec;
+    let (block_name, affinity_name) = names_around(ips[0]);
+    let block = run(store.get_as::<IpamBlockSpec>(None, &block_name)).unwrap().resource.spec;
     assert_eq!(block.affinity.as_deref(), Some("virtual:load-balancer"));
-    let affinity =
-        run(store.get_as::<BlockAffinitySpec>(None, "load-balancer-198-51-100-0-30")).unwrap().resource;
+    let affinity = run(store.get_as::<BlockAffinitySpec>(None, &affinity_name)).unwrap().resource;
     assert_eq!(
         (affinity.spec.affinity_type.as_str(), affinity.spec.node.as_str()),
         ("virtual", "load-balancer")
@@ -88,7 +95,7 @@ fn load_balancer_addresses_have_an_owner_that_is_no_node() {
         run(allocator(&store, LOAD_BALANCER).release_handle("lb-a", &view(&store, "x"), NOW)).unwrap();
     assert_eq!(freed, ips);
     run(allocator(&store, "load-balancer").reload(&view(&store, "load-balancer"))).unwrap();
-    let block = run(store.get_as::<IpamBlockSpec>(None, "198-51-100-0-30")).unwrap().resource.spec;
+    let block = run(store.get_as::<IpamBlockSpec>(None, &block_name)).unwrap().resource.spec;
     assert_eq!(block.affinity.as_deref(), Some("virtual:load-balancer"), "empty, and still the balancer's");
 
     // Every address of the pool, and then no more; pools by name.
@@ -167,12 +174,11 @@ fn for_a_cluster_the_stores_word_counts() {
 #[test]
 fn a_half_made_claim_of_the_balancer_heals() {
     let store = with_balancer_pool();
-    balancer(&store, "lb-a", &[]);
-    let name = "load-balancer-198-51-100-0-30";
-    let mut affinity = run(store.get_as::<BlockAffinitySpec>(None, name)).unwrap().resource;
+    let (_, name) = names_around(balancer(&store, "lb-a", &[])[0]);
+    let mut affinity = run(store.get_as::<BlockAffinitySpec>(None, &name)).unwrap().resource;
     affinity.spec.state = AffinityState::Pending;
     store.insert(affinity);
     run(allocator(&store, LOAD_BALANCER).reload(&view(&store, "load-balancer"))).unwrap();
-    let healed = run(store.get_as::<BlockAffinitySpec>(None, name)).unwrap().resource.spec;
+    let healed = run(store.get_as::<BlockAffinitySpec>(None, &name)).unwrap().resource.spec;
     assert_eq!(healed.state, AffinityState::Confirmed);
 }

@@ -232,7 +232,7 @@ fn a_parent_that_bounces_gets_its_routes_back() {
 
 #[test]
 fn addresses_of_services_on_kube_ipvs0_are_none_of_this_host() {
-    let w = world();
+    let w = pod_world();
     let mut s = settled(&w);
     let ipvs = w.add_device("kube-ipvs0", true);
     s.settle();

@@ -1,0 +1,214 @@
+//! `brindle-controllers run …` as it may be typed, and what it means.
+
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use brindle_config::lease::Candidate;
+use brindle_config_core::{duration, lease::Timing};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::plan::{AssignIps, Controller, Graces};
+
+/// What needs doing once for a whole cluster.
+#[derive(Debug, Parser)]
+#[command(name = "brindle-controllers", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look after the cluster until SIGTERM; of several such processes one acts
+    Run(Box<RunArgs>),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Datastore, as for brindle-node (docs/design/datastore.md)
+    #[arg(
+        long,
+        env = "BRINDLE_DATASTORE",
+        value_name = "URL",
+        default_value = "sqlite:/var/lib/brindle/brindle.db"
+    )]
+    datastore: String,
+    /// Act only while holding the lease; false for a single process that nobody else runs
+    #[arg(
+        long,
+        env = "BRINDLE_LEADER_ELECT",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value_t = true,
+        value_name = "BOOL"
+    )]
+    leader_elect: bool,
+    /// Namespace of the Lease
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE", default_value = "kube-system")]
+    lease_namespace: String,
+    /// Name of the Lease
+    #[arg(long, value_name = "NAME", default_value = "brindle-controllers")]
+    lease_name: String,
+    /// This process among the candidates; the process id is added [default: POD_NAME, else the host's name]
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    identity: Option<String>,
+    /// A lease that is not renewed for this long is taken over (whole seconds)
+    #[arg(long, value_name = "DURATION", default_value = "15s")]
+    lease_duration: String,
+    /// Which controllers, with commas
+    #[arg(
+        long,
+        env = "BRINDLE_CONTROLLERS",
+        value_delimiter = ',',
+        value_enum,
+        default_value = "ipam,node,affinity,handle,load-balancer"
+    )]
+    controllers: Vec<Controller>,
+    /// How long an address or a handle must have been without an owner before it is collected
+    #[arg(long, env = "BRINDLE_LEAK_GRACE", value_name = "DURATION", default_value = "15m")]
+    grace: String,
+    /// How long a node must have been gone before what it left is cleaned up
+    #[arg(long, value_name = "DURATION", default_value = "1m")]
+    node_grace: String,
+    /// How long a claim on a block may stand halfway before it is finished or undone
+    #[arg(long, value_name = "DURATION", default_value = "1m")]
+    repair_grace: String,
+    /// Look at everything this often, beside whenever something changes
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    period: String,
+    /// Which LoadBalancer services get addresses: all without a class of somebody else's, or only those that ask for a
+    /// pool or an address
+    #[arg(long, env = "BRINDLE_ASSIGN_IPS", value_enum, default_value_t = AssignIps::All)]
+    assign_ips: AssignIps,
+    /// Answer Prometheus at http://ADDR:PORT/metrics (docs/metrics.md)
+    #[arg(long, env = "BRINDLE_METRICS", value_name = "ADDR:PORT")]
+    metrics: Option<SocketAddr>,
+    /// Say what would be done, do nothing; needs no lease
+    #[arg(long)]
+    dry_run: bool,
+    /// One look, then end. Whatever has to wait for a grace period waits: add --grace 0s and the like
+    #[arg(long)]
+    once: bool,
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// error, warn, info, debug, trace, or a filter
+    #[arg(long, env = "BRINDLE_LOG", value_name = "FILTER", default_value = "info")]
+    log_level: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What the arguments mean.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub datastore: String,
+    /// `None`: act without asking anybody.
+    pub candidate: Option<Candidate>,
+    pub controllers: BTreeSet<Controller>,
+    pub graces: Graces,
+    pub period: Duration,
+    pub assign_ips: AssignIps,
+    pub metrics: Option<SocketAddr>,
+    pub dry_run: bool,
+    pub once: bool,
+}
+
+impl Cli {
+    /// Checks what was typed and starts the log.
+    ///
+    /// # Errors
+    /// The first thing that cannot be meant, with what would be right.
+    pub fn settings(self) -> Result<Settings> {
+        let Command::Run(args) = self.command;
+        let args = *args;
+        start_log(args.log_format, &args.log_level)?;
+        brindle_config::check_url(&args.datastore)?;
+        let time = |flag: &str, text: &str| {
+            let parsed = duration::parse(text);
+            parsed.map_err(|e| anyhow::anyhow!("{flag} {text:?}: {}", e.expected()))
+        };
+        let lease = time("--lease-duration", &args.lease_duration)?;
+        if lease < Duration::from_secs(3) || lease.subsec_nanos() != 0 {
+            bail!("--lease-duration {}: expected whole seconds, 3s or more", args.lease_duration);
+        }
+        let name = match args.identity.filter(|i| !i.is_empty()) {
+            Some(name) => name,
+            None => host_name().context("--identity: the host has no name; give one")?,
+        };
+        let candidate = Candidate {
+            namespace: args.lease_namespace,
+            name: args.lease_name,
+            identity: format!("{name}_{}", std::process::id()),
+            // In the proportions of client-go: 15, 10, 2 s.
+            timing: Timing { duration: lease, renew_within: lease * 2 / 3, retry: lease * 2 / 15 },
+        };
+        // Saying what would be done disturbs nobody.
+        let needs_lease = args.leader_elect && !args.dry_run;
+        Ok(Settings {
+            datastore: args.datastore,
+            candidate: needs_lease.then_some(candidate),
+            controllers: args.controllers.into_iter().collect(),
+            graces: Graces {
+                leak: time("--grace", &args.grace)?,
+                node: time("--node-grace", &args.node_grace)?,
+                repair: time("--repair-grace", &args.repair_grace)?,
+            },
+            period: time("--period", &args.period)?.max(Duration::from_secs(1)),
+            assign_ips: args.assign_ips,
+            metrics: args.metrics,
+            dry_run: args.dry_run,
+            once: args.once,
+        })
+    }
+}
+
+fn host_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(text.trim().to_lowercase()).filter(|n| !n.is_empty())
+}
+
+fn start_log(format: LogFormat, filter: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log-level {filter:?}"))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typed(args: &[&str]) -> Cli {
+        Cli::try_parse_from(["brindle-controllers", "run"].iter().chain(args)).expect("it can be typed")
+    }
+
+    #[test]
+    fn leader_election_is_on_unless_switched_off() {
+        for (args, on) in [
+            (&[][..], true),
+            (&["--leader-elect"], true),
+            (&["--leader-elect=true"], true),
+            (&["--leader-elect=false"], false),
+        ] {
+            let Command::Run(args) = typed(args).command;
+            assert_eq!(args.leader_elect, on, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn controllers_are_named_with_commas() {
+        let Command::Run(args) = typed(&["--controllers", "ipam,policy-names"]).command;
+        assert_eq!(args.controllers, [Controller::Ipam, Controller::PolicyNames]);
+        assert!(Cli::try_parse_from(["x", "run", "--controllers", "ipam,other"]).is_err());
+    }
+}

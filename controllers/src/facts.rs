@@ -1,0 +1,136 @@
+//! What plans are made from: the resources of one listing, read into what the controllers look at. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use brindle_config_core::{
+    Key, Kind,
+    felix::ClusterInformationSpec,
+    pool::{AllowedUse, AssignmentMode, IpPoolSpec},
+    store::{Entry, decode},
+    workload::WorkloadEndpointSpec,
+};
+use brindle_ipam::{leak::Evidence, usage::Blocks};
+use ipnet::IpNet;
+
+/// The kinds every controller but that of policy names looks at.
+pub const KINDS: [Kind; 11] = [
+    Kind::IpPool,
+    Kind::IpamBlock,
+    Kind::IpamHandle,
+    Kind::BlockAffinity,
+    Kind::Node,
+    Kind::BgpConfiguration,
+    Kind::BgpPeer,
+    Kind::FelixConfiguration,
+    Kind::ClusterInformation,
+    Kind::WorkloadEndpoint,
+    Kind::Service,
+];
+
+/// What the controller of policy names looks at as well.
+pub const POLICY_KINDS: [Kind; 4] = [
+    Kind::GlobalNetworkPolicy,
+    Kind::NetworkPolicy,
+    Kind::StagedGlobalNetworkPolicy,
+    Kind::StagedNetworkPolicy,
+];
+
+/// A pool for load balancer addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BalancerPool {
+    pub name: String,
+    pub cidr: IpNet,
+    /// Only for those that name it.
+    pub manual: bool,
+}
+
+/// The facts of one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    pub entries: Vec<Entry>,
+    pub blocks: Blocks,
+    pub nodes: BTreeSet<String>,
+    /// Addresses of endpoints, and the handles of their containers as far as recorded.
+    pub endpoints: BTreeMap<IpAddr, BTreeSet<String>>,
+    /// Endpoints of each node.
+    pub by_node: BTreeMap<String, Vec<Key>>,
+    pub balancer_pools: Vec<BalancerPool>,
+    /// ClusterInformation says that nothing is to be changed.
+    pub locked: bool,
+    /// What could not be read, and so speaks neither for nor against anything.
+    pub unreadable: Vec<String>,
+}
+
+impl Facts {
+    /// Reads the entries of a listing.
+    pub fn read(entries: Vec<Entry>) -> Self {
+        let mut facts = Self { blocks: Blocks::read(&entries), ..Self::default() };
+        facts.unreadable = facts.blocks.unreadable.clone();
+        for e in &entries {
+            match e.key.kind {
+                Kind::Node => drop(facts.nodes.insert(e.key.name.clone())),
+                Kind::WorkloadEndpoint => facts.endpoint(e),
+                Kind::IpPool => facts.pool(e),
+                Kind::ClusterInformation if e.key.name == "default" => {
+                    let ready = decode::<ClusterInformationSpec>(e)
+                        .ok()
+                        .and_then(|c| c.resource.spec.datastore_ready);
+                    facts.locked = ready == Some(false);
+                }
+                _ => {}
+            }
+        }
+        facts.entries = entries;
+        facts
+    }
+
+    fn endpoint(&mut self, e: &Entry) {
+        match decode::<WorkloadEndpointSpec>(e) {
+            Ok(found) => {
+                let spec = found.resource.spec;
+                for net in &spec.ip_networks {
+                    // No handle: whatever handle holds the address, the endpoint speaks for it.
+                    self.endpoints.entry(net.addr()).or_default();
+                }
+                self.by_node.entry(spec.node).or_default().push(e.key.clone());
+            }
+            Err(error) => self.unreadable.push(error.to_string()),
+        }
+    }
+
+    fn pool(&mut self, e: &Entry) {
+        match decode::<IpPoolSpec>(e) {
+            Ok(found) => {
+                let spec = found.resource.spec;
+                if spec.allowed_uses.contains(&AllowedUse::LoadBalancer) {
+                    self.balancer_pools.push(BalancerPool {
+                        name: e.key.name.clone(),
+                        cidr: spec.cidr.trunc(),
+                        manual: spec.assignment_mode == AssignmentMode::Manual,
+                    });
+                }
+            }
+            Err(error) => self.unreadable.push(error.to_string()),
+        }
+    }
+
+    /// Entries of one kind.
+    pub fn of(&self, kind: Kind) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |e| e.key.kind == kind)
+    }
+
+    /// The witnesses of the collector. An endpoint that cannot be read silences them: any address could be its.
+    pub fn evidence(&self) -> Evidence {
+        let readable = !self.unreadable.iter().any(|u| u.starts_with("WorkloadEndpoint("));
+        Evidence {
+            cluster: true,
+            // A store without nodes is one that somebody else has not filled yet.
+            nodes: (!self.nodes.is_empty()).then(|| self.nodes.clone()),
+            endpoints: readable.then(|| self.endpoints.clone()),
+            ..Evidence::default()
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Prometheus metrics of the controllers: names, text (exposition format 0.0.4), and a server for `GET /metrics` and
+//! `GET /livez` that knows nothing else. docs/metrics.md describes every name; a test compares.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+
+use crate::plan::{Controller, Plan};
+
+/// Longest head of a request, octets.
+const MAX_HEAD: usize = 8 * 1024;
+/// Scrapes at the same time; more wait.
+const MAX_CLIENTS: usize = 4;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Name, type, help.
+pub const METRICS: [(&str, &str, &str); 6] = [
+    ("brindle_controllers_info", "gauge", "1, with the version as a label."),
+    ("brindle_controllers_leader", "gauge", "1 while this process holds the lease."),
+    ("brindle_controllers_actions_total", "counter", "Things done, by controller and outcome."),
+    ("brindle_controllers_waiting", "gauge", "Things that wait for their grace period, by controller."),
+    ("brindle_controllers_problems", "gauge", "Things somebody has to see to."),
+    ("brindle_controllers_looks_total", "counter", "Times a plan was made."),
+];
+
+#[derive(Debug, Default)]
+struct Counts {
+    leader: bool,
+    actions: BTreeMap<(Controller, &'static str), u64>,
+    waiting: BTreeMap<Controller, u64>,
+    problems: u64,
+    looks: u64,
+}
+
+/// What is counted. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Tally(Arc<Mutex<Counts>>);
+
+impl Tally {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        // Counts are whole after each statement.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this process leads.
+    pub fn leads(&self, leader: bool) {
+        self.counts().leader = leader;
+    }
+
+    /// A plan was made.
+    pub fn planned(&self, plan: &Plan) {
+        let mut counts = self.counts();
+        counts.looks += 1;
+        counts.problems = plan.problems.len() as u64;
+        counts.waiting.clear();
+        for (controller, ..) in &plan.waiting {
+            *counts.waiting.entry(*controller).or_default() += 1;
+        }
+    }
+
+    /// Something was done, or not: `done`, `outdated`, `failed`.
+    pub fn acted(&self, controller: Controller, outcome: &'static str) {
+        *self.counts().actions.entry((controller, outcome)).or_default() += 1;
+    }
+
+    /// The text of a scrape.
+    pub fn text(&self) -> String {
+        let counts = self.counts();
+        let mut out = String::new();
+        for (name, kind, help) in METRICS {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            match name {
+                "brindle_controllers_info" => {
+                    let _ = writeln!(out, "{name}{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+                }
+                "brindle_controllers_leader" => {
+                    let _ = writeln!(out, "{name} {}", u8::from(counts.leader));
+                }
+                "brindle_controllers_actions_total" => {
+                    for ((controller, outcome), n) in &counts.actions {
+                        let controller = controller.name();
+                        let _ =
+                            writeln!(out, "{name}{{controller=\"{controller}\",outcome=\"{outcome}\"}} {n}");
+                    }
+                }
+                "brindle_controllers_waiting" => {
+                    for controller in Controller::ALL {
+                        let n = counts.waiting.get(&controller).copied().unwrap_or_default();
+                        let _ = writeln!(out, "{name}{{controller=\"{}\"}} {n}", controller.name());
+                    }
+                }
+                "brindle_controllers_problems" => {
+                    let _ = writeln!(out, "{name} {}", counts.problems);
+                }
+                _ => {
+                    let _ = writeln!(out, "{name} {}", counts.looks);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Binds the port.
+///
+/// # Errors
+/// The system's words, with the address.
+pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| anyhow::anyhow!("--metrics {address}: cannot listen: {e}; choose another port"))
+}
+
+/// Serves until dropped.
+pub async fn serve(listener: TcpListener, tally: Tally) {
+    let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let tally = tally.clone();
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    if let Ok(Err(e)) = timeout(PATIENCE, client(stream, &tally)).await {
+                        tracing::debug!(error = %e, "metrics client");
+                    }
+                });
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot accept on the metrics port; trying again");
+                sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn client(mut stream: TcpStream, tally: &Tally) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
+        if stream.read_buf(&mut head).await? == 0 {
+            break;
+        }
+    }
+    let first = head.split(|b| *b == b'\r').next().unwrap_or_default();
+    let words: Vec<&[u8]> = first.split(|b| *b == b' ').collect();
+    let (status, body) = match words.as_slice() {
+        [b"GET" | b"HEAD", b"/metrics", _] => ("200 OK", tally.text()),
+        // A process that waits for the lease is as well as one that has it.
+        [b"GET" | b"HEAD", b"/livez" | b"/readyz", _] => ("200 OK", "ok\n".to_owned()),
+        [b"GET" | b"HEAD", ..] => ("404 Not Found", "there are /metrics, /livez and /readyz\n".to_owned()),
+        _ => ("405 Method Not Allowed", "GET /metrics\n".to_owned()),
+    };
+    let mut reply = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    if words.first() != Some(&&b"HEAD"[..]) {
+        reply += &body;
+    }
+    stream.write_all(reply.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_every_metric_and_the_page_describes_each() {
+        let tally = Tally::default();
+        tally.leads(true);
+        tally.acted(Controller::Ipam, "done");
+        let text = tally.text();
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md")).unwrap();
+        for (name, ..) in METRICS {
+            assert!(text.lines().any(|l| l.starts_with(name)), "{name}: {text}");
+            assert!(page.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
+        }
+        assert!(
+            text.contains("brindle_controllers_actions_total{controller=\"ipam\",outcome=\"done\"} 1\n"),
+            "{text}"
+        );
+    }
+}

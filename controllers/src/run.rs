@@ -1,0 +1,331 @@
+//! The loop: wait for the lease, follow the store, plan, act, again. Nothing is done without the lease, which is asked for
+//! before each single action; a process that loses it forgets what it had seen, so that grace periods begin anew.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use brindle_config::{
+    lease::{self, Leadership},
+    sync,
+};
+use brindle_config_core::{
+    Key, Kind,
+    store::{Entry, Store, SyncEvent},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::{
+    act::{Actor, Outcome, now},
+    cli::Settings,
+    facts::{Facts, KINDS, POLICY_KINDS},
+    metrics::{self, Tally},
+    plan::{Controller, Plan, Planned, Planner, Rules},
+};
+
+/// How long further changes are waited for after the first one.
+const DEBOUNCE: Duration = Duration::from_millis(500);
+/// What could not be done is tried again after this.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Plans that follow each other without a pause: what one does may be what the next needs (an address, then the status).
+const ROUNDS: usize = 8;
+/// How often things that wait are looked at.
+const TICK: Duration = Duration::from_secs(60);
+
+/// Runs as set. `true`: ended as asked, and with `--once` everything could be done.
+///
+/// # Errors
+/// Why it could not start.
+pub fn main(settings: Settings) -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(settings))
+}
+
+async fn run(settings: Settings) -> Result<bool> {
+    let url = settings.datastore.clone();
+    let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
+    let tally = Tally::default();
+    if let Some(address) = settings.metrics {
+        tokio::spawn(metrics::serve(metrics::listen(address).await?, tally.clone()));
+    }
+    let mut term = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let mut leadership = settings.candidate.clone().map(|c| lease::stand(Arc::clone(&store), c));
+    let work = async {
+        loop {
+            if let Some(l) = &mut leadership {
+                l.elected().await;
+            }
+            tally.leads(true);
+            let mut worker = Worker::new(&settings, Arc::clone(&store), leadership.as_ref(), tally.clone());
+            let done = if settings.once { Some(worker.once().await) } else { worker.keep().await };
+            tally.leads(false);
+            match done {
+                Some(done) => return done,
+                None => tracing::warn!("the lease is lost; nothing is done until it is held again"),
+            }
+        }
+    };
+    let ended = tokio::select! {
+        done = work => done,
+        _ = term.recv() => Ok(true),
+        _ = int.recv() => Ok(true),
+    };
+    if let Some(l) = leadership {
+        l.resign().await;
+    }
+    ended
+}
+
+/// What is done while the lease is held.
+struct Worker<'a> {
+    settings: &'a Settings,
+    store: Arc<dyn Store>,
+    actor: Actor,
+    planner: Planner,
+    leadership: Option<&'a Leadership>,
+    tally: Tally,
+    kinds: Vec<Kind>,
+    /// What was said already: problems and failures are told when they are new, not at each look.
+    told: BTreeSet<String>,
+}
+
+/// The store as followed.
+struct Cache {
+    events: mpsc::Receiver<Vec<SyncEvent>>,
+    entries: BTreeMap<Key, Entry>,
+    in_sync: bool,
+}
+
+impl Cache {
+    /// Takes what comes until then; `false`: nothing came. Cancel safe.
+    async fn wait(&mut self, until: Instant) -> bool {
+        let mut news = false;
+        let mut until = until;
+        while let Ok(batch) = timeout_at(until, self.events.recv()).await {
+            // The sender ends with its receiver only.
+            let Some(batch) = batch else { break };
+            for event in batch {
+                match event {
+                    SyncEvent::Upsert(e) => drop(self.entries.insert(e.key.clone(), e)),
+                    SyncEvent::Delete(key) => drop(self.entries.remove(&key)),
+                    SyncEvent::InSync => self.in_sync = true,
+                }
+            }
+            if !news {
+                until = until.min(Instant::now() + DEBOUNCE);
+            }
+            news = true;
+        }
+        news
+    }
+}
+
+impl<'a> Worker<'a> {
+    fn new(
+        settings: &'a Settings,
+        store: Arc<dyn Store>,
+        leadership: Option<&'a Leadership>,
+        tally: Tally,
+    ) -> Self {
+        let rules = Rules {
+            controllers: settings.controllers.clone(),
+            graces: settings.graces,
+            assign_ips: settings.assign_ips,
+            drop_endpoints: !settings.datastore.starts_with("kubernetes:"),
+        };
+        let mut kinds = KINDS.to_vec();
+        if settings.controllers.contains(&Controller::PolicyNames) {
+            kinds.extend(POLICY_KINDS);
+        }
+        Self {
+            settings,
+            actor: Actor::new(Arc::clone(&store)),
+            store,
+            planner: Planner::new(rules),
+            leadership,
+            tally,
+            kinds,
+            told: BTreeSet::new(),
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.leadership.is_none_or(Leadership::leads)
+    }
+
+    /// One look. `true`: everything could be done.
+    async fn once(&mut self) -> Result<bool> {
+        let facts = self.listed().await?;
+        let plan = self.look(&facts);
+        for (controller, what, since) in &plan.waiting {
+            tracing::info!(controller = controller.name(), since = %since.rfc3339(), "waits: {what}");
+        }
+        if self.settings.dry_run {
+            plan.actions.iter().for_each(would);
+            return Ok(plan.problems.is_empty());
+        }
+        Ok(self.settle(plan).await?.0 && self.told.is_empty())
+    }
+
+    /// Goes on until the lease is lost (`None`).
+    async fn keep(&mut self) -> Option<Result<bool>> {
+        let events = sync::follow(Arc::clone(&self.store), self.kinds.clone());
+        let mut cache = Cache { events, entries: BTreeMap::new(), in_sync: false };
+        let mut due = Instant::now() + self.settings.period;
+        let shortest = [self.settings.graces.leak, self.settings.graces.node, self.settings.graces.repair];
+        let tick = shortest.into_iter().min().unwrap_or(TICK).clamp(Duration::from_secs(1), TICK);
+        let mut waiting = false;
+        let mut first = true;
+        loop {
+            // The lease is looked at now and then even when nothing happens.
+            let next = if waiting { due.min(Instant::now() + tick) } else { due };
+            let news = tokio::select! {
+                news = cache.wait(next) => news,
+                () = self.deposed() => return None,
+            };
+            if !self.leads() {
+                return None;
+            }
+            if !cache.in_sync || !(news || first || waiting || Instant::now() >= due) {
+                continue;
+            }
+            first = false;
+            due = Instant::now() + self.settings.period;
+            let facts = Facts::read(cache.entries.values().cloned().collect());
+            let plan = self.look(&facts);
+            waiting = !plan.waiting.is_empty();
+            if plan.actions.is_empty() {
+                continue;
+            }
+            if self.settings.dry_run {
+                self.say_new(&plan);
+                continue;
+            }
+            // What was followed may be older than what is stored.
+            match self.again().await {
+                Ok(true) => {}
+                Ok(false) => due = due.min(Instant::now() + AGAIN),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot list the datastore; trying again");
+                    due = due.min(Instant::now() + AGAIN);
+                }
+            }
+        }
+    }
+
+    /// Completes when the lease is lost.
+    async fn deposed(&self) {
+        let Some(leadership) = self.leadership else { return std::future::pending().await };
+        while leadership.leads() {
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn listed(&self) -> Result<Facts> {
+        Ok(Facts::read(self.store.list(&self.kinds).await?.entries))
+    }
+
+    async fn again(&mut self) -> Result<bool> {
+        let facts = self.listed().await?;
+        let plan = self.look(&facts);
+        Ok(self.settle(plan).await?.0)
+    }
+
+    /// Plans, and tells new problems.
+    fn look(&mut self, facts: &Facts) -> Plan {
+        let plan = self.planner.plan(facts, now());
+        self.tally.planned(&plan);
+        let problems: BTreeSet<String> = plan.problems.iter().cloned().collect();
+        for problem in problems.difference(&self.told) {
+            tracing::warn!(%problem, "somebody has to see to this");
+        }
+        self.told.retain(|t| t.starts_with(FAILED) || problems.contains(t));
+        self.told.extend(problems);
+        plan
+    }
+
+    /// Does what the plan says, and what follows from it. Whether everything could be done, and how many things were.
+    async fn settle(&mut self, mut plan: Plan) -> Result<(bool, usize)> {
+        let (mut good, mut done) = (true, 0);
+        self.told.retain(|t| {
+            !t.starts_with(FAILED) || plan.actions.iter().any(|a| t.contains(&a.action.to_string()))
+        });
+        for _ in 0..ROUNDS {
+            let mut changed = false;
+            for planned in std::mem::take(&mut plan.actions) {
+                if !self.leads() {
+                    return Ok((false, done));
+                }
+                match self.perform(&planned).await {
+                    Some(Outcome::Done) => {
+                        changed = true;
+                        done += 1;
+                    }
+                    Some(Outcome::Outdated) => changed = true,
+                    None => good = false,
+                }
+            }
+            if !changed {
+                break;
+            }
+            let facts = self.listed().await?;
+            plan = self.look(&facts);
+            if plan.actions.is_empty() {
+                break;
+            }
+        }
+        Ok((good, done))
+    }
+
+    /// One line per action, with its cause. `None`: it failed.
+    async fn perform(&mut self, planned: &Planned) -> Option<Outcome> {
+        let Planned { action, why } = planned;
+        let controller = action.controller();
+        let name = controller.name();
+        match self.actor.perform(action).await {
+            Ok(Outcome::Done) => {
+                self.tally.acted(controller, "done");
+                tracing::info!(controller = name, cause = %why, "{action}");
+                Some(Outcome::Done)
+            }
+            Ok(Outcome::Outdated) => {
+                self.tally.acted(controller, "outdated");
+                tracing::debug!(controller = name, "{action}: it has changed meanwhile");
+                Some(Outcome::Outdated)
+            }
+            Err(error) => {
+                self.tally.acted(controller, "failed");
+                let line = format!("{FAILED}{action}: {error:#}");
+                if self.told.insert(line) {
+                    tracing::warn!(controller = name, cause = %why, "cannot {action}: {error:#}");
+                }
+                None
+            }
+        }
+    }
+
+    /// What a dry run would do, each thing once.
+    fn say_new(&mut self, plan: &Plan) {
+        for planned in &plan.actions {
+            if self.told.insert(format!("{FAILED}would {}", planned.action)) {
+                would(planned);
+            }
+        }
+    }
+}
+
+/// Marks what is remembered beside problems.
+const FAILED: &str = "! ";
+
+fn would(planned: &Planned) {
+    let controller = planned.action.controller().name();
+    tracing::info!(controller, cause = %planned.why, "would {}", planned.action);
+}

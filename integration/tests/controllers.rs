@@ -1,0 +1,392 @@
+//! Two `brindle-controllers` on one datastore, SQLite and a real etcd: one acts, the other follows when it is killed, and
+//! what a cluster needs is done once. Real processes; etcd from Debian's etcd-server, in a namespace of its own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use brindle_config_core::{
+    Key, Kind, ObjectMeta, Resource,
+    ipam::IpamHandleSpec,
+    lease::LeaseSpec,
+    node::NodeSpec,
+    pool::{AllowedUse, IpPoolSpec},
+    store::{Expect, Store, StoreExt as _},
+};
+use brindle_integration::{bins::bin, kube::ApiServer, netns::TestNs, process::Running, wait::until};
+use brindle_ipam::{Allocator as _, AssignRequest, BlockAllocator, NoPause, Now, Owner, View, Wanted};
+use serde_json::{Value, json};
+
+const LONG: Duration = Duration::from_secs(60);
+/// Everything is in one namespace, so the usual port is free.
+const ETCD: &str = "http://127.0.0.1:2379";
+
+/// A datastore, and a folder for files.
+struct Site {
+    ns: TestNs,
+    dir: PathBuf,
+    url: String,
+    _etcd: Option<Running>,
+}
+
+impl Site {
+    fn sqlite(tag: &str) -> Self {
+        let (ns, dir) = Self::place(tag);
+        let url = format!("sqlite:{}", dir.join("brindle.db").display());
+        Self { ns, dir, url, _etcd: None }
+    }
+
+    fn etcd(tag: &str) -> Self {
+        let (ns, dir) = Self::place(tag);
+        assert!(Path::new("/usr/bin/etcd").exists(), "etcd is missing: apt-get install etcd-server");
+        let log = fs::File::create(dir.join("etcd.log")).unwrap();
+        let mut command = Command::new("/usr/bin/etcd");
+        command
+            .arg(format!("--data-dir={}", dir.join("etcd").display()))
+            .args(["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD])
+            .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        let etcd = Running::start_in(ns.ns(), &mut command);
+        Self { ns, dir, url: format!("etcd:{ETCD}"), _etcd: Some(etcd) }
+    }
+
+    fn place(tag: &str) -> (TestNs, PathBuf) {
+        let ns = TestNs::new(tag);
+        let dir = std::env::temp_dir().join(ns.name());
+        fs::create_dir_all(&dir).unwrap();
+        (ns, dir)
+    }
+
+    fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    fn command(&self, name: &str, more: &[&str]) -> Command {
+        let log =
+            fs::File::options().create(true).append(true).open(self.dir.join(format!("{name}.log"))).unwrap();
+        let mut command = Command::new(bin("brindle-controllers"));
+        command
+            .args(["run", "--datastore", &self.url, "--identity", name])
+            .args(["--lease-duration", "3s", "--grace", "2s", "--node-grace", "2s", "--repair-grace", "2s"])
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        command
+    }
+
+    fn start(&self, name: &str) -> Running {
+        Running::start_in(self.ns.ns(), &mut self.command(name, &[]))
+    }
+
+    /// Does something with the store, where it can be reached.
+    fn with<T: Send>(&self, f: impl AsyncFnOnce(Arc<dyn Store>) -> T + Send) -> T {
+        let run = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let store = brindle_config::open(&self.url).unwrap();
+                f(store).await
+            })
+        };
+        self.ns.ns().run(run).unwrap()
+    }
+
+    fn put(&self, kind: Kind, name: &str, value: Value) {
+        let key = Key::new(kind, kind.namespaced().then_some("shop"), name);
+        until("the store takes it", LONG, || {
+            let (key, value) = (key.clone(), value.clone());
+            self.with(async move |store| store.put(&key, value, Expect::Any).await.map_err(|e| e.to_string()))
+        });
+    }
+
+    fn get(&self, kind: Kind, name: &str) -> Option<Value> {
+        let key = Key::new(kind, kind.namespaced().then_some("shop"), name);
+        self.with(async move |store| store.get(&key).await.ok().map(|e| (*e.value).clone()))
+    }
+
+    fn holder(&self) -> Option<String> {
+        self.with(async |store| {
+            let found = store.get_as::<LeaseSpec>(Some("kube-system"), "brindle-controllers").await.ok()?;
+            found.resource.spec.holder().map(|h| h.split('_').next().unwrap_or_default().to_owned())
+        })
+    }
+
+    fn addresses(&self, service: &str) -> Vec<String> {
+        let value = self.get(Kind::Service, service).unwrap_or_default();
+        let of = value.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).cloned();
+        of.into_iter().flatten().filter_map(|i| Some(i["ip"].as_str()?.to_owned())).collect()
+    }
+
+    fn service(&self, name: &str) {
+        let value = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop",
+            "uid": format!("uid-{name}")}, "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.9"}});
+        self.put(Kind::Service, name, value);
+    }
+
+    fn has_address(&self, service: &str) -> String {
+        until(&format!("{service} has an address"), LONG, || match self.addresses(service).as_slice() {
+            [one] => Ok(one.clone()),
+            other => Err(format!("{other:?}\n{}\n{}", self.log("one"), self.log("two"))),
+        })
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in ["one", "two", "etcd"] {
+                eprintln!("--- {name}\n{}", self.log(name));
+            }
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A node that is there and one that is gone, each with a pod whose endpoint is gone, a live pod, an orphan handle.
+fn fill(site: &Site) {
+    let now = Now(u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos()).unwrap());
+    site.put(
+        Kind::IpPool,
+        "pods",
+        serde_json::to_value(Resource::new(
+            ObjectMeta::named("pods"),
+            IpPoolSpec { block_size_raw: Some(28), ..IpPoolSpec::new("10.0.0.0/24".parse().unwrap()) },
+        ))
+        .unwrap(),
+    );
+    site.put(
+        Kind::IpPool,
+        "balancers",
+        serde_json::to_value(Resource::new(
+            ObjectMeta::named("balancers"),
+            IpPoolSpec {
+                allowed_uses: vec![AllowedUse::LoadBalancer],
+                ..IpPoolSpec::new("198.51.100.0/24".parse().unwrap())
+            },
+        ))
+        .unwrap(),
+    );
+    site.put(
+        Kind::Node,
+        "stays",
+        serde_json::to_value(Resource::new(ObjectMeta::named("stays"), NodeSpec::default())).unwrap(),
+    );
+    for (node, pod) in [("stays", "live"), ("stays", "dead"), ("goes", "lost")] {
+        let ip = site.with(async move |store| {
+            let attributes = [("node", node), ("namespace", "shop"), ("pod", pod)];
+            let attributes = attributes.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+            let owner = Owner { handle: format!("net.{pod}"), attributes };
+            let request = AssignRequest::for_workload(owner, Wanted::any(1), Wanted::default());
+            let view = View::load(&*store, node).await.unwrap();
+            let mut a = BlockAllocator::new(store, node, Arc::new(NoPause));
+            a.assign(&request, &view, now).await.unwrap().addresses[0].ip
+        });
+        if pod == "live" {
+            site.put(
+                Kind::WorkloadEndpoint,
+                pod,
+                json!({"apiVersion": "projectcalico.org/v3",
+                "kind": "WorkloadEndpoint", "metadata": {"name": pod, "namespace": "shop"},
+                "spec": {"orchestrator": "k8s", "node": node, "pod": pod, "endpoint": "eth0",
+                    "interfaceName": "cali0", "ipNetworks": [format!("{ip}/32")]}}),
+            );
+        }
+    }
+    let orphan = IpamHandleSpec { handle_id: "net.orphan".into(), ..IpamHandleSpec::default() };
+    site.put(
+        Kind::IpamHandle,
+        "net.orphan",
+        serde_json::to_value(Resource::new(ObjectMeta::named("net.orphan"), orphan)).unwrap(),
+    );
+    site.put(
+        Kind::BgpConfiguration,
+        "node.goes",
+        json!({"apiVersion": "projectcalico.org/v3",
+        "kind": "BGPConfiguration", "metadata": {"name": "node.goes"}, "spec": {}}),
+    );
+}
+
+fn handles(site: &Site) -> Vec<String> {
+    site.with(async |store| {
+        let all = store.list(&[Kind::IpamHandle]).await.unwrap().entries;
+        all.into_iter().map(|e| e.key.name).filter(|n| n.starts_with("net.")).collect()
+    })
+}
+
+fn story(site: &Site) {
+    fill(site);
+
+    // A dry run says what it would do, and does nothing.
+    let dry = site
+        .ns
+        .ns()
+        .run(|| site.command("dry", &["--once", "--dry-run", "--grace", "0s", "--node-grace", "0s"]).status())
+        .unwrap()
+        .unwrap();
+    assert!(dry.success(), "{dry}: {}", site.log("dry"));
+    let said = site.log("dry");
+    for line in [
+        "would release 10.0.0.",
+        "would give up the blocks of node goes",
+        "would delete BGPConfiguration(node.goes)",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert_eq!(handles(site).len(), 4, "nothing was done");
+
+    let mut one = site.start("one");
+    until("one leads", LONG, || match site.holder().as_deref() {
+        Some("one") => Ok(()),
+        other => Err(format!("{other:?} {}", site.log("one"))),
+    });
+    let two = site.start("two");
+    until("what is left over is gone, what lives is not", LONG, || match handles(site).as_slice() {
+        [live] if live == "net.live" => Ok(()),
+        other => Err(format!("{other:?}\n{}", site.log("one"))),
+    });
+    until("the node's things are gone", LONG, || {
+        let blocks = site
+            .with(async |store| store.list(&[Kind::IpamBlock, Kind::BlockAffinity]).await.unwrap().entries);
+        let goes = blocks.iter().filter(|e| e.value.to_string().contains("goes")).count();
+        let config = site.get(Kind::BgpConfiguration, "node.goes");
+        if goes == 0 && config.is_none() {
+            Ok(())
+        } else {
+            Err(format!("{goes} {config:?} {}", site.log("one")))
+        }
+    });
+    site.service("first");
+    let first = site.has_address("first");
+    assert!(!site.log("two").contains("cause="), "only one acts: {}", site.log("two"));
+
+    // The leader dies without a word.
+    let died = Instant::now();
+    one.kill();
+    site.service("second");
+    let second = site.has_address("second");
+    eprintln!("{}: {:?} from kill -9 to the next leader's first action", site.url, died.elapsed());
+    assert_ne!(first, second);
+    assert_eq!(site.holder().as_deref(), Some("two"));
+    assert_eq!(site.addresses("first"), [first]);
+    assert_eq!(handles(site), ["net.live"], "what lives still lives");
+
+    // A service that goes gives its address back.
+    site.with(async |store| {
+        store.delete(&Key::new(Kind::Service, Some("shop"), "first"), Expect::Any).await.unwrap();
+    });
+    until("its address is free", LONG, || {
+        let all = site.with(async |store| store.list(&[Kind::IpamHandle]).await.unwrap().entries);
+        let left = all.iter().filter(|e| e.key.name.starts_with("lb-")).count();
+        if left == 1 { Ok(()) } else { Err(format!("{left} {}", site.log("two"))) }
+    });
+
+    // One that ends as asked leaves the lease to the next at once.
+    let mut three = site.start("three");
+    drop(two);
+    until("the third leads", LONG, || match site.holder().as_deref() {
+        Some("three") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let pid = three.pid().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(three.wait(LONG).success(), "{}", site.log("three"));
+    assert_eq!(site.holder(), None, "given back: {}", site.log("three"));
+}
+
+#[test]
+fn one_of_two_acts_and_the_other_follows_on_sqlite() {
+    let site = Site::sqlite("ctl-sq");
+    story(&site);
+}
+
+#[test]
+fn one_of_two_acts_and_the_other_follows_on_etcd() {
+    let site = Site::etcd("ctl-et");
+    story(&site);
+}
+
+#[test]
+fn services_of_a_cluster_get_addresses_with_the_rights_of_the_manifests() {
+    let server = ApiServer::new();
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/brindle.yaml");
+    server.load(&manifests).expect("the manifests apply");
+    let dir = std::env::temp_dir().join(format!("bt-{}-ctl-kube", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let kubeconfig = dir.join("kubeconfig");
+    server.write_kubeconfig(&kubeconfig, &server.service_account_token("kube-system", "brindle-controllers"));
+    let log = dir.join("log");
+    let start = |name: &str| {
+        let file = fs::File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = Command::new(bin("brindle-controllers"));
+        command
+            .args(["run", "--datastore", &format!("kubernetes:{}", kubeconfig.display()), "--identity", name])
+            .args([
+                "--lease-duration",
+                "3s",
+                "--controllers",
+                "ipam,node,affinity,handle,load-balancer,policy-names",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file);
+        Running::start(&mut command)
+    };
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    let pool = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "balancers"},
+        "spec": {"cidr": "198.51.100.0/24", "allowedUses": ["LoadBalancer"]}});
+    server.create(pool).expect("a pool");
+    server.create(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}})).expect("a node");
+    server
+        .create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}))
+        .expect("a namespace");
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}});
+    server.create(service).expect("a service");
+    let mut one = start("one");
+    let address = || {
+        let found = server.get(("v1", "Service"), ("shop", "web")).unwrap_or_default();
+        let ip =
+            found.pointer("/status/loadBalancer/ingress/0/ip").and_then(Value::as_str).map(str::to_owned);
+        ip.ok_or_else(|| format!("{found:#}\n{}", said()))
+    };
+    let first = until("the service has an address", LONG, address);
+    assert!(first.starts_with("198.51.100."), "{first}");
+    let lease = server.get(("coordination.k8s.io/v1", "Lease"), ("kube-system", "brindle-controllers"));
+    assert!(
+        lease.is_some_and(|l| l["spec"]["holderIdentity"].as_str().is_some_and(|h| h.starts_with("one_")))
+    );
+
+    // Another one follows, finds everything as it should be, and takes the address back with the service.
+    let two = start("two");
+    one.kill();
+    server.delete(("v1", "Service"), ("shop", "web")).expect("it was there");
+    until("its handle is gone", LONG, || {
+        let left = server.list(("crd.projectcalico.org/v1", "IPAMHandle"));
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}\n{}", said())) }
+    });
+    drop(two);
+    let all = said().to_lowercase();
+    assert!(!all.contains("forbidden") && !all.contains("has to see"), "{all}");
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn what_cannot_be_meant_is_said_in_one_line() {
+    for (args, words) in [
+        (&["--datastore", "nonsense:"][..], "datastore"),
+        (&["--datastore", "sqlite:/nonexistent/x.db", "--grace", "soon"], "--grace"),
+        (&["--datastore", "sqlite:/nonexistent/x.db", "--lease-duration", "1500ms"], "--lease-duration"),
+        (&["--datastore", "sqlite:/nonexistent/x.db"], "/nonexistent"),
+    ] {
+        let out = Command::new(bin("brindle-controllers")).arg("run").args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {said}");
+        assert!(said.contains(words) && said.trim().lines().count() == 1, "{args:?}: {said}");
+    }
+}
