@@ -64,6 +64,7 @@ impl Place {
             Kind::ServiceAccount => ("", "v1", "serviceaccounts", Shape::Plain),
             Kind::Service => ("", "v1", "services", Shape::Plain),
             Kind::EndpointSlice => ("discovery.k8s.io", "v1", "endpointslices", Shape::Plain),
+            Kind::Lease => ("coordination.k8s.io", "v1", "leases", Shape::Plain),
             Kind::KubernetesNetworkPolicy => ("networking.k8s.io", "v1", "networkpolicies", Shape::Plain),
             Kind::ClusterNetworkPolicy => {
                 ("policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies", Shape::Plain)

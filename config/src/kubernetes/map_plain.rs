@@ -1,5 +1,6 @@
 //! Kubernetes' own objects that are resources as they are: Namespace, ServiceAccount, EndpointSlice, the policies of
-//! Kubernetes. What servers and appliers keep for themselves is left out; nothing is written back.
+//! Kubernetes. What servers and appliers keep for themselves is left out; what is written back (a Lease, the status of a
+//! Service) is in `write`.
 
 use brindle_config_core::Key;
 use serde_json::{Map, Value, json};

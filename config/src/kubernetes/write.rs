@@ -51,7 +51,8 @@ impl Inner {
             ));
         }
         let place = self.place(key).await?;
-        if place.shape == Shape::Plain {
+        // Of Kubernetes' own objects, the record of who acts and the status of services are written.
+        if place.shape == Shape::Plain && !matches!(key.kind, Kind::Lease | Kind::Service) {
             let what = place.resource();
             return Err(refused(
                 key,
@@ -71,8 +72,57 @@ impl Inner {
             },
             Shape::Node => self.put_node(&place, key, value, expect).await,
             Shape::Pod => self.put_endpoint(&place, key, value, expect).await,
+            Shape::Plain if key.kind == Kind::Lease => self.put_lease(&place, key, value, expect).await,
+            Shape::Plain if key.kind == Kind::Service => self.put_status(&place, key, value, expect).await,
             Shape::Plain => Err(refused(key, "is Kubernetes' own")),
         }
+    }
+
+    async fn put_lease(
+        &self,
+        place: &Place,
+        key: &Key,
+        value: &Value,
+        expect: Expect,
+    ) -> Result<Revision, StoreError> {
+        let mut object = value.clone();
+        let meta = object.get_mut("metadata").and_then(Value::as_object_mut);
+        let meta = meta.ok_or_else(|| refused(key, "has no metadata"))?;
+        meta.insert("name".into(), key.name.clone().into());
+        meta.insert("namespace".into(), key.namespace.clone().into());
+        meta.remove("resourceVersion");
+        if let Some(at) = number(expect) {
+            meta.insert("resourceVersion".into(), at.to_string().into());
+            let path = place.object(&key.namespace, &key.name);
+            return self.write(Verb::Update, place, key, Method::PUT, &path, &object).await;
+        }
+        if expect == Expect::Any {
+            return Err(refused(key, "a lease is only written by those who have read it"));
+        }
+        let path = place.collection(Some(&key.namespace));
+        self.write(Verb::Create, place, key, Method::POST, &path, &object).await
+    }
+
+    /// The status of a service: its addresses. Everything else of it is its owner's.
+    async fn put_status(
+        &self,
+        place: &Place,
+        key: &Key,
+        value: &Value,
+        expect: Expect,
+    ) -> Result<Revision, StoreError> {
+        if expect == Expect::Absent {
+            return Err(refused(key, "services are made in Kubernetes: kubectl create"));
+        }
+        let balancer = value.pointer("/status/loadBalancer").cloned().unwrap_or_else(|| json!({}));
+        // A merge patch takes nothing away that it does not name.
+        let ingress = balancer.get("ingress").cloned().unwrap_or(Value::Null);
+        let mut patch = json!({"status": {"loadBalancer": {"ingress": ingress}}});
+        if let Some(at) = number(expect) {
+            patch["metadata"] = json!({"resourceVersion": at.to_string()});
+        }
+        let path = format!("{}/status", place.object(&key.namespace, &key.name));
+        self.write(Verb::PatchStatus, place, key, Method::PATCH, &path, &patch).await
     }
 
     async fn create(
