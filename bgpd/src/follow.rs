@@ -35,6 +35,9 @@ use crate::{
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// How often coverage is asked for while the mesh is being left.
 const OBSERVE: Duration = Duration::from_millis(500);
+/// How long the first plan waits for services. Without them their addresses are withdrawn; but pods must not be without
+/// routes because of a right that is missing for services.
+const SERVICES: Duration = Duration::from_secs(30);
 /// How often files of secrets are read again while resources refer to some.
 const SECRETS: Duration = Duration::from_secs(10);
 
@@ -110,6 +113,8 @@ struct Feeds {
     main_in_sync: bool,
     services: Option<mpsc::Receiver<Vec<SyncEvent>>>,
     services_in_sync: bool,
+    /// When they were first asked for.
+    services_since: Instant,
     /// The plan may be another than the last one applied.
     changed: bool,
 }
@@ -117,12 +122,27 @@ struct Feeds {
 impl Feeds {
     fn new(store: Arc<dyn Store>) -> Self {
         let main = sync::follow(Arc::clone(&store), KINDS);
-        Self { store, main, main_in_sync: false, services: None, services_in_sync: false, changed: false }
+        Self {
+            store,
+            main,
+            main_in_sync: false,
+            services: None,
+            services_in_sync: false,
+            services_since: Instant::now(),
+            changed: false,
+        }
     }
 
-    /// Whether the state is complete.
+    /// Whether the state is complete, or as complete as it will become soon.
     fn in_sync(&self) -> bool {
-        self.main_in_sync && (self.services.is_none() || self.services_in_sync)
+        self.main_in_sync && self.patience().is_none()
+    }
+
+    /// How long services may still be waited for; `None`: they are not.
+    fn patience(&self) -> Option<Duration> {
+        let waits = self.services.is_some() && !self.services_in_sync;
+        let left = SERVICES.saturating_sub(self.services_since.elapsed());
+        (waits && !left.is_zero()).then_some(left)
     }
 
     /// Waits for the next batch and takes it. `false`: the store is gone. Cancel safe.
@@ -151,6 +171,7 @@ impl Feeds {
         match (state.wants_services(), self.services.is_some()) {
             (true, false) => {
                 self.services = Some(sync::follow(Arc::clone(&self.store), SERVICE_KINDS));
+                self.services_since = Instant::now();
             }
             (false, true) => {
                 self.services = None;
@@ -164,10 +185,20 @@ impl Feeds {
 
 async fn run(mut feeds: Feeds, mut feeder: Feeder) -> Result<(), Gone> {
     loop {
-        let more = match feeder.pause(feeds.in_sync()) {
+        let (pause, patience) = (feeder.pause(feeds.in_sync()), feeds.patience());
+        let more = match [pause, patience].into_iter().flatten().min() {
             None => feeds.take(&mut feeder.state).await,
             Some(pause) => match timeout_at(Instant::now() + pause, feeds.take(&mut feeder.state)).await {
                 Ok(more) => more,
+                Err(_) if patience.is_some() => {
+                    if feeds.patience().is_none() {
+                        warn!(
+                            "Services and EndpointSlices cannot be read; going on without them, their addresses are \
+                             announced as soon as they can"
+                        );
+                    }
+                    true
+                }
                 Err(_) => {
                     feeder.tick().await?;
                     continue;
@@ -294,17 +325,82 @@ mod tests {
     use brindle_config::memory::MemoryStore;
     use brindle_config_core::{
         ObjectMeta, Resource,
+        bgp::BgpConfigurationSpec,
         node::{NodeAddress, NodeBgpSpec, NodeSpec},
-        store::{Expect, StoreExt},
+        store::{Entry, Expect, Listing, Revision, StoreError, StoreExt, StoreFuture, Watch},
     };
+    use serde_json::Value;
 
     use super::*;
-    use crate::handle::Order;
+    use crate::handle::{Desired, Order};
 
     fn node(name: &str, ip: &str) -> Resource<NodeSpec> {
         let bgp =
             NodeBgpSpec { ipv4_address: Some(NodeAddress(ip.parse().unwrap())), ..NodeBgpSpec::default() };
         Resource::new(ObjectMeta::named(name), NodeSpec { bgp: Some(bgp), ..NodeSpec::default() })
+    }
+
+    /// A store that answers for everything but services.
+    struct NoServices(MemoryStore);
+
+    impl Store for NoServices {
+        fn get<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Entry> {
+            self.0.get(key)
+        }
+        fn list<'a>(&'a self, kinds: &'a [Kind]) -> StoreFuture<'a, Listing> {
+            if kinds.contains(&Kind::Service) {
+                return Box::pin(async { Err(StoreError::Unavailable("services: forbidden".into())) });
+            }
+            self.0.list(kinds)
+        }
+        fn put<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Revision> {
+            self.0.put(key, value, expect)
+        }
+        fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {
+            self.0.delete(key, expect)
+        }
+        fn watch<'a>(&'a self, kinds: &'a [Kind], from: Revision) -> StoreFuture<'a, Box<dyn Watch>> {
+            self.0.watch(kinds, from)
+        }
+    }
+
+    fn ranges() -> Resource<BgpConfigurationSpec> {
+        let spec = serde_json::json!({"serviceClusterIPs": [{"cidr": "10.96.0.0/16"}]});
+        Resource::new(ObjectMeta::named("default"), serde_json::from_value(spec).unwrap())
+    }
+
+    async fn first_plan(store: Arc<dyn Store>) -> (Desired, Duration) {
+        store.put_as(&node("a", "10.0.0.1/24"), Expect::Absent).await.unwrap();
+        store.put_as(&ranges(), Expect::Absent).await.unwrap();
+        let (orders, mut taken) = mpsc::channel(4);
+        let began = Instant::now();
+        let handle = Handle { orders, events: tokio::sync::broadcast::channel(1).0 };
+        let _follower = from_store(store, "a", Path::new("/nonexistent"), handle);
+        match taken.recv().await {
+            Some(Order::Apply(desired, _)) => (*desired, began.elapsed()),
+            _ => panic!("expected a plan"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_plan_has_the_services_and_does_not_wait_for_them_for_ever() {
+        let store = MemoryStore::new();
+        let slice = serde_json::json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "spec": {},
+            "metadata": {"name": "s", "namespace": "n", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "endpoints": [{"addresses": ["10.1.0.1"], "nodeName": "a"}]});
+        let service = serde_json::json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "web", "namespace": "n"},
+            "spec": {"clusterIP": "10.96.0.5", "internalTrafficPolicy": "Local"}});
+        for (kind, name, value) in [(Kind::EndpointSlice, "s", slice), (Kind::Service, "web", service)] {
+            store.put(&Key::new(kind, Some("n"), name), value, Expect::Absent).await.unwrap();
+        }
+        let (plan, _) = first_plan(Arc::new(store)).await;
+        let prefixes: Vec<String> = plan.routes.iter().map(|r| r.prefix.to_string()).collect();
+        assert_eq!(prefixes, ["10.96.0.0/16", "10.96.0.5/32"], "all of it at once");
+
+        let (plan, waited) = first_plan(Arc::new(NoServices(MemoryStore::new()))).await;
+        assert_eq!(plan.routes.len(), 1, "the range");
+        assert!((SERVICES..SERVICES * 2).contains(&waited), "{waited:?}");
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! `brindle-controllers run …` as it may be typed, and what it means.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, io::IsTerminal as _, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use brindle_config::lease::Candidate;
@@ -176,7 +176,9 @@ fn host_name() -> Option<String> {
 
 fn start_log(format: LogFormat, filter: &str) -> Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log-level {filter:?}"))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),

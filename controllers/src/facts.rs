@@ -7,7 +7,6 @@ use std::{
 
 use brindle_config_core::{
     Key, Kind,
-    felix::ClusterInformationSpec,
     pool::{AllowedUse, AssignmentMode, IpPoolSpec},
     store::{Entry, decode},
     workload::WorkloadEndpointSpec,
@@ -75,10 +74,8 @@ impl Facts {
                 Kind::WorkloadEndpoint => facts.endpoint(e),
                 Kind::IpPool => facts.pool(e),
                 Kind::ClusterInformation if e.key.name == "default" => {
-                    let ready = decode::<ClusterInformationSpec>(e)
-                        .ok()
-                        .and_then(|c| c.resource.spec.datastore_ready);
-                    facts.locked = ready == Some(false);
+                    // By itself: whatever else of it does not read, the lock counts.
+                    facts.locked = e.value.pointer("/spec/datastoreReady").is_some_and(|r| r == false);
                 }
                 _ => {}
             }

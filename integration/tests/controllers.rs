@@ -73,7 +73,7 @@ impl Site {
         let mut command = Command::new(bin("brindle-controllers"));
         command
             .args(["run", "--datastore", &self.url, "--identity", name])
-            .args(["--lease-duration", "3s", "--grace", "2s", "--node-grace", "2s", "--repair-grace", "2s"])
+            .args(["--lease-duration", "3s", "--repair-grace", "2s"])
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -82,7 +82,7 @@ impl Site {
     }
 
     fn start(&self, name: &str) -> Running {
-        Running::start_in(self.ns.ns(), &mut self.command(name, &[]))
+        Running::start_in(self.ns.ns(), &mut self.command(name, &["--grace", "2s", "--node-grace", "2s"]))
     }
 
     /// Does something with the store, where it can be reached.

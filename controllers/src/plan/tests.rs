@@ -81,7 +81,10 @@ impl Cluster {
         let _ = self.store.delete(&Key::new(kind, namespace, name), Expect::Any).await;
     }
 
-    async fn put(&self, kind: Kind, name: &str, value: Value) {
+    async fn put(&self, kind: Kind, name: &str, mut value: Value) {
+        let (api, written) = kind.written();
+        value["apiVersion"] = api.into();
+        value["kind"] = written.into();
         let namespace = kind.namespaced().then_some("shop");
         self.store.put(&Key::new(kind, namespace, name), value, Expect::Any).await.unwrap();
     }
