@@ -143,6 +143,9 @@ async fn answer(request: &AdminRequest, handle: &Handle, started: Instant) -> Va
         }),
         AdminRequest::Rib { prefix } => handle.rib(*prefix).await.map(|paths| json!(paths)),
         AdminRequest::Bgp(_) => return json!({"error": "answered by several lines"}),
+        AdminRequest::Health | AdminRequest::Drain { .. } => {
+            return json!({"error": "this is brindle-bgpd alone: ask its status; SIGTERM drains (drainTime)"});
+        }
         AdminRequest::Nodes => {
             return json!({"error": "brindle-bgpd knows only its peers: brindlectl bgp summary"});
         }

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{BufReader, Write as _},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -109,6 +109,9 @@ struct RunArgs {
         required_unless_present = "datastore"
     )]
     config: Option<PathBuf>,
+    /// Instead of the file's routerID (and clusterID, if that is the same): one file for many reflectors
+    #[arg(long, env = "BRINDLE_ROUTER_ID", value_name = "ADDR", conflicts_with = "datastore")]
+    router_id: Option<Ipv4Addr>,
     /// Only look for mistakes in the file, and exit (as `brindle-bgpd check`)
     #[arg(long, requires = "config")]
     check: bool,
@@ -176,7 +179,10 @@ fn usage(e: impl Into<anyhow::Error>) -> anyhow::Error {
 fn daemon(args: RunArgs) -> Result<()> {
     let (source, settings) = match (args.config, args.datastore, args.node) {
         (Some(file), _, _) => {
-            let settings = Settings::read(&file).map_err(usage)?;
+            let mut settings = Settings::read(&file).map_err(usage)?;
+            if let Some(id) = args.router_id {
+                settings.set_router_id(id).map_err(|e| usage(anyhow::anyhow!("--router-id: {e}")))?;
+            }
             (Source::File(file), Some(settings))
         }
         (None, Some(url), Some(node)) => (Source::Datastore { url, node, secrets: args.secrets }, None),
@@ -196,6 +202,7 @@ fn daemon(args: RunArgs) -> Result<()> {
         record: args.record,
         record_limit: args.record_limit.saturating_mul(1 << 20),
         metrics: args.metrics,
+        router_id: args.router_id,
         settings,
     }))
 }

@@ -3,7 +3,11 @@
 //! SIGHUP reads the file again: peers whose text did not change are not disturbed. SIGTERM and SIGINT end every
 //! session with Cease; with `drainTime`, peers are asked to move traffic away first (RFC 8326).
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,6 +40,8 @@ pub struct Daemon {
     pub record_limit: u64,
     /// Where Prometheus asks.
     pub metrics: Option<SocketAddr>,
+    /// Instead of the file's.
+    pub router_id: Option<Ipv4Addr>,
     /// The file's content as read at start, to be applied first. `None` with a datastore.
     pub settings: Option<Settings>,
 }
@@ -137,7 +143,13 @@ async fn reload(daemon: &Daemon, running: &Running) -> Option<Duration> {
         return None;
     };
     let settings = match Settings::read(file) {
-        Ok(settings) => settings,
+        Ok(mut settings) => {
+            if let Some(Err(e)) = daemon.router_id.map(|id| settings.set_router_id(id)) {
+                error!(error = e, "SIGHUP: the configuration stays as it was");
+                return None;
+            }
+            settings
+        }
         Err(e) => {
             error!(error = %e, "SIGHUP: the configuration stays as it was");
             return None;

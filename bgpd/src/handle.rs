@@ -168,12 +168,21 @@ impl Handle {
     }
 
     /// Tells every peer that we are about to leave (RFC 8326), so that traffic moves away before the sessions end.
-    /// What follows after some time is [`Running::shutdown`].
+    /// What follows after some time is [`Running::shutdown`] or [`Handle::shutdown`].
     ///
     /// # Errors
     /// [`Gone`].
     pub async fn drain(&self) -> Result<(), Gone> {
         self.ask(Order::Drain).await
+    }
+
+    /// Ends every session with Cease / Administrative Shutdown, waits until the peers were told (bounded), and ends the
+    /// speaker.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn shutdown(&self) -> Result<(), Gone> {
+        self.ask(Order::Shutdown).await
     }
 
     /// Peers, sessions, counters.

@@ -167,6 +167,23 @@ impl Settings {
         Self::parse(file, &text)
     }
 
+    /// With another router id than the file's; the cluster id follows if it is the same. For many reflectors with one file.
+    ///
+    /// # Errors
+    /// 0.0.0.0 is none (RFC 6286).
+    pub fn set_router_id(&mut self, id: Ipv4Addr) -> Result<(), &'static str> {
+        if id.is_unspecified() {
+            return Err("0.0.0.0 is not allowed (RFC 6286)");
+        }
+        if let Some(speaker) = &mut self.desired.speaker {
+            if speaker.cluster_id == Some(speaker.router_id) {
+                speaker.cluster_id = Some(id);
+            }
+            speaker.router_id = id;
+        }
+        Ok(())
+    }
+
     /// Reads the text of a file; `file` is for errors, and for password files named relative to it.
     ///
     /// # Errors

@@ -2,8 +2,10 @@
 //!
 //! The kernel resolves `net/…` in the network namespace of the *calling thread*, so these functions see the right one
 //! inside [`crate::netns::NetNs::run`]. (/proc/net, in contrast, follows the main thread.)
+//!
+//! In a container /proc/sys is read-only; there the host's folder is mounted elsewhere and `BRINDLE_SYSCTL_DIR` names it.
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, sync::OnceLock};
 
 /// A parameter that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,15 @@ impl SysctlError {
     }
 }
 
+/// Where the parameters are.
+fn root() -> &'static PathBuf {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let given = std::env::var_os("BRINDLE_SYSCTL_DIR").filter(|d| !d.is_empty());
+        given.map_or_else(|| PathBuf::from("/proc/sys"), PathBuf::from)
+    })
+}
+
 /// As sysctl(8): whichever of `.` and `/` comes first separates, the other one is an ordinary character, so that
 /// `net/ipv4/conf/eth0.100/forwarding` names a VLAN device.
 fn path_of(key: &str) -> io::Result<PathBuf> {
@@ -56,7 +67,7 @@ fn path_of(key: &str) -> io::Result<PathBuf> {
             "not a parameter name like net/ipv4/ip_forward",
         ));
     }
-    Ok(PathBuf::from("/proc/sys").join(rel))
+    Ok(root().join(rel))
 }
 
 /// The value, without the line end.

@@ -54,15 +54,20 @@ async fn update_whole(
     )
 }
 
-/// Publishes this node's addresses, and where its agent answers other machines, if it does. Another node with the same address is a configuration error: one of the two would
-/// draw the other's traffic.
+/// Publishes this node's addresses, and where its agent answers other machines, if it does. Another node with the same
+/// address is a configuration error: one of the two would draw the other's traffic. `check`: whether that is looked for.
 pub(crate) async fn publish(
     store: &dyn Store,
     name: &str,
     addresses: &[IpNet],
     admin: Option<SocketAddr>,
+    check: bool,
 ) -> Result<NodeSpec> {
-    let (nodes, _) = store.list_as::<NodeSpec>().await.context("cannot list the nodes")?;
+    let nodes = if check {
+        store.list_as::<NodeSpec>().await.context("cannot list the nodes")?.0
+    } else {
+        Vec::new()
+    };
     for address in addresses {
         let has = |n: &&Stored<NodeSpec>| n.resource.spec.ips().any(|ip| ip == address.addr());
         if let Some(other) = nodes.iter().filter(|n| n.resource.metadata.name != name).find(has) {

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use brindle_cni::proto::{self, Call, Reply};
-use clap::Args;
+use clap::{Args, Parser};
 use serde_json::{Value, json};
 
 /// The plugins.
@@ -46,6 +46,9 @@ pub(crate) struct InstallArgs {
     /// Seconds to wait for the agent to be ready; without it no conflist is written
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     wait: u64,
+    /// Only the plugins; the agent writes the conflist itself (`brindle-node run --install-cni`)
+    #[arg(long, conflicts_with = "remove")]
+    plugins_only: bool,
     /// Take the conflist and the plugins away again (the conflist first)
     #[arg(long)]
     remove: bool,
@@ -63,6 +66,38 @@ pub(crate) fn run(args: &InstallArgs) -> Result<Vec<String>> {
         return remove(args, &conflist);
     }
     let text = conflist_text(args)?;
+    let mut done = plugins(args)?;
+    if args.plugins_only {
+        return Ok(done);
+    }
+    wait_for_agent(&args.cni_socket, Duration::from_secs(args.wait))?;
+    write_conflist(args, &conflist, &text, &mut done)?;
+    Ok(done)
+}
+
+/// For an agent that is ready itself: only the conflist.
+pub(crate) fn conflist_for(cni_socket: &Path) -> Result<Vec<String>> {
+    #[derive(Parser)]
+    struct FromEnvironment {
+        #[command(flatten)]
+        args: InstallArgs,
+    }
+    let mut args = FromEnvironment::try_parse_from(["brindle-node"])?.args;
+    cni_socket.clone_into(&mut args.cni_socket);
+    let conflist = args.net_dir.join(&args.conf_name);
+    let text = conflist_text(&args)?;
+    wait_for_agent(cni_socket, Duration::from_secs(args.wait))?;
+    let mut done = Vec::new();
+    write_conflist(&args, &conflist, &text, &mut done)?;
+    Ok(done)
+}
+
+fn write_conflist(args: &InstallArgs, conflist: &Path, text: &str, done: &mut Vec<String>) -> Result<()> {
+    fs::create_dir_all(&args.net_dir).with_context(|| args.net_dir.display().to_string())?;
+    put(conflist, text.as_bytes(), 0o644, done)
+}
+
+fn plugins(args: &InstallArgs) -> Result<Vec<String>> {
     let from = match &args.from {
         Some(dir) => dir.clone(),
         None => {
@@ -78,9 +113,6 @@ pub(crate) fn run(args: &InstallArgs) -> Result<Vec<String>> {
             fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
         put(&args.bin_dir.join(name), &bytes, 0o755, &mut done)?;
     }
-    wait_for_agent(&args.cni_socket, Duration::from_secs(args.wait))?;
-    fs::create_dir_all(&args.net_dir).with_context(|| args.net_dir.display().to_string())?;
-    put(&conflist, text.as_bytes(), 0o644, &mut done)?;
     Ok(done)
 }
 
@@ -226,6 +258,7 @@ mod tests {
             from: Some(dir.join("from")),
             cni_socket: dir.join("cni.sock"),
             wait: 0,
+            plugins_only: false,
             remove: false,
         };
         (dir, args)
@@ -258,6 +291,15 @@ mod tests {
         );
         let e = run(&args).unwrap_err().to_string();
         assert!(e.contains("no IP pool is enabled"), "{e}");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_plugins_alone_need_no_agent() {
+        let (dir, mut args) = stage();
+        args.plugins_only = true;
+        assert_eq!(run(&args).unwrap().len(), 2);
+        assert!(dir.join("bin/brindle-ipam").exists() && !dir.join("net.d").exists());
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -1,16 +1,23 @@
 //! `brindle-node`: the agent of one node. This file only turns arguments into [`settings::Settings`] and a result into
 //! an exit code: 0 ended as asked, 1 failed while running, 2 could not start as configured.
 
+mod addresses;
 mod admin;
 mod admin_tcp;
 mod autodetect;
+mod cluster;
 mod cni_server;
+mod defaults;
+mod drain;
+mod felix_env;
+mod health;
 mod identity;
 mod install_cni;
 mod local_socket;
 mod lock;
 mod path;
 mod policy;
+mod probe;
 mod run;
 mod settings;
 mod tunnel_address;
@@ -31,6 +38,23 @@ fn main() -> ExitCode {
                 Err(e) => {
                     eprintln!("brindle-node: {e:#}");
                     ExitCode::from(2)
+                }
+            };
+        }
+        settings::Command::Probe(args) => {
+            let (good, text) = probe::probe(&args);
+            print(&text);
+            return ExitCode::from(u8::from(!good));
+        }
+        settings::Command::Drain(args) => {
+            return match probe::drain(&args) {
+                Ok(done) => {
+                    print(&format!("{done}\n"));
+                    ExitCode::SUCCESS
+                }
+                Err(e) => {
+                    eprintln!("brindle-node: {e:#}");
+                    ExitCode::from(1)
                 }
             };
         }
@@ -57,4 +81,10 @@ fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// To standard output; a reader that has gone is no failure.
+fn print(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -11,7 +11,7 @@ use brindle_felix_core::{
 };
 use brindle_kernel::netfilter::Tools;
 
-use crate::settings::Settings;
+use crate::{felix_env::FelixEnv, settings::Settings};
 
 /// The calculation graph of this node.
 struct Calculated(Graph);
@@ -32,7 +32,11 @@ impl Calculation for Calculated {
 }
 
 /// Starts the thread and the task that feeds it.
-pub(crate) fn start(settings: &Settings, store: &Arc<dyn Store>) -> anyhow::Result<PolicyHandle> {
+pub(crate) fn start(
+    settings: &Settings,
+    store: &Arc<dyn Store>,
+    env: &FelixEnv,
+) -> anyhow::Result<PolicyHandle> {
     let setup = PolicySetup { node: settings.node_name.clone(), families: Vec::new() };
     let graph = Graph::new(Scope::Node(settings.node_name.clone()));
     let handle = spawn_policy(&setup, Box::new(Tools::default()), Box::new(Calculated(graph)))?;
@@ -40,8 +44,11 @@ pub(crate) fn start(settings: &Settings, store: &Arc<dyn Store>) -> anyhow::Resu
     kinds.extend(inputs::KINDS.into_iter().filter(|k| !calc::KINDS.contains(k)));
     let mut events = brindle_config::sync::follow(Arc::clone(store), kinds);
     let to = handle.clone();
+    let (env, node) = (env.clone(), settings.node_name.clone());
     tokio::spawn(async move {
-        while let Some(batch) = events.recv().await {
+        let mut seen = false;
+        while let Some(mut batch) = events.recv().await {
+            env.apply(&mut batch, &node, &mut seen);
             if !to.send(PolicyInput::Store(batch)).await {
                 return;
             }

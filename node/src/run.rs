@@ -26,8 +26,11 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    admin, admin_tcp, autodetect, identity, local_socket, lock, path, policy,
-    settings::{Carrier, Networking, Settings},
+    addresses, admin, admin_tcp, defaults,
+    drain::Drain,
+    felix_env::FelixEnv,
+    health, local_socket, lock, path, policy,
+    settings::{Carrier, Networking, Settings, on_kubernetes},
     tunnel_address,
 };
 
@@ -63,8 +66,19 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
 
 async fn agent(settings: Settings) -> Result<(), Failure> {
     let started = Instant::now();
-    let Parts { store, felix, policy, bgp, bgp_problems, mut ended, listener, port } =
+    let Parts { store, felix, policy, bgp, bgp_problems, mut ended, listener, port, drain, health } =
         start(&settings).await.map_err(Failure::Setup)?;
+    let sources = health::Sources {
+        felix: felix.clone(),
+        policy: policy.clone(),
+        bgp: bgp.clone(),
+        drain: Arc::clone(&drain),
+        started,
+    };
+    if let Some(listener) = health {
+        tokio::spawn(health::serve(listener, sources.clone()));
+    }
+    let on_signal = Arc::clone(&drain);
     let answer: admin::Answer = {
         let (settings, store, felix, bgp) =
             (Arc::new(settings.clone()), store.clone(), felix.clone(), bgp.clone());
@@ -72,6 +86,7 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
             let (settings, store, felix, bgp) = (settings.clone(), store.clone(), felix.clone(), bgp.clone());
             let told = told(bgp_problems.as_ref());
             let policy = policy.clone();
+            let (sources, drain) = (sources.clone(), Arc::clone(&drain));
             Box::pin(async move {
                 match request {
                     AdminRequest::Status => {
@@ -89,6 +104,13 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
                         path::answer(&settings.node_name, to, &*store, &felix, bgp.as_ref()).await
                     }
                     AdminRequest::Nodes => nodes(&*store).await,
+                    AdminRequest::Health => {
+                        serde_json::to_value(sources.health().await).unwrap_or(Value::Null)
+                    }
+                    AdminRequest::Drain { wait } => match drain.run(Duration::from_secs(wait)).await {
+                        Ok(done) => serde_json::to_value(done).unwrap_or(Value::Null),
+                        Err(e) => json!({"error": format!("{e:#}")}),
+                    },
                     AdminRequest::Bgp(_) => json!({"error": "answered by several lines"}),
                     AdminRequest::Routes => serde_json::to_value(felix.report().encap).unwrap_or(Value::Null),
                 }
@@ -105,10 +127,22 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     let mut term = signals(SignalKind::terminate())?;
     let mut int = signals(SignalKind::interrupt())?;
     tokio::select! {
-        _ = term.recv() => tracing::info!(cause = "SIGTERM", "agent ends; kernel routes stay"),
-        _ = int.recv() => tracing::info!(cause = "SIGINT", "agent ends; kernel routes stay"),
+        _ = term.recv() => {}
+        _ = int.recv() => {}
         part = &mut ended => return Err(Failure::Running(anyhow!("{part} ended unexpectedly; kernel routes stay"))),
     }
+    if !settings.cluster.drain.is_zero() && !on_signal.is_done() {
+        tokio::select! {
+            done = on_signal.run(settings.cluster.drain) => {
+                if let Err(e) = done {
+                    tracing::warn!("cannot drain: {e:#}");
+                }
+            }
+            _ = term.recv() => tracing::info!("a second signal: not waiting for peers any longer"),
+            _ = int.recv() => tracing::info!("a second signal: not waiting for peers any longer"),
+        }
+    }
+    tracing::info!(cause = "a signal", "agent ends; kernel routes stay");
     Ok(())
 }
 
@@ -132,32 +166,39 @@ struct Parts {
     listener: tokio::net::UnixListener,
     /// For other machines.
     port: Option<admin_tcp::Port>,
+    drain: Arc<Drain>,
+    /// For probes over HTTP.
+    health: Option<tokio::net::TcpListener>,
 }
 
 async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
-    let choices = own_addresses(settings)?;
-    for choice in &choices {
-        tracing::info!(address = %choice.address, cause = %choice.why, "this node's address");
-    }
-    let addresses: Vec<_> = choices.iter().map(|c| c.address).collect();
     let port = match &settings.admin_port {
         Some((address, token)) => Some(admin_tcp::bind(*address, token).await?),
         None => None,
     };
-    let published = match &port {
-        Some(port) => Some(admin_tcp::published(port.address()?, &addresses)),
-        None => None,
-    };
-    identity::publish(&*store, &settings.node_name, &addresses, published).await?;
+    let admin = port.as_ref().map(admin_tcp::Port::address).transpose()?;
+    let published = addresses::publish(&*store, settings, admin).await?;
+    defaults::ensure(&*store, &settings.cluster, on_kubernetes(&settings.datastore), &published).await?;
+    let env = FelixEnv::read();
+    if !env.names().is_empty() {
+        tracing::info!(fields = env.names().join(" "), "the environment stands above FelixConfiguration");
+    }
+    if !env.unknown.is_empty() {
+        tracing::warn!("these mean nothing to this agent: {}", env.unknown.join(" "));
+    }
     let nodename = settings.state_dir.join("nodename");
     std::fs::write(&nodename, format!("{}\n", settings.node_name))
         .with_context(|| format!("cannot write {}", nodename.display()))?;
 
     // Bound before anything is written to the kernel: whoever can connect finds a starting agent, not a dead one.
     let listener = local_socket::bind(&settings.admin_socket)?;
-    let policy = policy::start(settings, &store)?;
+    let health = match settings.cluster.health {
+        Some(address) => Some(health::listen(address).await?),
+        None => None,
+    };
+    let policy = policy::start(settings, &store, &env)?;
     let scrapes = match settings.metrics {
         Some(address) => Some(brindle_bgpd::metrics::listen(address).await?),
         None => None,
@@ -176,8 +217,11 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     let own = store.for_node(&settings.node_name).unwrap_or_else(|| store.clone());
     let mut events = brindle_config::sync::follow(own, KINDS.to_vec());
     let to_felix = felix.clone();
+    let node = settings.node_name.clone();
     let feed = tokio::spawn(async move {
-        while let Some(batch) = events.recv().await {
+        let mut seen = false;
+        while let Some(mut batch) = events.recv().await {
+            env.apply(&mut batch, &node, &mut seen);
             if !to_felix.send(FelixInput::Store(batch)).await {
                 return;
             }
@@ -203,16 +247,27 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone()));
     tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
     let cni = crate::cni_server::start(settings, &store, &felix, &policy).await?;
+    tokio::spawn(addresses::monitor(store.clone(), settings.clone(), published, admin));
+    if settings.cluster.install_cni {
+        // Not one of the runtime's few threads: it may sleep for long.
+        let socket = settings.cni_socket.clone();
+        std::thread::Builder::new().name("conflist".into()).spawn(move || install_conflist(&socket))?;
+    }
 
     let bgp_problems = speaker.as_ref().map(|s| s.follower.watch());
     let gone = felix.clone();
     let policy_gone = policy.clone();
+    let drain = Arc::new(Drain::new(bgp.clone()));
+    let wished = Arc::clone(&drain);
     let ended = Box::pin(async move {
         let speaker = async {
             match speaker {
                 Some(mut s) => {
                     s.running.ended().await;
                     drop(s.follower);
+                    if wished.is_done() {
+                        std::future::pending::<()>().await;
+                    }
                 }
                 None => std::future::pending().await,
             }
@@ -225,7 +280,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
             () = cni.ended() => "the CNI server",
         }
     });
-    Ok(Parts { store, felix, policy, bgp, bgp_problems, ended, listener, port })
+    Ok(Parts { store, felix, policy, bgp, bgp_problems, ended, listener, port, drain, health })
 }
 
 /// When an agent's start is over, and now and then, what it needed only for that is given back.
@@ -240,19 +295,21 @@ async fn give_memory_back() {
     }
 }
 
-fn own_addresses(settings: &Settings) -> anyhow::Result<Vec<autodetect::Choice>> {
-    let mut k = Rtnl::open()?;
-    let links = k.links()?;
-    let candidates: Vec<_> = k
-        .addrs(None)?
-        .into_iter()
-        .filter_map(|a| {
-            let link = links.iter().find(|l| l.index == a.link)?;
-            Some(autodetect::Candidate { interface: link.name.clone(), address: a.net })
-        })
-        .collect();
-    let choose = |wish, v6| autodetect::choose(wish, v6, &candidates).map_err(anyhow::Error::msg);
-    Ok(choose(settings.address, false)?.into_iter().chain(choose(settings.address6, true)?).collect())
+/// The conflist, once pods can be attached; tried until it is there. Runs on a thread of its own.
+fn install_conflist(socket: &std::path::Path) {
+    // The pause grows to half a minute; the log says why each time.
+    let mut pause = Duration::from_secs(1);
+    loop {
+        match crate::install_cni::conflist_for(socket) {
+            Ok(done) => {
+                done.iter().for_each(|line| tracing::info!("conflist {line}"));
+                return;
+            }
+            Err(e) => tracing::warn!("{e:#}; trying again"),
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_secs(30));
+    }
 }
 
 /// Starts the speaker and the task that carries its best paths to felix.

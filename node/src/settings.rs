@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
+use crate::cluster::Cluster;
+
 /// The agent of one Brindle node.
 #[derive(Debug, Parser)]
 #[command(name = "brindle-node", version, about, max_term_width = 100)]
@@ -21,11 +23,15 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Put the CNI plugins and the conflist where container runtimes look, once the agent is ready
     InstallCni(Box<crate::install_cni::InstallArgs>),
+    /// Ask the agent of this node whether it lives or is ready; exit code 0 or 1, the reasons on standard output
+    Probe(crate::probe::ProbeArgs),
+    /// Move traffic away from this node and end its BGP sessions; a restart of the agent brings them back
+    Drain(crate::probe::DrainArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Name of this node [default: the host name, lower case]
+    /// Name of this node [default: what STATE/nodename says, else the host name, lower case]
     #[arg(long, env = "NODENAME", value_name = "NAME")]
     node_name: Option<String>,
     /// Folder of the agent's own files: lock, sockets, journals
@@ -67,6 +73,8 @@ pub(crate) struct RunArgs {
     admin_token_file: Option<PathBuf>,
     #[command(flatten)]
     leaks: crate::cni_server::LeakArgs,
+    #[command(flatten)]
+    cluster: crate::cluster::ClusterArgs,
     /// Answer Prometheus at http://ADDR:PORT/metrics (docs/metrics.md)
     #[arg(long, env = "BRINDLE_METRICS", value_name = "ADDR:PORT")]
     metrics: Option<std::net::SocketAddr>,
@@ -122,6 +130,7 @@ pub(crate) struct Settings {
     /// Where other machines are answered, and the token's file.
     pub(crate) admin_port: Option<(std::net::SocketAddr, PathBuf)>,
     pub(crate) leaks: crate::cni_server::LeakArgs,
+    pub(crate) cluster: Cluster,
     pub(crate) metrics: Option<std::net::SocketAddr>,
     log_format: LogFormat,
     log_filter: String,
@@ -132,7 +141,7 @@ impl Settings {
     pub(crate) fn from_args(a: RunArgs) -> Result<Self, String> {
         let node_name = match a.node_name.filter(|n| !n.is_empty()) {
             Some(n) => n,
-            None => host_name()?,
+            None => remembered_or_host_name(&a.state_dir)?,
         };
         if node_name.len() > 253
             || !node_name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
@@ -150,19 +159,28 @@ impl Settings {
         }
         EnvFilter::try_new(&a.log_level).map_err(|e| format!("--log-level {:?}: {e}", a.log_level))?;
         brindle_config::check_url(&a.datastore).map_err(|e| format!("--datastore: {e}"))?;
+        let cluster = Cluster::from_args(a.cluster, on_kubernetes(&a.datastore))?;
+        if let Some(node) = cluster.k8s_node_ref.as_ref().filter(|n| **n != node_name)
+            && on_kubernetes(&a.datastore)
+        {
+            return Err(format!(
+                "--k8s-node-ref {node:?} is not the --node-name {node_name:?}: with Kubernetes as datastore they are one"
+            ));
+        }
         Ok(Self {
+            networking: cluster.networking.unwrap_or(a.networking),
             cni_socket: a.cni_socket.unwrap_or_else(|| a.state_dir.join("cni.sock")),
-            metrics: a.metrics,
             admin_port: a.admin_listen.zip(a.admin_token_file),
+            metrics: a.metrics.or(cluster.metrics),
             admin_socket: a.admin_socket.unwrap_or_else(|| a.state_dir.join("admin.sock")),
             node_name,
             state_dir: a.state_dir,
             datastore: a.datastore,
             address,
             address6,
-            networking: a.networking,
             carrier: a.ipip_carrier,
             leaks: a.leaks,
+            cluster,
             log_format: a.log_format,
             log_filter: a.log_level,
         })
@@ -219,6 +237,21 @@ fn parse_own_address(flag: &str, s: &str, v6: bool) -> Result<OwnAddress, String
     Ok(OwnAddress::Given(ip, len))
 }
 
+/// Whether a datastore URL means the API server of a cluster.
+pub(crate) fn on_kubernetes(datastore: &str) -> bool {
+    datastore.starts_with("kubernetes:")
+}
+
+/// Calico's order: the file that an earlier agent wrote, `HOSTNAME`, the kernel's name.
+fn remembered_or_host_name(state_dir: &std::path::Path) -> Result<String, String> {
+    let file = std::fs::read_to_string(state_dir.join("nodename")).unwrap_or_default();
+    let names = [file, std::env::var("HOSTNAME").unwrap_or_default()];
+    match names.iter().map(|n| n.trim().to_ascii_lowercase()).find(|n| !n.is_empty()) {
+        Some(name) => Ok(name),
+        None => host_name(),
+    }
+}
+
 fn host_name() -> Result<String, String> {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|s| s.trim().to_ascii_lowercase())
@@ -267,5 +300,48 @@ mod tests {
     fn an_address_keeps_its_prefix_length() {
         let s = parse(&["--node-name", "n", "--ip", "10.0.0.5/24"]).unwrap();
         assert_eq!(s.address, OwnAddress::Given("10.0.0.5".parse().unwrap(), Some(24)));
+    }
+
+    /// Variables of the manifests that nothing reads would be settings that do nothing.
+    #[test]
+    fn every_variable_of_the_manifests_is_read() {
+        use clap::CommandFactory as _;
+        let command = Cli::command();
+        let mut read: Vec<String> = command
+            .get_subcommands()
+            .flat_map(clap::Command::get_arguments)
+            .filter_map(|a| a.get_env()?.to_str().map(str::to_owned))
+            .collect();
+        // By the kernel package, and by the etcd store.
+        read.extend(["BRINDLE_SYSCTL_DIR", "ETCD_ENDPOINTS"].map(str::to_owned));
+        read.extend(["CA_CERT", "CERT", "KEY"].map(|n| format!("ETCD_{n}_FILE")));
+        let deploy = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let mut met = 0;
+        for file in [
+            "base/node/config.yaml",
+            "base/node/daemonset.yaml",
+            "overlays/etcd/config.yaml",
+            "overlays/policy-only/config.yaml",
+        ] {
+            let text = std::fs::read_to_string(deploy.join(file)).unwrap();
+            for line in text.lines().map(str::trim) {
+                let name = match line.strip_prefix("- name: ") {
+                    Some(name) => name,
+                    None => line.split_once(": ").map_or("", |l| l.0),
+                };
+                if name.len() < 2
+                    || !name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+                {
+                    continue;
+                }
+                met += 1;
+                let felix = name.strip_prefix("FELIX_").is_some_and(|f| {
+                    brindle_config_core::fields::of(brindle_config_core::Kind::FelixConfiguration)
+                        .any(|known| known.eq_ignore_ascii_case(f))
+                });
+                assert!(felix || read.iter().any(|r| r == name), "{file}: nothing reads {name}");
+            }
+        }
+        assert!(met > 12, "{met}");
     }
 }

@@ -2,6 +2,7 @@
 //! checks, `layers` proves the architecture's dependency rules, `bench` prints the measured figures.
 #![expect(clippy::print_stdout, reason = "a task runner's product is its output")]
 
+mod image;
 mod layers;
 mod setup;
 mod steps;
@@ -15,9 +16,10 @@ cargo xtask TASK
 
   lab [ARGS]     install what is missing, build in release, then `brindlectl lab up ARGS`
   test [STEP..]  everything CI checks; with names, only those steps:
-                 fmt layers clippy unit integration policy doc deny fuzz bench
+                 fmt layers clippy unit integration policy image doc deny fuzz bench
   layers         the dependency rules of ARCHITECTURE.md, and that the bans of the pure packages bite
   bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier lab bgp
+  image [--debug] build the container image FROM scratch and run every program in it; --debug: as the tests built them
   generate       write the files that are made from the model: definitions, manifests, chart
   setup          only install what is missing";
 
@@ -43,6 +45,7 @@ fn run() -> Result<ExitCode> {
         "lab" => steps::lab(rest),
         "test" => steps::test(rest),
         "bench" => steps::bench(rest),
+        "image" => image::build(rest).map(|()| ExitCode::SUCCESS),
         "generate" => steps::generate(),
         "layers" => layers::check().map(|()| ExitCode::SUCCESS),
         "setup" => setup::install(&[&setup::LAB, &setup::TESTS]).map(|()| ExitCode::SUCCESS),

@@ -50,6 +50,16 @@ pub(crate) const TESTS: [Need; 13] = [
     need("modprobe", "kmod", "modules inside that kernel"),
 ];
 
+/// What the image is made with and holds.
+pub(crate) const IMAGE: [Need; 6] = [
+    need("podman", "podman", "builds the image and runs what is in it"),
+    need("runc", "runc", "what podman starts containers with"),
+    need("musl-gcc", "musl-tools", "programs for a scratch image are linked statically"),
+    need("strip", "binutils", "debug information has no place in an image"),
+    need("iptables-nft-restore", "iptables", "goes into the image: the agent calls it"),
+    need("nft", "nftables", "goes into the image: the agent calls it"),
+];
+
 /// The workspace root: the nearest folder upwards with a Cargo.lock.
 pub(crate) fn root() -> Result<PathBuf> {
     let here = std::env::current_dir()?;
@@ -61,13 +71,19 @@ pub(crate) fn root() -> Result<PathBuf> {
 
 /// Whether a program is on this machine.
 pub(crate) fn have(program: &str) -> bool {
+    find(program).is_some()
+}
+
+/// Where a program is: a path, or a name looked up in PATH and the sbin folders.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     if program.starts_with('/') {
-        return Path::new(program).exists();
+        return Some(PathBuf::from(program)).filter(|p| p.exists());
     }
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':')
         .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"])
-        .any(|d| Path::new(d).join(program).exists())
+        .map(|d| Path::new(d).join(program))
+        .find(|p| p.exists())
 }
 
 /// Installs what is missing with apt, saying what and why; elsewhere prints the list and stops.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{layers, setup};
+use crate::{image, layers, setup};
 
 /// Runs a command line with inherited output; an error names it.
 pub(crate) fn sh(program: &str, args: &[&str]) -> Result<()> {
@@ -27,7 +27,7 @@ fn cargo(args: &str) -> Result<()> {
 type Step = (&'static str, fn() -> Result<()>);
 
 /// In the order in which a failure is cheapest to learn of.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     ("fmt", || cargo("fmt --all -- --check")),
     ("layers", layers::check),
     ("clippy", || {
@@ -37,6 +37,7 @@ const STEPS: [Step; 10] = [
     ("unit", || cargo("test --workspace --exclude brindle-integration --lib --bins --tests --no-fail-fast")),
     ("integration", integration),
     ("policy", policy),
+    ("image", || image::build(&["--debug".to_owned()])),
     ("doc", || cargo("test --workspace --doc")),
     ("deny", deny),
     ("fuzz", || cargo("build --manifest-path fuzz/Cargo.toml")),
@@ -53,7 +54,7 @@ pub(crate) fn test(names: &[String]) -> Result<ExitCode> {
     if !is_root() {
         bail!("the tests make network namespaces: run as root");
     }
-    setup::install(&[&setup::LAB, &setup::TESTS])?;
+    setup::install(&[&setup::LAB, &setup::TESTS, &setup::IMAGE])?;
     let mut failed = Vec::new();
     let mut table = Vec::new();
     for (name, run) in STEPS {
@@ -170,7 +171,7 @@ fn ipam() -> Result<()> {
 }
 
 /// Cargo's target folder, wherever the user put it.
-fn target() -> Result<std::path::PathBuf> {
+pub(crate) fn target() -> Result<std::path::PathBuf> {
     let out = Command::new("cargo").args(["metadata", "--no-deps", "--format-version", "1"]).output()?;
     let meta: serde_json::Value = serde_json::from_slice(&out.stdout).context("cargo metadata")?;
     Ok(meta["target_directory"].as_str().context("cargo metadata names no target_directory")?.into())

@@ -243,3 +243,32 @@ fn every_mistake_is_named_with_file_line_and_field() {
     let missing = Settings::read(Path::new("/nonexistent/x.yaml")).unwrap_err().to_string();
     assert!(missing.starts_with("/nonexistent/x.yaml: cannot be read"), "{missing}");
 }
+
+#[test]
+fn another_router_id_takes_the_cluster_id_along_only_if_they_were_one() {
+    let file = Path::new("x.yaml");
+    let id: std::net::Ipv4Addr = "192.0.2.77".parse().unwrap();
+    let ids = |text: &str| {
+        let mut s = Settings::parse(file, text).unwrap();
+        s.set_router_id(id).unwrap();
+        let speaker = s.desired.speaker.unwrap();
+        (speaker.router_id, speaker.cluster_id)
+    };
+    let common = "asNumber: 64512\nrouterID: 192.0.2.1\ndynamic: [{name: n, range: 10.0.0.0/8, template: {asNumber: 64512, reflectorClient: true}}]\n";
+    assert_eq!(ids(common), (id, Some(id)));
+    let own = format!("{common}clusterID: 192.0.2.9\n");
+    assert_eq!(ids(&own), (id, Some("192.0.2.9".parse().unwrap())));
+    let mut s = Settings::parse(file, common).unwrap();
+    assert!(s.set_router_id(std::net::Ipv4Addr::UNSPECIFIED).is_err());
+}
+
+#[test]
+fn the_reflectors_of_the_manifests_have_a_configuration_without_mistakes() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/reflectors/config.yaml");
+    let map = std::fs::read_to_string(&file).unwrap();
+    let inner = map.split_once("  brindle-bgpd.yaml: |\n").expect("the file in the ConfigMap").1;
+    let text: String = inner.lines().map(|l| format!("{}\n", l.strip_prefix("    ").unwrap_or(l))).collect();
+    let s = Settings::parse(&file, &text).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(s.desired.speaker.unwrap().dynamic.len(), 1);
+    assert!(!s.drain_time.is_zero());
+}

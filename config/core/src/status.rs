@@ -3,6 +3,7 @@
 //! authenticated port, where an agent has one ([`ADMIN_ADDRESS`]).
 
 pub mod bgp;
+pub mod health;
 pub mod path;
 
 use std::net::IpAddr;
@@ -31,6 +32,13 @@ pub enum AdminRequest {
     },
     /// Every node of the datastore and where its agent answers: a list of [`NodeAt`].
     Nodes,
+    /// Whether the agent lives and is ready: one [`health::Health`].
+    Health,
+    /// Move traffic away and end the sessions; answered when that is done: one [`health::Drained`].
+    Drain {
+        /// How long peers have to find other ways, seconds.
+        wait: u64,
+    },
     /// About BGP; answered by several lines.
     Bgp(bgp::BgpRequest),
 }

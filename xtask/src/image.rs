@@ -1,0 +1,356 @@
+//! `cargo xtask image`: the container image, FROM scratch (deploy/image/Containerfile). Lays out the build folder: our
+//! programs, linked statically with musl, and from this machine's Debian packages what the agent calls at run time
+//! (iptables, ipset, nft) with the libraries these are linked with. `--debug` takes the programs as the tests have built
+//! them, stripped; they find their libc among those libraries. Afterwards every program is run in the image.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{setup, steps};
+
+/// Most the image may hold, MiB.
+const LIMIT_MIB: u64 = 40;
+const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// Programs of ours and the packages they are in.
+const PROGRAMS: [(&str, &str); 7] = [
+    ("brindle-node", "brindle-node"),
+    ("brindle-bgpd", "brindle-bgpd"),
+    ("brindlectl", "brindle-ctl"),
+    ("brindle", "brindle-cni"),
+    ("brindle-ipam", "brindle-cni"),
+    ("brindle-ipip", "brindle-carrier"),
+    ("brindle-controllers", "brindle-controllers"),
+];
+
+/// Programs of Debian, with the names they are called by (the agent runs these).
+const TOOLS: [(&str, &[&str]); 4] = [
+    (
+        "xtables-nft-multi",
+        &[
+            "iptables-nft-save",
+            "iptables-nft-restore",
+            "ip6tables-nft-save",
+            "ip6tables-nft-restore",
+            "iptables",
+            "iptables-save",
+            "iptables-restore",
+            "ip6tables",
+            "ip6tables-save",
+            "ip6tables-restore",
+        ],
+    ),
+    (
+        "xtables-legacy-multi",
+        &[
+            "iptables-legacy-save",
+            "iptables-legacy-restore",
+            "ip6tables-legacy-save",
+            "ip6tables-legacy-restore",
+        ],
+    ),
+    ("ipset", &[]),
+    ("nft", &[]),
+];
+
+/// `cargo xtask image [--debug]`.
+pub(crate) fn build(args: &[String]) -> Result<()> {
+    let debug = match args {
+        [] => false,
+        [one] if one == "--debug" => true,
+        other => bail!("cargo xtask image [--debug]; {other:?} is not understood"),
+    };
+    setup::install(&[&setup::LAB, &setup::IMAGE])?;
+    let folder = steps::target()?.join("image");
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    programs(&folder.join("bin"), debug)?;
+    tools(&folder.join("root"), &folder.join("bin"))?;
+    let podman = Podman::new(&folder)?;
+    let tag = format!("brindle:{}", env!("CARGO_PKG_VERSION"));
+    let recipe = "deploy/image/Containerfile";
+    podman.run(&[
+        "build",
+        "-q",
+        "--isolation",
+        "chroot",
+        "-t",
+        &tag,
+        "-f",
+        recipe,
+        &folder.to_string_lossy(),
+    ])?;
+    let size = size(&folder.join("bin"))? + size(&folder.join("root"))?;
+    println!("image {tag}: {:.1} MiB", mib(size));
+    if !debug {
+        ensure!(size <= LIMIT_MIB << 20, "the image has {:.1} MiB; at most {LIMIT_MIB}", mib(size));
+    }
+    prove(&podman, &tag)?;
+    let archive = folder.join(format!("brindle-{}.tar", env!("CARGO_PKG_VERSION")));
+    podman.run(&["save", "-q", "-o", &archive.to_string_lossy(), &tag])?;
+    println!("archive for `podman load`, `ctr images import` and `skopeo copy`: {}", archive.display());
+    podman.forget()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn mib(octets: u64) -> f64 {
+    octets as f64 / f64::from(1 << 20)
+}
+
+/// Ours, of the packages this clone has.
+fn programs(bin: &Path, debug: bool) -> Result<()> {
+    fs::create_dir_all(bin)?;
+    let all: Vec<_> = PROGRAMS
+        .iter()
+        .filter(|p| p.1 != "brindle-controllers" || Path::new("controllers").is_dir())
+        .collect();
+    let from = if debug {
+        steps::sh("cargo", &["build", "--workspace", "--bins"])?;
+        steps::target()?.join("debug")
+    } else {
+        let installed =
+            Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output()?;
+        if !Path::new(String::from_utf8_lossy(&installed.stdout).trim()).exists() {
+            steps::sh("rustup", &["target", "add", TARGET])
+                .context("programs for a scratch image are linked statically with musl")?;
+        }
+        let packages: BTreeSet<&str> = all.iter().map(|p| p.1).collect();
+        let mut args = vec!["build", "--locked", "--profile", "dist", "--bins", "--target", TARGET];
+        args.extend(packages.iter().flat_map(|p| ["-p", p]));
+        steps::sh("cargo", &args)?;
+        steps::target()?.join(TARGET).join("dist")
+    };
+    for (program, _) in all {
+        let to = bin.join(program);
+        let source = from.join(program);
+        if debug {
+            // Debug information of seven programs is hundreds of MiB.
+            steps::sh("strip", &["-o", &to.to_string_lossy(), &source.to_string_lossy()])?;
+        } else {
+            fs::copy(&source, &to).with_context(|| source.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Debian's, with extensions of iptables, licences, and the libraries of all programs.
+fn tools(root: &Path, ours: &Path) -> Result<()> {
+    let sbin = root.join("usr/sbin");
+    fs::create_dir_all(&sbin)?;
+    // Mount points, and where the lock of iptables is.
+    for folder in
+        ["run", "tmp", "var/lib/brindle", "host/opt/cni/bin", "host/etc/cni/net.d", "host/proc/sys/net"]
+    {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    let mut sources: BTreeSet<PathBuf> = BTreeSet::new();
+    for (tool, names) in TOOLS {
+        let source = setup::find(tool).with_context(|| format!("{tool} is missing"))?;
+        copy(&source, &sbin.join(tool))?;
+        for name in names {
+            symlink(tool, sbin.join(name)).with_context(|| (*name).to_owned())?;
+        }
+        sources.insert(source);
+    }
+    let extensions = fs::read_dir("/usr/lib")?
+        .filter_map(|e| Some(e.ok()?.path().join("xtables")))
+        .find(|p| p.is_dir())
+        .context("no folder /usr/lib/*/xtables: is iptables from another distribution?")?;
+    for entry in fs::read_dir(&extensions)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // Not those of ebtables and arptables.
+        if ["libxt_", "libipt_", "libip6t_"].iter().any(|p| name.starts_with(p)) {
+            copy(&path, &root.join(path.strip_prefix("/")?))?;
+            sources.insert(path);
+        }
+    }
+    let mut libraries = BTreeSet::new();
+    for source in &sources {
+        libraries.extend(linked(source)?);
+    }
+    // Ours have none when they are static.
+    for entry in fs::read_dir(ours)? {
+        libraries.extend(linked(&entry?.path())?);
+    }
+    for library in &libraries {
+        copy(library, &root.join(library.strip_prefix("/")?))?;
+    }
+    sources.extend(libraries);
+    licences(root, &sources)
+}
+
+/// A copy of what a path leads to, under its own name.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::copy(from, to).with_context(|| from.display().to_string())?;
+    Ok(())
+}
+
+/// The libraries a program is loaded with, as `ldd` says.
+fn linked(program: &Path) -> Result<Vec<PathBuf>> {
+    let out = Command::new("ldd").arg(program).output().context("ldd")?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    ensure!(!text.contains("not found"), "{}: a library is missing:\n{text}", program.display());
+    let paths = text.lines().filter_map(|l| l.split_whitespace().find(|w| w.starts_with('/')));
+    Ok(paths.map(PathBuf::from).collect())
+}
+
+/// Which Debian packages the copies are of, and their licences.
+fn licences(root: &Path, sources: &BTreeSet<PathBuf>) -> Result<()> {
+    let mut packages = BTreeSet::new();
+    for source in sources {
+        // /lib is a link to /usr/lib, and dpkg knows either one or the other.
+        let real = fs::canonicalize(source)?;
+        let known =
+            [source.clone(), real.clone(), Path::new("/").join(real.strip_prefix("/usr").unwrap_or(&real))];
+        let owner = known.iter().find_map(|p| {
+            let out = Command::new("dpkg-query").arg("-S").arg(p).output().ok()?;
+            let line = String::from_utf8_lossy(&out.stdout).into_owned();
+            Some(line.split(':').next().filter(|n| !n.is_empty())?.to_owned())
+        });
+        packages.insert(owner.with_context(|| format!("{}: of no Debian package", source.display()))?);
+    }
+    let doc = root.join("usr/share/doc/brindle");
+    fs::create_dir_all(&doc)?;
+    let mut list = String::new();
+    for package in &packages {
+        let version = Command::new("dpkg-query").args(["-W", "-f=${Version}", package]).output()?;
+        list += &format!("{package} {}\n", String::from_utf8_lossy(&version.stdout));
+        let licence = Path::new("/usr/share/doc").join(package).join("copyright");
+        if licence.exists() {
+            copy(&licence, &doc.join(format!("{package}.copyright")))?;
+        }
+    }
+    fs::write(doc.join("packages"), list)?;
+    copy(Path::new("LICENSE"), &doc.join("brindle.copyright"))
+}
+
+/// Octets of all files below a folder.
+fn size(folder: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let meta = fs::symlink_metadata(&path)?;
+        sum += if meta.is_dir() { size(&path)? } else { meta.len() };
+    }
+    Ok(sum)
+}
+
+/// Runs everything that is in the image, with what the manifests give it: a read-only root and no network.
+fn prove(podman: &Podman, tag: &str) -> Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut asked = vec![
+        (vec!["brindle-node", "--version"], version),
+        (vec!["brindle-bgpd", "--version"], version),
+        (vec!["brindlectl", "version"], version),
+        (vec!["brindle-ipip", "--version"], version),
+        (vec!["brindle-node", "probe", "--help"], "--ready"),
+        (vec!["iptables-restore", "--version"], "nf_tables"),
+        (vec!["ip6tables-nft-save", "--version"], "nf_tables"),
+        (vec!["iptables-legacy-restore", "--version"], "legacy"),
+        (vec!["ipset", "--version"], "ipset v"),
+        (vec!["nft", "--version"], "nftables v"),
+        // Extensions are loaded when they are named.
+        (vec!["iptables", "-m", "set", "--help"], "match-set"),
+    ];
+    if Path::new("controllers").is_dir() {
+        asked.push((vec!["brindle-controllers", "--version"], version));
+    }
+    for (command, expected) in &asked {
+        let said = podman.inside(tag, command)?;
+        ensure!(
+            said.contains(expected),
+            "{} in the image: expected {expected:?}, it said {said:?}",
+            command.join(" ")
+        );
+        println!(
+            "  {:<44} {}",
+            command.join(" "),
+            said.lines().find(|l| l.contains(expected)).unwrap_or_default().trim()
+        );
+    }
+    // The plugin answers a call of its protocol.
+    let said = podman.plugin_version(tag)?;
+    ensure!(said.contains("1.0.0"), "the plugin in the image says {said:?}");
+    println!("  {:<44} {}", "brindle (CNI_COMMAND=VERSION)", said.trim());
+    println!("{} programs run in the image", asked.len() + 1);
+    Ok(())
+}
+
+/// podman with a storage of its own, as it must be on machines without much.
+struct Podman {
+    folder: PathBuf,
+}
+
+impl Podman {
+    fn new(folder: &Path) -> Result<Self> {
+        let me = Self { folder: folder.join("storage") };
+        fs::create_dir_all(&me.folder)?;
+        // Without the right to raise limits podman's defaults cannot be set; crun refuses mixed cgroups.
+        let conf = "[containers]\ndefault_ulimits = [\"nofile=4096:4096\", \"nproc=4096:4096\"]\n\
+                    [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n";
+        fs::write(me.folder.join("containers.conf"), conf)?;
+        Ok(me)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("podman");
+        command
+            .arg("--root")
+            .arg(self.folder.join("root"))
+            .arg("--runroot")
+            .arg(self.folder.join("run"))
+            .args(["--storage-driver", "vfs"])
+            .args(args)
+            .env("CONTAINERS_CONF", self.folder.join("containers.conf"));
+        command
+    }
+
+    /// Its standard output.
+    fn run(&self, args: &[&str]) -> Result<String> {
+        let out = self.command(args).output().context("podman")?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.success(), "podman {}: {said}", args.join(" "));
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    fn inside(&self, tag: &str, command: &[&str]) -> Result<String> {
+        let mut args =
+            vec!["run", "--rm", "--network", "none", "--read-only", "--entrypoint", command[0], tag];
+        args.extend(&command[1..]);
+        self.run(&args)
+    }
+
+    fn plugin_version(&self, tag: &str) -> Result<String> {
+        use std::{io::Write as _, process::Stdio};
+        let args = ["run", "--rm", "-i", "--network", "none", "--read-only", "--env", "CNI_COMMAND=VERSION"];
+        let mut child = self
+            .command(&args)
+            .args(["--entrypoint", "brindle", tag])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(br#"{"cniVersion":"1.0.0"}"#)?;
+        }
+        let out = child.wait_with_output()?;
+        ensure!(out.status.success(), "the plugin in the image: {}", out.status);
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// The image is in the archive; the storage is large.
+    fn forget(&self) -> Result<()> {
+        fs::remove_dir_all(&self.folder).with_context(|| self.folder.display().to_string())
+    }
+}
