@@ -113,7 +113,7 @@ fn programs(bin: &Path, debug: bool) -> Result<()> {
         .filter(|p| p.1 != "brindle-controllers" || Path::new("controllers").is_dir())
         .collect();
     let from = if debug {
-        steps::sh("cargo", &["build", "--workspace", "--bins"])?;
+        steps::build()?;
         steps::target()?.join("debug")
     } else {
         let installed =

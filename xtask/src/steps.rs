@@ -1,6 +1,9 @@
 //! The steps of `test`, `lab` and `bench`, each a command line a person could type.
 
 use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Instant,
 };
@@ -34,14 +37,15 @@ const STEPS: [Step; 11] = [
         cargo("clippy --workspace --lib --bins -- -D warnings -D clippy::unwrap_used")?;
         cargo("clippy --workspace --all-targets -- -D warnings")
     }),
-    ("unit", || cargo("test --workspace --exclude brindle-integration --lib --bins --tests --no-fail-fast")),
+    ("unit", unit),
     ("integration", integration),
     ("policy", policy),
     ("image", || image::build(&["--debug".to_owned()])),
     ("doc", || cargo("test --workspace --doc")),
     ("deny", deny),
     ("fuzz", || cargo("build --manifest-path fuzz/Cargo.toml")),
-    ("bench", || cargo("bench --workspace --no-run")),
+    // That they build, not how fast they are: the development profile has all they need already.
+    ("bench", || cargo("bench --workspace --no-run --profile dev")),
 ];
 
 /// `cargo xtask test [STEP..]`.
@@ -78,10 +82,55 @@ pub(crate) fn test(names: &[String]) -> Result<ExitCode> {
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Scenario tests run the real binaries, so these are built first; one test at a time, as each brings up nodes.
+/// Everything that tests and scenarios run, in one build: naming packages or leaving out tests would choose other
+/// features of the dependencies and compile them again.
+pub(crate) fn build() -> Result<()> {
+    cargo("build --workspace --all-targets")
+}
+
+/// Test targets in `folder`, by name.
+fn targets(folder: &Path) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        let main = if path.is_dir() { path.join("main.rs") } else { path.clone() };
+        if let Some(stem) = path.file_stem().and_then(|s| s.to_str())
+            && main.exists()
+            && main.extension().is_some_and(|e| e == "rs")
+        {
+            names.insert(stem.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// All tests but those of integration/.
+fn unit() -> Result<()> {
+    build()?;
+    let mut args = ["test", "--workspace", "--lib", "--bins", "--no-fail-fast"].map(str::to_owned).to_vec();
+    let scenarios = targets(Path::new(SCENARIOS))?;
+    for folder in packages()? {
+        let tests = folder.join("tests");
+        if tests.is_dir() && tests != Path::new(SCENARIOS) {
+            let names = targets(&tests)?;
+            if let Some(name) = names.intersection(&scenarios).next() {
+                bail!("{}/{name} has the name of a scenario in {SCENARIOS}", tests.display());
+            }
+            args.extend(names.into_iter().flat_map(|n| ["--test".to_owned(), n]));
+        }
+    }
+    sh("cargo", &args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+const SCENARIOS: &str = "integration/tests";
+
+/// Scenario tests run the real binaries; one test at a time, as each brings up nodes.
 fn integration() -> Result<()> {
-    cargo("build --workspace")?;
-    cargo("test --package brindle-integration --no-fail-fast -- --test-threads=1")
+    build()?;
+    let mut args = ["test", "--workspace", "--no-fail-fast"].map(str::to_owned).to_vec();
+    args.extend(targets(Path::new(SCENARIOS))?.into_iter().flat_map(|n| ["--test".to_owned(), n]));
+    args.extend(["--", "--test-threads=1"].map(str::to_owned));
+    sh("cargo", &args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// `cargo xtask generate`: the test that fails when one of these files is stale writes them instead.
@@ -93,7 +142,7 @@ pub(crate) fn generate() -> Result<ExitCode> {
 
 /// Network policy under real packets; a sample of the generated policy sets unless more are asked for.
 fn policy() -> Result<()> {
-    cargo("build --workspace --bins")?;
+    build()?;
     let bin = target()?.join("debug/policy-conformance");
     let bin = bin.to_string_lossy();
     sh(&bin, &["--check", "docs/conformance.md"])?;
@@ -170,9 +219,24 @@ fn ipam() -> Result<()> {
     sh("env", &[&args[..], &["storm::", "--", "--nocapture"]].concat())
 }
 
-/// Cargo's target folder, wherever the user put it.
-pub(crate) fn target() -> Result<std::path::PathBuf> {
+fn metadata() -> Result<serde_json::Value> {
     let out = Command::new("cargo").args(["metadata", "--no-deps", "--format-version", "1"]).output()?;
-    let meta: serde_json::Value = serde_json::from_slice(&out.stdout).context("cargo metadata")?;
-    Ok(meta["target_directory"].as_str().context("cargo metadata names no target_directory")?.into())
+    serde_json::from_slice(&out.stdout).context("cargo metadata")
+}
+
+/// The folders of the workspace's packages, from its root.
+fn packages() -> Result<Vec<PathBuf>> {
+    let meta = metadata()?;
+    let root = meta["workspace_root"].as_str().context("cargo metadata names no workspace_root")?;
+    let manifests = meta["packages"].as_array().context("cargo metadata names no packages")?;
+    let folder = |p: &serde_json::Value| {
+        let manifest = Path::new(p["manifest_path"].as_str()?);
+        Some(manifest.parent()?.strip_prefix(root).ok()?.to_owned())
+    };
+    Ok(manifests.iter().filter_map(folder).collect())
+}
+
+/// Cargo's target folder, wherever the user put it.
+pub(crate) fn target() -> Result<PathBuf> {
+    Ok(metadata()?["target_directory"].as_str().context("cargo metadata names no target_directory")?.into())
 }
