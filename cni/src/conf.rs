@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     annotations::{FeatureControl, Wishes},
-    env::is_name,
+    env::{NAME_RULE, is_name},
     error::{CniError, code},
     result::Answer,
 };
@@ -281,8 +281,7 @@ impl Conf {
             return Err(CniError::config("name: is missing"));
         }
         if !is_name(&raw.name) {
-            return Err(CniError::config(format!("name: {:?} is not valid", raw.name))
-                .hint("it begins with a letter or digit and has only letters, digits, '_', '.' and '-'"));
+            return Err(CniError::config(format!("name: {:?} is not valid", raw.name)).hint(NAME_RULE));
         }
         if raw.mtu != 0 && !(68..=65_535).contains(&raw.mtu) {
             return Err(CniError::config(format!("mtu: {} is not between 68 and 65535", raw.mtu)));

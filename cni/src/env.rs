@@ -8,6 +8,9 @@ use crate::error::CniError;
 const MAX_VALUE: usize = 4096;
 /// Longest container id; Docker's and containerd's are 64.
 const MAX_ID: usize = 253;
+/// [`is_name`] for people.
+pub(crate) const NAME_RULE: &str =
+    "it begins with a letter or digit and has only letters, digits, '_', '.' and '-', 253 at most";
 
 /// CNI_COMMAND.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,8 +117,7 @@ fn check_id(variable: &str, id: &str) -> Result<(), CniError> {
     if is_name(id) {
         return Ok(());
     }
-    Err(CniError::env(format!("{variable} {id:?} is not valid"))
-        .hint("it begins with a letter or digit and has only letters, digits, '_', '.' and '-'"))
+    Err(CniError::env(format!("{variable} {id:?} is not valid")).hint(NAME_RULE))
 }
 
 fn check_ifname(variable: &str, name: &str) -> Result<(), CniError> {

@@ -121,3 +121,44 @@ fn macvlan_takes_our_addresses_and_gives_them_back() {
     }
     node.settled(&[]);
 }
+
+#[test]
+fn names_of_any_length_are_served_and_given_back() {
+    let mut node = CniNode::new("names", "10.156.0.0/24");
+    let long = |n: usize, with: &str| {
+        format!("a{}z", with.repeat(n.saturating_sub(2)).get(..n - 2).unwrap_or_default())
+    };
+    // (container, namespace, pod): the shortest, kubelet's, the longest.
+    let cases = [
+        ("a".to_owned(), "b".to_owned(), "c".to_owned()),
+        (long(64, "0f"), long(63, "n-"), long(253, "p.")),
+        (long(253, "x."), long(63, "1"), long(253, "9-")),
+    ];
+    for (id, namespace, pod) in &cases {
+        let c = Container { id: id.clone(), ..Container::new() };
+        let call = |node: &CniNode, verb: &str, conf: &Value| {
+            let mut command = node.command(&bins::bin("brindle"), verb, &c.id, &c.netns());
+            command
+                .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={pod}"));
+            node.run(&mut command, conf)
+        };
+        let conf = node.conf();
+        let said = call(&node, "ADD", &conf);
+        assert!(node.pings(&said.address()), "{said:?}");
+        let mut check = conf.clone();
+        check["prevResult"] = said.json();
+        let checked = call(&node, "CHECK", &check);
+        assert!(checked.ok, "{checked:?}");
+        // Promised on disk, under a name that fits there.
+        node.kill_agent();
+        let del = call(&node, "DEL", &conf);
+        assert!(del.ok, "{del:?}");
+        assert_eq!(node.journal(), 1);
+        node.start_agent();
+        node.settled(&[]);
+    }
+    let c = Container { id: long(300, "x"), ..Container::new() };
+    let refused = node.add(&c);
+    assert_eq!(refused.code(), 4, "{refused:?}");
+    assert!(refused.out.contains("253 at most"), "{refused:?}");
+}
