@@ -48,11 +48,22 @@ const STEPS: [Step; 11] = [
     ("bench", || cargo("bench --workspace --no-run --profile dev")),
 ];
 
+/// Parts of the steps above, run only when they are named.
+const PARTS: [Step; 1] = [("cli", || {
+    cargo("build --workspace")?;
+    cargo("test --package brindle-ctl --no-fail-fast")?;
+    cargo("test --package brindle-integration --test cli_stores --test cli_cluster -- --test-threads=1")
+})];
+
 /// `cargo xtask test [STEP..]`.
 pub(crate) fn test(names: &[String]) -> Result<ExitCode> {
     for n in names {
-        if !STEPS.iter().any(|s| s.0 == n) {
-            bail!("no step {n:?}; there are: {}", STEPS.map(|s| s.0).join(" "));
+        if !STEPS.iter().chain(&PARTS).any(|s| s.0 == n) {
+            bail!(
+                "no step {n:?}; there are: {} {}",
+                STEPS.map(|s| s.0).join(" "),
+                PARTS.map(|s| s.0).join(" ")
+            );
         }
     }
     if !is_root() {
@@ -61,8 +72,11 @@ pub(crate) fn test(names: &[String]) -> Result<ExitCode> {
     setup::install(&[&setup::LAB, &setup::TESTS, &setup::IMAGE])?;
     let mut failed = Vec::new();
     let mut table = Vec::new();
-    for (name, run) in STEPS {
-        if !names.is_empty() && !names.iter().any(|n| n == name) {
+    for (part, (name, run)) in
+        STEPS.into_iter().map(|s| (false, s)).chain(PARTS.into_iter().map(|s| (true, s)))
+    {
+        let named = names.iter().any(|n| n == name);
+        if !named && (part || !names.is_empty()) {
             continue;
         }
         println!("\n== {name}");
@@ -135,7 +149,7 @@ fn integration() -> Result<()> {
 
 /// `cargo xtask generate`: the test that fails when one of these files is stale writes them instead.
 pub(crate) fn generate() -> Result<ExitCode> {
-    let test = "cargo test --workspace --test deploy -- --test-threads=1 --nocapture";
+    let test = "cargo test --workspace --test deploy --test generated -- --test-threads=1 --nocapture";
     sh("env", &["BRINDLE_GENERATE=1"].into_iter().chain(test.split_whitespace()).collect::<Vec<_>>())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -181,7 +195,7 @@ pub(crate) fn lab(args: &[String]) -> Result<ExitCode> {
 }
 
 /// The benchmarks, each a binary of the integration package.
-const BENCHES: [&str; 7] = ["ipam", "routes", "cni", "carrier", "lab", "bgp", "kube"];
+const BENCHES: [&str; 8] = ["ipam", "routes", "cni", "carrier", "lab", "bgp", "kube", "cli"];
 
 /// `cargo xtask bench [NAME..] [-- ARGUMENT..]`; the arguments go to the benchmarks named.
 pub(crate) fn bench(words: &[String]) -> Result<ExitCode> {

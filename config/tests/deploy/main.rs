@@ -12,5 +12,6 @@ mod crds;
 mod kustomize;
 mod manifests;
 mod monitoring;
+mod reference;
 mod support;
 mod template;

@@ -164,6 +164,9 @@ fn spell(arg: &Arg) -> String {
 
 fn meaning(arg: &Arg) -> String {
     let mut text = arg.get_help().map(ToString::to_string).unwrap_or_default().replace('|', "\\|");
+    if !text.ends_with(['.', '!', ')']) {
+        text.push('.');
+    }
     let possible: Vec<String> = arg
         .get_possible_values()
         .iter()

@@ -5,7 +5,10 @@
 //! does not list, since the model keeps them too. What the API server does not check (patterns, rules over several
 //! fields, defaults) `validate` does.
 
+mod reference;
 mod table;
+
+pub use reference::{Page, pages};
 
 use serde_json::{Map, Value, json};
 

@@ -64,13 +64,20 @@ fn one(text: &mut String, hop: &Hop, label: &str, way: &Way, flag: &str, colours
         Some(k) => say(text, label, &k.text),
         None => say(text, label, &format!("the kernel has no route to {}", way.destination)),
     }
+    if let (Some(_), Some(wanted)) = (&a.difference, &a.wanted) {
+        say(text, "", &format!("intended: {wanted}"));
+    }
     for line in reasons(a, hop) {
         say(text, "", &line);
     }
     match &a.difference {
         None => {}
         Some(d) => {
-            say(text, "", &paint(&format!("DIFFERS: {d}"), Mood::Bad, colours));
+            // Broken into lines first: what colours are made of has no width.
+            for (i, part) in wrap(&format!("DIFFERS: {d}"), WIDTH - INDENT - 2).into_iter().enumerate() {
+                let more = if i == 0 { "" } else { "  " };
+                let _ = writeln!(text, "{:INDENT$}{more}{}", "", paint(&part, Mood::Bad, colours));
+            }
             let _ = writeln!(text, "{:INDENT$}next: brindlectl status{flag} --node {}", "", hop.node);
         }
     }
