@@ -288,10 +288,11 @@ impl Collection {
     fn put(&mut self, added: bool, mapped: Mapped) -> Option<Change> {
         match mapped {
             Mapped::Put(entry) => {
-                if self.noisy()
-                    && self.seen.insert(hash(&entry.key), hash(&*entry.value)) == Some(hash(&*entry.value))
-                {
-                    return None;
+                if self.noisy() {
+                    let value = hash(&*entry.value);
+                    if self.seen.insert(hash(&entry.key), value) == Some(value) {
+                        return None;
+                    }
                 }
                 Some(Change::Put(entry))
             }

@@ -103,8 +103,9 @@ fn certificates(address: SocketAddr) -> Tls {
     let names =
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1", "::1"];
     let mut names: Vec<_> = names.map(str::to_owned).to_vec();
-    if !address.ip().is_unspecified() && !address.ip().is_loopback() {
-        names.push(address.ip().to_string());
+    let own = address.ip().to_string();
+    if !address.ip().is_unspecified() && !names.contains(&own) {
+        names.push(own);
     }
     let ca_key = rcgen::KeyPair::generate().expect("the generator works");
     let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names are wrong");

@@ -5,12 +5,12 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU8, AtomicU32, Ordering},
     time::Duration,
 };
 
 use brindle_config::kubernetes::{KubeSettings, KubeStore};
-use brindle_integration::kube::ApiServer;
+use brindle_integration::kube::{ApiServer, Options};
 use http::{Method, Request};
 use serde_json::{Value, json};
 
@@ -106,7 +106,13 @@ impl Target {
     /// ... without definitions.
     pub(crate) async fn ours_bare() -> Self {
         let dir = folder();
-        let server = ApiServer::with_tls();
+        // An address of its own: a server that stops and comes back must find its port free, whatever other tests and
+        // clients take from 127.0.0.1 meanwhile.
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let process = u8::try_from(std::process::id() % 250).unwrap_or(0);
+        let address = [127, 99, process, NEXT.fetch_add(1, Ordering::Relaxed)];
+        let server =
+            ApiServer::start(Options { tls: true, address: (address, 0).into(), ..Options::default() });
         let path = dir.join("kubeconfig");
         server.write_kubeconfig(&path, server.admin_token());
         Self::with(Server::Ours(Box::new(server)), dir, path).await
