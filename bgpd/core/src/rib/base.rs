@@ -468,6 +468,12 @@ impl Rib {
         self.v4.table.len() + self.v6.table.len()
     }
 
+    /// Path identifiers of ours in use, for both families.
+    #[cfg(test)]
+    pub(super) fn path_ids(&self) -> usize {
+        self.v4.groups.path_ids() + self.v6.groups.path_ids()
+    }
+
     /// Counts of a neighbor in a family.
     pub fn counts(&self, peer: PeerId, family: Family) -> PeerRoutes {
         fn of<P: Prefix>(afi: &Afi<P>, peer: PeerId) -> PeerRoutes {

@@ -238,6 +238,12 @@ impl Groups {
         }
     }
 
+    /// Path identifiers of ours that somebody was told.
+    #[cfg(test)]
+    pub(super) fn path_ids(&self) -> usize {
+        self.ids.len()
+    }
+
     /// Octets in the rings.
     #[cfg(test)]
     pub(super) fn octets(&self) -> usize {
@@ -320,9 +326,13 @@ impl Groups {
             member.out = Out::Paths(paths);
             self.with_paths += 1;
         } else {
-            let mut bits = match old {
-                Some(Member { out: Out::Own(bits), .. }) => bits,
-                _ => AdjOut::default(),
+            let mut bits = match old.map(|m| m.out) {
+                Some(Out::Own(bits)) => bits,
+                Some(Out::Paths(paths)) => {
+                    paths.forget(&mut self.ids);
+                    AdjOut::default()
+                }
+                Some(Out::Ring(_)) | None => AdjOut::default(),
             };
             let group = &self.groups[number];
             for (n, _) in table.iter() {
@@ -394,7 +404,9 @@ impl Groups {
 
     /// A neighbor went down.
     pub(super) fn remove(&mut self, peer: PeerId) {
-        drop(self.leave(peer));
+        if let Some(Member { out: Out::Paths(paths), .. }) = self.leave(peer) {
+            paths.forget(&mut self.ids);
+        }
     }
 
     /// The best path of a destination changed; it was one of `was`.

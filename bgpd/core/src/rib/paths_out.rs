@@ -3,6 +3,7 @@
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use slab::Slab;
 use smallvec::SmallVec;
 
 use super::{
@@ -14,19 +15,49 @@ use super::{
 };
 use crate::speaker::{AddPathSend, PeerId};
 
-/// Our identifiers: one for each peer and identifier of its own, given out in the order they turn up and kept, so that
-/// a path that comes back is the same path.
+/// Our identifiers: one for each peer and identifier of its own that somebody was told, given back when nobody knows
+/// it any more. So a path keeps its identifier while it matters, and a peer that invents new identifiers for ever
+/// costs nothing: there are never more than were told.
 #[derive(Debug)]
-pub(super) struct PathIds(HashMap<(PeerId, u32), u32, FixedState>);
+pub(super) struct PathIds {
+    by_key: HashMap<(PeerId, u32), u32, FixedState>,
+    /// By identifier less one: whose it is, and how many times it was told (by destination and neighbor).
+    used: Slab<((PeerId, u32), usize)>,
+}
 
 impl PathIds {
     pub(super) fn new(seed: u64) -> Self {
-        Self(HashMap::with_hasher(FixedState::with_seed(seed)))
+        Self { by_key: HashMap::with_hasher(FixedState::with_seed(seed)), used: Slab::new() }
     }
 
-    fn of(&mut self, path: &Path) -> u32 {
-        let next = u32::try_from(self.0.len() + 1).unwrap_or(u32::MAX);
-        *self.0.entry((path.peer, path.path_id)).or_insert(next)
+    /// The identifier of a path, told once more.
+    pub(super) fn hold(&mut self, path: &Path) -> u32 {
+        let key = (path.peer, path.path_id);
+        let id = *self.by_key.entry(key).or_insert_with(|| {
+            let n = self.used.insert((key, 0));
+            u32::try_from(n + 1).expect("fewer than 2^32 paths fit into memory")
+        });
+        if let Some((_, times)) = self.used.get_mut(id as usize - 1) {
+            *times += 1;
+        }
+        id
+    }
+
+    /// Somebody was told that an identifier is withdrawn, or went away.
+    fn release(&mut self, id: u32) {
+        let n = id as usize - 1;
+        let Some((key, times)) = self.used.get_mut(n) else { return };
+        *times -= 1;
+        if *times == 0 {
+            self.by_key.remove(key);
+            self.used.remove(n);
+        }
+    }
+
+    /// How many are in use.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.used.len()
     }
 }
 
@@ -57,13 +88,14 @@ impl PathsOut {
         self.told.get(&dest).map_or(&[], |t| t.as_slice())
     }
 
-    /// From now on it is told `want`; gives what must be said: withdrawn identifiers, and new or changed paths. With
+    /// From now on it is told `want`, whose identifiers are held for it; gives what must be said: withdrawn identifiers, and new or changed paths. With
     /// `again`, also those it knows already.
     pub(super) fn replace(
         &mut self,
         dest: u32,
         want: Told,
         again: bool,
+        ids: &mut PathIds,
         mut say: impl FnMut(u32, Option<&Attrs>),
     ) {
         let old = self.told.remove(&dest).unwrap_or_default();
@@ -76,11 +108,17 @@ impl PathsOut {
                 say(*id, Some(attrs));
             }
         }
+        old.iter().for_each(|(id, _)| ids.release(*id));
         self.count += want.len();
         self.bits.told.set(dest, !want.is_empty());
         if !want.is_empty() {
             self.told.insert(dest, want);
         }
+    }
+
+    /// The neighbor is gone, or is told single paths from now on.
+    pub(super) fn forget(self, ids: &mut PathIds) {
+        self.told.values().flatten().for_each(|(id, _)| ids.release(*id));
     }
 
     /// Everything it was told of becomes a destination to look at.
@@ -94,12 +132,11 @@ impl PathsOut {
 pub(super) fn chosen<'a>(
     paths: &'a [Path],
     send: AddPathSend,
-    ids: &mut PathIds,
     cx: &DecisionCx<'_>,
-) -> SmallVec<[(u32, &'a Path); 4]> {
+) -> SmallVec<[&'a Path; 4]> {
     let usable = paths.iter().filter(|p| p.bad.is_none() && p.lost != Some(Step::Validity));
     let best = match send {
-        AddPathSend::All => return usable.map(|p| (ids.of(p), p)).collect(),
+        AddPathSend::All => return usable.collect(),
         AddPathSend::Best(n) => usize::from(n.get()),
     };
     // The best, then the best of the rest, and so on: LOCAL_PREF and MED of what is left decide each time.
@@ -110,7 +147,7 @@ pub(super) fn chosen<'a>(
     {
         let taken = rest.remove(at as usize);
         if let Some(p) = paths.iter().find(|p| (p.peer, p.path_id) == (taken.peer, taken.path_id)) {
-            out.push((ids.of(p), p));
+            out.push(p);
         }
     }
     out

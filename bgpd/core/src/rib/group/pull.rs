@@ -55,7 +55,9 @@ impl Groups {
                     {
                         let want = wanted(group, &mut self.ids, table.dest(n), peer, cx);
                         let again = member.again.remove(n);
-                        paths.replace(n, want, again, |id, attrs| packer.add::<P>(attrs, n, id));
+                        paths.replace(n, want, again, &mut self.ids, |id, attrs| {
+                            packer.add::<P>(attrs, n, id)
+                        });
                     }
                     packer.finish(table, &group.key.write, buf);
                     if !paths.bits.dirty.is_empty() {
@@ -135,7 +137,7 @@ impl Group {
     }
 }
 
-/// The paths a member with add-path should know.
+/// The paths a member with add-path should know, under identifiers held for it.
 fn wanted<P: Prefix>(
     group: &mut Group,
     ids: &mut PathIds,
@@ -146,13 +148,13 @@ fn wanted<P: Prefix>(
     let Some(send) = group.key.add_path else { return Told::new() };
     let decision = DecisionCx { sources: cx.sources, next_hops: cx.next_hops, multipath: 1 };
     let mut told = Told::new();
-    for (id, path) in chosen(&dest.paths, send, ids, &decision) {
+    for path in chosen(&dest.paths, send, &decision) {
         if path.peer == peer {
             continue;
         }
         let candidate = Candidate { attrs: &path.attrs, peer: path.peer, source: cx.sources.get(path.peer) };
         let attrs = group.key.export(dest.prefix, &candidate, cx.export, cx.interner, &mut group.memo);
-        told.extend(attrs.map(|a| (id, a)));
+        told.extend(attrs.map(|a| (ids.hold(path), a)));
     }
     told
 }

@@ -11,7 +11,7 @@ use crate::{
     af::{Family, PerFamily},
     rib::{Rib, RibPeer},
     speaker::{AddPathSend, PeerId},
-    wire::{Message, Prefixes, WireCx, next_frame},
+    wire::{Message, Nlri, Prefixes, Reach, Update, WireCx, next_frame},
 };
 
 const WITH: WireCx = WireCx { add_path: [true, false], ..CX };
@@ -90,7 +90,94 @@ fn all_paths_or_the_best_so_many_but_never_ones_own() {
     assert_eq!(meds(&of_all), [5, 21, 30], "said again when asked");
 }
 
+/// A message about one prefix under an identifier of the sender's.
+fn one(from: &RibPeer, prefix: u32, path_id: u32, med: Option<u32>) -> Update {
+    let name = |p: Prefixes| match p {
+        Prefixes::V4(list) => Prefixes::V4(list.into_iter().map(|n| Nlri { path_id, ..n }).collect()),
+        Prefixes::V6(list) => Prefixes::V6(list),
+    };
+    let mut u = med.map_or_else(|| withdraw(&[prefix]), |med| announce(from, &[prefix], med));
+    u.withdrawn.truncate(1);
+    u.reach.truncate(1);
+    u.withdrawn = u.withdrawn.into_iter().map(name).collect();
+    u.reach = u.reach.into_iter().map(|r| Reach { prefixes: name(r.prefixes), ..r }).collect();
+    u
+}
+
+#[test]
+fn a_peer_that_invents_identifiers_for_ever_costs_nothing() {
+    let mut rib = rib();
+    let (from, to) = (peer(0, true), receiver(1, AddPathSend::All));
+    rib.peer_up(&from);
+    rib.peer_up(&to);
+    let mut known = Known::new();
+    read(&mut rib, to.id, &mut known);
+    for id in 0..20_000 {
+        rib.update(&from, one(&from, 1, id, Some(id)));
+        if id > 0 {
+            rib.update(&from, one(&from, 1, id - 1, None));
+        }
+        // One that does not read costs nothing either.
+        if id % 7 == 0 {
+            read(&mut rib, to.id, &mut known);
+            assert_eq!(known.len(), 1);
+        }
+        assert!(rib.path_ids() <= 2, "{} identifiers after {id}", rib.path_ids());
+    }
+    read(&mut rib, to.id, &mut known);
+    assert_eq!(meds(&known), [19_999]);
+    assert!(known.keys().all(|(_, id)| *id <= 2), "numbers are used again: {known:?}");
+    rib.peer_down(&to, PerFamily([false; 2]), PerFamily([false; 2]));
+    assert_eq!(rib.path_ids(), 0, "nobody knows any");
+}
+
 proptest! {
+    /// Whatever peers do with their identifiers, ours are as many as paths told, and none when nobody knows any.
+    #[test]
+    fn identifiers_are_as_many_as_paths_told(
+        ops in proptest::collection::vec((0usize..2, 0u32..3, any::<u8>(), proptest::option::of(0u32..4), 0u8..8), 0..120),
+    ) {
+        let mut rib = rib();
+        let senders: Vec<RibPeer> = (0..2).map(|n| peer(n, true)).collect();
+        let receivers = [receiver(2, AddPathSend::All), receiver(3, AddPathSend::Best(NonZeroU8::new(2).unwrap()))];
+        senders.iter().chain(&receivers).for_each(|p| rib.peer_up(p));
+        let mut known = [Known::new(), Known::new()];
+        let none = PerFamily([false; 2]);
+        for (n, prefix, id, med, then) in ops {
+            rib.update(&senders[n], one(&senders[n], prefix, u32::from(id % 16), med));
+            match then {
+                0 | 1 => read(&mut rib, receivers[usize::from(then)].id, &mut known[usize::from(then)]),
+                2 => {
+                    rib.peer_down(&receivers[0], none, none);
+                    rib.peer_up(&receivers[0]);
+                    known[0].clear();
+                }
+                3 => {
+                    // To single paths and back: everything is another route to it.
+                    let single = RibPeer { add_path: PerFamily([None; 2]), ..receivers[1].clone() };
+                    rib.peer_changed(&receivers[1], &single);
+                    rib.peer_down(&single, none, none);
+                    rib.peer_up(&receivers[1]);
+                    known[1].clear();
+                }
+                _ => {}
+            }
+            let told = known.iter().map(Known::len).sum::<usize>();
+            prop_assert!(rib.path_ids() <= told, "{} identifiers, {told} paths told", rib.path_ids());
+        }
+        for (r, k) in receivers.iter().zip(&mut known) {
+            read(&mut rib, r.id, k);
+        }
+        let usable = rib.paths(None).count();
+        prop_assert!(rib.path_ids() <= usable);
+        senders.iter().for_each(|s| { rib.peer_down(s, none, none); });
+        for (r, k) in receivers.iter().zip(&mut known) {
+            read(&mut rib, r.id, k);
+            prop_assert!(k.is_empty());
+        }
+        prop_assert_eq!(rib.path_ids(), 0);
+    }
+
     /// Whatever came and went, a neighbor with add-path knows exactly the usable paths of the others.
     #[test]
     fn what_is_known_is_what_there_is(ops in proptest::collection::vec((0usize..3, proptest::collection::vec(0u32..8, 1..6), 0u32..3, any::<bool>(), any::<bool>()), 0..60)) {
