@@ -132,12 +132,12 @@ impl<'a> Draft<'a> {
 
 /// RFC 6793 section 4.2.3.
 fn merge_as4(set: &mut AttrSet, path: Option<AsPath>, aggregator: Option<Aggregator>) {
-    if let Some(have) = &mut set.aggregator {
+    if let (Some(have), Some(aggregator)) = (&mut set.aggregator, aggregator) {
         if have.asn != u32::from(super::super::iana::AS_TRANS) {
-            // Somebody who knows nothing of the AS4 attributes aggregated: they describe another route.
+            // Somebody who knows nothing of the AS4 attributes aggregated again: they describe another route.
             return;
         }
-        *have = aggregator.unwrap_or(*have);
+        *have = aggregator;
     }
     if let Some(as4) = path {
         set.as_path = std::mem::take(&mut set.as_path).merged(as4);

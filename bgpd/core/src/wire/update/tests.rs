@@ -135,6 +135,9 @@ fn two_octet_peers_get_their_path_back_from_as4_path() {
     let agg = [0xc0, 7, 6, 0, 5, 1, 1, 1, 1];
     let u = read(&frame(&[], &[ORIGIN, &path, HOP, &agg, &as4, &agg4], NET), &cx).attributes.unwrap();
     assert_eq!((u.aggregator.unwrap().asn, u.as_path.to_string()), (5, "65001 23456 20".into()));
+    // With nothing to contradict it, AS4_PATH counts: who aggregated has a number of two octets (seen at RIPE RIS in 2010).
+    let u = read(&frame(&[], &[ORIGIN, &path, HOP, &agg, &as4], NET), &cx).attributes.unwrap();
+    assert_eq!((u.aggregator.unwrap().asn, u.as_path.to_string()), (5, "65001 65536 20".into()));
     // Between 4-octet speakers they are discarded.
     let u = read(&frame(&[], &[ORIGIN, PATH, HOP, &as4, &agg4], NET), &EBGP);
     assert_eq!((u.faults.len(), u.attributes.unwrap().as_path.to_string()), (2, "65001".into()));
