@@ -30,11 +30,13 @@ pub(crate) const LAB: [Need; 6] = [
 ];
 
 /// What the tests and benchmarks use beside that: real peers, real clients, the reference plugins.
-pub(crate) const TESTS: [Need; 13] = [
+pub(crate) const TESTS: [Need; 15] = [
     need("c++", "g++", "the run-time of the fuzz targets is C++"),
     need("bird", "bird2", "interop: BIRD as a node and as a peer"),
     need("/usr/lib/frr/bgpd", "frr", "interop: FRR as top-of-rack router and as a peer"),
     need("gobgpd", "gobgpd", "interop: GoBGP as a peer"),
+    need("/usr/sbin/bgpd", "openbgpd", "interop: OpenBGPD as a peer"),
+    need("exabgp", "exabgp", "interop: ExaBGP as a peer"),
     need(
         "/usr/lib/cni/ptp",
         "containernetworking-plugins",
