@@ -67,6 +67,9 @@ pub struct Session {
     /// What we send.
     pub write: WireCx,
     pub route_refresh: bool,
+    /// Refreshes have a beginning and an end (RFC 7313).
+    #[serde(default)]
+    pub enhanced_refresh: bool,
     /// Present when both sides announced graceful restart.
     pub restart: Option<PeerRestart>,
     /// Both sides keep routes over a NOTIFICATION (RFC 8538).
@@ -94,6 +97,7 @@ pub fn our_open(cfg: &PeerConfig, me: &Identity) -> Open {
         capabilities.push(Capability::MultiProtocol { afi, safi });
     }
     capabilities.push(Capability::RouteRefresh);
+    capabilities.push(Capability::EnhancedRouteRefresh);
     capabilities.push(Capability::ExtendedMessage);
     if cfg.restart_time > 0 {
         capabilities.push(Capability::GracefulRestart {
@@ -177,6 +181,7 @@ pub fn negotiate(
         read: WireCx { add_path: directions.0.map(|d| receive && d & 2 != 0), ..wire },
         write: WireCx { add_path: directions.0.map(|d| send.is_some() && d & 1 != 0), ..wire },
         route_refresh: has(&Capability::RouteRefresh),
+        enhanced_refresh: has(&Capability::EnhancedRouteRefresh),
         notification_restart: restart.is_some()
             && cfg.session.notification_restart
             && open

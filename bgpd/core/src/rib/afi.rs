@@ -14,7 +14,7 @@ use super::{
     import::{Invalid, Screen, Screened},
     prefix::Prefix,
     rewrite::add,
-    table::{Dest, Path, PathFlags, Table},
+    table::{Age, Dest, Path, PathFlags, Table},
 };
 use crate::speaker::{FibChange, LLGR_STALE, NO_LLGR, PeerId};
 
@@ -128,7 +128,7 @@ impl<P: Prefix> Afi<P> {
             && old.bad == new.bad
         {
             // Nothing new, except that it is confirmed.
-            if std::mem::take(&mut old.flags.stale) {
+            if std::mem::take(&mut old.flags.age) == Age::Stale {
                 self.adj_in(peer).stale -= 1;
             }
             return;
@@ -138,7 +138,7 @@ impl<P: Prefix> Afi<P> {
             attrs: new.attrs,
             peer,
             path_id: new.path_id,
-            flags: PathFlags { ebgp: new.ebgp, stale: false, multipath: false },
+            flags: PathFlags { ebgp: new.ebgp, age: Age::Fresh, multipath: false },
             bad: new.bad,
             lost: None,
         };
@@ -148,7 +148,7 @@ impl<P: Prefix> Afi<P> {
         match at {
             Ok(at) => {
                 if let Some(old) = dest.paths.get_mut(at) {
-                    was_stale = old.flags.stale;
+                    was_stale = old.flags.age == Age::Stale;
                     *old = path;
                 }
             }
@@ -192,7 +192,7 @@ impl<P: Prefix> Afi<P> {
             }
             let goes = which(p);
             gone += usize::from(goes);
-            stale += usize::from(goes && p.flags.stale);
+            stale += usize::from(goes && p.flags.age == Age::Stale);
             left |= !goes;
             if goes && !self.raw.is_empty() {
                 self.raw.remove(&(n, peer, p.path_id));
@@ -247,8 +247,29 @@ impl<P: Prefix> Afi<P> {
         if only_stale && self.stale(peer) == 0 {
             return 0;
         }
+        self.drop_where(peer, |p| !only_stale || p.flags.age == Age::Stale, cx)
+    }
+
+    fn drop_where(&mut self, peer: PeerId, which: impl Fn(&Path) -> bool, cx: &mut ChangeCx<'_>) -> usize {
         let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
-        dests.into_iter().map(|n| self.remove(n, peer, |p| !only_stale || p.flags.stale, cx)).sum()
+        dests.into_iter().map(|n| self.remove(n, peer, &which, cx)).sum()
+    }
+
+    /// The peer begins to send everything again (RFC 7313): what it does not repeat will go. What is kept from before
+    /// its restart waits for End-of-RIB, not for this.
+    pub(super) fn begin_refresh(&mut self, peer: PeerId) {
+        let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
+        for n in dests {
+            let paths = self.table.dest_mut(n).paths.iter_mut();
+            for path in paths.filter(|p| p.peer == peer && p.flags.age == Age::Fresh) {
+                path.flags.age = Age::Unconfirmed;
+            }
+        }
+    }
+
+    /// It has sent everything: what it did not repeat goes; returns how many paths.
+    pub(super) fn end_refresh(&mut self, peer: PeerId, cx: &mut ChangeCx<'_>) -> usize {
+        self.drop_where(peer, |p| p.flags.age == Age::Unconfirmed, cx)
     }
 
     /// Removes paths of a peer whose prefix does not satisfy `keep`.
@@ -267,7 +288,7 @@ impl<P: Prefix> Afi<P> {
         let mut marked = 0;
         for n in dests {
             for path in self.table.dest_mut(n).paths.iter_mut().filter(|p| p.peer == peer) {
-                path.flags.stale = true;
+                path.flags.age = Age::Stale;
                 marked += 1;
             }
         }
@@ -279,11 +300,16 @@ impl<P: Prefix> Afi<P> {
     pub(super) fn long_lived(&mut self, peer: PeerId, cx: &mut ChangeCx<'_>) -> usize {
         let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
         for n in dests {
-            self.remove(n, peer, |p| p.flags.stale && p.attrs.set().communities.contains(&NO_LLGR), cx);
+            self.remove(
+                n,
+                peer,
+                |p| p.flags.age == Age::Stale && p.attrs.set().communities.contains(&NO_LLGR),
+                cx,
+            );
             let dest = self.table.dest_mut(n);
             let before = Before::of(dest, cx);
             let mut changed = false;
-            for path in dest.paths.iter_mut().filter(|p| p.peer == peer && p.flags.stale) {
+            for path in dest.paths.iter_mut().filter(|p| p.peer == peer && p.flags.age == Age::Stale) {
                 let mut set = path.attrs.set();
                 add(&mut set, LLGR_STALE);
                 // A set with no room for one community more stays as it is; it is dropped when the time is over.
@@ -340,12 +366,12 @@ impl<P: Prefix> Afi<P> {
                 let new = NewPath { peer, path_id: path.path_id, attrs, ebgp: path.flags.ebgp, bad, raw };
                 self.announce(prefix, new, cx);
                 // It was not confirmed by this.
-                if path.flags.stale
+                if path.flags.age != Age::Fresh
                     && let Ok(at) = self.table.dest(n).find(peer, path.path_id)
                     && let Some(p) = self.table.dest_mut(n).paths.get_mut(at)
                 {
-                    p.flags.stale = true;
-                    self.adj_in(peer).stale += 1;
+                    p.flags.age = path.flags.age;
+                    self.adj_in(peer).stale += usize::from(path.flags.age == Age::Stale);
                 }
             }
         }

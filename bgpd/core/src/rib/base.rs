@@ -22,7 +22,7 @@ use super::{
     peers::{NextHops, Source, Sources},
     prefix::Prefix,
     rewrite::{Inward, Rewrite},
-    table::{Dest, Path},
+    table::{Age, Dest, Path},
 };
 use crate::{
     af::{Family, PerFamily},
@@ -402,11 +402,28 @@ impl Rib {
         }
     }
 
-    /// The neighbor asks for everything again.
-    pub fn refresh(&mut self, peer: PeerId, family: Family) {
+    /// The neighbor asks for everything again. `marked`: the end of it is to be said (RFC 7313).
+    pub fn refresh(&mut self, peer: PeerId, family: Family, marked: bool) {
         match family {
-            Family::Ipv4Unicast => self.v4.groups.refresh(&self.v4.table, peer, &mut self.ring),
-            Family::Ipv6Unicast => self.v6.groups.refresh(&self.v6.table, peer, &mut self.ring),
+            Family::Ipv4Unicast => self.v4.groups.refresh(&self.v4.table, peer, marked, &mut self.ring),
+            Family::Ipv6Unicast => self.v6.groups.refresh(&self.v6.table, peer, marked, &mut self.ring),
+        }
+    }
+
+    /// The neighbor begins to send everything again (RFC 7313).
+    pub fn begin_refresh(&mut self, peer: PeerId, family: Family) {
+        match family {
+            Family::Ipv4Unicast => self.v4.begin_refresh(peer),
+            Family::Ipv6Unicast => self.v6.begin_refresh(peer),
+        }
+    }
+
+    /// It has sent everything: what it did not repeat goes; returns how many paths.
+    pub fn end_refresh(&mut self, peer: PeerId, family: Family) -> usize {
+        let (v4, v6, mut cx) = self.split();
+        match family {
+            Family::Ipv4Unicast => v4.end_refresh(peer, &mut cx),
+            Family::Ipv6Unicast => v6.end_refresh(peer, &mut cx),
         }
     }
 
@@ -545,7 +562,7 @@ fn view<P: Prefix>(dest: &Dest<P>, path: &Path, imports: &BTreeMap<PeerId, Polic
         next_hop: path.attrs.next_hop().map(|h| h.ip()),
         best: dest.best().is_some_and(|b| std::ptr::eq(b, path)),
         multipath: path.flags.multipath,
-        stale: path.flags.stale,
+        stale: path.flags.age == Age::Stale,
         invalid: path.bad,
         rule: match path.bad {
             Some(Invalid::Filtered(n)) => {

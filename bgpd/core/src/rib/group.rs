@@ -160,6 +160,8 @@ struct Member {
     out: Out,
     /// End-of-RIB is due when nothing else is.
     eor: bool,
+    /// So is the end of a route refresh (RFC 7313).
+    eorr: bool,
     /// Everything is to be said again, known or not.
     again: Bits,
     /// The driver knows that there is something to pull.
@@ -180,7 +182,7 @@ impl Member {
             Out::Own(bits) => bits.dirty.is_empty(),
             Out::Paths(paths) => paths.bits.dirty.is_empty(),
         };
-        quiet && !self.eor
+        quiet && !self.eor && !self.eorr
     }
 }
 
@@ -310,8 +312,11 @@ impl Groups {
             Some((n, _)) => n,
             None => self.found(table, key, cx),
         };
+        // What was due is due still.
+        let due = |what: fn(&Member) -> bool| old.as_ref().is_some_and(what);
+        let (eor, eorr) = (eor || due(|m| m.eor), due(|m| m.eorr));
         let mut member =
-            Member { group: number, out: Out::Ring(0), eor, again: Bits::default(), rung: false };
+            Member { group: number, out: Out::Ring(0), eor, eorr, again: Bits::default(), rung: false };
         if with_paths {
             let mut paths = match old {
                 Some(Member { out: Out::Paths(p), .. }) => p,
@@ -477,11 +482,18 @@ impl Groups {
         }
     }
 
-    /// Queues everything again (RFC 2918).
-    pub(super) fn refresh<P: Prefix>(&mut self, table: &Table<P>, peer: PeerId, ring: &mut Vec<PeerId>) {
+    /// Queues everything again (RFC 2918), with the end of it `marked` or not (RFC 7313).
+    pub(super) fn refresh<P: Prefix>(
+        &mut self,
+        table: &Table<P>,
+        peer: PeerId,
+        marked: bool,
+        ring: &mut Vec<PeerId>,
+    ) {
         self.own(table, peer);
         let Some(Some(member)) = self.members.get_mut(peer.0 as usize) else { return };
         let Some(group) = self.groups.get(member.group) else { return };
+        member.eorr |= marked;
         match &mut member.out {
             Out::Ring(_) => {}
             Out::Own(bits) => {

@@ -37,5 +37,5 @@ pub use self::{
     look::{Export, Scan, Withheld},
     peers::{LOCAL, NextHops, Source, Sources},
     rewrite::{Inward, Rewrite},
-    table::{Path, PathFlags},
+    table::{Age, Path, PathFlags},
 };

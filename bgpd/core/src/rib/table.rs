@@ -34,10 +34,20 @@ pub struct Path {
 pub struct PathFlags {
     /// From an external peer.
     pub ebgp: bool,
-    /// Kept from before the peer's restart (RFC 4724).
-    pub stale: bool,
+    pub age: Age,
     /// Equal to the best as far as forwarding is concerned; the best itself included.
     pub multipath: bool,
+}
+
+/// Whether the peer has said a path in this session, and since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Age {
+    #[default]
+    Fresh,
+    /// Kept from before the peer's restart (RFC 4724).
+    Stale,
+    /// Said before the route refresh that is under way (RFC 7313).
+    Unconfirmed,
 }
 
 /// A prefix with its paths, sorted by peer and path identifier.

@@ -141,6 +141,7 @@ impl Speaker {
             let mut env = Env { now, me, ids: &mut self.ids };
             peer.fsm.on_time(&mut env, &mut self.actions);
             self.stale_time(now, id, out);
+            self.refresh_time(now, id, out);
             self.start_time(now, id, out);
             self.after(now, id, old, out);
         }
@@ -215,7 +216,7 @@ impl Speaker {
                 Action::Up(session) => self.up(now, id, conn, session, out),
                 Action::Down(down) => self.down(now, id, &down, out),
                 Action::Deliver(update) => too_many = self.deliver(id, update, out).or(too_many),
-                Action::Refresh(r) => self.refresh(id, r, out),
+                Action::Refresh(r) => self.refresh(now, id, r, out),
             }
         }
         if let Some(peer) = self.peers.get_mut(&id) {

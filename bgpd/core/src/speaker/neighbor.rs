@@ -19,6 +19,8 @@ pub(super) struct Up {
     pub(super) rib: RibPeer,
     /// End-of-RIB markers received.
     pub(super) eor: PerFamily<bool>,
+    /// Families the neighbor is sending again, and until when it may take (RFC 7313).
+    pub(super) refreshing: PerFamily<Option<Mono>>,
 }
 
 /// A neighbor.
@@ -74,7 +76,9 @@ impl Neighbor {
 
     pub(super) fn deadline(&self) -> Option<Mono> {
         let kept = self.long_until.0.into_iter().flatten();
-        self.fsm.deadline().into_iter().chain(self.stale_until).chain(kept).chain(self.start_at).min()
+        let refreshing = self.up.iter().flat_map(|up| up.refreshing.0.into_iter().flatten());
+        let fsm = self.fsm.deadline().into_iter();
+        fsm.chain(self.stale_until).chain(kept).chain(refreshing).chain(self.start_at).min()
     }
 
     /// Whether routes of an earlier session are still here.

@@ -13,7 +13,9 @@ use crate::{
     fsm::{Cease, Down, PeerInput, Session, Stop, notice},
     rib::{Inward, Rewrite, RibPeer},
     time::Mono,
-    wire::{AsPath, AttrSet, Message, NextHop, Nlri, Notification, Prefixes, Reach, RouteRefresh, Update},
+    wire::{
+        AsPath, AttrSet, Message, NextHop, Nlri, Notification, Prefixes, Reach, RouteRefresh, Update, refresh,
+    },
 };
 
 /// The neighbor as the RIB sees it.
@@ -94,7 +96,14 @@ impl Speaker {
         peer.sessions = peer.sessions.saturating_add(1);
         peer.warned = PerFamily::default();
         let rib = rib_peer(peer, &session, &self.cfg, self.draining);
-        peer.up = Some(Up { conn, since: now, session, rib: rib.clone(), eor: PerFamily::default() });
+        peer.up = Some(Up {
+            conn,
+            since: now,
+            session,
+            rib: rib.clone(),
+            eor: PerFamily::default(),
+            refreshing: PerFamily::default(),
+        });
         if let Some(what) = peer.up.as_ref().and_then(without_policy) {
             let event = warning(peer, what);
             out.push_back(event);
@@ -284,18 +293,59 @@ impl Speaker {
             return false;
         }
         for family in Family::ALL.into_iter().filter(|f| up.session.families[*f]) {
-            let (afi, safi) = family.code();
-            let message = Message::RouteRefresh(RouteRefresh { afi, safi, subtype: 0 });
+            let message = Message::RouteRefresh(RouteRefresh::of(family, refresh::REQUEST));
             out.push_back(Output::Send { conn: up.conn, message });
         }
         true
     }
 
-    /// The neighbor wants everything again (RFC 2918); the subtypes of RFC 7313 are not negotiated and ignored.
-    pub(super) fn refresh(&mut self, id: PeerId, r: RouteRefresh, out: &mut VecDeque<Output>) {
-        if let (0, Some(family)) = (r.subtype, Family::from_code(r.afi, r.safi)) {
-            self.originate_default(id, family, out);
-            self.rib.refresh(id, family);
+    /// ROUTE-REFRESH: the neighbor wants everything again (RFC 2918), or says where its answer begins and ends (RFC 7313).
+    /// Families and subtypes that were not agreed on are ignored.
+    pub(super) fn refresh(&mut self, now: Mono, id: PeerId, r: RouteRefresh, out: &mut VecDeque<Output>) {
+        let Some(family) = Family::from_code(r.afi, r.safi) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let wait = u64::from(peer.fsm.config().session.stale_time) * 1_000;
+        let Some(up) = peer.up.as_mut().filter(|up| up.session.families[family]) else { return };
+        let enhanced = up.session.enhanced_refresh;
+        match r.subtype {
+            refresh::REQUEST => {
+                if enhanced {
+                    let begin = Message::RouteRefresh(RouteRefresh::of(family, refresh::BEGIN));
+                    out.push_back(Output::Send { conn: up.conn, message: begin });
+                }
+                self.originate_default(id, family, out);
+                self.rib.refresh(id, family, enhanced);
+            }
+            // Before End-of-RIB of a restarted neighbor its routes are complete in another way (RFC 7313 section 4.2).
+            refresh::BEGIN if enhanced && (up.eor[family] || up.session.restart.is_none()) => {
+                up.refreshing[family] = Some(now.plus_ms(wait));
+                self.rib.begin_refresh(id, family);
+            }
+            refresh::END if enhanced && up.refreshing[family].is_some() => {
+                self.end_refresh(id, family, "a route refresh has ended", out);
+            }
+            _ => {}
+        }
+    }
+
+    /// The time for the end of a refresh may be over.
+    pub(super) fn refresh_time(&mut self, now: Mono, id: PeerId, out: &mut VecDeque<Output>) {
+        for family in Family::ALL {
+            let up = self.peers.get(&id).and_then(|p| p.up.as_ref());
+            if up.is_some_and(|up| up.refreshing[family].is_some_and(|at| at <= now)) {
+                self.end_refresh(id, family, "the end of a route refresh did not come in time", out);
+            }
+        }
+    }
+
+    fn end_refresh(&mut self, id: PeerId, family: Family, what: &str, out: &mut VecDeque<Output>) {
+        let gone = self.rib.end_refresh(id, family);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if let Some(up) = &mut peer.up {
+            up.refreshing[family] = None;
+        }
+        if gone > 0 {
+            out.push_back(warning(peer, format!("{what}: {gone} routes it did not repeat are dropped")));
         }
     }
 
@@ -308,7 +358,7 @@ impl Speaker {
             }
             Clear::SoftOut => {
                 for family in Family::ALL {
-                    self.rib.refresh(id, family);
+                    self.rib.refresh(id, family, false);
                 }
             }
             Clear::SoftIn => {

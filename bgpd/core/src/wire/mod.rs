@@ -21,7 +21,7 @@ mod message;
 mod nlri;
 mod notification;
 mod open;
-mod refresh;
+pub mod refresh;
 pub mod types;
 mod update;
 

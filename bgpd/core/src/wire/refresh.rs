@@ -5,12 +5,34 @@ use bytes::{BufMut, BytesMut};
 use super::{
     cursor::Cursor,
     error::DecodeError,
-    frame::MAX_LEN,
+    frame::{MAX_LEN, MsgType},
     iana::{error, refresh},
     types::RouteRefresh,
 };
+use crate::af::Family;
+
+/// Everything is wanted again.
+pub const REQUEST: u8 = 0;
+/// Everything follows (RFC 7313).
+pub const BEGIN: u8 = 1;
+/// That was everything.
+pub const END: u8 = 2;
 
 impl RouteRefresh {
+    /// About one family.
+    pub fn of(family: Family, subtype: u8) -> Self {
+        let (afi, safi) = family.code();
+        Self { afi, safi, subtype }
+    }
+
+    /// Appends the whole message.
+    pub(crate) fn append(self, out: &mut BytesMut) {
+        out.put_bytes(0xff, 16);
+        out.put_u16(23);
+        out.put_u8(MsgType::RouteRefresh as u8);
+        self.emit(out);
+    }
+
     /// `frame` is the whole message, which RFC 7313 section 5 wants back when its length is wrong. Unknown subtypes
     /// and families are values: the session ignores them. A request (subtype 0) may carry filters we did not ask
     /// for (RFC 5291): it is answered in full.

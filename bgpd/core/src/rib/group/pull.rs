@@ -1,7 +1,7 @@
 //! What a member of a group gets when it asks.
 
 use super::*;
-use crate::wire::end_of_rib;
+use crate::wire::{RouteRefresh, end_of_rib, refresh};
 
 impl Groups {
     /// Appends UPDATEs for a neighbor: about `limit` octets, at least one message if any waits.
@@ -67,6 +67,9 @@ impl Groups {
             }
             if std::mem::take(&mut member.eor) {
                 end_of_rib(P::FAMILY, buf);
+            }
+            if std::mem::take(&mut member.eorr) {
+                RouteRefresh::of(P::FAMILY, refresh::END).append(buf);
             }
             self.follow(table, peer, packer);
             return;

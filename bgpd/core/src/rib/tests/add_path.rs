@@ -85,7 +85,7 @@ fn all_paths_or_the_best_so_many_but_never_ones_own() {
     assert_eq!(rib.counts(all.id, Family::Ipv4Unicast).advertised, 3);
 
     of_all.clear();
-    rib.refresh(all.id, Family::Ipv4Unicast);
+    rib.refresh(all.id, Family::Ipv4Unicast, false);
     read(&mut rib, all.id, &mut of_all);
     assert_eq!(meds(&of_all), [5, 21, 30], "said again when asked");
 }

@@ -166,7 +166,7 @@ fn prefixes_with_equal_attributes_share_messages() {
     assert_eq!(r.end_of_rib, Family::ALL);
     r.agrees(&rib, to.id);
 
-    rib.refresh(to.id, Family::Ipv4Unicast);
+    rib.refresh(to.id, Family::Ipv4Unicast, false);
     r.pull_all(&mut rib, to.id, &CX);
     assert_eq!(r.announced, 30_000);
 
@@ -338,7 +338,7 @@ proptest! {
                     peers[n].client = client;
                     rib.peer_changed(&old, &peers[n]);
                 }
-                Op::Refresh(n) => rib.refresh(peers[n].id, Family::Ipv4Unicast),
+                Op::Refresh(n) => rib.refresh(peers[n].id, Family::Ipv4Unicast, false),
                 Op::Announce(..) | Op::Withdraw(..) | Op::Down(_) | Op::Up(_) | Op::Client(..) => {}
             }
         }

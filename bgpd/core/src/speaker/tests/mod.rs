@@ -3,6 +3,7 @@
 mod features;
 mod opens;
 mod policy;
+mod refresh;
 mod restarts;
 mod routes;
 

@@ -94,20 +94,21 @@ fn what_we_announce() {
     let sent = sent.unwrap();
     assert_eq!((sent.asn, sent.hold_time), (4_200_000_001, 240));
     assert_eq!(
-        sent.capabilities[..4],
+        sent.capabilities[..5],
         [
             Capability::MultiProtocol { afi: 1, safi: 1 },
             Capability::MultiProtocol { afi: 2, safi: 1 },
             Capability::RouteRefresh,
+            Capability::EnhancedRouteRefresh,
             Capability::ExtendedMessage,
         ]
     );
     assert!(matches!(
-        &sent.capabilities[4],
+        &sent.capabilities[5],
         Capability::GracefulRestart { restarting: true, notification: false, restart_time: 120, families }
             if families.len() == 2 && families.iter().all(|f| !f.forwarding_preserved)
     ));
-    assert_eq!(sent.capabilities[5..], [Capability::FourOctetAs(4_200_000_001)]);
+    assert_eq!(sent.capabilities[6..], [Capability::FourOctetAs(4_200_000_001)]);
 }
 
 #[test]

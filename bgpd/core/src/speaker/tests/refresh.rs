@@ -1,0 +1,175 @@
+//! Route refresh with a beginning and an end (RFC 7313), as asked and as answered.
+
+use super::*;
+use crate::wire::{GrFamily, RouteRefresh, refresh};
+
+fn enhanced(n: u8) -> Open {
+    let mut o = open(n, AS);
+    o.capabilities.push(Capability::EnhancedRouteRefresh);
+    o
+}
+
+fn say(subtype: u8) -> Message {
+    Message::RouteRefresh(RouteRefresh::of(Family::Ipv4Unicast, subtype))
+}
+
+fn eor() -> Message {
+    Message::Update(Update { end_of_rib: Some(Family::Ipv4Unicast), ..Update::default() })
+}
+
+/// Neighbor 2 with two routes, and neighbor 3 that hears about them.
+fn bench(open2: Open) -> Bench {
+    let mut b = Bench::new(vec![neighbor(2, AS), PeerConfig { reflector_client: true, ..neighbor(3, AS) }]);
+    b.establish(2, open2);
+    b.establish(3, open(3, AS));
+    b.message(2, announce(2, &["10.2.0.0/24", "10.2.1.0/24"], ibgp()));
+    b.pull(3);
+    b.out.clear();
+    b
+}
+
+fn routes(b: &Bench) -> usize {
+    b.s.rib(None).count()
+}
+
+/// The messages in the octets that wait for a neighbor: `R` and a subtype, or `U`.
+fn stream(b: &mut Bench, n: u8) -> String {
+    let mut buf = BytesMut::new();
+    while b.s.next_update(conn(n), 64, &mut buf) {}
+    let mut said = String::new();
+    while let Some((_, len)) = next_frame(&buf, 4_096).unwrap() {
+        let cx = WireCx { four_octet_as: true, ibgp: true, ..WireCx::default() };
+        match Message::parse(&buf.split_to(len), &cx).unwrap() {
+            Message::RouteRefresh(r) => said += &format!("R{}", r.subtype),
+            Message::Update(_) => said.push('U'),
+            other => panic!("{other:?}"),
+        }
+    }
+    said
+}
+
+#[test]
+fn the_answer_to_a_refresh_has_a_beginning_and_an_end_where_both_know_them() {
+    for (asks, begins, rest) in [(enhanced(3), true, "UR2"), (open(3, AS), false, "U")] {
+        let mut b =
+            Bench::new(vec![neighbor(2, AS), PeerConfig { reflector_client: true, ..neighbor(3, AS) }]);
+        b.establish(2, open(2, AS));
+        b.establish(3, asks);
+        b.message(2, announce(2, &["10.2.0.0/24"], ibgp()));
+        b.pull(3);
+        b.out.clear();
+        b.message(3, say(refresh::REQUEST));
+        let sent: Vec<&Output> = b.out.iter().filter(|o| matches!(o, Output::Send { .. })).collect();
+        assert_eq!(sent.len(), usize::from(begins));
+        assert!(
+            sent.iter().all(|o| matches!(o, Output::Send { message, .. } if *message == say(refresh::BEGIN)))
+        );
+        assert_eq!(stream(&mut b, 3), rest);
+        // Once is enough.
+        assert_eq!(stream(&mut b, 3), "");
+    }
+}
+
+#[test]
+fn an_end_of_refresh_survives_a_change_of_policy_on_its_way() {
+    let mut b = Bench::new(vec![neighbor(2, AS)]);
+    b.establish(2, enhanced(2));
+    b.pull(2);
+    b.message(2, say(refresh::REQUEST));
+    b.input(Input::SetPeers(vec![PeerConfig { next_hop: NextHopPolicy::SelfAddress, ..neighbor(2, AS) }]));
+    assert_eq!(stream(&mut b, 2), "R2");
+}
+
+#[test]
+fn what_a_peer_does_not_repeat_in_a_refresh_goes_at_its_end() {
+    let mut b = bench(enhanced(2));
+    b.message(2, say(refresh::BEGIN));
+    b.message(2, announce(2, &["10.2.0.0/24"], ibgp()));
+    b.message(2, announce(2, &["10.2.9.0/24"], ibgp()));
+    assert_eq!(routes(&b), 3, "nothing goes before the end");
+    b.message(2, say(refresh::END));
+    assert_eq!(routes(&b), 2);
+    assert!(b.why("10.2.1.0/24").is_empty());
+    assert!(
+        b.events().iter().any(|e| e.contains("1 routes it did not repeat are dropped")),
+        "{:?}",
+        b.events()
+    );
+    // An end without a beginning says nothing.
+    b.message(2, say(refresh::END));
+    assert_eq!(routes(&b), 2);
+    // A beginning in the middle begins anew.
+    b.message(2, say(refresh::BEGIN));
+    b.message(2, announce(2, &["10.2.0.0/24"], ibgp()));
+    b.message(2, say(refresh::BEGIN));
+    b.message(2, announce(2, &["10.2.9.0/24"], ibgp()));
+    b.message(2, say(refresh::END));
+    assert_eq!(b.s.rib(None).map(|p| p.prefix).collect::<Vec<_>>(), [net("10.2.9.0/24")]);
+}
+
+#[test]
+fn markers_mean_nothing_where_they_were_not_agreed_on() {
+    let mut b = bench(open(2, AS));
+    b.message(2, say(refresh::BEGIN));
+    b.message(2, say(refresh::END));
+    b.message(2, say(99));
+    assert_eq!(routes(&b), 2);
+    b.wait(3_600_000 / 4);
+    assert_ne!(b.state(2), StateKind::Established, "only the hold timer ends this");
+}
+
+#[test]
+fn an_end_that_does_not_come_is_waited_for_so_long() {
+    let mut o = enhanced(2);
+    o.hold_time = 0;
+    let mut b = bench(o);
+    b.message(2, say(refresh::BEGIN));
+    b.message(2, announce(2, &["10.2.0.0/24"], ibgp()));
+    b.wait(359_000);
+    assert_eq!(routes(&b), 2);
+    b.wait(2_000);
+    assert_eq!(routes(&b), 1);
+    assert_eq!(b.state(2), StateKind::Established);
+}
+
+#[test]
+fn routes_kept_over_a_restart_wait_for_end_of_rib_and_not_for_a_refresh() {
+    let mut o = enhanced(2);
+    o.capabilities.push(Capability::GracefulRestart {
+        restarting: false,
+        notification: false,
+        restart_time: 60,
+        families: vec![GrFamily { afi: 1, safi: 1, forwarding_preserved: true }],
+    });
+    let mut b = bench(o.clone());
+    b.input(Input::Disconnected { conn: conn(2), reason: DownReason::Closed("reset".into()) });
+    b.establish(2, o);
+    b.message(2, announce(2, &["10.2.0.0/24"], ibgp()));
+    // Before End-of-RIB a refresh says nothing about what it has (RFC 7313 section 4.2).
+    b.message(2, say(refresh::BEGIN));
+    b.message(2, say(refresh::END));
+    assert_eq!(routes(&b), 2);
+    b.message(2, eor());
+    assert_eq!(routes(&b), 1);
+    b.message(2, say(refresh::BEGIN));
+    b.message(2, say(refresh::END));
+    assert_eq!(routes(&b), 0);
+}
+
+#[test]
+fn a_session_lost_during_a_refresh_keeps_what_a_restart_keeps() {
+    let mut o = enhanced(2);
+    o.capabilities.push(Capability::GracefulRestart {
+        restarting: false,
+        notification: false,
+        restart_time: 60,
+        families: vec![GrFamily { afi: 1, safi: 1, forwarding_preserved: true }],
+    });
+    let mut b = bench(o);
+    b.message(2, eor());
+    b.message(2, say(refresh::BEGIN));
+    b.message(2, announce(2, &["10.2.0.0/24"], ibgp()));
+    b.input(Input::Disconnected { conn: conn(2), reason: DownReason::Closed("reset".into()) });
+    assert_eq!(routes(&b), 2, "both were good until now");
+    assert_eq!(b.s.rib(None).filter(|p| p.stale).count(), 2);
+}
