@@ -30,7 +30,7 @@ fn cargo(args: &str) -> Result<()> {
 type Step = (&'static str, fn() -> Result<()>);
 
 /// In the order in which a failure is cheapest to learn of.
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     ("fmt", || cargo("fmt --all -- --check")),
     ("layers", layers::check),
     ("clippy", || {
@@ -41,6 +41,7 @@ const STEPS: [Step; 11] = [
     ("integration", integration),
     ("policy", policy),
     ("image", || image::build(&["--debug".to_owned()])),
+    ("oracles", oracles),
     ("doc", || cargo("test --workspace --doc")),
     ("deny", deny),
     ("fuzz", || cargo("build --manifest-path fuzz/Cargo.toml")),
@@ -164,6 +165,16 @@ fn policy() -> Result<()> {
     sh(&bin, &["--generated", &sets])
 }
 
+/// Other people's BGP decoders beside ours: a workspace of its own, since one of them is GPL-3.0.
+fn oracles() -> Result<()> {
+    cargo("build --workspace --bin brindle-bgpd")?;
+    let target = target()?;
+    let program = format!("BRINDLE_BGPD={}", target.join("debug/brindle-bgpd").display());
+    let folder = target.join("oracles").display().to_string();
+    let args = ["cargo", "test", "--locked", "--manifest-path", "integration/oracles/Cargo.toml"];
+    sh("env", &[&[program.as_str()], &args[..], &["--target-dir", &folder]].concat())
+}
+
 fn deny() -> Result<()> {
     if !setup::have("cargo-deny") && !home_has("cargo-deny") {
         println!("cargo-deny is missing: licences, duplicate versions and sources are checked with it");
@@ -197,8 +208,19 @@ pub(crate) fn lab(args: &[String]) -> Result<ExitCode> {
 /// The benchmarks, each a binary of the integration package.
 const BENCHES: [&str; 8] = ["ipam", "routes", "cni", "carrier", "lab", "bgp", "kube", "cli"];
 
-/// `cargo xtask bench [NAME..] [-- ARGUMENT..]`; the arguments go to the benchmarks named.
+/// `cargo xtask bench [NAME..] [-- ARGUMENT..]`; the arguments go to the benchmarks named. `bench mrt FILE` is `bench bgp`
+/// with the routes of a file, ours beside BIRD.
 pub(crate) fn bench(words: &[String]) -> Result<ExitCode> {
+    let mrt: Vec<String>;
+    let words = match words {
+        [name, file, more @ ..] if name == "mrt" => {
+            let args = ["bgp", "--", "--mrt", file, "brindle", "bird"].map(str::to_owned);
+            mrt = args.into_iter().chain(more.iter().filter(|w| *w != "--").cloned()).collect();
+            &mrt[..]
+        }
+        [name] if name == "mrt" => bail!("bench mrt FILE: an MRT file, plain, gzip or bzip2"),
+        other => other,
+    };
     let mut parts = words.splitn(2, |w| w == "--");
     let (names, args) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     if !is_root() {

@@ -1,9 +1,15 @@
 //! The few BGP messages the generator needs, written and read here by hand: what judges the codec must not be the codec.
-//! Also routes out of an MRT table dump (RFC 6396), for the replay.
+//! Also the routes of an MRT file (RFC 6396), for the replay.
 
-use std::{collections::HashMap, io::Read, net::Ipv4Addr, path::Path, process::Command};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashSet},
+    net::Ipv4Addr,
+    path::Path,
+};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use brindle_integration::mrt;
 
 pub(crate) const OPEN: u8 = 1;
 pub(crate) const UPDATE: u8 = 2;
@@ -163,92 +169,68 @@ pub(crate) fn read_update(
     each_prefix(body.get(4 + w + a..)?, |p| announced(p, &said))
 }
 
-/// The IPv4 unicast routes of a table dump, one path each, as UPDATEs for an internal session; and the prefixes.
+/// The IPv4 unicast routes of an archive as UPDATEs for an internal session with 4-octet AS numbers, in its order and
+/// packing; and the prefixes that are there at the end.
 pub(crate) fn from_mrt(file: &Path) -> Result<(Vec<u8>, Vec<Prefix>)> {
-    let data = unpacked(file)?;
-    let mut sets: HashMap<Vec<u8>, Vec<Prefix>> = HashMap::new();
-    let mut order: Vec<Vec<u8>> = Vec::new();
-    let mut seen = std::collections::HashSet::new();
-    let mut at = 0;
-    while let Some(header) = data.get(at..at + 12) {
-        let kind = (be16(header, 4), be16(header, 6));
-        let len = be32(header, 8).and_then(|n| usize::try_from(n).ok()).context("a length")?;
-        let body = data.get(at + 12..at + 12 + len).context("the dump ends inside a record")?;
-        at += 12 + len;
-        // TABLE_DUMP_V2, RIB_IPV4_UNICAST
-        if kind != (Some(13), Some(2)) {
-            continue;
-        }
-        if let Some((prefix, attrs)) = rib_entry(body)
-            && seen.insert(prefix)
-        {
-            sets.entry(attrs)
-                .or_insert_with_key(|k| {
-                    order.push(k.clone());
-                    Vec::new()
-                })
-                .push(prefix);
+    let data = mrt::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let (mut out, mut there) = (Vec::new(), HashSet::new());
+    for archived in mrt::updates(&data) {
+        // What nobody could read is not sent.
+        let Some(body) = internal(&archived) else { continue };
+        let known = RefCell::new(&mut there);
+        let good = read_update(
+            &body,
+            |p| {
+                known.borrow_mut().remove(&p);
+            },
+            |p, _| {
+                known.borrow_mut().insert(p);
+            },
+        );
+        if good.is_some() && body.len() > 4 {
+            out.extend_from_slice(&message(UPDATE, &body));
         }
     }
-    ensure!(!seen.is_empty(), "{} has no IPv4 unicast routes of TABLE_DUMP_V2", file.display());
-    let mut out = Vec::new();
-    for attrs in &order {
-        updates(Some(attrs), sets.get(attrs).map(Vec::as_slice).unwrap_or_default(), &mut out);
-    }
-    Ok((out, seen.into_iter().collect()))
+    ensure!(!there.is_empty(), "{} has no IPv4 unicast routes that MRT readers find", file.display());
+    Ok((out, there.into_iter().collect()))
 }
 
-/// Prefix and attributes of the first entry, with a LOCAL_PREF.
-fn rib_entry(body: &[u8]) -> Option<(Prefix, Vec<u8>)> {
-    let len = *body.get(4)?;
-    let n = usize::from(len.div_ceil(8));
-    let mut prefix = None;
-    each_prefix(body.get(4..5 + n)?, |p| prefix = Some(p))?;
-    let entries = be16(body, 5 + n)?;
-    let entry = body.get(7 + n..).filter(|_| entries > 0)?;
-    let attrs = entry.get(8..8 + be16(entry, 6)?)?;
-    let (mut out, mut hop, mut origin, mut path) = (Vec::new(), false, false, false);
-    let mut whole = attrs;
-    each_attribute(attrs, |code, v| {
-        let head = if whole.first().is_some_and(|f| f & 0x10 != 0) { 4 } else { 3 };
-        let (this, rest) = whole.split_at((head + v.len()).min(whole.len()));
-        whole = rest;
-        hop |= code == 3;
-        origin |= code == 1;
-        path |= code == 2;
-        // In code order; what is of the session the dump was made on is left out.
-        if code > 5 && !out.is_empty() && !out.windows(7).any(|w| w == LOCAL_PREF) {
-            out.extend_from_slice(&LOCAL_PREF);
-        }
-        if !matches!(code, 5 | 9 | 10 | 14 | 15) {
-            out.extend_from_slice(this);
-        }
-    })?;
-    if !out.windows(7).any(|w| w == LOCAL_PREF) {
-        out.extend_from_slice(&LOCAL_PREF);
+/// The body of an UPDATE without what belongs to the session it was heard on, and without IPv6. `None` if it is nothing
+/// a daemon must take: AS 0 in a path, a mandatory attribute missing, too long with AS numbers of four octets.
+fn internal(archived: &mrt::Archived) -> Option<Vec<u8>> {
+    let [withdrawn, mut rest, announced] = mrt::fields(&archived.frame)?;
+    let mut attributes: BTreeMap<u8, (u8, Vec<u8>)> = BTreeMap::new();
+    while let Some(a) = mrt::next_attribute(&mut rest)? {
+        let value = match a.code {
+            2 => {
+                let path = mrt::as_path(a.value, archived.wide)?;
+                if path.iter().any(|(_, list)| list.contains(&0)) {
+                    return None;
+                }
+                let octets = path.iter().flat_map(|(kind, list)| {
+                    let head = [*kind, u8::try_from(list.len()).unwrap_or(u8::MAX)];
+                    head.into_iter().chain(list.iter().flat_map(|n| n.to_be_bytes()))
+                });
+                octets.collect()
+            }
+            7 if !archived.wide => [&[0, 0], a.value].concat(),
+            // Of the session, of the other family, or of AS numbers with two octets.
+            5 | 9 | 10 | 14 | 15 | 17 | 18 => continue,
+            _ => a.value.to_vec(),
+        };
+        attributes.entry(a.code).or_insert((a.flags, value));
     }
-    // As long as a message has room for it.
-    (hop && origin && path && out.len() < 3_900).then_some((prefix?, out))
-}
-
-const LOCAL_PREF: [u8; 7] = [0x40, 5, 4, 0, 0, 0, 100];
-
-fn unpacked(file: &Path) -> Result<Vec<u8>> {
-    let tool = match file.extension().and_then(|e| e.to_str()) {
-        Some("gz") => "gzip",
-        Some("bz2") => "bzip2",
-        _ => {
-            let mut data = Vec::new();
-            let mut f =
-                std::fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-            f.read_to_end(&mut data)?;
-            return Ok(data);
+    attributes.insert(5, (0x40, vec![0, 0, 0, 100]));
+    let mut list = Vec::new();
+    if !announced.is_empty() {
+        if ![1, 2, 3].iter().all(|code| attributes.contains_key(code)) {
+            return None;
         }
-    };
-    let done =
-        Command::new(tool).arg("-dc").arg(file).output().with_context(|| format!("cannot run {tool}"))?;
-    if !done.status.success() {
-        bail!("{tool} -dc {}: {}", file.display(), String::from_utf8_lossy(&done.stderr).trim());
+        for (code, (flags, value)) in &attributes {
+            mrt::put_attribute(&mut list, *flags, *code, value)?;
+        }
     }
-    Ok(done.stdout)
+    let len = |n: usize| u16::try_from(n).ok().map(u16::to_be_bytes);
+    let body = [&len(withdrawn.len())?, withdrawn, &len(list.len())?, &list, announced].concat();
+    (body.len() <= 4_096 - 19).then_some(body)
 }
