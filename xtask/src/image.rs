@@ -326,8 +326,10 @@ impl Podman {
     }
 
     fn inside(&self, tag: &str, command: &[&str]) -> Result<String> {
+        // As the manifest has it; ipset asks the kernel even for its version.
         let mut args =
-            vec!["run", "--rm", "--network", "none", "--read-only", "--entrypoint", command[0], tag];
+            vec!["run", "--rm", "--network", "none", "--read-only", "--cap-add", "NET_ADMIN,NET_RAW"];
+        args.extend(["--entrypoint", command[0], tag]);
         args.extend(&command[1..]);
         self.run(&args)
     }
