@@ -22,8 +22,9 @@ use ipnet::IpNet;
 
 use super::{Jitter, dataplane::Expected, device, refused::Refused, service::Service};
 
-/// How long ADD waits for the endpoint to be in the kernel.
-const READY: Duration = Duration::from_secs(10);
+/// How long ADD waits for the endpoint to be in the kernel: the first writing of all policy may be under way, which takes
+/// ten seconds on a slow machine. Less than the plugin waits for an answer.
+const READY: Duration = Duration::from_secs(30);
 /// How long CHECK waits: it should have been there long ago.
 const READY_CHECK: Duration = Duration::from_secs(1);
 /// Attempts against other writers of an endpoint.
