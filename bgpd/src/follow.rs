@@ -51,7 +51,8 @@ pub struct Follower {
 /// Starts feeding `handle` with what the store says about the node called `node`. Nothing is applied before the
 /// store's snapshot is complete. `secrets`: folder of passwords, `NAME/KEY`.
 pub fn from_store(store: Arc<dyn Store>, node: &str, secrets: &Path, handle: Handle) -> Follower {
-    let feeds = Feeds::new(store);
+    // Of endpoints, only those of this node matter: the pods of a whole cluster are left out where the store can do it.
+    let feeds = Feeds::new(store.for_node(node).unwrap_or(store));
     let (tx, problems) = watch::channel(None);
     let feeder = Feeder {
         state: ClusterState::new(node),

@@ -51,7 +51,8 @@ pub(crate) async fn answer(
 
 /// The local endpoint with this address.
 async fn own(store: &dyn Store, node: &str, to: IpAddr) -> Option<String> {
-    let (all, _) = store.list_as::<WorkloadEndpointSpec>().await.ok()?;
+    let own = store.for_node(node);
+    let (all, _) = own.as_deref().unwrap_or(store).list_as::<WorkloadEndpointSpec>().await.ok()?;
     let found = all.into_iter().find(|w| {
         w.resource.spec.node == node && w.resource.spec.ip_networks.iter().any(|n| n.addr() == to)
     })?;

@@ -327,7 +327,7 @@ impl State {
         if matches!(rv.as_str(), "" | "0") && !t.kind.unconditional {
             let cause = Cause {
                 reason: "FieldValueInvalid",
-                message: "Invalid value: 0x0: must be specified for an update".into(),
+                message: "Invalid value: 0: must be specified for an update".into(),
                 field: "metadata.resourceVersion".into(),
             };
             return Err(Status::invalid(&t.kind.group, &t.kind.plural, &t.name, &[cause]));

@@ -105,7 +105,7 @@ fn custom_resources_are_pruned_validated_and_versioned() {
         (
             422,
             "Invalid",
-            "pools.test.example.org \"a\" is invalid: metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"
+            "pools.test.example.org \"a\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update"
         )
     );
     // The same object in the other version; nothing else is converted.

@@ -29,7 +29,7 @@ impl Service {
             valid.iter().any(|v| v.container_id == container && v.ifname == ifname)
         };
         let mut going = Vec::new();
-        for stored in self.endpoints().await? {
+        for stored in self.own_endpoints().await? {
             let spec = &stored.resource.spec;
             let of_network = stored.resource.metadata.annotations.get(NETWORK).is_some_and(|n| n == network);
             if spec.node == self.node && of_network && !is_valid(&spec.container_id, &spec.endpoint) {
