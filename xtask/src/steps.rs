@@ -206,7 +206,7 @@ pub(crate) fn lab(args: &[String]) -> Result<ExitCode> {
 }
 
 /// The benchmarks, each a binary of the integration package.
-const BENCHES: [&str; 8] = ["ipam", "routes", "cni", "carrier", "lab", "bgp", "kube", "cli"];
+const BENCHES: [&str; 9] = ["ipam", "routes", "cni", "carrier", "policy", "lab", "bgp", "kube", "cli"];
 
 /// `cargo xtask bench [NAME..] [-- ARGUMENT..]`; the arguments go to the benchmarks named. `bench mrt FILE` is `bench bgp`
 /// with the routes of a file, ours beside BIRD.

@@ -1,0 +1,425 @@
+//! The contract of the policy driver with what is below it, on the model of the kernel and on Linux in a namespace: what
+//! is written is recognised, what a stranger undoes comes back, what fails is tried again until all is as it would have
+//! been without the failure. Needs root.
+//!
+//! `BRINDLE_LOCK_SECONDS`: how long somebody else holds the lock of iptables (2).
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use brindle_config_core::{
+    ObjectMeta, Resource,
+    felix::FelixConfigurationSpec,
+    store::{Entry, Revision, SyncEvent},
+};
+use brindle_felix::policy::{
+    Calculation, PolicyHandle, PolicyInput, PolicyReport, PolicySetup, spawn_policy,
+};
+use brindle_felix_core::policy::active::{
+    Action, ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, EndpointTier, Interface, IpSet,
+    IpSetDelta, IpSetId, IpSetKind, IpSetMember, PolicyDelta, PolicyId, PolicyKind, PolicySettings, Rule,
+    TierAction, Why,
+};
+use brindle_kernel::{
+    fake::{FilterWorld, NfCall},
+    netfilter::{IpVersion, Netfilter, Tools, Variant},
+    netns::NetNs,
+};
+use serde_json::json;
+
+const LONG: Duration = Duration::from_secs(60);
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A namespace, removed with this.
+struct Ns(String);
+
+impl Drop for Ns {
+    fn drop(&mut self) {
+        let _ = NetNs::delete(&self.0);
+    }
+}
+
+enum World {
+    Model(FilterWorld),
+    Linux(Ns),
+}
+
+impl World {
+    fn linux() -> Self {
+        let name = format!("bt-{}-con{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        NetNs::create(&name).expect("root is needed to make a network namespace");
+        Self::Linux(Ns(name))
+    }
+
+    fn inside<T: Send>(&self, f: impl FnOnce(Box<dyn Netfilter>) -> T + Send) -> T {
+        match self {
+            Self::Model(w) => f(Box::new(w.open())),
+            Self::Linux(ns) => NetNs::named(&ns.0).unwrap().run(|| f(Box::new(Tools::default()))).unwrap(),
+        }
+    }
+
+    /// Everything of ours, in an order of its own.
+    fn state(&self, back_end: &str) -> BTreeSet<String> {
+        self.inside(|mut nf| {
+            let mut text = String::new();
+            for version in [IpVersion::V4, IpVersion::V6] {
+                match back_end {
+                    "nftables" => {
+                        let table = nf.nft_list(version, "brindle").unwrap().unwrap_or_default();
+                        text.push_str(&table.replace("{\"", "\n{\""));
+                    }
+                    make => {
+                        let variant = if make == "iptables-nft" { Variant::Nft } else { Variant::Legacy };
+                        text.push_str(&nf.probe(variant, version).unwrap().unwrap_or_default());
+                        text.push_str(&nf.save_sets().unwrap());
+                    }
+                }
+            }
+            // Handles and the time of saving are the kernel's own business.
+            let mine = text.lines().filter(|l| !l.starts_with('#')).map(without_handles);
+            mine.filter(|l| l.contains("brindle")).collect()
+        })
+    }
+}
+
+fn without_handles(line: &str) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for part in line.split(", ") {
+        if !part.contains("\"handle\"") && !part.contains("\"index\"") {
+            words.push(part.to_owned());
+        }
+    }
+    words.join(", ")
+}
+
+struct Nothing;
+
+impl Calculation for Nothing {
+    fn apply(&mut self, _: &SyncEvent) {
+        // The test hands over deltas.
+    }
+
+    fn flush(&mut self) -> Vec<PolicyDelta> {
+        Vec::new()
+    }
+}
+
+struct Agent {
+    runtime: tokio::runtime::Runtime,
+    handle: PolicyHandle,
+}
+
+impl Agent {
+    fn start(world: &World, back_end: &str) -> Self {
+        Self::with(world, back_end, |nf| nf)
+    }
+
+    fn with(
+        world: &World,
+        back_end: &str,
+        tools: impl FnOnce(Box<dyn Netfilter>) -> Box<dyn Netfilter> + Send,
+    ) -> Self {
+        let setup =
+            PolicySetup { node: "n1".into(), families: brindle_felix_core::rules::ir::Family::ALL.into() };
+        let handle = world.inside(|nf| spawn_policy(&setup, tools(nf), Box::new(Nothing)).unwrap());
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let agent = Self { runtime, handle };
+        let (nft, iptables) = match back_end {
+            "nftables" => ("Enabled", "Auto"),
+            "iptables-nft" => ("Disabled", "NFT"),
+            _ => ("Disabled", "Legacy"),
+        };
+        let mut spec = FelixConfigurationSpec::default();
+        spec.extra.insert("nftablesMode".into(), json!(nft));
+        spec.extra.insert("iptablesBackend".into(), json!(iptables));
+        let r = Resource::new(ObjectMeta::named("default"), spec);
+        let entry =
+            Entry { key: r.key(), revision: Revision(1), value: serde_json::to_value(&r).unwrap().into() };
+        agent.tell(PolicyInput::Store(vec![SyncEvent::Upsert(entry), SyncEvent::InSync]));
+        agent
+    }
+
+    fn tell(&self, input: PolicyInput) {
+        assert!(self.runtime.block_on(self.handle.send(input)), "the policy thread lives");
+    }
+
+    fn report(&self) -> PolicyReport {
+        self.runtime.block_on(async {
+            let (tx, rx) = tokio::sync::oneshot::channel();
+            assert!(self.handle.send(PolicyInput::Ask(tx)).await);
+            tokio::time::timeout(LONG, rx).await.expect("it answers").expect("it lives")
+        })
+    }
+
+    #[track_caller]
+    fn settled(&self) -> PolicyReport {
+        let deadline = Instant::now() + LONG;
+        loop {
+            let r = self.report();
+            if r.in_sync && r.problems.is_empty() {
+                return r;
+            }
+            assert!(Instant::now() < deadline, "{r:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Also what is left of things that have gone, which may stay for a while, is removed.
+    #[track_caller]
+    fn tidy(&self) -> PolicyReport {
+        self.settled();
+        self.tell(PolicyInput::Check);
+        self.settled()
+    }
+
+    fn stop(self) {
+        let mut report = self.handle.watch();
+        drop(self.handle);
+        self.runtime.block_on(async {
+            let ended = async { while report.changed().await.is_ok() {} };
+            tokio::time::timeout(LONG, ended).await.expect("it ends");
+        });
+    }
+}
+
+fn policy(name: &str, rule: Rule) -> PolicyDelta {
+    PolicyDelta::Policy(Arc::new(ActivePolicy { id: id(name), inbound: vec![rule], outbound: vec![] }))
+}
+
+fn id(name: &str) -> PolicyId {
+    PolicyId {
+        tier: "default".into(),
+        kind: PolicyKind::NetworkPolicy,
+        namespace: "red".into(),
+        name: name.into(),
+    }
+}
+
+fn net(text: &str) -> IpSetMember {
+    IpSetMember::Net(text.parse().unwrap())
+}
+
+fn endpoint(n: usize, policies: &[&str]) -> PolicyDelta {
+    let tiers = match policies {
+        [] => Vec::new(),
+        names => vec![EndpointTier {
+            name: "default".into(),
+            default_action: TierAction::Deny,
+            ingress: names.iter().map(|n| id(n)).collect(),
+            egress: Vec::new(),
+        }],
+    };
+    PolicyDelta::Endpoint(Arc::new(EndpointPolicy {
+        id: EndpointId::Workload { namespace: "red".into(), name: format!("w{n}") },
+        interface: Interface::Name(format!("cali{n}")),
+        addresses: vec![
+            format!("10.0.0.{}/32", n + 1).parse().unwrap(),
+            format!("fd00::{}/128", n + 1).parse().unwrap(),
+        ],
+        allowed_sources: Vec::new(),
+        mac: None,
+        closed: None,
+        tiers,
+        host: None,
+        profiles: vec!["kns.red".into()],
+    }))
+}
+
+/// From nothing: a set, a policy that uses it, two endpoints.
+fn first() -> Vec<PolicyDelta> {
+    let allow = || vec![Rule::any(Action::Allow, Why::default())];
+    let mut from_set = Rule::any(Action::Allow, Why::default());
+    from_set.src.sets = vec![IpSetId("s:one".into())];
+    let members = [net("10.0.0.0/24"), net("fd00::/64")].into();
+    vec![
+        PolicyDelta::Settings(PolicySettings::default()),
+        PolicyDelta::IpSet(IpSet { id: IpSetId("s:one".into()), kind: IpSetKind::Net, members }),
+        policy("one", from_set),
+        PolicyDelta::Profile(Arc::new(ActiveProfile {
+            name: "kns.red".into(),
+            inbound: allow(),
+            outbound: allow(),
+        })),
+        endpoint(0, &["one"]),
+        endpoint(1, &[]),
+        PolicyDelta::InSync,
+    ]
+}
+
+/// A set more and one less, members, policies, endpoints: everything that can change at once.
+fn second() -> Vec<PolicyDelta> {
+    let mut from_set = Rule::any(Action::Allow, Why::default());
+    from_set.src.sets = vec![IpSetId("s:two".into())];
+    let members = [net("192.0.2.0/24"), net("198.51.100.0/24"), net("fd01::/64")].into();
+    vec![
+        PolicyDelta::IpSet(IpSet { id: IpSetId("s:two".into()), kind: IpSetKind::Net, members }),
+        policy("two", from_set),
+        endpoint(1, &["two"]),
+        endpoint(2, &["two"]),
+        endpoint(0, &[]),
+        PolicyDelta::PolicyRemove(id("one")),
+        PolicyDelta::IpSetRemove(IpSetId("s:one".into())),
+    ]
+}
+
+#[track_caller]
+fn same(have: &BTreeSet<String>, want: &BTreeSet<String>, what: &str) {
+    let lacks: Vec<_> = want.difference(have).collect();
+    let extra: Vec<_> = have.difference(want).collect();
+    assert!(lacks.is_empty() && extra.is_empty(), "{what}: lacks {lacks:#?}, has {extra:#?}");
+}
+
+const BACK_ENDS: [&str; 3] = ["iptables-nft", "iptables-legacy", "nftables"];
+
+#[test]
+fn what_was_written_is_recognised_and_what_a_stranger_undoes_comes_back() {
+    for world in [World::Model(FilterWorld::new()), World::linux()] {
+        for back_end in BACK_ENDS {
+            let agent = Agent::start(&world, back_end);
+            agent.tell(PolicyInput::Deltas(first()));
+            agent.tidy();
+            let wanted = world.state(back_end);
+            assert!(!wanted.is_empty());
+            agent.stop();
+
+            let agent = Agent::start(&world, back_end);
+            agent.tell(PolicyInput::Deltas(first()));
+            let c = agent.settled().counters;
+            assert_eq!((c.table_writes, c.set_writes, c.nft_writes), (0, 0, 0), "{back_end}: {c:?}");
+
+            world.inside(|mut nf| match back_end {
+                "nftables" => nf.nft("flush chain ip brindle filter-FORWARD\n").unwrap(),
+                make => {
+                    nf.set_variant(if make == "iptables-nft" { Variant::Nft } else { Variant::Legacy });
+                    nf.restore(IpVersion::V4, "*filter\n-F FORWARD\n-F brindle-tw-cali0\nCOMMIT\n").unwrap();
+                }
+            });
+            agent.tell(PolicyInput::Check);
+            let r = agent.settled();
+            assert_eq!(r.counters.repairs, 1, "{back_end}: {r:?}");
+            same(&world.state(back_end), &wanted, back_end);
+            agent.stop();
+        }
+    }
+}
+
+#[test]
+fn after_any_failure_all_is_as_without_it() {
+    let faults = [
+        NfCall::Restore,
+        NfCall::RestoreMidway,
+        NfCall::Lock,
+        NfCall::RestoreSets(0),
+        NfCall::RestoreSets(1),
+        NfCall::RestoreSets(2),
+        NfCall::Nft,
+    ];
+    for back_end in BACK_ENDS {
+        let good = World::Model(FilterWorld::new());
+        let agent = Agent::start(&good, back_end);
+        agent.tell(PolicyInput::Deltas(first()));
+        agent.settled();
+        agent.tell(PolicyInput::Deltas(second()));
+        agent.tidy();
+        let wanted = good.state(back_end);
+        for fault in faults {
+            let of_nft = fault == NfCall::Nft;
+            if of_nft != (back_end == "nftables") {
+                continue;
+            }
+            for times in [1, 3] {
+                let model = FilterWorld::new();
+                let world = World::Model(model.clone());
+                let agent = Agent::start(&world, back_end);
+                agent.tell(PolicyInput::Deltas(first()));
+                agent.settled();
+                let errors = agent.report().counters.errors;
+                (0..times).for_each(|_| model.fail_next(fault));
+                agent.tell(PolicyInput::Deltas(second()));
+                let r = agent.tidy();
+                assert!(r.counters.errors > errors, "{back_end}: {fault:?} did not happen: {r:?}");
+                same(&world.state(back_end), &wanted, &format!("{back_end}: {fault:?} {times} times"));
+                assert_eq!(r.ready.len(), 3, "{r:?}");
+                // And reading fails while it makes sure.
+                for reading in [NfCall::Save, NfCall::SaveSets, NfCall::NftList] {
+                    model.fail_next(reading);
+                }
+                agent.tidy();
+                same(&world.state(back_end), &wanted, back_end);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_held_lock_is_named_and_waited_for() {
+    let seconds: u64 = std::env::var("BRINDLE_LOCK_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(2);
+    let world = World::linux();
+    let lock = std::env::temp_dir().join(format!("bt-{}-xtables.lock", std::process::id()));
+    let file = File::create(&lock).unwrap();
+    let path = lock.to_str().unwrap().to_owned();
+    let agent = Agent::with(&world, "iptables-legacy", |_| {
+        Box::new(Tools::new(Variant::Legacy).env("XTABLES_LOCKFILE", &path).lock_wait(1))
+    });
+    agent.tell(PolicyInput::Deltas(first()));
+    agent.settled();
+    file.lock().unwrap();
+    let held = Instant::now();
+    agent.tell(PolicyInput::Deltas(second()));
+    let r = agent.report();
+    assert!(r.problems.iter().any(|p| p.contains("another process has held the lock for 1 s")), "{r:?}");
+    let state = world.state("iptables-legacy");
+    assert!(state.iter().any(|l| l.contains("brindle-tw-cali0")), "what was in force stays: {state:?}");
+    while held.elapsed() < Duration::from_secs(seconds) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    file.unlock().unwrap();
+    let r = agent.settled();
+    assert_eq!(r.ready.len(), 3, "{r:?}");
+    assert!(world.state("iptables-legacy").iter().any(|l| l.contains("brindle-tw-cali2")));
+    let _ = std::fs::remove_file(lock);
+}
+
+#[test]
+fn a_set_a_stranger_uses_stays_until_he_lets_go_and_everything_else_is_enforced() {
+    let world = World::linux();
+    let agent = Agent::start(&world, "iptables-nft");
+    agent.tell(PolicyInput::Deltas(first()));
+    agent.settled();
+    let name = world.state("iptables-nft").iter().find_map(|l| {
+        let name = l.strip_prefix("create brindle4-")?.split(' ').next()?;
+        // The others are those of pools and nodes.
+        (!["pools", "masq-pools", "nodes"].contains(&name)).then(|| format!("brindle4-{name}"))
+    });
+    let name = name.expect("the set of the policy is there");
+    let foreign = format!("-m set --match-set {name} src -j ACCEPT");
+    world.inside(|mut nf| {
+        nf.restore(IpVersion::V4, &format!("*mangle\n-A INPUT {foreign}\nCOMMIT\n")).unwrap()
+    });
+    agent.tell(PolicyInput::Deltas(second()));
+    agent.tell(PolicyInput::Check);
+    let r = agent.report();
+    assert!(r.problems.iter().any(|p| p.contains("in use")), "{r:?}");
+    let state = world.state("iptables-nft");
+    assert!(state.iter().any(|l| l.contains("brindle-tw-cali2")), "the new rules are in force: {state:?}");
+    world.inside(|mut nf| {
+        nf.restore(IpVersion::V4, &format!("*mangle\n-D INPUT {foreign}\nCOMMIT\n")).unwrap()
+    });
+    agent.tidy();
+    assert!(!world.state("iptables-nft").iter().any(|l| l.contains(&name)), "it is gone");
+    // Members of what stays go on as before.
+    let added = vec![net("203.0.113.0/24")];
+    let change = IpSetDelta { id: IpSetId("s:two".into()), added, removed: vec![] };
+    agent.tell(PolicyInput::Deltas(vec![PolicyDelta::IpSetDelta(change)]));
+    agent.settled();
+    assert!(world.state("iptables-nft").iter().any(|l| l.contains("203.0.113.0/24")));
+}
