@@ -103,9 +103,10 @@ fn spell(type_: &Type) -> String {
 }
 
 /// Specifications of which at least one every kind can be read from.
-fn bases() -> [Value; 4] {
+fn bases() -> [Value; 5] {
     [
         json!({}),
+        json!({"handleID": "h"}),
         json!({"cidr": "10.0.0.0/26"}),
         json!({"cidr": "10.0.0.0/26", "allocations": [], "unallocated": [], "attributes": [], "strictAffinity": false}),
         json!({"cidr": "10.0.0.0/26", "node": "n", "state": "confirmed", "deleted": "false", "handleID": "h", "block": {},
@@ -124,7 +125,7 @@ fn is_modelled(kind: key::Kind, field: &str) -> bool {
     spec[field] = json!({"\u{0}": []});
     match read(&spec) {
         Ok(resource) => {
-            !resource.extras().iter().any(|(at, extra)| at.is_empty() && extra.contains_key(field))
+            !resource.extras().iter().any(|(at, extra)| at == "spec" && extra.contains_key(field))
         }
         Err(_) => true,
     }
