@@ -39,7 +39,7 @@ fn paths(lab: &Lab, socket: &str) -> Vec<Path> {
     // birdc ends with 1 when there is no such route.
     let answer = lab.ctl(&["exec", "bird1", "--", "birdc", "-s", socket, "show", "route", SERVICES, "all"]);
     let text = answer.last()["stdout"].as_str().unwrap_or_default();
-    let each = text.split(" [").skip(1).filter(|p| p.contains("BGP.local_pref"));
+    let each = text.split("unicast [").skip(1);
     each.map(|p| Path {
         via: after(p, "via "),
         best: p.lines().next().is_some_and(|l| l.contains("] *")),

@@ -278,7 +278,8 @@ impl Store for KubeStore {
             let places = watch::places(kinds, api);
             let cursor =
                 inner.cursors.from(from, places.iter().map(|p| p.kind)).ok_or(StoreError::Compacted(from))?;
-            Ok(Box::new(watch::KubeWatch::new(inner, places, &cursor, from)) as Box<dyn Watch>)
+            let watch = watch::KubeWatch::open(inner, places, &cursor, from).await?;
+            Ok(Box::new(watch) as Box<dyn Watch>)
         })
     }
 }

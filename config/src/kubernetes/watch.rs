@@ -33,6 +33,8 @@ use crate::jitter;
 const SILENCE: Duration = Duration::from_secs(100);
 /// How long the server is asked to keep a stream: uneven, so that agents do not all come back together.
 const STREAM_SECONDS: (u64, u64) = (300, 300);
+/// How long a watch waits for its streams before it is given out.
+const OPENING: Duration = Duration::from_secs(3);
 /// Most changes told at once.
 const BATCH: usize = 1024;
 
@@ -44,20 +46,35 @@ pub(super) struct KubeWatch {
 }
 
 impl KubeWatch {
-    /// `from`: the revision the caller gave, for the error when it is gone.
-    pub(super) fn new(inner: &Arc<Inner>, places: Vec<Place>, cursor: &Cursor, from: Revision) -> Self {
-        let streams = places.into_iter().map(|place| {
-            let at = cursor.get(&place.kind).copied().flatten();
-            let one = Collection {
+    /// Opens the streams at once, so that what the server forgets from now on does no harm. `from`: the revision the
+    /// caller gave, for the error when it is gone.
+    pub(super) async fn open(
+        inner: &Arc<Inner>,
+        places: Vec<Place>,
+        cursor: &Cursor,
+        from: Revision,
+    ) -> Result<Self, StoreError> {
+        let mut all: Vec<_> = places
+            .into_iter()
+            .map(|place| Collection {
                 inner: Arc::clone(inner),
+                at: cursor.get(&place.kind).copied().flatten(),
                 place,
-                at,
                 from,
                 lines: None,
                 seen: HashMap::new(),
                 attempt: 0,
                 told: false,
-            };
+            })
+            .collect();
+        // A server that is slow or away is tried again while the watch waits.
+        let opened = all.iter_mut().map(|one| tokio::time::timeout(OPENING, one.begin()));
+        for result in futures::future::join_all(opened).await {
+            if let Ok(Err(End::Final(e))) = result {
+                return Err(e);
+            }
+        }
+        let streams = all.into_iter().map(|one| {
             futures::stream::unfold(Some(one), |state| async move {
                 let mut one = state?;
                 match one.next().await {
@@ -67,7 +84,7 @@ impl KubeWatch {
             })
             .boxed()
         });
-        Self { streams: streams.collect() }
+        Ok(Self { streams: streams.collect() })
     }
 }
 
@@ -121,6 +138,14 @@ enum End {
 }
 
 impl Collection {
+    /// The first try at its stream.
+    async fn begin(&mut self) -> Result<(), End> {
+        if let Some(at) = self.at {
+            self.lines = Some(self.open(at).await?);
+        }
+        Ok(())
+    }
+
     /// The next changes, for as long as it takes.
     async fn next(&mut self) -> Batch {
         loop {

@@ -59,6 +59,8 @@ pub(crate) struct Collection {
     pub history: VecDeque<Arc<Change>>,
     /// Newest resource version whose change is no longer in `history`.
     pub forgotten: u64,
+    /// The last change the history no longer has: a watch that is open and has told it goes on.
+    pub lost: u64,
     pub notify: watch::Sender<u64>,
 }
 
@@ -69,6 +71,7 @@ impl Collection {
             objects: BTreeMap::new(),
             history: VecDeque::new(),
             forgotten: rv,
+            lost: 0,
             notify: watch::channel(0).0,
         }
     }
@@ -208,6 +211,7 @@ impl State {
     pub(crate) fn compact(&mut self) {
         let rv = self.rv;
         for c in self.collections.values_mut() {
+            c.lost = c.history.back().map_or(c.lost, |h| h.rv);
             c.history.clear();
             c.forgotten = rv;
         }
@@ -335,6 +339,7 @@ fn record(c: &mut Collection, change: Change) {
         && let Some(old) = c.history.pop_front()
     {
         c.forgotten = old.rv;
+        c.lost = old.rv;
     }
     c.notify.send_replace(rv);
 }

@@ -187,7 +187,7 @@ impl Watcher {
             self.ended = true;
             return 0;
         };
-        if self.at < c.forgotten {
+        if self.at < c.lost {
             error(&too_old(self.at, c.forgotten), out);
             self.ended = true;
             return 0;
