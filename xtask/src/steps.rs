@@ -167,7 +167,7 @@ fn policy() -> Result<()> {
 
 /// Other people's BGP decoders beside ours: a workspace of its own, since one of them is GPL-3.0.
 fn oracles() -> Result<()> {
-    cargo("build --workspace --bin brindle-bgpd")?;
+    build()?;
     let target = target()?;
     let program = format!("BRINDLE_BGPD={}", target.join("debug/brindle-bgpd").display());
     let folder = target.join("oracles").display().to_string();
