@@ -244,7 +244,15 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_it_panic(text in "[a-c(){}!&|='\", \tinhas\\PC]{0,40}") {
-        let _ = Selector::parse(&text).map_err(|e| e.to_string());
+    fn any_text_is_read_or_refused_at_a_column_of_it(text in "[a-c(){}!&|='\", \tinhas\\PC]{0,40}") {
+        match Selector::parse(&text) {
+            Ok(s) => prop_assert_eq!(Selector::parse(&s.to_string()), Ok(s)),
+            Err(e) => {
+                // One past the end is where something is missing.
+                prop_assert!((1..=text.chars().count() + 1).contains(&e.column), "{}", e);
+                prop_assert_eq!(&e.text, &text);
+                prop_assert!(!e.expected.is_empty() && e.to_string().contains(&e.column.to_string()), "{}", e);
+            }
+        }
     }
 }
