@@ -75,12 +75,12 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
     let body = rest.get(1..).unwrap_or_default();
     let head =
         std::str::from_utf8(head).ok().and_then(|h| h.strip_prefix(MAGIC)).ok_or(DecodeError::Header)?;
-    let mut words = head.split_ascii_whitespace();
-    let (Some(wanted), Some(sum), None) =
-        (words.next().and_then(|w| w.parse::<usize>().ok()), words.next(), words.next())
-    else {
+    // Exactly one form: a damaged space read as a leading zero would still be the same number.
+    let (digits, sum) = head.strip_prefix(' ').and_then(|h| h.split_once(' ')).ok_or(DecodeError::Header)?;
+    let wanted = digits.parse::<usize>().map_err(|_| DecodeError::Header)?;
+    if wanted.to_string() != digits {
         return Err(DecodeError::Header);
-    };
+    }
     if body.len() != wanted {
         return Err(DecodeError::Length { wanted, found: body.len() });
     }
@@ -250,6 +250,16 @@ mod tests {
     }
 
     #[test]
+    fn every_flipped_bit_is_noticed() {
+        let whole = encode(&record("a"));
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&bytes).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
     fn leftovers_of_a_dead_writer_are_removed_and_those_of_a_live_one_are_not() {
         let folder = Folder::new("journal-tmp");
         fs::create_dir_all(&folder.0).unwrap();
@@ -263,14 +273,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn a_flipped_bit_is_noticed(at: prop::sample::Index, bit in 0u8..8) {
-            let mut bytes = encode(&record("a"));
-            let i = at.index(bytes.len());
-            bytes[i] ^= 1 << bit;
-            prop_assert_ne!(decode(&bytes).ok(), Some(record("a")));
-        }
-
         #[test]
         fn any_bytes_are_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(&bytes);
