@@ -12,6 +12,7 @@ pub mod bgp_rs;
 pub mod bgpkit;
 pub mod netgauze;
 pub mod rustbgpd;
+pub mod sample;
 
 /// A prefix and its path identifier.
 pub type Route = (IpNet, u32);

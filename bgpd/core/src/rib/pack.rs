@@ -110,8 +110,11 @@ impl Packer {
     /// Sorts what was collected by bucket, withdrawals in front.
     fn sort(&mut self) {
         let withdrawn = |b: u32| self.buckets.get(b as usize).is_some_and(|b| b.attrs.is_none());
-        // Stable: prefixes stay in the order they came.
-        self.entries.sort_by_key(|e| (!withdrawn(e.bucket), e.bucket));
+        let key = |e: &Entry| (!withdrawn(e.bucket), e.bucket);
+        // Stable: prefixes stay in the order they came. Mostly they came in order; sorting would ask for memory first.
+        if !self.entries.is_sorted_by_key(key) {
+            self.entries.sort_by_key(key);
+        }
     }
 
     fn clear(&mut self) {
