@@ -177,6 +177,8 @@ fn usage(e: impl Into<anyhow::Error>) -> anyhow::Error {
 }
 
 fn daemon(args: RunArgs) -> Result<()> {
+    // Loading the program, reading arguments and reading files take megabytes each: not all at the same time.
+    give_back();
     let (source, settings) = match (args.config, args.datastore, args.node) {
         (Some(file), _, _) => {
             let mut settings = Settings::read(&file).map_err(usage)?;
@@ -188,6 +190,7 @@ fn daemon(args: RunArgs) -> Result<()> {
         (None, Some(url), Some(node)) => (Source::Datastore { url, node, secrets: args.secrets }, None),
         _ => return Err(usage(anyhow::anyhow!("give --config FILE, or --datastore URL with --node NAME"))),
     };
+    give_back();
     let log = settings.as_ref().map(|s| s.log.clone()).unwrap_or_default();
     let level = args.log_level.or(log.level).unwrap_or_else(|| "info".into());
     init_log(args.log_format.unwrap_or(log.format), &level)?;
@@ -205,6 +208,13 @@ fn daemon(args: RunArgs) -> Result<()> {
         router_id: args.router_id,
         settings,
     }))
+}
+
+/// Memory nobody needs any more; where that is not possible it is kept.
+pub(crate) fn give_back() {
+    if let Err(e) = brindle_kernel::memory::give_back() {
+        tracing::debug!(error = %e, "memory of the start is kept");
+    }
 }
 
 fn init_log(format: LogFormat, level: &str) -> Result<()> {

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     admin::AdminSocket,
+    cli::give_back,
     follow::{Follower, from_store},
     handle::Running,
     metrics, mrt,
@@ -85,6 +86,8 @@ pub async fn run(daemon: Daemon) -> Result<()> {
         tokio::spawn(metrics::serve(listener, running.handle.clone()));
     }
     let admin = tokio::spawn(admin.serve(running.handle.clone()));
+    // What starting took, most of what a daemon with few routes would hold.
+    give_back();
     info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "brindle-bgpd runs");
 
     let mut drain_time = daemon.settings.as_ref().map_or(Duration::ZERO, |s| s.drain_time);
