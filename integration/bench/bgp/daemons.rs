@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, net::Ipv4Addr, path::Path};
 
-use super::scenario::{AS, Role, Scenario, TARGET};
+use super::scenario::{AS, Role, Scenario, TARGET, Then};
 
 /// A daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,12 @@ impl Daemon {
         }
     }
 
+    /// Whether it brings routes into the kernel by itself. Not FRR and GoBGP, which leave it to zebra; the portable OpenBGPD
+    /// cannot.
+    pub(crate) const fn has_kernel(self) -> bool {
+        matches!(self, Self::Brindle | Self::Bird)
+    }
+
     /// Name and text of its configuration file.
     pub(crate) fn config(self, s: &Scenario, dir: &Path) -> (&'static str, String) {
         let peers: Vec<(Ipv4Addr, u32)> = (0..s.sessions()).map(|n| (s.address(n), s.asn(n))).collect();
@@ -65,6 +71,9 @@ impl Daemon {
                     t,
                     "log \"{dir}/bird.log\" {{ warning, error, fatal, bug }};\nrouter id {TARGET};\nprotocol device {{ scan time 60; }}\nprotocol direct {{ ipv4; }}\n"
                 );
+                if s.then == Then::Kernel {
+                    t.push_str("protocol kernel { ipv4 { import none; export where source = RTS_BGP; }; }\n");
+                }
                 let rr = if client { "rr client;" } else { "" };
                 for (n, (a, asn)) in peers.iter().enumerate() {
                     let _ = writeln!(

@@ -8,7 +8,7 @@ use std::{
     io::Write as _,
     path::PathBuf,
     rc::Rc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -65,6 +65,7 @@ struct State {
     /// Sessions not at their goal.
     missing: usize,
     first_up: Option<Instant>,
+    up: usize,
     reached: Instant,
     last: Instant,
     lost: Vec<String>,
@@ -96,7 +97,7 @@ impl State {
                 return;
             }
             let good = said.is_none_or(|s| match self.scenario.role {
-                Role::Client => s.next_hop == Some(self.scenario.address(owner).to_bits()),
+                Role::Client | Role::Internal => s.next_hop == Some(self.scenario.address(owner).to_bits()),
                 Role::External => s.first_as == Some(AS),
             });
             let t = &mut self.tables[n];
@@ -170,13 +171,19 @@ async fn steps(scenario: Scenario, mrt: Option<PathBuf>) -> Result<()> {
         goal: vec![0; sessions],
         missing: 0,
         first_up: None,
+        up: 0,
         reached: now,
         last: now,
         lost: vec![],
         scenario: scenario.clone(),
     }));
     let total = replay.as_ref().map_or(scenario.senders * scenario.prefixes, |(_, p)| p.len());
-    let all_but_own = |n: usize| if n < scenario.senders { total - scenario.prefixes } else { total };
+    let kernel = scenario.then == Then::Kernel;
+    let all_but_own = |n: usize| match n {
+        _ if kernel => 0,
+        _ if n < scenario.senders => total - scenario.prefixes,
+        _ => total,
+    };
     state.borrow_mut().aim(all_but_own);
 
     println!("ready");
@@ -198,6 +205,9 @@ async fn steps(scenario: Scenario, mrt: Option<PathBuf>) -> Result<()> {
             }
         });
     }
+    if kernel {
+        return say_up(&state).await;
+    }
     settled(&state).await;
     let (from, to) = {
         let s = state.borrow();
@@ -206,7 +216,7 @@ async fn steps(scenario: Scenario, mrt: Option<PathBuf>) -> Result<()> {
     say(&state, "converge", to - from)?;
 
     match scenario.then {
-        Then::Nothing => {}
+        Then::Nothing | Then::Kernel => {}
         Then::Idle(seconds) => {
             sleep(Duration::from_secs(seconds)).await;
             say(&state, "idle", Duration::from_secs(seconds))?;
@@ -236,6 +246,32 @@ fn say(state: &Shared, name: &str, took: Duration) -> Result<()> {
     println!("{}", serde_json::to_string(&step)?);
     std::io::stdout().flush()?;
     gate()
+}
+
+/// When all sessions are established, says when the first one was, in seconds since the epoch; the sessions go on until
+/// the driver has seen its routes.
+async fn say_up(state: &Shared) -> Result<()> {
+    let start = Instant::now();
+    let first = loop {
+        sleep(Duration::from_millis(20)).await;
+        let s = state.borrow();
+        if let Some(first) = s.first_up.filter(|_| s.up == s.scenario.sessions()) {
+            break first;
+        }
+        ensure!(s.lost.is_empty() && start.elapsed() < PATIENCE, "{} sessions up: {:?}", s.up, s.lost);
+    };
+    let at = SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(first.elapsed());
+    println!(
+        "{}",
+        serde_json::to_string(&Step {
+            name: "kernel".into(),
+            seconds: at.as_secs_f64(),
+            wrong: String::new()
+        })?
+    );
+    std::io::stdout().flush()?;
+    // Standard input is read elsewhere, because here the sessions must not wait.
+    tokio::task::spawn_blocking(gate).await?
 }
 
 /// Waits for the word to go on. Nobody sends anything meanwhile, so the sessions may wait, too.
@@ -278,7 +314,11 @@ async fn session(
     stream.write_all(&message(KEEPALIVE, &[])).await?;
     expect(&mut stream, &mut buf, KEEPALIVE).await?;
     drop(permit);
-    state.borrow_mut().first_up.get_or_insert_with(Instant::now);
+    {
+        let mut s = state.borrow_mut();
+        s.first_up.get_or_insert_with(Instant::now);
+        s.up += 1;
+    }
 
     let (mut reader, writer) = stream.into_split();
     let (alive, alive_rx) = mpsc::channel(1);

@@ -3,11 +3,12 @@
 //!
 //! `bench-bgp [--mrt FILE] [--runs N] [SCENARIO..] [DAEMON..]`; without names all of them. Convergence is from the first
 //! established session to the last prefix at the last receiver. A run in which anything is missing, too much or wrong is
-//! marked. S4 (into the kernel) is not here: brindle-bgpd programs no routes; `bench routes` measures felix.
+//! marked. S4 ends in the kernel: there our daemon is brindle-node, since brindle-bgpd programs no routes.
 #![allow(clippy::print_stdout, reason = "the table is the product")]
 
 mod daemons;
 mod generator;
+mod kernel;
 mod scenario;
 mod wire;
 
@@ -26,7 +27,8 @@ use brindle_kernel::netns::NetNs;
 use self::{
     daemons::Daemon,
     generator::Step,
-    scenario::{Scenario, TARGET, replay},
+    kernel::Watch,
+    scenario::{Scenario, TARGET, Then, replay},
 };
 
 /// The steps of a run, each with seconds, seconds of processor time, and MiB at the peak.
@@ -79,7 +81,22 @@ fn main() -> Result<()> {
                 println!("{:<10} not installed", d.name());
                 continue;
             }
-            let outcome: Result<Vec<Run>> = (0..runs).map(|_| rig.run(*d, s, mrt.as_deref())).collect();
+            if s.then == Then::Kernel && !d.has_kernel() {
+                println!("{:<10} not alone: it takes another process", d.name());
+                continue;
+            }
+            let run = || {
+                let kernel = s.then == Then::Kernel;
+                if kernel {
+                    rig.direct(true)?;
+                }
+                let run = rig.run(*d, s, mrt.as_deref());
+                if kernel {
+                    rig.direct(false)?;
+                }
+                run
+            };
+            let outcome: Result<Vec<Run>> = (0..runs).map(|_| run()).collect();
             match outcome {
                 Ok(outcome) => report(*d, outcome, &mut base),
                 Err(e) => println!("{:<10} {e:#}", d.name()),
@@ -88,6 +105,16 @@ fn main() -> Result<()> {
     }
     println!("\nratio: of this daemon to the first one of the table");
     Ok(())
+}
+
+/// What our agent is started with: a datastore with the neighbors in it, nothing else.
+fn agent_args(s: &Scenario, dir: &Path) -> Result<Vec<String>> {
+    let peers: Vec<_> = (0..s.sessions()).map(|n| (s.address(n), s.asn(n))).collect();
+    let url = kernel::datastore(dir, &peers)?;
+    let state = dir.join("state").display().to_string();
+    let ip = format!("{TARGET}/8");
+    let words = ["run", "--node-name", "n1", "--ip", &ip, "--datastore", &url, "--state-dir", &state];
+    Ok(words.map(str::to_owned).to_vec())
 }
 
 fn machine() -> String {
@@ -163,10 +190,18 @@ impl Rig {
             // And found without a question for each.
             format!("-n {d} route add 10.1.0.0/16 via 10.0.0.2"),
         ] {
-            let done = Command::new("ip").args(line.split(' ')).status().context("cannot run ip")?;
-            ensure!(done.success(), "ip {line} failed");
+            ip(&line)?;
         }
         Ok(rig)
+    }
+
+    /// For routes into the kernel the neighbors are on the wire, so that they can be next hops; and nothing is left of an
+    /// earlier run. False: as it was made.
+    fn direct(&self, on: bool) -> Result<()> {
+        let [d, _] = &self.names;
+        let change = if on { "del" } else { "add" };
+        ip(&format!("-n {d} route {change} 10.1.0.0/16 via 10.0.0.2"))?;
+        ["172.16.0.0/12", "20.0.0.0/8"].iter().try_for_each(|p| ip(&format!("-n {d} route flush root {p}")))
     }
 
     fn run(&self, d: Daemon, s: &Scenario, mrt: Option<&Path>) -> Result<Run> {
@@ -178,11 +213,13 @@ impl Rig {
         let (name, text) = d.config(s, &dir);
         let file = dir.join(name);
         fs::write(&file, text)?;
-        let program =
-            d.program().map_or_else(|| brindle_integration::bins::bin("brindle-bgpd"), PathBuf::from);
+        let agent = d == Daemon::Brindle && s.then == Then::Kernel;
+        let ours = if agent { "brindle-node" } else { "brindle-bgpd" };
+        let program = d.program().map_or_else(|| brindle_integration::bins::bin(ours), PathBuf::from);
+        let args = if agent { agent_args(s, &dir)? } else { d.args(&file, &dir) };
         let log = fs::File::create(dir.join("out"))?;
         let mut command = pinned(&program, "0");
-        command.args(d.args(&file, &dir)).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let [space, others] = &self.spaces;
         if d == Daemon::OpenBgpd {
             // Its processes shut themselves in there; the service manager would make it.
@@ -198,10 +235,14 @@ impl Rig {
         let mut input = neighbors.0.stdin.take().context("a pipe")?;
         ensure!(line(&mut lines)?.as_deref() == Some("ready"), "the neighbors did not start");
         let mut steps = Vec::new();
+        let mut watch = (s.then == Then::Kernel).then(|| Watch::start(space, s)).transpose()?;
         let mut before = cpu(daemon.0.id());
         input.write_all(b"\n")?;
         while let Some(text) = line(&mut lines)? {
-            let step: Step = serde_json::from_str(&text).with_context(|| text.clone())?;
+            let mut step: Step = serde_json::from_str(&text).with_context(|| text.clone())?;
+            if let Some(watch) = watch.take() {
+                step.seconds = watch.since(step.seconds)?;
+            }
             if daemon.0.try_wait()?.is_some() {
                 bail!("the daemon ended: {}", last_words(&dir));
             }
@@ -263,6 +304,12 @@ impl Drop for Ended {
         }
         let _ = self.0.wait();
     }
+}
+
+fn ip(line: &str) -> Result<()> {
+    let done = Command::new("ip").args(line.split(' ')).status().context("cannot run ip")?;
+    ensure!(done.success(), "ip {line} failed");
+    Ok(())
 }
 
 fn pinned(program: &Path, cpu: &str) -> Command {

@@ -13,6 +13,8 @@ pub(crate) const AS: u32 = 64_512;
 pub(crate) enum Role {
     /// Clients of a route reflector.
     Client,
+    /// Of the same AS: what they say is not told to others.
+    Internal,
     External,
 }
 
@@ -24,6 +26,8 @@ pub(crate) enum Then {
     Churn(usize),
     /// Seconds of silence.
     Idle(u64),
+    /// The routes are to be in the kernel; nobody is told them.
+    Kernel,
 }
 
 /// A scenario.
@@ -53,7 +57,7 @@ pub(crate) enum Shape {
     Nets,
 }
 
-pub(crate) const fn all() -> [Scenario; 5] {
+pub(crate) const fn all() -> [Scenario; 6] {
     let s1 = Scenario {
         name: "S1",
         title: "reflector, 100 clients x 64 routes (4 /26 + 60 /32)",
@@ -84,6 +88,13 @@ pub(crate) const fn all() -> [Scenario; 5] {
         shape: Shape::Nets,
         ..s1
     };
+    let s4 = Scenario {
+        name: "S4",
+        title: "100 internal peers x 64 routes into the kernel (brindle: the whole agent, policy included)",
+        role: Role::Internal,
+        then: Then::Kernel,
+        ..s1
+    };
     let s5 = Scenario {
         name: "S5",
         title: "churn: 10,000 of 100,000 prefixes withdrawn and announced again, 5 prefixes a set",
@@ -102,7 +113,7 @@ pub(crate) const fn all() -> [Scenario; 5] {
         hold: 90,
         ..s1
     };
-    [s1, s2, s3, s5, s6]
+    [s1, s2, s3, s4, s5, s6]
 }
 
 /// A recorded table through a reflector: one client sends, one receives.

@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use brindle_integration::mrt;
 
+use super::scenario::AS;
+
 pub(crate) const OPEN: u8 = 1;
 pub(crate) const UPDATE: u8 = 2;
 pub(crate) const NOTIFICATION: u8 = 3;
@@ -196,7 +198,7 @@ pub(crate) fn from_mrt(file: &Path) -> Result<(Vec<u8>, Vec<Prefix>)> {
 }
 
 /// The body of an UPDATE without what belongs to the session it was heard on, and without IPv6. `None` if it is nothing
-/// a daemon must take: AS 0 in a path, a mandatory attribute missing, too long with AS numbers of four octets.
+/// a daemon must take: AS 0 or the daemon's own in a path, a mandatory attribute missing, too long with AS numbers of four octets.
 fn internal(archived: &mrt::Archived) -> Option<Vec<u8>> {
     let [withdrawn, mut rest, announced] = mrt::fields(&archived.frame)?;
     let mut attributes: BTreeMap<u8, (u8, Vec<u8>)> = BTreeMap::new();
@@ -204,7 +206,7 @@ fn internal(archived: &mrt::Archived) -> Option<Vec<u8>> {
         let value = match a.code {
             2 => {
                 let path = mrt::as_path(a.value, archived.wide)?;
-                if path.iter().any(|(_, list)| list.contains(&0)) {
+                if path.iter().any(|(_, list)| list.contains(&0) || list.contains(&AS)) {
                     return None;
                 }
                 let octets = path.iter().flat_map(|(kind, list)| {
