@@ -20,8 +20,10 @@ use brindle_ipam::{
 use ipnet::IpNet;
 
 const NOW: Now = Now(1_795_400_607_000_000_000);
-const PAIRS: u32 = 300_000;
-const ADDS: u32 = 3_000;
+const PAIRS: u32 = 30_000;
+/// In so many batches, of which the cheapest counts: whoever else uses the processor's cache can only add.
+const BATCHES: u32 = 20;
+const ADDS: u32 = 300;
 /// A pool of 30,000 blocks may cost an ADD this much of what one of 30 costs, measuring errors included.
 const SAME: f64 = 1.5;
 
@@ -43,6 +45,8 @@ fn main() -> Result<()> {
 
 /// Processor time of this thread, nanoseconds.
 fn cpu() -> Result<f64> {
+    // The kernel brings the figure up to date when a thread gives way.
+    std::thread::yield_now();
     let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
     text.split(' ').next().context("schedstat is empty")?.parse().context("schedstat")
 }
@@ -67,12 +71,16 @@ fn algebra(in_use: u32) -> Result<f64> {
         block.auto_assign(1, &owner(n), &Reservations::default());
     }
     let (mine, reserved) = (owner(999), Reservations::default());
-    let start = cpu()?;
-    for _ in 0..PAIRS {
-        black_box(block.auto_assign(1, &mine, &reserved));
-        black_box(block.release_handle(&mine.handle, None));
+    let mut least = f64::INFINITY;
+    for _ in 0..BATCHES {
+        let start = cpu()?;
+        for _ in 0..PAIRS {
+            black_box(block.auto_assign(1, &mine, &reserved));
+            black_box(block.release_handle(&mine.handle, None));
+        }
+        least = least.min((cpu()? - start) / 1e3 / f64::from(PAIRS));
     }
-    Ok((cpu()? - start) / 1e3 / f64::from(PAIRS))
+    Ok(least)
 }
 
 /// Microseconds of an ADD and its DEL from a block the node has, and of one that claims a new block.
@@ -92,13 +100,17 @@ async fn adds(pool: &str, blocks: u32) -> Result<(f64, f64)> {
     let view = View::load(&*store, "node-1").await?;
     allocator.reload(&view).await?;
     give(&mut allocator, &*store, 1).await?;
-    let start = cpu()?;
-    for n in 0..ADDS {
-        give(&mut allocator, &*store, 2 + n).await?;
-        let view = View::load(&*store, "node-1").await?;
-        allocator.release_handle(&owner(2 + n).handle, &view, NOW).await?;
+    let mut own = f64::INFINITY;
+    for batch in 0..BATCHES {
+        let start = cpu()?;
+        for n in 0..ADDS {
+            let n = 2 + batch * ADDS + n;
+            give(&mut allocator, &*store, n).await?;
+            let view = View::load(&*store, "node-1").await?;
+            allocator.release_handle(&owner(n).handle, &view, NOW).await?;
+        }
+        own = own.min((cpu()? - start) / 1e3 / f64::from(ADDS));
     }
-    let own = (cpu()? - start) / 1e3 / f64::from(ADDS);
     // The own block is filled; the next one needs another.
     for n in 0..63 {
         give(&mut allocator, &*store, 100_000 + n).await?;

@@ -261,9 +261,10 @@ impl Block {
     /// Takes back whatever the handle holds here.
     pub fn release_handle(&mut self, handle: &str, cooldown: Option<Now>) -> Vec<IpAddr> {
         // Owners are compared once, not once for each of their addresses; a handle has one or two.
+        let handle = names::sanitized(handle);
         let attributes = self.spec.attributes.iter().enumerate();
         let owned: Vec<usize> = attributes
-            .filter(|(_, a)| a.handle_id.as_deref().is_some_and(|h| same_handle(h, handle)))
+            .filter(|(_, a)| a.handle_id.as_deref().is_some_and(|h| is_handle(h, handle)))
             .map(|(i, _)| i)
             .collect();
         if owned.is_empty() {
@@ -374,9 +375,11 @@ impl Block {
 
     /// Index of the owner's attribute, added when there is none like it.
     fn attribute_for(&mut self, owner: &Owner) -> usize {
+        let end = |handle: &str| handle.as_bytes().last_chunk::<8>().copied();
+        let own = end(&owner.handle);
         let same = |a: &AllocationAttribute| {
-            // The handle first: of two pods it differs.
-            a.handle_id.as_ref() == Some(&owner.handle)
+            // The handle first, from its end: of two pods it differs there.
+            a.handle_id.as_deref().is_some_and(|h| end(h) == own && h == owner.handle)
                 && a.secondary == owner.attributes
                 && *a == attribute_of(owner)
         };
@@ -483,7 +486,17 @@ impl Digits {
 
 /// Handles are stored under lower-case names, so two spellings are one handle.
 pub fn same_handle(a: &str, b: &str) -> bool {
-    names::sanitized(a).eq_ignore_ascii_case(names::sanitized(b))
+    is_handle(a, names::sanitized(b))
+}
+
+/// The same for a handle that is looked for among many, `wanted` being sanitized: nothing is read of one of another length,
+/// and most others differ at their end already, where the container's id is.
+fn is_handle(stored: &str, wanted: &str) -> bool {
+    let (stored, wanted) = (stored.as_bytes(), wanted.as_bytes());
+    let Some((id, rest)) = stored.split_at_checked(wanted.len()) else { return false };
+    // Whatever follows a carriage return is no part of it.
+    rest.first().is_none_or(|c| *c == b'\r')
+        && id.iter().rev().zip(wanted.iter().rev()).all(|(a, b)| a.eq_ignore_ascii_case(b))
 }
 
 fn checked_size(cidr: &IpNet) -> Result<usize, BlockError> {
