@@ -94,13 +94,7 @@ fn cpu_ticks(pid: u32) -> u64 {
 fn measure(lab: &Lab, label: &str, goals: bool) -> Result<()> {
     let programs = processes(lab)?;
     ensure!(programs.contains_key("brindle-node"), "no agent runs: {programs:?}");
-    for (program, pids) in &programs {
-        let rss: Vec<f64> =
-            pids.iter().filter_map(|p| process::rss_kib(*p)).map(|kib| kib as f64 / 1024.0).collect();
-        let most = rss.iter().copied().fold(0.0, f64::max);
-        let goal = (goals && program == "brindle-node").then_some(GOAL_RSS_MIB);
-        row(format!("{label}: RSS of {} {program}, most", rss.len()), most, "MiB", goal);
-    }
+    memory(&programs, label, "right after", goals);
     let all: Vec<u32> = programs.values().flatten().copied().collect();
     let sum = || all.iter().map(|p| cpu_ticks(*p)).sum::<u64>();
     let before = sum();
@@ -108,7 +102,22 @@ fn measure(lab: &Lab, label: &str, goals: bool) -> Result<()> {
     let percent = (sum() - before) as f64 / IDLE.as_secs_f64();
     let goal = goals.then_some(GOAL_IDLE_PERCENT);
     row(format!("{label}: idle CPU of all {} processes, of one core", all.len()), percent, "%", goal);
+    memory(&programs, label, "idle", goals);
     Ok(())
+}
+
+/// The most memory any process of a program has, and what of it is its own: the rest are pages of files, which all share.
+fn memory(programs: &BTreeMap<String, Vec<u32>>, label: &str, when: &str, goals: bool) {
+    for (program, pids) in programs {
+        let most = |of: fn(u32) -> Option<u64>| {
+            let all = pids.iter().filter_map(|p| of(*p)).map(|kib| kib as f64 / 1024.0);
+            all.fold(0.0, f64::max)
+        };
+        let goal = (goals && program == "brindle-node").then_some(GOAL_RSS_MIB);
+        let n = pids.len();
+        row(format!("{label}, {when}: RSS of {n} {program}, most"), most(process::rss_kib), "MiB", goal);
+        row(format!("{label}, {when}: of it its own, most"), most(process::own_kib), "MiB", None);
+    }
 }
 
 /// Three agents and a BIRD that withdraws its block, again and again: milliseconds until the last kernel has let

@@ -105,8 +105,17 @@ pub fn tell(pid: u32, start: u64, what: Tell) -> io::Result<bool> {
 
 /// Resident set of a process in KiB.
 pub fn rss_kib(pid: u32) -> Option<u64> {
+    status_kib(pid, "VmRSS:")
+}
+
+/// What of it is no page of a file, in KiB: the process's own.
+pub fn own_kib(pid: u32) -> Option<u64> {
+    status_kib(pid, "RssAnon:")
+}
+
+fn status_kib(pid: u32, field: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(field))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
