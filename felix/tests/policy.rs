@@ -14,7 +14,7 @@ use std::{
 };
 
 use brindle_config_core::{
-    ObjectMeta, Resource, Spec,
+    Key, Kind, ObjectMeta, Resource, Spec,
     felix::FelixConfigurationSpec,
     pool::IpPoolSpec,
     store::{Entry, Revision, SyncEvent},
@@ -576,6 +576,46 @@ fn a_restart_writes_nothing_and_a_stranger_undoes_nothing() {
             node.tcp(1, 0, 80, false);
             node.tcp(0, 1, 80, true);
         }
+    }
+}
+
+#[test]
+fn asked_for_a_pods_policy_the_kernel_itself_is_read_and_what_it_lacks_is_named() {
+    for back_end in ALL {
+        let mut node = Node::new(2);
+        node.start(back_end);
+        // What somebody undoes must be found by the question, not by a check that was due.
+        let allow = policy("allow", vec![rule(Action::Allow)], vec![rule(Action::Allow)]);
+        node.apply(node.everything(&[(0, tier(&["allow"], &["allow"]))], &[allow]));
+        let device = node.pods[0].device.clone();
+        let key = Key::new(Kind::WorkloadEndpoint, Some("default"), "n1-k8s-p0-eth0");
+        let ask = || {
+            let answer = node.runtime.block_on(node.handle.as_ref().unwrap().verify(&key, LONG));
+            answer.unwrap().join("\n")
+        };
+        assert_eq!(ask(), "", "{back_end:?}");
+        let (own, other) = (format!("brindle-tw-{device}"), format!("brindle-tw-{}", node.pods[1].device));
+        let table = |chain: &str| match back_end {
+            BackEnd::Legacy => format!("iptables-legacy -F {chain}"),
+            BackEnd::Nft => format!("iptables-nft -F {chain}"),
+            BackEnd::Nftables => format!("nft flush chain ip brindle filter-{chain}"),
+        };
+        for chain in [own.as_str(), "brindle-to-wl", "brindle-from-wl"] {
+            // The agent's own check may come between; then it is mended already, and undone once more.
+            let said = (0..50).find_map(|_| {
+                let done = node.ns.run(|| Command::new("sh").args(["-ec", &table(chain)]).status().unwrap());
+                assert!(done.success(), "{chain}");
+                Some(ask()).filter(|said| !said.is_empty())
+            });
+            let said = said.unwrap_or_default();
+            assert!(said.contains(chain) && said.contains("lacks"), "{back_end:?} {chain}: {said:?}");
+            // It is mended by then.
+            assert_eq!(ask(), "", "{back_end:?} after {chain}");
+        }
+        let done = node.ns.run(|| Command::new("sh").args(["-ec", &table(&other)]).status().unwrap());
+        assert!(done.success());
+        assert_eq!(ask(), "", "{back_end:?}: another pod's chain");
+        node.tcp(1, 0, 80, true);
     }
 }
 

@@ -13,6 +13,7 @@ use brindle_felix_core::rules::{
     nft, nft_plan,
     sets::{self, ActualSet},
     table_plan::{self, Actual, Leftovers, Seen, TablePlan, Wanted},
+    verify,
 };
 use brindle_kernel::netfilter::{IpVersion, Netfilter, NfError, Variant};
 use serde::Serialize;
@@ -200,6 +201,40 @@ impl Driver {
             }
         }
         self.apply(waiting, None, Leftovers::Remove).map(|()| true)
+    }
+
+    /// What the kernel lacks of the rules and sets of each of these workloads, by device, read from it now. Writes nothing.
+    pub(crate) fn lacking(
+        &mut self,
+        layouts: &BTreeMap<Family, Layout>,
+        devices: &[&str],
+    ) -> Result<Vec<Vec<String>>, DriveError> {
+        let stale = self.stale;
+        // Whatever becomes of this, the next write reads again unless all was as believed.
+        self.stale = true;
+        self.read()?;
+        let mut out = vec![Vec::new(); devices.len()];
+        for (family, layout) in layouts {
+            let Some(half) = self.halves.get_mut(family) else { continue };
+            match self.mode {
+                Some(Mode::Iptables(_)) => {
+                    let wanted = layout.iptables(*family, &mut half.cache);
+                    for (device, out) in devices.iter().zip(&mut out) {
+                        let (tables, seen) = (&half.tables, &half.seen);
+                        out.extend(verify::iptables(device, &wanted, tables, seen, &layout.sets, &half.sets));
+                    }
+                }
+                Some(Mode::Nft) => {
+                    let wanted = layout.nft(*family, &mut half.cache);
+                    for (device, out) in devices.iter().zip(&mut out) {
+                        out.extend(verify::nftables(device, *family, &wanted, &layout.sets, &half.nft));
+                    }
+                }
+                None => {}
+            }
+        }
+        self.stale = stale || out.iter().any(|lines| !lines.is_empty());
+        Ok(out)
     }
 
     fn try_apply(

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use brindle_config_core::{Key, Kind, status::PolicyStatus, store::SyncEvent};
+use brindle_config_core::{Kind, store::SyncEvent};
 use brindle_felix_core::{
     inputs::{Impact, Inputs},
     policy::{
@@ -29,10 +29,12 @@ use brindle_kernel::{
     netfilter::{Flow, IpVersion, Netfilter, NfError, Variant, VariantChoice, choose},
     netlink::Rtnl,
 };
-use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::driver::{Counters, DriveError, Driver, Mode};
+use super::{
+    driver::{DriveError, Driver, Mode},
+    handle::{PolicyHandle, PolicyInput, PolicyReport, PolicySetup, Verified},
+};
 
 /// How long what is left of workloads that have gone stays while nothing else happens, and at most.
 const LINGER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -55,139 +57,6 @@ pub trait Calculation: Send {
     fn problems(&self) -> Vec<String> {
         Vec::new()
     }
-}
-
-/// What the thread is told.
-#[derive(Debug)]
-pub enum PolicyInput {
-    Store(Vec<SyncEvent>),
-    /// Beside the store: for programs that calculate elsewhere.
-    Deltas(Vec<PolicyDelta>),
-    /// Look at the kernel again now.
-    Check,
-    Ask(oneshot::Sender<PolicyReport>),
-    /// Answered when everything told before is in the report.
-    Heard(oneshot::Sender<()>),
-}
-
-/// What policy says about itself.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PolicyReport {
-    /// The whole desired state was in the kernel at least once.
-    pub in_sync: bool,
-    /// Everything heard of so far is in the kernel.
-    pub settled: bool,
-    /// `iptables-legacy`, `iptables-nft`, `nftables`; empty until chosen.
-    pub back_end: &'static str,
-    /// Endpoints whose policy is in the kernel, and the addresses it was written for.
-    pub ready: Arc<BTreeMap<EndpointId, BTreeSet<IpNet>>>,
-    /// What cannot be done as asked, with what to do.
-    pub problems: Vec<String>,
-    /// Resources that cannot be enforced as written.
-    pub resources: Vec<String>,
-    pub policies: usize,
-    pub sets: usize,
-    /// Whatever the store said up to this revision is in force.
-    pub revision: u64,
-    pub counters: Counters,
-}
-
-impl PolicyReport {
-    /// Whether a workload's policy is in the kernel.
-    pub fn is_ready(&self, key: &Key) -> bool {
-        endpoint_id(key).is_none_or(|id| self.ready.contains_key(&id))
-    }
-
-    /// For the admin socket.
-    pub fn status(&self) -> PolicyStatus {
-        let c = &self.counters;
-        PolicyStatus {
-            in_sync: self.in_sync,
-            back_end: self.back_end.to_owned(),
-            policies: self.policies,
-            sets: self.sets,
-            revision: self.revision,
-            table_writes: c.table_writes,
-            set_writes: c.set_writes,
-            nft_writes: c.nft_writes,
-            repairs: c.repairs,
-            flows_cut: c.flows_cut,
-            problems: self.problems.clone(),
-            resources: self.resources.clone(),
-        }
-    }
-}
-
-/// How to start.
-#[derive(Clone, Debug)]
-pub struct PolicySetup {
-    pub node: String,
-    /// Families to write; those the kernel has when empty.
-    pub families: Vec<Family>,
-}
-
-/// A running policy thread. Dropping every handle ends it and leaves the kernel as it is.
-#[derive(Clone, Debug)]
-pub struct PolicyHandle {
-    inputs: mpsc::Sender<PolicyInput>,
-    report: watch::Receiver<PolicyReport>,
-}
-
-impl PolicyHandle {
-    /// Tells the thread something; waits while it is busy. `false`: it is gone.
-    pub async fn send(&self, input: PolicyInput) -> bool {
-        self.inputs.send(input).await.is_ok()
-    }
-
-    /// The latest report.
-    pub fn report(&self) -> PolicyReport {
-        self.report.borrow().clone()
-    }
-
-    /// Follows the report.
-    pub fn watch(&self) -> watch::Receiver<PolicyReport> {
-        self.report.clone()
-    }
-
-    /// Waits until a workload's policy is in the kernel with these addresses as its own (a pod made anew under its old
-    /// name has others); the error says what stands in the way.
-    pub async fn wait_ready(&self, key: &Key, addresses: &[IpNet], limit: Duration) -> Result<(), String> {
-        let Some(id) = endpoint_id(key) else { return Ok(()) };
-        let mine: BTreeSet<IpNet> = addresses.iter().copied().collect();
-        let mut report = self.report.clone();
-        let wait = async {
-            // Whatever the thread was told before this call is taken in first: its former rules are no answer.
-            let (tx, rx) = oneshot::channel();
-            if !self.send(PolicyInput::Heard(tx)).await || rx.await.is_err() {
-                return Err(());
-            }
-            report.wait_for(|r| r.settled && r.ready.get(&id) == Some(&mine)).await.map(drop).map_err(drop)
-        };
-        match tokio::time::timeout(limit, wait).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(())) => Err("the policy thread is not running; see the agent's log".into()),
-            Err(_) => {
-                let r = self.report.borrow();
-                let why = if r.problems.is_empty() {
-                    "no problem is known, it may be busy".to_owned()
-                } else {
-                    r.problems.join("; ")
-                };
-                Err(format!("the policy of {key} is not in the kernel after {limit:?}: {why}"))
-            }
-        }
-    }
-
-    /// Completes when the thread has ended.
-    pub async fn ended(&self) {
-        self.inputs.closed().await;
-    }
-}
-
-/// A workload's identity in the calculation.
-fn endpoint_id(key: &Key) -> Option<EndpointId> {
-    (key.kind == Kind::WorkloadEndpoint)
-        .then(|| EndpointId::Workload { namespace: key.namespace.clone(), name: key.name.clone() })
 }
 
 /// Starts the thread in the network namespace of the calling thread.
@@ -220,6 +89,7 @@ pub fn spawn_policy(
         applied: false,
         asked: Vec::new(),
         waiting: Vec::new(),
+        verifying: Vec::new(),
         urgent: false,
         tidy: None,
     };
@@ -259,6 +129,7 @@ struct Engine {
     applied: bool,
     asked: Vec<oneshot::Sender<PolicyReport>>,
     waiting: Vec<oneshot::Sender<()>>,
+    verifying: Vec<(EndpointId, oneshot::Sender<Verified>)>,
     /// Something other than departures of workloads was taken in since the last step.
     urgent: bool,
     /// When what is left of workloads that have gone is removed, and when at the latest.
@@ -273,7 +144,8 @@ fn departures(input: &PolicyInput) -> bool {
 
 impl Engine {
     async fn run(mut self, mut rx: mpsc::Receiver<PolicyInput>) {
-        self.guard();
+        // Why it could not is in the log, and asked for again by whoever depends on it.
+        drop(self.guard());
         loop {
             let tidy = self.tidy.map(|(at, _)| at);
             let wake = match self.failed {
@@ -306,7 +178,12 @@ impl Engine {
                 self.tidy_later(now);
                 continue;
             }
-            let changed = self.step(now);
+            // Before anything is mended; what is not written yet is written first. Whoever asks again finds it mended.
+            self.verify(false);
+            let mut changed = self.step(Instant::now());
+            if self.verify(true) {
+                changed = changed.or(self.step(Instant::now()));
+            }
             if self.driver.untidy {
                 self.tidy_later(now);
             } else {
@@ -349,6 +226,11 @@ impl Engine {
             PolicyInput::Check => self.check_at = Some(Instant::now()),
             PolicyInput::Ask(who) => self.asked.push(who),
             PolicyInput::Heard(who) => self.waiting.push(who),
+            PolicyInput::Verify(id, who) => self.verifying.push((id, who)),
+            PolicyInput::Guard(who) => {
+                // Who has gone away needs no answer.
+                drop(who.send(if self.applied { Ok(()) } else { self.guard() }));
+            }
         }
     }
 
@@ -369,8 +251,8 @@ impl Engine {
     }
 
     /// A node without any rules of ours would let its workloads through until the resources are known.
-    fn guard(&mut self) {
-        let Ok(make) = self.detect() else { return };
+    fn guard(&mut self) -> Result<(), String> {
+        let make = self.detect()?;
         self.driver.set_mode(Mode::Iptables(make));
         let around = &self.settings.around;
         let waiting = |f: &Family| (*f, Model::waiting(*f, around, &Style::iptables()));
@@ -384,8 +266,58 @@ impl Engine {
             ),
             Ok(false) => {}
             // Written again, or with the other make, as soon as the resources are known.
-            Err(e) => tracing::warn!(cause = %e, "workloads are not guarded until the resources are known"),
+            Err(e) => {
+                tracing::warn!(cause = %e, "workloads are not guarded until the resources are known");
+                return Err(e.to_string());
+            }
         }
+        Ok(())
+    }
+
+    /// Answers who asks for the kernel's own word, once all that is known has been written. `last`: with what there is.
+    /// Whether the kernel lacks anything.
+    fn verify(&mut self, last: bool) -> bool {
+        if self.verifying.is_empty() {
+            return false;
+        }
+        let deltas = self.calculation.flush();
+        self.learn(deltas);
+        let settled = self.applied && self.failed.is_none() && self.pending.is_empty();
+        if !(settled || last) {
+            return false;
+        }
+        let all = std::mem::take(&mut self.verifying);
+        let device = |id: &EndpointId| match self.model.endpoints.get(id).map(|e| &e.interface) {
+            Some(Interface::Name(device)) => Some(device.clone()),
+            _ => None,
+        };
+        let devices: Vec<Option<String>> = all.iter().map(|(id, _)| device(id)).collect();
+        let known: Vec<&str> = devices.iter().flatten().map(String::as_str).collect();
+        let lacking = if settled {
+            let layouts = self.layouts();
+            self.driver.lacking(&layouts, &known).map_err(|e| e.to_string())
+        } else {
+            Err(self
+                .mode_problem
+                .clone()
+                .or_else(|| self.problem.clone())
+                .unwrap_or_else(|| "policy is not in force yet: the resources are not known".to_owned()))
+        };
+        let any = lacking.as_ref().is_ok_and(|all| all.iter().any(|lines| !lines.is_empty()));
+        if any {
+            self.check_at = Some(Instant::now());
+        }
+        let mut lacking = lacking.map(Vec::into_iter);
+        for ((id, who), device) in all.into_iter().zip(devices) {
+            let answer = match (&mut lacking, device) {
+                (Err(e), _) => Err(e.clone()),
+                (Ok(_), None) => Ok(vec![format!("{id} is not known to policy")]),
+                (Ok(lines), Some(_)) => Ok(lines.next().unwrap_or_default()),
+            };
+            // Who has gone away needs no answer.
+            drop(who.send(answer));
+        }
+        any
     }
 
     /// The one place from which anything is written, and its conditions. Gives what was written.

@@ -10,6 +10,8 @@
 
 mod driver;
 mod engine;
+mod handle;
 
 pub use driver::Counters;
-pub use engine::{Calculation, PolicyHandle, PolicyInput, PolicyReport, PolicySetup, spawn_policy};
+pub use engine::{Calculation, spawn_policy};
+pub use handle::{PolicyHandle, PolicyInput, PolicyReport, PolicySetup, Verified};

@@ -21,3 +21,4 @@ pub mod nft_plan;
 pub mod policy;
 pub mod sets;
 pub mod table_plan;
+pub mod verify;

@@ -267,7 +267,7 @@ fn same(name: &str, text: &Text, have: &[String], seen: &Seen) -> bool {
 }
 
 /// Printed otherwise than before under the same tag: somebody edited the rule and kept the comment.
-fn edited(name: &str, have: &[String], seen: &Seen) -> bool {
+pub(super) fn edited(name: &str, have: &[String], seen: &Seen) -> bool {
     let Some(known) = seen.get(name) else { return false };
     have.iter().any(|line| tag(line).and_then(|t| known.get(t)).is_some_and(|before| before != line))
 }

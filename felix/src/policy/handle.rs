@@ -1,0 +1,182 @@
+//! What others see of the policy thread: what it is told and asked, what it reports, and the handle to both.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use brindle_config_core::{Key, Kind, status::PolicyStatus, store::SyncEvent};
+use brindle_felix_core::{
+    policy::active::{EndpointId, PolicyDelta},
+    rules::ir::Family,
+};
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::driver::Counters;
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum PolicyInput {
+    Store(Vec<SyncEvent>),
+    /// Beside the store: for programs that calculate elsewhere.
+    Deltas(Vec<PolicyDelta>),
+    /// Look at the kernel again now.
+    Check,
+    Ask(oneshot::Sender<PolicyReport>),
+    /// Answered when everything told before is in the report.
+    Heard(oneshot::Sender<()>),
+    /// Answered with what the kernel itself lacks of a workload's rules and sets; it is written again right after.
+    Verify(EndpointId, oneshot::Sender<Verified>),
+    /// Answered when new flows of a workload nobody has told of are denied in the kernel, or with why they are not.
+    Guard(oneshot::Sender<Result<(), String>>),
+}
+
+/// What the kernel lacks, a line each; the error says why that is not known.
+pub type Verified = Result<Vec<String>, String>;
+
+/// What policy says about itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyReport {
+    /// The whole desired state was in the kernel at least once.
+    pub in_sync: bool,
+    /// Everything heard of so far is in the kernel.
+    pub settled: bool,
+    /// `iptables-legacy`, `iptables-nft`, `nftables`; empty until chosen.
+    pub back_end: &'static str,
+    /// Endpoints whose policy is in the kernel, and the addresses it was written for.
+    pub ready: Arc<BTreeMap<EndpointId, BTreeSet<IpNet>>>,
+    /// What cannot be done as asked, with what to do.
+    pub problems: Vec<String>,
+    /// Resources that cannot be enforced as written.
+    pub resources: Vec<String>,
+    pub policies: usize,
+    pub sets: usize,
+    /// Whatever the store said up to this revision is in force.
+    pub revision: u64,
+    pub counters: Counters,
+}
+
+impl PolicyReport {
+    /// Whether a workload's policy is in the kernel.
+    pub fn is_ready(&self, key: &Key) -> bool {
+        endpoint_id(key).is_none_or(|id| self.ready.contains_key(&id))
+    }
+
+    /// For the admin socket.
+    pub fn status(&self) -> PolicyStatus {
+        let c = &self.counters;
+        PolicyStatus {
+            in_sync: self.in_sync,
+            back_end: self.back_end.to_owned(),
+            policies: self.policies,
+            sets: self.sets,
+            revision: self.revision,
+            table_writes: c.table_writes,
+            set_writes: c.set_writes,
+            nft_writes: c.nft_writes,
+            repairs: c.repairs,
+            flows_cut: c.flows_cut,
+            problems: self.problems.clone(),
+            resources: self.resources.clone(),
+        }
+    }
+}
+
+/// How to start.
+#[derive(Clone, Debug)]
+pub struct PolicySetup {
+    pub node: String,
+    /// Families to write; those the kernel has when empty.
+    pub families: Vec<Family>,
+}
+
+/// A running policy thread. Dropping every handle ends it and leaves the kernel as it is.
+#[derive(Clone, Debug)]
+pub struct PolicyHandle {
+    pub(super) inputs: mpsc::Sender<PolicyInput>,
+    pub(super) report: watch::Receiver<PolicyReport>,
+}
+
+impl PolicyHandle {
+    /// Tells the thread something; waits while it is busy. `false`: it is gone.
+    pub async fn send(&self, input: PolicyInput) -> bool {
+        self.inputs.send(input).await.is_ok()
+    }
+
+    /// The latest report.
+    pub fn report(&self) -> PolicyReport {
+        self.report.borrow().clone()
+    }
+
+    /// Follows the report.
+    pub fn watch(&self) -> watch::Receiver<PolicyReport> {
+        self.report.clone()
+    }
+
+    /// Waits until a workload's policy is in the kernel with these addresses as its own (a pod made anew under its old
+    /// name has others); the error says what stands in the way.
+    pub async fn wait_ready(&self, key: &Key, addresses: &[IpNet], limit: Duration) -> Result<(), String> {
+        let Some(id) = endpoint_id(key) else { return Ok(()) };
+        let mine: BTreeSet<IpNet> = addresses.iter().copied().collect();
+        let mut report = self.report.clone();
+        let wait = async {
+            // Whatever the thread was told before this call is taken in first: its former rules are no answer.
+            let (tx, rx) = oneshot::channel();
+            if !self.send(PolicyInput::Heard(tx)).await || rx.await.is_err() {
+                return Err(());
+            }
+            report.wait_for(|r| r.settled && r.ready.get(&id) == Some(&mine)).await.map(drop).map_err(drop)
+        };
+        match tokio::time::timeout(limit, wait).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(())) => Err("the policy thread is not running; see the agent's log".into()),
+            Err(_) => {
+                let r = self.report.borrow();
+                let why = if r.problems.is_empty() {
+                    "no problem is known, it may be busy".to_owned()
+                } else {
+                    r.problems.join("; ")
+                };
+                Err(format!("the policy of {key} is not in the kernel after {limit:?}: {why}"))
+            }
+        }
+    }
+
+    /// Reads from the kernel what it lacks of a workload's rules and sets, a line each.
+    pub async fn verify(&self, key: &Key, limit: Duration) -> Verified {
+        let Some(id) = endpoint_id(key) else { return Ok(Vec::new()) };
+        self.answered(limit, |tx| PolicyInput::Verify(id, tx)).await?
+    }
+
+    /// Makes sure that new flows of a workload nobody has told of are denied in the kernel.
+    pub async fn guard(&self, limit: Duration) -> Result<(), String> {
+        self.answered(limit, PolicyInput::Guard).await?
+    }
+
+    async fn answered<T>(
+        &self,
+        limit: Duration,
+        ask: impl FnOnce(oneshot::Sender<T>) -> PolicyInput,
+    ) -> Result<T, String> {
+        let (tx, rx) = oneshot::channel();
+        let answer = async { if self.send(ask(tx)).await { rx.await.ok() } else { None } };
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err("the policy thread is not running; see the agent's log".into()),
+            Err(_) => Err(format!("the policy thread did not answer within {limit:?}; it may be busy")),
+        }
+    }
+
+    /// Completes when the thread has ended.
+    pub async fn ended(&self) {
+        self.inputs.closed().await;
+    }
+}
+
+/// A workload's identity in the calculation.
+fn endpoint_id(key: &Key) -> Option<EndpointId> {
+    (key.kind == Kind::WorkloadEndpoint)
+        .then(|| EndpointId::Workload { namespace: key.namespace.clone(), name: key.name.clone() })
+}
