@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{names::sha1_hex, proto::Attachment};
 
@@ -60,8 +60,8 @@ pub enum DecodeError {
     Content(String),
 }
 
-/// The bytes of a file.
-pub fn encode(record: &Record) -> Vec<u8> {
+/// The bytes of a file: a [`Record`], or what the agent keeps beside it in the same form.
+pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
     let body = serde_json::to_vec(record).expect("a record of strings and flags always becomes JSON");
     let mut bytes = format!("{MAGIC} {} {}\n", body.len(), sha1_hex(&body)).into_bytes();
     bytes.extend(body);
@@ -69,7 +69,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
 }
 
 /// The record in a file's bytes.
-pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     let end = bytes.iter().position(|b| *b == b'\n').ok_or(DecodeError::Header)?;
     let (head, rest) = bytes.split_at(end);
     let body = rest.get(1..).unwrap_or_default();
@@ -90,24 +90,35 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DecodeError> {
     serde_json::from_slice(body).map_err(|e| DecodeError::Content(e.to_string()))
 }
 
+/// What the files of an attachment are called, without what follows the dot.
+pub fn file_stem(a: &Attachment) -> String {
+    sha1_hex(format!("{}\n{}\n{}", a.network, a.container_id, a.ifname).as_bytes())
+}
+
 /// File name of an attachment's record: the same for a repeated DEL.
 fn file_name(a: &Attachment) -> String {
-    format!("{}.{SUFFIX}", sha1_hex(format!("{}\n{}\n{}", a.network, a.container_id, a.ifname).as_bytes()))
+    format!("{}.{SUFFIX}", file_stem(a))
 }
 
 /// Records the DEL for the next agent. When this returns it survives a power cut.
 pub fn write(folder: &Path, record: &Record) -> io::Result<PathBuf> {
+    save(folder, &file_name(&record.attachment), &encode(record), true)
+}
+
+/// Writes a whole file or none. `durable`: it survives a power cut when this returns.
+pub fn save(folder: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<PathBuf> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let name = file_name(&record.attachment);
-    let path = folder.join(&name);
+    let path = folder.join(name);
     let temporary = folder.join(format!("{name}.{}.tmp", std::process::id()));
     let written = (|| {
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&encode(record))?;
-        file.sync_all()?;
+        file.write_all(bytes)?;
+        if durable {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, &path)?;
-        fs::File::open(folder)?.sync_all()
+        if durable { fs::File::open(folder)?.sync_all() } else { Ok(()) }
     })();
     if let Err(e) = written {
         let _ = fs::remove_file(&temporary);
@@ -133,10 +144,20 @@ pub fn find(folder: &Path, a: &Attachment) -> Option<Entry> {
 
 /// Reads all records. Files left by a crash while writing are removed; damaged ones are set aside.
 pub fn read(folder: &Path) -> io::Result<Contents> {
-    let mut contents = Contents::default();
+    let (found, damaged) = read_all(folder, SUFFIX)?;
+    let entries = found.into_iter().map(|(path, record)| Entry { path, record }).collect();
+    Ok(Contents { entries, damaged })
+}
+
+/// Sound files with what they say, and damaged ones with what is wrong with them.
+pub type Found<T> = (Vec<(PathBuf, T)>, Vec<(PathBuf, String)>);
+
+/// Reads all files of one suffix; what a crash left is removed, what is damaged set aside.
+pub fn read_all<T: DeserializeOwned>(folder: &Path, suffix: &str) -> io::Result<Found<T>> {
+    let (mut sound, mut damaged) = (Vec::new(), Vec::new());
     let listing = match fs::read_dir(folder) {
         Ok(listing) => listing,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(contents),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((sound, damaged)),
         Err(e) => return Err(e),
     };
     let mut paths = listing.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>()?;
@@ -144,20 +165,20 @@ pub fn read(folder: &Path) -> io::Result<Contents> {
     for path in paths {
         match path.extension().and_then(|e| e.to_str()) {
             Some("tmp") if is_stale(&path) => drop(fs::remove_file(&path)),
-            Some(SUFFIX) => match read_one(&path) {
-                Ok(record) => contents.entries.push(Entry { path, record }),
+            Some(s) if s == suffix => match read_one(&path) {
+                Ok(record) => sound.push((path, record)),
                 // Carried out by somebody else since the listing.
                 Err(Unread::Io(e)) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(Unread::Io(e)) => return Err(e),
                 Err(Unread::Damaged(reason)) => {
                     fs::rename(&path, path.with_extension("bad"))?;
-                    contents.damaged.push((path, reason));
+                    damaged.push((path, reason));
                 }
             },
             _ => {}
         }
     }
-    Ok(contents)
+    Ok((sound, damaged))
 }
 
 enum Unread {
@@ -165,7 +186,7 @@ enum Unread {
     Damaged(String),
 }
 
-fn read_one(path: &Path) -> Result<Record, Unread> {
+fn read_one<T: DeserializeOwned>(path: &Path) -> Result<T, Unread> {
     let len = fs::metadata(path).map_err(Unread::Io)?.len();
     if len > MAX_FILE {
         return Err(Unread::Damaged(format!("{len} bytes, {MAX_FILE} are the most")));
@@ -237,7 +258,7 @@ mod tests {
     fn a_file_cut_at_any_byte_is_recognised_and_set_aside() {
         let whole = encode(&record("a"));
         for cut in 0..whole.len() {
-            assert!(decode(&whole[..cut]).is_err(), "cut at {cut}");
+            assert!(decode::<Record>(&whole[..cut]).is_err(), "cut at {cut}");
         }
         let folder = Folder::new("journal-cut");
         let path = write(&folder.0, &record("a")).unwrap();
@@ -255,7 +276,7 @@ mod tests {
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(&bytes).is_err(), "bit {bit}");
+            assert!(decode::<Record>(&bytes).is_err(), "bit {bit}");
         }
     }
 
@@ -275,7 +296,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes);
+            let _ = decode::<Record>(&bytes);
         }
     }
 }

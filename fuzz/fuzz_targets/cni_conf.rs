@@ -54,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     }
-    if let Ok(record) = journal::decode(data) {
+    if let Ok(record) = journal::decode::<journal::Record>(data) {
         assert_eq!(journal::decode(&journal::encode(&record)), Ok(record));
     }
 });

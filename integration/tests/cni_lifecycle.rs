@@ -2,7 +2,7 @@
 //! at any moment, and what is said when something cannot be had. Needs root.
 
 use std::{
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -52,6 +52,35 @@ fn a_pod_is_reachable_when_add_answers_and_gone_when_del_does() {
     node.settled(&[]);
     let left = node.ns.rtnl().routes(&RouteFilter::main()).unwrap();
     assert!(!left.iter().any(|r| r.dst.to_string() == format!("{ip_a}/32")), "{left:?}");
+}
+
+#[test]
+fn check_asks_the_kernel_for_the_policy_and_names_what_it_lacks() {
+    let node = CniNode::new("rules", "10.96.0.0/24");
+    let a = Container::new();
+    let added = node.add(&a);
+    let said = node.check(&a, &added);
+    assert!(said.ok, "{said:?}");
+    let device = added.json()["interfaces"][0]["name"].as_str().unwrap().to_owned();
+    for chain in [format!("brindle-tw-{device}"), format!("brindle-fw-{device}")] {
+        // Behind the agent's back. Its own check may mend it before CHECK comes; then once more.
+        let flush = || {
+            // Whichever make the agent has chosen.
+            let script = format!("iptables-nft -F {chain} 2>/dev/null || iptables-legacy -F {chain}");
+            let status =
+                node.ns.ns().run(|| Command::new("sh").args(["-c", &script]).status().unwrap()).unwrap();
+            assert!(status.success(), "{script}");
+            let said = node.check(&a, &added);
+            (!said.ok).then_some(said)
+        };
+        let said = (0..50).find_map(|_| flush()).expect("CHECK does not see what the kernel lacks");
+        assert_eq!(said.code(), 110, "{said:?}");
+        let text = said.json()["msg"].as_str().unwrap_or_default().to_owned();
+        assert!(text.contains(&chain) && text.contains("lacks"), "{text}");
+        let said = node.check(&a, &added);
+        assert!(said.ok, "it was written again at once: {said:?}");
+    }
+    assert!(node.del(&a).ok);
 }
 
 #[test]

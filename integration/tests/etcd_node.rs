@@ -29,15 +29,21 @@ struct Node {
     agent: Option<Running>,
 }
 
+/// A namespace with an uplink.
+fn machine(tag: &str) -> TestNs {
+    let ns = TestNs::new(tag);
+    let mut rtnl = ns.rtnl();
+    rtnl.add_bridge("eth0", None).unwrap();
+    rtnl.set_up("eth0").unwrap();
+    let index = rtnl.link_by_name("eth0").unwrap().unwrap().index;
+    let address = "192.0.2.1/24".parse().unwrap();
+    rtnl.add_addr(&brindle_kernel::netlink::Addr::new(index, address)).unwrap();
+    ns
+}
+
 impl Node {
     fn new(tag: &str) -> Self {
-        let ns = TestNs::new(tag);
-        let mut rtnl = ns.rtnl();
-        rtnl.add_bridge("eth0", None).unwrap();
-        rtnl.set_up("eth0").unwrap();
-        let index = rtnl.link_by_name("eth0").unwrap().unwrap().index;
-        let address = "192.0.2.1/24".parse().unwrap();
-        rtnl.add_addr(&brindle_kernel::netlink::Addr::new(index, address)).unwrap();
+        let ns = machine(tag);
         let dir = std::env::temp_dir().join(ns.name());
         fs::create_dir_all(&dir).unwrap();
         let mut node = Self { ns, dir, etcd: None, agent: None };
@@ -73,6 +79,16 @@ impl Node {
     }
 
     fn start_agent(&mut self) {
+        self.start_agent_alone();
+        until("the agent serves ADD", LONG, || {
+            let said = self.plugin("STATUS", "-", "");
+            let log = || fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
+            if said.ok { Ok(()) } else { Err(format!("{said:?}\n{}", log())) }
+        });
+    }
+
+    /// Without waiting until it serves.
+    fn start_agent_alone(&mut self) {
         let (out, err) = self.log("agent.log");
         let mut command = Command::new(bin("brindle-node"));
         command
@@ -83,11 +99,13 @@ impl Node {
             .stdout(out)
             .stderr(err);
         self.agent = Some(Running::start_in(self.ns.ns(), &mut command));
-        until("the agent serves ADD", LONG, || {
-            let said = self.plugin("STATUS", "-", "");
-            let log = || fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
-            if said.ok { Ok(()) } else { Err(format!("{said:?}\n{}", log())) }
-        });
+    }
+
+    /// The machine goes down, with everything the kernel knew, and comes up without its datastore. Its disk stays.
+    fn reboot(&mut self, tag: &str) {
+        self.agent.take().unwrap().kill();
+        self.kill_etcd();
+        self.ns = machine(tag);
     }
 
     /// brindlectl on this datastore.
@@ -111,6 +129,12 @@ impl Node {
     }
 
     fn plugin(&self, verb: &str, id: &str, netns: &str) -> Said {
+        self.plugin_for(&format!("pod-{id}"), verb, id, netns)
+    }
+
+    fn plugin_for(&self, pod: &str, verb: &str, id: &str, netns: &str) -> Said {
+        let args =
+            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_UID=uid-{pod}");
         let conf: Value = json!({"cniVersion": "1.1.0", "name": "net", "type": "brindle",
             "agent_socket": self.dir.join("cni.sock"), "state_dir": self.dir,
             "ipam": {"type": "brindle-ipam"}});
@@ -119,7 +143,7 @@ impl Node {
             .env_clear()
             .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", id), ("CNI_NETNS", netns)])
             .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", "/usr/lib/cni")])
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{id}"))
+            .env("CNI_ARGS", args)
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         let out = self.piped(&mut command, &serde_json::to_vec(&conf).unwrap());
         Said {
@@ -195,4 +219,71 @@ fn pods_live_on_etcd_and_outlive_it() {
     for x in [&b, &c] {
         assert!(node.plugin("DEL", &x.id, &x.netns()).ok);
     }
+}
+
+#[test]
+fn pods_of_before_a_reboot_have_their_addresses_while_etcd_is_dead() {
+    let mut node = Node::new("etcdboot");
+    let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool}\nspec: {cidr: 10.92.0.0/24}\n";
+    let (code, said) = node.ctl(&["apply", "-f", "-"], pool);
+    assert_eq!(code, 0, "{said}");
+    node.start_agent();
+    let (a, b) = (Container::new(), Container::new());
+    let first = node.plugin("ADD", &a.id, &a.netns());
+    let second = node.plugin("ADD", &b.id, &b.netns());
+    assert!(ping(a.ns.ns(), &second.address()), "{first:?} {second:?}");
+
+    node.reboot("etcdboot2");
+    let (id_a, id_b) = (a.id.clone(), b.id.clone());
+    drop((a, b));
+    node.start_agent_alone();
+    // A runtime that knows the container still: the same one again.
+    let a = Container { id: id_a, ..Container::new() };
+    let again = until("the container is served", LONG, || {
+        let said = node.plugin("ADD", &a.id, &a.netns());
+        let log = || fs::read_to_string(node.dir.join("agent.log")).unwrap_or_default();
+        if said.ok { Ok(said) } else { Err(format!("{said:?}\n{}", log())) }
+    });
+    assert_eq!(again.address(), first.address());
+    // kubelet: the old sandbox is cleared away, the pod gets a new one.
+    let pod_b = format!("pod-{id_b}");
+    assert!(node.plugin_for(&pod_b, "DEL", &id_b, "").ok);
+    let b = Container::new();
+    let moved = node.plugin_for(&pod_b, "ADD", &b.id, &b.netns());
+    assert_eq!(moved.address(), second.address(), "{moved:?}");
+    // A pod nobody has seen before is told what it waits for.
+    let c = Container::new();
+    let refused = node.plugin("ADD", &c.id, &c.netns());
+    assert_eq!(refused.code(), 11, "{refused:?}");
+    assert!(refused.out.contains("a new pod gets an address only with the datastore"), "{refused:?}");
+    assert_eq!(c.ns.rtnl().link_by_name("eth0").unwrap(), None, "nothing of it is left");
+    assert_eq!(node.plugin("STATUS", "-", "").code(), 51);
+    // What policy wants is not known: nobody gets through.
+    assert!(!ping(a.ns.ns(), &moved.address()));
+
+    node.start_etcd();
+    until_true("the pods reach each other", LONG, || ping(a.ns.ns(), &moved.address()));
+    until_true("they are recorded", LONG, || {
+        let (code, said) = node.ctl(&["get", "weps", "-o", "wide"], "");
+        let handles = node.etcdctl(&["get", "--prefix", "--keys-only", "/calico/ipam/v2/handle/"]);
+        code == 0
+            && said.contains(&first.address())
+            && said.contains(&second.address())
+            && handles.contains(&format!("net.{}", a.id))
+            && handles.contains(&format!("net.{}", b.id))
+            && !handles.contains(&format!("net.{id_b}"))
+    });
+    for (pod, x, added) in [(format!("pod-{}", a.id), &a, &again), (pod_b, &b, &moved)] {
+        assert!(node.plugin_for(&pod, "STATUS", "-", "").ok);
+        let late = until("a new pod is served", LONG, || {
+            let said = node.plugin("ADD", &c.id, &c.netns());
+            if said.ok { Ok(said) } else { Err(format!("{said:?}")) }
+        });
+        assert_ne!(late.address(), added.address());
+        assert!(node.plugin_for(&pod, "DEL", &x.id, &x.netns()).ok);
+    }
+    assert!(node.plugin("DEL", &c.id, &c.netns()).ok);
+    until_true("nothing is left", LONG, || {
+        !node.etcdctl(&["get", "--prefix", "--keys-only", "/calico/ipam/v2/handle/"]).contains("net.")
+    });
 }

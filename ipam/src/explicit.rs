@@ -1,4 +1,4 @@
-//! Assignment of one given address (a pod that asks for its address, a take-over).
+//! Assignment of one given address (a pod that asks for its address or comes back for it, a take-over).
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use crate::{
     affinity::Claim,
     allocator::{Assigned, BlockAllocator},
     assign::overlaps,
-    block::Owner,
+    block::{Owner, Release, same_handle},
     error::IpamError,
     net,
     pools::{Pool, View},
@@ -57,6 +57,43 @@ impl BlockAllocator {
             }
             retry.again(|| format!("block {block}")).await?;
         }
+    }
+
+    /// Makes the records say that the owner has this address: they do already, or it is free, or `former` has it, which is
+    /// the same workload's handle of before. Refuses an address of anybody else.
+    pub async fn keep(
+        &mut self,
+        ip: IpAddr,
+        former: &str,
+        owner: &Owner,
+        view: &View,
+        now: Now,
+    ) -> Result<(), IpamError> {
+        let pool = view.pool_of(ip).ok_or_else(|| IpamError::Refused(Reason::OutsidePools.into()))?;
+        let stored = net::block_of(ip, pool.spec.block_size());
+        let mut retry = Retry::new(&self.pause);
+        while let Some(cidr) = stored {
+            self.own.remove(&cidr);
+            let Some(mut held) = self.records.block(&cidr).await? else { break };
+            let holder = held.block.allocation(ip).and_then(|a| a.handle().map(str::to_owned));
+            match holder {
+                Some(h) if same_handle(&h, &owner.handle) => return Ok(()),
+                Some(h) if same_handle(&h, former) => {}
+                _ => break,
+            }
+            // One write of the block: at no time is the address anybody's to take.
+            held.block.release(&[Release { ip, handle: Some(former.to_owned()), sequence: None }], None)?;
+            held.block.assign(ip, owner)?;
+            if self.write_assigned(&mut held, &owner.handle, 1).await? {
+                self.handles.decrement(former, &cidr, 1).await?;
+                if held.block.is_of(&self.host) {
+                    self.own.insert(cidr, held);
+                }
+                return Ok(());
+            }
+            retry.again(|| format!("block {cidr}")).await?;
+        }
+        self.assign_explicit(ip, owner, AllowedUse::Workload, view, now).await.map(drop)
     }
 
     /// The stored block that holds the address; claimed when there is none.

@@ -21,6 +21,7 @@ mod probe;
 mod run;
 mod settings;
 mod tunnel_address;
+mod waiting;
 
 use std::process::ExitCode;
 

@@ -18,7 +18,7 @@ use brindle_config_core::{
     store::{Store, StoreExt},
     workload::WorkloadEndpointSpec,
 };
-use brindle_felix::{CarrierPolicy, FelixInput, FibUpdate};
+use brindle_felix::{FelixInput, FibUpdate};
 use brindle_felix_core::inputs::KINDS;
 use brindle_felix_core::route::PROTO_CLUSTER;
 use brindle_kernel::netlink::{RouteFilter, Rtnl};
@@ -29,9 +29,10 @@ use crate::{
     addresses, admin, admin_tcp, defaults,
     drain::Drain,
     felix_env::FelixEnv,
-    health, local_socket, lock, path, policy,
-    settings::{Carrier, Networking, Settings, on_kubernetes},
+    health, local_socket, lock, path,
+    settings::{Networking, Settings, on_kubernetes},
     tunnel_address,
+    waiting::{self, Dataplanes, Early},
 };
 
 /// Why the agent ended.
@@ -67,7 +68,7 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
 async fn agent(settings: Settings) -> Result<(), Failure> {
     let started = Instant::now();
     let Parts { store, felix, policy, bgp, bgp_problems, mut ended, listener, port, drain, health } =
-        start(&settings).await.map_err(Failure::Setup)?;
+        start(&settings, started).await.map_err(Failure::Setup)?;
     let sources = health::Sources {
         felix: felix.clone(),
         policy: policy.clone(),
@@ -171,7 +172,18 @@ struct Parts {
     health: Option<tokio::net::TcpListener>,
 }
 
-async fn start(settings: &Settings) -> anyhow::Result<Parts> {
+/// Makes this node known and reads or makes what every cluster has; its addresses.
+async fn enter(
+    store: &dyn Store,
+    settings: &Settings,
+    admin: Option<std::net::SocketAddr>,
+) -> anyhow::Result<Vec<ipnet::IpNet>> {
+    let published = addresses::publish(store, settings, admin).await?;
+    defaults::ensure(store, &settings.cluster, on_kubernetes(&settings.datastore), &published).await?;
+    Ok(published)
+}
+
+async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
     let port = match &settings.admin_port {
@@ -179,8 +191,6 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
         None => None,
     };
     let admin = port.as_ref().map(admin_tcp::Port::address).transpose()?;
-    let published = addresses::publish(&*store, settings, admin).await?;
-    defaults::ensure(&*store, &settings.cluster, on_kubernetes(&settings.datastore), &published).await?;
     let env = FelixEnv::read();
     if !env.names().is_empty() {
         tracing::info!(fields = env.names().join(" "), "the environment stands above FelixConfiguration");
@@ -188,7 +198,25 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     if !env.unknown.is_empty() {
         tracing::warn!("these mean nothing to this agent: {}", env.unknown.join(" "));
     }
-    let nodename = settings.state_dir.join("nodename");
+    let mut early: Option<Early> = None;
+    let published = loop {
+        match enter(&*store, settings, admin).await {
+            Ok(published) => break published,
+            Err(why) if waiting::is_worth_it(&why, settings) => {
+                let early = match &mut early {
+                    Some(early) => early,
+                    None => early.insert(Early::start(settings, &store, &env, started).await?),
+                };
+                early.wait(&why).await;
+            }
+            Err(why) => return Err(why),
+        }
+    };
+    let early = match early {
+        Some(early) => Some(early.end().await),
+        None => None,
+    };
+    let nodename = settings.state_dir.join(waiting::NODENAME);
     std::fs::write(&nodename, format!("{}\n", settings.node_name))
         .with_context(|| format!("cannot write {}", nodename.display()))?;
 
@@ -198,21 +226,14 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
         Some(address) => Some(health::listen(address).await?),
         None => None,
     };
-    let policy = policy::start(settings, &store, &env)?;
     let scrapes = match settings.metrics {
         Some(address) => Some(brindle_bgpd::metrics::listen(address).await?),
         None => None,
     };
-    let felix = brindle_felix::spawn(&brindle_felix::Settings {
-        node: settings.node_name.clone(),
-        state_dir: settings.state_dir.clone(),
-        carrier: match settings.carrier {
-            Carrier::Auto => CarrierPolicy::Auto,
-            Carrier::Kernel => CarrierPolicy::Kernel,
-            Carrier::User => CarrierPolicy::User,
-        },
-        carrier_args: settings.log_args(),
-    })?;
+    let (Dataplanes { policy, felix }, cni) = match early {
+        Some((dataplanes, cni)) => (dataplanes, Some(cni)),
+        None => (Dataplanes::start(settings, &store, &env)?, None),
+    };
     // Routes need the pods of this node alone; policy follows all of them by itself.
     let own = store.for_node(&settings.node_name).unwrap_or_else(|| store.clone());
     let mut events = brindle_config::sync::follow(own, KINDS.to_vec());
@@ -246,7 +267,10 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
     tokio::spawn(give_memory_back());
     tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone()));
     tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
-    let cni = crate::cni_server::start(settings, &store, &felix, &policy).await?;
+    let cni = match cni {
+        Some(cni) => cni,
+        None => crate::cni_server::start(settings, &store, &felix, &policy).await?,
+    };
     tokio::spawn(addresses::monitor(store.clone(), settings.clone(), published, admin));
     if settings.cluster.install_cni {
         // Not one of the runtime's few threads: it may sleep for long.
@@ -285,7 +309,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Parts> {
 
 /// When an agent's start is over, and now and then, what it needed only for that is given back.
 async fn give_memory_back() {
-    for seconds in [5, 30].into_iter().chain(std::iter::repeat(600)) {
+    for seconds in [5, 10, 30].into_iter().chain(std::iter::repeat(600)) {
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         match tokio::task::spawn_blocking(brindle_kernel::memory::give_back).await {
             Ok(Ok(octets)) => tracing::debug!(octets, "pages of the program given back"),

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use brindle_cni::{error::code, proto::Attachment};
 use brindle_config_core::{Key, Kind, pool::AllowedUse, store::StoreError};
-use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, Owner, View, Wanted, leak::FOREIGN};
+use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, IpamError, Owner, View, Wanted, leak::FOREIGN};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{history::Event, now, refused::Refused, service::Service};
+use super::{device, history::Event, now, refused::Refused, service::Service};
 
 /// What a plugin wishes for.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +51,9 @@ impl Service {
         let labels = namespace.map(|n| n.labels);
         let view = View::load(&*self.store, &self.node).await?;
         let mut allocator = self.allocator.lock().await;
+        if let Some(addresses) = self.hand_on(&mut allocator, a, &wish, &view).await? {
+            return Ok(Given { addresses, again: false });
+        }
         match self.allocate(&mut allocator, a, wish, labels, &view).await {
             Ok(ips) => {
                 self.history.note(Event::Given, &ips, &a.handle(), &whose(a), &self.node);
@@ -67,6 +70,43 @@ impl Service {
                 Err(refused)
             }
         }
+    }
+
+    /// The addresses of the pod's former sandbox, which went without a DEL (a reboot): the pod keeps them.
+    async fn hand_on(
+        &self,
+        allocator: &mut BlockAllocator,
+        a: &Attachment,
+        wish: &Wish,
+        view: &View,
+    ) -> Result<Option<Vec<IpNet>>, Refused> {
+        if wish.foreign || !wish.ips.is_empty() {
+            return Ok(None);
+        }
+        let Some(former) = self.attached.of_pod(a).filter(|k| !k.given) else { return Ok(None) };
+        if device::exists(a.host_ifname(&self.pod_prefix())).await {
+            return Ok(None);
+        }
+        let now = now();
+        let owner = Owner { handle: a.handle(), attributes: self.attributes(a, &now.attribute(), false) };
+        let ips: Vec<IpAddr> = former.addresses.iter().map(IpNet::addr).collect();
+        for ip in &ips {
+            match allocator.keep(*ip, &former.handle, &owner, view, now).await {
+                Ok(()) => {}
+                Err(IpamError::Store(e)) => return Err(e.into()),
+                // Not his any more: new ones, and whatever was handed on already goes back with the handle.
+                Err(e) => {
+                    tracing::info!(workload = a.workload(), cause = %e, "does not keep its addresses");
+                    allocator.release_handle(&a.handle(), view, now).await?;
+                    return Ok(None);
+                }
+            }
+        }
+        self.history.note(Event::Kept, &ips, &a.handle(), &whose(a), &self.node);
+        self.attached.forget(&former.attachment).await;
+        tracing::info!(container = %a.container_id, workload = a.workload(), addresses = ?ips,
+            cause = "its former sandbox is gone", "addresses kept");
+        Ok(Some(former.addresses))
     }
 
     async fn allocate(
@@ -106,7 +146,12 @@ impl Service {
         }
     }
 
-    fn attributes(&self, a: &Attachment, timestamp: &str, foreign: bool) -> BTreeMap<String, String> {
+    pub(super) fn attributes(
+        &self,
+        a: &Attachment,
+        timestamp: &str,
+        foreign: bool,
+    ) -> BTreeMap<String, String> {
         let mut attributes = BTreeMap::from([
             ("node".to_owned(), self.node.clone()),
             ("timestamp".to_owned(), timestamp.to_owned()),
@@ -138,12 +183,13 @@ impl Service {
             self.history.note(Event::Returned, &back, handle, whose, &self.node);
             tracing::info!(%handle, addresses = ?back, "addresses returned");
         }
+        self.attached.forget_handle(handle).await;
         Ok(())
     }
 }
 
 /// Whom the addresses are for, as a person would say.
-fn whose(a: &Attachment) -> String {
+pub(super) fn whose(a: &Attachment) -> String {
     match &a.pod {
         Some(pod) => format!("{}/{}", pod.namespace, pod.name),
         None => a.container_id.clone(),

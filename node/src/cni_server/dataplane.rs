@@ -39,6 +39,18 @@ pub(crate) trait Dataplane: Send + Sync {
     fn withdraw(&self, _endpoint: Key) -> Answer<'_, ()> {
         Box::pin(async { Ok(()) })
     }
+    /// Whether it has heard from the datastore since the start: what an endpoint may do is known.
+    fn knows_cluster(&self) -> bool {
+        true
+    }
+    /// Makes sure that new flows of endpoints nobody has told of are denied in the kernel.
+    fn guard(&self, _limit: Duration) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+    /// Reads from the kernel what it lacks of the endpoint's policy, a line each.
+    fn verify(&self, _endpoint: Key, _limit: Duration) -> Answer<'_, Vec<String>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
     /// Waits until the endpoint's routes and settings are in the kernel.
     fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()>;
 }
@@ -80,6 +92,19 @@ impl Dataplane for Both {
 
     fn withdraw(&self, endpoint: Key) -> Answer<'_, ()> {
         self.tell(SyncEvent::Delete(endpoint))
+    }
+
+    fn knows_cluster(&self) -> bool {
+        // Without the MTU of pods felix has not heard of the pools.
+        self.policy.report().in_sync && self.felix.report().pod_mtu != 0
+    }
+
+    fn guard(&self, limit: Duration) -> Answer<'_, ()> {
+        Box::pin(self.policy.guard(limit))
+    }
+
+    fn verify(&self, endpoint: Key, limit: Duration) -> Answer<'_, Vec<String>> {
+        Box::pin(async move { self.policy.verify(&endpoint, limit).await })
     }
 
     fn ready(&self, endpoint: Expected, limit: Duration) -> Answer<'_, ()> {

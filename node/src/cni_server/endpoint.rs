@@ -24,9 +24,11 @@ use super::{Jitter, dataplane::Expected, device, refused::Refused, service::Serv
 
 /// How long ADD waits for the endpoint to be in the kernel: the first writing of all policy may be under way, which takes
 /// ten seconds on a slow machine. Less than the plugin waits for an answer.
-const READY: Duration = Duration::from_secs(30);
+pub(super) const READY: Duration = Duration::from_secs(30);
 /// How long CHECK waits: it should have been there long ago.
 const READY_CHECK: Duration = Duration::from_secs(1);
+/// How long CHECK waits for the kernel's rules to be read.
+const VERIFY: Duration = Duration::from_secs(20);
 /// Attempts against other writers of an endpoint.
 const ATTEMPTS: u32 = 20;
 /// Annotations: the network of the attachment, and `device:inode` of its namespace.
@@ -74,6 +76,15 @@ pub(super) struct Made {
     pub(super) addresses: Vec<IpNet>,
 }
 
+/// The attachment lives, in another namespace.
+pub(super) fn elsewhere(a: &Attachment) -> Refused {
+    Refused::new(
+        code::ATTACHED,
+        format!("container {} has {} already, in another network namespace", a.container_id, a.ifname),
+        "DEL it before it is added again",
+    )
+}
+
 impl Service {
     pub(super) fn endpoint_key(&self, a: &Attachment) -> Key {
         let name = endpoint_name(&self.node, a.orchestrator(), a.workload(), &a.ifname);
@@ -99,14 +110,7 @@ impl Service {
             && netns.is_some_and(|n| *n != a.netns_id)
             && device::exists(there.resource.spec.interface_name.clone()).await
         {
-            return Err(Refused::new(
-                code::ATTACHED,
-                format!(
-                    "container {} has {} already, in another network namespace",
-                    a.container_id, a.ifname
-                ),
-                "DEL it before it is added again",
-            ));
+            return Err(elsewhere(a));
         }
         Ok(true)
     }
@@ -146,10 +150,11 @@ impl Service {
     }
 
     /// Records the endpoint and waits until it is in the kernel.
-    pub(super) async fn register(&self, a: &Attachment, made: Made) -> Result<(), Refused> {
+    pub(super) async fn register(&self, a: &Attachment, made: &Made) -> Result<(), Refused> {
+        self.unlocked().await?;
         let key = self.endpoint_key(a);
         let device = device::find(made.device.clone()).await;
-        self.write_endpoint(a, &key, &made, device.map(|d| d.index)).await?;
+        self.write_endpoint(a, &key, made, device.map(|d| d.index)).await?;
         // From here on the store speaks for it. What it says may be more than was announced (a pod's labels): policy is
         // told now, so that what is waited for below is the endpoint as stored.
         let told = lock(&self.announced).remove(&key);
@@ -162,7 +167,7 @@ impl Service {
             drop(self.dataplane.announce(entry).await);
         }
         fail::point("agent.register.written");
-        let expected = Expected { key, device: made.device, addresses: made.addresses };
+        let expected = Expected { key, device: made.device.clone(), addresses: made.addresses.clone() };
         self.dataplane.ready(expected, READY).await.map_err(|e| {
             Refused::new(
                 code::NOT_READY,
@@ -174,7 +179,7 @@ impl Service {
         Ok(())
     }
 
-    async fn write_endpoint(
+    pub(super) async fn write_endpoint(
         &self,
         a: &Attachment,
         key: &Key,
@@ -336,7 +341,18 @@ impl Service {
         if let Some(lost) = addresses.iter().find(|n| !spec.ip_networks.contains(n)) {
             return Err(bad(format!("{key} lacks {lost}")));
         }
-        let expected = Expected { key, device: spec.interface_name, addresses: addresses.to_vec() };
-        self.dataplane.ready(expected, READY_CHECK).await.map_err(|e| bad(format!("host side: {e}")))
+        let expected =
+            Expected { key: key.clone(), device: spec.interface_name, addresses: addresses.to_vec() };
+        self.dataplane.ready(expected, READY_CHECK).await.map_err(|e| bad(format!("host side: {e}")))?;
+        // The agent means it to be there; what the kernel says counts.
+        let lacking = self.dataplane.verify(key, VERIFY).await.map_err(|e| bad(format!("policy: {e}")))?;
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        Err(Refused::new(
+            code::FAILED,
+            format!("policy in the kernel: {}", lacking.join("; ")),
+            "the agent writes it again now; look for who else changes rules and sets named brindle",
+        ))
     }
 }

@@ -24,6 +24,8 @@ const FULL: u64 = 1 << 20;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Event {
     Given,
+    /// Handed on from the pod's former sandbox.
+    Kept,
     Returned,
     Collected,
 }
@@ -32,6 +34,7 @@ impl Event {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Given => "given",
+            Self::Kept => "kept",
             Self::Returned => "returned",
             Self::Collected => "collected",
         }

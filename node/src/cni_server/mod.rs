@@ -1,10 +1,12 @@
 //! The agent's side of the CNI protocol ([`brindle_cni::proto`]): a unix socket only root may use ([`socket`]), one
 //! session per plugin ([`session`]), and behind them the [`service`] that gives addresses ([`address`]), records
-//! endpoints ([`endpoint`]), deletes devices ([`device`]) and carries out what the journal says ([`replay`]).
+//! endpoints ([`endpoint`]), deletes devices ([`device`]) and carries out what the journal says ([`replay`]). What it
+//! gave it remembers ([`attached`]), for the time when the datastore is away ([`remembered`]).
 //!
 //! Nothing here decides who gets which address (`brindle-ipam`) or programs a route (felix).
 
 mod address;
+mod attached;
 mod collect;
 mod dataplane;
 mod device;
@@ -13,6 +15,7 @@ mod history;
 mod leaks;
 mod pause;
 mod refused;
+mod remembered;
 mod replay;
 mod service;
 mod session;

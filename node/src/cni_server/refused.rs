@@ -21,6 +21,11 @@ impl Refused {
         Self { code, msg: msg.to_string(), details: details.to_owned(), datastore: false, locked: false }
     }
 
+    /// The datastore cannot be asked. One that is locked can, and says no.
+    pub(super) fn is_away(&self) -> bool {
+        self.datastore && !self.locked
+    }
+
     /// ClusterInformation says that nobody may write (Calico's words, which people search for).
     pub(super) fn locked() -> Self {
         Self {

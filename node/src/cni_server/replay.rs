@@ -15,9 +15,14 @@ use super::{refused::Refused, service::Service};
 /// How often the folder is looked at. A plugin that gave up waiting for a busy agent leaves an entry beside it.
 const EVERY: Duration = Duration::from_secs(30);
 
+/// ... while the datastore is to be told of pods that were attached without it.
+const OWING: Duration = Duration::from_secs(1);
+
 impl Service {
     /// Carries out all entries; those that fail stay for the next time.
     pub(super) async fn replay(&self) {
+        // What was given while the datastore was away may have been promised away by one of the entries.
+        self.record_owed().await;
         let Contents { entries, damaged } = match self.read_journal().await {
             Ok(contents) => contents,
             Err(e) => {
@@ -42,11 +47,13 @@ impl Service {
 
     /// Looks at the folder for as long as the agent runs.
     pub(super) async fn keep_replaying(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
-            self.replay().await;
+            let pause = if self.attached.owed().is_empty() { EVERY } else { OWING };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => self.replay().await,
+                // Just told: the pause is chosen anew.
+                () = self.attached.owing.notified() => {}
+            }
         }
     }
 

@@ -26,6 +26,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::{
     CniServerSettings, Dataplane, Jitter,
     address::{Given, Wish},
+    attached::{Attached, Kept},
     device::Deletions,
     endpoint::{Announced, Checked, Made},
     history::History,
@@ -45,6 +46,7 @@ pub(super) struct Service {
     pub(super) journal: PathBuf,
     pub(super) state_dir: PathBuf,
     pub(super) history: History,
+    pub(super) attached: Attached,
     /// Writes, one call at a time; it remembers the node's blocks.
     pub(super) allocator: Mutex<BlockAllocator>,
     /// Reads the records as they are stored, beside the writer.
@@ -69,6 +71,7 @@ impl Service {
             journal: settings.state_dir.join(journal::FOLDER),
             state_dir: settings.state_dir.clone(),
             history: History::new(&settings.state_dir),
+            attached: Attached::read(&settings.state_dir),
             allocator: Mutex::new(allocator()),
             reader: allocator(),
             deletions: Deletions::new(),
@@ -105,21 +108,26 @@ impl Service {
             Call::Add { attachment, pools4, pools6, num4, num6, ips, given, pools_of_pod } => {
                 let _turn = self.turn(&attachment).await;
                 let wish = Wish { pools4, pools6, num4, num6, ips, pools_of_pod, foreign: false };
-                self.add(&attachment, wish, given).await
+                match self.add(&attachment, wish, given).await {
+                    Err(why) if why.is_away() => self.add_remembered(&attachment, false, why).await,
+                    done => done,
+                }
             }
             Call::IpamAdd { attachment, pools4, pools6, num4, num6, ips, pools_of_pod } => {
                 let _turn = self.turn(&attachment).await;
-                self.unlocked().await?;
-                self.settle(&attachment).await?;
                 let wish = Wish { pools4, pools6, num4, num6, ips, pools_of_pod, foreign: true };
-                let given = self.assign(&attachment, wish).await?;
-                let (addresses, again) = (given.addresses, given.again);
-                Ok(Reply::Added { addresses, host_ifname: String::new(), mtu: 0, again })
+                match self.ipam_add(&attachment, wish).await {
+                    Err(why) if why.is_away() => self.add_remembered(&attachment, true, why).await,
+                    done => done,
+                }
             }
             Call::Register { attachment, host_ifname, mac, addresses } => {
                 let _turn = self.turn(&attachment).await;
-                self.unlocked().await?;
-                self.register(&attachment, Made { device: host_ifname, mac, addresses }).await?;
+                let made = Made { device: host_ifname, mac, addresses };
+                match self.register(&attachment, &made).await {
+                    Err(why) if why.is_away() => self.register_remembered(&attachment, &made, why).await,
+                    done => done,
+                }?;
                 Ok(Reply::Registered)
             }
             Call::Del { attachment, device } => {
@@ -187,6 +195,7 @@ impl Service {
         let mtu = mtu.map_err(|e| {
             Refused::new(code::TRY_AGAIN, e, "try again; if it stays so, see the agent's log")
         })?;
+        let foreign = !given.is_empty();
         let given = if given.is_empty() {
             self.assign(a, wish).await?
         } else {
@@ -200,11 +209,20 @@ impl Service {
         if !(known || again) {
             self.announce(a, host_ifname.clone(), addresses.clone()).await;
         }
+        self.remember(a, &addresses, foreign, mtu).await;
         Ok(Reply::Added { addresses, host_ifname, mtu, again })
     }
 
+    async fn ipam_add(&self, a: &Attachment, wish: Wish) -> Result<Reply, Refused> {
+        self.unlocked().await?;
+        self.settle(a).await?;
+        let Given { addresses, again } = self.assign(a, wish).await?;
+        self.remember(a, &addresses, false, 0).await;
+        Ok(Reply::Added { addresses, host_ifname: String::new(), mtu: 0, again })
+    }
+
     /// What the names of new pod devices begin with.
-    fn pod_prefix(&self) -> String {
+    pub(super) fn pod_prefix(&self) -> String {
         self.dataplane.pod_prefixes().into_iter().next().unwrap_or_else(|| PREFIX.to_owned())
     }
 
@@ -264,7 +282,20 @@ impl Service {
             self.deletions.start(device).await;
         }
         fail::point("agent.del.endpoint");
+        // The pod's next sandbox was promised these addresses while the datastore was away.
+        if let Some(next) = self.attached.promised(&a.handle()) {
+            self.record(&next).await?;
+        }
+        let borrowed = self.attached.of(a).filter(Kept::is_borrowed);
         self.release(a).await?;
+        if let Some(Kept { handle, former, .. }) = borrowed {
+            // Nobody came to hand these over: they are this one's still.
+            if !addresses_only {
+                self.remove_endpoint(&Attachment { container_id: former, ..a.clone() }).await?;
+            }
+            self.release_handle(&handle, "").await?;
+        }
+        self.attached.forget(a).await;
         fail::point("agent.del.released");
         Ok(())
     }

@@ -36,12 +36,20 @@ use super::{
     spawn,
 };
 
+mod away;
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Ready unless told otherwise.
 #[derive(Default)]
 struct Stub {
     stuck: AtomicBool,
+    /// Has not heard from the datastore.
+    ignorant: AtomicBool,
+    /// Cannot even deny.
+    open: AtomicBool,
+    /// What the kernel lacks of everybody's policy.
+    lacking: std::sync::Mutex<Vec<String>>,
     prefixes: std::sync::Mutex<Vec<String>>,
     /// `+` and `-` with the endpoint's name, in order.
     announced: std::sync::Mutex<Vec<String>>,
@@ -64,6 +72,19 @@ impl Dataplane for Stub {
     fn withdraw(&self, endpoint: Key) -> Answer<'_, ()> {
         self.announced.lock().unwrap().push(format!("-{}", endpoint.name));
         Box::pin(async { Ok(()) })
+    }
+
+    fn knows_cluster(&self) -> bool {
+        !self.ignorant.load(Ordering::Relaxed)
+    }
+
+    fn guard(&self, _: Duration) -> Answer<'_, ()> {
+        let open = self.open.load(Ordering::Relaxed);
+        Box::pin(async move { if open { Err("ipset is not installed".into()) } else { Ok(()) } })
+    }
+
+    fn verify(&self, _: Key, _: Duration) -> Answer<'_, Vec<String>> {
+        Box::pin(async { Ok(self.lacking.lock().unwrap().clone()) })
     }
 
     fn ready(&self, endpoint: Expected, _: Duration) -> Answer<'_, ()> {
@@ -467,6 +488,12 @@ async fn check_finds_what_is_missing_in_the_records() {
     assert_eq!(s.ask(check(addresses.clone())).await, Reply::Checked);
     let (code, msg) = refused(s.ask(check(vec!["10.1.0.200/32".parse().unwrap()])).await);
     assert_eq!((code, msg.as_str()), (code::FAILED, "10.1.0.200 is not recorded for net.c1"));
+    s.dataplane.lacking.lock().unwrap().push("chain brindle-fw-x of table filter is missing".into());
+    let (code, msg) = refused(s.ask(check(addresses.clone())).await);
+    assert_eq!(
+        (code, msg.as_str()),
+        (code::FAILED, "policy in the kernel: chain brindle-fw-x of table filter is missing")
+    );
     let key = s.endpoints().await[0].key();
     s.store.delete(&key, Expect::Any).await.unwrap();
     let (_, msg) = refused(s.ask(check(addresses)).await);

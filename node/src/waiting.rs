@@ -1,0 +1,117 @@
+//! The start of an agent whose datastore is away. On a node where an agent ran before, pods come back after a reboot and
+//! must not wait for another machine: routes, policy and the CNI server start at once, with what the last agent left,
+//! and everything else when the datastore answers. A first start has nothing to go by and ends with what is wrong.
+
+use std::{sync::Arc, time::Duration};
+
+use brindle_config_core::store::{Store, StoreError};
+use brindle_felix::{CarrierPolicy, policy::PolicyHandle};
+use tokio::task::JoinHandle;
+
+use crate::{
+    cni_server,
+    drain::Drain,
+    felix_env::FelixEnv,
+    health, policy,
+    settings::{Carrier, Settings},
+};
+
+/// First and longest pause between two attempts.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// What writes to the kernel.
+pub(crate) struct Dataplanes {
+    pub(crate) policy: PolicyHandle,
+    pub(crate) felix: brindle_felix::Handle,
+}
+
+impl Dataplanes {
+    /// Starts both; neither writes routes or rules before it has read the datastore, except for denying what is new where
+    /// there are no rules.
+    pub(crate) fn start(settings: &Settings, store: &Arc<dyn Store>, env: &FelixEnv) -> anyhow::Result<Self> {
+        let policy = policy::start(settings, store, env)?;
+        let felix = brindle_felix::spawn(&brindle_felix::Settings {
+            node: settings.node_name.clone(),
+            state_dir: settings.state_dir.clone(),
+            carrier: match settings.carrier {
+                Carrier::Auto => CarrierPolicy::Auto,
+                Carrier::Kernel => CarrierPolicy::Kernel,
+                Carrier::User => CarrierPolicy::User,
+            },
+            carrier_args: settings.log_args(),
+        })?;
+        Ok(Self { policy, felix })
+    }
+}
+
+/// The parts of an agent that waits for its datastore.
+pub(crate) struct Early {
+    pub(crate) dataplanes: Dataplanes,
+    pub(crate) cni: cni_server::Server,
+    health: Option<JoinHandle<()>>,
+    pause: Duration,
+    told: String,
+}
+
+impl Early {
+    /// Starts them.
+    pub(crate) async fn start(
+        settings: &Settings,
+        store: &Arc<dyn Store>,
+        env: &FelixEnv,
+        started: std::time::Instant,
+    ) -> anyhow::Result<Self> {
+        let dataplanes = Dataplanes::start(settings, store, env)?;
+        let Dataplanes { policy, felix } = &dataplanes;
+        let cni = cni_server::start(settings, store, felix, policy).await?;
+        let health = match settings.cluster.health {
+            Some(address) => {
+                let sources = health::Sources {
+                    felix: felix.clone(),
+                    policy: policy.clone(),
+                    bgp: None,
+                    drain: Arc::new(Drain::new(None)),
+                    started,
+                };
+                Some(tokio::spawn(health::serve(health::listen(address).await?, sources)))
+            }
+            None => None,
+        };
+        Ok(Self { dataplanes, cni, health, pause: PAUSE.0, told: String::new() })
+    }
+
+    /// Says why it waits, if that is news, and waits.
+    pub(crate) async fn wait(&mut self, why: &anyhow::Error) {
+        let why = format!("{why:#}");
+        if self.told != why {
+            tracing::warn!(cause = %why, "waiting for the datastore; pods that were here before are served");
+            self.told = why;
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSE.1);
+    }
+
+    /// The wait is over: what the whole agent starts anew is given free.
+    pub(crate) async fn end(self) -> (Dataplanes, cni_server::Server) {
+        tracing::info!(old = "waiting", new = "starting", cause = "the datastore answers", "agent");
+        if let Some(health) = self.health {
+            health.abort();
+            // Cancelled: its port is free now.
+            drop(health.await);
+        }
+        (self.dataplanes, self.cni)
+    }
+}
+
+/// Whether waiting makes sense: the datastore does not answer, and this node has been served before.
+pub(crate) fn is_worth_it(why: &anyhow::Error, settings: &Settings) -> bool {
+    let away = why
+        .chain()
+        .filter_map(|e| e.downcast_ref::<StoreError>())
+        .any(|e| matches!(e, StoreError::Unavailable(_)));
+    let served = std::fs::read_to_string(settings.state_dir.join(NODENAME));
+    away && served.is_ok_and(|name| name.trim() == settings.node_name)
+}
+
+/// The file below the state folder that says which node an agent served here.
+pub(crate) const NODENAME: &str = "nodename";
