@@ -118,6 +118,10 @@ any_resource! {
 impl AnyResource {
     /// Reads a stored value. The error names the field.
     pub fn from_value(kind: Kind, value: &Value) -> Result<Self, String> {
+        // Keeping account of the path costs more than reading: only for what does not read.
+        if let Ok(read) = Self::deserialize_kind(kind, value) {
+            return Ok(read);
+        }
         let mut track = serde_path_to_error::Track::new();
         let d = serde_path_to_error::Deserializer::new(value, &mut track);
         Self::deserialize_kind(kind, d).map_err(|e| format!("{}: {e}", track.path()))

@@ -115,6 +115,10 @@ pub struct Stored<S> {
 
 /// Decodes an entry; the error names key and field.
 pub fn decode<S: Spec>(entry: &Entry) -> Result<Stored<S>, StoreError> {
+    // Keeping account of the path costs more than reading: only for what does not read.
+    if let Ok(resource) = Resource::<S>::deserialize(&*entry.value) {
+        return Ok(Stored { revision: entry.revision, resource });
+    }
     let resource = serde_path_to_error::deserialize(&*entry.value).or_else(|e| {
         // Writers in Go leave `null` where a list or a map is empty; for them that is the same as leaving it out.
         serde_json::from_value(without_nulls(&entry.value)).map_err(|_| StoreError::Invalid {
