@@ -27,6 +27,7 @@ use brindle_felix_core::policy::active::{
     IpSetDelta, IpSetId, IpSetKind, IpSetMember, PolicyDelta, PolicyId, PolicyKind, PolicySettings, Rule,
     TierAction, Why,
 };
+use brindle_felix_core::rules::nft_plan;
 use brindle_kernel::{
     fake::{FilterWorld, NfCall},
     netfilter::{IpVersion, Netfilter, Tools, Variant},
@@ -422,4 +423,40 @@ fn a_set_a_stranger_uses_stays_until_he_lets_go_and_everything_else_is_enforced(
     agent.tell(PolicyInput::Deltas(vec![PolicyDelta::IpSetDelta(change)]));
     agent.settled();
     assert!(world.state("iptables-nft").iter().any(|l| l.contains("203.0.113.0/24")));
+}
+
+#[test]
+fn members_of_nftables_sets_change_as_nft_would_change_them_all_or_none() {
+    let world = World::linux();
+    world.inside(|mut nf| {
+        let form = |kind: &str| format!("{{ type {kind}; flags interval; }}");
+        let (v4, v6) = (form("ipv4_addr"), form("ipv6_addr"));
+        nf.nft(&format!(
+            "add table ip t\nadd set ip t s {v4}\nadd set ip t plain {{ type ipv4_addr; }}\n\
+             add table ip6 t\nadd set ip6 t s {v6}\nadd element ip t s {{ 10.2.0.0/16, 10.0.0.9 }}\n"
+        ))
+        .unwrap();
+        let mut change = |input: &str, version, set: &str| {
+            let result = nf.nft(input).map_err(|e| e.to_string());
+            let table = nft_plan::parse(nf.nft_list(version, "t").unwrap().as_deref()).unwrap();
+            let (_, members) = table.sets[set].clone().expect("a form of ours");
+            (result.is_ok(), members.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        };
+        let (v4, v6) = (IpVersion::V4, IpVersion::V6);
+        let all = "10.0.0.1 10.0.0.2 10.0.0.9 10.1.0.0/16 10.2.0.0/16 255.255.255.255";
+        let add = "add element ip t s { 10.0.0.1, 10.0.0.2, 10.1.0.0/16, 255.255.255.255 }\n";
+        assert_eq!(change(add, v4, "s"), (true, all.into()));
+        assert_eq!(change(add, v4, "s"), (true, all.into()), "what is there may be added");
+        let six = "add element ip6 t s { fd00::1, ffff::/16 }\n";
+        assert_eq!(change(six, v6, "s"), (true, "fd00::1 ffff::/16".into()));
+        let both = "delete element ip t s { 10.0.0.1, 10.2.0.0/16, 255.255.255.255 }\n\
+            add element ip t s { 10.0.0.3 }\ndelete element ip6 t s { ffff::/16 }\n";
+        let left = "10.0.0.2 10.0.0.3 10.0.0.9 10.1.0.0/16";
+        assert_eq!(change(both, v4, "s"), (true, left.into()));
+        assert_eq!(change("delete element ip6 t s { fd00::1 }\n", v6, "s"), (true, String::new()));
+        let half = "add element ip t s { 10.9.9.9 }\ndelete element ip t s { 192.0.2.1 }\n";
+        assert_eq!(change(half, v4, "s"), (false, left.into()), "nothing of it takes effect");
+        let plain = "add element ip t plain { 10.0.0.1 }\n";
+        assert_eq!(change(plain, v4, "plain"), (true, "10.0.0.1".into()), "a set of another form is nft's");
+    });
 }

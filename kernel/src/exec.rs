@@ -59,6 +59,11 @@ impl Output {
         Err(ExecError::Failed { program: self.program, status: self.status, stderr })
     }
 
+    /// Standard output as text, without another copy of it.
+    pub fn into_text(self) -> String {
+        String::from_utf8(self.stdout).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+    }
+
     /// Standard output as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()

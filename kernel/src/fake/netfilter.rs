@@ -286,6 +286,10 @@ pub struct FakeFilter {
 }
 
 impl Netfilter for FakeFilter {
+    fn again(&self) -> Box<dyn Netfilter> {
+        Box::new(Self { world: self.world.clone(), variant: self.variant })
+    }
+
     fn save(&mut self, version: IpVersion) -> Result<String, NfError> {
         let variant = self.variant;
         self.world.with(|s| {

@@ -146,11 +146,11 @@ impl Conntrack {
     }
 }
 
-fn garbled(what: &str, reason: impl ToString) -> NetlinkError {
+pub(super) fn garbled(what: &str, reason: impl ToString) -> NetlinkError {
     NetlinkError::Garbled { what: what.to_owned(), reason: reason.to_string() }
 }
 
-fn refused(payload: &[u8], what: &str) -> Result<(), NetlinkError> {
+pub(super) fn refused(payload: &[u8], what: &str) -> Result<(), NetlinkError> {
     let code = payload.first_chunk::<4>().map(|b| i32::from_ne_bytes(*b));
     match code {
         Some(0) => Ok(()),

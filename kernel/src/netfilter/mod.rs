@@ -2,6 +2,7 @@
 //! ([`Tools`]), a model with fault injection in `fake`. Text in, text out; what it means is the caller's business.
 
 mod conntrack;
+mod elements;
 mod tools;
 mod variant;
 
@@ -64,6 +65,8 @@ pub trait Netfilter: Send {
     fn nft(&mut self, input: &str) -> Result<(), NfError>;
     /// Tracked flows.
     fn flows(&mut self, version: IpVersion) -> Result<Vec<Flow>, NfError>;
+    /// Another hand on the same namespace, to be used on another thread started from this one.
+    fn again(&self) -> Box<dyn Netfilter>;
     /// Forgets flows; one that is gone already is no error. Gives how many there were.
     fn forget(&mut self, flows: &[Flow]) -> Result<usize, NfError>;
 }

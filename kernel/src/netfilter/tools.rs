@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Conntrack, Flow, IpVersion, Netfilter, NfError, Variant};
+use super::{
+    Conntrack, Flow, IpVersion, Netfilter, NfError, Variant,
+    elements::{self, Elements},
+};
 use crate::exec::{Output, run_command};
 
 /// How long a restore waits for the lock of iptables, seconds.
@@ -23,6 +26,7 @@ pub struct Tools {
     env: Vec<(String, String)>,
     lock: u64,
     flows: Option<Conntrack>,
+    elements: Option<Elements>,
 }
 
 impl Default for Tools {
@@ -33,7 +37,7 @@ impl Default for Tools {
 
 impl Tools {
     pub fn new(variant: Variant) -> Self {
-        Self { variant, env: Vec::new(), lock: LOCK, flows: None }
+        Self { variant, env: Vec::new(), lock: LOCK, flows: None, elements: None }
     }
 
     /// With a variable for the tools.
@@ -62,7 +66,7 @@ impl Tools {
     /// iptables-save of one make, whatever was chosen.
     pub fn save_of(&self, variant: Variant, version: IpVersion) -> Result<String, NfError> {
         let program = Self::program(variant, version, "save");
-        Ok(self.run(&program, "iptables", &[], None)?.text())
+        Ok(self.run(&program, "iptables", &[], None)?.into_text())
     }
 
     /// The make's own name where it is installed under it, else the plain one.
@@ -163,7 +167,7 @@ impl Netfilter for Tools {
     }
 
     fn save_sets(&mut self) -> Result<String, NfError> {
-        Ok(self.run("ipset", "ipset", &["save"], None)?.text())
+        Ok(self.run("ipset", "ipset", &["save"], None)?.into_text())
     }
 
     fn restore_sets(&mut self, input: &str) -> Result<(), NfError> {
@@ -176,13 +180,28 @@ impl Netfilter for Tools {
             IpVersion::V6 => "ip6",
         };
         match self.run("nft", "nftables", &["-j", "list", "table", family, table], None) {
-            Ok(out) => Ok(Some(out.text())),
+            Ok(out) => Ok(Some(out.into_text())),
             Err(NfError::Refused { why, .. }) if why.contains("No such file or directory") => Ok(None),
             Err(e) => Err(e),
         }
     }
 
     fn nft(&mut self, input: &str) -> Result<(), NfError> {
+        if let Some(changes) = elements::parse(input) {
+            let socket = match self.elements.take() {
+                Some(open) => Ok(open),
+                None => Elements::open(),
+            };
+            // What fails is said better by nft, and a set of another form is nft's.
+            if let Ok(mut socket) = socket
+                && let Ok(done) = socket.change(&changes)
+            {
+                self.elements = Some(socket);
+                if done {
+                    return Ok(());
+                }
+            }
+        }
         self.run("nft", "nftables", &["-f", "-"], Some(input)).map(drop)
     }
 
@@ -194,6 +213,10 @@ impl Netfilter for Tools {
             Some(c) => Ok(c.list(version)?),
             None => Ok(Vec::new()),
         }
+    }
+
+    fn again(&self) -> Box<dyn Netfilter> {
+        Box::new(Self { env: self.env.clone(), lock: self.lock, ..Self::new(self.variant) })
     }
 
     fn forget(&mut self, flows: &[Flow]) -> Result<usize, NfError> {

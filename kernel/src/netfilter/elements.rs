@@ -1,0 +1,218 @@
+//! Members of interval sets of nftables by netlink. Before `nft` changes one member it reads those of every interval set
+//! there is: with 550 of them that takes it some 60 ms, whatever the change. A batch here says what changes and nothing
+//! else, and takes effect as a whole or not at all. Only changes of this one kind; everything else is nft's.
+
+use std::{net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+use nix::libc;
+
+use super::IpVersion;
+use crate::netlink::{
+    NetlinkError,
+    socket::{Frames, HEADER, Limit, NlSocket},
+};
+
+const NETLINK_NETFILTER: isize = 12;
+/// Subsystem nftables.
+const SUBSYSTEM: u8 = 10;
+const NEW_ELEMENT: u16 = ((SUBSYSTEM as u16) << 8) | 12;
+const DELETE_ELEMENT: u16 = ((SUBSYSTEM as u16) << 8) | 14;
+const BEGIN: u16 = 0x10;
+const END: u16 = 0x11;
+const ERROR: u16 = 2;
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const CREATE: u16 = 0x400;
+const ANSWER: Duration = Duration::from_secs(10);
+/// Marks the address behind the last one of an interval.
+const INTERVAL_END: u32 = 1;
+/// More members of one set, or more octets in all, are left to nft.
+const MEMBERS: usize = 512;
+const OCTETS: usize = 96 << 10;
+
+/// A change of one set's members.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    add: bool,
+    version: IpVersion,
+    table: String,
+    set: String,
+    nets: Vec<IpNet>,
+}
+
+/// The changes an input of nft consists of; `None`: it says anything else too.
+pub(super) fn parse(input: &str) -> Option<Vec<Change>> {
+    input.lines().map(line).collect()
+}
+
+fn line(line: &str) -> Option<Change> {
+    let (head, rest) = line.split_once(" { ")?;
+    let words: Vec<&str> = head.split(' ').collect();
+    let [verb, "element", family, table, set] = words[..] else { return None };
+    let add = match verb {
+        "add" => true,
+        "delete" => false,
+        _ => return None,
+    };
+    let version = match family {
+        "ip" => IpVersion::V4,
+        "ip6" => IpVersion::V6,
+        _ => return None,
+    };
+    let net = |text: &str| {
+        let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))?;
+        (matches!(net, IpNet::V4(_)) == (version == IpVersion::V4)).then(|| net.trunc())
+    };
+    let nets: Vec<IpNet> = rest.strip_suffix(" }")?.split(", ").map(net).collect::<Option<_>>()?;
+    (nets.len() <= MEMBERS).then(|| Change { add, version, table: table.into(), set: set.into(), nets })
+}
+
+/// A socket to nftables.
+pub(super) struct Elements {
+    sock: NlSocket,
+}
+
+impl Elements {
+    /// In the namespace of the calling thread.
+    pub(super) fn open() -> Result<Self, NetlinkError> {
+        Ok(Self { sock: NlSocket::open_protocol(NETLINK_NETFILTER, 1 << 20)? })
+    }
+
+    /// Carries out all changes or none. `false`: too many for one batch, nothing was tried.
+    pub(super) fn change(&mut self, changes: &[Change]) -> Result<bool, NetlinkError> {
+        let what = "change members of nftables sets";
+        let mut out = Vec::new();
+        let mut asked = Vec::with_capacity(changes.len());
+        message(&mut out, BEGIN, REQUEST, self.sock.next_seq(), [0, 0, 0, SUBSYSTEM], &[]);
+        for (i, c) in changes.iter().enumerate() {
+            let (kind, create) = if c.add { (NEW_ELEMENT, CREATE) } else { (DELETE_ELEMENT, 0) };
+            let family = match c.version {
+                IpVersion::V4 => libc::AF_INET,
+                IpVersion::V6 => libc::AF_INET6,
+            };
+            // Refusals are always told; the last message's answer comes behind all of them.
+            let ack = if i + 1 == changes.len() { ACK } else { 0 };
+            let (seq, family) = (self.sock.next_seq(), u8::try_from(family).unwrap_or(0));
+            message(&mut out, kind, REQUEST | create | ack, seq, [family, 0, 0, 0], &body(c));
+            asked.push(seq);
+        }
+        message(&mut out, END, REQUEST, self.sock.next_seq(), [0, 0, 0, SUBSYSTEM], &[]);
+        if out.len() > OCTETS {
+            return Ok(false);
+        }
+        let Some(last) = asked.last().copied() else { return Ok(true) };
+        self.sock.send(&out, what)?;
+        let limit = Limit::after(ANSWER);
+        loop {
+            let Some(datagram) = self.sock.recv(Some(limit), None, what)? else { continue };
+            for frame in Frames(datagram) {
+                let frame = frame.map_err(|reason| super::conntrack::garbled(what, reason))?;
+                if frame.kind == ERROR && asked.contains(&frame.seq) {
+                    super::conntrack::refused(frame.payload, what)?;
+                    if frame.seq == last {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn message(out: &mut Vec<u8>, kind: u16, flags: u16, seq: u32, generic: [u8; 4], attrs: &[u8]) {
+    let len = HEADER + generic.len() + attrs.len();
+    out.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(&flags.to_ne_bytes());
+    out.extend_from_slice(&seq.to_ne_bytes());
+    out.extend_from_slice(&0u32.to_ne_bytes());
+    out.extend_from_slice(&generic);
+    out.extend_from_slice(attrs);
+}
+
+fn attr(out: &mut Vec<u8>, kind: u16, payload: &[u8]) {
+    // The limit of members keeps every length far below this.
+    let len = u16::try_from(payload.len() + 4).unwrap_or(u16::MAX);
+    out.extend_from_slice(&len.to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(payload);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+fn nested(out: &mut Vec<u8>, kind: u16, inner: &[u8]) {
+    attr(out, kind | 0x8000, inner);
+}
+
+/// `NFTA_SET_ELEM_LIST_TABLE`, `_SET`, `_ELEMENTS`.
+fn body(c: &Change) -> Vec<u8> {
+    let mut list = Vec::new();
+    for net in &c.nets {
+        let (first, behind) = bounds(net);
+        element(&mut list, &first, 0);
+        if let Some(behind) = behind {
+            element(&mut list, &behind, INTERVAL_END);
+        }
+    }
+    let mut out = Vec::new();
+    for (kind, name) in [(1, &c.table), (2, &c.set)] {
+        attr(&mut out, kind, &[name.as_bytes(), b"\0"].concat());
+    }
+    nested(&mut out, 3, &list);
+    out
+}
+
+/// `NFTA_LIST_ELEM` with `NFTA_SET_ELEM_KEY` and `_FLAGS`.
+fn element(out: &mut Vec<u8>, key: &[u8], flags: u32) {
+    let (mut value, mut inner) = (Vec::new(), Vec::new());
+    attr(&mut value, 1, key);
+    nested(&mut inner, 1, &value);
+    if flags != 0 {
+        attr(&mut inner, 3, &flags.to_be_bytes());
+    }
+    nested(out, 1, &inner);
+}
+
+/// The first address, and the one behind the last unless there is none.
+fn bounds(net: &IpNet) -> (Vec<u8>, Option<Vec<u8>>) {
+    match net {
+        IpNet::V4(n) => {
+            let behind = u32::from(n.broadcast()).checked_add(1);
+            (n.network().octets().to_vec(), behind.map(|a| a.to_be_bytes().to_vec()))
+        }
+        IpNet::V6(n) => {
+            let behind = u128::from(n.broadcast()).checked_add(1);
+            (n.network().octets().to_vec(), behind.map(|a| a.to_be_bytes().to_vec()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_members_are_taken_from_nft() {
+        let both =
+            parse("add element ip t s { 10.0.0.1, 10.1.0.0/16 }\ndelete element ip6 t s6 { fd00::1 }\n");
+        let both = both.unwrap();
+        assert_eq!(both.iter().map(|c| (c.add, c.nets.len())).collect::<Vec<_>>(), [(true, 2), (false, 1)]);
+        for other in [
+            "add element ip t s { 10.0.0.1 . 6 . 80 }",
+            "add element ip t m { \"cali1\" : goto x }",
+            "add element ip t s { fd00::1 }",
+            "add element inet t s { 10.0.0.1 }",
+            "add rule ip t c accept",
+            "add element ip t s { 10.0.0.1 }\nadd rule ip t c tcp dport { 1 } accept",
+        ] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_interval_ends_behind_its_last_address() {
+        let of = |text: &str| bounds(&text.parse().unwrap());
+        assert_eq!(of("10.1.0.0/16"), (vec![10, 1, 0, 0], Some(vec![10, 2, 0, 0])));
+        assert_eq!(of("255.255.255.255/32"), (vec![255; 4], None));
+        assert_eq!(of("ffff::/16").1, None);
+    }
+}
