@@ -1,6 +1,7 @@
 //! The graph itself: state, what a change of a resource touches, and the flush.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -11,9 +12,9 @@ use serde_json::Value;
 
 use super::{
     compile::{SetDef, Sets},
-    inputs::{self, Endpoint, Input, Labelled, Profile},
+    inputs::{self, Endpoint, Input, Item, Labelled, Profile},
     ip_sets::Members,
-    labels::{Change, LabelIndex},
+    labels::{Change, LabelIndex, LabelList, Words},
 };
 use crate::policy::active::{
     Action, ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, IpSet, IpSetDelta, IpSetId, IpSetMember,
@@ -41,6 +42,19 @@ pub const KINDS: [Kind; 19] = [
     Kind::Namespace,
     Kind::ServiceAccount,
     Kind::EndpointSlice,
+];
+
+/// The kinds of policies.
+pub(crate) const POLICIES: [Kind; 9] = [
+    Kind::GlobalNetworkPolicy,
+    Kind::NetworkPolicy,
+    Kind::StagedGlobalNetworkPolicy,
+    Kind::StagedNetworkPolicy,
+    Kind::StagedKubernetesNetworkPolicy,
+    Kind::KubernetesNetworkPolicy,
+    Kind::ClusterNetworkPolicy,
+    Kind::AdminNetworkPolicy,
+    Kind::BaselineAdminNetworkPolicy,
 ];
 
 /// Which endpoints are resolved.
@@ -74,6 +88,34 @@ struct Set {
 /// Backends of a service with their ports, and without.
 type Backends = (Vec<IpSetMember>, Vec<IpSetMember>);
 
+/// The key of a resource, kept once however many tables name it.
+pub(crate) type Name = Arc<Key>;
+
+/// A [`Name`] that is compared by where it is: every key is kept once, the indexes hold tens of thousands, and their order
+/// means nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Place(pub(crate) Name);
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Place {}
+
+impl PartialOrd for Place {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Place {
+    fn cmp(&self, other: &Self) -> Ordering {
+        Arc::as_ptr(&self.0).cmp(&Arc::as_ptr(&other.0))
+    }
+}
+
 /// A policy or profile as sent, with the sets it holds.
 type Sent<T> = (Arc<T>, Vec<IpSetId>);
 
@@ -83,34 +125,38 @@ pub struct Graph {
     scope: Scope,
     in_sync: bool,
     told_in_sync: bool,
-    pub(crate) inputs: BTreeMap<Key, Input>,
+    pub(crate) inputs: BTreeMap<Name, Input>,
     pub(crate) bad: BTreeMap<Key, Vec<String>>,
     pub(crate) tiers: BTreeMap<String, (Option<f64>, TierAction)>,
     /// Profile → the resources that make it; the first one counts.
-    profiles: BTreeMap<String, BTreeSet<Key>>,
+    profiles: BTreeMap<String, BTreeSet<Name>>,
+    /// Of labels and names of nodes.
+    words: Words,
     /// Parents without a resource whose labels the indexes know.
     implied: BTreeSet<String>,
     /// Policies × local endpoints.
-    pub(crate) local: LabelIndex<Key, Key>,
+    pub(crate) local: LabelIndex<Place, Place>,
     /// Selectors of active rules × all endpoints and network sets.
-    selected: LabelIndex<IpSetId, Key>,
+    selected: LabelIndex<IpSetId, Place>,
     sets: BTreeMap<IpSetId, Set>,
     /// Service → slice → backends with and without ports.
-    services: BTreeMap<(String, String), BTreeMap<Key, Backends>>,
+    services: BTreeMap<(String, String), BTreeMap<Name, Backends>>,
     /// Address → workloads that have it.
-    pub(crate) owners: BTreeMap<IpNet, BTreeSet<Key>>,
-    local_endpoints: BTreeSet<Key>,
+    pub(crate) owners: BTreeMap<IpNet, Vec<Name>>,
+    /// Addresses with more than one of them.
+    pub(crate) shared: BTreeSet<IpNet>,
+    local_endpoints: BTreeSet<Name>,
     /// Profile → how many local endpoints name it.
     wanted_profiles: BTreeMap<String, usize>,
     settings: PolicySettings,
-    dirty_policies: BTreeSet<Key>,
+    dirty_policies: BTreeSet<Name>,
     dirty_profiles: BTreeSet<String>,
-    dirty_endpoints: BTreeSet<Key>,
+    dirty_endpoints: BTreeSet<Name>,
     dirty_sets: BTreeSet<IpSetId>,
     sent_settings: Option<PolicySettings>,
-    sent_policies: BTreeMap<Key, Sent<ActivePolicy>>,
+    sent_policies: BTreeMap<Name, Sent<ActivePolicy>>,
     sent_profiles: BTreeMap<String, Sent<ActiveProfile>>,
-    sent_endpoints: BTreeMap<Key, Arc<EndpointPolicy>>,
+    sent_endpoints: BTreeMap<Name, Arc<EndpointPolicy>>,
 }
 
 impl Graph {
@@ -127,12 +173,14 @@ impl Graph {
             bad: BTreeMap::new(),
             tiers: tiers.collect(),
             profiles: BTreeMap::new(),
+            words: Words::default(),
             implied: BTreeSet::new(),
             local: LabelIndex::default(),
             selected: LabelIndex::default(),
             sets: BTreeMap::new(),
             services: BTreeMap::new(),
             owners: BTreeMap::new(),
+            shared: BTreeSet::new(),
             local_endpoints: BTreeSet::new(),
             wanted_profiles: BTreeMap::new(),
             settings: PolicySettings::default(),
@@ -161,7 +209,12 @@ impl Graph {
         if !KINDS.contains(&key.kind) {
             return;
         }
-        let (input, problems) = inputs::read(key, value);
+        let (mut input, problems) = inputs::read(key, value);
+        let mine = match &self.scope {
+            Scope::All => None,
+            Scope::Node(node) => Some(node.as_str()),
+        };
+        input.compact(&mut self.words, mine);
         if problems.is_empty() {
             self.bad.remove(key)
         } else {
@@ -195,33 +248,41 @@ impl Graph {
         self.staged_of(&endpoint_key(id))
     }
 
+    /// Where a resource's key is kept. What is dirty may have been deleted and come back since, under another one.
+    pub(crate) fn place(&self, key: &Key) -> Option<Place> {
+        self.inputs.get_key_value(key).map(|(name, _)| Place(Name::clone(name)))
+    }
+
     pub(crate) fn is_local(&self, key: &Key) -> bool {
         self.local_endpoints.contains(key)
     }
 
-    pub(crate) fn local_keys(&self, kind: Kind) -> impl Iterator<Item = &Key> {
+    /// The resources of one kind.
+    pub(crate) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Name, &Input)> {
+        let first = Key { kind, namespace: String::new(), name: String::new() };
+        self.inputs.range::<Key, _>(first..).take_while(move |(k, _)| k.kind == kind)
+    }
+
+    pub(crate) fn local_keys(&self, kind: Kind) -> impl Iterator<Item = &Name> {
         self.local_endpoints.iter().filter(move |k| k.kind == kind)
     }
 
     fn change(&mut self, key: &Key, new: Option<Input>) {
-        let old = match &new {
-            Some(n) => self.inputs.insert(key.clone(), n.clone()),
-            None => self.inputs.remove(key),
+        let key = match self.inputs.get_key_value(key) {
+            Some((_, old)) if Some(old) == new.as_ref() => return,
+            Some((name, _)) => Name::clone(name),
+            None => Name::new(key.clone()),
         };
-        if old == new {
-            return;
-        }
-        self.sort_out(key, old.as_ref(), new.as_ref());
+        let old = match &new {
+            Some(n) => self.inputs.insert(Name::clone(&key), n.clone()),
+            None => self.inputs.remove(&key),
+        };
+        self.sort_out(&key, old.as_ref(), new.as_ref());
     }
 
-    fn sort_out(&mut self, key: &Key, old: Option<&Input>, new: Option<&Input>) {
-        let labelled = |i: Option<&Input>| match i {
-            Some(Input::Endpoint(e)) => Some(e.labelled.clone()),
-            Some(Input::Set(s)) => Some(s.clone()),
-            _ => None,
-        };
+    fn sort_out(&mut self, key: &Name, old: Option<&Input>, new: Option<&Input>) {
         let endpoint = |i: Option<&Input>| match i {
-            Some(Input::Endpoint(e)) => Some((**e).clone()),
+            Some(Input::Endpoint(e)) => Some(Arc::clone(e)),
             _ => None,
         };
         match key.kind {
@@ -265,7 +326,7 @@ impl Graph {
                 }
             }
             Kind::WorkloadEndpoint | Kind::HostEndpoint | Kind::NetworkSet | Kind::GlobalNetworkSet => {
-                self.item_changed(key, labelled(old), labelled(new));
+                self.item_changed(key, old.and_then(Input::item), new.and_then(Input::item));
                 if matches!(key.kind, Kind::WorkloadEndpoint | Kind::HostEndpoint) {
                     self.endpoint_changed(key, endpoint(old), endpoint(new));
                 }
@@ -274,11 +335,12 @@ impl Graph {
             _ => {
                 let changes = match new {
                     Some(Input::Policy(p)) => {
-                        let changes = self.local.put_selector(key, p.selector.clone());
-                        self.dirty_endpoints.extend(self.local.items(key).cloned());
+                        let place = Place(Name::clone(key));
+                        let changes = self.local.put_selector(&place, p.selector.clone());
+                        self.dirty_endpoints.extend(self.local.items(&place).map(|i| Name::clone(&i.0)));
                         changes
                     }
-                    _ => self.local.remove_selector(key),
+                    _ => self.local.remove_selector(&Place(Name::clone(key))),
                 };
                 self.dirty_policies.insert(key.clone());
                 self.policy_matches(changes);
@@ -286,10 +348,10 @@ impl Graph {
         }
     }
 
-    fn policy_matches(&mut self, changes: Vec<Change<Key, Key>>) {
+    fn policy_matches(&mut self, changes: Vec<Change<Place, Place>>) {
         for c in changes {
-            self.dirty_policies.insert(c.selector);
-            self.dirty_endpoints.insert(c.item);
+            self.dirty_policies.insert(c.selector.0);
+            self.dirty_endpoints.insert(c.item.0);
         }
     }
 
@@ -316,7 +378,7 @@ impl Graph {
     }
 
     fn profile_changed(&mut self, name: &str) {
-        let labels = Arc::new(self.profile(name).map(|p| p.labels).unwrap_or_default());
+        let labels = Arc::new(LabelList::from(self.profile(name).map(|p| p.labels).unwrap_or_default()));
         self.dirty_profiles.insert(name.to_owned());
         let changes = self.local.put_parent(name, labels.clone());
         self.policy_matches(changes);
@@ -333,24 +395,25 @@ impl Graph {
         }
     }
 
-    fn item_changed(&mut self, key: &Key, old: Option<Labelled>, new: Option<Labelled>) {
+    fn item_changed(&mut self, key: &Name, old: Option<Item>, new: Option<Item>) {
+        let place = Place(Name::clone(key));
         let same = matches!((&old, &new), (Some(a), Some(b)) if a.nets == b.nets && a.ports == b.ports);
         if !same && let Some(old) = &old {
-            let before: Vec<IpSetId> = self.selected.selectors(key).cloned().collect();
+            let before: Vec<IpSetId> = self.selected.selectors(&place).cloned().collect();
             before.iter().for_each(|id| self.count(id, old, false));
         }
         let changes = match &new {
             Some(n) => {
                 self.imply(&n.parents);
-                self.selected.put_item(key, n.labels.clone(), n.parents.clone())
+                self.selected.put_item(&place, n.labels.clone(), n.parents.clone())
             }
-            None => self.selected.remove_item(key),
+            None => self.selected.remove_item(&place),
         };
         if same {
             // Matches of the same content: `old` and `new` count alike.
             self.members_changed(changes);
         } else if let Some(new) = &new {
-            let after: Vec<IpSetId> = self.selected.selectors(key).cloned().collect();
+            let after: Vec<IpSetId> = self.selected.selectors(&place).cloned().collect();
             after.iter().for_each(|id| self.count(id, new, true));
         }
     }
@@ -375,34 +438,35 @@ impl Graph {
         }
     }
 
-    fn members_changed(&mut self, changes: Vec<Change<IpSetId, Key>>) {
+    fn members_changed(&mut self, changes: Vec<Change<IpSetId, Place>>) {
         for c in changes {
-            let item = match self.inputs.get(&c.item) {
-                Some(Input::Endpoint(e)) => e.labelled.clone(),
-                Some(Input::Set(s)) => s.clone(),
-                _ => continue,
-            };
+            let Some(item) = self.inputs.get(&c.item.0).and_then(Input::item) else { continue };
             self.count(&c.selector, &item, c.matches);
         }
     }
 
-    fn endpoint_changed(&mut self, key: &Key, old: Option<Endpoint>, new: Option<Endpoint>) {
-        let local = |e: &Endpoint| match &self.scope {
+    fn endpoint_changed(&mut self, key: &Name, old: Option<Arc<Endpoint>>, new: Option<Arc<Endpoint>>) {
+        let local = |e: &Arc<Endpoint>| match &self.scope {
             Scope::All => true,
-            Scope::Node(node) => *node == e.node,
+            Scope::Node(node) => **node == *e.node,
         };
         let was = old.as_ref().is_some_and(local);
         let is = new.as_ref().is_some_and(local);
         if key.kind == Kind::WorkloadEndpoint {
             for (e, there) in [(&old, false), (&new, true)] {
                 for net in e.iter().flat_map(|e| &e.labelled.nets) {
-                    let owners = self.owners.entry(*net).or_default();
-                    if there {
-                        owners.insert(key.clone())
-                    } else {
-                        owners.remove(key)
-                    };
+                    let owners = self.owners.entry(*net).or_insert_with(|| Vec::with_capacity(1));
+                    match (owners.binary_search(key), there) {
+                        (Err(at), true) => owners.insert(at, key.clone()),
+                        (Ok(at), false) => drop(owners.remove(at)),
+                        _ => {}
+                    }
                     self.dirty_endpoints.extend(owners.iter().cloned());
+                    if owners.len() > 1 {
+                        self.shared.insert(*net)
+                    } else {
+                        self.shared.remove(net)
+                    };
                     if owners.is_empty() {
                         self.owners.remove(net);
                     }
@@ -426,23 +490,25 @@ impl Graph {
                 self.dirty_profiles.insert(p.clone());
             }
             self.local_endpoints.insert(key.clone());
-            let changes = self.local.put_item(key, new.labelled.labels, new.labelled.parents);
+            let labels = new.labelled.labels.clone();
+            let place = Place(Name::clone(key));
+            let changes = self.local.put_item(&place, labels, new.labelled.parents.clone());
             self.policy_matches(changes);
         } else if was {
             self.local_endpoints.remove(key);
-            let changes = self.local.remove_item(key);
+            let changes = self.local.remove_item(&Place(Name::clone(key)));
             self.policy_matches(changes);
         }
         if was || is {
             self.dirty_endpoints.insert(key.clone());
         }
         if (was || is) && key.kind == Kind::HostEndpoint {
-            let hosts: Vec<Key> = self.local_keys(Kind::HostEndpoint).cloned().collect();
+            let hosts: Vec<Name> = self.local_keys(Kind::HostEndpoint).cloned().collect();
             self.dirty_endpoints.extend(hosts);
         }
     }
 
-    fn slice_changed(&mut self, key: &Key, old: Option<&Input>, new: Option<&Input>) {
+    fn slice_changed(&mut self, key: &Name, old: Option<&Input>, new: Option<&Input>) {
         for (input, add) in [(old, false), (new, true)] {
             let Some(Input::Slice(service, with, without)) = input else { continue };
             let slices = self.services.entry(service.clone()).or_default();
@@ -500,7 +566,8 @@ impl Graph {
 
     fn active_policy(&self, key: &Key) -> Option<(ActivePolicy, Sets)> {
         let Some(Input::Policy(p)) = self.inputs.get(key) else { return None };
-        let active = !p.id.kind.is_staged() && (p.always || self.local.matches_any(key));
+        let active = !p.id.kind.is_staged()
+            && (p.always || self.place(key).is_some_and(|place| self.local.matches_any(&place)));
         active.then(|| {
             let (inbound, outbound) = (p.inbound.clone(), p.outbound.clone());
             (ActivePolicy { id: p.id.clone(), inbound, outbound }, p.sets.clone())

@@ -16,7 +16,10 @@ use brindle_config_core::{
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::compile::{self, Compiled, Sets};
+use super::{
+    compile::{self, Compiled, Sets},
+    labels::{Labels, Words},
+};
 use crate::policy::active::{
     EndpointId, Failsafe, IpSetMember, PolicyId, PolicyKind, PolicySettings, Protocol, Rule, TierAction,
     ToHostAction,
@@ -34,7 +37,7 @@ pub(crate) struct Profile {
 /// What endpoints and network sets are to selectors.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Labelled {
-    pub(crate) labels: Arc<BTreeMap<String, String>>,
+    pub(crate) labels: Labels,
     pub(crate) parents: Arc<[String]>,
     pub(crate) nets: Vec<IpNet>,
     pub(crate) ports: Vec<(String, Protocol, u16)>,
@@ -44,7 +47,7 @@ pub(crate) struct Labelled {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Endpoint {
     pub(crate) id: EndpointId,
-    pub(crate) node: String,
+    pub(crate) node: Arc<str>,
     /// Host endpoints: a name, `*`, or empty for one that is found by its addresses.
     pub(crate) interface: String,
     pub(crate) mac: Option<String>,
@@ -59,13 +62,65 @@ pub(crate) enum Input {
     Policy(Box<Compiled>),
     /// Named differently from its resource when it stands for a namespace or an account.
     Profile(String, Box<Profile>),
-    Endpoint(Box<Endpoint>),
-    Set(Labelled),
+    Endpoint(Arc<Endpoint>),
+    Set(Arc<Labelled>),
     /// Backends of a service (namespace, name), with ports and without.
     Slice((String, String), Vec<IpSetMember>, Vec<IpSetMember>),
     Settings(Box<PolicySettings>),
     /// Nothing that bears on policy, or nothing that can be made sense of.
     Nothing,
+}
+
+/// What selectors are tried on, shared with the resource it came from.
+#[derive(Clone)]
+pub(crate) enum Item {
+    Endpoint(Arc<Endpoint>),
+    Set(Arc<Labelled>),
+}
+
+impl std::ops::Deref for Item {
+    type Target = Labelled;
+
+    fn deref(&self) -> &Labelled {
+        match self {
+            Self::Endpoint(e) => &e.labelled,
+            Self::Set(s) => s,
+        }
+    }
+}
+
+impl Input {
+    /// Makes it small: words that others have too are shared, and of an endpoint that belongs to another node than `mine`
+    /// is kept what selectors ask for.
+    pub(crate) fn compact(&mut self, words: &mut Words, mine: Option<&str>) {
+        let labelled = match self {
+            Self::Endpoint(e) => {
+                let Some(e) = Arc::get_mut(e) else { return };
+                words.share(&mut e.node);
+                if mine.is_some_and(|mine| *e.node != *mine) {
+                    (e.interface, e.mac, e.allowed_sources) = (String::new(), None, Vec::new());
+                }
+                &mut e.labelled
+            }
+            Self::Set(s) => {
+                let Some(s) = Arc::get_mut(s) else { return };
+                s
+            }
+            _ => return,
+        };
+        labelled.nets.shrink_to_fit();
+        if let Some(labels) = Arc::get_mut(&mut labelled.labels) {
+            labels.share(words);
+        }
+    }
+
+    pub(crate) fn item(&self) -> Option<Item> {
+        match self {
+            Self::Endpoint(e) => Some(Item::Endpoint(Arc::clone(e))),
+            Self::Set(s) => Some(Item::Set(Arc::clone(s))),
+            _ => None,
+        }
+    }
 }
 
 /// Reads a resource; the problems are one line each.
@@ -222,14 +277,14 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
         AnyResource::GlobalNetworkSet(r) => set(r.metadata.labels, Vec::new(), &r.spec.0.nets),
         AnyResource::HostEndpoint(r) if !bad => {
             let addresses = r.spec.expected_ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
-            Input::Endpoint(Box::new(Endpoint {
+            Input::Endpoint(Arc::new(Endpoint {
                 id: EndpointId::Host { name: key.name.clone() },
-                node: r.spec.node,
+                node: r.spec.node.into(),
                 interface: r.spec.interface_name,
                 mac: None,
                 allowed_sources: Vec::new(),
                 labelled: Labelled {
-                    labels: Arc::new(r.metadata.labels),
+                    labels: Arc::new(r.metadata.labels.into()),
                     parents: r.spec.profiles.into(),
                     nets: addresses.map(IpNet::from).collect(),
                     ports: ports(&r.spec.ports),
@@ -252,14 +307,14 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
             let allowed = r.metadata.annotations.get("cni.projectcalico.org/allowedSourcePrefixes");
             let allowed =
                 allowed.and_then(|a| serde_json::from_str::<Vec<String>>(a).ok()).unwrap_or_default();
-            Input::Endpoint(Box::new(Endpoint {
+            Input::Endpoint(Arc::new(Endpoint {
                 id: EndpointId::Workload { namespace: key.namespace.clone(), name: key.name.clone() },
-                node: r.spec.node,
+                node: r.spec.node.into(),
                 interface: r.spec.interface_name,
                 mac: Some(r.spec.mac).filter(|m| !m.is_empty()),
                 allowed_sources: allowed.iter().filter_map(|p| read::net(p).ok()).collect(),
                 labelled: Labelled {
-                    labels: Arc::new(labels),
+                    labels: Arc::new(labels.into()),
                     parents: parents.into(),
                     nets: r.spec.ip_networks,
                     ports: ports(&r.spec.ports),
@@ -290,7 +345,12 @@ fn profile(name: &str, spec: &ProfileSpec, bad: bool, problems: &mut Vec<String>
 fn set(labels: BTreeMap<String, String>, parents: Vec<String>, nets: &[String]) -> Input {
     // A net that cannot be read is reported and left out.
     let nets = nets.iter().filter_map(|n| read::net(n).ok()).collect();
-    Input::Set(Labelled { labels: Arc::new(labels), parents: parents.into(), nets, ports: Vec::new() })
+    Input::Set(Arc::new(Labelled {
+        labels: Arc::new(labels.into()),
+        parents: parents.into(),
+        nets,
+        ports: Vec::new(),
+    }))
 }
 
 fn ports(list: &[WorkloadPort]) -> Vec<(String, Protocol, u16)> {

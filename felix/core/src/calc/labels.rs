@@ -13,7 +13,65 @@ use std::{
 use brindle_config_core::{Selector, selector::Anchor};
 
 /// Labels.
-pub(crate) type Labels = Arc<BTreeMap<String, String>>;
+pub(crate) type Labels = Arc<LabelList>;
+
+/// Labels in order of their names. There are as many lists as endpoints in the cluster, and few different words in them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct LabelList(Box<[(Arc<str>, Arc<str>)]>);
+
+impl LabelList {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        let at = self.0.binary_search_by(|(n, _)| (**n).cmp(name)).ok()?;
+        self.0.get(at).map(|(_, value)| &**value)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The same, of shared words.
+    pub(crate) fn share(&mut self, words: &mut Words) {
+        for (name, value) in &mut self.0 {
+            words.share(name);
+            words.share(value);
+        }
+    }
+}
+
+impl From<BTreeMap<String, String>> for LabelList {
+    fn from(map: BTreeMap<String, String>) -> Self {
+        Self(map.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+/// Words that occur many times, kept once.
+#[derive(Debug, Default)]
+pub(crate) struct Words {
+    all: BTreeSet<Arc<str>>,
+    /// So many were in use when those that are not were last dropped.
+    used: usize,
+}
+
+impl Words {
+    /// Room for words that are not in use any more, beside as many as are.
+    const SPARE: usize = 1024;
+
+    pub(crate) fn share(&mut self, word: &mut Arc<str>) {
+        if let Some(known) = self.all.get(word) {
+            *word = Arc::clone(known);
+            return;
+        }
+        if self.all.len() > 2 * self.used + Self::SPARE {
+            self.all.retain(|w| Arc::strong_count(w) > 1);
+            self.used = self.all.len();
+        }
+        self.all.insert(Arc::clone(word));
+    }
+}
 
 /// A match that began or ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +85,8 @@ pub(crate) struct Change<S, I> {
 struct Item<S> {
     labels: Labels,
     parents: Arc<[String]>,
-    matched: BTreeSet<S>,
+    /// Sorted. Most items are matched by a few selectors.
+    matched: Vec<S>,
 }
 
 #[derive(Debug)]
@@ -40,6 +99,21 @@ struct Entry<I> {
 struct Parent<I> {
     labels: Labels,
     children: BTreeSet<I>,
+}
+
+fn put<T: Ord>(sorted: &mut Vec<T>, t: T) {
+    if let Err(at) = sorted.binary_search(&t) {
+        if sorted.is_empty() {
+            sorted.reserve_exact(1);
+        }
+        sorted.insert(at, t);
+    }
+}
+
+fn take<T: Ord>(sorted: &mut Vec<T>, t: &T) {
+    if let Ok(at) = sorted.binary_search(t) {
+        sorted.remove(at);
+    }
 }
 
 impl<I> Default for Parent<I> {
@@ -150,7 +224,7 @@ impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
             let (old_labels, old_parents) = (old.labels.clone(), old.parents.clone());
             self.unlink(id, &old_labels, &old_parents);
         }
-        for (k, v) in &*labels {
+        for (k, v) in labels.iter() {
             self.items_by_label.add(k, v, id);
         }
         for p in &*parents {
@@ -159,7 +233,7 @@ impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
         match self.items.get_mut(id) {
             Some(item) => (item.labels, item.parents) = (labels, parents),
             None => {
-                self.items.insert(id.clone(), Item { labels, parents, matched: BTreeSet::new() });
+                self.items.insert(id.clone(), Item { labels, parents, matched: Vec::new() });
             }
         }
         self.rematch(id)
@@ -179,7 +253,7 @@ impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
     }
 
     fn unlink(&mut self, id: &I, labels: &Labels, parents: &[String]) {
-        for (k, v) in &**labels {
+        for (k, v) in labels.iter() {
             self.items_by_label.remove(k, v, id);
         }
         for p in parents {
@@ -207,10 +281,10 @@ impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
             self.parents.remove(name);
         }
         let name = name.to_owned();
-        for (k, v) in &*old {
+        for (k, v) in old.iter() {
             self.parents_by_label.remove(k, v, &name);
         }
-        for (k, v) in &*labels {
+        for (k, v) in labels.iter() {
             self.parents_by_label.add(k, v, &name);
         }
         children.iter().flat_map(|id| self.rematch(id)).collect()
@@ -246,12 +320,12 @@ impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
         let begun: Vec<_> = matched.difference(&old).map(|i| change(i, true)).collect();
         for i in &ended {
             if let Some(item) = self.items.get_mut(&i.item) {
-                item.matched.remove(id);
+                take(&mut item.matched, id);
             }
         }
         for i in &begun {
             if let Some(item) = self.items.get_mut(&i.item) {
-                item.matched.insert(id.clone());
+                put(&mut item.matched, id.clone());
             }
         }
         self.selectors.insert(id.clone(), Entry { selector, matched });
@@ -263,7 +337,7 @@ impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
         let matched = self.take_selector(id);
         let ended = matched.into_iter().map(|item| {
             if let Some(i) = self.items.get_mut(&item) {
-                i.matched.remove(id);
+                take(&mut i.matched, id);
             }
             Change { selector: id.clone(), item, matches: false }
         });
@@ -291,9 +365,9 @@ impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
     fn test(&self, selector: &Selector, id: &I) -> bool {
         let Some(item) = self.items.get(id) else { return false };
         selector.matches_with(|key| {
-            item.labels.get(key).map(String::as_str).or_else(|| {
+            item.labels.get(key).or_else(|| {
                 let parents = item.parents.iter().filter_map(|p| self.parents.get(p));
-                parents.filter_map(|p| p.labels.get(key)).next().map(String::as_str)
+                parents.filter_map(|p| p.labels.get(key)).next()
             })
         })
     }
@@ -309,15 +383,18 @@ impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
             candidates.extend(self.by_presence.get(k).into_iter().flatten());
         }
         let tried = candidates.len() as u64;
-        let matched: BTreeSet<S> = candidates
+        // In order, as the candidates are.
+        let matched: Vec<S> = candidates
             .into_iter()
             .filter(|s| self.selectors.get(s).is_some_and(|e| self.test(&e.selector, id)))
             .cloned()
             .collect();
         self.evaluations += tried;
         let change = |s: &S, matches| Change { selector: s.clone(), item: id.clone(), matches };
-        let mut out: Vec<_> = item.matched.difference(&matched).map(|s| change(s, false)).collect();
-        out.extend(matched.difference(&item.matched).map(|s| change(s, true)));
+        let lacks = |sorted: &[S], s: &S| sorted.binary_search(s).is_err();
+        let ended = item.matched.iter().filter(|s| lacks(&matched, s)).map(|s| change(s, false));
+        let begun = matched.iter().filter(|s| lacks(&item.matched, s)).map(|s| change(s, true));
+        let out: Vec<_> = ended.chain(begun).collect();
         for c in &out {
             if let Some(e) = self.selectors.get_mut(&c.selector) {
                 if c.matches {
@@ -379,6 +456,23 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn words_are_kept_once_and_not_for_ever() {
+        let mut words = Words::default();
+        let list = |words: &mut Words, value: &str| {
+            let mut l = LabelList::from(BTreeMap::from([("app".to_owned(), value.to_owned())]));
+            l.share(words);
+            l
+        };
+        let (a, b) = (list(&mut words, "web"), list(&mut words, "web"));
+        assert!(Arc::ptr_eq(&a.0[0].0, &b.0[0].0) && Arc::ptr_eq(&a.0[0].1, &b.0[0].1));
+        for i in 0..10 * Words::SPARE {
+            list(&mut words, &format!("gone-{i}"));
+        }
+        assert!(words.all.len() <= Words::SPARE + 4, "{}", words.all.len());
+        assert_eq!((a.get("app"), a.get("b")), (Some("web"), None));
+    }
+
     proptest! {
         #[test]
         fn the_index_agrees_with_trying_everything(steps in proptest::collection::vec(step(), 1..40)) {
@@ -391,10 +485,10 @@ mod tests {
                 let changes = match step {
                     Step::Item(i, l, p) => {
                         items.insert(i, (l.clone(), p.clone()));
-                        index.put_item(&i, Arc::new(l), p.into())
+                        index.put_item(&i, Arc::new(l.into()), p.into())
                     }
                     Step::Drop(i) => { items.remove(&i); index.remove_item(&i) }
-                    Step::Parent(p, l) => { parents.insert(p.clone(), l.clone()); index.put_parent(&p, Arc::new(l)) }
+                    Step::Parent(p, l) => { parents.insert(p.clone(), l.clone()); index.put_parent(&p, Arc::new(l.into())) }
                     Step::Selector(s, text) => {
                         let parsed = Selector::parse(SELECTORS[text]).expect("parses");
                         selectors.insert(s, parsed.clone());

@@ -6,7 +6,7 @@ use brindle_config_core::{Key, Kind};
 
 use super::{
     compile::Compiled,
-    graph::Graph,
+    graph::{Graph, Name, POLICIES, Place},
     inputs::{Endpoint, Input},
 };
 use crate::policy::active::{
@@ -23,7 +23,9 @@ fn by_order(a: Option<f64>, b: Option<f64>) -> Ordering {
 
 /// Order of policies within a tier: `order`, then name, namespace, kind.
 fn in_tier(a: &Compiled, b: &Compiled) -> Ordering {
-    let rest = |p: &Compiled| (p.id.name.clone(), p.id.namespace.clone(), p.id.kind.as_str());
+    fn rest(p: &Compiled) -> (&str, &str, &str) {
+        (&p.id.name, &p.id.namespace, p.id.kind.as_str())
+    }
     by_order(a.order, b.order).then_with(|| rest(a).cmp(&rest(b)))
 }
 
@@ -38,11 +40,12 @@ impl Graph {
 
     /// The policies that match an endpoint and are in force, in order.
     fn matching(&self, key: &Key) -> Vec<&Compiled> {
-        let of = |k: &Key| match self.inputs.get(k) {
+        let of = |k: &Place| match self.inputs.get(&k.0) {
             Some(Input::Policy(p)) => Some(&**p),
             _ => None,
         };
-        let mut all: Vec<&Compiled> = self.local.selectors(key).filter_map(of).collect();
+        let Some(place) = self.place(key) else { return Vec::new() };
+        let mut all: Vec<&Compiled> = self.local.selectors(&place).filter_map(of).collect();
         all.sort_by(|a, b| {
             let tier = |p: &Compiled| self.tier(&p.id.tier);
             let (known_a, order_a, _) = tier(a);
@@ -88,7 +91,7 @@ impl Graph {
     }
 
     /// The whole policy of a local endpoint; `None` when it is not there or another one stands for its interface.
-    pub(crate) fn resolve(&self, key: &Key) -> Option<EndpointPolicy> {
+    pub(crate) fn resolve(&self, key: &Name) -> Option<EndpointPolicy> {
         let Some(Input::Endpoint(e)) = self.inputs.get(key).filter(|_| self.is_local(key)) else {
             return None;
         };
@@ -120,7 +123,7 @@ impl Graph {
     }
 
     /// For a host endpoint: `None` = another one goes first; `Some(Some(reason))` = it goes first but is contested.
-    fn rivals(&self, key: &Key, e: &Endpoint) -> Option<Option<String>> {
+    fn rivals(&self, key: &Name, e: &Endpoint) -> Option<Option<String>> {
         let mut contested = Vec::new();
         for other in self.local_keys(Kind::HostEndpoint).filter(|k| *k != key) {
             let Some(Input::Endpoint(o)) = self.inputs.get(other) else { continue };
@@ -140,7 +143,7 @@ impl Graph {
     }
 
     /// For a workload: whether another one of the same node has one of its addresses.
-    fn sharing(&self, key: &Key, e: &Endpoint) -> Option<String> {
+    fn sharing(&self, key: &Name, e: &Endpoint) -> Option<String> {
         e.labelled.nets.iter().find_map(|net| {
             let other = self.owners.get(net)?.iter().find(|k| {
                 *k != key && matches!(self.inputs.get(*k), Some(Input::Endpoint(o)) if o.node == e.node)
@@ -153,37 +156,29 @@ impl Graph {
     pub fn problems(&self) -> BTreeMap<Key, Vec<String>> {
         let mut out = self.bad.clone();
         let mut add = |key: &Key, line: String| out.entry(key.clone()).or_default().push(line);
-        for (key, input) in &self.inputs {
-            match input {
-                Input::Policy(p) if !self.tiers.contains_key(&p.id.tier) => {
-                    add(
-                        key,
-                        format!(
-                            "spec.tier: tier {} does not exist: applied last, and then denies",
-                            p.id.tier
-                        ),
-                    );
+        for kind in POLICIES {
+            for (key, input) in self.of_kind(kind) {
+                let Input::Policy(p) = input else { continue };
+                if !self.tiers.contains_key(&p.id.tier) {
+                    let tier = &p.id.tier;
+                    add(key, format!("spec.tier: tier {tier} does not exist: applied last, and then denies"));
                 }
-                Input::Endpoint(e) => {
-                    if matches!(e.id, EndpointId::Workload { .. }) {
-                        for net in &e.labelled.nets {
-                            let others = self.owners.get(net).into_iter().flatten().filter(|k| *k != key);
-                            for other in others {
-                                add(key, format!("spec.ipNetworks: {other} has the same address {net}"));
-                            }
-                        }
-                    } else if self.is_local(key) {
-                        match self.rivals(key, e) {
-                            None => add(
-                                key,
-                                "not used: a HostEndpoint of a lower name has the same interface".into(),
-                            ),
-                            Some(Some(reason)) => add(key, format!("drops everything: {reason}")),
-                            Some(None) => {}
-                        }
-                    }
+            }
+        }
+        for net in &self.shared {
+            let owners = self.owners.get(net).into_iter().flatten();
+            for (key, other) in owners.clone().flat_map(|k| owners.clone().map(move |o| (k, o))) {
+                if key != other {
+                    add(key, format!("spec.ipNetworks: {other} has the same address {net}"));
                 }
-                _ => {}
+            }
+        }
+        for key in self.local_keys(Kind::HostEndpoint) {
+            let Some(Input::Endpoint(e)) = self.inputs.get(key) else { continue };
+            match self.rivals(key, e) {
+                None => add(key, "not used: a HostEndpoint of a lower name has the same interface".into()),
+                Some(Some(reason)) => add(key, format!("drops everything: {reason}")),
+                Some(None) => {}
             }
         }
         out
