@@ -18,6 +18,8 @@ use brindle_felix_core::rules::{
 use brindle_kernel::netfilter::{IpVersion, Netfilter, NfError, Variant};
 use serde::Serialize;
 
+use super::readback::{self, Reading};
+
 /// What rules are written with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -85,6 +87,10 @@ pub(crate) struct Driver {
     mode: Option<Mode>,
     /// What is believed was not read, or something failed since.
     stale: bool,
+    /// What is believed has just been read and not been compared yet.
+    fresh: bool,
+    /// How often the back end changed.
+    switches: u64,
     /// The other back ends have been looked at.
     alone: bool,
     /// Rules nobody needs were left for later.
@@ -93,7 +99,7 @@ pub(crate) struct Driver {
     pub(crate) counters: Counters,
 }
 
-fn ip(family: Family) -> IpVersion {
+pub(crate) fn ip(family: Family) -> IpVersion {
     match family {
         Family::V4 => IpVersion::V4,
         Family::V6 => IpVersion::V6,
@@ -108,6 +114,8 @@ impl Driver {
             families,
             mode: None,
             stale: true,
+            fresh: false,
+            switches: 0,
             alone: false,
             untidy: false,
             max_set: 1 << 20,
@@ -138,6 +146,8 @@ impl Driver {
             }
             self.mode = Some(mode);
             self.stale = true;
+            self.fresh = false;
+            self.switches += 1;
             self.alone = false;
         }
     }
@@ -147,24 +157,43 @@ impl Driver {
         self.stale = true;
     }
 
-    fn read(&mut self) -> Result<(), DriveError> {
+    /// What is needed to read everything elsewhere: a hand on the same namespace and what to look for. `None`: nothing
+    /// is known that could be compared.
+    pub(crate) fn reader(&self) -> Option<(Box<dyn Netfilter>, Mode)> {
+        if self.stale { None } else { Some((self.nf.again(), self.mode?)) }
+    }
+
+    /// Grows with everything that makes what was read before it worthless.
+    pub(crate) fn writes(&self) -> u64 {
+        let c = &self.counters;
+        c.table_writes + c.set_writes + c.nft_writes + c.errors + self.switches
+    }
+
+    /// Believes what was read elsewhere since nothing was written; the next `apply` compares it. `false`: it came too late.
+    pub(crate) fn adopt(&mut self, reading: Reading, since: u64) -> bool {
+        if self.stale || self.writes() != since {
+            return false;
+        }
+        self.believe(reading);
+        true
+    }
+
+    fn believe(&mut self, reading: Reading) {
         self.counters.reads += 1;
-        match self.mode {
-            Some(Mode::Iptables(_)) => {
-                let all = self.nf.save_sets()?;
-                for (family, half) in &mut self.halves {
-                    half.tables = table_plan::parse(&self.nf.save(ip(*family))?)?;
-                    half.sets = sets::parse(*family, &all);
-                }
+        for (family, read) in reading {
+            if let Some(half) = self.halves.get_mut(&family) {
+                (half.tables, half.sets, half.nft) = (read.tables, read.sets, read.nft);
             }
-            Some(Mode::Nft) => {
-                for (family, half) in &mut self.halves {
-                    half.nft = nft_plan::parse(self.nf.nft_list(ip(*family), nft::TABLE)?.as_deref())?;
-                }
-            }
-            None => {}
         }
         self.stale = false;
+        self.fresh = true;
+    }
+
+    fn read(&mut self) -> Result<(), DriveError> {
+        if let Some(mode) = self.mode {
+            let reading = readback::read(&mut *self.nf, mode, &self.families)?;
+            self.believe(reading);
+        }
         Ok(())
     }
 
@@ -243,20 +272,21 @@ impl Driver {
         changed: Option<&Changed>,
         leftovers: Leftovers,
     ) -> Result<(), DriveError> {
-        let whole = self.stale;
+        let whole = self.stale || self.fresh;
         // Nothing of ours is different, yet we look: what is found to differ is somebody else's doing.
         let checking = whole && !self.untidy && changed.is_some_and(Changed::is_empty);
         let leftovers = if whole { Leftovers::Remove } else { leftovers };
-        if whole {
+        if self.stale {
             self.read()?;
         }
         let wrote = match self.mode {
             Some(Mode::Iptables(_)) => {
                 self.apply_iptables(layouts, changed.filter(|_| !whole), whole, leftovers)?
             }
-            Some(Mode::Nft) => self.apply_nft(layouts, leftovers)?,
+            Some(Mode::Nft) => self.apply_nft(layouts, changed.filter(|_| !whole), leftovers)?,
             None => false,
         };
+        self.fresh = false;
         self.counters.repairs += u64::from(checking && wrote);
         if !self.alone {
             self.clear_others()?;
@@ -280,16 +310,7 @@ impl Driver {
         let mut lines = 0;
         for (family, layout) in layouts {
             let Some(half) = self.halves.get_mut(family) else { continue };
-            // Members of sets that nobody touched need not be compared.
-            let only = changed.map(|c| {
-                let whole = c.whole.iter().chain(c.members.iter().map(|d| &d.id));
-                let mut names: BTreeSet<String> =
-                    whole.map(|id| brindle_felix_core::rules::names::set(*family, &id.0)).collect();
-                names.extend(layout.sets.keys().filter(|n| !half.sets.contains_key(*n)).cloned());
-                names.extend(half.sets.keys().filter(|n| !layout.sets.contains_key(*n)).cloned());
-                names.extend(layout.own_sets.iter().cloned());
-                names
-            });
+            let only = changed.map(|c| touched(*family, layout, &half.sets, c));
             let plan = sets::plan(*family, &layout.sets, &half.sets, self.max_set, only.as_ref());
             before.push_str(&plan.before);
             after.push_str(&plan.after);
@@ -310,13 +331,13 @@ impl Driver {
             half.cache.keep(layout);
             if remember {
                 for (table, want) in &wanted {
-                    let none = Actual::default();
-                    let have = half.tables.get(table).unwrap_or(&none);
+                    let have = half.tables.entry(*table).or_default();
                     table_plan::remember(want, have, half.seen.entry(*table).or_default());
                 }
             }
             let mut plans = plan_tables(half, &wanted, leftovers);
-            if plans.iter().any(|(_, p)| p.removes) {
+            let both = |f: fn(&TablePlan) -> bool| plans.iter().any(|(_, p)| f(p));
+            if both(|p| p.removes) && both(|p| p.left) {
                 // The kernel waits anyhow.
                 plans = plan_tables(half, &wanted, Leftovers::Remove);
             }
@@ -334,11 +355,9 @@ impl Driver {
             for (table, plan) in plans {
                 let none = Wanted::default();
                 let want = wanted.get(&table).unwrap_or(&none);
-                table_plan::assume(plan, want, half.tables.entry(table).or_default());
-                // How the kernel prints what was just written is not known yet.
-                if let Some(seen) = half.seen.get_mut(&table) {
-                    table_plan::forget(want, seen);
-                }
+                let (have, seen) =
+                    (half.tables.entry(table).or_default(), half.seen.entry(table).or_default());
+                table_plan::assume(plan, want, have, seen);
             }
         }
         // Chains that were left may still refer to sets.
@@ -363,53 +382,60 @@ impl Driver {
     fn apply_nft(
         &mut self,
         layouts: &BTreeMap<Family, Layout>,
+        changed: Option<&Changed>,
         leftovers: Leftovers,
     ) -> Result<bool, DriveError> {
-        let mut plans = self.plan_nft(layouts, leftovers);
-        if plans.iter().any(|(_, p)| p.removes) {
-            plans = self.plan_nft(layouts, Leftovers::Remove);
+        let mut parts = Vec::new();
+        for (family, layout) in layouts {
+            let Some(half) = self.halves.get_mut(family) else { continue };
+            let wanted = layout.nft(*family, &mut half.cache);
+            half.cache.keep(layout);
+            if changed.is_none() {
+                nft_plan::recognise(&wanted, &mut half.nft);
+            }
+            let only = changed.map(|c| touched(*family, layout, &half.nft.sets, c));
+            parts.push((*family, layout, wanted, only));
         }
-        self.untidy = plans.iter().any(|(_, p)| p.left);
-        let input: String = plans.iter().map(|(_, p)| p.input.as_str()).collect();
+        let plans = |halves: &BTreeMap<Family, Half>, leftovers| {
+            let each = parts.iter().filter_map(|(family, layout, wanted, only)| {
+                let have = &halves.get(family)?.nft;
+                let plan = nft_plan::plan(*family, wanted, &layout.sets, have, leftovers, only.as_ref());
+                Some((*family, plan))
+            });
+            each.collect::<Vec<_>>()
+        };
+        let mut planned = plans(&self.halves, leftovers);
+        if planned.iter().any(|(_, p)| p.removes) && planned.iter().any(|(_, p)| p.left) {
+            // The kernel waits anyhow.
+            planned = plans(&self.halves, Leftovers::Remove);
+        }
+        self.untidy = planned.iter().any(|(_, p)| p.left);
+        let input: String = planned.iter().map(|(_, p)| p.input.as_str()).collect();
         if input.is_empty() {
             return Ok(false);
         }
-        for (_, plan) in &plans {
+        for (_, plan) in &planned {
             self.counters.chains += (plan.written + plan.removed) as u64;
             self.counters.members += (plan.added + plan.deleted) as u64;
         }
         self.counters.nft_writes += 1;
         self.nf.nft(&input)?;
-        for (family, plan) in plans {
+        for (family, plan) in planned {
             if let Some(half) = self.halves.get_mut(&family) {
-                half.nft = plan.assume();
+                plan.assume(&mut half.nft);
             }
         }
         Ok(true)
     }
 
-    fn plan_nft(
-        &mut self,
-        layouts: &BTreeMap<Family, Layout>,
-        leftovers: Leftovers,
-    ) -> Vec<(Family, nft_plan::NftPlan)> {
-        let mut out = Vec::new();
-        for (family, layout) in layouts {
-            let Some(half) = self.halves.get_mut(family) else { continue };
-            let wanted = layout.nft(*family, &mut half.cache);
-            half.cache.keep(layout);
-            out.push((*family, nft_plan::plan(*family, &wanted, &layout.sets, &half.nft, leftovers)));
-        }
-        out
-    }
-
     /// Changes members of sets and nothing else: one batch, whatever the number of sets. `false`: it needs `apply`.
     pub(crate) fn apply_members(&mut self, changed: &Changed) -> Result<bool, DriveError> {
-        if self.stale || changed.rules || !changed.whole.is_empty() {
+        if self.stale || self.fresh || changed.rules || !changed.whole.is_empty() {
             return Ok(false);
         }
         let mut input = String::new();
         let mut count = 0;
+        let mut done = Vec::new();
         for family in self.families.clone() {
             let Some(half) = self.halves.get(&family) else { continue };
             for d in &changed.members {
@@ -446,6 +472,7 @@ impl Driver {
                     }
                     None => return Ok(false),
                 }
+                done.push((family, name, added, removed));
             }
         }
         if input.is_empty() {
@@ -467,17 +494,15 @@ impl Driver {
             self.counters.errors += 1;
             return Err(e.into());
         }
-        for (family, half) in &mut self.halves {
-            for d in &changed.members {
-                let (name, added, removed) = Model::delta(*family, d);
-                if let Some(set) = half.sets.get_mut(&name) {
-                    set.members.retain(|m| !removed.contains(m));
-                    set.members.extend(&added);
+        for (family, name, added, removed) in done {
+            let Some(half) = self.halves.get_mut(&family) else { continue };
+            let sets = half.sets.get_mut(&name).map(|s| &mut s.members);
+            let nft = half.nft.sets.get_mut(&name).and_then(Option::as_mut).map(|(_, members)| members);
+            for members in sets.into_iter().chain(nft) {
+                for m in &removed {
+                    members.remove(m);
                 }
-                if let Some(Some((_, members))) = half.nft.sets.get_mut(&name) {
-                    members.retain(|m| !removed.contains(m));
-                    members.extend(&added);
-                }
+                members.extend(&added);
             }
         }
         Ok(true)
@@ -528,6 +553,22 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// Names of sets that are to be compared: members of those nobody touched need not be.
+fn touched<T>(
+    family: Family,
+    layout: &Layout,
+    have: &BTreeMap<String, T>,
+    changed: &Changed,
+) -> BTreeSet<String> {
+    let whole = changed.whole.iter().chain(changed.members.iter().map(|d| &d.id));
+    let mut names: BTreeSet<String> =
+        whole.map(|id| brindle_felix_core::rules::names::set(family, &id.0)).collect();
+    names.extend(layout.sets.keys().filter(|n| !have.contains_key(*n)).cloned());
+    names.extend(have.keys().filter(|n| !layout.sets.contains_key(*n)).cloned());
+    names.extend(layout.own_sets.iter().cloned());
+    names
 }
 
 /// The filter first: it is the one that protects.

@@ -34,6 +34,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     driver::{DriveError, Driver, Mode},
     handle::{PolicyHandle, PolicyInput, PolicyReport, PolicySetup, Verified},
+    readback::{Look, Reading},
 };
 
 /// How long what is left of workloads that have gone stays while nothing else happens, and at most.
@@ -46,6 +47,8 @@ const TOGETHER: usize = 1024;
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// First check after a write; the pause doubles up to the refresh interval.
 const CHECK: Duration = Duration::from_secs(1);
+/// A check that takes long is followed by a pause so many times as long.
+const REST: u32 = 20;
 
 /// Turns events of the store into what is active on this node. The calculation graph; a script in tests.
 pub trait Calculation: Send {
@@ -81,6 +84,11 @@ pub fn spawn_policy(
         failed: None,
         check_at: None,
         check_pause: CHECK,
+        check_now: false,
+        look: None,
+        found: None,
+        look_took: Duration::ZERO,
+        compared: Instant::now(),
         resources: Vec::new(),
         heard: false,
         revision: 0,
@@ -118,6 +126,15 @@ struct Engine {
     failed: Option<(Instant, Duration)>,
     check_at: Option<Instant>,
     check_pause: Duration,
+    /// Asked for by somebody who waits for it.
+    check_now: bool,
+    /// The reading of a check, under way.
+    look: Option<Look>,
+    /// What it found, to be compared.
+    found: Option<(Reading, u64)>,
+    /// How long the last reading took, and when the kernel was last compared with what is wanted.
+    look_took: Duration,
+    compared: Instant,
     resources: Vec<String>,
     /// Resources changed: what is wrong with them may have.
     heard: bool,
@@ -150,11 +167,17 @@ impl Engine {
             let tidy = self.tidy.map(|(at, _)| at);
             let wake = match self.failed {
                 Some((at, _)) => Some(at),
-                None => self.check_at.into_iter().chain(tidy).min(),
+                None => self.check_at.filter(|_| self.look.is_none()).into_iter().chain(tidy).min(),
             };
             let sleep = async {
                 match wake {
                     Some(t) => tokio::time::sleep_until(t.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let look = async {
+                match &mut self.look {
+                    Some(look) => (look.answer().await, look.since),
                     None => std::future::pending().await,
                 }
             };
@@ -163,6 +186,18 @@ impl Engine {
                     Some(input) => self.take(input),
                     None => return,
                 },
+                (answer, since) = look => {
+                    self.look = None;
+                    self.urgent = true;
+                    match answer {
+                        Some((Ok(reading), took)) => {
+                            self.look_took = took;
+                            self.found = Some((reading, since));
+                        }
+                        // What stands in the way shows when it is done again by ourselves.
+                        Some((Err(_), _)) | None => self.check_now = true,
+                    }
+                }
                 () = sleep => self.urgent = true,
             }
             for _ in 0..TOGETHER {
@@ -218,12 +253,20 @@ impl Engine {
                     if let SyncEvent::Upsert(entry) = e {
                         self.revision = self.revision.max(entry.revision.0);
                     }
-                    self.settings_stale |= self.inputs.apply(e) != Impact::Nothing;
+                    let kind = match e {
+                        SyncEvent::Upsert(entry) => Some(entry.key.kind),
+                        SyncEvent::Delete(key) => Some(key.kind),
+                        SyncEvent::InSync => None,
+                    };
+                    // Others say nothing about what the rules stand in, and endpoints are many.
+                    if kind.is_some_and(|k| around::KINDS.contains(&k)) {
+                        self.settings_stale |= self.inputs.apply(e) != Impact::Nothing;
+                    }
                     self.calculation.apply(e);
                 }
             }
             PolicyInput::Deltas(deltas) => self.learn(deltas),
-            PolicyInput::Check => self.check_at = Some(Instant::now()),
+            PolicyInput::Check => self.check_now = true,
             PolicyInput::Ask(who) => self.asked.push(who),
             PolicyInput::Heard(who) => self.waiting.push(who),
             PolicyInput::Verify(id, who) => self.verifying.push((id, who)),
@@ -343,10 +386,8 @@ impl Engine {
             self.postpone(now);
             return None;
         }
-        let check = self.check_at.is_some_and(|t| t <= now);
-        if check {
-            self.driver.doubt();
-        }
+        let found = self.found.take().is_some_and(|(reading, since)| self.driver.adopt(reading, since));
+        let check = self.check(now) || found;
         let tidy = self.tidy.is_some_and(|(at, _)| at <= now);
         let must = !self.applied || self.failed.is_some() || check || tidy;
         if !must && self.pending.is_empty() {
@@ -365,7 +406,7 @@ impl Engine {
             Err(e) => Err(e),
         };
         match result {
-            Ok(()) => Some(self.done(now, repairs)),
+            Ok(()) => Some(self.done(now, repairs, check)),
             Err(e) => {
                 let text = e.to_string();
                 if self.problem.as_ref() != Some(&text) {
@@ -379,7 +420,32 @@ impl Engine {
         }
     }
 
-    fn done(&mut self, now: Instant, repairs: u64) -> Changed {
+    /// Begins a check when one is due. `true`: reading cannot be left to another thread; the next write reads first.
+    fn check(&mut self, now: Instant) -> bool {
+        let due = self.look.is_none() && self.check_at.is_some_and(|t| t <= now);
+        // Whoever writes without a pause overtakes every reading.
+        let overdue = due && now.duration_since(self.compared) > self.settings.refresh + CHECK;
+        if due && !overdue && !self.check_now {
+            let families = self.driver.families().to_vec();
+            let writes = self.driver.writes();
+            self.look = self.driver.reader().and_then(|(nf, mode)| Look::begin(nf, mode, families, writes));
+            if self.look.is_some() {
+                self.check_at = Some(now + self.pause());
+                return false;
+            }
+        }
+        let must = due || std::mem::take(&mut self.check_now);
+        if must {
+            self.driver.doubt();
+        }
+        must
+    }
+
+    fn pause(&self) -> Duration {
+        self.check_pause.max(self.look_took * REST).min(self.settings.refresh)
+    }
+
+    fn done(&mut self, now: Instant, repairs: u64, checked: bool) -> Changed {
         if let Some(old) = self.problem.take() {
             tracing::info!(old = %old, new = "written", "policy");
         }
@@ -401,7 +467,13 @@ impl Engine {
         self.applied = true;
         self.failed = None;
         self.check_pause = if wrote { CHECK } else { (self.check_pause * 2).min(self.settings.refresh) };
-        self.check_at = Some(now + self.check_pause.min(self.settings.refresh));
+        // Those who write all the time do not put it off.
+        let next = Instant::now() + self.pause();
+        let due = self.check_at.filter(|at| !checked && *at < next);
+        self.check_at = Some(due.unwrap_or(next));
+        if checked {
+            self.compared = now;
+        }
         changed
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use brindle_config_core::pool::AllowedUse;
+use brindle_config_core::{Kind, pool::AllowedUse};
 use serde_json::Value;
 
 use super::{
@@ -11,6 +11,9 @@ use super::{
     marks::{DEFAULT_MASK, Marks},
 };
 use crate::{duration, inputs::Inputs};
+
+/// The kinds [`settings`] looks at.
+pub const KINDS: [Kind; 3] = [Kind::FelixConfiguration, Kind::IpPool, Kind::Node];
 
 /// Which back end is asked for (nftablesMode, iptablesBackend).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,6 +18,7 @@ pub mod model;
 pub mod names;
 pub mod nft;
 pub mod nft_plan;
+mod pods;
 pub mod policy;
 pub mod sets;
 pub mod table_plan;

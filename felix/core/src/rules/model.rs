@@ -15,12 +15,13 @@ use super::{
     ir::{Chain, Dispatch, Family, Rule, Table, Way},
     layout::{self, Layout, Surroundings},
     names,
+    pods::{Pods, PolicyOrProfile, Use, Used},
     policy::{self, Anonymous, Style},
     sets::{Member, SetKind, WantedSet, holdable},
 };
 use crate::policy::active::{
-    ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, EndpointTier, Interface, IpSetDelta, IpSetId,
-    IpSetKind, IpSetMember, PolicyDelta, PolicyId, PolicySettings,
+    ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, Interface, IpSetDelta, IpSetId, IpSetKind,
+    IpSetMember, PolicyDelta, PolicyId, PolicySettings,
 };
 
 /// A rendered chain and the sets it brought.
@@ -37,6 +38,7 @@ pub struct Model {
     sets: BTreeMap<IpSetId, [Arc<WantedSet>; 2]>,
     in_sync: bool,
     kept: BTreeMap<(Family, String), Kept>,
+    pods: Pods,
     style: Option<Style>,
     changed: Changed,
 }
@@ -247,9 +249,11 @@ impl Model {
             allow_vxlan: self.settings.allow_vxlan_from_workloads,
             allow_ipip: self.settings.allow_ipip_from_workloads,
         };
-        let endpoints: Vec<Arc<EndpointPolicy>> = self.endpoints.values().cloned().collect();
-        let spoofing: Vec<_> = endpoints
-            .iter()
+        let endpoints: Vec<Arc<EndpointPolicy>> =
+            self.endpoints.values().filter(|e| e.host.is_some()).cloned().collect();
+        let spoofing: Vec<_> = self
+            .endpoints
+            .values()
             .filter_map(|e| match (&e.interface, &e.host) {
                 (Interface::Name(dev), None) => Some(e.allowed_sources.iter().map(|n| (dev.clone(), *n))),
                 _ => None,
@@ -258,16 +262,17 @@ impl Model {
             .collect();
         layout::fixed(family, around, &self.settings, &spoofing, &mut out);
         // Chains of policies that endpoint chains in this table jump to.
-        let mut used: BTreeSet<(Table, String, PolicyOrProfile)> = BTreeSet::new();
-        pods(family, &shape, around, &endpoints, &mut out, &mut used);
-        hosts(&shape, around, &endpoints, address_of, &mut out, &mut used);
-        for (table, name, what) in used {
-            let kept = match &what {
+        let mut used = Used::default();
+        self.pods.put(family, &shape, around, &self.endpoints, &mut out, &mut used);
+        hosts(&shape, around, &endpoints, address_of, &mut out, &mut self.pods, &mut used);
+        for u in used.all {
+            let Use { table, name, what } = &*u;
+            let kept = match what {
                 PolicyOrProfile::Policy(id, inbound) => {
                     let p = self.policies.get(id).cloned();
                     self.shared(family, name.clone(), style, |sets| {
                         let rules = p.as_ref().map(|p| if *inbound { &p.inbound } else { &p.outbound });
-                        shared_chain(family, style, &name, &id.to_string(), *inbound, rules, sets)
+                        shared_chain(family, style, name, &id.to_string(), *inbound, rules, sets)
                     })
                 }
                 PolicyOrProfile::Profile(profile, inbound) => {
@@ -277,7 +282,7 @@ impl Model {
                         shared_chain(
                             family,
                             style,
-                            &name,
+                            name,
                             &format!("Profile {profile}"),
                             *inbound,
                             rules,
@@ -286,7 +291,7 @@ impl Model {
                     })
                 }
             };
-            out.put_shared(table, kept.0);
+            out.put_shared(*table, kept.0);
             out.sets.extend(kept.1);
         }
         out.own_sets = out.sets.keys().cloned().collect();
@@ -319,85 +324,19 @@ fn shared_chain(
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum PolicyOrProfile {
-    Policy(PolicyId, bool),
-    Profile(String, bool),
-}
-
-fn note(
-    table: Table,
-    tiers: &[EndpointTier],
-    profiles: &[String],
-    inbound: bool,
-    used: &mut BTreeSet<(Table, String, PolicyOrProfile)>,
-) {
-    for id in tiers.iter().flat_map(|t| if inbound { &t.ingress } else { &t.egress }) {
-        used.insert((table, policy_chain(id, inbound), PolicyOrProfile::Policy(id.clone(), inbound)));
-    }
-    for p in profiles {
-        used.insert((table, profile_chain(p, inbound), PolicyOrProfile::Profile(p.clone(), inbound)));
-    }
-}
-
-fn pods(
-    family: Family,
-    shape: &Shape,
-    around: &Surroundings,
-    endpoints: &[Arc<EndpointPolicy>],
-    out: &mut Layout,
-    used: &mut BTreeSet<(Table, String, PolicyOrProfile)>,
-) {
-    let (mut from, mut to) = (Vec::new(), Vec::new());
-    for e in endpoints.iter().filter(|e| e.host.is_none()) {
-        let Interface::Name(dev) = &e.interface else { continue };
-        if !speaks(e, family) {
-            continue;
-        }
-        for direction in [Direction::From, Direction::To] {
-            let chain = shape.pod(family, dev, e, direction);
-            match direction {
-                Direction::From => from.push((dev.clone(), chain.name.clone())),
-                Direction::To => to.push((dev.clone(), chain.name.clone())),
-            }
-            out.put(Table::Filter, chain);
-            if e.closed.is_none() {
-                note(Table::Filter, &e.tiers, &e.profiles, direction == Direction::To, used);
-            }
-        }
-    }
-    for (name, way, mut entries) in [(layout::FROM_WL, Way::In, from), (layout::TO_WL, Way::Out, to)] {
-        // Two endpoints that name one device: the later one would hide; both get what both allow is not sayable, so
-        // the first keeps it and the device's owner is named by the calculation.
-        entries.sort();
-        entries.dedup_by(|b, a| a.0 == b.0);
-        let otherwise =
-            vec![Rule::new(Vec::new(), around.deny.clone()).because("no endpoint is known for this device")];
-        let stems = around.prefixes.clone();
-        out.dispatches.push((Table::Filter, Dispatch { name: name.into(), way, stems, entries, otherwise }));
-    }
-}
-
-/// Whether a workload needs rules of a family. One that has addresses, and none of this family, may not send or receive
-/// in it: its device is then one no rule knows.
-fn speaks(e: &EndpointPolicy, family: Family) -> bool {
-    let mut nets = e.addresses.iter().chain(&e.allowed_sources).peekable();
-    nets.peek().is_none() || nets.any(|n| family.has(n))
-}
-
 fn hosts(
     shape: &Shape,
     around: &Surroundings,
     endpoints: &[Arc<EndpointPolicy>],
     address_of: &BTreeMap<IpAddr, String>,
     out: &mut Layout,
-    used: &mut BTreeSet<(Table, String, PolicyOrProfile)>,
+    pods: &mut Pods,
+    used: &mut Used,
 ) {
     // Device → endpoint; a device named explicitly beats one found by address, the lowest name wins.
     let mut by_device: BTreeMap<String, &EndpointPolicy> = BTreeMap::new();
     let mut any = None;
-    let all = || endpoints.iter().filter(|e| e.host.is_some());
-    for e in all() {
+    for e in endpoints {
         match &e.interface {
             Interface::Name(dev) => {
                 by_device.entry(dev.clone()).or_insert(e);
@@ -406,7 +345,7 @@ fn hosts(
             Interface::WithAddress => {}
         }
     }
-    for e in all().filter(|e| e.interface == Interface::WithAddress) {
+    for e in endpoints.iter().filter(|e| e.interface == Interface::WithAddress) {
         for dev in e.addresses.iter().filter_map(|n| address_of.get(&n.addr())) {
             by_device.entry(dev.clone()).or_insert(e);
         }
@@ -461,21 +400,21 @@ fn hosts(
         put(Table::Filter, layout::FROM_HEP_FORWARD, Way::In, shape.host_forward(&label, e, f));
         put(Table::Filter, layout::TO_HEP_FORWARD, Way::Out, shape.host_forward(&label, e, t));
         if e.closed.is_none() {
-            note(Table::Filter, &e.tiers, &e.profiles, true, used);
-            note(Table::Filter, &e.tiers, &e.profiles, false, used);
-            note(Table::Mangle, &e.tiers, &e.profiles, false, used);
-            note(Table::Filter, &host.forward, &[], true, used);
-            note(Table::Filter, &host.forward, &[], false, used);
+            pods.note(Table::Filter, &e.tiers, &e.profiles, true, used);
+            pods.note(Table::Filter, &e.tiers, &e.profiles, false, used);
+            pods.note(Table::Mangle, &e.tiers, &e.profiles, false, used);
+            pods.note(Table::Filter, &host.forward, &[], true, used);
+            pods.note(Table::Filter, &host.forward, &[], false, used);
         }
         if !host.untracked.is_empty() && device.is_some() {
             put(Table::Raw, layout::FROM_HEP, Way::In, shape.host_early(&label, &host.untracked, f, true));
             put(Table::Raw, layout::TO_HEP, Way::Out, shape.host_early(&label, &host.untracked, t, true));
-            note(Table::Raw, &host.untracked, &[], true, used);
-            note(Table::Raw, &host.untracked, &[], false, used);
+            pods.note(Table::Raw, &host.untracked, &[], true, used);
+            pods.note(Table::Raw, &host.untracked, &[], false, used);
         }
         if !host.pre_dnat.is_empty() {
             put(Table::Mangle, layout::FROM_HEP, Way::In, shape.host_early(&label, &host.pre_dnat, f, false));
-            note(Table::Mangle, &host.pre_dnat, &[], true, used);
+            pods.note(Table::Mangle, &host.pre_dnat, &[], true, used);
         }
     }
     for ((table, name, way), (mut entries, otherwise)) in dispatches {
@@ -506,6 +445,10 @@ impl TextCache {
 
     /// Drops what is not in use.
     pub fn keep(&mut self, layout: &Layout) {
+        // All of the layout's are here.
+        if self.0.len() == layout.chains.len() {
+            return;
+        }
         self.0.retain(|key, _| layout.chains.contains_key(key));
     }
 }

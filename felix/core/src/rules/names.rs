@@ -17,9 +17,10 @@ pub const COMMENT: &str = "bri:";
 
 /// Hexadecimal digits of a digest of `text`; `digits` ≤ 64.
 pub fn digest(text: &str, digits: usize) -> String {
-    let mut out: String = Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
-    out.truncate(digits);
-    out
+    const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    let digit = |n: u8| HEX.get(usize::from(n)).copied().unwrap_or_default();
+    let hash = Sha256::digest(text.as_bytes());
+    hash.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).take(digits).collect()
 }
 
 /// `prefix` and `id`, or a digest of the id when that is too long or not in iptables' letters. An id that looks like

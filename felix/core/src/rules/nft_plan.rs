@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
@@ -22,12 +23,42 @@ use super::{
 #[error("the answer of nft -j is not understood: {0}")]
 pub struct ListError(#[from] serde_json::Error);
 
+/// The tags of a chain's rules.
+#[derive(Clone, Debug)]
+pub enum Tags {
+    /// As read; an empty text is a rule without one.
+    Read(Vec<String>),
+    /// Those of this text: written, or read and compared. There are many, and this way they are kept once.
+    Of(Arc<Text>),
+}
+
+impl Tags {
+    /// The tags.
+    pub fn all(&self) -> &[String] {
+        match self {
+            Self::Read(tags) => tags,
+            Self::Of(text) => &text.tags,
+        }
+    }
+
+    fn are(&self, text: &Arc<Text>) -> bool {
+        matches!(self, Self::Of(t) if Arc::ptr_eq(t, text)) || self.all() == text.tags
+    }
+}
+
+impl PartialEq for Tags {
+    fn eq(&self, other: &Self) -> bool {
+        self.all() == other.all()
+    }
+}
+
+impl Eq for Tags {}
+
 /// Our table as read back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actual {
     pub exists: bool,
-    /// Chain → tags of its rules (empty text: a rule without one).
-    pub chains: BTreeMap<String, Vec<String>>,
+    pub chains: BTreeMap<String, Tags>,
     /// Set → members; `None`: members that we would never write.
     pub sets: BTreeMap<String, Option<(SetKind, BTreeSet<Member>)>>,
     /// Map → device → chain.
@@ -43,6 +74,33 @@ pub struct Wanted {
     pub maps: BTreeMap<String, VerdictMap>,
 }
 
+/// What is looked at of an answer; a rule's statements, by far the most of it, are passed over.
+#[derive(Deserialize)]
+struct Listing {
+    #[serde(default)]
+    nftables: Vec<Object>,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    chain: Option<NamedObject>,
+    rule: Option<RuleObject>,
+    set: Option<Value>,
+    map: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct NamedObject {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct RuleObject {
+    chain: String,
+    #[serde(default)]
+    comment: String,
+}
+
 fn text<'a>(v: &'a Value, key: &str) -> &'a str {
     v.get(key).and_then(Value::as_str).unwrap_or_default()
 }
@@ -50,28 +108,29 @@ fn text<'a>(v: &'a Value, key: &str) -> &'a str {
 /// Reads the answer; `None` means that there is no table.
 pub fn parse(json: Option<&str>) -> Result<Actual, ListError> {
     let Some(json) = json else { return Ok(Actual::default()) };
-    let all: Value = serde_json::from_str(json)?;
+    let all: Listing = serde_json::from_str(json)?;
     let mut out = Actual { exists: true, ..Actual::default() };
-    for object in all.get("nftables").and_then(Value::as_array).into_iter().flatten() {
-        if let Some(c) = object.get("chain") {
-            out.chains.entry(text(c, "name").to_owned()).or_default();
-        } else if let Some(r) = object.get("rule") {
-            let comment = text(r, "comment");
-            let tag = comment.strip_prefix(super::names::COMMENT).unwrap_or_default();
+    let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for object in all.nftables {
+        if let Some(c) = object.chain {
+            chains.entry(c.name).or_default();
+        } else if let Some(r) = object.rule {
+            let tag = r.comment.strip_prefix(super::names::COMMENT).unwrap_or_default();
             let tag = tag.split(';').next().unwrap_or_default();
-            out.chains.entry(text(r, "chain").to_owned()).or_default().push(tag.to_owned());
-        } else if let Some(s) = object.get("set") {
-            out.sets.insert(text(s, "name").to_owned(), members(s));
-        } else if let Some(m) = object.get("map") {
+            chains.entry(r.chain).or_default().push(tag.to_owned());
+        } else if let Some(s) = object.set {
+            out.sets.insert(text(&s, "name").to_owned(), members(&s));
+        } else if let Some(m) = object.map {
             let pairs = m.get("elem").and_then(Value::as_array).into_iter().flatten();
             let elements = pairs.filter_map(|p| {
                 let (key, verdict) = (p.get(0)?.as_str()?, p.get(1)?);
                 let target = verdict.get("goto").and_then(|g| g.get("target")).and_then(Value::as_str);
                 Some((key.to_owned(), target.unwrap_or_default().to_owned()))
             });
-            out.maps.insert(text(m, "name").to_owned(), elements.collect());
+            out.maps.insert(text(&m, "name").to_owned(), elements.collect());
         }
     }
+    out.chains = chains.into_iter().map(|(name, tags)| (name, Tags::Read(tags))).collect();
     Ok(out)
 }
 
@@ -114,7 +173,17 @@ pub struct NftPlan {
     pub removes: bool,
     /// Something nobody needs stays until a plan that removes it.
     pub left: bool,
-    after: Actual,
+    /// What changes: what is there afterwards, `None` for what goes.
+    after: After,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct After {
+    /// The table is made anew: nothing of what was there stays.
+    anew: bool,
+    chains: BTreeMap<String, Option<Tags>>,
+    sets: BTreeMap<String, Option<(SetKind, BTreeSet<Member>)>>,
+    maps: BTreeMap<String, Option<BTreeMap<String, String>>>,
 }
 
 fn element(m: &Member) -> String {
@@ -135,16 +204,17 @@ pub fn elements(input: &mut String, verb: &str, fam: &str, set: &str, members: &
     }
 }
 
-/// Plans one family's table.
+/// Plans one family's table. `only`: just these sets are compared.
 pub fn plan(
     family: Family,
     wanted: &Wanted,
     sets: &WantedSets,
     actual: &Actual,
     leftovers: Leftovers,
+    only: Option<&BTreeSet<String>>,
 ) -> NftPlan {
     let (fam, table) = (nft::family(family), nft::TABLE);
-    let mut out = NftPlan { after: complete(wanted, sets), ..NftPlan::default() };
+    let mut out = NftPlan::default();
     let mut input = String::new();
     // Writing to a String cannot fail.
     if !(actual.exists || wanted.chains.is_empty() && sets.is_empty()) {
@@ -152,10 +222,11 @@ pub fn plan(
     }
     let address = if family == Family::V4 { "ipv4_addr" } else { "ipv6_addr" };
     let mut again = BTreeSet::new();
-    for (name, want) in sets {
+    let none = BTreeSet::new();
+    for (name, want) in sets.iter().filter(|(name, _)| only.is_none_or(|o| o.contains(*name))) {
         let members = disjoint(&want.members);
         let have = match actual.sets.get(name) {
-            Some(Some((kind, have))) if *kind == want.kind => have.clone(),
+            Some(Some((kind, have))) if *kind == want.kind => have,
             other => {
                 if other.is_some() {
                     // A set of another form: every chain may refer to it, so all are written again around it.
@@ -166,24 +237,28 @@ pub fn plan(
                     SetKind::IpPort => format!("type {address} . inet_proto . inet_service;"),
                 };
                 let _ = writeln!(input, "add set {fam} {table} {name} {{ {form} }}");
-                BTreeSet::new()
+                out.after.sets.insert(name.clone(), Some((want.kind, BTreeSet::new())));
+                &none
             }
         };
         // Away first: a network may make room for one that covers it.
         let gone: Vec<&Member> = have.difference(&members).collect();
-        let new: Vec<&Member> = members.difference(&have).collect();
+        let new: Vec<&Member> = members.difference(have).collect();
         elements(&mut input, "delete", fam, name, &gone);
         elements(&mut input, "add", fam, name, &new);
         out.deleted += gone.len();
         out.added += new.len();
+        if !(gone.is_empty() && new.is_empty()) {
+            out.after.sets.insert(name.clone(), Some((want.kind, members)));
+        }
     }
-    let changed: Vec<&String> = wanted
+    let changed: Vec<(&String, &Arc<Text>)> = wanted
         .chains
         .iter()
-        .filter(|(name, text)| actual.chains.get(*name).is_none_or(|have| *have != text.tags))
-        .map(|(n, _)| n)
+        .filter(|(name, text)| actual.chains.get(*name).is_none_or(|have| !have.are(text)))
         .collect();
-    for name in &changed {
+    for (name, text) in &changed {
+        out.after.chains.insert((*name).clone(), Some(Tags::Of(Arc::clone(text))));
         match (actual.chains.contains_key(*name), wanted.bases.get(*name)) {
             (true, _) => {
                 out.removes = true;
@@ -200,13 +275,14 @@ pub fn plan(
     for (name, map) in &wanted.maps {
         let none = BTreeMap::new();
         let have = actual.maps.get(name).unwrap_or(&none);
+        let mut after = map.elements.clone();
         if !actual.maps.contains_key(name) {
             let _ = writeln!(input, "add map {fam} {table} {name} {{ type ifname : verdict; }}");
         }
         for (dev, chain) in have.iter().filter(|(d, c)| map.elements.get(*d) != Some(c)) {
             if leftovers == Leftovers::Keep && !map.elements.contains_key(dev) {
                 out.left = true;
-                out.after.maps.entry(name.clone()).or_default().insert(dev.clone(), chain.clone());
+                after.insert(dev.clone(), chain.clone());
                 continue;
             }
             let _ = writeln!(input, "delete element {fam} {table} {name} {{ \"{dev}\" }}");
@@ -217,9 +293,10 @@ pub fn plan(
             let _ = writeln!(input, "add element {fam} {table} {name} {{ \"{dev}\" : goto {chain} }}");
             out.added += 1;
         }
+        out.after.maps.insert(name.clone(), Some(after));
     }
-    for name in &changed {
-        for line in wanted.chains.get(*name).map(|t| &t.lines).into_iter().flatten() {
+    for (name, text) in &changed {
+        for line in &text.lines {
             let _ = writeln!(input, "add rule {fam} {table} {name} {line}");
         }
     }
@@ -231,9 +308,11 @@ pub fn plan(
     let any = !(gone.is_empty() && maps.is_empty() && old_sets.is_empty());
     if any && leftovers == Leftovers::Keep {
         out.left = true;
-        out.after.keep(actual);
     } else {
         out.removes |= any;
+        out.after.chains.extend(gone.iter().map(|n| ((*n).clone(), None)));
+        out.after.maps.extend(maps.iter().map(|n| ((*n).clone(), None)));
+        out.after.sets.extend(old_sets.iter().map(|n| ((*n).clone(), None)));
         for name in &gone {
             let _ = writeln!(input, "flush chain {fam} {table} {name}");
         }
@@ -250,42 +329,44 @@ pub fn plan(
     }
     if !again.is_empty() {
         // Atomic all the same: the table goes and comes back in one transaction.
-        let fresh = plan(family, wanted, sets, &Actual::default(), Leftovers::Remove);
+        let fresh = plan(family, wanted, sets, &Actual::default(), Leftovers::Remove, None);
         let input = format!("delete table {fam} {table}\n{}", fresh.input);
-        return NftPlan { input, removes: true, ..fresh };
+        let after = After { anew: true, ..fresh.after };
+        return NftPlan { input, removes: true, after, ..fresh };
     }
     out.input = input;
     out
 }
 
-impl Actual {
-    /// What else there is stays.
-    fn keep(&mut self, before: &Self) {
-        for (name, tags) in &before.chains {
-            self.chains.entry(name.clone()).or_insert_with(|| tags.clone());
-        }
-        for (name, set) in &before.sets {
-            self.sets.entry(name.clone()).or_insert_with(|| set.clone());
-        }
-        for (name, map) in &before.maps {
-            self.maps.entry(name.clone()).or_insert_with(|| map.clone());
-        }
+fn change<T>(map: &mut BTreeMap<String, T>, name: String, to: Option<T>) {
+    match to {
+        Some(to) => drop(map.insert(name, to)),
+        None => drop(map.remove(&name)),
     }
 }
 
 impl NftPlan {
-    /// What the table holds when the plan has been carried out.
-    pub fn assume(self) -> Actual {
-        self.after
+    /// What the table holds when the plan has been carried out: believed until it is read back.
+    pub fn assume(self, actual: &mut Actual) {
+        if self.after.anew {
+            *actual = Actual::default();
+        }
+        // An input begins with the table, or there was one.
+        actual.exists |= !self.input.is_empty();
+        self.after.chains.into_iter().for_each(|(name, c)| change(&mut actual.chains, name, c));
+        self.after.maps.into_iter().for_each(|(name, m)| change(&mut actual.maps, name, m));
+        for (name, set) in self.after.sets {
+            change(&mut actual.sets, name, set.map(Some));
+        }
     }
 }
 
-fn complete(wanted: &Wanted, sets: &WantedSets) -> Actual {
-    Actual {
-        exists: !(wanted.chains.is_empty() && sets.is_empty()),
-        chains: wanted.chains.iter().map(|(n, t)| (n.clone(), t.tags.clone())).collect(),
-        sets: sets.iter().map(|(n, s)| (n.clone(), Some((s.kind, disjoint(&s.members))))).collect(),
-        maps: wanted.maps.iter().map(|(n, m)| (n.clone(), m.elements.clone())).collect(),
+/// Keeps of what was read and is as wanted no more than that.
+pub fn recognise(wanted: &Wanted, actual: &mut Actual) {
+    for (name, tags) in &mut actual.chains {
+        if let Some(text) = wanted.chains.get(name).filter(|text| tags.are(text)) {
+            *tags = Tags::Of(Arc::clone(text));
+        }
     }
 }
 
@@ -330,30 +411,39 @@ mod tests {
         (Wanted { chains, bases, maps: BTreeMap::from([(map.name.clone(), map)]) }, sets)
     }
 
+    /// The table when everything has been written.
+    fn carried_out(wanted: &Wanted, sets: &WantedSets) -> Actual {
+        let mut out = Actual::default();
+        plan(Family::V4, wanted, sets, &out, Leftovers::Remove, None).assume(&mut out);
+        out
+    }
+
     #[test]
     fn from_nothing_in_an_order_without_forward_references_and_then_nothing() {
         let (wanted, sets) = example();
-        let p = plan(Family::V4, &wanted, &sets, &Actual::default(), Leftovers::Remove);
+        let p = plan(Family::V4, &wanted, &sets, &Actual::default(), Leftovers::Remove, None);
         insta::assert_snapshot!(p.input);
-        let again = plan(Family::V4, &wanted, &sets, &p.assume(), Leftovers::Remove);
+        let mut have = Actual::default();
+        p.assume(&mut have);
+        let again = plan(Family::V4, &wanted, &sets, &have, Leftovers::Remove, None);
         assert_eq!((&*again.input, again.left), ("", false));
     }
 
     #[test]
     fn one_member_is_one_line() {
         let (wanted, mut sets) = example();
-        let actual = complete(&wanted, &sets);
+        let actual = carried_out(&wanted, &sets);
         Arc::make_mut(sets.get_mut("brindle4-a").unwrap()).members.insert(Member::parse("10.0.0.9").unwrap());
-        let p = plan(Family::V4, &wanted, &sets, &actual, Leftovers::Remove);
+        let p = plan(Family::V4, &wanted, &sets, &actual, Leftovers::Remove, None);
         assert_eq!(p.input, "add element ip brindle brindle4-a { 10.0.0.9 }\n");
     }
 
     #[test]
     fn a_set_of_another_form_is_replaced_with_its_table() {
         let (wanted, mut sets) = example();
-        let actual = complete(&wanted, &sets);
+        let actual = carried_out(&wanted, &sets);
         Arc::make_mut(sets.get_mut("brindle4-a").unwrap()).kind = SetKind::IpPort;
-        let p = plan(Family::V4, &wanted, &sets, &actual, Leftovers::Remove);
+        let p = plan(Family::V4, &wanted, &sets, &actual, Leftovers::Remove, None);
         assert!(p.input.starts_with("delete table ip brindle\nadd table ip brindle\n"), "{}", p.input);
     }
 
@@ -366,13 +456,15 @@ mod tests {
         more.chains.insert(name.clone(), Arc::new(text));
         let map = more.maps.values_mut().next().unwrap();
         map.elements.insert("cali2".into(), name);
-        let both = complete(&more, &sets);
-        let p = plan(Family::V4, &wanted, &sets, &both, Leftovers::Keep);
+        let both = carried_out(&more, &sets);
+        let p = plan(Family::V4, &wanted, &sets, &both, Leftovers::Keep, None);
         assert!(p.input.is_empty() && p.left, "{p:?}");
-        assert_eq!(p.assume(), both);
-        let p = plan(Family::V4, &more, &sets, &complete(&wanted, &sets), Leftovers::Keep);
+        let mut after = both.clone();
+        p.assume(&mut after);
+        assert_eq!(after, both);
+        let p = plan(Family::V4, &more, &sets, &carried_out(&wanted, &sets), Leftovers::Keep, None);
         assert!(!p.removes && !p.left, "{p:?}");
-        let p = plan(Family::V4, &wanted, &sets, &both, Leftovers::Remove);
+        let p = plan(Family::V4, &wanted, &sets, &both, Leftovers::Remove, None);
         assert!(p.removes && p.removed == 1 && p.deleted == 1, "{p:?}");
     }
 }

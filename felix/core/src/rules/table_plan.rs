@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
 };
 
@@ -23,11 +24,40 @@ pub struct SaveError {
     pub text: String,
 }
 
+/// The rules of a chain of ours, without the chain's name.
+#[derive(Clone, Debug)]
+pub enum Rules {
+    /// As the kernel prints them.
+    Read(Vec<String>),
+    /// What was left of some and put to others, in whoever's words.
+    Believed(Vec<String>),
+    /// Those of this text: written, or read and compared. There are many, and this way they are kept once.
+    Of(Arc<Text>),
+}
+
+impl Rules {
+    /// The rules.
+    pub fn lines(&self) -> &[String] {
+        match self {
+            Self::Read(lines) | Self::Believed(lines) => lines,
+            Self::Of(text) => &text.lines,
+        }
+    }
+}
+
+impl PartialEq for Rules {
+    fn eq(&self, other: &Self) -> bool {
+        self.lines() == other.lines()
+    }
+}
+
+impl Eq for Rules {}
+
 /// A table as read back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actual {
-    /// Our chains: rules without the chain's name, as the kernel prints them.
-    pub chains: BTreeMap<String, Vec<String>>,
+    /// Our chains.
+    pub chains: BTreeMap<String, Rules>,
     /// The kernel's and other people's chains that hold, or may hold, rules of ours.
     pub others: BTreeMap<String, Vec<String>>,
     /// Rules that are not ours.
@@ -80,12 +110,17 @@ pub fn parse(text: &str) -> Result<BTreeMap<Table, Actual>, SaveError> {
         let Some(actual) = table.and_then(|t| out.get_mut(&t)) else { continue };
         if let Some(decl) = line.strip_prefix(':') {
             let name = decl.split(' ').next().filter(|n| !n.is_empty()).ok_or_else(bad)?;
-            let map = if is_our_chain(name) { &mut actual.chains } else { &mut actual.others };
-            map.entry(name.to_owned()).or_default();
+            if is_our_chain(name) {
+                actual.chains.entry(name.to_owned()).or_insert_with(|| Rules::Read(Vec::new()));
+            } else {
+                actual.others.entry(name.to_owned()).or_default();
+            }
         } else if let Some(rule) = line.strip_prefix("-A ") {
             let (chain, rest) = rule.split_once(' ').unwrap_or((rule, ""));
             if is_our_chain(chain) {
-                actual.chains.entry(chain.to_owned()).or_default().push(rest.to_owned());
+                // Rules follow the declaration of their chain.
+                let Some(Rules::Read(lines)) = actual.chains.get_mut(chain) else { return Err(bad()) };
+                lines.push(rest.to_owned());
             } else {
                 if !is_ours(rest) {
                     actual.foreign += 1;
@@ -121,9 +156,16 @@ pub struct Wanted {
     pub hooks: Vec<HookText>,
 }
 
-/// Chain → tag → how the kernel printed that rule when the chain was known to be as wanted: an edit that keeps our
-/// comments shows against it.
-pub type Seen = BTreeMap<String, BTreeMap<String, String>>;
+/// Chain → digest of a tag → digest of how the kernel printed that rule when the chain was known to be as wanted: an edit
+/// that keeps our comments shows against it.
+pub type Seen = BTreeMap<String, BTreeMap<u64, u64>>;
+
+/// Of a text of our own making or of the kernel's, for comparison within this process.
+fn digest(text: &str) -> u64 {
+    let mut h = DefaultHasher::new();
+    text.hash(&mut h);
+    h.finish()
+}
 
 /// Input for iptables-restore, and what it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -141,7 +183,7 @@ pub struct TablePlan {
     /// Something nobody needs stays until a plan that removes it.
     pub left: bool,
     /// What changes of our chains: the rules they have afterwards, `None` for those that go.
-    after: BTreeMap<String, Option<Vec<String>>>,
+    after: BTreeMap<String, Option<Rules>>,
 }
 
 impl TablePlan {
@@ -178,14 +220,14 @@ pub fn plan(table: Table, wanted: &Wanted, actual: &Actual, seen: &Seen, leftove
             Some(have)
                 if text.loose > 0 && choose(name, text, have, seen, leftovers, &mut out, &mut lines) => {}
             have => {
-                out.removes |= have.is_some_and(|rules| !rules.is_empty());
+                out.removes |= have.is_some_and(|rules| !rules.lines().is_empty());
                 // Declaring a chain empties it. Writing to a String cannot fail.
                 let _ = writeln!(lines.declare, ":{name} - [0:0]");
                 for line in &text.lines {
                     let _ = writeln!(lines.rules, "-A {name} {line}");
                 }
                 out.written += 1;
-                out.after.insert(name.clone(), Some(text.lines.clone()));
+                out.after.insert(name.clone(), Some(Rules::Of(Arc::clone(text))));
             }
         }
     }
@@ -211,22 +253,27 @@ pub fn plan(table: Table, wanted: &Wanted, actual: &Actual, seen: &Seen, leftove
 /// Mends a chain whose choices differ by adding and removing choices. `false`: it must be written anew.
 fn choose(
     name: &str,
-    text: &Text,
-    have: &[String],
+    text: &Arc<Text>,
+    have: &Rules,
     seen: &Seen,
     leftovers: Leftovers,
     out: &mut TablePlan,
     lines: &mut Lines,
 ) -> bool {
+    if edited(name, have, seen) {
+        return false;
+    }
+    let have = have.lines();
     let end = text.tags.get(text.loose..).unwrap_or_default();
     let Some(choices) = have.len().checked_sub(end.len()) else { return false };
     let (have_choices, have_end) = have.split_at(choices);
     let tags: Option<BTreeSet<&str>> = have_choices.iter().map(|l| tag(l)).collect();
     let Some(tags) = tags.filter(|t| t.len() == choices) else { return false };
-    if !have_end.iter().zip(end).all(|(line, want)| tag(line) == Some(want)) || edited(name, have, seen) {
+    if !have_end.iter().zip(end).all(|(line, want)| tag(line) == Some(want)) {
         return false;
     }
     let wanted: BTreeSet<&str> = text.tags.iter().take(text.loose).map(String::as_str).collect();
+    let mut left = false;
     let mut after = Vec::with_capacity(have.len() + 1);
     for (line, t) in text.lines.iter().zip(&text.tags).take(text.loose) {
         if !tags.contains(t.as_str()) {
@@ -242,16 +289,26 @@ fn choose(
             out.removes = true;
             let _ = writeln!(lines.rules, "-D {name} {line}");
         } else {
-            out.left |= unwanted;
+            left |= unwanted;
             after.push(line.clone());
         }
     }
     after.extend_from_slice(have_end);
+    out.left |= left;
+    // Their order means nothing.
+    let after = if left { Rules::Believed(after) } else { Rules::Of(Arc::clone(text)) };
     out.after.insert(name.to_owned(), Some(after));
     true
 }
 
-fn same(name: &str, text: &Text, have: &[String], seen: &Seen) -> bool {
+fn same(name: &str, text: &Arc<Text>, have: &Rules, seen: &Seen) -> bool {
+    if let Rules::Of(t) = have {
+        return Arc::ptr_eq(t, text) || t.tags == text.tags && t.loose == text.loose;
+    }
+    if edited(name, have, seen) {
+        return false;
+    }
+    let have = have.lines();
     if have.len() != text.tags.len() {
         return false;
     }
@@ -263,13 +320,16 @@ fn same(name: &str, text: &Text, have: &[String], seen: &Seen) -> bool {
         let have: BTreeSet<&str> = choices.iter().filter_map(|l| tag(l)).collect();
         have.len() == at && want_choices.iter().all(|t| have.contains(t.as_str()))
     };
-    choices_fit && in_order(end, want_end) && !edited(name, have, seen)
+    choices_fit && in_order(end, want_end)
 }
 
 /// Printed otherwise than before under the same tag: somebody edited the rule and kept the comment.
-pub(super) fn edited(name: &str, have: &[String], seen: &Seen) -> bool {
-    let Some(known) = seen.get(name) else { return false };
-    have.iter().any(|line| tag(line).and_then(|t| known.get(t)).is_some_and(|before| before != line))
+pub(super) fn edited(name: &str, have: &Rules, seen: &Seen) -> bool {
+    let (Rules::Read(have), Some(known)) = (have, seen.get(name)) else { return false };
+    have.iter().any(|line| {
+        let before = tag(line).and_then(|t| known.get(&digest(t)));
+        before.is_some_and(|before| *before != digest(line))
+    })
 }
 
 fn mend_hooks(wanted: &Wanted, actual: &Actual, out: &mut TablePlan, rules: &mut String) {
@@ -303,37 +363,40 @@ fn mend_hooks(wanted: &Wanted, actual: &Actual, out: &mut TablePlan, rules: &mut
     }
 }
 
-/// Remembers how the kernel prints the rules of chains that are as wanted.
-pub fn remember(wanted: &Wanted, actual: &Actual, seen: &mut Seen) {
-    forget(wanted, seen);
+/// Remembers how the kernel prints the rules of chains that are as wanted, and no longer the rules themselves.
+pub fn remember(wanted: &Wanted, actual: &mut Actual, seen: &mut Seen) {
+    seen.retain(|name, _| wanted.chains.contains_key(name));
     for (name, text) in &wanted.chains {
-        let Some(have) = actual.chains.get(name).filter(|have| same(name, text, have, seen)) else {
+        forget(text, seen);
+        let Some(have) = actual.chains.get_mut(name).filter(|have| same(name, text, have, seen)) else {
             continue;
         };
+        let Rules::Read(lines) = have else { continue };
         let known = seen.entry(name.clone()).or_default();
-        for line in have {
-            if let Some(t) = tag(line).filter(|t| !known.contains_key(*t)) {
-                known.insert(t.to_owned(), line.clone());
+        for line in lines {
+            if let Some(t) = tag(line) {
+                known.entry(digest(t)).or_insert_with(|| digest(line));
             }
         }
+        *have = Rules::Of(Arc::clone(text));
     }
 }
 
-/// Forgets how rules were printed that are not wanted any more.
-pub fn forget(wanted: &Wanted, seen: &mut Seen) {
-    seen.retain(|name, known| {
-        let Some(text) = wanted.chains.get(name) else { return false };
-        if known.len() != text.tags.len() || !text.tags.iter().all(|t| known.contains_key(t)) {
-            let tags: BTreeSet<&String> = text.tags.iter().collect();
-            known.retain(|t, _| tags.contains(t));
-        }
-        true
-    });
+/// Forgets how rules of a chain were printed that are not wanted any more.
+fn forget(text: &Text, seen: &mut Seen) {
+    let Some(known) = seen.get_mut(&text.name) else { return };
+    let tags: BTreeSet<u64> = text.tags.iter().map(|t| digest(t)).collect();
+    known.retain(|t, _| tags.contains(t));
 }
 
 /// What the table looks like when the plan has been carried out: believed until it is read back.
-pub fn assume(plan: TablePlan, wanted: &Wanted, actual: &mut Actual) {
+/// How the kernel prints what was just written is not known yet.
+pub fn assume(plan: TablePlan, wanted: &Wanted, actual: &mut Actual, seen: &mut Seen) {
     for (name, rules) in plan.after {
+        match wanted.chains.get(&name) {
+            Some(text) => forget(text, seen),
+            None => drop(seen.remove(&name)),
+        }
         match rules {
             Some(rules) => actual.chains.insert(name, rules),
             None => actual.chains.remove(&name),
@@ -391,7 +454,21 @@ mod tests {
 
     fn carry_out(want: &Wanted, have: &mut Actual) {
         let p = plan(Table::Filter, want, have, &Seen::new(), Leftovers::Remove);
-        assume(p, want, have);
+        assume(p, want, have, &mut Seen::new());
+    }
+
+    /// As if it had been read: the kernel prints what was written.
+    fn as_read(have: &mut Actual) {
+        for rules in have.chains.values_mut() {
+            *rules = Rules::Read(rules.lines().to_vec());
+        }
+    }
+
+    fn read<'a>(have: &'a mut Actual, chain: &str) -> &'a mut Vec<String> {
+        match have.chains.get_mut(chain).unwrap() {
+            Rules::Read(lines) => lines,
+            other => unreachable!("{other:?} was not read"),
+        }
     }
 
     fn choosing(devices: &[&str]) -> Wanted {
@@ -412,13 +489,13 @@ mod tests {
         let p = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Keep);
         assert!(!p.removes && p.left, "{p:?}");
         insta::assert_snapshot!(p.input);
-        assume(p, &want, &mut have);
+        assume(p, &want, &mut have, &mut Seen::new());
         let idle = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Keep);
         assert!(idle.is_empty() && idle.left, "{idle:?}");
         let p = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove);
         assert!(p.removes && !p.left, "{p:?}");
         insta::assert_snapshot!(p.input);
-        assume(p, &want, &mut have);
+        assume(p, &want, &mut have, &mut Seen::new());
         assert!(plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove).is_empty());
     }
 
@@ -427,15 +504,17 @@ mod tests {
         let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
         carry_out(&choosing(&["a", "c"]), &mut have);
         let mut seen = Seen::new();
-        remember(&choosing(&["a", "c"]), &have, &mut seen);
+        as_read(&mut have);
+        remember(&choosing(&["a", "c"]), &mut have, &mut seen);
+        as_read(&mut have);
         let want = choosing(&["a", "b", "c"]);
         let good = have.clone();
-        let line = &mut have.chains.get_mut("brindle-FORWARD").unwrap()[0];
+        let line = &mut read(&mut have, "brindle-FORWARD")[0];
         *line = line.replace("-g brindle-a", "-j ACCEPT");
         let p = plan(Table::Filter, &want, &have, &seen, Leftovers::Keep);
         assert!(p.removes && p.input.contains(":brindle-FORWARD"), "{p:?}");
         let mut have = good;
-        have.chains.get_mut("brindle-FORWARD").unwrap().pop();
+        read(&mut have, "brindle-FORWARD").pop();
         let p = plan(Table::Filter, &want, &have, &seen, Leftovers::Keep);
         assert!(p.removes && p.input.contains(":brindle-FORWARD"), "{p:?}");
     }
@@ -459,7 +538,7 @@ mod tests {
         let p = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove);
         assert_eq!((p.written, p.removed, p.mended), (2, 0, 1));
         insta::assert_snapshot!(p.input);
-        assume(p, &want, &mut have);
+        assume(p, &want, &mut have, &mut Seen::new());
         assert!(plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove).is_empty());
         assert_eq!(have.others["FORWARD"].len(), 3, "the foreign rule stays between ours: {have:?}");
     }
@@ -470,7 +549,7 @@ mod tests {
         let mut have = Actual::default();
         let p = plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove);
         assert_eq!(p.mended, 1);
-        assume(p, &want, &mut have);
+        assume(p, &want, &mut have, &mut Seen::new());
         assert!(plan(Table::Filter, &want, &have, &Seen::new(), Leftovers::Remove).is_empty());
     }
 
@@ -479,7 +558,7 @@ mod tests {
         let want = example();
         let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
         carry_out(&want, &mut have);
-        have.chains.insert("brindle-old".into(), vec!["-j DROP".into()]);
+        have.chains.insert("brindle-old".into(), Rules::Read(vec!["-j DROP".into()]));
         have.others.insert(
             "INPUT".into(),
             vec!["-p 4 -j brindle-ipip".into(), "-p 5 -j brindle-old".into(), "-j ACCEPT".into()],
@@ -497,12 +576,14 @@ mod tests {
         let mut have = parse(FOREIGN).unwrap().remove(&Table::Filter).unwrap();
         carry_out(&want, &mut have);
         let mut seen = Seen::new();
-        remember(&want, &have, &mut seen);
+        as_read(&mut have);
+        remember(&want, &mut have, &mut seen);
+        as_read(&mut have);
         let good = have.clone();
-        have.chains.get_mut("brindle-x").unwrap().clear();
+        read(&mut have, "brindle-x").clear();
         assert_eq!(plan(Table::Filter, &want, &have, &seen, Leftovers::Remove).written, 1);
         let mut have = good.clone();
-        let line = &mut have.chains.get_mut("brindle-x").unwrap()[0];
+        let line = &mut read(&mut have, "brindle-x")[0];
         *line = line.replace("DROP", "ACCEPT");
         let p = plan(Table::Filter, &want, &have, &seen, Leftovers::Remove);
         assert!(p.written == 1 && p.input.contains("-j DROP"), "{p:?}");

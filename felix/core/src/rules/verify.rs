@@ -42,7 +42,8 @@ pub fn iptables(
         for name in &met.chains {
             let Some(text) = want.chains.get(name) else { continue };
             let rules = have.chains.get(name).map(|lines| {
-                let tags = lines.iter().map(|l| table_plan::tag(l).unwrap_or_default().to_owned()).collect();
+                let tags =
+                    lines.lines().iter().map(|l| table_plan::tag(l).unwrap_or_default().to_owned()).collect();
                 Rules { tags, edited: table_plan::edited(name, lines, seen) }
             });
             judge_chain(&place(name), text, rules.as_ref(), &mut out);
@@ -79,7 +80,7 @@ pub fn nftables(
     met.chains.extend(wanted.bases.keys().cloned());
     for name in &met.chains {
         let Some(text) = wanted.chains.get(name) else { continue };
-        let rules = actual.chains.get(name).map(|tags| Rules { tags: tags.clone(), edited: false });
+        let rules = actual.chains.get(name).map(|tags| Rules { tags: tags.all().to_vec(), edited: false });
         judge_chain(&place(name), text, rules.as_ref(), &mut out);
     }
     for name in &met.maps {
@@ -275,7 +276,7 @@ mod tests {
             let (wanted, sets) = wanted();
             let mut table = table_plan::Actual::default();
             for (name, text) in &wanted[&Table::Filter].chains {
-                table.chains.insert(name.clone(), text.lines.clone());
+                table.chains.insert(name.clone(), table_plan::Rules::Read(text.lines.clone()));
             }
             table.others.insert("FORWARD".into(), wanted[&Table::Filter].hooks[0].text.lines.clone());
             let sets = sets.into_iter().map(|(name, want)| {
@@ -292,7 +293,10 @@ mod tests {
         }
 
         fn chain(&mut self, name: &str) -> &mut Vec<String> {
-            self.table.chains.get_mut(name).unwrap()
+            match self.table.chains.get_mut(name).unwrap() {
+                table_plan::Rules::Read(lines) => lines,
+                other => unreachable!("{other:?} was not read"),
+            }
         }
     }
 
