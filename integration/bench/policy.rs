@@ -1,7 +1,8 @@
-//! `bench-policy [--pods N] [--policies N] [--cluster N] [--packets N] [--back-end B]`: what network policy costs. The
-//! start of a node with everything to write, beside what the kernel's tools take of it; one pod that appears elsewhere
-//! and is a member of fifty sets; one new pod here; and a packet's way through the rules with ever more policies in the
-//! cluster. Needs root; everything happens in namespaces of its own.
+//! `bench-policy [--pods N] [--policies N] [--cluster N] [--rounds N] [--packets N] [--back-end B]`: what network policy
+//! costs. The start of a node with everything to write, beside what the kernel's tools take of it; one pod that appears
+//! elsewhere and is a member of fifty sets, and one new pod here, each some times; and a packet's way through the rules
+//! with ever more policies in the cluster. Needs root; everything happens in namespaces of its own, and each back end
+//! starts in a process of its own, so that its memory is its own.
 #![allow(clippy::print_stdout, reason = "the table is the product")]
 
 use std::{
@@ -36,16 +37,30 @@ const TICKS: u64 = 100;
 /// Sets that the pod appearing elsewhere is a member of.
 const SETS: usize = 50;
 
+/// Events in one batch of the store's follower at most.
+const BATCH: usize = 1024;
+
 struct Args {
     pods: usize,
     policies: usize,
     cluster: usize,
+    rounds: usize,
     packets: u32,
+    /// Just the start, with one back end: what the process of each is told.
+    start: bool,
     back_ends: Vec<BackEnd>,
 }
 
 fn args() -> Result<Args> {
-    let mut a = Args { pods: 250, policies: 2000, cluster: 20_000, packets: 100_000, back_ends: Vec::new() };
+    let mut a = Args {
+        pods: 250,
+        policies: 2000,
+        cluster: 20_000,
+        rounds: 10,
+        packets: 100_000,
+        start: false,
+        back_ends: Vec::new(),
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().with_context(|| format!("{word} needs a value"))?;
@@ -54,6 +69,8 @@ fn args() -> Result<Args> {
             "--pods" => a.pods = number()?,
             "--policies" => a.policies = number()?,
             "--cluster" => a.cluster = number()?,
+            "--rounds" => a.rounds = number()?.max(1),
+            "--start" => a.start = value == "yes",
             "--packets" => a.packets = u32::try_from(number()?)?,
             "--back-end" => {
                 let b = BackEnd::ALL.into_iter().find(|b| b.name() == value);
@@ -69,14 +86,31 @@ fn args() -> Result<Args> {
 }
 
 fn main() -> Result<()> {
+    // As the agent does.
+    brindle_kernel::memory::limit_arenas(2);
     let args = args()?;
+    if args.start {
+        return args.back_ends.iter().try_for_each(|b| start(&args, *b));
+    }
     println!("{} pods here, {} policies, {} pods in the cluster", args.pods, args.policies, args.cluster);
+    println!("of {} rounds the middle one and the worst; memory in sync and after give_back\n", args.rounds);
     println!(
-        "{:<16} {:>9} {:>9} {:>10} {:>8} {:>8} {:>14} {:>12}",
-        "", "in sync", "own CPU", "tools' CPU", "ratio", "RSS", "one of 50 sets", "new pod here"
+        "{:<16} {:>8} {:>8} {:>10} {:>6} {:>12} {:>20} {:>20}",
+        "", "in sync", "own CPU", "tools' CPU", "ratio", "RSS, MiB", "one of 50 sets, ms", "new pod here, ms"
     );
     for b in &args.back_ends {
-        start(&args, *b)?;
+        let numbers = [args.pods, args.policies, args.cluster, args.rounds].map(|n| n.to_string());
+        let [pods, policies, cluster, rounds] = &numbers;
+        let status = std::process::Command::new(std::env::current_exe()?)
+            .args(["--start", "yes", "--back-end", b.name(), "--rounds", rounds])
+            .args(["--pods", pods, "--policies", policies, "--cluster", cluster])
+            .status()?;
+        if !status.success() {
+            bail!("{} did not start: {status}", b.name());
+        }
+    }
+    if args.packets == 0 {
+        return Ok(());
     }
     println!("\nµs per packet that policy judges, and of an established flow; 3 policies apply to the pod");
     println!("{:<16} {:>10} {:>8} {:>8} {:>8} {:>12}", "", "no policy", "10", "100", "1000", "established");
@@ -116,30 +150,31 @@ fn pod(i: usize, node: &str, labels: &Value) -> Value {
             "ipNetworks": [format!("10.{}.{}.{}/32", 10 + i / 65_536, i / 256 % 256, i % 256)]}})
 }
 
-/// Groups of forty for the policies' targets, five hundred applications for their peers.
-fn events(args: &Args, b: BackEnd) -> Result<Vec<SyncEvent>> {
-    let mut all = vec![event(json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
-        "metadata": {"name": "default"}, "spec": b.configuration()}))?];
-    for i in 0..args.cluster.max(args.pods) {
-        let node = if i < args.pods { "n1".to_owned() } else { format!("far-{}", i % 99) };
+/// Groups of forty for the policies' targets, five hundred applications for their peers. Made one by one, as they come
+/// from a store.
+fn events(args: &Args, b: BackEnd) -> impl Iterator<Item = Result<SyncEvent>> {
+    let felix = event(json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+        "metadata": {"name": "default"}, "spec": b.configuration()}));
+    let local = args.pods;
+    let pods = (0..args.cluster.max(local)).map(move |i| {
+        let node = if i < local { "n1".to_owned() } else { format!("far-{}", i % 99) };
         let labels = json!({"app": format!("app-{}", i % 500), "group": format!("g-{}", i % 40)});
-        all.push(event(pod(i, &node, &labels))?);
-    }
-    for i in 0..args.policies {
+        event(pod(i, &node, &labels))
+    });
+    let policies = (0..args.policies).map(|i| {
         let source = if i < SETS {
             format!("special == 'yes' && rank != '{i}'")
         } else {
             format!("app == 'app-{}'", i % 500)
         };
-        all.push(event(gnp(
+        event(gnp(
             &format!("policy-{i}"),
             json!({"selector": format!("group == 'g-{}'", i % 40), "types": ["Ingress"], "ingress": [
                 {"action": "Allow", "protocol": "TCP", "source": {"selector": source},
                     "destination": {"ports": [8080 + i % 10]}}]}),
-        ))?);
-    }
-    all.push(SyncEvent::InSync);
-    Ok(all)
+        ))
+    });
+    std::iter::once(felix).chain(pods).chain(policies).chain([Ok(SyncEvent::InSync)])
 }
 
 /// User and system time of this process and of the children it has waited for.
@@ -150,6 +185,13 @@ fn cpu() -> Result<(Duration, Duration)> {
     let [user, system, children_user, children_system] = fields[..] else { bail!("/proc/self/stat") };
     let time = |ticks: u64| Duration::from_millis(ticks * 1000 / TICKS);
     Ok((time(user + system), time(children_user + children_system)))
+}
+
+/// Processor time of the calling thread, which plays the store.
+fn store_cpu() -> Result<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let first = text.split_whitespace().next().context("/proc/thread-self/schedstat")?;
+    Ok(Duration::from_nanos(first.parse()?))
 }
 
 fn rss() -> Result<u64> {
@@ -164,6 +206,18 @@ struct Running {
 }
 
 impl Running {
+    /// Hands over what a store says, in batches of the size its follower makes.
+    fn feed(&self, events: impl Iterator<Item = Result<SyncEvent>>) -> Result<()> {
+        let mut events = events.peekable();
+        while events.peek().is_some() {
+            let batch = events.by_ref().take(BATCH).collect::<Result<Vec<_>>>()?;
+            if !self.runtime.block_on(self.handle.send(PolicyInput::Store(batch))) {
+                bail!("the policy thread is gone");
+            }
+        }
+        Ok(())
+    }
+
     /// Tells the thread and waits until it has done what follows.
     fn tell(&self, events: Vec<SyncEvent>) -> Result<PolicyReport> {
         self.runtime.block_on(async {
@@ -180,51 +234,67 @@ impl Running {
 
 fn start(args: &Args, b: BackEnd) -> Result<()> {
     let ns = TestNs::new(&format!("bp{}", b.name()));
-    let first = events(args, b)?;
     let setup = PolicySetup { node: "n1".into(), families: Vec::new() };
     let calculation = Calculated(Graph::new(Scope::Node("n1".into())));
     let (own, tools) = cpu()?;
+    let store = store_cpu()?;
     let begin = Instant::now();
     let handle =
         ns.ns().run(|| spawn_policy(&setup, Box::new(Tools::default()), Box::new(calculation)))??;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let running = Running { runtime, handle };
-    let report = running.tell(first)?;
+    running.feed(events(args, b))?;
+    let report = running.tell(Vec::new())?;
     let whole = begin.elapsed();
     if !report.in_sync || report.ready.len() != args.pods {
         bail!("not in sync: {:?}, {} ready", report.problems, report.ready.len());
     }
-    let (own, tools) = (cpu()?.0.saturating_sub(own), cpu()?.1.saturating_sub(tools));
-    let rss = rss()?;
+    let store = store_cpu()?.saturating_sub(store);
+    let own = cpu()?.0.saturating_sub(own).saturating_sub(store);
+    let tools = cpu()?.1.saturating_sub(tools);
+    let in_sync = rss()?;
+    brindle_kernel::memory::give_back()?;
+    let after = rss()?;
 
-    let special = json!({"app": "app-1", "group": "none", "special": "yes"});
-    let begin = Instant::now();
-    let after = running.tell(vec![event(pod(args.cluster + 1, "far-1", &special))?])?;
-    let member = begin.elapsed();
-    let (x, y) = (report.counters, after.counters);
-    let writes = y.set_writes + y.nft_writes - x.set_writes - x.nft_writes;
-    if writes != 1 || y.table_writes != x.table_writes {
-        bail!("one batch was expected, not {x:?} and then {y:?}");
-    }
+    let (mut member, mut here) = (Vec::new(), Vec::new());
+    for round in 0..args.rounds {
+        let special = json!({"app": "app-1", "group": "none", "special": "yes"});
+        let before = running.tell(Vec::new())?.counters;
+        let begin = Instant::now();
+        let after = running.tell(vec![event(pod(args.cluster + 2 * round, "far-1", &special))?])?;
+        member.push(begin.elapsed());
+        let (x, y) = (before, after.counters);
+        let writes = y.set_writes + y.nft_writes - x.set_writes - x.nft_writes;
+        if writes != 1 || y.table_writes != x.table_writes {
+            bail!("one batch was expected, not {x:?} and then {y:?}");
+        }
 
-    let begin = Instant::now();
-    let labels = json!({"app": "app-7", "group": "g-7"});
-    let last = running.tell(vec![event(pod(args.cluster + 2, "n1", &labels))?])?;
-    let here = begin.elapsed();
-    if last.ready.len() != args.pods + 1 {
-        bail!("the new pod is not ready: {:?}", last.problems);
+        let begin = Instant::now();
+        let labels = json!({"app": "app-7", "group": "g-7"});
+        let last = running.tell(vec![event(pod(args.cluster + 2 * round + 1, "n1", &labels))?])?;
+        here.push(begin.elapsed());
+        if last.ready.len() != args.pods + round + 1 {
+            bail!("the new pod is not ready: {:?}", last.problems);
+        }
     }
     let ratio = own.as_secs_f64() / tools.as_secs_f64().max(0.01);
     println!(
-        "{:<16} {:>7.2} s {:>7.2} s {:>8.2} s {ratio:>8.2} {rss:>4} MiB {:>11.1} ms {:>9.1} ms",
+        "{:<16} {:>6.2} s {:>6.2} s {:>8.2} s {ratio:>6.2} {:>12} {:>20} {:>20}",
         b.name(),
         whole.as_secs_f64(),
         own.as_secs_f64(),
         tools.as_secs_f64(),
-        member.as_secs_f64() * 1e3,
-        here.as_secs_f64() * 1e3
+        format!("{in_sync}, {after}"),
+        middle_and_worst(member),
+        middle_and_worst(here)
     );
     Ok(())
+}
+
+fn middle_and_worst(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    let ms = |d: Option<&Duration>| d.map_or(0.0, |d| d.as_secs_f64() * 1e3);
+    format!("{:.1}, {:.1}", ms(times.get(times.len() / 2)), ms(times.last()))
 }
 
 /// Policies of the cluster, three of which apply to ns1/p1; the last of them lets the packets in.
