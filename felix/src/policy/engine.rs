@@ -579,6 +579,10 @@ impl Engine {
                 Family::V4 => IpVersion::V4,
                 Family::V6 => IpVersion::V6,
             };
+            // The kernel walks through all it tracks, of every namespace.
+            if !alive.iter().chain(gone.iter().copied()).any(|a| family.has(&(*a).into())) {
+                continue;
+            }
             let nf = self.driver.netfilter();
             let result = nf.flows(version).and_then(|flows| {
                 let ends = |f: &Flow| [f.original.src, f.original.dst, f.reply.src, f.reply.dst];
