@@ -218,6 +218,21 @@ impl Running {
         Ok(())
     }
 
+    /// From an event of the store until what follows is in the kernel. Flows that are denied now are cut after that.
+    fn written(&self, event: SyncEvent) -> Result<Duration> {
+        let begin = Instant::now();
+        self.runtime.block_on(async {
+            let (tx, rx) = tokio::sync::oneshot::channel();
+            let sent = self.handle.send(PolicyInput::Store(vec![event])).await
+                && self.handle.send(PolicyInput::Heard(tx)).await;
+            if !sent {
+                bail!("the policy thread is gone");
+            }
+            Ok(tokio::time::timeout(Duration::from_secs(300), rx).await??)
+        })?;
+        Ok(begin.elapsed())
+    }
+
     /// Tells the thread and waits until it has done what follows.
     fn tell(&self, events: Vec<SyncEvent>) -> Result<PolicyReport> {
         self.runtime.block_on(async {
@@ -260,19 +275,17 @@ fn start(args: &Args, b: BackEnd) -> Result<()> {
     for round in 0..args.rounds {
         let special = json!({"app": "app-1", "group": "none", "special": "yes"});
         let before = running.tell(Vec::new())?.counters;
-        let begin = Instant::now();
-        let after = running.tell(vec![event(pod(args.cluster + 2 * round, "far-1", &special))?])?;
-        member.push(begin.elapsed());
+        member.push(running.written(event(pod(args.cluster + 2 * round, "far-1", &special))?)?);
+        let after = running.tell(Vec::new())?;
         let (x, y) = (before, after.counters);
         let writes = y.set_writes + y.nft_writes - x.set_writes - x.nft_writes;
         if writes != 1 || y.table_writes != x.table_writes {
             bail!("one batch was expected, not {x:?} and then {y:?}");
         }
 
-        let begin = Instant::now();
         let labels = json!({"app": "app-7", "group": "g-7"});
-        let last = running.tell(vec![event(pod(args.cluster + 2 * round + 1, "n1", &labels))?])?;
-        here.push(begin.elapsed());
+        here.push(running.written(event(pod(args.cluster + 2 * round + 1, "n1", &labels))?)?);
+        let last = running.tell(Vec::new())?;
         if last.ready.len() != args.pods + round + 1 {
             bail!("the new pod is not ready: {:?}", last.problems);
         }
