@@ -35,6 +35,8 @@ enum State {
     Idle,
     Connect,
     Active,
+    /// Connect or Active with a transport, while DelayOpenTimer runs.
+    Delayed(Endpoints),
     OpenSent(Endpoints),
     OpenConfirm(Arc<Session>),
     Established(Arc<Session>, Mono),
@@ -44,8 +46,8 @@ impl State {
     const fn kind(&self) -> StateKind {
         match self {
             Self::Idle => StateKind::Idle,
-            Self::Connect => StateKind::Connect,
-            Self::Active => StateKind::Active,
+            Self::Connect | Self::Delayed(Endpoints { initiator: Side::Us, .. }) => StateKind::Connect,
+            Self::Active | Self::Delayed(Endpoints { initiator: Side::Them, .. }) => StateKind::Active,
             Self::OpenSent(_) => StateKind::OpenSent,
             Self::OpenConfirm(_) => StateKind::OpenConfirm,
             Self::Established(..) => StateKind::Established,
@@ -92,16 +94,18 @@ impl Conn {
     pub const fn id(&self) -> Option<ConnId> {
         match self.state {
             State::Idle | State::Active => None,
-            State::Connect | State::OpenSent(_) | State::OpenConfirm(_) | State::Established(..) => {
-                Some(self.id)
-            }
+            State::Connect
+            | State::Delayed(_)
+            | State::OpenSent(_)
+            | State::OpenConfirm(_)
+            | State::Established(..) => Some(self.id),
         }
     }
 
     /// What is agreed, from OpenConfirm on.
     pub const fn session(&self) -> Option<&Arc<Session>> {
         match &self.state {
-            State::Idle | State::Connect | State::Active | State::OpenSent(_) => None,
+            State::Idle | State::Connect | State::Active | State::Delayed(_) | State::OpenSent(_) => None,
             State::OpenConfirm(s) | State::Established(s, _) => Some(s),
         }
     }
@@ -110,27 +114,34 @@ impl Conn {
     pub fn ends(&self) -> Option<Endpoints> {
         match &self.state {
             State::Idle | State::Connect | State::Active => None,
-            State::OpenSent(e) => Some(*e),
+            State::Delayed(e) | State::OpenSent(e) => Some(*e),
             State::OpenConfirm(s) | State::Established(s, _) => Some(s.ends),
         }
     }
 
     /// Who initiated what `id` names.
     pub fn side(&self) -> Option<Side> {
-        match self.state() {
-            StateKind::Idle | StateKind::Active => None,
-            StateKind::Connect => Some(Side::Us),
-            StateKind::OpenSent | StateKind::OpenConfirm | StateKind::Established => {
-                self.ends().map(|e| e.initiator)
-            }
+        match self.state {
+            State::Connect => Some(Side::Us),
+            _ => self.ends().map(|e| e.initiator),
         }
+    }
+
+    /// Whether the transport is up and the peer's OPEN is still to come.
+    pub const fn awaits_open(&self) -> bool {
+        matches!(self.state, State::Delayed(_) | State::OpenSent(_))
     }
 
     /// Since when it is Established.
     pub const fn up_since(&self) -> Option<Mono> {
         match self.state {
             State::Established(_, at) => Some(at),
-            State::Idle | State::Connect | State::Active | State::OpenSent(_) | State::OpenConfirm(_) => None,
+            State::Idle
+            | State::Connect
+            | State::Active
+            | State::Delayed(_)
+            | State::OpenSent(_)
+            | State::OpenConfirm(_) => None,
         }
     }
 
@@ -168,6 +179,7 @@ impl Conn {
                 Timer::Hold => Event::HoldExpired,
                 Timer::Keepalive => Event::KeepaliveExpired,
                 Timer::IdleHold => Event::IdleHoldExpired,
+                Timer::DelayOpen => Event::DelayOpenExpired,
             };
             self.handle(env, event, out);
         }
@@ -179,6 +191,7 @@ impl Conn {
             State::Idle => self.idle(env, event, out),
             State::Connect => self.connect(env, event, out),
             State::Active => self.active(env, event, out),
+            State::Delayed(ends) => self.delayed(ends, env, event, out),
             State::OpenSent(ends) => self.open_sent(ends, env, event, out),
             State::OpenConfirm(session) => self.open_confirm(session, env, event, out),
             State::Established(session, at) => self.established((session, at), env, event, out),
@@ -199,6 +212,7 @@ impl Conn {
             | Event::ConnectRetryExpired
             | Event::HoldExpired
             | Event::KeepaliveExpired
+            | Event::DelayOpenExpired
             | Event::SendHoldExpired
             | Event::TransportUp(..)
             | Event::TransportDown(_)
@@ -215,7 +229,7 @@ impl Conn {
         match event {
             Event::TransportUp(id, ends) => {
                 self.cause = Cause::Dialled;
-                self.opened(env, id, ends, out)
+                self.arrived(env, id, ends, out)
             }
             Event::TransportDown(why) => self.wait(env, Cause::ConnectFailed(why)),
             Event::ConnectRetryExpired => {
@@ -236,6 +250,7 @@ impl Conn {
             | Event::HoldExpired
             | Event::KeepaliveExpired
             | Event::IdleHoldExpired
+            | Event::DelayOpenExpired
             | Event::SendHoldExpired
             | Event::Open(_)
             | Event::Bad(..)
@@ -250,7 +265,7 @@ impl Conn {
         match event {
             Event::TransportUp(id, ends) => {
                 self.cause = Cause::Accepted;
-                self.opened(env, id, ends, out)
+                self.arrived(env, id, ends, out)
             }
             Event::ConnectRetryExpired => self.dial(env, Cause::RetryDue, out),
             Event::Stop(stop) => self.halt(stop.why),
@@ -260,6 +275,7 @@ impl Conn {
             | Event::HoldExpired
             | Event::KeepaliveExpired
             | Event::IdleHoldExpired
+            | Event::DelayOpenExpired
             | Event::SendHoldExpired
             | Event::TransportDown(_)
             | Event::Open(_)
@@ -268,6 +284,42 @@ impl Conn {
             | Event::Keepalive
             | Event::Update(_)
             | Event::RouteRefresh(_) => State::Active,
+        }
+    }
+
+    /// Connect or Active while DelayOpenTimer runs: the peer may speak first.
+    fn delayed(&mut self, ends: Endpoints, env: &mut Env<'_>, event: Event, out: &mut Actions) -> State {
+        match event {
+            Event::DelayOpenExpired => self.opened(env, self.id, ends, out),
+            Event::Open(open) => {
+                // 20: ours goes out ahead of what we say to the peer's.
+                self.opened(env, self.id, ends, out);
+                self.judge(ends, env, &open, out)
+            }
+            Event::TransportDown(why) => self.wait(env, Cause::TransportLost(why)),
+            Event::Stop(stop) => {
+                out.push_back((self.id, Action::Close));
+                self.halt(stop.why)
+            }
+            Event::Collision => {
+                self.send_and_close(Cease::CollisionResolution.notification(), out);
+                self.wait(env, Cause::Collision)
+            }
+            // SendNOTIFICATIONwithoutOPEN is always on: the peer's operator learns what was wrong.
+            Event::Bad(n, what) => self.refuse(env, n.clone(), Cause::Sent(n, what), out),
+            Event::Notification(n) => self.dismissed(env, n, out),
+            Event::Keepalive | Event::Update(_) | Event::RouteRefresh(_) => {
+                let n = notice::fsm_error(State::Delayed(ends).kind());
+                self.refuse(env, n.clone(), Cause::Sent(n, String::new()), out)
+            }
+            // Already started; timers that do not run here; the transport is already up.
+            Event::Start
+            | Event::ConnectRetryExpired
+            | Event::HoldExpired
+            | Event::KeepaliveExpired
+            | Event::IdleHoldExpired
+            | Event::SendHoldExpired
+            | Event::TransportUp(..) => State::Delayed(ends),
         }
     }
 
@@ -299,6 +351,7 @@ impl Conn {
             | Event::ConnectRetryExpired
             | Event::KeepaliveExpired
             | Event::IdleHoldExpired
+            | Event::DelayOpenExpired
             | Event::TransportUp(..) => State::OpenSent(ends),
         }
     }
@@ -335,9 +388,11 @@ impl Conn {
                 let n = notice::fsm_error(StateKind::OpenConfirm);
                 self.refuse(env, n.clone(), Cause::Sent(n, String::new()), out)
             }
-            Event::Start | Event::ConnectRetryExpired | Event::IdleHoldExpired | Event::TransportUp(..) => {
-                State::OpenConfirm(s)
-            }
+            Event::Start
+            | Event::ConnectRetryExpired
+            | Event::IdleHoldExpired
+            | Event::DelayOpenExpired
+            | Event::TransportUp(..) => State::OpenConfirm(s),
         }
     }
 
@@ -367,9 +422,11 @@ impl Conn {
                 self.keepalive(env.now, &s, out);
                 return State::Established(s, at);
             }
-            Event::Start | Event::ConnectRetryExpired | Event::IdleHoldExpired | Event::TransportUp(..) => {
-                return State::Established(s, at);
-            }
+            Event::Start
+            | Event::ConnectRetryExpired
+            | Event::IdleHoldExpired
+            | Event::DelayOpenExpired
+            | Event::TransportUp(..) => return State::Established(s, at),
             Event::Stop(_)
             | Event::Collision
             | Event::HoldExpired
@@ -441,6 +498,7 @@ impl Conn {
             | Event::Start
             | Event::ConnectRetryExpired
             | Event::IdleHoldExpired
+            | Event::DelayOpenExpired
             | Event::KeepaliveExpired
             | Event::TransportUp(..)
             | Event::Keepalive
@@ -529,7 +587,19 @@ impl Conn {
         out.push_back((self.id, Action::Close));
     }
 
-    /// The transport is up: OPEN, and a long hold timer for the answer.
+    /// The transport is up: our OPEN goes out, or waits for DelayOpenTimer.
+    fn arrived(&mut self, env: &mut Env<'_>, id: ConnId, ends: Endpoints, out: &mut Actions) -> State {
+        let delay = self.cfg.session.delay_open;
+        if delay == 0 {
+            return self.opened(env, id, ends, out);
+        }
+        self.id = id;
+        self.timers.stop_all();
+        self.timers.set(Timer::DelayOpen, env.now.plus_ms(u64::from(delay) * 1_000));
+        State::Delayed(ends)
+    }
+
+    /// OPEN, and a long hold timer for the answer.
     fn opened(&mut self, env: &mut Env<'_>, id: ConnId, ends: Endpoints, out: &mut Actions) -> State {
         self.id = id;
         self.timers.stop_all();

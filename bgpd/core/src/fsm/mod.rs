@@ -93,6 +93,8 @@ pub enum Event {
     HoldExpired,
     /// 11
     KeepaliveExpired,
+    /// 12
+    DelayOpenExpired,
     /// 13
     IdleHoldExpired,
     /// 29 (RFC 9687)
@@ -101,7 +103,7 @@ pub enum Event {
     TransportUp(ConnId, Endpoints),
     /// 18
     TransportDown(String),
-    /// 19
+    /// 19, and 20 while DelayOpenTimer runs
     Open(Open),
     /// 21, 22, 28: bytes that are no message; the NOTIFICATION to answer with, and what was wrong.
     Bad(Notification, String),

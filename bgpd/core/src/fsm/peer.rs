@@ -203,11 +203,17 @@ impl Peer {
         match self.primary.state() {
             // Stopped, or backing off after an error (RFC 4486 section 4).
             StateKind::Idle => reject(id, Cease::ConnectionRejected, out),
-            StateKind::Active => self.primary.handle(env, Event::TransportUp(id, ends), out),
+            StateKind::Active if self.primary.id().is_none() => {
+                self.primary.handle(env, Event::TransportUp(id, ends), out);
+            }
             StateKind::Established if !self.may_be_replaced(env.now) => {
                 reject(id, Cease::CollisionResolution, out);
             }
-            StateKind::Connect | StateKind::OpenSent | StateKind::OpenConfirm | StateKind::Established => {
+            StateKind::Connect
+            | StateKind::Active
+            | StateKind::OpenSent
+            | StateKind::OpenConfirm
+            | StateKind::Established => {
                 // A peer that connects again has given up its earlier attempt.
                 if let Some(old) = &mut self.second {
                     old.handle(env, Event::Collision, out);
@@ -232,16 +238,20 @@ impl Peer {
         let cfg = Arc::clone(&self.cfg);
         let replace = self.may_be_replaced(env.now);
         let Some((conn, other)) = self.by_id(id) else { return false };
-        let acceptable = conn.state() == StateKind::OpenSent
+        let acceptable = conn.awaits_open()
             && conn.ends().is_some_and(|ends| negotiate(&cfg, &env.me, ends, &open).is_ok());
         if let (true, Some(other)) = (acceptable, other) {
             let keep = survivor_of(&cfg, &env.me, &open);
             match other.state() {
-                StateKind::Idle | StateKind::Active => {}
                 // A dial that has not connected: it is given up only if it could not win.
-                StateKind::Connect if keep == Side::Us => {}
-                StateKind::Connect => other.handle(env, Event::Collision, out),
-                StateKind::OpenSent | StateKind::OpenConfirm => {
+                StateKind::Connect if !other.awaits_open() => {
+                    if keep == Side::Them {
+                        other.handle(env, Event::Collision, out);
+                    }
+                }
+                StateKind::Active if !other.awaits_open() => {}
+                StateKind::Idle => {}
+                StateKind::Connect | StateKind::Active | StateKind::OpenSent | StateKind::OpenConfirm => {
                     if conn.side() == Some(keep) {
                         other.handle(env, Event::Collision, out);
                     } else {

@@ -2,7 +2,7 @@
 
 use crate::time::Mono;
 
-/// The timers of a connection (RFC 4271 section 8.2.1; DelayOpen is not used).
+/// The timers of a connection (RFC 4271 section 8.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
     /// Time to dial (again).
@@ -13,24 +13,27 @@ pub enum Timer {
     Keepalive,
     /// Back-off after an error is over.
     IdleHold,
+    /// The peer has had its time to speak first.
+    DelayOpen,
 }
 
 impl Timer {
-    const ALL: [Self; 4] = [Self::ConnectRetry, Self::Hold, Self::Keepalive, Self::IdleHold];
+    const ALL: [Self; 5] = [Self::ConnectRetry, Self::Hold, Self::Keepalive, Self::IdleHold, Self::DelayOpen];
 }
 
 /// Deadlines by timer; at most one each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TimerTable([Option<Mono>; 4]);
+pub struct TimerTable([Option<Mono>; 5]);
 
 impl TimerTable {
     fn slot(&mut self, timer: Timer) -> &mut Option<Mono> {
-        let [retry, hold, keepalive, idle] = &mut self.0;
+        let [retry, hold, keepalive, idle, open] = &mut self.0;
         match timer {
             Timer::ConnectRetry => retry,
             Timer::Hold => hold,
             Timer::Keepalive => keepalive,
             Timer::IdleHold => idle,
+            Timer::DelayOpen => open,
         }
     }
 

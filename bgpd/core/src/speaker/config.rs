@@ -39,6 +39,7 @@ fn compatible(old: &PeerConfig, new: &PeerConfig, established: bool) -> bool {
         // They matter when the next connection is made.
         old.passive = new.passive;
         old.connect_retry = new.connect_retry;
+        old.session.delay_open = new.session.delay_open;
     }
     old == *new
 }

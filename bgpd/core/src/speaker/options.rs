@@ -30,6 +30,8 @@ pub struct SessionOptions {
     /// Seconds a peer may take nothing from us (RFC 9687); `None`: eight minutes, or twice the hold time if that is
     /// longer. Carried for the driver.
     pub send_hold: Option<u16>,
+    /// Seconds for which our OPEN waits for the peer's on a new connection (RFC 4271 DelayOpenTime); 0: not at all.
+    pub delay_open: u16,
     /// Administratively down, and what the peer's operator is told about it (RFC 9003).
     pub shutdown: Option<String>,
     /// Text of other goodbyes: administrative shutdown and reset.
@@ -52,6 +54,7 @@ impl Default for SessionOptions {
             interface: None,
             hops: None,
             send_hold: None,
+            delay_open: 0,
             shutdown: None,
             farewell: String::new(),
             long_lived: 0,

@@ -184,10 +184,12 @@ proptest! {
         ops in proptest::collection::vec(op(), 0..40),
         seed: u64,
         passive in 0usize..3,
+        delays in prop_oneof![2 => Just([0, 0]), 1 => [0u16..15, 0u16..15]],
     ) {
         let mut p = Pair::new(seed, 10, |n, c| {
             c.hold_time = 9;
             c.passive = n == passive;
+            c.session.delay_open = delays[n];
         });
         for op in ops {
             match op {

@@ -34,6 +34,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("ConnectRetryExpired", Event::ConnectRetryExpired),
         ("HoldExpired", Event::HoldExpired),
         ("KeepaliveExpired", Event::KeepaliveExpired),
+        ("DelayOpenExpired", Event::DelayOpenExpired),
         ("IdleHoldExpired", Event::IdleHoldExpired),
         ("SendHoldExpired", Event::SendHoldExpired),
         ("TransportUp", Event::TransportUp(ConnId(9), ends(Side::Them))),
@@ -74,6 +75,23 @@ fn in_state(state: StateKind) -> Conn {
     c
 }
 
+/// A connection that waits for DelayOpenTimer: the transport is there, no OPEN has been sent.
+fn delayed(initiator: Side) -> Conn {
+    let mut ids = ConnIds::default();
+    let mut env = Env { now: Mono(0), me: me(1), ids: &mut ids };
+    let mut out = Actions::new();
+    let mut cfg = config(2);
+    cfg.session.delay_open = 10;
+    cfg.passive = initiator == Side::Them;
+    let mut c = Conn::new(Arc::new(cfg), Jitter::new(1));
+    c.handle(&mut env, Event::Start, &mut out);
+    out.clear();
+    c.handle(&mut env, Event::TransportUp(ConnId(7), ends(initiator)), &mut out);
+    assert!(out.is_empty() && c.awaits_open() && c.id() == Some(ConnId(7)));
+    assert_eq!(c.deadline(), Some(Mono(10_000)), "DelayOpenTimer and no other");
+    c
+}
+
 fn words(out: &Actions) -> String {
     let mut s = String::new();
     for (_, a) in out {
@@ -98,15 +116,21 @@ fn words(out: &Actions) -> String {
 #[test]
 fn every_event_in_every_state_does_what_the_table_says() {
     let mut actual = String::new();
-    for state in StateKind::ALL {
+    type Make<'a> = &'a dyn Fn() -> Conn;
+    let plain = StateKind::ALL.map(|s| (s.to_string(), move || in_state(s)));
+    let mut rows: Vec<(String, Make<'_>)> =
+        plain.iter().map(|(s, make)| (s.clone(), make as Make<'_>)).collect();
+    let (dialled, accepted) = (|| delayed(Side::Us), || delayed(Side::Them));
+    rows.push(("Connect+open".into(), &dialled));
+    rows.push(("Active+open".into(), &accepted));
+    for (state, make) in rows {
         for (name, event) in events() {
-            let mut c = in_state(state);
+            let mut c = make();
             let mut ids = ConnIds::default();
             let mut env = Env { now: Mono(100_000), me: me(1), ids: &mut ids };
             let mut out = Actions::new();
             c.handle(&mut env, event, &mut out);
-            let line =
-                format!("{:<12} {name:<20} {:<12}{}", state.to_string(), c.state().to_string(), words(&out));
+            let line = format!("{state:<12} {name:<20} {:<12}{}", c.state().to_string(), words(&out));
             actual.push_str(line.trim_end());
             actual.push('\n');
         }
@@ -199,4 +223,26 @@ fn hold_time_zero_means_no_timers_and_keepalives_stay_under_a_third_otherwise() 
             }
         }
     }
+}
+
+#[test]
+fn an_open_may_wait_for_the_peers() {
+    let mut ids = ConnIds::default();
+    let mut out = Actions::new();
+    let mut c = delayed(Side::Us);
+    let now = Mono(4_000);
+    c.handle(
+        &mut Env { now, me: me(1), ids: &mut ids },
+        Event::Open(negotiate::our_open(&config(1), &me(2))),
+        &mut out,
+    );
+    assert_eq!((c.state(), words(&out).as_str()), (StateKind::OpenConfirm, " OPEN negotiated KEEPALIVE"));
+    assert!(c.deadline() > Some(Mono(14_000)), "DelayOpenTimer is stopped");
+
+    // A silent peer is told who we are when the time is over, and not before.
+    let (mut c, mut out) = (delayed(Side::Us), Actions::new());
+    c.on_time(&mut Env { now: Mono(9_999), me: me(1), ids: &mut ids }, &mut out);
+    assert_eq!((c.state(), out.len()), (StateKind::Connect, 0));
+    c.on_time(&mut Env { now: Mono(10_000), me: me(1), ids: &mut ids }, &mut out);
+    assert_eq!((c.state(), words(&out).as_str()), (StateKind::OpenSent, " OPEN"));
 }
