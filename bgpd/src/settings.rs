@@ -10,7 +10,7 @@ use std::{
 };
 
 use brindle_bgpd_core::{
-    speaker::{LocalRoute, SpeakerConfig},
+    speaker::{LocalRoute, Multipath, SpeakerConfig},
     wire::{AttrSet, NextHop, Origin},
 };
 use brindle_config::yaml::{Origin as Source, Place, Problem, read_one_with_origin};
@@ -79,6 +79,8 @@ struct File {
     #[serde(default = "sixteen")]
     multipath: u8,
     #[serde(default)]
+    maximum_paths: MaximumPaths,
+    #[serde(default)]
     filters: Vec<NamedFilter>,
     /// External peers need no policy (RFC 8212).
     #[serde(default)]
@@ -95,6 +97,26 @@ struct File {
     dynamic: Vec<Range>,
     #[serde(default)]
     announce: Vec<Announce>,
+}
+
+/// `maximumPaths:` of the file: what differs from `multipath`, by where the best path comes from.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+struct MaximumPaths {
+    ebgp: Option<u8>,
+    ibgp: Option<u8>,
+    #[serde(rename = "sameASPath")]
+    same_as_path: bool,
+}
+
+impl MaximumPaths {
+    fn or(&self, both: u8) -> Multipath {
+        Multipath {
+            ebgp: self.ebgp.unwrap_or(both),
+            ibgp: self.ibgp.unwrap_or(both),
+            same_as_path: self.same_as_path,
+        }
+    }
 }
 
 /// A BGPFilter with its name; the rules are those of the resource.
@@ -223,7 +245,7 @@ impl Check<'_> {
             cluster_id: raw.cluster_id.or(reflects.then_some(raw.router_id)),
             local_pref: raw.local_pref,
             classic_local_pref: None,
-            multipath: raw.multipath.max(1),
+            multipath: raw.maximum_paths.or(raw.multipath),
             max_paths: raw.max_paths,
             dynamic: self.ranges(raw.dynamic, &common)?,
             ..SpeakerConfig::new(asn, raw.router_id)

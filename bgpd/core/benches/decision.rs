@@ -4,7 +4,7 @@ use std::{hint::black_box, net::Ipv4Addr};
 
 use brindle_bgpd_core::{
     rib::{DecisionCx, Interner, NextHops, Path, PathFlags, Source, Sources, decide},
-    speaker::{PeerId, SpeakerConfig},
+    speaker::{Multipath, PeerId, SpeakerConfig},
     wire::{AsPath, AttrSet, NextHop},
 };
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -46,7 +46,7 @@ fn decision(c: &mut Criterion) {
     let next_hops = NextHops::default();
     for (n, equal) in [(1, true), (2, false), (2, true), (10, false), (10, true)] {
         let (paths, sources) = paths(n, equal);
-        let cx = DecisionCx { sources: &sources, next_hops: &next_hops, multipath: 16 };
+        let cx = DecisionCx { sources: &sources, next_hops: &next_hops, multipath: Multipath::up_to(16) };
         let how = if equal { "to the last step" } else { "by AS_PATH length" };
         c.bench_function(&format!("decide {n} paths {how}"), |b| b.iter(|| decide(black_box(&paths), &cx)));
     }

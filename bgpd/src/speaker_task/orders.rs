@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use brindle_bgpd_core::speaker::{
-    Clear, ConnId, DynamicPeers, FibChange, Input, LocalRoute, PeerConfig, PeerId, Speaker, SpeakerConfig,
+    Clear, ConnId, DynamicPeers, FibChange, Input, LocalRoute, Multipath, PeerConfig, PeerId, Speaker,
+    SpeakerConfig,
 };
 use ipnet::IpNet;
 use tokio::time::timeout;
@@ -68,12 +69,15 @@ impl SpeakerTask {
     }
 
     fn apply(&mut self, desired: Desired) -> Vec<ListenError> {
-        // Ranges of dynamic neighbors are no part of who we are.
-        let (wanted, dynamic) = split(desired.speaker);
+        // Ranges of dynamic neighbors and the number of paths in use are no part of who we are.
+        let (wanted, dynamic, multipath) = split(desired.speaker);
         if wanted != self.identity {
             self.restart(wanted);
         }
         self.set_dynamic(dynamic);
+        if self.speaker.as_ref().is_some_and(|s| s.config().multipath != multipath) {
+            self.feed(Input::SetMultipath(multipath));
+        }
         // Routes first: a session that comes up has them to send.
         self.set_local_routes(desired.routes);
         self.set_statics(desired.statics);
@@ -220,11 +224,14 @@ impl SpeakerTask {
     }
 }
 
-/// Who we are, and the ranges of dynamic neighbors, which may change without another identity.
-fn split(speaker: Option<SpeakerConfig>) -> (Option<SpeakerConfig>, Vec<DynamicPeers>) {
-    let Some(mut speaker) = speaker else { return (None, Vec::new()) };
+/// Who we are, and what may change without another identity: the ranges of dynamic neighbors, and how many paths are
+/// used.
+fn split(speaker: Option<SpeakerConfig>) -> (Option<SpeakerConfig>, Vec<DynamicPeers>, Multipath) {
+    const ONE: Multipath = Multipath::up_to(1);
+    let Some(mut speaker) = speaker else { return (None, Vec::new(), ONE) };
     let dynamic = std::mem::take(&mut speaker.dynamic);
-    (Some(speaker), dynamic)
+    let multipath = std::mem::replace(&mut speaker.multipath, ONE);
+    (Some(speaker), dynamic, multipath)
 }
 
 /// Seed for jitter and hash tables: the standard library's random hash keys, which need no further dependency.

@@ -16,7 +16,7 @@ use super::{
     rewrite::add,
     table::{Age, Dest, Path, PathFlags, Table},
 };
-use crate::speaker::{FibChange, LLGR_STALE, NO_LLGR, PeerId};
+use crate::speaker::{FibChange, LLGR_STALE, Multipath, NO_LLGR, PeerId};
 
 /// Adj-RIB-In of one peer: which destinations it has sent.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ struct AdjIn {
 #[derive(Debug)]
 pub(super) struct ChangeCx<'a> {
     pub out: OutCx<'a>,
-    pub multipath: usize,
+    pub multipath: Multipath,
     /// Selection is put off (RFC 4724 section 4.1): paths are only stored.
     pub deferred: bool,
     pub fib: &'a mut Vec<FibChange>,

@@ -27,7 +27,9 @@ use super::{
 use crate::{
     af::{Family, PerFamily},
     policy::Policy,
-    speaker::{AddPathSend, ExportPolicy, FibChange, LocalRoute, NextHopPolicy, PeerId, SpeakerConfig},
+    speaker::{
+        AddPathSend, ExportPolicy, FibChange, LocalRoute, Multipath, NextHopPolicy, PeerId, SpeakerConfig,
+    },
     wire::{AttrSet, Nlri, Prefixes, Update, WireCx},
 };
 
@@ -182,7 +184,7 @@ impl Rib {
                 export,
                 ring: &mut self.ring,
             },
-            multipath: usize::from(self.cfg.multipath.max(1)),
+            multipath: self.cfg.multipath,
             deferred: self.deferred,
             fib: &mut self.fib,
         };
@@ -391,6 +393,16 @@ impl Rib {
         let wanted = |net: IpNet| wanted.binary_search(&net).is_ok();
         v4.retain(LOCAL, |p| wanted(p.net()), &mut cx);
         v6.retain(LOCAL, |p| wanted(p.net()), &mut cx);
+    }
+
+    /// Other bounds for equal-cost paths.
+    pub fn set_multipath(&mut self, bounds: Multipath) {
+        if std::mem::replace(&mut self.cfg.multipath, bounds) == bounds {
+            return;
+        }
+        let (v4, v6, mut cx) = self.split();
+        v4.decide_all(&mut cx);
+        v6.decide_all(&mut cx);
     }
 
     /// The driver's word on a next hop.

@@ -31,6 +31,7 @@ use super::{
     peers::{NextHops, Sources},
     table::Path,
 };
+use crate::speaker::Multipath;
 
 /// Where a path lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -75,8 +76,8 @@ impl fmt::Display for Step {
 pub struct DecisionCx<'a> {
     pub sources: &'a Sources,
     pub next_hops: &'a NextHops,
-    /// Most paths in the multipath set; at least 1.
-    pub multipath: usize,
+    /// Bounds of the multipath set.
+    pub multipath: Multipath,
 }
 
 /// The outcome, by position in the slice that was given.
@@ -178,7 +179,7 @@ pub fn decide(paths: &[Path], cx: &DecisionCx<'_>) -> Verdict {
     race.lowest(Step::PeerAddress, |p| address_key(cx.sources.get(p.peer).address));
     race.lowest(Step::PathId, |p| (p.path_id, p.peer));
     let best = race.alive.first().copied();
-    Verdict { best, multipath: multipath(paths, best, &equal, cx.multipath), lost: race.lost }
+    Verdict { best, multipath: multipath(paths, best, &equal, &cx.multipath), lost: race.lost }
 }
 
 /// The common case: nothing to compare with.
@@ -195,12 +196,23 @@ fn alone(only: &Path, cx: &DecisionCx<'_>) -> Verdict {
 }
 
 /// The best and as many of its equals as are wanted; an own route has no equals.
-fn multipath(paths: &[Path], best: Option<u32>, equal: &[u32], limit: usize) -> SmallVec<[u32; 4]> {
+fn multipath(paths: &[Path], best: Option<u32>, equal: &[u32], wanted: &Multipath) -> SmallVec<[u32; 4]> {
     let Some(best) = best else { return SmallVec::new() };
-    if paths.get(best as usize).is_none_or(|p| p.peer == LOCAL) {
+    let Some(first) = paths.get(best as usize).filter(|p| p.peer != LOCAL) else {
+        return SmallVec::from_slice(&[best]);
+    };
+    let others = wanted.limit(first.flags.ebgp).saturating_sub(1);
+    if others == 0 || equal.len() < 2 {
         return SmallVec::from_slice(&[best]);
     }
-    let others = equal.iter().copied().filter(|n| *n != best).take(limit.saturating_sub(1));
+    let as_path = wanted.same_as_path.then(|| first.attrs.set().as_path);
+    let fits = |n: &u32| {
+        *n != best
+            && as_path
+                .as_ref()
+                .is_none_or(|a| paths.get(*n as usize).is_some_and(|p| p.attrs.set().as_path == *a))
+    };
+    let others = equal.iter().copied().filter(fits).take(others);
     let mut set: SmallVec<[u32; 4]> = std::iter::once(best).chain(others).collect();
     set.sort_unstable();
     set

@@ -225,6 +225,7 @@ impl Input {
             Self::Clear { .. } => "Clear",
             Self::Reset { .. } => "Reset",
             Self::SetDynamic(_) => "SetDynamic",
+            Self::SetMultipath(_) => "SetMultipath",
             Self::Drain => "Drain",
             Self::Shutdown => "Shutdown",
         }

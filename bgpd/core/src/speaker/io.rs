@@ -41,8 +41,8 @@ pub struct SpeakerConfig {
     /// The LOCAL_PREF a classic speaker sends for a route of normal priority; the decision process takes it as equal
     /// to `local_pref`, and 101 as one better. `None`: LOCAL_PREF values are compared as they are.
     pub classic_local_pref: Option<u32>,
-    /// Largest number of equal-cost next hops of one prefix.
-    pub multipath: u8,
+    /// Largest number of equal-cost paths of one prefix that are used at once ([`Input::SetMultipath`] changes it).
+    pub multipath: Multipath,
     /// The forwarding state of an earlier run is still in the kernel: announce it (RFC 4724, R and F bits), and choose
     /// and advertise routes only when the peers have sent theirs.
     pub restarting: bool,
@@ -72,13 +72,54 @@ impl SpeakerConfig {
             local_pref: Self::NORMAL_LOCAL_PREF,
             ebgp_local_pref: 100,
             classic_local_pref: Some(100),
-            multipath: 16,
+            multipath: Multipath::up_to(16),
             restarting: false,
             sync_settle: 10,
             sync_wait: 60,
             dynamic: Vec::new(),
             max_paths: 0,
         }
+    }
+}
+
+/// How many paths that are as good as the best are used beside it. The best and its equals are always of one kind:
+/// external ones were preferred before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Written")]
+pub struct Multipath {
+    /// Where the best path came from an external peer; 0 counts as 1.
+    pub ebgp: u8,
+    pub ibgp: u8,
+    /// Equals must have the AS path of the best, not only one as long.
+    pub same_as_path: bool,
+}
+
+/// As recordings have it; those of earlier versions have a number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    One(u8),
+    Each { ebgp: u8, ibgp: u8, same_as_path: bool },
+}
+
+impl From<Written> for Multipath {
+    fn from(w: Written) -> Self {
+        match w {
+            Written::One(n) => Self::up_to(n),
+            Written::Each { ebgp, ibgp, same_as_path } => Self { ebgp, ibgp, same_as_path },
+        }
+    }
+}
+
+impl Multipath {
+    /// So many of either kind.
+    pub const fn up_to(n: u8) -> Self {
+        Self { ebgp: n, ibgp: n, same_as_path: false }
+    }
+
+    /// Most paths, the best one included.
+    pub fn limit(&self, ebgp: bool) -> usize {
+        usize::from(if ebgp { self.ebgp } else { self.ibgp }.max(1))
     }
 }
 
@@ -287,6 +328,8 @@ pub enum Input {
     },
     /// The complete desired set of dynamic ranges. Neighbors of a range that is gone, or has another template, end.
     SetDynamic(Vec<DynamicPeers>),
+    /// Other bounds for equal-cost paths.
+    SetMultipath(Multipath),
     /// We are about to leave: everything is advertised again with GRACEFUL_SHUTDOWN, to internal peers with
     /// LOCAL_PREF 0 (RFC 8326). Some time later comes `Shutdown`.
     Drain,

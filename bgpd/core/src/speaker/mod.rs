@@ -115,6 +115,10 @@ impl Speaker {
                 self.reset(now, peer, Stop::with_text(Cease::AdministrativeReset, &text), out);
             }
             Input::SetDynamic(list) => self.set_dynamic(now, list, out),
+            Input::SetMultipath(bounds) => {
+                self.cfg.multipath = bounds;
+                self.rib.set_multipath(bounds);
+            }
             Input::Drain => self.drain(out),
             Input::Shutdown => {
                 self.stopped = true;

@@ -1,6 +1,7 @@
 //! What a member of a group gets when it asks.
 
 use super::*;
+use crate::speaker::Multipath;
 use crate::wire::{RouteRefresh, end_of_rib, refresh};
 
 impl Groups {
@@ -149,7 +150,8 @@ fn wanted<P: Prefix>(
     cx: &mut OutCx<'_>,
 ) -> Told {
     let Some(send) = group.key.add_path else { return Told::new() };
-    let decision = DecisionCx { sources: cx.sources, next_hops: cx.next_hops, multipath: 1 };
+    let decision =
+        DecisionCx { sources: cx.sources, next_hops: cx.next_hops, multipath: Multipath::up_to(1) };
     let mut told = Told::new();
     for path in chosen(&dest.paths, send, &decision) {
         if path.peer == peer {

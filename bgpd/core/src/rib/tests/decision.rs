@@ -8,7 +8,7 @@ use crate::{
     rib::{
         Attrs, DecisionCx, Interner, Invalid, LOCAL, NextHops, Path, PathFlags, Source, Sources, Step, decide,
     },
-    speaker::{PeerId, SpeakerConfig},
+    speaker::{Multipath, PeerId, SpeakerConfig},
     wire::{AsPath, AttrSet, NextHop, Origin, Segment, SegmentKind},
 };
 
@@ -106,7 +106,7 @@ fn build(ps: &[P]) -> (Vec<Path>, Sources) {
 fn outcome(ps: &[P], order: &[usize]) -> (Option<usize>, Vec<usize>, Vec<Option<Step>>) {
     let (paths, sources) = build(ps);
     let hops = next_hops();
-    let cx = DecisionCx { sources: &sources, next_hops: &hops, multipath: 16 };
+    let cx = DecisionCx { sources: &sources, next_hops: &hops, multipath: Multipath::up_to(16) };
     let given: Vec<Path> = order.iter().map(|i| paths[*i].clone()).collect();
     let v = decide(&given, &cx);
     let mut lost = vec![None; ps.len()];
@@ -254,9 +254,30 @@ fn the_number_of_paths_used_together_is_limited_and_the_best_is_among_them() {
     let ps: Vec<P> = (0..9).rev().map(p).collect();
     let (paths, sources) = build(&ps);
     let hops = next_hops();
-    let v = decide(&paths, &DecisionCx { sources: &sources, next_hops: &hops, multipath: 3 });
+    let v =
+        decide(&paths, &DecisionCx { sources: &sources, next_hops: &hops, multipath: Multipath::up_to(3) });
     assert_eq!(v.best, Some(8));
     assert_eq!(v.multipath[..], [0, 1, 8]);
+}
+
+#[test]
+fn external_and_internal_paths_have_limits_of_their_own_and_may_have_to_take_the_same_way() {
+    let hops = next_hops();
+    let of = |ps: &[P], multipath| {
+        let (paths, sources) = build(ps);
+        decide(&paths, &DecisionCx { sources: &sources, next_hops: &hops, multipath }).multipath.to_vec()
+    };
+    let inside: Vec<P> = (0..4).map(p).collect();
+    let outside: Vec<P> = inside.iter().map(|p| P { ibgp: false, ..p.clone() }).collect();
+    let limits = Multipath { ebgp: 3, ibgp: 2, same_as_path: false };
+    assert_eq!((of(&inside, limits), of(&outside, limits)), (vec![0, 1], vec![0, 1, 2]));
+    // 0 is no way to have no route at all.
+    assert_eq!(of(&inside, Multipath::up_to(0)), [0]);
+
+    let mut ways = outside;
+    ways[1].as_path = vec![65_002];
+    assert_eq!(of(&ways, Multipath::up_to(9)), [0, 1, 2, 3]);
+    assert_eq!(of(&ways, Multipath { same_as_path: true, ..Multipath::up_to(9) }), [0, 2, 3]);
 }
 
 fn any_p() -> impl Strategy<Value = P> {
@@ -349,7 +370,7 @@ proptest! {
             let (paths, sources) = build(&ps);
             let hops = next_hops();
             let given: Vec<Path> = left.iter().map(|n| paths[*n].clone()).collect();
-            let v = decide(&given, &DecisionCx { sources: &sources, next_hops: &hops, multipath: 16 });
+            let v = decide(&given, &DecisionCx { sources: &sources, next_hops: &hops, multipath: Multipath::up_to(16) });
             prop_assert_eq!(v.best.map(|n| left[n as usize]), best);
         }
     }

@@ -88,7 +88,7 @@ pub(super) fn via(asns: &[u32]) -> AttrSet {
 impl Bench {
     pub(super) fn new(peers: Vec<PeerConfig>) -> Self {
         let mut cfg = SpeakerConfig::new(AS, [10, 0, 0, 1].into());
-        cfg.multipath = 1;
+        cfg.multipath = Multipath::up_to(1);
         let mut b = Self { s: Speaker::new(cfg), now: Mono(1_000), out: VecDeque::new() };
         b.input(Input::SetPeers(peers));
         b.input(Input::SetLocalRoutes(vec![]));
