@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use crate::{
+    import::Imports,
     listeners::Listeners,
     mrt,
     peers::{Plan, leave::Coverage, services::Verdict},
@@ -41,6 +42,8 @@ pub struct Desired {
     pub routes: Vec<LocalRoute>,
     /// Peers that are reached through a gateway: their address, and the gateway. Reported to whoever programs routes.
     pub statics: Vec<(IpAddr, IpAddr)>,
+    /// Routes of the kernel that are announced beside `routes`.
+    pub imports: Imports,
     /// What becomes of the addresses of services, sorted: told to whoever asks, without effect of its own.
     pub services: Arc<[Verdict]>,
 }
@@ -53,6 +56,7 @@ impl From<Plan> for Desired {
             peers: plan.peers,
             routes: plan.routes,
             statics: plan.statics,
+            imports: plan.imports,
             services: plan.services,
         }
     }

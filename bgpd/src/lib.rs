@@ -25,6 +25,7 @@ pub mod daemon;
 mod fib;
 mod follow;
 mod handle;
+pub mod import;
 mod listeners;
 pub mod metrics;
 pub mod mrt;

@@ -21,9 +21,13 @@ use brindle_config_core::{
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use self::peer::{Common, Peer, Range};
+use self::{
+    imports::Import,
+    peer::{Common, Peer, Range},
+};
 use crate::{communities, handle::Desired, mrt::MrtSettings, peers::filters::compile};
 
+mod imports;
 mod peer;
 
 /// A checked configuration.
@@ -97,6 +101,8 @@ struct File {
     dynamic: Vec<Range>,
     #[serde(default)]
     announce: Vec<Announce>,
+    #[serde(default)]
+    import_routes: Vec<Import>,
 }
 
 /// `maximumPaths:` of the file: what differs from `multipath`, by where the best path comes from.
@@ -278,6 +284,7 @@ impl Check<'_> {
                 peers,
                 routes: announced,
                 statics: vec![],
+                imports: self.imports(raw.import_routes, &filters)?,
                 services: std::sync::Arc::default(),
             },
             admin_socket: raw.admin_socket,

@@ -26,6 +26,8 @@ use std::{
 use brindle_bgpd_core::speaker::{LocalRoute, PeerConfig, SpeakerConfig};
 use brindle_config_core::key::Key;
 
+use crate::import::Imports;
+
 pub use self::{
     sessions::translate,
     state::{ClusterState, KINDS, SERVICE_KINDS},
@@ -46,6 +48,8 @@ pub struct Plan {
     pub mesh: bool,
     /// Peers that are reached through a gateway: their address, and the gateway. In address order.
     pub statics: Vec<(IpAddr, IpAddr)>,
+    /// Routes of the kernel that are announced, too.
+    pub imports: Imports,
     /// What becomes of the addresses of services, sorted.
     pub services: Arc<[services::Verdict]>,
     /// What could not be done as written, in key order.

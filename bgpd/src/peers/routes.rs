@@ -19,10 +19,17 @@ use ipnet::IpNet;
 
 use super::{
     Problem,
+    filters::compile,
     services::{self, Rules, Verdict},
-    state::{ClusterState, NodeFacts},
+    state::{ClusterState, IMPORT_ANNOTATION, NodeFacts},
 };
-use crate::communities::{self, Tag};
+use crate::{
+    communities::{self, Tag},
+    import::{ImportRule, Imports},
+};
+
+/// Devices of pods (Calico's default).
+const POD_PREFIX: &str = "cali";
 
 /// Calico's normal route priority; iBGP carries it as LOCAL_PREF = 2147483647 − priority.
 const NORMAL_PRIORITY: u32 = 1024;
@@ -60,6 +67,29 @@ pub(super) fn local_routes(
         .into_iter()
         .map(|prefix| LocalRoute { prefix, next_hop: None, attributes: tags.attributes(&prefix) })
         .collect()
+}
+
+/// Which routes of the kernel are announced. Never those of pods' devices, and none of what is outside of a rule that
+/// could not be read.
+pub(super) fn imports(state: &ClusterState, problems: &mut Vec<Problem>) -> Imports {
+    let specific = format!("node.{}", state.me);
+    let found = [specific.as_str(), "default"].into_iter().find_map(|n| Some((n, state.imports.get(n)?)));
+    let Some((config, text)) = found else { return Imports::default() };
+    let filter = |name: &str| {
+        let spec = state.filters.get(name).ok_or_else(|| format!("BGPFilter {name} does not exist"))?;
+        compile([(name, spec)]).map(|p| p.import)
+    };
+    let mut rules = Vec::new();
+    for part in text.split(';').map(str::trim).filter(|p| !p.is_empty()) {
+        match ImportRule::parse(part, filter) {
+            Ok(rule) => rules.push(rule),
+            Err(e) => problems.push(Problem {
+                about: Key::new(Kind::BgpConfiguration, None, config),
+                what: format!("annotation {IMPORT_ANNOTATION}: {part:?}: {e}; this rule is left out"),
+            }),
+        }
+    }
+    Imports { rules, exclude: [POD_PREFIX, "tunl", "kube-ipvs"].map(Into::into).to_vec() }
 }
 
 /// What becomes of service ranges and addresses.

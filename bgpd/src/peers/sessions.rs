@@ -84,6 +84,7 @@ fn build(state: &ClusterState, own: &NodeFacts, plan: &mut Plan, problems: &mut 
     mesh(&cx, &mut sessions, problems);
     plan.statics = sessions.statics.iter().map(|(peer, gateway)| (*peer, *gateway)).collect();
     plan.peers = sessions.by_address.into_values().map(|(peer, _)| peer).collect();
+    plan.imports = routes::imports(state, problems);
     let services = routes::services(state, own, problems);
     plan.routes = routes::local_routes(state, own, &services, problems);
     plan.services = services.into();

@@ -41,6 +41,10 @@ pub const KINDS: [Kind; 8] = [
 /// every pod behind a service.
 pub const SERVICE_KINDS: [Kind; 2] = [Kind::EndpointSlice, Kind::Service];
 
+/// Annotation of BGPConfiguration `default` or `node.NAME` (which replaces it): routes of the kernel that the node
+/// announces, as [`ImportRule::parse`](crate::import::ImportRule::parse) reads them, with `;` between rules.
+pub(super) const IMPORT_ANNOTATION: &str = "bgp.brindle.dev/import-routes";
+
 /// A node as its neighbors see it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct NodeFacts {
@@ -89,6 +93,8 @@ pub struct ClusterState {
     pub(super) services: ServiceTable,
     /// [`services::SELECTOR_ANNOTATION`] as somebody wrote it.
     pub(super) single_services: Option<String>,
+    /// [`IMPORT_ANNOTATION`], by BGPConfiguration.
+    pub(super) imports: BTreeMap<String, String>,
     secrets: BTreeMap<(String, String), String>,
 }
 
@@ -180,7 +186,13 @@ impl ClusterState {
                 if other {
                     self.single_services = selector;
                 }
-                put(&mut self.configs, name, config.spec) | other
+                let imports = config.metadata.annotations.get(IMPORT_ANNOTATION).cloned();
+                let others = self.imports.get(name) != imports.as_ref();
+                match imports {
+                    Some(text) => drop(self.imports.insert(name.clone(), text)),
+                    None => drop(self.imports.remove(name)),
+                }
+                put(&mut self.configs, name, config.spec) | other | others
             }
             Kind::BgpPeer => put(&mut self.peers, name, spec(entry)?),
             Kind::BgpFilter => put(&mut self.filters, name, spec(entry)?),
@@ -243,6 +255,7 @@ impl ClusterState {
                     if key.name == "default" {
                         self.single_services = None;
                     }
+                    self.imports.remove(&key.name);
                     self.configs.remove(&key.name).is_some()
                 }
                 Kind::BgpPeer => self.peers.remove(&key.name).is_some(),

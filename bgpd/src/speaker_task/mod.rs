@@ -33,6 +33,7 @@ use crate::{
     conn::{self, Chunk, Exit, Mode, Report, Token},
     fib::FibQueue,
     handle::Order,
+    import::Importer,
     listeners::Listeners,
     mrt::Archive,
     peers::services::Verdict,
@@ -85,6 +86,9 @@ pub(crate) struct SpeakerTask {
     identity: Option<SpeakerConfig>,
     peers: Option<Vec<PeerConfig>>,
     routes: Option<Vec<LocalRoute>>,
+    /// What the configuration announces, and what is announced of the kernel's routes beside it.
+    announced: Vec<LocalRoute>,
+    importer: Option<Importer>,
     /// Routes to peers behind a gateway.
     statics: BTreeMap<IpNet, IpAddr>,
     /// What becomes of the addresses of services.
@@ -148,6 +152,8 @@ impl SpeakerTask {
             identity: None,
             peers: None,
             routes: None,
+            announced: Vec::new(),
+            importer: None,
             statics: BTreeMap::new(),
             services: Arc::default(),
             next_hops: BTreeMap::new(),
@@ -210,6 +216,10 @@ impl SpeakerTask {
                     busy_since = Instant::now();
                     self.report(report);
                     self.reports();
+                }
+                () = imported(&mut self.importer), if self.importer.is_some() => {
+                    busy_since = Instant::now();
+                    self.announce_all();
                 }
                 // More to write to somebody who takes it; whatever came in meanwhile was first.
                 () = tokio::task::yield_now(), if !self.dirty.is_empty() => {}
@@ -355,6 +365,14 @@ impl SpeakerTask {
             Event::Config { name, what } => warn!(peer = %name, %what, "configuration problem"),
             Event::Refused { remote, why } => info!(%remote, %why, "refused connection"),
         }
+    }
+}
+
+/// Waits until other routes of the kernel are to be announced.
+async fn imported(importer: &mut Option<Importer>) {
+    match importer {
+        Some(i) => i.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -8,12 +8,13 @@ use brindle_bgpd_core::speaker::{
 };
 use ipnet::IpNet;
 use tokio::time::timeout;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::SpeakerTask;
 use crate::{
     conn::LINGER,
     handle::{Desired, ListenError, Order, Seen},
+    import::{Importer, Imports},
     view,
 };
 
@@ -26,7 +27,10 @@ impl SpeakerTask {
                 let _ = answer.send(errors);
             }
             Order::SetPeers(peers) => self.set_peers(peers),
-            Order::SetLocalRoutes(routes) => self.set_local_routes(routes),
+            Order::SetLocalRoutes(routes) => {
+                self.announced = routes;
+                self.announce_all();
+            }
             Order::NextHops(costs) => self.set_next_hops(costs),
             Order::Clear(peer, how, answer) => {
                 let _ = answer.send(self.clear(&peer, how));
@@ -79,7 +83,9 @@ impl SpeakerTask {
             self.feed(Input::SetMultipath(multipath));
         }
         // Routes first: a session that comes up has them to send.
-        self.set_local_routes(desired.routes);
+        self.set_imports(desired.imports);
+        self.announced = desired.routes;
+        self.announce_all();
         self.set_statics(desired.statics);
         self.services = desired.services;
         self.set_peers(desired.peers);
@@ -120,6 +126,33 @@ impl SpeakerTask {
     fn drain(&mut self) {
         info!("draining: all routes are advertised again with GRACEFUL_SHUTDOWN");
         self.feed(Input::Drain);
+    }
+
+    /// Starts, changes or ends the reading of the kernel's routes.
+    fn set_imports(&mut self, imports: Imports) {
+        if self.importer.as_ref().map(|i| &i.imports) == Some(&imports) {
+            return;
+        }
+        self.importer = None;
+        if imports.rules.is_empty() {
+            return;
+        }
+        match Importer::start(imports) {
+            Ok(importer) => self.importer = Some(importer),
+            Err(error) => {
+                warn!(%error, "routes of the kernel are not announced until the next change of settings")
+            }
+        }
+    }
+
+    /// Tells the speaker its own routes: those of the configuration, and those of the kernel that are not among them.
+    pub(super) fn announce_all(&mut self) {
+        let mut routes = self.announced.clone();
+        if let Some(importer) = &mut self.importer {
+            let said: std::collections::HashSet<IpNet> = routes.iter().map(|r| r.prefix).collect();
+            routes.extend(importer.routes().into_iter().filter(|r| !said.contains(&r.prefix)));
+        }
+        self.set_local_routes(routes);
     }
 
     fn set_local_routes(&mut self, routes: Vec<LocalRoute>) {

@@ -15,7 +15,7 @@ mod rules;
 mod tests;
 
 pub use self::{
-    program::{Decision, Facts, Policy, RuleName},
+    program::{Decision, Facts, Policy, RuleName, glob},
     rules::{
         Action, Community, Compare, Direction, Filter, Operation, PeerType, PrefixMatch, Rule,
         priority_to_local_pref,

@@ -251,8 +251,8 @@ fn begins_with(path: &AsPath, wanted: &[u32]) -> bool {
     wanted.iter().all(|w| numbers.next().flatten() == Some(*w))
 }
 
-/// `*` stands for any characters.
-fn glob(pattern: &str, name: &str) -> bool {
+/// Whether a name fits a pattern in which `*` stands for any characters.
+pub fn glob(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
     let Some(last) = parts.next_back() else { return rest.is_empty() };
