@@ -22,6 +22,8 @@ enum Side<'a> {
     Node(&'a str),
     Labels(Selector),
     Address(IpAddr, Option<u16>),
+    /// Pods on this node.
+    Pods(Selector),
 }
 
 impl Side<'_> {
@@ -31,6 +33,7 @@ impl Side<'_> {
             Self::Node(n) => *n == name,
             Self::Labels(s) => s.matches(&node.labels),
             Self::Address(ip, _) => node.spec.ips().any(|i| i == *ip),
+            Self::Pods(_) => false,
         }
     }
 }
@@ -85,6 +88,17 @@ fn forward(cx: &Cx<'_>, p: &Peering<'_>, sessions: &mut Sessions, problems: &mut
             };
             sessions.add(cx, &p.settings, &remote, problems);
         }
+        // Whatever a pod speaks from, it connects to us: there is nobody to dial before it runs a speaker.
+        Side::Pods(pods) => {
+            let asn = p.spec.as_number.expect("parse requires it with localWorkloadSelector").0;
+            for pod in cx.state.workloads.values().filter(|w| pods.matches(&w.labels)) {
+                for address in pod.addresses.iter().filter(|n| n.prefix_len() == n.max_prefix_len()) {
+                    let (name, address) = (pod.name.as_str(), address.addr());
+                    let remote = Remote { name, address, port: 179, asn, passive: true, node: None };
+                    sessions.add(cx, &p.settings, &remote, problems);
+                }
+            }
+        }
         side => {
             for (name, node) in cx.state.nodes.iter().filter(|(n, _)| **n != cx.state.me) {
                 if side.matches(name, node) {
@@ -137,11 +151,6 @@ fn parse<'a>(
     problems: &mut Vec<Problem>,
 ) -> Result<Peering<'a>, String> {
     let from = Key::new(Kind::BgpPeer, None, name);
-    if !spec.local_workload_selector.is_empty() {
-        return Err(
-            "spec.localWorkloadSelector: peering with local pods is not supported by this version".into()
-        );
-    }
     let local = match (spec.node.as_str(), spec.node_selector.as_str()) {
         ("", "") => Side::All,
         (node, "") => Side::Node(node),
@@ -149,7 +158,18 @@ fn parse<'a>(
         _ => return Err("spec.node and spec.nodeSelector exclude each other; remove one".into()),
     };
     let remote = match (spec.peer_ip.as_str(), spec.peer_selector.as_str()) {
-        ("", "") => return Err("needs spec.peerIP or spec.peerSelector".into()),
+        ("", "") if !spec.local_workload_selector.is_empty() => {
+            if spec.as_number.is_none() {
+                return Err("spec.asNumber is required with spec.localWorkloadSelector".into());
+            }
+            Side::Pods(labels("spec.localWorkloadSelector", &spec.local_workload_selector)?)
+        }
+        _ if !spec.local_workload_selector.is_empty() => {
+            return Err(
+                "spec.localWorkloadSelector excludes spec.peerIP and spec.peerSelector; remove one".into()
+            );
+        }
+        ("", "") => return Err("needs spec.peerIP, spec.peerSelector or spec.localWorkloadSelector".into()),
         (ip, "") => {
             let (ip, port) = address(ip)?;
             if spec.as_number.is_none() {
@@ -202,6 +222,8 @@ fn settings(
         }
     };
     let use_node_ip = match spec.source_address.as_deref() {
+        // The pod chooses which address of this node it connects to.
+        _ if matches!(remote, Side::Pods(_)) => false,
         None | Some("" | "UseNodeIP") => true,
         Some("None") => false,
         Some(_) => {
@@ -229,7 +251,11 @@ fn settings(
         seconds("spec.keepaliveTime", spec.keepalive_time.as_deref(), 0, u16::MAX, from, problems);
     Ok(Settings {
         from: from.clone(),
-        kind: if matches!(local, Side::All) { "global" } else { "node" },
+        kind: match (local, remote) {
+            (_, Side::Pods(_)) => "workload",
+            (Side::All, _) => "global",
+            _ => "node",
+        },
         password,
         restart_time,
         keepalive: (keepalive != 0).then_some(keepalive),

@@ -131,3 +131,76 @@ fn settings_without_effect_are_named() {
     }
     assert!(plan.listen.iter().all(|l| l.port() == 1790));
 }
+
+/// A plan of node `a` with these resources as they are, metadata included.
+fn of_whole(resources: &[Value]) -> Plan {
+    let mut state = ClusterState::new("a");
+    let node =
+        json!({"kind": "Node", "metadata": {"name": "a"}, "spec": {"bgp": {"ipv4Address": "10.0.0.1/24"}}});
+    for value in [node].iter().chain(resources) {
+        let mut value = value.clone();
+        value["apiVersion"] = "projectcalico.org/v3".into();
+        let kind = Kind::parse(value["kind"].as_str().unwrap()).unwrap();
+        let meta = &value["metadata"];
+        let key = Key::new(kind, meta["namespace"].as_str(), meta["name"].as_str().unwrap());
+        state.apply(&SyncEvent::Upsert(Entry { key, revision: Revision(1), value: value.into() }));
+    }
+    translate(&state)
+}
+
+#[test]
+fn pods_of_this_node_that_are_selected_become_passive_peers() {
+    let pod = |node: &str, name: &str, app: &str, address: &str| {
+        json!({"kind": "WorkloadEndpoint",
+            "metadata": {"namespace": "default", "name": format!("{node}-k8s-{name}-eth0"), "labels": {"app": app}},
+            "spec": {"orchestrator": "k8s", "node": node, "pod": name, "endpoint": "eth0",
+                "interfaceName": format!("cali{name}"), "ipNetworks": [address, "fd00::7/128"]}})
+    };
+    let peer = |selector: &str| {
+        json!({"kind": "BGPPeer", "metadata": {"name": "pods"}, "spec": {"localWorkloadSelector": selector,
+            "asNumber": 65010, "numAllowedLocalASNumbers": 2}})
+    };
+    let pods = [
+        pod("a", "p", "bird", "10.1.0.5/32"),
+        pod("a", "q", "web", "10.1.0.6/32"),
+        pod("b", "r", "bird", "10.1.0.7/32"),
+    ];
+    let with = |selector: &str| of_whole(&[&pods[..], &[peer(selector)]].concat());
+    let plan = with("app == 'bird'");
+    let found: Vec<_> = plan.peers.iter().map(|p| (p.address.to_string(), p.passive, p.asn)).collect();
+    assert_eq!(found, [("10.1.0.5".to_owned(), true, 65010), ("fd00::7".to_owned(), true, 65010)]);
+    let first = &plan.peers[0];
+    assert_eq!((first.name.as_str(), first.kind.as_str(), first.allow_own_as), ("default/p", "workload", 2));
+    assert_eq!(first.local_address, None);
+    assert!(with("app == 'none'").peers.is_empty());
+    let wrong = with("app ==");
+    assert!(wrong.problems[0].what.starts_with("spec.localWorkloadSelector: "), "{:?}", wrong.problems);
+}
+
+#[test]
+fn routes_of_the_kernel_are_chosen_by_an_annotation_of_which_the_nodes_own_comes_first() {
+    let config = |name: &str, text: &str| {
+        json!({"kind": "BGPConfiguration", "metadata": {"name": name,
+            "annotations": {"bgp.brindle.dev/import-routes": text}}, "spec": {}})
+    };
+    let filter =
+        json!({"kind": "BGPFilter", "metadata": {"name": "f"}, "spec": {"importV4": [{"action": "Reject"}]}});
+    let plan =
+        of_whole(&[config("default", "static; connected interface=eth1 filter=f med=7; bgp2"), filter]);
+    let rules = &plan.imports.rules;
+    assert_eq!(rules.len(), 2);
+    assert_eq!((rules[1].interface.as_deref(), rules[1].med), (Some("eth1"), Some(7)));
+    assert!(!rules[1].policy.is_empty());
+    assert!(plan.imports.exclude.iter().any(|d| d == "cali"));
+    let what = &plan.problems[0].what;
+    assert!(what.contains("import-routes: \"bgp2\": expected connected"), "{what}");
+    let plan =
+        of_whole(&[config("default", "static"), config("node.a", "188"), config("node.b", "ospf; ra")]);
+    assert_eq!(plan.imports.rules.len(), 1);
+    assert_eq!(plan.imports.rules[0].source.to_string(), "ospf");
+    let missing = of_whole(&[config("default", "static filter=g")]);
+    assert!(
+        missing.imports.rules.is_empty() && missing.problems[0].what.contains("BGPFilter g does not exist")
+    );
+    assert!(of_whole(&[]).imports.rules.is_empty());
+}

@@ -141,7 +141,8 @@ fn local_addresses(state: &ClusterState, own: &NodeFacts) -> Vec<(Key, IpNet)> {
     let tunnel = own.spec.bgp.as_ref().and_then(|b| b.ipv4_ipip_tunnel_addr);
     let tunnel =
         tunnel.map(|a| (Key::new(Kind::Node, None, &state.me), IpNet::from(std::net::IpAddr::V4(a))));
-    let pods = state.workloads.iter().flat_map(|(k, nets)| nets.iter().map(|n| (k.clone(), n.trunc())));
+    let pods =
+        state.workloads.iter().flat_map(|(k, pod)| pod.addresses.iter().map(|n| (k.clone(), n.trunc())));
     tunnel.into_iter().chain(pods).collect()
 }
 

@@ -5,6 +5,7 @@
 //! | mesh: every node with a shared family, unless one side has a routeReflectorClusterID | `mesh` | the greater address (as a string) connects |
 //! | BGPPeer without node and nodeSelector | `global` | as mesh if peerIP is a node of ours |
 //! | BGPPeer for this node | `node` | never |
+//! | BGPPeer with localWorkloadSelector | `workload` | always: pods of this node connect |
 //! | BGPPeer of others whose remote side is this node (reversePeering) | `node` | never |
 //!
 //! One session per remote address: global before node before reverse before mesh, then by resource name.
@@ -151,7 +152,7 @@ impl<'a> Cx<'a> {
             }
             if c.local_workload_peering_ipv4.is_some() || c.local_workload_peering_ipv6.is_some() {
                 problem(
-                    "spec.localWorkloadPeeringIPV4/IPV6 have no effect: peering with local pods is not supported",
+                    "spec.localWorkloadPeeringIPV4/IPV6 have no effect: pods peer with an address of their node",
                 );
             }
             if name == "default" {

@@ -76,6 +76,15 @@ pub(super) struct BlockFacts {
     pub(super) deleted: bool,
 }
 
+/// A pod on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PodFacts {
+    /// `NAMESPACE/NAME`, or the name of the endpoint.
+    pub(super) name: String,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) addresses: Vec<IpNet>,
+}
+
 /// Everything in the store that decides this node's sessions and announcements.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClusterState {
@@ -87,8 +96,8 @@ pub struct ClusterState {
     pub(super) pools: BTreeMap<String, PoolFacts>,
     pub(super) claims: BTreeMap<String, ClaimFacts>,
     pub(super) blocks: BTreeMap<String, BlockFacts>,
-    /// Addresses of the pods on this node.
-    pub(super) workloads: BTreeMap<Key, Vec<IpNet>>,
+    /// The pods on this node.
+    pub(super) workloads: BTreeMap<Key, PodFacts>,
     pub(super) invalid: BTreeMap<Key, String>,
     pub(super) services: ServiceTable,
     /// [`services::SELECTOR_ANNOTATION`] as somebody wrote it.
@@ -223,9 +232,16 @@ impl ClusterState {
                 put(&mut self.blocks, name, facts)
             }
             Kind::WorkloadEndpoint => {
-                let pod: WorkloadEndpointSpec = spec(entry)?;
+                let Resource { metadata, spec: pod, .. }: Resource<WorkloadEndpointSpec> =
+                    decode(entry)?.resource;
                 if pod.node == self.me {
-                    self.workloads.insert(entry.key.clone(), pod.ip_networks.clone()) != Some(pod.ip_networks)
+                    let namespace = metadata.namespace.unwrap_or_default();
+                    let name = if pod.pod.is_empty() { metadata.name } else { pod.pod };
+                    let name = if namespace.is_empty() { name } else { format!("{namespace}/{name}") };
+                    let facts = PodFacts { name, labels: metadata.labels, addresses: pod.ip_networks };
+                    let same = self.workloads.get(&entry.key) == Some(&facts);
+                    self.workloads.insert(entry.key.clone(), facts);
+                    !same
                 } else {
                     self.workloads.remove(&entry.key).is_some()
                 }

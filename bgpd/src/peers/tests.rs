@@ -408,7 +408,7 @@ fn what_cannot_be_honoured_is_a_problem_that_names_resource_and_field() {
         (json!({"peerSelector": "all()"}), false, "spec.peerIP and spec.peerSelector exclude"),
         (json!({"asNumber": 0}), false, "AS number 0 is reserved"),
         (json!({"asNumber": null}), false, "spec.asNumber is required"),
-        (json!({"peerIP": ""}), false, "needs spec.peerIP or spec.peerSelector"),
+        (json!({"peerIP": ""}), false, "needs spec.peerIP, spec.peerSelector or spec.localWorkloadSelector"),
         (json!({"peerIP": "fd00::1"}), false, "has no IPv6 address"),
         (json!({"nodeSelector": "rack ="}), false, "spec.nodeSelector: "),
         (json!({"keepaliveTime": "10"}), true, "spec.keepaliveTime: expected a duration"),

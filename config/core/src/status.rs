@@ -110,7 +110,7 @@ pub struct PeerStatus {
     pub address: IpAddr,
     /// Name of the node, or of the BGPPeer resource.
     pub name: String,
-    /// `mesh`, `global`, `node`, `static`.
+    /// `mesh`, `global`, `node`, `workload`, `static`.
     pub kind: String,
     pub asn: u32,
     /// `Idle`, `Connect`, `Active`, `OpenSent`, `OpenConfirm`, `Established`.

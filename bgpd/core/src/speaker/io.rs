@@ -155,7 +155,7 @@ pub enum AddPathSend {
 pub struct PeerConfig {
     /// For logs and status, e.g. the node's name.
     pub name: String,
-    /// `mesh`, `global`, `node`, `static`.
+    /// `mesh`, `global`, `node`, `workload`, `static`.
     pub kind: String,
     pub address: IpAddr,
     pub port: u16,
