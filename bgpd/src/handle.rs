@@ -108,6 +108,7 @@ pub(crate) enum Order {
     SetPeers(Vec<PeerConfig>),
     SetLocalRoutes(Vec<LocalRoute>),
     NextHops(BTreeMap<IpAddr, Option<u32>>),
+    Devices(BTreeMap<IpAddr, String>),
     Clear(String, Clear, oneshot::Sender<bool>),
     Reset(String, String, oneshot::Sender<bool>),
     Drain(oneshot::Sender<()>),
@@ -153,6 +154,14 @@ impl Handle {
     /// [`Gone`].
     pub async fn set_next_hops(&self, costs: BTreeMap<IpAddr, Option<u32>>) -> Result<(), Gone> {
         self.orders.send(Order::NextHops(costs)).await.map_err(|_| Gone)
+    }
+
+    /// Says by which devices next hops are reached, as the kernel knows it: the whole set. Rules of filters look at it.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn set_devices(&self, devices: BTreeMap<IpAddr, String>) -> Result<(), Gone> {
+        self.orders.send(Order::Devices(devices)).await.map_err(|_| Gone)
     }
 
     /// An operator's `clear` of the peer with this name or address; `false` if there is none.

@@ -59,6 +59,8 @@ pub struct Report {
     pub problems: Vec<String>,
     /// How far the next hops of learned routes are; none out of reach.
     pub next_hops: Arc<BTreeMap<IpAddr, Option<u32>>>,
+    /// The devices by which they are reached.
+    pub devices: Arc<BTreeMap<IpAddr, String>>,
     /// Contradictions among the resources. What can be done is done.
     pub warnings: Vec<String>,
     /// Prefixes of pod devices' names, that of new ones first; empty until known.

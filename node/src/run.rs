@@ -387,9 +387,18 @@ async fn tell_next_hops(
     mut report: tokio::sync::watch::Receiver<brindle_felix::Report>,
     bgp: brindle_bgpd::Handle,
 ) {
-    let mut told = Arc::default();
+    let (mut told, mut told_devices) = (Arc::default(), Arc::default());
     loop {
-        let now = Arc::clone(&report.borrow_and_update().next_hops);
+        let (now, devices) = {
+            let r = report.borrow_and_update();
+            (Arc::clone(&r.next_hops), Arc::clone(&r.devices))
+        };
+        if devices != told_devices {
+            if bgp.set_devices((*devices).clone()).await.is_err() {
+                return;
+            }
+            told_devices = devices;
+        }
         if now != told {
             if bgp.set_next_hops((*now).clone()).await.is_err() {
                 return;

@@ -42,8 +42,12 @@ pub(crate) fn compile<'a>(
     let (mut import, mut export) = (Vec::new(), Vec::new());
     for (name, spec) in filters {
         let list = |field: &str, rules: &[BgpFilterRule]| -> Result<Vec<Rule>, String> {
+            // Which device a route leaves by is known once it is used; whether it is, import rules decide first.
+            let by_device = field.starts_with("export");
             let numbered = rules.iter().enumerate();
-            numbered.map(|(i, r)| rule(r).map_err(|e| format!("{name}: {field}[{i}].{e}"))).collect()
+            numbered
+                .map(|(i, r)| rule(r, by_device).map_err(|e| format!("{name}: {field}[{i}].{e}")))
+                .collect()
         };
         let filter = |direction, v4, v6| Filter { name: name.to_owned(), direction, v4, v6 };
         let (v4, v6) = (list("importV4", &spec.import_v4)?, list("importV6", &spec.import_v6)?);
@@ -59,7 +63,7 @@ pub(crate) fn compile<'a>(
     Ok(Policies { import: policy(import), export: policy(export) })
 }
 
-fn rule(r: &BgpFilterRule) -> Result<Rule, String> {
+fn rule(r: &BgpFilterRule, by_device: bool) -> Result<Rule, String> {
     let prefix = match (r.cidr, r.match_operator) {
         (None, None) => None,
         (Some(_), None) => return Err("cidr: needs matchOperator".into()),
@@ -77,9 +81,10 @@ fn rule(r: &BgpFilterRule) -> Result<Rule, String> {
         Some("RemotePeers") => true,
         Some(other) => return Err(format!("source: expected RemotePeers, found {other:?}")),
     };
-    // `*` is met by every route. For other names the speaker would have to know the device of each route.
-    if let Some(name) = r.interface.as_deref().filter(|i| !matches!(*i, "" | "*")) {
-        return Err(format!("interface: {name:?}: routes are not told apart by device in this version"));
+    // `*` is met by every route, also by one whose device is not known.
+    let interface = r.interface.clone().filter(|i| !matches!(i.as_str(), "" | "*"));
+    if let Some(name) = interface.as_ref().filter(|_| !by_device) {
+        return Err(format!("interface: {name:?}: only rules for export look at the device of a route"));
     }
     let community = match r.communities.as_ref().map(|c| c.values.as_slice()) {
         None => None,
@@ -101,7 +106,7 @@ fn rule(r: &BgpFilterRule) -> Result<Rule, String> {
     Ok(Rule {
         prefix,
         learnt,
-        interface: None,
+        interface,
         peer,
         community,
         as_path: r.as_path_prefix.iter().flatten().map(|a| a.0).collect(),

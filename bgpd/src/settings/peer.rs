@@ -282,6 +282,11 @@ impl Check<'_> {
             }
         }
         match compile(named) {
+            // Only a node knows by which device a next hop is reached.
+            Ok(policies) if policies.export.reads_interface() => {
+                let what = "only brindle-node knows by which device a route leaves; a rule for export has `interface`";
+                return fail("filters", what.into());
+            }
             Ok(policies) => {
                 peer.import = policies.import;
                 peer.export =

@@ -95,6 +95,8 @@ pub(crate) struct SpeakerTask {
     services: Arc<[Verdict]>,
     /// Next hops that are not near, as the host's routes say.
     next_hops: BTreeMap<IpAddr, Option<u32>>,
+    /// Devices towards next hops.
+    devices: BTreeMap<IpAddr, String>,
     /// For the first speaker: an earlier run's routes are in the kernel.
     restarting: bool,
     /// By address: who may connect, and with which socket options.
@@ -157,6 +159,7 @@ impl SpeakerTask {
             statics: BTreeMap::new(),
             services: Arc::default(),
             next_hops: BTreeMap::new(),
+            devices: BTreeMap::new(),
             restarting,
             neighbors: HashMap::new(),
             links: HashMap::new(),

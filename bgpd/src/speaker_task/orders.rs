@@ -32,6 +32,10 @@ impl SpeakerTask {
                 self.announce_all();
             }
             Order::NextHops(costs) => self.set_next_hops(costs),
+            Order::Devices(devices) => {
+                self.devices.clone_from(&devices);
+                self.feed(Input::SetDevices(devices));
+            }
             Order::Clear(peer, how, answer) => {
                 let _ = answer.send(self.clear(&peer, how));
             }
@@ -241,6 +245,7 @@ impl SpeakerTask {
         // What is known of the host holds for any speaker.
         let costs = std::mem::take(&mut self.next_hops);
         self.set_next_hops(costs);
+        self.feed(Input::SetDevices(self.devices.clone()));
     }
 
     pub(super) async fn shutdown(&mut self) {

@@ -52,6 +52,14 @@ impl Reach {
             Self::Nowhere => None,
         }
     }
+
+    /// The device packets leave by.
+    pub fn device(&self) -> Option<&str> {
+        match self {
+            Self::Connected { dev } | Self::Through { dev, .. } => Some(dev),
+            Self::Nowhere => None,
+        }
+    }
 }
 
 impl HostView {

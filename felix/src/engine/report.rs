@@ -65,6 +65,11 @@ impl Engine {
                 r.next_hops = Arc::new(far.collect());
                 set(true);
             }
+            let by = self.reaches.iter().filter_map(|(n, reach)| Some((*n, reach.device()?)));
+            if !r.devices.iter().map(|(n, d)| (*n, d.as_str())).eq(by.clone()) {
+                r.devices = Arc::new(by.map(|(n, d)| (n, d.to_owned())).collect());
+                set(true);
+            }
             set(update(&mut r.warnings, warnings));
             set(update(&mut r.pod_prefixes, self.owner.interface_prefixes.clone()));
             changed

@@ -24,6 +24,7 @@ struct Compiled {
     filters: Vec<Filter>,
     programs: PerFamily<Program>,
     reads_attributes: bool,
+    reads_interface: bool,
 }
 
 impl PartialEq for Policy {
@@ -49,7 +50,9 @@ impl From<Vec<Filter>> for Policy {
             .flat_map(|(_, p)| &p.0)
             .filter_map(|t| t.more.as_ref())
             .any(|m| m.community.is_some() || !m.as_path.is_empty());
-        Self(Some(Arc::new(Compiled { filters, programs, reads_attributes })))
+        let tests = programs.iter().flat_map(|(_, p)| &p.0);
+        let reads_interface = tests.filter_map(|t| t.more.as_ref()).any(|m| m.interface.is_some());
+        Self(Some(Arc::new(Compiled { filters, programs, reads_attributes, reads_interface })))
     }
 }
 
@@ -107,6 +110,11 @@ impl Policy {
     /// Whether any rule looks at attributes; otherwise [`Facts::attributes`] may be empty.
     pub fn reads_attributes(&self) -> bool {
         self.0.as_ref().is_some_and(|c| c.reads_attributes)
+    }
+
+    /// Whether any rule looks at the device; otherwise [`Facts::interface`] may be empty.
+    pub fn reads_interface(&self) -> bool {
+        self.0.as_ref().is_some_and(|c| c.reads_interface)
     }
 
     /// Evaluates the rules for a route.

@@ -348,6 +348,20 @@ impl<P: Prefix> Afi<P> {
         }
     }
 
+    /// Next hops are behind other devices: what is told to groups whose rules look at them is decided about again.
+    pub(super) fn devices_changed(&mut self, cx: &mut ChangeCx<'_>) {
+        if cx.deferred || !self.groups.read_interface() {
+            return;
+        }
+        self.groups.forget();
+        let all: Vec<u32> = self.table.iter().map(|(n, _)| n).collect();
+        for n in all {
+            let best = self.table.dest(n).best().map(|p| p.peer);
+            self.groups.propagate(&self.table, n, best, &mut cx.out);
+            self.groups.paths_changed(n, &mut cx.out);
+        }
+    }
+
     /// The import policy of a peer has changed: every route of it is judged again, from its attributes as they came.
     pub(super) fn screen(&mut self, peer: PeerId, screen: &mut Screen<'_>, cx: &mut ChangeCx<'_>) {
         let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();

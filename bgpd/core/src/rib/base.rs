@@ -168,6 +168,10 @@ impl Rib {
         &self.sources
     }
 
+    pub(super) const fn next_hops(&self) -> &NextHops {
+        &self.next_hops
+    }
+
     /// Who we are as a reflector: our cluster is our router identifier unless configured (RFC 4456 section 7).
     pub(super) fn export_cx(&self) -> ExportCx {
         ExportCx { cluster_id: self.cfg.cluster_id.unwrap_or(self.cfg.router_id) }
@@ -412,6 +416,16 @@ impl Rib {
             v4.decide_all(&mut cx);
             v6.decide_all(&mut cx);
         }
+    }
+
+    /// The devices towards next hops, all that are known: what is told where rules look at them is judged again.
+    pub fn set_devices(&mut self, devices: BTreeMap<IpAddr, String>) {
+        if !self.next_hops.set_devices(devices) {
+            return;
+        }
+        let (v4, v6, mut cx) = self.split();
+        v4.devices_changed(&mut cx);
+        v6.devices_changed(&mut cx);
     }
 
     /// The neighbor asks for everything again. `marked`: the end of it is to be said (RFC 7313).

@@ -17,12 +17,12 @@ use super::{
     attrs::{Attrs, Interner},
     import::Reading,
     pack::leaves_room,
-    peers::Source,
+    peers::{NextHops, Source},
     prefix::Prefix,
     rewrite::{Rewrite, prepend},
 };
 use crate::{
-    policy::{Decision, Facts},
+    policy::{Decision, Facts, Policy},
     speaker::{AddPathSend, ExportPolicy, NextHopPolicy, PeerId},
     wire::{AttrSet, NextHop, WireCx},
 };
@@ -57,6 +57,15 @@ pub(super) struct Candidate<'a> {
     pub attrs: &'a Attrs,
     pub peer: PeerId,
     pub source: &'a Source,
+    pub next_hops: &'a NextHops,
+}
+
+/// The device towards the next hop of a route, if rules ask for it and it is known.
+pub(super) fn device<'a>(policy: &Policy, next_hops: &'a NextHops, attrs: &Attrs) -> Option<&'a str> {
+    if !policy.reads_interface() {
+        return None;
+    }
+    next_hops.device(attrs.next_hop()?.ip())
 }
 
 /// Our identity as a reflector.
@@ -132,7 +141,7 @@ impl GroupKey {
                 priority: c.attrs.rank.priority(),
                 ibgp: self.ibgp,
                 learnt: !local,
-                interface: None,
+                interface: device(&policy.filters, c.next_hops, c.attrs),
             };
             match policy.filters.decide(&facts) {
                 Decision::Accept(rule) => return Some(Some(rule)),
@@ -224,7 +233,11 @@ mod tests {
         next_hop: Option<NextHop>,
     ) -> Option<(AttrSet, NextHop)> {
         let attrs = interner().intern(&set, next_hop).unwrap();
-        g.attributes::<Ipv4Net>(&Candidate { attrs: &attrs, peer, source: s }, CX, None)
+        g.attributes::<Ipv4Net>(
+            &Candidate { attrs: &attrs, peer, source: s, next_hops: &NextHops::default() },
+            CX,
+            None,
+        )
     }
 
     fn learned() -> AttrSet {
@@ -315,7 +328,7 @@ mod tests {
         let (mut i, mut memo) = (interner(), Memo::default());
         let attrs = i.intern(&learned(), Some(hop("10.9.9.9"))).unwrap();
         let s = source(false, false);
-        let c = Candidate { attrs: &attrs, peer: PeerId(1), source: &s };
+        let c = Candidate { attrs: &attrs, peer: PeerId(1), source: &s, next_hops: &NextHops::default() };
         let mut told = |p: &str| g.export::<Ipv4Net>(p.parse().unwrap(), &c, CX, &mut i, &mut memo).is_some();
         assert!(told("10.2.0.0/26"));
         assert!(!told("10.1.2.0/26"));

@@ -475,6 +475,11 @@ impl Groups {
         }
     }
 
+    /// Whether the rules of any group look at the device of a route.
+    pub(super) fn read_interface(&self) -> bool {
+        self.groups.iter().any(|(_, g)| g.key.policy.filters.reads_interface())
+    }
+
     /// What is known of a source has changed: earlier answers are no longer good.
     pub(super) fn forget(&mut self) {
         for (_, group) in &mut self.groups {
@@ -565,6 +570,11 @@ impl Groups {
 /// What a group is told about the best path of a destination.
 fn answer<P: Prefix>(group: &mut Group, dest: &Dest<P>, cx: &mut OutCx<'_>) -> Option<Attrs> {
     let best = dest.best()?;
-    let candidate = Candidate { attrs: &best.attrs, peer: best.peer, source: cx.sources.get(best.peer) };
+    let candidate = Candidate {
+        attrs: &best.attrs,
+        peer: best.peer,
+        source: cx.sources.get(best.peer),
+        next_hops: cx.next_hops,
+    };
     group.key.export(dest.prefix, &candidate, cx.export, cx.interner, &mut group.memo)
 }

@@ -150,6 +150,7 @@ impl Screen<'_> {
             priority: attrs.rank.priority(),
             ibgp: self.ibgp,
             learnt: true,
+            // Known only of routes that are used, which is not decided yet.
             interface: None,
         };
         match self.policy.decide(&facts) {

@@ -12,9 +12,9 @@ use super::{
     afi::Afi,
     base::{Rib, RibPeer},
     bits::Bits,
-    export::{Candidate, ExportCx, GroupKey, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED},
+    export::{Candidate, ExportCx, GroupKey, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED, device},
     import::Reading,
-    peers::Sources,
+    peers::{NextHops, Sources},
     prefix::Prefix,
     table::Dest,
 };
@@ -154,8 +154,8 @@ impl Rib {
         }
         let cx = self.export_cx();
         match prefix {
-            IpNet::V4(p) => export(self.v4(), self.sources(), peer, p, cx),
-            IpNet::V6(p) => export(self.v6(), self.sources(), peer, p, cx),
+            IpNet::V4(p) => export(self.v4(), (self.sources(), self.next_hops()), peer, p, cx),
+            IpNet::V6(p) => export(self.v6(), (self.sources(), self.next_hops()), peer, p, cx),
         }
     }
 
@@ -232,7 +232,13 @@ fn told<P: Prefix>(afi: &Afi<P>, peer: PeerId, prefix: P) -> Vec<(u32, AttrSet, 
     all.into_iter().map(|(id, a)| (id, a.set(), a.next_hop().map(|h| h.ip()))).collect()
 }
 
-fn export<P: Prefix>(afi: &Afi<P>, sources: &Sources, peer: &RibPeer, prefix: P, cx: ExportCx) -> Export {
+fn export<P: Prefix>(
+    afi: &Afi<P>,
+    (sources, next_hops): (&Sources, &NextHops),
+    peer: &RibPeer,
+    prefix: P,
+    cx: ExportCx,
+) -> Export {
     let withheld = Export::Withheld;
     let Some(n) = afi.table.get(prefix).filter(|n| !afi.table.dest(*n).paths.is_empty()) else {
         return withheld(Withheld::NoPath);
@@ -243,7 +249,8 @@ fn export<P: Prefix>(afi: &Afi<P>, sources: &Sources, peer: &RibPeer, prefix: P,
         return withheld(Withheld::SplitHorizon);
     }
     let key = peer.group(P::FAMILY);
-    let candidate = Candidate { attrs: &best.attrs, peer: best.peer, source: sources.get(best.peer) };
+    let candidate =
+        Candidate { attrs: &best.attrs, peer: best.peer, source: sources.get(best.peer), next_hops };
     if key.rewrite.default_route && prefix.net().prefix_len() == 0 {
         return withheld(Withheld::Settings);
     }
@@ -267,7 +274,7 @@ fn refused<P: Prefix>(key: &GroupKey, prefix: P, c: &Candidate<'_>) -> Withheld 
         priority: c.attrs.rank.priority(),
         ibgp: key.ibgp,
         learnt: c.peer != LOCAL,
-        interface: None,
+        interface: device(&policy.filters, c.next_hops, c.attrs),
     };
     if let Decision::Reject(rule) = policy.filters.decide(&facts) {
         let name = policy.filters.rule(P::FAMILY, rule).map(|r| r.to_string());

@@ -55,6 +55,8 @@ impl Sources {
 #[derive(Debug, Default)]
 pub struct NextHops {
     known: BTreeMap<IpAddr, Option<u32>>,
+    /// Devices towards them, where the driver said so.
+    devices: BTreeMap<IpAddr, String>,
     own: BTreeMap<IpAddr, u32>,
 }
 
@@ -78,6 +80,18 @@ impl NextHops {
             self.known.insert(address, cost);
         }
         old != cost
+    }
+
+    /// The device towards an address, where it is known.
+    pub fn device(&self, address: IpAddr) -> Option<&str> {
+        self.devices.get(&address).map(String::as_str)
+    }
+
+    /// All devices; whether any is another than before.
+    pub fn set_devices(&mut self, devices: BTreeMap<IpAddr, String>) -> bool {
+        let differs = self.devices != devices;
+        self.devices = devices;
+        differs
     }
 
     /// A session uses this address of ours.

@@ -222,6 +222,7 @@ impl Input {
             Self::BadMessage { .. } => "BadMessage",
             Self::SendStalled { .. } => "SendStalled",
             Self::NextHop { .. } => "NextHop",
+            Self::SetDevices(_) => "SetDevices",
             Self::Clear { .. } => "Clear",
             Self::Reset { .. } => "Reset",
             Self::SetDynamic(_) => "SetDynamic",

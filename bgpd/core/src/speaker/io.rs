@@ -1,6 +1,7 @@
 //! What goes into and comes out of a [`Speaker`](super::Speaker): configuration, inputs, outputs. Values only.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU8,
 };
@@ -316,6 +317,8 @@ pub enum Input {
         /// `None`: unreachable.
         cost: Option<u32>,
     },
+    /// The devices towards next hops, all that are known; rules may look at them.
+    SetDevices(BTreeMap<IpAddr, String>),
     /// An operator's `clear`.
     Clear {
         peer: PeerId,

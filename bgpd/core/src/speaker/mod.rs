@@ -110,6 +110,7 @@ impl Speaker {
                 self.pass(now, conn, PeerInput::SendStalled(conn), out);
             }
             Input::NextHop { address, cost } => self.rib.set_next_hop(address, cost),
+            Input::SetDevices(devices) => self.rib.set_devices(devices),
             Input::Clear { peer, how } => self.clear(now, peer, how, out),
             Input::Reset { peer, text } => {
                 self.reset(now, peer, Stop::with_text(Cease::AdministrativeReset, &text), out);

@@ -157,7 +157,12 @@ fn wanted<P: Prefix>(
         if path.peer == peer {
             continue;
         }
-        let candidate = Candidate { attrs: &path.attrs, peer: path.peer, source: cx.sources.get(path.peer) };
+        let candidate = Candidate {
+            attrs: &path.attrs,
+            peer: path.peer,
+            source: cx.sources.get(path.peer),
+            next_hops: cx.next_hops,
+        };
         let attrs = group.key.export(dest.prefix, &candidate, cx.export, cx.interner, &mut group.memo);
         told.extend(attrs.map(|a| (ids.hold(path), a)));
     }

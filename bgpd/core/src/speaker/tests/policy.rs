@@ -132,3 +132,22 @@ fn an_export_policy_has_the_last_word_and_changes_without_the_session() {
     assert_eq!(told.iter().map(|u| u.withdrawn.len()).sum::<usize>(), 1, "{told:?}");
     assert_eq!((b.state(3), b.notifications()), (StateKind::Established, vec![]));
 }
+
+#[test]
+fn rules_for_export_look_at_the_device_and_follow_it_without_the_session() {
+    let by_device = Rule { interface: Some("eth*".into()), ..Rule::new(Action::Accept) };
+    let export = vec![by_device, Rule::new(Action::Reject)];
+    let mut b = up(vec![configured(2, vec![], vec![]), configured(3, vec![], export)]);
+    b.message(2, announce(2, &["10.1.0.0/16"], via(&[65_002])));
+    assert_eq!(b.pull(3).len(), 0, "not known: no device");
+    let device = |name: &str| Input::SetDevices([(ip(2), name.to_owned())].into());
+    b.input(device("eth1"));
+    let told = b.pull(3);
+    assert_eq!(told.iter().map(|u| u.reach.len()).sum::<usize>(), 1, "{told:?}");
+    b.input(device("eth7"));
+    assert_eq!(b.pull(3).len(), 0, "the same answer is not told again");
+    b.input(device("tun0"));
+    let told = b.pull(3);
+    assert_eq!(told.iter().map(|u| u.withdrawn.len()).sum::<usize>(), 1, "{told:?}");
+    assert_eq!((b.state(3), b.notifications()), (StateKind::Established, vec![]));
+}
