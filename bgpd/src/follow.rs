@@ -375,7 +375,8 @@ mod tests {
         store.put_as(&ranges(), Expect::Absent).await.unwrap();
         let (orders, mut taken) = mpsc::channel(4);
         let began = Instant::now();
-        let handle = Handle { orders, events: tokio::sync::broadcast::channel(1).0 };
+        let handle =
+            Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
         let _follower = from_store(store, "a", Path::new("/nonexistent"), handle);
         match taken.recv().await {
             Some(Order::Apply(desired, _)) => (*desired, began.elapsed()),
@@ -414,7 +415,7 @@ mod tests {
             Arc::clone(&store),
             "a",
             Path::new("/nonexistent"),
-            Handle { orders, events: tokio::sync::broadcast::channel(1).0 },
+            Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() },
         );
         let mut next = async || match taken.recv().await {
             Some(Order::Apply(desired, answer)) => {

@@ -2,8 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    pin::Pin,
+    sync::{Arc, OnceLock},
 };
 
 use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, SpeakerConfig};
@@ -88,6 +90,21 @@ pub struct Handle {
     pub(crate) orders: mpsc::Sender<Order>,
     /// What happens, for those who watch.
     pub(crate) events: broadcast::Sender<BgpEvent>,
+    pub(crate) kernel: KernelSide,
+}
+
+/// Answers what became of a prefix in the kernel: whether as intended, and a sentence.
+pub type AskKernel =
+    Box<dyn Fn(IpNet) -> Pin<Box<dyn Future<Output = Vec<(bool, String)>> + Send>> + Send + Sync>;
+
+/// Whoever programs the routes, once it is known.
+#[derive(Clone, Default)]
+pub(crate) struct KernelSide(pub(crate) Arc<OnceLock<AskKernel>>);
+
+impl fmt::Debug for KernelSide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KernelSide").field(&self.0.get().is_some()).finish()
+    }
 }
 
 /// The speaker task's state, for a question that only looks.
@@ -162,6 +179,12 @@ impl Handle {
     /// [`Gone`].
     pub async fn set_devices(&self, devices: BTreeMap<IpAddr, String>) -> Result<(), Gone> {
         self.orders.send(Order::Devices(devices)).await.map_err(|_| Gone)
+    }
+
+    /// Names whoever programs the routes, so that `explain` can say what became of a prefix. Only the first counts.
+    pub fn ask_kernel_with(&self, ask: AskKernel) {
+        // Set already: there is one owner of routes.
+        let _ = self.kernel.0.set(ask);
     }
 
     /// An operator's `clear` of the peer with this name or address; `false` if there is none.

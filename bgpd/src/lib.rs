@@ -42,7 +42,7 @@ mod view;
 
 pub use self::{
     follow::{Follower, from_store},
-    handle::{Desired, FibBatch, FibStream, Gone, Handle, ListenError, Running},
+    handle::{AskKernel, Desired, FibBatch, FibStream, Gone, Handle, ListenError, Running},
     secrets::DEFAULT_SECRETS,
     spawn::spawn,
     view::RibPath,

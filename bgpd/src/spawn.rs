@@ -27,5 +27,5 @@ pub(crate) fn start(recorder: Option<Recorder>, restarting: bool) -> (Running, F
     let (events, _) = broadcast::channel(EVENTS);
     let speaker = SpeakerTask::new(taken, queue, recorder, restarting, events.clone());
     let task = tokio::spawn(speaker.run());
-    (Running { handle: Handle { orders, events }, task }, stream)
+    (Running { handle: Handle { orders, events, kernel: Default::default() }, task }, stream)
 }

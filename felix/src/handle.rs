@@ -15,7 +15,7 @@ use brindle_config_core::{
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::look::Intent;
+use crate::look::{Fate, Intent};
 
 /// Best paths from the speaker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum FelixInput {
     Ask(oneshot::Sender<Report>),
     /// Somebody wants to know what should be there for an address.
     Intent(IpAddr, oneshot::Sender<Intent>),
+    /// Somebody wants to know what became of a prefix.
+    Fate(IpNet, oneshot::Sender<Vec<Fate>>),
 }
 
 /// What felix says about itself.
@@ -112,6 +114,16 @@ impl Handle {
         let (tx, rx) = oneshot::channel();
         let ask = async {
             self.inputs.send(FelixInput::Intent(to, tx)).await.ok()?;
+            rx.await.ok()
+        };
+        tokio::time::timeout(Duration::from_secs(1), ask).await.ok().flatten()
+    }
+
+    /// What became of a prefix in the kernel; none when felix is gone or busy for longer than a second.
+    pub async fn fate(&self, prefix: IpNet) -> Option<Vec<Fate>> {
+        let (tx, rx) = oneshot::channel();
+        let ask = async {
+            self.inputs.send(FelixInput::Fate(prefix, tx)).await.ok()?;
             rx.await.ok()
         };
         tokio::time::timeout(Duration::from_secs(1), ask).await.ok().flatten()

@@ -21,4 +21,4 @@ mod tunnel;
 
 pub use engine::{CarrierPolicy, Settings, StartError, spawn};
 pub use handle::{FelixInput, FibUpdate, Handle, Report, WaitError};
-pub use look::{Intent, Looked, compare, look};
+pub use look::{Fate, Intent, Looked, compare, look};

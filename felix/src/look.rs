@@ -22,6 +22,14 @@ pub struct Intent {
     pub(crate) owner: Ownership,
 }
 
+/// One fact about what became of a prefix in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fate {
+    /// As it should be.
+    pub good: bool,
+    pub what: String,
+}
+
 /// The route with the longest prefix around `to`, of several the one the kernel prefers.
 pub(crate) fn longest(routes: &BTreeMap<RouteKey, Route>, to: IpAddr) -> Option<&Route> {
     (0..=IpNet::from(to).max_prefix_len()).rev().find_map(|len| {

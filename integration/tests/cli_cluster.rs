@@ -28,6 +28,20 @@ fn text(args: &[&str]) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
+/// Whether two nodes are of different segments: their addresses, which are their router ids, are 10.77.SEGMENT.N.
+fn across(lab: &Lab, a: &str, b: &str) -> bool {
+    let segment = |node: &str| {
+        let status = lab.node_status(node);
+        let id = status["bgp"]["router_id"].as_str().expect("a router id");
+        id.split('.').nth(2).map(str::to_owned)
+    };
+    segment(a) != segment(b)
+}
+
+fn snapshot(name: &str, text: &str) {
+    insta::with_settings!({prepend_module_to_snapshot => false}, { insta::assert_snapshot!(name, text) });
+}
+
 #[test]
 fn status_shows_the_cluster_and_names_who_does_not_answer() {
     let (lab, _) = Lab::up("cls", &["--nodes", "3", "--segments", "2", "--pods-per-node", "1"]);
@@ -119,6 +133,28 @@ fn route_follows_a_packet_there_and_back_and_finds_what_differs() {
     assert_eq!(route("p1-1", "node3").expect(0).last()["there"]["fate"], "delivered");
     let out = route("p1-1", "192.0.2.77");
     assert!(["leaves", "dropped"].contains(&out.last()["there"]["fate"].as_str().unwrap()), "{out:#?}");
+
+    // `explain` goes on to the kernel: a block behind the tunnel, one of the same segment, for one node and for all.
+    let block = |node: &str| lab.node_status(node)["blocks"][0].as_str().expect("a block").to_owned();
+    let explain = |who: &[&str], prefix: &str| {
+        text(&[&["bgp", "--lab", lab.name()], who, &["explain", prefix]].concat()).replace(prefix, "BLOCK")
+    };
+    let (far, near) = if across(&lab, "node1", "node3") { ("node3", "node2") } else { ("node2", "node3") };
+    for (name, node) in [("bgp_explain_kernel_tunnel", far), ("bgp_explain_kernel_direct", near)] {
+        let screen = explain(&["--node", "node1"], &block(node));
+        // Where a line is broken depends on the length of the prefix.
+        snapshot(name, &screen.replace(node, "OTHER").replace("\n       ", " "));
+    }
+    let screen = explain(&["--all"], &block(far));
+    assert_eq!(screen.matches("in the kernel: BLOCK").count(), 2, "{screen}");
+    assert!(screen.contains("in the kernel: blackhole BLOCK"), "its own node: {screen}");
+    let theirs = ["ip", "route", "add", "unreachable", &block(far), "metric", "5"];
+    lab.exec("node1", &theirs);
+    wait::until("somebody else's route is told", LONG, || {
+        let screen = explain(&["--node", "node1"], &block(far));
+        if screen.contains("shadowed: somebody else's") { Ok(()) } else { Err(screen) }
+    });
+    lab.exec("node1", &["ip", "route", "del", "unreachable", &block(far), "metric", "5"]);
 
     // Somebody's own route comes before ours: shown as such, and the exit code tells.
     let p3 = lab.node_status("node3")["pods"][0]["addresses"][0].as_str().unwrap().to_owned();

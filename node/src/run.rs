@@ -354,6 +354,16 @@ async fn speak(
         running.handle.clone(),
     );
     tokio::spawn(tell_next_hops(felix.watch(), running.handle.clone()));
+    let programs = felix.clone();
+    running.handle.ask_kernel_with(Box::new(move |prefix| {
+        let felix = programs.clone();
+        Box::pin(async move {
+            match felix.fate(prefix).await {
+                Some(facts) => facts.into_iter().map(|f| (f.good, f.what)).collect(),
+                None => vec![(false, "felix does not answer; it is busy or ends".into())],
+            }
+        })
+    }));
     let felix = felix.clone();
     tokio::spawn(async move {
         while let Some(batch) = fib.next().await {

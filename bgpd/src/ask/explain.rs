@@ -1,4 +1,4 @@
-//! `explain PREFIX [to PEER]`: why a prefix is, or is not, received, chosen, installed and advertised.
+//! `explain PREFIX [to PEER]`: why a prefix is, or is not, received, chosen, installed, in the kernel and advertised.
 
 use brindle_bgpd_core::{
     rib::Export,
@@ -25,7 +25,14 @@ pub(super) async fn explain(
     };
     // Bounded by the number of neighbors and of paths to one prefix.
     let found = handle.look(move |s| s.speaker.map(|speaker| all(s, speaker, prefix, to))).await?;
-    found.ok_or_else(|| Trouble::Other("the speaker has no identity yet: no AS, no router id".into()))
+    let none = || Trouble::Other("the speaker has no identity yet: no AS, no router id".into());
+    let mut found: Vec<Finding> = found.ok_or_else(none)?;
+    if let Some(ask) = handle.kernel.0.get() {
+        let facts = ask(prefix).await.into_iter();
+        let at = found.iter().position(|f| f.topic == Topic::Advertised).unwrap_or(found.len());
+        drop(found.splice(at..at, facts.map(|(yes, why)| finding(Topic::Kernel, None, yes, why))));
+    }
+    Ok(found)
 }
 
 fn all(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet, to: Option<PeerId>) -> Vec<Finding> {

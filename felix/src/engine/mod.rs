@@ -5,6 +5,7 @@
 //! again, `report` what is said about it.
 
 mod apply;
+mod fate;
 mod report;
 mod retry;
 mod view;
@@ -420,6 +421,8 @@ impl Engine {
                 self.dirty.read = true;
             }
             FelixInput::Ask(who) => self.asked.push(who),
+            // As with the other questions, who has gone away needs no answer.
+            FelixInput::Fate(prefix, who) => drop(who.send(self.fate(prefix))),
             FelixInput::Intent(to, who) => {
                 let wanted = longest(&self.wanted.routes, to).cloned();
                 // Who has gone away needs no answer.

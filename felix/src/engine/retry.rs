@@ -81,6 +81,11 @@ impl<K: Ord + Clone> Retries<K> {
         self.0.values().map(|f| f.at).min()
     }
 
+    /// What went wrong with one.
+    pub(crate) fn error(&self, key: &K) -> Option<&str> {
+        self.0.get(key).map(|f| f.error.as_str())
+    }
+
     /// What went wrong, in order.
     pub(crate) fn errors(&self) -> impl Iterator<Item = &str> {
         self.0.values().map(|f| f.error.as_str())

@@ -253,7 +253,7 @@ pub struct BgpPath {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// `received`, `service`, `chosen`, `installed`, `advertised`.
+    /// `received`, `service`, `chosen`, `installed`, `kernel`, `advertised`.
     pub topic: Topic,
     /// The neighbor, where it is about one.
     pub peer: Option<String>,
@@ -270,7 +270,10 @@ pub enum Topic {
     /// Whether we announce it as the address of a service.
     Service,
     Chosen,
+    /// Handed to whoever programs routes.
     Installed,
+    /// What became of it in the kernel of the node.
+    Kernel,
     Advertised,
 }
 

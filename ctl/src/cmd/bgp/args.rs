@@ -75,7 +75,7 @@ pub(super) enum BgpCommand {
         /// Name or address.
         peer: String,
     },
-    /// Why a prefix is, or is not, received, chosen, installed and advertised.
+    /// Why a prefix is, or is not, received, chosen, installed, in the kernel and advertised.
     Explain {
         #[arg(value_parser = prefix)]
         prefix: IpNet,

@@ -221,6 +221,7 @@ pub(super) fn findings(prefix: &str, all: &[Finding]) -> String {
             Topic::Service => "service",
             Topic::Chosen => "chosen",
             Topic::Installed => "installed",
+            Topic::Kernel => "kernel",
             Topic::Advertised => "advertised",
         };
         if last != Some(f.topic) {
@@ -231,7 +232,7 @@ pub(super) fn findings(prefix: &str, all: &[Finding]) -> String {
         let who = match (&f.peer, f.topic) {
             (Some(p), Topic::Advertised) => format!("to {p}: "),
             (Some(p), Topic::Received | Topic::Chosen) => format!("from {p}: "),
-            (Some(p), Topic::Installed | Topic::Service) => format!("{p}: "),
+            (Some(p), Topic::Installed | Topic::Service | Topic::Kernel) => format!("{p}: "),
             (None, _) => String::new(),
         };
         wrapped(&mut text, &format!("  {yes:<4} "), &format!("{who}{}", f.why));

@@ -1,6 +1,7 @@
 //! The engine on the modelled kernel, step by step, with a clock of the test's own.
 
 mod converge;
+mod fate;
 mod faults;
 mod tunnel;
 

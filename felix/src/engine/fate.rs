@@ -1,0 +1,81 @@
+//! What became of one prefix in the kernel: the entry that is there, or why it is not, what comes before it, and how
+//! packets for it leave. For whoever asks (`brindlectl bgp explain`); nothing is changed.
+
+use brindle_felix_core::{
+    path::{Paths, Way},
+    route::Route,
+};
+use ipnet::IpNet;
+
+use super::Engine;
+use crate::look::Fate;
+
+impl Engine {
+    /// The facts in the order in which a reader wants them; empty: felix has nothing to do with the prefix.
+    pub(super) fn fate(&self, prefix: IpNet) -> Vec<Fate> {
+        let fact = |good: bool, what: String| Fate { good, what };
+        let mut out = Vec::new();
+        let entries = (prefix, 0)..=(prefix, u32::MAX);
+        let wanted = self.wanted.routes.range(entries.clone()).next();
+        match wanted {
+            Some((key, want)) => {
+                let there = self.view.actual.get(key);
+                // The words of a refusal name the write and the errno.
+                let why = match (self.routes_failed.error(key), self.held.get(key)) {
+                    _ if there == Some(want) => None,
+                    (Some(error), _) => Some(format!("refused: {error}; it is tried again")),
+                    (None, Some(held)) => Some(format!("not written: {want}: {}", held.why)),
+                    (None, None) => Some(match there {
+                        Some(have) => format!("being written: {want}, in place of {have}"),
+                        None => format!("being written: {want}"),
+                    }),
+                };
+                out.push(match why {
+                    None => fact(true, format!("in the kernel: {want}")),
+                    Some(why) => fact(false, why),
+                });
+            }
+            None => {
+                let left = self.view.actual.range(entries).map(|(_, r)| r);
+                for r in left.filter(|r| self.owner.owns(r)) {
+                    let until =
+                        if self.fib_in_sync { "it is removed" } else { "it stays until routes are in sync" };
+                    out.push(fact(false, format!("in the kernel, from before: {r}; {until}")));
+                }
+            }
+        }
+        out.extend(self.shadows(prefix, wanted.map(|(_, r)| r)).map(|text| fact(false, text)));
+        out.extend(self.ways(prefix));
+        out
+    }
+
+    /// Other people's entries for the prefix that the kernel takes before ours, or in the absence of ours.
+    fn shadows(&self, prefix: IpNet, wanted: Option<&Route>) -> impl Iterator<Item = String> {
+        let others = self.view.actual.range((prefix, 0)..=(prefix, u32::MAX)).map(|(_, r)| r);
+        others.filter(|r| !self.owner.owns(r)).filter_map(move |r| match wanted {
+            Some(w) => (r.metric < w.metric).then(|| {
+                format!(
+                    "shadowed: somebody else's {r} comes first (metric {} before {}); remove it: ip route del {}",
+                    r.metric, w.metric, r.dst
+                )
+            }),
+            None => Some(format!("somebody else's entry: {r}")),
+        })
+    }
+
+    /// How packets leave by each next hop, and why so; or why not at all.
+    fn ways(&self, prefix: IpNet) -> Vec<Fate> {
+        let paths = Paths::new(&self.inputs, &self.view.host);
+        let hops = self.inputs.next_hops_of(&prefix).iter();
+        hops.map(|nh| match paths.path(&prefix, *nh) {
+            Ok((Way::Ipip(to), why)) => {
+                Fate { good: true, what: format!("by the tunnel {} to {to}: {why}", self.device) }
+            }
+            Ok((Way::Direct { dev, .. }, why)) => {
+                Fate { good: true, what: format!("to {nh} by {dev}, no tunnel: {why}") }
+            }
+            Err(why) => Fate { good: false, what: format!("not to {nh}: {why}") },
+        })
+        .collect()
+    }
+}
