@@ -4,6 +4,7 @@
 
 mod image;
 mod layers;
+mod named_tests;
 mod setup;
 mod steps;
 
@@ -16,7 +17,7 @@ cargo xtask TASK
 
   lab [ARGS]     install what is missing, build in release, then `brindlectl lab up ARGS`
   test [STEP..]  everything CI checks; with names, only those steps:
-                 fmt layers clippy unit integration policy image oracles doc deny fuzz bench; cli is a part of unit
+                 fmt layers named clippy unit integration policy image oracles doc deny fuzz bench; cli is a part of unit
                  and integration
   layers         the dependency rules of ARCHITECTURE.md, and that the bans of the pure packages bite
   bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier policy lab bgp kube cli

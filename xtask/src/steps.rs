@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{image, layers, setup};
+use crate::{image, layers, named_tests, setup};
 
 /// Runs a command line with inherited output; an error names it.
 pub(crate) fn sh(program: &str, args: &[&str]) -> Result<()> {
@@ -30,9 +30,10 @@ fn cargo(args: &str) -> Result<()> {
 type Step = (&'static str, fn() -> Result<()>);
 
 /// In the order in which a failure is cheapest to learn of.
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     ("fmt", || cargo("fmt --all -- --check")),
     ("layers", layers::check),
+    ("named", || named_tests::check(Path::new("."))),
     ("clippy", || {
         cargo("clippy --workspace --lib --bins -- -D warnings -D clippy::unwrap_used")?;
         cargo("clippy --workspace --all-targets -- -D warnings")

@@ -45,6 +45,15 @@ fn the_shortest_and_longest_prefixes_and_overlaps_are_prefixes_like_others() {
 }
 
 #[test]
+fn prefixes_of_no_unicast_network_are_prefixes_like_others() {
+    let mut b = two();
+    let all = ["224.0.0.0/4", "127.0.0.0/8", "255.255.255.255/32", "10.1.0.0/16"];
+    b.message(2, announce(2, &all, ibgp()));
+    assert_eq!(b.fib().len(), 4);
+    assert_eq!(b.state(2), StateKind::Established);
+}
+
+#[test]
 fn a_prefix_withdrawn_and_announced_in_one_update_is_announced() {
     let mut b = two();
     let Message::Update(mut u) = announce(2, &["10.1.0.0/16"], ibgp()) else { unreachable!() };

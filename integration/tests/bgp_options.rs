@@ -1,0 +1,188 @@
+//! Options of sessions with FRR, GoBGP and BIRD that other tests do not have: several paths and reflection, a key, a hop
+//! limit, more hops, and refreshes that they ask for. Needs root, and the Debian packages bird2, frr and gobgpd.
+
+use std::{fs, process::Command};
+
+use brindle_integration::{
+    bins::bin,
+    peer::{Bird, Brindle, Frr, Gobgp, Segment, eventually},
+};
+use serde_json::Value;
+
+/// Host 1 with these sessions (YAML list items).
+fn ours(peers: &str) -> String {
+    format!(
+        "asNumber: 64512\nrouterID: 10.99.0.1\nacceptAll: true\npeers:\n{peers}announce: [{{prefix: 10.1.0.0/26}}]\n"
+    )
+}
+
+fn session(host: u8, asn: u32, extra: &str) -> String {
+    format!("  - {{address: 10.99.0.{host}, asNumber: {asn}, holdTime: 9, connectRetry: 1{extra}}}\n")
+}
+
+fn frr(host: u8, asn: u32, options: &str, of_family: &str) -> String {
+    format!(
+        "frr defaults traditional
+router bgp {asn}
+ bgp router-id 10.99.0.{host}
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ timers bgp 3 9
+ neighbor 10.99.0.1 remote-as 64512
+ neighbor 10.99.0.1 timers connect 1
+{options}
+ address-family ipv4 unicast
+  network 10.{host}.0.0/26
+{of_family}
+ exit-address-family
+"
+    )
+}
+
+/// `of_neighbor`: keys of its `config`; `tables`: further tables of it.
+fn gobgp(host: u8, asn: u32, of_neighbor: &str, tables: &str) -> String {
+    format!(
+        "[global.config]
+  as = {asn}
+  router-id = \"10.99.0.{host}\"
+[[neighbors]]
+  [neighbors.config]
+    neighbor-address = \"10.99.0.1\"
+    peer-as = 64512
+{of_neighbor}
+  [neighbors.timers.config]
+    hold-time = 9
+    keepalive-interval = 3
+    connect-retry = 1
+{tables}
+  [[neighbors.afi-safis]]
+    [neighbors.afi-safis.config]
+      afi-safi-name = \"ipv4-unicast\"
+    [neighbors.afi-safis.add-paths.config]
+      receive = true
+      send-max = 4
+"
+    )
+}
+
+/// BIRD with a session `ours` over which several paths may go.
+fn bird(routes: &str) -> String {
+    format!(
+        "{routes}
+protocol bgp ours {{ local as 64512; neighbor 10.99.0.1 as 64512; hold time 9; connect delay time 1; connect retry time 1;
+  ipv4 {{ import all; export where source = RTS_STATIC; add paths on; next hop keep; }}; }}
+"
+    )
+}
+
+#[test]
+fn several_paths_go_from_bird_through_us_as_a_reflector_to_bird_frr_and_gobgp() {
+    let segment = Segment::new(5);
+    let paths = ", reflectorClient: true, addPath: {receive: true, sendAll: true}";
+    let peers: String = (2..=5).map(|h| session(h, 64512, paths)).collect();
+    let us = Brindle::start(&segment, 1, &ours(&peers));
+    // Two protocols of BIRD with a route each are two paths.
+    let two = "protocol static one { ipv4; route 10.2.0.0/26 via 10.99.0.2 { bgp_med = 10; }; }
+protocol static two { ipv4; route 10.2.0.0/26 via 10.99.0.2 { bgp_med = 20; }; }";
+    let source = Bird::start(&segment, 2, &bird(two));
+    let to_bird = Bird::start(&segment, 3, &bird(""));
+    let tx = "  neighbor 10.99.0.1 addpath-tx-all-paths";
+    let to_frr = Frr::start(&segment, 4, &frr(4, 64512, "", tx));
+    let to_gobgp = Gobgp::start(&segment, 5, &gobgp(5, 64512, "", ""));
+    source.established("ours");
+    to_bird.established("ours");
+    to_frr.established("10.99.0.1");
+    to_gobgp.established("10.99.0.1");
+    eventually("both paths are here", || {
+        let rib = us.rib(Some("10.2.0.0/26"))?;
+        if rib.as_array().is_some_and(|a| a.len() == 2) { Ok(()) } else { Err(rib.to_string()) }
+    });
+    let text = eventually("both paths are in BIRD", || {
+        let text = to_bird.birdc("show route 10.2.0.0/26 all").unwrap_or_else(|words| words);
+        if text.matches("BGP.originator_id: 10.99.0.2").count() == 2 { Ok(text) } else { Err(text) }
+    });
+    assert!(text.contains("BGP.med: 10") && text.contains("BGP.med: 20"), "{text}");
+    assert!(text.contains("BGP.cluster_list: 10.99.0.1"), "{text}");
+    let text = eventually("both paths are in FRR", || {
+        let text = to_frr.vtysh("show bgp ipv4 unicast 10.2.0.0/26")?;
+        if text.contains("Paths: (2 available") { Ok(text) } else { Err(text) }
+    });
+    assert!(text.contains("Originator: 10.99.0.2, Cluster list: 10.99.0.1"), "{text}");
+    let text = eventually("both paths are in GoBGP", || {
+        let text = to_gobgp.gobgp("global rib 10.2.0.0/26")?;
+        if text.matches("10.99.0.2").count() >= 2 && text.contains("Med: 10") && text.contains("Med: 20") {
+            Ok(text)
+        } else {
+            Err(text)
+        }
+    });
+    assert!(text.contains("Originator: 10.99.0.2"), "{text}");
+    // And from FRR and GoBGP to the others.
+    to_gobgp.gobgp("global rib add 10.5.0.0/26 nexthop 10.99.0.5").unwrap();
+    to_bird.route("10.4.0.0/26", true);
+    to_bird.route("10.5.0.0/26", true);
+    to_frr.route("10.5.0.0/26", true);
+}
+
+#[test]
+fn frr_and_gobgp_with_a_password_with_gtsm_and_over_hops() {
+    for (ours_extra, of_frr, of_neighbor, tables) in [
+        (", passwordFile: key", " neighbor 10.99.0.1 password secret", "    auth-password = \"secret\"", ""),
+        (
+            ", ttlSecurity: 1",
+            " neighbor 10.99.0.1 ttl-security hops 1",
+            "",
+            "  [neighbors.ttl-security.config]\n    enabled = true\n    ttl-min = 255",
+        ),
+        (
+            ", multihop: 3",
+            " neighbor 10.99.0.1 ebgp-multihop 3",
+            "",
+            "  [neighbors.ebgp-multihop.config]\n    enabled = true\n    multihop-ttl = 3",
+        ),
+    ] {
+        let segment = Segment::new(3);
+        fs::write(segment.dir(1).join("key"), "secret\n").unwrap();
+        let peers = session(2, 64513, ours_extra) + &session(3, 64514, ours_extra);
+        let us = Brindle::start(&segment, 1, &ours(&peers));
+        let one = Frr::start(&segment, 2, &frr(2, 64513, of_frr, ""));
+        let two = Gobgp::start(&segment, 3, &gobgp(3, 64514, of_neighbor, tables));
+        one.established("10.99.0.1");
+        two.established("10.99.0.1");
+        us.route("10.2.0.0/26", true);
+        one.route("10.1.0.0/26", true);
+        two.route("10.1.0.0/26", true);
+    }
+}
+
+#[test]
+fn what_bird_and_frr_ask_for_again_is_sent_again() {
+    let segment = Segment::new(3);
+    let peers: String = (2..=3).map(|h| session(h, 64512, "")).collect();
+    let us = Brindle::start(&segment, 1, &ours(&peers));
+    let to_bird = Bird::start(&segment, 2, &bird(""));
+    let to_frr = Frr::start(&segment, 3, &frr(3, 64512, "", ""));
+    to_bird.route("10.1.0.0/26", true);
+    to_frr.route("10.1.0.0/26", true);
+    let socket = segment.dir(1).join("bgpd.sock");
+    // How many refreshes were heard of a neighbor, and UPDATEs sent to it.
+    let counts = |host: u8| -> Result<(u64, u64), String> {
+        let mut c = Command::new(bin("brindlectl"));
+        c.args(["bgp", "--socket"]).arg(&socket).args(["neighbor", &format!("10.99.0.{host}"), "-o", "json"]);
+        let out = c.output().map_err(|e| e.to_string())?;
+        let all: Value = serde_json::from_slice(&out.stdout).map_err(|e| e.to_string())?;
+        let of = |field: &str, kind: &str| all[field][kind].as_u64().ok_or_else(|| all.to_string());
+        Ok((of("messagesReceived", "routeRefresh")?, of("messagesSent", "update")?))
+    };
+    let asks = |host: u8, ask: &dyn Fn()| {
+        let before = counts(host).unwrap();
+        ask();
+        eventually(&format!("host {host} is told again"), || {
+            let now = counts(host)?;
+            if now.0 > before.0 && now.1 > before.1 { Ok(()) } else { Err(format!("{before:?} {now:?}")) }
+        });
+    };
+    asks(2, &|| drop(to_bird.birdc("reload in ours").unwrap()));
+    asks(3, &|| drop(to_frr.vtysh("clear bgp ipv4 unicast 10.99.0.1 in").unwrap()));
+    us.established("10.99.0.2");
+}
