@@ -1,5 +1,5 @@
 //! Writes a first corpus, so that a short run already reaches the depths: real BGP messages (the fixtures of
-//! bgpd/core), and a sound example for each of the other targets.
+//! bgpd/core), what long runs have found to reach new ground (`seeds/`), and a sound example for each of the other targets.
 //!
 //! `cargo run --manifest-path fuzz/Cargo.toml --example seeds`
 
@@ -13,6 +13,20 @@ const FIXTURES: [&str; 3] = [
     include_str!("../../bgpd/core/tests/fixtures/mrt.hex"),
 ];
 
+/// Inputs by target, one a line.
+const FOUND: [(&str, &str); 5] = [
+    ("message", include_str!("../seeds/message.hex")),
+    ("open", include_str!("../seeds/open.hex")),
+    ("attrs", include_str!("../seeds/attrs.hex")),
+    ("nlri", include_str!("../seeds/nlri.hex")),
+    ("speaker", include_str!("../seeds/speaker.hex")),
+];
+
+fn octets(hex: &str) -> Option<Vec<u8>> {
+    let octet = |i| u8::from_str_radix(hex.get(i..i + 2)?, 16).ok();
+    (0..hex.len()).step_by(2).map(octet).collect()
+}
+
 /// Session bits and frames.
 fn messages() -> impl Iterator<Item = (u8, Vec<u8>)> {
     FIXTURES.iter().flat_map(|f| f.lines()).filter_map(|line| {
@@ -23,8 +37,7 @@ fn messages() -> impl Iterator<Item = (u8, Vec<u8>)> {
             "4+" => 16 + 12,
             _ => return None,
         };
-        let octet = |i| u8::from_str_radix(hex.get(i..i + 2)?, 16).ok();
-        Some((bits, (0..hex.len()).step_by(2).map(octet).collect::<Option<Vec<u8>>>()?))
+        Some((bits, octets(hex)?))
     })
 }
 
@@ -52,6 +65,11 @@ fn main() -> io::Result<()> {
                 }
             }
             _ => {}
+        }
+    }
+    for (target, lines) in FOUND {
+        for input in lines.lines().filter_map(octets) {
+            put(target, &input)?;
         }
     }
     for text in [
