@@ -3,18 +3,19 @@
 
 use std::{
     ffi::OsStr,
-    io::{Read, Write},
+    fs::File,
+    io::{self, ErrorKind, Read, Write},
     os::{
         fd::{AsFd, FromRawFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
-    process::{Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    process::{ChildStdin, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, killpg},
@@ -23,8 +24,9 @@ use nix::{
 
 /// Output beyond this is read and thrown away.
 const MAX_OUTPUT: usize = 64 << 20;
-/// How long the end of the output is awaited after the end of the child.
-const AFTER_END: Duration = Duration::from_millis(250);
+/// Octets read at a time, and how often before others have their turn; more than a pipe holds.
+const CHUNK: usize = 64 << 10;
+const AT_ONCE: usize = 32;
 
 /// A child that could not be run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -98,83 +100,113 @@ pub fn run_command(
         .spawn()
         .map_err(|source| ExecError::Start { program: program.clone(), source })?;
     let pid = child.id();
-    let (mut input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    // Threads, since a child that fills one pipe while we wait on another would never end.
-    if let (Some(mut pipe), Some(bytes)) = (input.take(), stdin) {
-        let bytes = bytes.to_vec();
-        // A child that does not read its input closes the pipe: its exit status says what happened.
-        std::thread::spawn(move || {
-            let _ = pipe.write_all(&bytes);
-        });
-    }
-    let (stdout, stderr) = (output.map(Drain::start), errors.map(Drain::start));
-    let ended = wait(pid, timeout);
-    if !matches!(ended, Ok(true)) {
+    let mut input = child.stdin.take().zip(stdin).map(|(to, left)| Input { to, left });
+    let ended = Stream::of(child.stdout.take()).and_then(|stdout| {
+        let mut outputs = [stdout, Stream::of(child.stderr.take())?];
+        if let Some(input) = &input {
+            unblock(&input.to)?;
+        }
+        Ok(converse(pid, &mut input, &mut outputs, timeout)?.then_some(outputs))
+    });
+    if !matches!(ended, Ok(Some(_))) {
         // Its children too. ESRCH: it ended this moment.
         let _ = killpg(pid_of(pid), Signal::SIGKILL);
     }
+    // A child that still reads is told that there is no more.
+    drop(input);
     let status = child.wait().map_err(fail)?;
     match ended {
-        Ok(true) => {
-            let collect = |d: Option<Drain>| d.map(Drain::finish).unwrap_or_default();
-            Ok(Output { program: program.clone(), status, stdout: collect(stdout), stderr: collect(stderr) })
+        Ok(Some([stdout, stderr])) => {
+            Ok(Output { program: program.clone(), status, stdout: stdout.kept, stderr: stderr.kept })
         }
-        Ok(false) => Err(ExecError::Timeout { program: program.clone(), after: timeout }),
+        Ok(None) => Err(ExecError::Timeout { program: program.clone(), after: timeout }),
         Err(source) => Err(fail(source)),
     }
 }
 
-/// Reads a pipe to its end in the background.
-struct Drain {
-    kept: Arc<Mutex<Vec<u8>>>,
-    ended: mpsc::Receiver<()>,
+/// What the child is told.
+struct Input<'a> {
+    to: ChildStdin,
+    left: &'a [u8],
 }
 
-impl Drain {
-    fn start(mut from: impl Read + Send + 'static) -> Self {
-        let kept = Arc::new(Mutex::new(Vec::new()));
-        let (done, ended) = mpsc::channel();
-        let target = Arc::clone(&kept);
-        std::thread::spawn(move || {
-            let mut chunk = vec![0; 64 << 10];
-            loop {
-                match from.read(&mut chunk) {
-                    Ok(0) => break,
-                    Ok(n) => {
-                        let mut kept = target.lock().unwrap_or_else(PoisonError::into_inner);
-                        let room = MAX_OUTPUT.saturating_sub(kept.len()).min(n);
-                        kept.extend_from_slice(chunk.get(..room).unwrap_or_default());
-                    }
-                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(_) => break,
-                }
+impl Input<'_> {
+    /// Writes what there is room for; `false` when it is over. A child that does not read its input closes the pipe: its
+    /// exit status says what happened.
+    fn write(&mut self) -> bool {
+        while !self.left.is_empty() {
+            match self.to.write(self.left) {
+                Ok(n) => self.left = self.left.get(n..).unwrap_or_default(),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return e.kind() == ErrorKind::WouldBlock,
             }
-            let _ = done.send(());
-        });
-        Self { kept, ended }
+        }
+        false
+    }
+}
+
+/// One of the child's outputs.
+struct Stream {
+    /// None at its end.
+    from: Option<File>,
+    kept: Vec<u8>,
+}
+
+impl Stream {
+    fn of(from: Option<impl Into<OwnedFd>>) -> io::Result<Self> {
+        let from = from.map(|f| File::from(f.into()));
+        from.as_ref().map_or(Ok(()), unblock)?;
+        Ok(Self { from, kept: Vec::new() })
     }
 
-    /// What was read. A daemon the child left behind may hold the pipe for ever; it is not waited for.
-    fn finish(self) -> Vec<u8> {
-        let _ = self.ended.recv_timeout(AFTER_END);
-        std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Reads what is there, up to [`AT_ONCE`] chunks.
+    fn read(&mut self) {
+        let Some(from) = &mut self.from else { return };
+        let mut chunk = vec![0; CHUNK];
+        for _ in 0..AT_ONCE {
+            match from.read(&mut chunk) {
+                Ok(n) if n > 0 => {
+                    let room = MAX_OUTPUT.saturating_sub(self.kept.len()).min(n);
+                    self.kept.extend_from_slice(chunk.get(..room).unwrap_or_default());
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Ok(_) | Err(_) => {
+                    self.from = None;
+                    return;
+                }
+            }
+        }
     }
+}
+
+fn unblock(pipe: &impl AsFd) -> io::Result<()> {
+    // Of this end alone: the child's is a description of its own.
+    fcntl(pipe.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 fn pid_of(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX))
 }
 
-/// Waits for the end of a child without reaping it; false when the time is over.
-fn wait(pid: u32, timeout: Duration) -> std::io::Result<bool> {
+/// Hands over the input and takes in the outputs until the child ends, without reaping it; false when the time is over.
+/// What it wrote before its end is in the pipes by then and is read; whoever it left behind may hold them for ever, and is
+/// not waited for.
+fn converse(
+    pid: u32,
+    input: &mut Option<Input<'_>>,
+    outputs: &mut [Stream; 2],
+    timeout: Duration,
+) -> io::Result<bool> {
     // SAFETY: pidfd_open takes a pid and flags, no memory; the pid is our unreaped child's, so it cannot be re-used.
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let raw = i32::try_from(raw).unwrap_or(-1);
     if raw < 0 {
-        return Err(std::io::Error::last_os_error());
+        return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just given us this descriptor and nobody else knows it.
-    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    let child = unsafe { OwnedFd::from_raw_fd(raw) };
     let end = Instant::now().checked_add(timeout);
     loop {
         let left = match end {
@@ -184,10 +216,23 @@ fn wait(pid: u32, timeout: Duration) -> std::io::Result<bool> {
                 Some(d) => PollTimeout::try_from(d.as_millis().saturating_add(1)).unwrap_or(PollTimeout::MAX),
             },
         };
-        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], left) {
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
+        let mut fds = vec![PollFd::new(child.as_fd(), PollFlags::POLLIN)];
+        fds.extend(input.iter().map(|i| PollFd::new(i.to.as_fd(), PollFlags::POLLOUT)));
+        let open = outputs.iter().filter_map(|o| o.from.as_ref());
+        fds.extend(open.map(|f| PollFd::new(f.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, left) {
+            Ok(0) | Err(Errno::EINTR) => continue,
+            Ok(_) => {}
             Err(e) => return Err(e.into()),
+        }
+        let ended = fds.first().and_then(PollFd::any).unwrap_or(false);
+        drop(fds);
+        if input.as_mut().is_some_and(|i| !i.write()) {
+            *input = None;
+        }
+        outputs.iter_mut().for_each(Stream::read);
+        if ended {
+            return Ok(true);
         }
     }
 }
@@ -238,6 +283,21 @@ mod tests {
         let left: i32 = out.text().trim().parse().unwrap();
         nix::sys::signal::kill(Pid::from_raw(left), Signal::SIGKILL).expect("the background child lives on");
         assert!(start.elapsed() < LONG);
+    }
+
+    #[test]
+    fn what_a_child_wrote_last_is_not_lost_however_busy_the_machine_is() {
+        std::thread::scope(|s| {
+            for _ in 0..16 {
+                s.spawn(|| {
+                    for _ in 0..8 {
+                        let out =
+                            run("sh", ["-c", "printf %065000d 1; printf %09000d 2 >&2"], None, LONG).unwrap();
+                        assert_eq!((out.stdout.len(), out.stderr.len()), (65_000, 9_000));
+                    }
+                });
+            }
+        });
     }
 
     #[test]
