@@ -180,3 +180,33 @@ fn a_disk_without_room_fails_a_del_that_must_be_promised_and_loses_nothing() {
     node.settled(&[]);
     assert!(!node.pings(&address));
 }
+
+#[test]
+fn a_first_start_without_its_datastore_says_what_to_do() {
+    let node = CniNode::without_agent("nostore", "10.144.0.0/24");
+    let state = node.dir.join("first");
+    std::fs::create_dir_all(&state).expect("the folder of the test can be written");
+    let start = |state: &Path| {
+        let mut command = Command::new(bin("brindle-node"));
+        command.args([
+            "run",
+            "--node-name",
+            "n1",
+            "--ip",
+            "192.0.2.1/24",
+            "--datastore",
+            "etcd:http://127.0.0.1:1",
+        ]);
+        command.arg("--state-dir").arg(state);
+        command
+    };
+    let out =
+        node.ns.ns().run(|| start(&state).output()).expect("the namespace is alive").expect("it starts");
+    assert_eq!(out.status.code(), Some(2));
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let line = said.lines().find(|l| l.contains("cannot start")).unwrap_or_default();
+    for part in ["etcd http://127.0.0.1:1", "Connection refused", "start it, or correct --datastore"] {
+        assert!(line.contains(part), "{part} is missing in {said}");
+    }
+    assert_eq!(said.lines().filter(|l| l.contains("ERROR")).count(), 1, "{said}");
+}

@@ -209,7 +209,7 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
                 };
                 early.wait(&why).await;
             }
-            Err(why) => return Err(why),
+            Err(why) => return Err(waiting::explained(why)),
         }
     };
     let early = match early {

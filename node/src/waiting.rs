@@ -105,12 +105,22 @@ impl Early {
 
 /// Whether waiting makes sense: the datastore does not answer, and this node has been served before.
 pub(crate) fn is_worth_it(why: &anyhow::Error, settings: &Settings) -> bool {
-    let away = why
-        .chain()
-        .filter_map(|e| e.downcast_ref::<StoreError>())
-        .any(|e| matches!(e, StoreError::Unavailable(_)));
     let served = std::fs::read_to_string(settings.state_dir.join(NODENAME));
-    away && served.is_ok_and(|name| name.trim() == settings.node_name)
+    is_away(why) && served.is_ok_and(|name| name.trim() == settings.node_name)
+}
+
+/// What a first start says: there is nothing to go by.
+pub(crate) fn explained(why: anyhow::Error) -> anyhow::Error {
+    if !is_away(&why) {
+        return why;
+    }
+    let help = "start it, or correct --datastore (BRINDLE_DATASTORE); an agent waits for it only where one ran before";
+    anyhow::anyhow!("{why:#}; {help}")
+}
+
+fn is_away(why: &anyhow::Error) -> bool {
+    let mut causes = why.chain().filter_map(|e| e.downcast_ref::<StoreError>());
+    causes.any(|e| matches!(e, StoreError::Unavailable(_)))
 }
 
 /// The file below the state folder that says which node an agent served here.
