@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
-use brindle_config_core::{ObjectMeta, pool::IpPoolSpec};
+use brindle_config_core::{Key, Kind, ObjectMeta, pool::IpPoolSpec};
 use brindle_integration::{
     bins::bin,
-    cni::{CniNode, Container},
-    lab::Lab,
-    wait::until,
+    cni::{CniNode, Container, ping},
+    lab::{Lab, ctl},
+    wait::{until, until_true},
 };
+use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -128,6 +129,71 @@ fn without_iptables_the_agent_says_so_and_lets_no_pod_in_unprotected() {
     node.start_agent();
     let said = node.add(&c);
     assert!(node.pings(&said.address()), "{said:?}");
+}
+
+#[test]
+fn policies_nobody_can_enforce_are_named_in_log_and_status_and_close_only_whom_they_select() {
+    let node = CniNode::new("badpol", "10.143.0.0/24");
+    let (other, closed) = (Container::new(), Container::new());
+    let (from, to) = (node.add(&other), {
+        // A pod of the namespace that the bad policies are for.
+        let mut command = node.command(&bin("brindle"), "ADD", &closed.id, &closed.netns());
+        let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=blue;K8S_POD_NAME=pod-{}", closed.id);
+        node.run(command.env("CNI_ARGS", args), &node.conf())
+    });
+    let (open, shut) = (from.address(), to.address());
+    until_true("without policy pods talk", LONG, || ping(other.ns.ns(), &shut));
+
+    let key = |kind, name: &str| Key::new(kind, matches!(kind, Kind::NetworkPolicy).then_some("blue"), name);
+    let put = |kind: Kind, name: &str, spec: Value| {
+        let mut value = json!({
+            "apiVersion": "projectcalico.org/v3", "kind": kind.as_str(), "metadata": {"name": name}, "spec": spec,
+        });
+        if kind == Kind::NetworkPolicy {
+            value["metadata"]["namespace"] = "blue".into();
+        }
+        node.put_value(&key(kind, name), &value);
+    };
+    let allow = |more: Value| {
+        let mut rule = json!({"action": "Allow"});
+        rule.as_object_mut().expect("a map").extend(more.as_object().cloned().unwrap_or_default());
+        json!({"ingress": [rule]})
+    };
+    let nets: Vec<String> = (0..5000).map(|i| format!("10.{}.{}.0/24", i / 256, i % 256)).collect();
+    let long = "x".repeat(300);
+    for (name, spec, words) in [
+        ("action", json!({"ingress": [{"action": "Alow"}]}), "did you mean Allow?"),
+        ("ports", allow(json!({"protocol": "TCP", "destination": {"ports": ["90:80"]}})), "write 80:90"),
+        ("selector", json!({"selector": "app = 'x'", "ingress": [{"action": "Allow"}]}), "column 5"),
+        ("nets", allow(json!({"source": {"nets": nets}})), "at most 256 entries"),
+        (long.as_str(), allow(json!({})), "at most 253 characters"),
+        ("tier", json!({"tier": "nowhere"}), "tier nowhere does not exist"),
+    ] {
+        put(Kind::NetworkPolicy, name, spec);
+        until_true(&format!("{words}: the pod it selects is closed"), LONG, || !ping(other.ns.ns(), &shut));
+        assert!(node.pings(&open), "{words}: others go on");
+        let shown = &name[..name.len().min(40)];
+        until("the log names it", LONG, || {
+            let log = std::fs::read_to_string(node.dir.join("agent.log")).unwrap_or_default();
+            let said = |l: &str| l.contains("cannot be enforced") && l.contains(shown) && l.contains(words);
+            if log.lines().any(said) { Ok(()) } else { Err(log) }
+        });
+        let status = status(&node);
+        let lines = status["policy"]["resources"].as_array().cloned().unwrap_or_default();
+        let names = |l: &Value| l.as_str().is_some_and(|l| l.contains(shown) && l.contains(words));
+        assert!(lines.iter().any(names), "{words}: {status:#}");
+        node.remove(&key(Kind::NetworkPolicy, name));
+        until_true(&format!("{words}: open again without it"), LONG, || ping(other.ns.ns(), &shut));
+    }
+    let log = std::fs::read_to_string(node.dir.join("agent.log")).expect("the agent's log");
+    assert!(log.contains("no longer so"), "{log}");
+}
+
+/// What the agent says of itself.
+fn status(node: &CniNode) -> Value {
+    let socket = node.dir.join("admin.sock");
+    let socket = socket.to_str().expect("the path is text");
+    ctl(&["status", "--admin-socket", socket]).last().clone()
 }
 
 /// A folder with little room, until dropped.

@@ -367,7 +367,9 @@ impl Engine {
     fn step(&mut self, now: Instant) -> Option<Changed> {
         let deltas = self.calculation.flush();
         if std::mem::take(&mut self.heard) {
-            self.resources = self.calculation.problems();
+            let now = self.calculation.problems();
+            super::named::log(&self.resources, &now);
+            self.resources = now;
         }
         self.learn(deltas);
         if !self.model.in_sync() || self.failed.is_some_and(|(at, _)| at > now) {

@@ -12,6 +12,7 @@
 mod driver;
 mod engine;
 mod handle;
+mod named;
 mod readback;
 
 pub use driver::Counters;
