@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response,
     body::{Bytes, Frame, Incoming},
@@ -231,17 +231,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer<Repl
         head.headers.get(header::CONTENT_TYPE).and_then(|c| c.to_str().ok()).unwrap_or("").to_owned();
     let agent =
         head.headers.get(header::USER_AGENT).and_then(|c| c.to_str().ok()).unwrap_or("unknown").to_owned();
-    let bytes = match Limited::new(body, MAX_BODY).collect().await {
-        Ok(b) => b.to_bytes(),
-        Err(e) if e.is::<http_body_util::LengthLimitError>() => {
-            return Err(Status::new(
-                413,
-                "RequestEntityTooLarge",
-                format!("Request entity too large: limit is {MAX_BODY}"),
-            ));
-        }
-        Err(e) => return Err(Status::bad_request(e.to_string())),
-    };
+    let bytes = whole(body).await?;
     let options = write_options(&query, &agent)?;
     let reply = match head.method {
         Method::DELETE => deleting(shared, &target, &query, list, &bytes, &view),
@@ -440,4 +430,26 @@ fn deleting(
         }
         Deleted::Gone(o) | Deleted::Pending(o) => written(view, &o, 200),
     })
+}
+
+/// The body of a request. One that is too large is read on all the same: who still sends when the connection closes is
+/// shown a broken connection and not the answer.
+async fn whole(mut body: Incoming) -> Answer<Bytes> {
+    let (mut bytes, mut size) = (Vec::new(), 0usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| Status::bad_request(e.to_string()))?;
+        if let Ok(data) = frame.into_data() {
+            size = size.saturating_add(data.len());
+            if size <= MAX_BODY {
+                bytes.extend_from_slice(&data);
+            } else if size > 16 * MAX_BODY {
+                break;
+            }
+        }
+    }
+    if size > MAX_BODY {
+        let text = format!("Request entity too large: limit is {MAX_BODY}");
+        return Err(Status::new(413, "RequestEntityTooLarge", text));
+    }
+    Ok(bytes.into())
 }
