@@ -107,6 +107,7 @@ mod tests {
 
     #[test]
     fn a_name_that_is_gone_and_a_row_without_one_are_found() {
+        // A text to be read, not tests: their bodies do not matter.
         let known = tests_of(
             "#[test]\nfn what_is_here() {}\n#[tokio::test(x)]\nasync fn local_pref() {}\nfn no_test_at_all() {}\n",
         );
