@@ -99,7 +99,8 @@ fn deciding_and_writing_for_a_group_asks_for_nothing_by_prefix() {
         // Twice each of the two sets before it counts.
         for (turn, med) in [1, 2, 1, 2, 1].into_iter().enumerate() {
             let message = Message::parse(&frame(n, med), &SESSION).unwrap();
-            let decided = count(|| speaker.handle(Mono(1), Input::Message { conn: conn(0), message }, &mut out));
+            let decided =
+                count(|| speaker.handle(Mono(1), Input::Message { conn: conn(0), message }, &mut out));
             out.clear();
             let mut octets = 0;
             let written = count(|| octets = pull(&mut speaker, &mut buf));

@@ -105,7 +105,12 @@ fn exact(archive: &Path, program: &Path, all: &[mrt::Archived], wide: bool) -> u
         panic!("{}: {e}", archive.display());
     }
     let routes = want.first().map_or(0, BTreeMap::len);
-    println!("{}: {} messages, {routes} routes the same to {}", archive.display(), frames.len(), READERS.len());
+    println!(
+        "{}: {} messages, {routes} routes the same to {}",
+        archive.display(),
+        frames.len(),
+        READERS.len()
+    );
     routes
 }
 
