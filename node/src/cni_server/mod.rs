@@ -1,5 +1,5 @@
 //! The agent's side of the CNI protocol ([`brindle_cni::proto`]): a unix socket only root may use ([`socket`]), one
-//! session per plugin ([`session`]), and behind them the [`service`] that gives addresses ([`address`]), records
+//! session per plugin ([`session`]; [`claims`] tells whose an unfinished ADD is), and behind them the [`service`] that gives addresses ([`address`]), records
 //! endpoints ([`endpoint`]), deletes devices ([`device`]) and carries out what the journal says ([`replay`]). What it
 //! gave it remembers ([`attached`]), for the time when the datastore is away ([`remembered`]).
 //!
@@ -7,6 +7,7 @@
 
 mod address;
 mod attached;
+mod claims;
 mod collect;
 mod dataplane;
 mod device;

@@ -27,6 +27,7 @@ use super::{
     CniServerSettings, Dataplane, Jitter,
     address::{Given, Wish},
     attached::{Attached, Kept},
+    claims::{Caller, Claims},
     device::Deletions,
     endpoint::{Announced, Checked, Made},
     history::History,
@@ -56,6 +57,7 @@ pub(super) struct Service {
     pub(super) announced: Announced,
     /// The store was seen to give endpoints labels or profiles of its own (Kubernetes: those of the pod).
     pub(super) knows_more: AtomicBool,
+    pub(super) claims: Claims,
     /// One lock per container with calls under way.
     busy: StdMutex<BTreeMap<String, Weak<Mutex<()>>>>,
 }
@@ -77,6 +79,7 @@ impl Service {
             deletions: Deletions::new(),
             announced: Announced::default(),
             knows_more: AtomicBool::new(false),
+            claims: Claims::default(),
             busy: StdMutex::new(BTreeMap::new()),
         }
     }
@@ -93,14 +96,14 @@ impl Service {
     }
 
     /// Carries out a call.
-    pub(super) async fn call(&self, call: Call) -> Reply {
-        self.carry_out(call).await.unwrap_or_else(|refused| {
+    pub(super) async fn call(&self, call: Call, caller: Caller) -> Reply {
+        self.carry_out(call, caller).await.unwrap_or_else(|refused| {
             tracing::info!(code = refused.code, "refused: {}", refused.msg);
             refused.into()
         })
     }
 
-    async fn carry_out(&self, call: Call) -> Result<Reply, Refused> {
+    async fn carry_out(&self, call: Call, caller: Caller) -> Result<Reply, Refused> {
         match call {
             Call::Ping => Ok(self.pong()),
             Call::Status => self.status().await,
@@ -108,10 +111,12 @@ impl Service {
             Call::Add { attachment, pools4, pools6, num4, num6, ips, given, pools_of_pod } => {
                 let _turn = self.turn(&attachment).await;
                 let wish = Wish { pools4, pools6, num4, num6, ips, pools_of_pod, foreign: false };
-                match self.add(&attachment, wish, given).await {
+                let added = match self.add(&attachment, wish, given).await {
                     Err(why) if why.is_away() => self.add_remembered(&attachment, false, why).await,
                     done => done,
-                }
+                }?;
+                self.claims.give(&attachment, caller.connection);
+                Ok(added)
             }
             Call::IpamAdd { attachment, pools4, pools6, num4, num6, ips, pools_of_pod } => {
                 let _turn = self.turn(&attachment).await;
@@ -123,6 +128,7 @@ impl Service {
             }
             Call::Register { attachment, host_ifname, mac, addresses } => {
                 let _turn = self.turn(&attachment).await;
+                self.claims.still(&attachment, caller)?;
                 let made = Made { device: host_ifname, mac, addresses };
                 match self.register(&attachment, &made).await {
                     Err(why) if why.is_away() => self.register_remembered(&attachment, &made, why).await,
@@ -275,6 +281,9 @@ impl Service {
         addresses_only: bool,
         going: Option<&HostDevice>,
     ) -> Result<(), Refused> {
+        if !addresses_only {
+            self.claims.end(a);
+        }
         if !addresses_only
             && let Some(device) = self.remove_endpoint(a).await?
             && going != Some(&device)
@@ -300,9 +309,13 @@ impl Service {
         Ok(())
     }
 
-    /// Takes back an ADD that was never finished: its plugin is gone.
-    pub(super) async fn undo(&self, a: &Attachment) {
+    /// Takes back an ADD that was never finished: the plugin of this connection is gone. Who added or deleted the
+    /// container since has seen to it.
+    pub(super) async fn undo(&self, a: &Attachment, connection: u64) {
         let _turn = self.turn(a).await;
+        if !self.claims.take(a, connection) {
+            return;
+        }
         tracing::info!(container = %a.container_id, cause = "its plugin ended before it was done", "ADD taken back");
         if let Err(refused) = self.forget(a, false, None).await
             && let Err(worse) = self.note(a, false, &refused).await

@@ -1,7 +1,13 @@
 //! One plugin's connection: frames in, frames out, one call at a time. Calls are never cut off in the middle: they run
 //! on even if the plugin goes away, and an ADD that was given but never registered is taken back.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use brindle_cni::{
@@ -14,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::service::Service;
+use super::{claims::Caller, service::Service};
 
 /// A plugin that has begun a frame ends it at once, or is stuck. Between ADD and its registration it does its netlink.
 const FRAME: Duration = Duration::from_secs(5);
@@ -22,21 +28,37 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Longest a call may take before the plugin is told to come again (kubelet gives up after 2 minutes).
 const CALL: Duration = Duration::from_secs(60);
 
+/// Number of the next connection.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 /// Serves one connection to its end.
 pub(super) async fn serve(mut stream: UnixStream, service: Arc<Service>) {
-    let mut session = Session { service, open: Vec::new() };
+    let connection = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut session = Session { service, connection, open: Vec::new() };
     if let Err(e) = session.run(&mut stream).await {
         tracing::debug!("CNI client: {e:#}");
     }
-    for attachment in session.open {
-        session.service.undo(&attachment).await;
+    for given in session.open {
+        if given.again {
+            // The pod may be running on what its first ADD made.
+            session.service.claims.take(&given.attachment, connection);
+        } else {
+            session.service.undo(&given.attachment, connection).await;
+        }
     }
 }
 
 struct Session {
     service: Arc<Service>,
+    connection: u64,
     /// Given on this connection and not registered yet.
-    open: Vec<Attachment>,
+    open: Vec<Given>,
+}
+
+struct Given {
+    attachment: Attachment,
+    /// It had been given before.
+    again: bool,
 }
 
 impl Session {
@@ -84,8 +106,14 @@ impl Session {
             return error(code::PROTOCOL, msg, MISFIT);
         }
         let subject = Subject::of(&request.call);
+        let connection = self.connection;
+        let was_given = match &subject {
+            Subject::Settled(a) => self.open.iter().any(|o| o.attachment == *a),
+            _ => false,
+        };
+        let caller = Caller { connection, was_given };
         let service = Arc::clone(&self.service);
-        let mut call = tokio::spawn(async move { service.call(request.call).await });
+        let mut call = tokio::spawn(async move { service.call(request.call, caller).await });
         match timeout(CALL, &mut call).await {
             Ok(Ok(reply)) => {
                 self.remember(subject, &reply);
@@ -95,9 +123,12 @@ impl Session {
             Err(_) => {
                 let service = Arc::clone(&self.service);
                 tokio::spawn(async move {
-                    if let (Ok(Reply::Added { again: false, .. }), Subject::Given(a)) = (call.await, subject)
-                    {
-                        service.undo(&a).await;
+                    if let (Ok(Reply::Added { again, .. }), Subject::Given(a)) = (call.await, subject) {
+                        if again {
+                            service.claims.take(&a, connection);
+                        } else {
+                            service.undo(&a, connection).await;
+                        }
                     }
                 });
                 error(code::TRY_AGAIN, format!("not done within {CALL:?}"), "see the agent's log")
@@ -107,8 +138,13 @@ impl Session {
 
     fn remember(&mut self, subject: Subject, reply: &Reply) {
         match (subject, reply) {
-            (Subject::Given(a), Reply::Added { again: false, .. }) => self.open.push(a),
-            (Subject::Settled(a), Reply::Registered | Reply::Deleted) => self.open.retain(|o| *o != a),
+            (Subject::Given(attachment), Reply::Added { again, .. }) => {
+                self.open.push(Given { attachment, again: *again });
+            }
+            (Subject::Settled(a), Reply::Registered | Reply::Deleted) => {
+                self.service.claims.take(&a, self.connection);
+                self.open.retain(|o| o.attachment != a);
+            }
             _ => {}
         }
     }

@@ -37,6 +37,7 @@ use super::{
 };
 
 mod away;
+mod late;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

@@ -1,0 +1,61 @@
+//! Frames of plugins that were killed: read after somebody else's DEL or ADD of the same container.
+
+use super::*;
+
+/// A connection that stays open.
+struct Plugin(Option<StdStream>);
+
+impl Plugin {
+    fn of(s: &Stage) -> Self {
+        Self(Some(StdStream::connect(s.folder.join("cni.sock")).unwrap()))
+    }
+
+    async fn ask(&mut self, call: Call) -> Reply {
+        let mut stream = self.0.take().unwrap();
+        let work = move || (proto::ask(&mut stream, call).unwrap(), stream);
+        let (reply, stream) = tokio::task::spawn_blocking(work).await.unwrap();
+        self.0 = Some(stream);
+        reply
+    }
+
+    async fn added(&mut self, a: &Attachment) -> (Call, bool) {
+        let Reply::Added { addresses, host_ifname, again, .. } = self.ask(add(a)).await else {
+            panic!("not added")
+        };
+        let mac = "02:00:00:00:00:01".into();
+        (Call::Register { attachment: a.clone(), host_ifname, mac, addresses }, again)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_that_comes_after_the_del_is_refused() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let a = attachment("c1");
+    let mut killed = Plugin::of(&s);
+    let (register, _) = killed.added(&a).await;
+    assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
+    let (code, msg) = refused(killed.ask(register).await);
+    assert_eq!(code, code::TRY_AGAIN);
+    assert!(msg.contains("container c1 was deleted before this ADD was done"), "{msg}");
+    assert_eq!((s.endpoints().await.len(), s.in_use().await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_add_takes_nothing_from_the_one_that_followed() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let a = attachment("c1");
+    let (mut killed, mut next) = (Plugin::of(&s), Plugin::of(&s));
+    let (late, _) = killed.added(&a).await;
+    let (register, again) = next.added(&a).await;
+    assert!(again);
+    let (_, msg) = refused(killed.ask(late).await);
+    assert!(msg.contains("was added anew"), "{msg}");
+    drop(killed);
+    assert_eq!(next.ask(register).await, Reply::Registered);
+    // The connection's end is noticed in its own time; until then the address must not go.
+    let mut other = Plugin::of(&s);
+    for i in 0..50 {
+        assert!(matches!(other.ask(Call::Ping).await, Reply::Pong { .. }), "{i}");
+        assert_eq!((s.endpoints().await.len(), s.in_use().await), (1, 1));
+    }
+}
