@@ -2,7 +2,7 @@
 //! say must be what an oracle says that reads the API documents literally. The oracle works on the JSON of the
 //! resources alone and shares no code with the packages under test: no selectors, no conversion, no IP sets.
 //!
-//! `BRINDLE_ORACLE_PAIRS` sets how many (policy set, packet) pairs are tried (3,000 without it),
+//! `BRINDLE_ORACLE_PAIRS` sets how many (policy set, packet) pairs are tried (10,000 without it),
 //! `BRINDLE_ORACLE_SEED` where the generator starts.
 
 use super::oracle::{self, Flow, Spot, generate::Random};
@@ -74,7 +74,7 @@ fn agree(resources: &[Value], state: &PolicyState, flow: &Flow) -> Result<(), St
 #[test]
 fn verdict_is_what_the_api_documents_say() {
     const PACKETS: u64 = 30;
-    let pairs = number("BRINDLE_ORACLE_PAIRS", 3000);
+    let pairs = number("BRINDLE_ORACLE_PAIRS", 10_000);
     let seed = number("BRINDLE_ORACLE_SEED", 1);
     let (mut yes, mut no) = (0u64, 0u64);
     for set in 0..pairs.div_ceil(PACKETS) {
