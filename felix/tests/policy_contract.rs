@@ -128,12 +128,7 @@ impl Agent {
         back_end: &str,
         tools: impl FnOnce(Box<dyn Netfilter>) -> Box<dyn Netfilter> + Send,
     ) -> Self {
-        let setup =
-            PolicySetup { node: "n1".into(), families: brindle_felix_core::rules::ir::Family::ALL.into() };
-        let handle = world.inside(|nf| spawn_policy(&setup, tools(nf), Box::new(Nothing)).unwrap());
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let agent = Self { runtime, handle };
+        let agent = Self::early(world, &[], tools);
         let (nft, iptables) = match back_end {
             "nftables" => ("Enabled", "Auto"),
             "iptables-nft" => ("Disabled", "NFT"),
@@ -147,6 +142,21 @@ impl Agent {
             Entry { key: r.key(), revision: Revision(1), value: serde_json::to_value(&r).unwrap().into() };
         agent.tell(PolicyInput::Store(vec![SyncEvent::Upsert(entry), SyncEvent::InSync]));
         agent
+    }
+
+    /// One that knows nothing of the store yet.
+    fn early(
+        world: &World,
+        prefixes: &[&str],
+        tools: impl FnOnce(Box<dyn Netfilter>) -> Box<dyn Netfilter> + Send,
+    ) -> Self {
+        let families = brindle_felix_core::rules::ir::Family::ALL.into();
+        let prefixes = prefixes.iter().map(|p| (*p).to_owned()).collect();
+        let setup = PolicySetup { node: "n1".into(), families, prefixes };
+        let handle = world.inside(|nf| spawn_policy(&setup, tools(nf), Box::new(Nothing)).unwrap());
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Self { runtime, handle }
     }
 
     fn tell(&self, input: PolicyInput) {
@@ -310,6 +320,26 @@ fn what_was_written_is_recognised_and_what_a_stranger_undoes_comes_back() {
             same(&world.state(back_end), &wanted, back_end);
             agent.stop();
         }
+    }
+}
+
+#[test]
+fn devices_of_the_given_prefixes_are_guarded_before_the_resources_are_known() {
+    for world in [World::Model(FilterWorld::new()), World::linux()] {
+        let agent = Agent::early(&world, &["eni", "veth"], |nf| nf);
+        assert!(!agent.report().in_sync);
+        let make = world.inside(|mut nf| nf.default_variant().unwrap());
+        let state = world.state(if make == Variant::Nft { "iptables-nft" } else { "iptables-legacy" });
+        for prefix in ["eni", "veth"] {
+            let to_dispatch = |l: &&String| {
+                l.starts_with("-A brindle-FORWARD")
+                    && l.contains(&format!("-i {prefix}+ "))
+                    && l.contains("from-wl")
+            };
+            assert_eq!(state.iter().filter(to_dispatch).count(), 1, "{prefix}: {state:#?}");
+        }
+        assert!(!state.iter().any(|l| l.contains("cali+")), "{state:#?}");
+        agent.stop();
     }
 }
 

@@ -249,7 +249,7 @@ impl Running {
 
 fn start(args: &Args, b: BackEnd) -> Result<()> {
     let ns = TestNs::new(&format!("bp{}", b.name()));
-    let setup = PolicySetup { node: "n1".into(), families: Vec::new() };
+    let setup = PolicySetup { node: "n1".into(), families: Vec::new(), prefixes: Vec::new() };
     let calculation = Calculated(Graph::new(Scope::Node("n1".into())));
     let (own, tools) = cpu()?;
     let store = store_cpu()?;

@@ -8,6 +8,7 @@ use brindle_config_core::{
     Key, Kind, fields,
     store::{Entry, Revision, SyncEvent},
 };
+use brindle_felix_core::desire::pod_prefixes;
 use serde_json::{Value, json};
 
 const PREFIX: &str = "FELIX_";
@@ -65,6 +66,12 @@ impl FelixEnv {
     /// Field names that are set, for the log.
     pub(crate) fn names(&self) -> Vec<&str> {
         self.fields.keys().map(String::as_str).collect()
+    }
+
+    /// The prefixes of pod devices, if it says; none otherwise.
+    pub(crate) fn pod_prefixes(&self) -> Vec<String> {
+        let setting = self.fields.get("interfacePrefix").and_then(Value::as_str);
+        setting.map(|s| pod_prefixes(Some(s))).unwrap_or_default()
     }
 
     /// Lays the settings over a batch. `node`: this node's name; `seen`: whether `default` was among the events so far,
@@ -209,6 +216,13 @@ mod tests {
             ])
         );
         assert_eq!(ports("none"), json!([]));
+    }
+
+    #[test]
+    fn the_prefixes_of_devices_are_known_before_any_object() {
+        let of = |text: &str| env(&[("FELIX_INTERFACEPREFIX", text)]).pod_prefixes();
+        assert_eq!(of("eni, veth"), ["eni", "veth"]);
+        assert_eq!(env(&[]).pod_prefixes(), Vec::<String>::new());
     }
 
     #[test]

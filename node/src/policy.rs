@@ -37,7 +37,8 @@ pub(crate) fn start(
     store: &Arc<dyn Store>,
     env: &FelixEnv,
 ) -> anyhow::Result<PolicyHandle> {
-    let setup = PolicySetup { node: settings.node_name.clone(), families: Vec::new() };
+    let setup =
+        PolicySetup { node: settings.node_name.clone(), families: Vec::new(), prefixes: env.pod_prefixes() };
     let graph = Graph::new(Scope::Node(settings.node_name.clone()));
     let handle = spawn_policy(&setup, Box::new(Tools::default()), Box::new(Calculated(graph)))?;
     let mut kinds = calc::KINDS.to_vec();

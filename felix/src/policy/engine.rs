@@ -71,13 +71,17 @@ pub fn spawn_policy(
     let (tx, rx) = mpsc::channel(QUEUE);
     let (report_tx, report) = watch::channel(PolicyReport::default());
     let families = if setup.families.is_empty() { kernel_families() } else { setup.families.clone() };
+    let mut settings = Settings::default();
+    if !setup.prefixes.is_empty() {
+        settings.around.prefixes.clone_from(&setup.prefixes);
+    }
     let engine = Engine {
         calculation,
         inputs: Inputs::new(setup.node.clone()),
         model: Model::default(),
         state: PolicyState::default(),
         driver: Driver::new(netfilter, families),
-        settings: Settings::default(),
+        settings,
         settings_stale: true,
         report: report_tx,
         pending: Changed::default(),

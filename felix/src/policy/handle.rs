@@ -90,6 +90,8 @@ pub struct PolicySetup {
     pub node: String,
     /// Families to write; those the kernel has when empty.
     pub families: Vec<Family>,
+    /// Prefixes of workloads' devices until the resources say; the default when empty.
+    pub prefixes: Vec<String>,
 }
 
 /// A running policy thread. Dropping every handle ends it and leaves the kernel as it is.

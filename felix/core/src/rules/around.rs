@@ -10,7 +10,7 @@ use super::{
     layout::Surroundings,
     marks::{DEFAULT_MASK, Marks},
 };
-use crate::{duration, inputs::Inputs};
+use crate::{desire, duration, inputs::Inputs};
 
 /// The kinds [`settings`] looks at.
 pub const KINDS: [Kind; 3] = [Kind::FelixConfiguration, Kind::IpPool, Kind::Node];
@@ -65,7 +65,6 @@ pub fn settings(inputs: &Inputs) -> Settings {
         Marks::default()
     });
     let deny = if text("iptablesFilterDenyAction") == "reject" { Action::Reject } else { Action::Drop };
-    let prefix = felix.interface_prefix.clone().unwrap_or_else(|| "cali".into());
     let nat_ports = extra("natPortRange").and_then(Value::as_str).and_then(|r| {
         let (first, last) = r.split_once(':')?;
         let (first, last) = (first.parse().ok()?, last.parse().ok()?);
@@ -76,7 +75,7 @@ pub fn settings(inputs: &Inputs) -> Settings {
         inputs.pools.values().filter(|p| p.allows(AllowedUse::Workload) || p.allows(AllowedUse::Tunnel));
     let around = Surroundings {
         marks,
-        prefixes: prefix.split(',').map(str::trim).filter(|p| !p.is_empty()).map(str::to_owned).collect(),
+        prefixes: desire::pod_prefixes(felix.interface_prefix.as_deref()),
         deny,
         drop_invalid: flag("disableConntrackInvalidCheck") != Some(true),
         log_prefix: match extra("logPrefix").and_then(Value::as_str) {
