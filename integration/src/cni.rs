@@ -91,6 +91,12 @@ impl Default for Container {
 pub struct CniNode {
     pub ns: TestNs,
     pub dir: PathBuf,
+    /// Its name, and its address on `eth0`.
+    pub name: String,
+    address: String,
+    datastore: String,
+    /// Variables of the agent's environment.
+    pub vars: Vec<(String, String)>,
     runtime: tokio::runtime::Runtime,
     store: Arc<dyn Store>,
     agent: Option<Running>,
@@ -106,6 +112,24 @@ impl CniNode {
 
     /// The same before its agent is started.
     pub fn without_agent(tag: &str, pool: &str) -> Self {
+        let node = Self::alone(tag, "n1", "192.0.2.1/24", None);
+        node.put(ObjectMeta::named("pool"), IpPoolSpec::new(pool.parse().expect("a CIDR")));
+        node
+    }
+
+    /// A second node of the same cluster, `n2`, its `eth0` on one segment with the other's; no agent yet.
+    pub fn neighbour(&self, tag: &str) -> Self {
+        let node = Self::alone(tag, "n2", "192.0.2.2/24", Some(&self.datastore));
+        let wire = format!(
+            "ip link add wire2 type veth peer name wire1 netns {} && ip link set wire2 master eth0 up",
+            node.ns.name()
+        );
+        sh(self.ns.ns(), &wire);
+        sh(node.ns.ns(), "ip link set wire1 master eth0 up");
+        node
+    }
+
+    fn alone(tag: &str, name: &str, address: &str, datastore: Option<&str>) -> Self {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let ns = TestNs::new(&format!("{tag}{n}"));
         let mut rtnl = ns.rtnl();
@@ -113,22 +137,22 @@ impl CniNode {
         rtnl.add_bridge("eth0", None).expect("a bridge can be made");
         rtnl.set_up("eth0").expect("it comes up");
         let index = rtnl.link_by_name("eth0").ok().flatten().expect("it was made").index;
-        let address = "192.0.2.1/24".parse().expect("a literal");
-        rtnl.add_addr(&brindle_kernel::netlink::Addr::new(index, address)).expect("an address can be added");
+        let net = address.parse().expect("a literal");
+        rtnl.add_addr(&brindle_kernel::netlink::Addr::new(index, net)).expect("an address can be added");
         let dir = std::env::temp_dir().join(ns.name());
         fs::create_dir_all(&dir).expect("a folder for this node");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime can be made");
-        let url = format!("sqlite:{}", dir.join("brindle.db").display());
+        let url =
+            datastore.map_or_else(|| format!("sqlite:{}", dir.join("brindle.db").display()), str::to_owned);
         let store = {
             let _inside = runtime.enter();
             brindle_config::open(&url).unwrap_or_else(|e| panic!("{e}"))
         };
-        let node = Self { ns, dir, runtime, store, agent: None };
-        node.put(ObjectMeta::named("pool"), IpPoolSpec::new(pool.parse().expect("a CIDR")));
-        node
+        let (name, address) = (name.to_owned(), address.to_owned());
+        Self { ns, dir, name, address, datastore: url, vars: Vec::new(), runtime, store, agent: None }
     }
 
     /// Writes a resource.
@@ -202,11 +226,11 @@ impl CniNode {
             }
         };
         command
-            .args(["run", "--node-name", "n1", "--ip", "192.0.2.1/24", "--networking", "none"])
+            .args(["run", "--node-name", &self.name, "--ip", &self.address, "--networking", "none"])
             .args(["--state-dir".as_ref(), self.dir.as_os_str()])
-            .arg("--datastore")
-            .arg(format!("sqlite:{}", self.dir.join("brindle.db").display()))
+            .args(["--datastore", &self.datastore])
             .args(args)
+            .envs(self.vars.iter().map(|(k, v)| (k, v)))
             .envs(point.map(|p| ("BRINDLE_FAILPOINT", p)))
             .stdin(Stdio::null())
             .stdout(out)
@@ -352,6 +376,14 @@ impl CniNode {
     pub fn pings(&self, address: &str) -> bool {
         ping(self.ns.ns(), address)
     }
+}
+
+/// Runs a line of shell in a namespace; it must succeed.
+#[track_caller]
+pub fn sh(ns: &NetNs, line: &str) {
+    let out = ns.run(|| Command::new("sh").args(["-ec", line]).output());
+    let out = out.expect("the namespace is alive").expect("there is a shell");
+    assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 /// One ping from a namespace.

@@ -2,10 +2,13 @@
 //! client asked for, policy of the host's own traffic sees where it really goes, what is forwarded is not the host's own,
 //! and an endpoint for all interfaces leaves workloads alone. Needs root.
 
-use brindle_integration::policy::{
-    lab::{BackEnd, HOST, OUTSIDE, PolicyLab, sh},
-    probe::{Attempt, Probe},
-    world::{calico, gnp, host, with},
+use brindle_integration::{
+    cni::sh,
+    policy::{
+        lab::{BackEnd, HOST, OUTSIDE, PolicyLab},
+        probe::{Attempt, Probe},
+        world::{calico, gnp, host, with},
+    },
 };
 use serde_json::{Value, json};
 

@@ -95,7 +95,9 @@ impl Engine {
     /// What an endpoint lacks; none: it is complete.
     fn waits_for(&self, e: &Endpoint) -> Option<String> {
         let Some(link) = self.view.link_named(&e.dev) else {
-            return Some(format!("device {} is not there", e.dev));
+            // A pod of another plugin's: its device has a name of that plugin's, and its routes are not ours to write.
+            let ours = self.owner.is_pod(&e.dev);
+            return ours.then(|| format!("device {} is not there", e.dev));
         };
         if !link.up {
             return Some(format!("device {} is down", e.dev));

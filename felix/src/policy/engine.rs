@@ -32,6 +32,7 @@ use brindle_kernel::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
+    bridge,
     driver::{DriveError, Driver, Mode},
     handle::{PolicyHandle, PolicyInput, PolicyReport, PolicySetup, Verified},
     readback::{Look, Reading},
@@ -98,6 +99,7 @@ pub fn spawn_policy(
         revision: 0,
         mode_problem: None,
         problem: None,
+        bridge_problem: None,
         applied: false,
         asked: Vec::new(),
         waiting: Vec::new(),
@@ -146,6 +148,8 @@ struct Engine {
     revision: u64,
     mode_problem: Option<String>,
     problem: Option<String>,
+    /// What keeps packets from the rules.
+    bridge_problem: Option<String>,
     /// Everything was written at least once.
     applied: bool,
     asked: Vec<oneshot::Sender<PolicyReport>>,
@@ -468,6 +472,16 @@ impl Engine {
         if repaired {
             tracing::warn!(cause = "somebody else changed rules or sets of ours", "policy repaired");
         }
+        let bridge = bridge::problem(&self.model, &self.settings.around.prefixes, self.driver.families());
+        if bridge != self.bridge_problem {
+            match (&bridge, &self.bridge_problem) {
+                (Some(why), _) => tracing::warn!("{why}"),
+                (None, old) => {
+                    tracing::info!(old = old.as_deref().unwrap_or_default(), new = "mended", "policy")
+                }
+            }
+            self.bridge_problem = bridge;
+        }
         let changed = std::mem::take(&mut self.pending);
         let wrote = !changed.is_empty() || repaired || !self.applied;
         self.applied = true;
@@ -617,11 +631,8 @@ impl Engine {
         } else {
             None
         };
-        let problems: Vec<String> = [&self.mode_problem, &self.problem, &self.settings.problem]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let lines = [&self.mode_problem, &self.problem, &self.bridge_problem, &self.settings.problem];
+        let problems: Vec<String> = lines.into_iter().flatten().cloned().collect();
         let next = PolicyReport {
             in_sync: self.applied,
             settled: ready.is_some(),

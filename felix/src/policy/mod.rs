@@ -9,6 +9,7 @@
 //! that a write has overtaken is thrown away. Nothing is written before the store is in sync: until then the rules of the last run are in force, and devices no
 //! rule knows are denied by their dispatch. See docs/design/policy-dataplane.md.
 
+mod bridge;
 mod driver;
 mod engine;
 mod handle;

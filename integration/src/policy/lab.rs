@@ -23,7 +23,7 @@ use super::{
     probe::{Attempt, Probe, Prober},
 };
 use crate::{
-    cni::{CniNode, Container, Said},
+    cni::{CniNode, Container, Said, sh},
     netns::TestNs,
     wait::until,
 };
@@ -93,14 +93,6 @@ pub struct PolicyLab {
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("a literal address")
-}
-
-/// Runs a line of shell in a namespace; it must succeed.
-#[track_caller]
-pub fn sh(ns: &NetNs, line: &str) {
-    let out = ns.run(|| Command::new("sh").args(["-ec", line]).output());
-    let out = out.expect("the namespace is alive").expect("there is a shell");
-    assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 impl PolicyLab {

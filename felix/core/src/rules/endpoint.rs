@@ -252,3 +252,5 @@ impl Shape {
 
 /// Neighbour discovery: router and neighbour solicitations and advertisements.
 pub(super) const ND: [u8; 4] = [133, 134, 135, 136];
+/// Queries, reports and ends of membership in multicast groups.
+pub(super) const MULTICAST: [u8; 3] = [130, 131, 132];

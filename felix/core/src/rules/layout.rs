@@ -19,7 +19,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    endpoint::{FAILSAFE_IN, FAILSAFE_OUT, ND},
+    endpoint::{FAILSAFE_IN, FAILSAFE_OUT, MULTICAST, ND},
     ir::{Action, Chain, Dispatch, Family, Hook, Iface, Match, Place, Ports, Rule, Table},
     marks::Marks,
     names,
@@ -250,7 +250,7 @@ pub(super) fn fixed(
     let mut rules = Vec::new();
     if !v4 {
         // The host is the router and neighbour of its workloads: multicast listener reports and discovery.
-        for kind in [130, 131, 132].into_iter().chain(ND) {
+        for kind in MULTICAST.into_iter().chain(ND) {
             let icmp = Match::Icmp { kind, code: None, not: false };
             rules.push(accept(vec![Match::Proto { number: 58, not: false }, icmp]));
         }

@@ -6,9 +6,11 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use super::{
-    endpoint::{Direction, Shape, policy_chain, profile_chain},
-    ir::{Chain, Dispatch, Family, Rule, Table, Way},
+    endpoint::{Direction, MULTICAST, ND, Shape, policy_chain, profile_chain},
+    ir::{Action, Chain, Dispatch, Family, Match, Rule, Table, Way},
     layout::{self, Layout, Surroundings},
 };
 use crate::policy::active::{EndpointId, EndpointPolicy, EndpointTier, Interface, PolicyId};
@@ -139,8 +141,9 @@ impl Pods {
             self.shape = Some(shape.clone());
         }
         let mut kept = self.kept.remove(&family).unwrap_or_default();
-        let (mut from, mut to) = (Vec::new(), Vec::new());
+        let (mut from, mut to, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
         let mut new = false;
+        let mut all = 0;
         for (id, e) in endpoints.iter().filter(|(_, e)| e.host.is_none()) {
             let Interface::Name(dev) = &e.interface else { continue };
             if !speaks(e, family) {
@@ -155,30 +158,77 @@ impl Pods {
                     pod
                 }
             };
-            from.push((dev.clone(), pod.from.name.clone()));
-            to.push((dev.clone(), pod.to.name.clone()));
+            all += 1;
+            if around.prefixes.iter().any(|p| dev.starts_with(p.as_str())) {
+                from.push((dev.clone(), pod.from.name.clone()));
+                to.push((dev.clone(), pod.to.name.clone()));
+            } else {
+                unnamed.push(Arc::clone(e));
+            }
             out.put_shared(Table::Filter, Arc::clone(&pod.from));
             out.put_shared(Table::Filter, Arc::clone(&pod.to));
             used.add(&pod.uses);
         }
-        if new || kept.len() > from.len() {
+        if new || kept.len() > all {
             kept.retain(|id, p| endpoints.get(id).is_some_and(|e| Arc::ptr_eq(e, &p.of)));
             self.names.0.retain(|_, u| Arc::strong_count(u) > 1);
         }
+        let by_address = by_address(family, &unnamed, &kept);
         self.kept.insert(family, kept);
-        for (name, way, mut entries) in [(layout::FROM_WL, Way::In, from), (layout::TO_WL, Way::Out, to)] {
+        let ways = [(layout::FROM_WL, Way::In, from), (layout::TO_WL, Way::Out, to)];
+        for ((name, way, mut entries), mut otherwise) in ways.into_iter().zip(by_address) {
             // Two endpoints that name one device: the later one would hide; both get what both allow is not sayable, so
             // the first keeps it and the device's owner is named by the calculation.
             entries.sort();
             entries.dedup_by(|b, a| a.0 == b.0);
-            let otherwise = vec![
-                Rule::new(Vec::new(), around.deny.clone()).because("no endpoint is known for this device"),
-            ];
+            let why = match otherwise.is_empty() {
+                true => "no endpoint is known for this device",
+                false => "no endpoint is known for this device or address",
+            };
+            otherwise.push(Rule::new(Vec::new(), around.deny.clone()).because(why));
             let stems = around.prefixes.clone();
             out.dispatches
                 .push((Table::Filter, Dispatch { name: name.into(), way, stems, entries, otherwise }));
         }
     }
+}
+
+/// Rules for workloads whose devices others made and named: what came through a workload's device, or leaves through one,
+/// is told apart by its address, for many may share it (a bridge). From and to.
+fn by_address(
+    family: Family,
+    unnamed: &[Arc<EndpointPolicy>],
+    chains: &BTreeMap<EndpointId, Pod>,
+) -> [Vec<Rule>; 2] {
+    let (mut from, mut to) = (Vec::new(), Vec::new());
+    if unnamed.is_empty() {
+        return [from, to];
+    }
+    if family == Family::V6 {
+        // On a bridge workloads find each other without the host, from addresses that are nobody's alone.
+        for kind in MULTICAST.into_iter().chain(ND) {
+            let icmp =
+                vec![Match::Proto { number: 58, not: false }, Match::Icmp { kind, code: None, not: false }];
+            from.push(Rule::new(icmp, Action::Accept));
+        }
+    }
+    // The choice is a walk through all of them: for first packets only.
+    for rules in [&mut from, &mut to] {
+        rules.push(Rule::new(vec![Match::Known], Action::Accept));
+    }
+    let mut seen = HashSet::new();
+    for e in unnamed {
+        let Some(pod) = chains.get(&e.id) else { continue };
+        for net in e.addresses.iter().filter(|n| family.has(n)).map(IpNet::trunc) {
+            // Of two with one address the first counts, as elsewhere.
+            if seen.insert(net) {
+                let goto = |chain: &Chain| Action::Goto(chain.name.clone());
+                from.push(Rule::new(vec![Match::Src { net, not: false }], goto(&pod.from)));
+                to.push(Rule::new(vec![Match::Dst { net, not: false }], goto(&pod.to)));
+            }
+        }
+    }
+    [from, to]
 }
 
 /// Whether a workload needs rules of a family. One that has addresses, and none of this family, may not send or receive
