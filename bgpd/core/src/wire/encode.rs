@@ -17,7 +17,7 @@ use super::{
     frame::MsgType,
     iana::attr as code,
     message::begin,
-    nlri::WirePrefix,
+    nlri::{SLOT, WirePrefix},
     types::{NextHop, Nlri, Prefixes, Reach, Update, WireCx},
 };
 use crate::af::Family;
@@ -65,8 +65,15 @@ pub struct UpdateBuilder<'o, 'b, P> {
     /// Attributes to come after the prefixes.
     block: &'b [u8],
     count: usize,
+    /// Prefixes on their way to `out`: the first `pending` octets. Asking `out` for room each time costs more than
+    /// writing the prefix.
+    chunk: [u8; CHUNK],
+    pending: usize,
     prefix: PhantomData<P>,
 }
+
+/// Octets of prefixes that are put together before they go into the message: about a hundred of IPv4.
+const CHUNK: usize = 512;
 
 impl<'o, 'b> UpdateBuilder<'o, 'b, Ipv4Net> {
     /// Announces IPv4 prefixes in the classic form. `block` comes from [`encode_attrs`] with a next hop and an equal
@@ -146,23 +153,53 @@ impl<'o, 'b, P: WirePrefix> UpdateBuilder<'o, 'b, P> {
         out: &'o mut BytesMut,
     ) -> Self {
         let room = room(cx, start, block.len(), out);
-        Self { attr: start, out, start, form, add_path, room, block, count: 0, prefix: PhantomData }
+        let (chunk, pending) = ([0; CHUNK], 0);
+        Self {
+            attr: start,
+            out,
+            start,
+            form,
+            add_path,
+            room,
+            block,
+            count: 0,
+            chunk,
+            pending,
+            prefix: PhantomData,
+        }
     }
 
     /// Adds a prefix; false (and nothing added) if it does not fit. A message that refuses its first prefix means
     /// that the attributes leave no room for any: the route cannot be sent to this peer.
     #[must_use]
+    #[inline]
     pub fn push(&mut self, nlri: &Nlri<P>) -> bool {
         let Some(room) = self.room.checked_sub(nlri.wire_len(self.add_path)) else { return false };
-        nlri.emit(self.add_path, self.out);
+        let slot = self.chunk.get_mut(self.pending..).and_then(<[u8]>::first_chunk_mut::<SLOT>);
+        let taken = match slot {
+            Some(slot) => nlri.fill(self.add_path, slot),
+            None => {
+                self.flush();
+                let Some(slot) = self.chunk.first_chunk_mut::<SLOT>() else { return false };
+                nlri.fill(self.add_path, slot)
+            }
+        };
+        self.pending = self.pending.saturating_add(taken);
         self.room = room;
         self.count = self.count.saturating_add(1);
         true
     }
 
+    /// Moves the prefixes into the message.
+    fn flush(&mut self) {
+        self.out.put_slice(self.chunk.get(..self.pending).unwrap_or_default());
+        self.pending = 0;
+    }
+
     /// Completes the message; returns how many prefixes are in it. With none nothing is written: an empty UPDATE
     /// would mean End-of-RIB.
-    pub fn finish(self) -> usize {
+    pub fn finish(mut self) -> usize {
+        self.flush();
         if self.count == 0 {
             self.out.truncate(self.start);
             return 0;

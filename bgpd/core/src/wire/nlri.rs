@@ -26,9 +26,9 @@ pub trait WirePrefix: Copy + sealed::Sealed {
     /// Reads the prefix of `len <= BITS` bits at the start of `bytes`, which may be longer; what is missing is zero.
     #[doc(hidden)]
     fn read(bytes: &[u8], len: u8) -> Self;
-    /// Appends the `n` significant octets.
+    /// The octets of the network, and zeros up to sixteen.
     #[doc(hidden)]
-    fn write(&self, n: usize, out: &mut BytesMut);
+    fn network_octets(&self) -> [u8; 16];
     /// Bits of the prefix.
     #[doc(hidden)]
     fn bits(&self) -> u8;
@@ -49,10 +49,13 @@ impl WirePrefix for Ipv4Net {
         Self::new(Ipv4Addr::from(bits & mask), len).unwrap_or_default()
     }
 
-    fn write(&self, n: usize, out: &mut BytesMut) {
-        out.put_slice(self.network().octets().get(..n).unwrap_or_default());
+    #[inline]
+    fn network_octets(&self) -> [u8; 16] {
+        let [a, b, c, d] = self.network().octets();
+        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     }
 
+    #[inline]
     fn bits(&self) -> u8 {
         self.prefix_len()
     }
@@ -74,10 +77,12 @@ impl WirePrefix for Ipv6Net {
         Self::new(Ipv6Addr::from(bits & mask), len).unwrap_or_default()
     }
 
-    fn write(&self, n: usize, out: &mut BytesMut) {
-        out.put_slice(self.network().octets().get(..n).unwrap_or_default());
+    #[inline]
+    fn network_octets(&self) -> [u8; 16] {
+        self.network().octets()
     }
 
+    #[inline]
     fn bits(&self) -> u8 {
         self.prefix_len()
     }
@@ -146,19 +151,39 @@ fn count<P: WirePrefix>(field: &[u8], add_path: bool) -> Result<usize, String> {
 
 impl<P: WirePrefix> Nlri<P> {
     /// Octets on the wire.
+    #[inline]
     pub fn wire_len(&self, add_path: bool) -> usize {
         octets(self.prefix.bits()).saturating_add(if add_path { 5 } else { 1 })
     }
 
-    pub(super) fn emit(&self, add_path: bool, out: &mut BytesMut) {
-        if add_path {
-            out.put_u32(self.path_id);
-        }
+    /// Writes to the start of a slot; returns how many of its octets are the prefix. Always all of them are written:
+    /// copies of a known size are a few instructions, others a call.
+    #[inline]
+    pub(super) fn fill(&self, add_path: bool, slot: &mut [u8; SLOT]) -> usize {
         let bits = self.prefix.bits();
-        out.put_u8(bits);
-        self.prefix.write(octets(bits), out);
+        let network = self.prefix.network_octets();
+        if add_path {
+            let [i, j, k, l, len, rest @ ..] = slot;
+            [*i, *j, *k, *l] = self.path_id.to_be_bytes();
+            *len = bits;
+            *rest = network;
+        } else {
+            let [len, rest @ .., _, _, _, _] = slot;
+            *len = bits;
+            *rest = network;
+        }
+        self.wire_len(add_path)
+    }
+
+    pub(super) fn emit(&self, add_path: bool, out: &mut BytesMut) {
+        let mut slot = [0; SLOT];
+        let n = self.fill(add_path, &mut slot);
+        out.put_slice(slot.get(..n).unwrap_or_default());
     }
 }
+
+/// Octets of the longest prefix: path identifier, length, address.
+pub(super) const SLOT: usize = 21;
 
 #[cfg(test)]
 mod tests {
