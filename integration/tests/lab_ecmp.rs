@@ -67,8 +67,14 @@ fn two_birds_share_the_flows_of_a_prefix_directly_and_through_the_tunnel() {
         let place = lab.dir().join("nodes").join(bird);
         let conf = place.join("bird.conf");
         let text = std::fs::read_to_string(&conf).expect("the lab wrote it");
-        let more = "blackhole;\n  route 172.30.0.0/24 blackhole;\n  route 172.31.0.0/24 blackhole;";
-        std::fs::write(&conf, text.replacen("blackhole;", more, 1)).expect("the lab is ours");
+        // 10 and 1 Gbit/s in octets per second, as a link bandwidth tells them (draft-ietf-idr-link-bandwidth).
+        let rate = if bird == "bird1" { 1.25e9_f32 } else { 1.25e8 }.to_bits();
+        let told = format!("{{ bgp_ext_community.add((generic, 0x4004fde9, {rate:#x})); }}");
+        let more = format!(
+            "blackhole;\n  route 172.29.0.0/24 blackhole {told};\n  route 172.30.0.0/24 blackhole;\n  \
+             route 172.31.0.0/24 blackhole;"
+        );
+        std::fs::write(&conf, text.replacen("blackhole;", &more, 1)).expect("the lab is ours");
         let socket = place.join("bird.ctl");
         lab.exec(bird, &["birdc", "-s", socket.to_str().expect("text"), "configure"]);
         lab.exec(bird, &["ip", "route", "add", "local", "172.30.0.0/24", "dev", "lo"]);
@@ -76,6 +82,8 @@ fn two_birds_share_the_flows_of_a_prefix_directly_and_through_the_tunnel() {
     let both = ["nexthop via 10.77.1.2", "nexthop via 10.77.1.3"];
     wait_route(&lab, "172.30.0.0/24", &both, &["tunl0"]);
     wait_route(&lab, "172.31.0.0/24", &both, &["eth0"]);
+    let weighed = ["nexthop via 10.77.1.2 dev eth0 weight 10", "nexthop via 10.77.1.3 dev eth0 weight 1 "];
+    wait_route(&lab, "172.29.0.0/24", &weighed, &["tunl0"]);
 
     // Both get their share.
     let count = |protocol: &str, name: &str| ["bird1", "bird2"].map(|b| counter(&lab, b, protocol, name));

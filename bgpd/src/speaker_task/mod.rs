@@ -313,7 +313,14 @@ impl SpeakerTask {
                 Output::Fib(change) if self.statics.contains_key(&change.prefix) => {}
                 Output::Fib(change) => {
                     if self.monitor.receiver_count() > 0 {
-                        let hops: Vec<String> = change.next_hops.iter().map(ToString::to_string).collect();
+                        let same = change.next_hops.chunk_by(PartialEq::eq);
+                        let hops: Vec<String> = same
+                            .filter_map(|parts| match parts {
+                                [] => None,
+                                [hop] => Some(hop.to_string()),
+                                [hop, ..] => Some(format!("{hop} x{}", parts.len())),
+                            })
+                            .collect();
                         let what = if hops.is_empty() {
                             "withdrawn".into()
                         } else {

@@ -92,10 +92,9 @@ impl Inputs {
         }
     }
 
-    /// Takes a change of best path; empty next hops withdraw it.
+    /// Takes a change of best path; empty next hops withdraw it. One that stands n times gets n parts of the flows.
     pub fn set_fib(&mut self, prefix: IpNet, mut next_hops: Vec<IpAddr>) -> bool {
         next_hops.sort_unstable();
-        next_hops.dedup();
         if next_hops.is_empty() {
             self.fib.remove(&prefix).is_some()
         } else {
@@ -122,7 +121,7 @@ impl Inputs {
         all
     }
 
-    /// The next hops of a learned prefix.
+    /// The next hops of a learned prefix, sorted, each once for every part of the flows it is to have.
     pub fn next_hops_of(&self, prefix: &IpNet) -> &[IpAddr] {
         self.fib.get(prefix).map_or(&[], Vec::as_slice)
     }

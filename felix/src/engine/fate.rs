@@ -66,7 +66,8 @@ impl Engine {
     /// How packets leave by each next hop, and why so; or why not at all.
     fn ways(&self, prefix: IpNet) -> Vec<Fate> {
         let paths = Paths::new(&self.inputs, &self.view.host);
-        let hops = self.inputs.next_hops_of(&prefix).iter();
+        // One that is to have more of the flows stands there more than once.
+        let hops = self.inputs.next_hops_of(&prefix).chunk_by(PartialEq::eq).filter_map(<[_]>::first);
         hops.map(|nh| match paths.path(&prefix, *nh) {
             Ok((Way::Ipip(to), why)) => {
                 Fate { good: true, what: format!("by the tunnel {} to {to}: {why}", self.device) }

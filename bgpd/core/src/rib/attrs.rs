@@ -13,6 +13,7 @@ use bytes::{BufMut, BytesMut};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
+use super::bandwidth::{self, Bandwidth};
 use crate::{
     speaker::{LLGR_STALE, SpeakerConfig},
     wire::{AttrSet, EmitError, NextHop, Origin, SegmentKind, WireCx, decode_attrs, encode_attrs},
@@ -32,6 +33,8 @@ pub struct Attrs(Arc<Entry>);
 #[derive(Debug)]
 pub struct Entry {
     pub rank: Rank,
+    /// Of its link, if it tells.
+    pub(super) bandwidth: Option<Bandwidth>,
     /// One octet with the length of the next hop (0: none), the next hop, the attributes without it.
     octets: Box<[u8]>,
 }
@@ -223,7 +226,7 @@ impl Interner {
             self.sweep_at = Self::SWEEP_MIN.max(self.live.len() + self.live.len() / 2);
         }
         let octets: Box<[u8]> = self.scratch[..].into();
-        let attrs = Attrs(Arc::new(Entry { rank: self.rank(set), octets }));
+        let attrs = Attrs(Arc::new(Entry { rank: self.rank(set), bandwidth: bandwidth::of(set), octets }));
         let hasher = &self.hasher;
         self.live.insert_unique(hash, attrs.clone(), |a| hasher.hash_one(&a.octets[..]));
         Some(attrs)

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use super::{
     LOCAL,
     attrs::{Attrs, Interner},
+    bandwidth::keep_transitive,
     import::Reading,
     pack::leaves_room,
     peers::{NextHops, Source},
@@ -105,6 +106,7 @@ impl GroupKey {
             set.local_pref = None;
             set.originator_id = None;
             set.cluster_list.clear();
+            keep_transitive(&mut set);
             if !local {
                 // Not for third parties (RFC 4271 section 5.1.4).
                 set.med = None;

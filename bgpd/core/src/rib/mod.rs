@@ -11,6 +11,7 @@
 mod adj_out;
 mod afi;
 mod attrs;
+mod bandwidth;
 mod base;
 mod bits;
 mod decision;

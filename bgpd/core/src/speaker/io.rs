@@ -406,7 +406,7 @@ pub enum Output {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FibChange {
     pub prefix: IpNet,
-    /// Empty: withdrawn. More than one: equal cost; sorted.
+    /// Empty: withdrawn. More than one: equal cost; sorted. One that stands n times is to have n parts of the flows.
     pub next_hops: SmallVec<[IpAddr; 1]>,
     /// Peer the best path came from.
     pub from: Option<PeerId>,
