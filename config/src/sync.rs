@@ -1,13 +1,14 @@
 //! Follows a store: the snapshot as upserts, `InSync` once, then every difference, for as long as the receiver lives.
 //!
 //! A watch that was compacted, or a store that cannot be reached, leads to a new listing after a jittered pause; only
-//! what differs from what was already sent is sent then. Memory: the key and revision of each entry.
+//! what differs from what was already sent is sent then. Memory: the key and revision of each entry. A store whose followers
+//! share what they follow (`Store::subscribe`) does all this itself.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use brindle_config_core::{
     Key, Kind,
-    store::{Change, Entry, Revision, Store, StoreError, SyncEvent, Watch},
+    store::{Change, Entry, Revision, Store, StoreError, Subscription, SyncEvent, Watch},
 };
 use tokio::sync::mpsc;
 
@@ -23,6 +24,10 @@ const BATCH: usize = 1024;
 pub fn follow(store: Arc<dyn Store>, kinds: impl Into<Vec<Kind>>) -> mpsc::Receiver<Vec<SyncEvent>> {
     let (out, receiver) = mpsc::channel(BATCHES);
     let kinds = kinds.into();
+    if let Some(shared) = store.subscribe(&kinds) {
+        tokio::spawn(pass_on(shared, out));
+        return receiver;
+    }
     tokio::spawn(async move {
         let mut follower = Follower { store, kinds, sent: BTreeMap::new(), in_sync: false, out: out.clone() };
         tokio::select! {
@@ -31,6 +36,22 @@ pub fn follow(store: Arc<dyn Store>, kinds: impl Into<Vec<Kind>>) -> mpsc::Recei
         }
     });
     receiver
+}
+
+/// Passes on what the followers of a store share.
+async fn pass_on(mut shared: Box<dyn Subscription>, out: mpsc::Sender<Vec<SyncEvent>>) {
+    loop {
+        // The place first: what is taken before there is one for it waits as a value, which is many times the size.
+        let Ok(place) = out.reserve().await else { return };
+        let batch = tokio::select! {
+            () = out.closed() => return,
+            batch = shared.next() => batch,
+        };
+        match batch {
+            Ok(batch) => place.send(batch),
+            Err(error) => return tracing::error!(%error, "the datastore is followed no more"),
+        }
+    }
 }
 
 /// The receiver was dropped.

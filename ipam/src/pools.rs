@@ -9,7 +9,7 @@ use brindle_config_core::{
     node::NodeSpec,
     pool::{AllowedUse, AssignmentMode, IpPoolSpec, IpReservationSpec},
     selector::Selector,
-    store::{Store, StoreError, decode},
+    store::{Store, StoreError, StoreExt as _, decode},
 };
 use ipnet::IpNet;
 
@@ -74,13 +74,16 @@ pub struct View {
 }
 
 impl View {
-    /// Reads configuration, pools, reservations and the node's labels: one listing and one get.
+    /// What [`Self::load`] reads beside the node.
+    pub const KINDS: [Kind; 3] = [Kind::IpPool, Kind::IpReservation, Kind::IpamConfiguration];
+
+    /// Reads configuration, pools, reservations and the node's labels: from what the agent follows where it follows them,
+    /// otherwise one listing and one get.
     pub async fn load(store: &dyn Store, node: &str) -> Result<Self, IpamError> {
-        let kinds = [Kind::IpPool, Kind::IpReservation, Kind::IpamConfiguration];
-        let listing = store.list(&kinds).await?;
+        let entries = store.followed_or_listed(&Self::KINDS).await?;
         let mut view = Self::default();
         let mut reserved = Vec::new();
-        for entry in &listing.entries {
+        for entry in &entries {
             let read = match entry.key.kind {
                 Kind::IpPool => decode::<IpPoolSpec>(entry).map(|p| {
                     let meta = p.resource.metadata;

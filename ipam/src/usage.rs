@@ -80,16 +80,22 @@ impl Blocks {
     /// Reads the blocks among the entries of a listing.
     pub fn read(entries: &[Entry]) -> Self {
         let mut all = Self::default();
-        for entry in entries.iter().filter(|e| e.key.kind == Kind::IpamBlock) {
-            match Held::from_entry(entry) {
-                Ok(Some(held)) => {
-                    all.blocks.insert(held.block.cidr(), held.block);
-                }
-                Ok(None) => {}
-                Err(e) => all.unreadable.push(e.to_string()),
-            }
-        }
+        entries.iter().for_each(|entry| all.add(entry));
         all
+    }
+
+    /// Takes one more block, if the entry is one.
+    pub fn add(&mut self, entry: &Entry) {
+        if entry.key.kind != Kind::IpamBlock {
+            return;
+        }
+        match Held::from_entry(entry) {
+            Ok(Some(held)) => {
+                self.blocks.insert(held.block.cidr(), held.block);
+            }
+            Ok(None) => {}
+            Err(e) => self.unreadable.push(e.to_string()),
+        }
     }
 
     /// In order.

@@ -86,6 +86,12 @@ pub trait Watch: Send {
     fn next(&mut self) -> StoreFuture<'_, Vec<Change>>;
 }
 
+/// A snapshot in pieces, `InSync` once, then every difference. Dropping it ends it.
+pub trait Subscription: Send {
+    /// Waits for the next batch of events (never empty). It waits out whatever is wrong with the datastore. Cancel safe.
+    fn next(&mut self) -> StoreFuture<'_, Vec<SyncEvent>>;
+}
+
 /// A datastore.
 pub trait Store: Send + Sync {
     fn get<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Entry>;
@@ -103,6 +109,23 @@ pub trait Store: Send + Sync {
     fn for_node(&self, node: &str) -> Option<Arc<dyn Store>> {
         let _ = node;
         None
+    }
+    /// Follows kinds by what all followers of this store and its clones share. `None`: nothing is shared; list and watch.
+    /// Called on a runtime.
+    fn subscribe(&self, kinds: &[Kind]) -> Option<Box<dyn Subscription>> {
+        let _ = kinds;
+        None
+    }
+    /// Whether somebody follows all of the kinds and they are known completely; `None`: nothing is shared.
+    fn follows(&self, kinds: &[Kind]) -> Option<bool> {
+        let _ = kinds;
+        None
+    }
+    /// Gives every resource of the kinds to `each`, in no order, if the store [follows](Self::follows) them: as old
+    /// as a watch may be. `false`: `each` was not called; list them.
+    fn visit_followed(&self, kinds: &[Kind], each: &mut dyn FnMut(Entry)) -> bool {
+        let _ = (kinds, each);
+        false
     }
 }
 
@@ -161,6 +184,19 @@ pub trait StoreExt: Store {
             let listing = self.list(&[S::KIND]).await?;
             let all = listing.entries.iter().map(decode).collect::<Result<_, _>>()?;
             Ok((all, listing.revision))
+        })
+    }
+
+    /// What is followed of the kinds if it can be had, otherwise listed: for readers to whom it does not matter that they
+    /// see what happened a moment ago.
+    fn followed_or_listed<'a>(&'a self, kinds: &'a [Kind]) -> StoreFuture<'a, Vec<Entry>> {
+        Box::pin(async move {
+            let mut entries = Vec::new();
+            if self.visit_followed(kinds, &mut |e| entries.push(e)) {
+                entries.sort_by(|a, b| a.key.cmp(&b.key));
+                return Ok(entries);
+            }
+            Ok(self.list(kinds).await?.entries)
         })
     }
 

@@ -13,19 +13,22 @@ mod map_node;
 mod map_plain;
 mod map_pod;
 mod object;
+mod reflector;
 mod settings;
+mod shared;
 mod watch;
 mod write;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use brindle_config_core::{
     Key, Kind,
-    store::{Entry, Expect, Listing, Revision, Store, StoreError, StoreFuture, Watch},
+    store::{Entry, Expect, Listing, Revision, Store, StoreError, StoreFuture, Subscription, Watch},
 };
 use futures::{StreamExt, TryStreamExt};
 use http::Method;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 pub use self::settings::KubeSettings;
 use self::{
@@ -34,6 +37,7 @@ use self::{
     explain::{Verb, explain},
     kinds::{Place, Shape, escaped},
     object::Mapped,
+    reflector::Reflectors,
 };
 
 /// Objects in one page of a list, as kubectl has it.
@@ -48,6 +52,13 @@ const MISSING: Duration = Duration::from_secs(60);
 /// Which pods are of interest: those with an address of their own that have not finished. The server leaves the others out.
 const PODS: &str = "spec.hostNetwork=false,status.phase!=Succeeded,status.phase!=Failed";
 
+/// Of a collection that is read page by page.
+enum Piece {
+    /// Before the first page: what came before does not count.
+    Begin,
+    One(Entry),
+}
+
 /// A datastore on an API server. Clones share connections.
 #[derive(Clone)]
 pub struct KubeStore {
@@ -57,6 +68,9 @@ pub struct KubeStore {
 struct Inner {
     client: Arc<Client>,
     cursors: Arc<Cursors>,
+    reflectors: Arc<Reflectors>,
+    /// Reflectors that may list at the same time.
+    turns: Arc<Semaphore>,
     /// Listings and watches tell of endpoints of this node alone.
     node: Option<String>,
     missing: Duration,
@@ -68,6 +82,8 @@ impl KubeStore {
         let inner = Inner {
             client: Arc::new(Client::new(settings)),
             cursors: Arc::default(),
+            reflectors: Arc::default(),
+            turns: Arc::new(Semaphore::new(ABREAST)),
             node: None,
             missing: MISSING,
         };
@@ -77,7 +93,10 @@ impl KubeStore {
     /// The same store, which looks for missing collections that often.
     #[must_use]
     pub fn looking_for_missing_every(&self, pause: Duration) -> Self {
-        self.with(|inner| inner.missing = pause)
+        self.with(|inner| {
+            inner.missing = pause;
+            inner.reflectors = Arc::default();
+        })
     }
 
     fn with(&self, change: impl FnOnce(&mut Inner)) -> Self {
@@ -85,6 +104,8 @@ impl KubeStore {
         let mut inner = Inner {
             client: Arc::clone(&old.client),
             cursors: Arc::clone(&old.cursors),
+            reflectors: Arc::clone(&old.reflectors),
+            turns: Arc::clone(&old.turns),
             node: old.node.clone(),
             missing: old.missing,
         };
@@ -175,10 +196,35 @@ impl Inner {
 
     /// Everything in a collection, and its version; `None` when the cluster may lack it and does.
     async fn list(&self, place: &Place) -> Result<Option<(Vec<Entry>, Revision)>, StoreError> {
+        let mut entries = Vec::new();
+        let take = |piece| match piece {
+            Piece::Begin => entries.clear(),
+            Piece::One(entry) => entries.push(entry),
+        };
+        let at = self.each(place, take).await?;
+        entries.sort_by(|a: &Entry, b| a.key.cmp(&b.key));
+        // While Calico renames its policies there are two objects of one; the newer is the one to be.
+        entries.dedup_by(|b, a| {
+            let same = a.key == b.key;
+            if same && b.revision > a.revision {
+                std::mem::swap(a, b);
+            }
+            same
+        });
+        Ok(at.map(|at| (entries, at)))
+    }
+
+    /// Reads a collection page by page, and its version; `None` when the cluster may lack it and does.
+    async fn each(
+        &self,
+        place: &Place,
+        mut take: impl FnMut(Piece) + Send,
+    ) -> Result<Option<Revision>, StoreError> {
         let mut failed = None;
         for _ in 0..LISTS {
-            match self.pages(place).await {
-                Ok(all) => return Ok(Some(all)),
+            take(Piece::Begin);
+            match self.pages(place, &mut take).await {
+                Ok(at) => return Ok(Some(at)),
                 Err(Failure::Api(s)) if explain::unknown_collection(&s) && place.optional() => {
                     return Ok(None);
                 }
@@ -196,8 +242,7 @@ impl Inner {
         Err(self.explain(Verb::List, place, None, failure))
     }
 
-    async fn pages(&self, place: &Place) -> Result<(Vec<Entry>, Revision), Failure> {
-        let mut entries = Vec::new();
+    async fn pages(&self, place: &Place, take: &mut (impl FnMut(Piece) + Send)) -> Result<Revision, Failure> {
         let mut next = String::new();
         loop {
             let from = if next.is_empty() { String::new() } else { format!("&continue={}", escaped(&next)) };
@@ -208,26 +253,18 @@ impl Inner {
                 Failure::Transport(StoreError::Broken(text))
             };
             let (good, bad, meta) = object::read_page(place, &answer).map_err(odd)?;
+            drop(answer);
             for why in bad {
                 // One broken object must not hide the others.
                 tracing::warn!(resource = %place.resource(), "left out of a listing: {why}");
             }
-            entries.extend(good.into_iter().filter_map(|m| match m {
-                Mapped::Put(e) => Some(e),
-                Mapped::Nothing { .. } => None,
-            }));
+            for mapped in good {
+                if let Mapped::Put(entry) = mapped {
+                    take(Piece::One(entry));
+                }
+            }
             if meta.next.is_empty() {
-                let at = object::revision(&meta.resource_version).map_err(odd)?;
-                entries.sort_by(|a: &Entry, b| a.key.cmp(&b.key));
-                // While Calico renames its policies there are two objects of one; the newer is the one to be.
-                entries.dedup_by(|b, a| {
-                    let same = a.key == b.key;
-                    if same && b.revision > a.revision {
-                        std::mem::swap(a, b);
-                    }
-                    same
-                });
-                return Ok((entries, at));
+                return object::revision(&meta.resource_version).map_err(odd);
             }
             next = meta.next;
         }
@@ -238,6 +275,26 @@ impl Store for KubeStore {
     fn for_node(&self, node: &str) -> Option<Arc<dyn Store>> {
         // Reading and writing by key is not limited.
         Some(Arc::new(self.with(|inner| inner.node = Some(node.to_owned()))))
+    }
+
+    fn subscribe(&self, kinds: &[Kind]) -> Option<Box<dyn Subscription>> {
+        let kinds: BTreeSet<Kind> = kinds.iter().copied().collect();
+        let inner = &self.inner;
+        let all = kinds.into_iter().filter_map(|kind| inner.reflectors.of(inner, kind)).collect();
+        Some(Box::new(shared::Readers::new(all)))
+    }
+
+    fn follows(&self, kinds: &[Kind]) -> Option<bool> {
+        let inner = &self.inner;
+        Some(kinds.iter().all(|kind| inner.reflectors.cached(inner, *kind).is_some()))
+    }
+
+    fn visit_followed(&self, kinds: &[Kind], each: &mut dyn FnMut(Entry)) -> bool {
+        let inner = &self.inner;
+        let caches: Option<Vec<_>> = kinds.iter().map(|kind| inner.reflectors.cached(inner, *kind)).collect();
+        let Some(caches) = caches else { return false };
+        caches.iter().for_each(|cache| cache.shared().visit(each));
+        true
     }
 
     fn get<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Entry> {

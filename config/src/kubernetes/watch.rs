@@ -64,7 +64,7 @@ impl KubeWatch {
                 lines: None,
                 seen: HashMap::new(),
                 attempt: 0,
-                told: false,
+                trouble: None,
             })
             .collect();
         // A server that is slow or away is tried again while the watch waits.
@@ -124,8 +124,8 @@ struct Collection {
     /// Hash of a key → hash of the value told last, for objects whose revision changes without their resource.
     seen: HashMap<u64, u64>,
     attempt: u32,
-    /// The trouble there is was logged.
-    told: bool,
+    /// The trouble there is.
+    trouble: Option<String>,
 }
 
 /// Why a stream has to be opened anew.
@@ -162,9 +162,7 @@ impl Collection {
                     tokio::time::sleep(jitter::back_off(self.attempt.min(3))).await;
                 }
                 End::Trouble(error) => {
-                    if !std::mem::replace(&mut self.told, true) {
-                        tracing::warn!(%error, "a watch waits for the API server");
-                    }
+                    self.inner.reflectors.meet(&mut self.trouble, &error);
                     tokio::time::sleep(jitter::back_off(self.attempt)).await;
                 }
             }
@@ -216,9 +214,7 @@ impl Collection {
         );
         match self.inner.client.lines(&path).await {
             Ok(lines) => {
-                if std::mem::take(&mut self.told) {
-                    tracing::info!(resource = %self.place.resource(), "the API server answers again");
-                }
+                self.inner.reflectors.over(&mut self.trouble);
                 Ok(lines)
             }
             Err(Failure::Api(status)) if explain::gone(&status) => Err(self.compacted()),

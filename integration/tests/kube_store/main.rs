@@ -3,6 +3,7 @@
 //! a folder with `kube-apiserver` and `etcd`; otherwise the one of this package. Each run says which it used.
 
 mod contract;
+mod followers;
 mod layout;
 mod pods;
 mod target;

@@ -14,7 +14,7 @@ use brindle_cni::{
 };
 use brindle_config_core::{
     Key, Kind, ObjectMeta, Resource, convert,
-    store::{Entry, Expect, Revision, Store, StoreError, StoreExt, Stored, decode},
+    store::{Entry, Expect, Revision, StoreError, StoreExt, Stored, decode},
     workload::{WorkloadEndpointSpec, endpoint_name},
 };
 use brindle_ipam::Pause;
@@ -298,18 +298,11 @@ impl Service {
         Ok(self.own_endpoints().await?.iter().find(|e| of_it(e)).map(|e| e.resource.key()))
     }
 
-    /// All endpoints. One that does not decode is left out: it is no reason to refuse the others.
-    pub(super) async fn endpoints(&self) -> Result<Vec<Endpoint>, Refused> {
-        Self::endpoints_in(&*self.store).await
-    }
-
-    /// Those of this node at least: of all nodes where the store cannot leave the others out.
+    /// Endpoints of this node at least: of all nodes where the store cannot leave the others out. One that does not decode
+    /// is left out: it is no reason to refuse the others.
     pub(super) async fn own_endpoints(&self) -> Result<Vec<Endpoint>, Refused> {
         let own = self.store.for_node(&self.node);
-        Self::endpoints_in(own.as_deref().unwrap_or(&*self.store)).await
-    }
-
-    async fn endpoints_in(store: &dyn Store) -> Result<Vec<Endpoint>, Refused> {
+        let store = own.as_deref().unwrap_or(&*self.store);
         let listing = store.list(&[Kind::WorkloadEndpoint]).await?;
         Ok(listing.entries.iter().filter_map(|e| brindle_config_core::store::decode(e).ok()).collect())
     }

@@ -12,7 +12,11 @@ use std::{
 };
 
 use brindle_cni::proto::Attachment;
-use brindle_config_core::Kind;
+use brindle_config_core::{
+    Kind,
+    store::{Entry, decode},
+    workload::WorkloadEndpointSpec,
+};
 use brindle_ipam::{
     Allocator as _, View,
     leak::{Collector, Evidence, Findings, Leak},
@@ -28,6 +32,9 @@ use super::{endpoint::NETWORK, history::Event, now, refused::Refused, service::S
 const REPORT: &str = "ipam-leaks.json";
 /// Longest file of a runtime's cache that is read.
 const MAX_CACHED: u64 = 1 << 20;
+
+/// Seconds until it is read beside what others read.
+const PATIENCE: u32 = 60;
 
 /// Whether leaks are collected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -79,8 +86,9 @@ impl Service {
 
     async fn look_for_leaks(&self, collector: &mut Collector, args: &LeakArgs) -> Result<(), Refused> {
         self.unlocked().await?;
-        let evidence = self.evidence(&args.cni_cache).await?;
-        let blocks = Blocks::read(&self.store.list(&[Kind::IpamBlock]).await?.entries);
+        self.until_followed().await;
+        let evidence = self.evidence(&args.cni_cache, Sight::Followed).await?;
+        let blocks = self.blocks().await?;
         let found = collector.look(&blocks, &evidence, args.ipam_gc_grace, now());
         for leak in &found.leaks {
             let (handle, whose) = (&leak.handle, &leak.allocated_to);
@@ -104,7 +112,7 @@ impl Service {
     async fn collect_leak(&self, leak: &Leak, collector: &Collector, cache: &Path) -> Result<(), Refused> {
         let container = leak.handle.split_once('.').map_or(&*leak.handle, |(_, c)| c);
         let _turn = self.turn_of(container).await;
-        let evidence = self.evidence(cache).await?;
+        let evidence = self.evidence(cache, Sight::Now).await?;
         let blocks = Blocks::read(&self.store.list(&[Kind::IpamBlock]).await?.entries);
         let still = collector.again().look(&blocks, &evidence, 0, now());
         if !still.leaks.iter().any(|l| l.handle == leak.handle && l.releases == leak.releases) {
@@ -124,17 +132,16 @@ impl Service {
     }
 
     /// Hears the witnesses.
-    async fn evidence(&self, cache: &Path) -> Result<Evidence, Refused> {
-        let nodes = self.store.list(&[Kind::Node]).await?;
-        let nodes: BTreeSet<String> = nodes.entries.iter().map(|e| e.key.name.clone()).collect();
+    async fn evidence(&self, cache: &Path, sight: Sight) -> Result<Evidence, Refused> {
+        let mut nodes: BTreeSet<String> = BTreeSet::new();
         let mut endpoints: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
-        for endpoint in self.endpoints().await? {
-            let spec = &endpoint.resource.spec;
-            let network = endpoint.resource.metadata.annotations.get(NETWORK);
-            for net in &spec.ip_networks {
-                let handles = endpoints.entry(net.addr()).or_default();
-                handles.extend(network.map(|n| handle(n, &spec.container_id, &spec.endpoint)));
-            }
+        let mut each = |entry: Entry| match entry.key.kind {
+            Kind::Node => drop(nodes.insert(entry.key.name)),
+            _ => witness(&entry, &mut endpoints),
+        };
+        let kinds = [Kind::Node, Kind::WorkloadEndpoint];
+        if sight == Sight::Now || !self.store.visit_followed(&kinds, &mut each) {
+            self.store.list(&kinds).await?.entries.into_iter().for_each(each);
         }
         let cache = cache.to_owned();
         let heard = tokio::task::spawn_blocking(move || (attachments(&cache), routes())).await;
@@ -148,6 +155,46 @@ impl Service {
             attachments,
             kernel,
         })
+    }
+
+    /// At its start an agent reads everything anyway; there is no hurry to read it once more beside that.
+    async fn until_followed(&self) {
+        let kinds = [Kind::Node, Kind::WorkloadEndpoint, Kind::IpamBlock];
+        for _ in 0..PATIENCE {
+            if self.store.follows(&kinds) != Some(false) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// The blocks, for a look after which everything is asked again.
+    async fn blocks(&self) -> Result<Blocks, Refused> {
+        let mut blocks = Blocks::default();
+        let kinds = [Kind::IpamBlock];
+        if !self.store.visit_followed(&kinds, &mut |entry| blocks.add(&entry)) {
+            blocks = Blocks::read(&self.store.list(&kinds).await?.entries);
+        }
+        Ok(blocks)
+    }
+}
+
+/// How fresh evidence has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sight {
+    /// What the agent follows anyway will do: who is suspected is asked again.
+    Followed,
+    Now,
+}
+
+/// Takes an endpoint's word for its addresses. One that does not decode is left out.
+fn witness(entry: &Entry, endpoints: &mut BTreeMap<IpAddr, BTreeSet<String>>) {
+    let Ok(endpoint) = decode::<WorkloadEndpointSpec>(entry) else { return };
+    let spec = &endpoint.resource.spec;
+    let network = endpoint.resource.metadata.annotations.get(NETWORK);
+    for net in &spec.ip_networks {
+        let handles = endpoints.entry(net.addr()).or_default();
+        handles.extend(network.map(|n| handle(n, &spec.container_id, &spec.endpoint)));
     }
 }
 

@@ -25,6 +25,7 @@ mod socket;
 use std::{path::PathBuf, sync::Arc};
 
 use brindle_config_core::store::Store;
+use brindle_ipam::View;
 pub(crate) use dataplane::Dataplane;
 pub(crate) use leaks::LeakArgs;
 pub(crate) use pause::{Jitter, now};
@@ -53,6 +54,7 @@ pub(crate) async fn start(
     felix: &brindle_felix::Handle,
     policy: &brindle_felix::policy::PolicyHandle,
 ) -> anyhow::Result<Server> {
+    tokio::spawn(follow_pools(Arc::clone(store)));
     spawn(CniServerSettings {
         node: settings.node_name.clone(),
         socket: settings.cni_socket.clone(),
@@ -62,6 +64,13 @@ pub(crate) async fn start(
         leaks: settings.leaks.clone(),
     })
     .await
+}
+
+/// Keeps what addresses are given by among what the agent follows, so that ADD need not ask for it, where followed
+/// resources are kept at all.
+async fn follow_pools(store: Arc<dyn Store>) {
+    let Some(mut followed) = store.subscribe(&View::KINDS) else { return };
+    while followed.next().await.is_ok() {}
 }
 
 #[cfg(test)]

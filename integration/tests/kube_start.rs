@@ -1,0 +1,86 @@
+//! The start of an agent on a Kubernetes cluster: without an API server it waits, and what an earlier agent left in the
+//! kernel stays; with one it follows each collection by one stream. Needs root.
+
+use std::{collections::BTreeMap, fs, process::Command, time::Duration};
+
+use brindle_integration::{
+    kube_node::{AGENT, KubeNode},
+    wait::{until, until_true},
+};
+use serde_json::json;
+
+const LONG: Duration = Duration::from_secs(90);
+const WAITS: &str = "waiting for the datastore";
+
+fn node(tag: &str) -> KubeNode {
+    let node = KubeNode::new(tag, "node-a", "10.0.0.1/16");
+    node.register();
+    let pool = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "pool"},
+        "spec": {"cidr": "10.128.0.0/16", "blockSize": 26, "nodeSelector": "all()"}});
+    node.server.create(pool).unwrap_or_else(|s| panic!("{}", s.message));
+    node
+}
+
+fn log(node: &KubeNode) -> String {
+    fs::read_to_string(node.dir.join("agent.log")).unwrap_or_default()
+}
+
+/// Routes and rules of the node, without counters.
+fn kernel(node: &KubeNode) -> String {
+    let run = |args: &[&str]| {
+        let out = Command::new("ip").args(["netns", "exec", node.ns.name()]).args(args).output().unwrap();
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    // The kernel adds link-local addresses when it has found nobody else who has them.
+    let routes = run(&["ip", "-4", "route", "show", "table", "all"]);
+    routes + &run(&["nft", "-s", "list", "ruleset"])
+}
+
+#[test]
+fn an_agent_that_starts_without_its_server_waits_and_touches_nothing() {
+    let mut node = node("kaway");
+    node.start_agent(&[]);
+    node.wait_for_agent(LONG);
+    until_true("policy is in force", LONG, || node.status().is_some_and(|s| s["policy"]["in_sync"] == true));
+    node.stop_agent();
+    let before = kernel(&node);
+    assert!(before.contains("cali"), "there are rules to be kept:\n{before}");
+
+    node.server.stop();
+    node.start_agent(&[]);
+    until("it says what it waits for", LONG, || {
+        let text = log(&node);
+        if text.contains(WAITS) { Ok(()) } else { Err(text) }
+    });
+    let text = log(&node);
+    assert!(text.contains("127.0.0.1:6443"), "the cause names the server: {text}");
+    assert!(fs::metadata(format!("/proc/{}/exe", node.pid())).is_ok(), "it runs");
+    assert_eq!(kernel(&node), before, "nothing in the kernel was touched");
+
+    node.server.resume();
+    node.wait_for_agent(LONG);
+    let text = log(&node);
+    assert_eq!(text.matches(WAITS).count(), 1, "said once: {text}");
+    assert!(text.contains("the datastore answers"), "{text}");
+}
+
+#[test]
+fn an_agent_follows_each_collection_by_one_stream() {
+    let mut node = node("kstream");
+    node.start_agent(&[]);
+    node.wait_for_agent(LONG);
+    until_true("policy is in force", LONG, || node.status().is_some_and(|s| s["policy"]["in_sync"] == true));
+    let mut streams = BTreeMap::new();
+    for (call, traffic) in node.server.calls() {
+        if call.user == AGENT && call.verb == "watch" {
+            *streams.entry((call.group, call.resource)).or_insert(0) += traffic.requests;
+        }
+    }
+    assert!(streams.len() > 15, "{streams:?}");
+    for ((group, resource), n) in streams {
+        // Of pods there are those of this node, and those of the cluster for policy.
+        let most = if resource == "pods" { 2 } else { 1 };
+        assert!(n <= most, "{n} streams of {resource}.{group}");
+    }
+}
