@@ -1,7 +1,8 @@
-//! How brindlectl and agents on other machines trust each other: TLS 1.3 with raw public keys (RFC 8446, RFC 7250)
-//! that both derive from one token of the cluster. What is said over the channel is `brindle_config_core::status`; who
-//! listens and who dials are the agent and brindlectl. No sockets are opened here. See docs/adr/0004.
+//! How programs are asked from elsewhere. Agents by brindlectl: TLS 1.3 with raw public keys (RFC 8446, RFC 7250) that
+//! both derive from one token of the cluster; what is said over the channel is `brindle_config_core::status`; who listens
+//! and who dials are the agent and brindlectl (docs/adr/0004). All programs by Prometheus and kubelet: `http`.
 
+pub mod http;
 mod tls;
 mod token;
 

@@ -1,28 +1,16 @@
-//! Prometheus metrics: the names, the text (exposition format 0.0.4), and a server for `GET /metrics` that knows
-//! nothing else. docs/metrics.md describes every name; a test compares.
+//! Prometheus metrics: the names and the text (exposition format 0.0.4). docs/metrics.md describes every name; a test compares.
 
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc};
+use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 
+use brindle_admin::http::{self, Answer};
 use brindle_bgpd_core::af::Family;
 use brindle_config_core::status::bgp::{Messages, Neighbor};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{Duration, sleep, timeout},
-};
-use tracing::{debug, warn};
+use tokio::net::TcpListener;
 
 use crate::{
     ask,
     handle::{Gone, Handle},
 };
-
-/// Longest head of a request, octets.
-const MAX_HEAD: usize = 8 * 1024;
-/// Scrapes at the same time; more wait.
-const MAX_CLIENTS: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Name, type, help: every metric of the speaker, in the order of the text.
 pub const METRICS: [(&str, &str, &str); 20] = [
@@ -232,62 +220,22 @@ fn cpu_seconds() -> f64 {
 /// # Errors
 /// The system's words, with the address.
 pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|e| {
-        std::io::Error::new(e.kind(), format!("--metrics {address}: cannot listen: {e}; choose another port"))
-    })
+    http::listen("--metrics", address).await
 }
 
 /// Serves `GET /metrics` until dropped.
 pub async fn serve(listener: TcpListener, handle: Handle) {
-    let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let handle = handle.clone();
-                tokio::spawn(async move {
-                    let _slot = slot;
-                    match timeout(PATIENCE, client(stream, &handle)).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(e)) => debug!(error = %e, "metrics client"),
-                        Err(_) => debug!("metrics client took too long"),
-                    }
-                });
-            }
-            Err(e) => {
-                warn!(error = %e, "cannot accept on the metrics port; trying again");
-                sleep(Duration::from_millis(200)).await;
-            }
+    let answer = move |path: String| {
+        let handle = handle.clone();
+        async move {
+            (path == "/metrics").then_some(())?;
+            Some(match text(&handle).await {
+                Ok(text) => Answer::metrics(text),
+                Err(e) => Answer::text(false, format!("{e}\n")),
+            })
         }
-    }
-}
-
-async fn client(mut stream: TcpStream, handle: &Handle) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
-        if stream.read_buf(&mut head).await? == 0 {
-            break;
-        }
-    }
-    let first = head.split(|b| *b == b'\r').next().unwrap_or_default();
-    let words: Vec<&[u8]> = first.split(|b| *b == b' ').collect();
-    let (status, body) = match words.as_slice() {
-        [b"GET" | b"HEAD", b"/metrics", _] => match text(handle).await {
-            Ok(text) => ("200 OK", text),
-            Err(e) => ("503 Service Unavailable", format!("{e}\n")),
-        },
-        [b"GET" | b"HEAD", ..] => ("404 Not Found", "there is only /metrics\n".into()),
-        _ => ("405 Method Not Allowed", "GET /metrics\n".into()),
     };
-    let mut reply = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    if words.first() != Some(&&b"HEAD"[..]) {
-        reply += &body;
-    }
-    stream.write_all(reply.as_bytes()).await?;
-    stream.shutdown().await
+    http::serve(listener, "/metrics", answer).await;
 }
 
 #[cfg(test)]

@@ -1,28 +1,15 @@
-//! Prometheus metrics of the controllers: names, text (exposition format 0.0.4), and a server for `GET /metrics` and
-//! `GET /livez` that knows nothing else. docs/metrics.md describes every name; a test compares.
+//! Prometheus metrics of the controllers: names, text (exposition format 0.0.4), and what its port answers. docs/metrics.md describes every name; a test compares.
 
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{sleep, timeout},
-};
+use brindle_admin::http::{self, Answer};
+use tokio::net::TcpListener;
 
 use crate::plan::{Controller, Plan};
-
-/// Longest head of a request, octets.
-const MAX_HEAD: usize = 8 * 1024;
-/// Scrapes at the same time; more wait.
-const MAX_CLIENTS: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Name, type, help.
 pub const METRICS: [(&str, &str, &str); 6] = [
@@ -112,64 +99,20 @@ impl Tally {
     }
 }
 
-/// Binds the port.
-///
-/// # Errors
-/// The system's words, with the address.
-pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|e| anyhow::anyhow!("--metrics {address}: cannot listen: {e}; choose another port"))
-}
-
-/// Serves until dropped.
+/// Serves metrics and probes until dropped.
 pub async fn serve(listener: TcpListener, tally: Tally) {
-    let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let tally = tally.clone();
-                tokio::spawn(async move {
-                    let _slot = slot;
-                    if let Ok(Err(e)) = timeout(PATIENCE, client(stream, &tally)).await {
-                        tracing::debug!(error = %e, "metrics client");
-                    }
-                });
-            }
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot accept on the metrics port; trying again");
-                sleep(Duration::from_millis(200)).await;
+    let answer = move |path: String| {
+        let tally = tally.clone();
+        async move {
+            match path.as_str() {
+                "/metrics" => Some(Answer::metrics(tally.text())),
+                // A process that waits for the lease is as well as one that has it.
+                "/livez" | "/readyz" => Some(Answer::text(true, "ok\n".to_owned())),
+                _ => None,
             }
         }
-    }
-}
-
-async fn client(mut stream: TcpStream, tally: &Tally) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
-        if stream.read_buf(&mut head).await? == 0 {
-            break;
-        }
-    }
-    let first = head.split(|b| *b == b'\r').next().unwrap_or_default();
-    let words: Vec<&[u8]> = first.split(|b| *b == b' ').collect();
-    let (status, body) = match words.as_slice() {
-        [b"GET" | b"HEAD", b"/metrics", _] => ("200 OK", tally.text()),
-        // A process that waits for the lease is as well as one that has it.
-        [b"GET" | b"HEAD", b"/livez" | b"/readyz", _] => ("200 OK", "ok\n".to_owned()),
-        [b"GET" | b"HEAD", ..] => ("404 Not Found", "there are /metrics, /livez and /readyz\n".to_owned()),
-        _ => ("405 Method Not Allowed", "GET /metrics\n".to_owned()),
     };
-    let mut reply = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    if words.first() != Some(&&b"HEAD"[..]) {
-        reply += &body;
-    }
-    stream.write_all(reply.as_bytes()).await?;
-    stream.shutdown().await
+    http::serve(listener, "/metrics, /livez and /readyz", answer).await;
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use brindle_admin::http;
 use brindle_config::{
     lease::{self, Leadership},
     sync,
@@ -53,7 +54,7 @@ async fn run(settings: Settings) -> Result<bool> {
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
     let tally = Tally::default();
     if let Some(address) = settings.metrics {
-        tokio::spawn(metrics::serve(metrics::listen(address).await?, tally.clone()));
+        tokio::spawn(metrics::serve(http::listen("--metrics", address).await?, tally.clone()));
     }
     let mut term = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("SIGINT")?;

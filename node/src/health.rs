@@ -8,18 +8,13 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use brindle_admin::http::{self, Answer};
 use brindle_config_core::status::{
     BgpStatus, PeerStatus,
     health::{Check, Health, Probe},
 };
 use brindle_felix::{FelixInput, Report, policy::PolicyReport};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, oneshot},
-    time::{sleep, timeout},
-};
+use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
 use crate::drain::Drain;
 
@@ -27,10 +22,6 @@ use crate::drain::Drain;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long sessions are waited for after the start.
 pub(crate) const GRACE: Duration = Duration::from_secs(30);
-/// Clients served at the same time.
-const MAX_CLIENTS: usize = 16;
-/// Longest request head, octets.
-const MAX_HEAD: usize = 8 << 10;
 
 /// Whom to ask.
 #[derive(Clone)]
@@ -147,75 +138,29 @@ fn sessions(peers: &[PeerStatus], uptime: Duration) -> Result<String, String> {
 
 /// Listens for probes.
 pub(crate) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("--health {address}: cannot listen; choose another port (does calico-node run on this node?)")
-    })
+    let other = |e: std::io::Error| anyhow::anyhow!("{e} (does calico-node run on this node?)");
+    http::listen("--health", address).await.map_err(other)
 }
 
 /// Serves until dropped.
 pub(crate) async fn serve(listener: TcpListener, sources: Sources) {
-    let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let sources = sources.clone();
-                tokio::spawn(async move {
-                    let _slot = slot;
-                    // Whoever is slower than two patiences has gone.
-                    let _ = timeout(PATIENCE * 2, client(stream, &sources)).await;
-                });
-            }
-            Err(e) => {
-                tracing::warn!("cannot accept on the health port: {e}; trying again");
-                sleep(Duration::from_millis(200)).await;
-            }
-        }
-    }
-}
-
-async fn client(mut stream: TcpStream, sources: &Sources) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    while !head.windows(4).any(|w| w == b"\r\n\r\n") && head.len() < MAX_HEAD {
-        if stream.read_buf(&mut head).await? == 0 {
-            break;
-        }
-    }
-    let (status, body, with_body) = match request(&head) {
-        Ok((probe, with_body)) => {
+    let answer = move |path: String| {
+        let sources = sources.clone();
+        async move {
+            let probe = probe(&path)?;
             let health = sources.health().await;
-            let status = if health.ok(probe) { "200 OK" } else { "503 Service Unavailable" };
-            (status, health.text(probe), with_body)
+            Some(Answer::text(health.ok(probe), health.text(probe)))
         }
-        Err((status, body)) => (status, body.to_owned(), true),
     };
-    let mut reply = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n",
-        body.len()
-    );
-    if with_body {
-        reply += &body;
-    }
-    stream.write_all(reply.as_bytes()).await?;
-    stream.shutdown().await
+    http::serve(listener, "/livez and /readyz", answer).await;
 }
 
-/// What is asked, and whether a body is wanted; or the refusal.
-fn request(head: &[u8]) -> Result<(Probe, bool), (&'static str, &'static str)> {
-    let first = head.split(|b| *b == b'\r').next().unwrap_or_default();
-    let words: Vec<&[u8]> = first.split(|b| *b == b' ').collect();
-    let (method, path) = match words.as_slice() {
-        [method @ (b"GET" | b"HEAD"), path, _] => (*method, *path),
-        _ => return Err(("405 Method Not Allowed", "GET /livez or /readyz\n")),
-    };
-    let path = path.split(|b| *b == b'?').next().unwrap_or_default();
-    let probe = match path {
-        b"/livez" | b"/liveness" => Probe::Live,
-        b"/readyz" | b"/readiness" => Probe::Ready,
-        _ => return Err(("404 Not Found", "there are /livez and /readyz\n")),
-    };
-    Ok((probe, method == b"GET"))
+fn probe(path: &str) -> Option<Probe> {
+    match path {
+        "/livez" | "/liveness" => Some(Probe::Live),
+        "/readyz" | "/readiness" => Some(Probe::Ready),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -291,12 +236,11 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_told_apart() {
-        assert_eq!(request(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"), Ok((Probe::Live, true)));
-        assert_eq!(request(b"HEAD /readyz?verbose HTTP/1.1\r\n\r\n"), Ok((Probe::Ready, false)));
-        assert_eq!(request(b"GET /readiness HTTP/1.0\r\n\r\n"), Ok((Probe::Ready, true)));
-        assert_eq!(request(b"GET / HTTP/1.1\r\n\r\n").unwrap_err().0, "404 Not Found");
-        assert_eq!(request(b"POST /livez HTTP/1.1\r\n\r\n").unwrap_err().0, "405 Method Not Allowed");
-        assert_eq!(request(b"").unwrap_err().0, "405 Method Not Allowed");
+    fn felixs_paths_are_ours() {
+        assert_eq!((probe("/liveness"), probe("/readiness")), (Some(Probe::Live), Some(Probe::Ready)));
+        assert_eq!(
+            (probe("/livez"), probe("/readyz"), probe("/")),
+            (Some(Probe::Live), Some(Probe::Ready), None)
+        );
     }
 }

@@ -18,14 +18,17 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("brindle-bgpd-core", &[]),
     ("brindle-felix-core", &["brindle-config-core"]),
     ("brindle-kernel", &[]),
-    ("brindle-bgpd", &["brindle-bgpd-core", "brindle-kernel", "brindle-config", "brindle-config-core"]),
+    (
+        "brindle-bgpd",
+        &["brindle-admin", "brindle-bgpd-core", "brindle-kernel", "brindle-config", "brindle-config-core"],
+    ),
     (
         "brindle-felix",
         &["brindle-felix-core", "brindle-kernel", "brindle-config", "brindle-config-core", "brindle-carrier"],
     ),
     ("brindle-carrier", &["brindle-felix-core", "brindle-kernel", "brindle-config-core"]),
     ("brindle-cni", &["brindle-ipam", "brindle-kernel", "brindle-config-core"]),
-    ("brindle-controllers", &["brindle-ipam", "brindle-config", "brindle-config-core"]),
+    ("brindle-controllers", &["brindle-admin", "brindle-ipam", "brindle-config", "brindle-config-core"]),
     (
         "brindle-node",
         &[
