@@ -40,7 +40,7 @@ impl std::fmt::Debug for Where {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Silence {
-    #[error("nobody answers at {at}: {why}; is brindle-node or brindle-bgpd running? --socket names another")]
+    #[error("nobody answers at {at}: {why}; is brindle-node or brindle-bgpd running?{}", another(at))]
     Absent { at: String, why: io::Error },
     #[error("no answer within {} from {at}", spell(*limit))]
     Deadline { at: String, limit: Duration },
@@ -53,6 +53,11 @@ pub(crate) enum Silence {
     /// Not asked at all: why, and what to type.
     #[error("{0}")]
     Unreachable(String, Option<String>),
+}
+
+/// Another port is not typed but found.
+fn another(at: &str) -> &'static str {
+    if at.starts_with('/') { " --socket names another" } else { "" }
 }
 
 impl Silence {
