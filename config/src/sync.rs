@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use brindle_config_core::{
     Key, Kind,
-    store::{Change, Entry, Revision, Store, StoreError, Subscription, SyncEvent, Watch},
+    store::{Change, Entry, Listing, Revision, Store, StoreError, Subscription, SyncEvent, Watch},
 };
 use tokio::sync::mpsc;
 
@@ -22,14 +22,35 @@ const BATCH: usize = 1024;
 
 /// Starts following `kinds` of `store` on the current tokio runtime. The stream ends when the receiver is dropped.
 pub fn follow(store: Arc<dyn Store>, kinds: impl Into<Vec<Kind>>) -> mpsc::Receiver<Vec<SyncEvent>> {
+    start(store, kinds.into(), None)
+}
+
+/// Follows on from a listing the caller has made, and knows: only what differs from it is sent, and no `InSync`.
+pub fn follow_from(
+    store: Arc<dyn Store>,
+    kinds: impl Into<Vec<Kind>>,
+    known: &Listing,
+) -> mpsc::Receiver<Vec<SyncEvent>> {
+    start(store, kinds.into(), Some(known))
+}
+
+fn start(store: Arc<dyn Store>, kinds: Vec<Kind>, known: Option<&Listing>) -> mpsc::Receiver<Vec<SyncEvent>> {
     let (out, receiver) = mpsc::channel(BATCHES);
-    let kinds = kinds.into();
-    if let Some(shared) = store.subscribe(&kinds) {
+    if known.is_none()
+        && let Some(shared) = store.subscribe(&kinds)
+    {
         tokio::spawn(pass_on(shared, out));
         return receiver;
     }
+    let mut follower = Follower {
+        store,
+        kinds,
+        sent: known.into_iter().flat_map(|l| &l.entries).map(|e| (e.key.clone(), e.revision)).collect(),
+        from: known.map(|l| l.revision),
+        in_sync: known.is_some(),
+        out: out.clone(),
+    };
     tokio::spawn(async move {
-        let mut follower = Follower { store, kinds, sent: BTreeMap::new(), in_sync: false, out: out.clone() };
         tokio::select! {
             () = out.closed() => {}
             Gone = follower.run() => {}
@@ -80,6 +101,8 @@ struct Follower {
     kinds: Vec<Kind>,
     /// What the receiver has been told.
     sent: BTreeMap<Key, Revision>,
+    /// Where a watch can begin without a listing; once.
+    from: Option<Revision>,
     in_sync: bool,
     out: mpsc::Sender<Vec<SyncEvent>>,
 }
@@ -112,12 +135,20 @@ impl Follower {
         attempt: &mut u32,
         trouble: &mut Option<StoreError>,
     ) -> Result<std::convert::Infallible, End> {
-        let listing = self.store.list(&self.kinds).await?;
-        let mut watch: Box<dyn Watch> = self.store.watch(&self.kinds, listing.revision).await?;
+        let (from, listed) = match self.from.take() {
+            Some(from) => (from, None),
+            None => {
+                let listing = self.store.list(&self.kinds).await?;
+                (listing.revision, Some(listing.entries))
+            }
+        };
+        let mut watch: Box<dyn Watch> = self.store.watch(&self.kinds, from).await?;
         if trouble.take().is_some() {
             tracing::info!("the datastore answers again");
         }
-        self.tell_listing(listing.entries).await?;
+        if let Some(entries) = listed {
+            self.tell_listing(entries).await?;
+        }
         loop {
             let changes = watch.next().await?;
             *attempt = 0;

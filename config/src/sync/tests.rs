@@ -129,3 +129,20 @@ async fn a_slow_receiver_ends_at_the_right_state() {
     assert_eq!(state, listed);
     assert_eq!(in_sync, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_is_known_is_not_told_again() {
+    let store = MemoryStore::new();
+    for name in ["a", "b", "c"] {
+        put(&store, name, 1).await;
+    }
+    let known = store.list(&[Kind::BgpPeer]).await.expect("lists");
+    put(&store, "a", 2).await;
+    let mut stream = follow_from(Arc::new(store.clone()), [Kind::BgpPeer], &known);
+    assert_eq!(brief(&next(&mut stream).await), ["+a2"]);
+    store.hold_watches();
+    store.delete(&key("b"), Expect::Any).await.expect("deletes");
+    store.compact();
+    store.release_watches();
+    assert_eq!(brief(&next(&mut stream).await), ["-b"], "after a relist, too");
+}

@@ -65,6 +65,15 @@ pub(crate) struct GetArgs {
     /// Leave out what belongs to this cluster (uid, resourceVersion, creationTimestamp, status).
     #[arg(long)]
     pub(crate) export: bool,
+    /// Then show what changes, until ended: rows as they change, or one document for each change.
+    #[arg(short = 'w', long)]
+    pub(crate) watch: bool,
+    /// Show only what changes from now on.
+    #[arg(long)]
+    pub(crate) watch_only: bool,
+    /// With --watch: say of each whether it was ADDED, MODIFIED or DELETED.
+    #[arg(long)]
+    pub(crate) output_watch_events: bool,
 }
 
 /// `apply`, `create`, `replace`, `diff`.

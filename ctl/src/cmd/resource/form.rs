@@ -1,6 +1,6 @@
 //! `-o`: what form an answer takes, and the two template languages of `get`.
 
-use std::{fmt::Write as _, str::FromStr};
+use std::str::FromStr;
 
 use serde_json::Value;
 
@@ -59,21 +59,17 @@ impl Template {
         Ok(Self(parts))
     }
 
-    /// Fills the template in.
-    pub(crate) fn render(&self, value: &Value) -> String {
-        let mut out = String::new();
-        fill(&self.0, value, &mut out);
-        out
+    /// Fills the template in, piece by piece.
+    pub(crate) fn render(&self, value: &Value, out: &mut dyn FnMut(&str)) {
+        fill(&self.0, value, out);
     }
 }
 
-fn fill(parts: &[Part], value: &Value, out: &mut String) {
+fn fill(parts: &[Part], value: &Value, out: &mut dyn FnMut(&str)) {
     for part in parts {
         match part {
-            Part::Text(text) => out.push_str(text),
-            Part::Path(path) => {
-                let _ = write!(out, "{}", path.shown(value));
-            }
+            Part::Text(text) => out(text),
+            Part::Path(path) => path.show(value, out),
             Part::Range(path, inner) => {
                 for each in path.find(value) {
                     fill(inner, each, out);
@@ -175,7 +171,11 @@ mod tests {
 
     fn render(template: &str, value: &Value) -> String {
         match format!("jsonpath={template}").parse() {
-            Ok(Form::Template(t)) => t.render(value),
+            Ok(Form::Template(t)) => {
+                let mut text = String::new();
+                t.render(value, &mut |part| text += part);
+                text
+            }
             other => panic!("{template}: {other:?}"),
         }
     }

@@ -1,34 +1,60 @@
 //! `get`: resources as tables, YAML, JSON, names, columns of one's own, templates.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use brindle_config_core::{
     Key, Kind, Selector,
     bgp::BgpConfigurationSpec,
-    store::{Entry, Store, StoreError, StoreExt as _},
+    store::{Entry, Store, StoreError, StoreExt as _, SyncEvent},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     args::GetArgs,
     block_on, columns,
     columns::Facts,
-    form::{Column, Form},
+    form::Form,
     load, open,
+    print::{self, Shape},
     select::{self, Selection},
-    shown,
 };
-use crate::{
-    Outcome,
-    out::{self, Table},
-};
+use crate::{Outcome, out};
 
 /// Members of a resource that mean something only in this cluster.
 const CLUSTER_ONLY: [&str; 4] = ["uid", "resourceVersion", "creationTimestamp", "generation"];
 
-/// Rows shown at a time.
-const PIECE: usize = 1000;
+/// What `get` was asked for.
+struct Wanted<'a> {
+    selection: Selection,
+    namespace: Option<&'a str>,
+    everywhere: bool,
+    selector: Option<Selector>,
+}
+
+impl Wanted<'_> {
+    fn takes(&self, entry: &Entry) -> bool {
+        let key = &entry.key;
+        let asked = match &self.selection {
+            Selection::Kinds(_) => {
+                let namespace = self.namespace.unwrap_or("default");
+                self.everywhere || !key.kind.namespaced() || key.namespace == namespace
+            }
+            Selection::Named(keys) => keys.contains(key),
+        };
+        asked && self.selector.as_ref().is_none_or(|s| s.matches(&labels(&entry.value)))
+    }
+
+    fn kinds(&self) -> Vec<Kind> {
+        let mut kinds = match &self.selection {
+            Selection::Kinds(kinds) => kinds.clone(),
+            Selection::Named(keys) => keys.iter().map(|k| k.kind).collect(),
+        };
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    }
+}
 
 /// `brindlectl get`.
 pub(crate) fn get(args: &GetArgs, form: &Form) -> Result<Outcome> {
@@ -50,80 +76,99 @@ pub(crate) fn get(args: &GetArgs, form: &Form) -> Result<Outcome> {
             load::files(&args.files, how)?.resources.into_iter().map(|l| l.resource.key()).collect(),
         )
     };
+    let wanted = Wanted { selection, namespace, everywhere: args.all_namespaces, selector };
     let store = open(&args.store)?;
     block_on(async {
-        let entries = read(&*store, &selection, namespace, args.all_namespaces).await?;
-        let wanted = |e: &Entry| selector.as_ref().is_none_or(|s| s.matches(&labels(&e.value)));
-        let mut entries: Vec<Entry> = entries.into_iter().filter(wanted).collect();
-        sort_tiers(&mut entries);
-        let single = matches!(&selection, Selection::Named(keys) if keys.len() == 1);
-        let value = |e: &Entry| {
-            let mut value = shown(e);
-            if args.export {
-                export(&mut value);
-            }
-            value
+        let shape = Shape {
+            form,
+            everywhere: args.all_namespaces,
+            export: args.export,
+            facts: facts(&*store, &wanted.kinds()).await?,
         };
-        match form {
-            Form::Json if single => out::say!("{}", pretty(&entries.first().map(value).unwrap_or_default())),
-            Form::Json => stream_list(entries, value, &selection),
-            Form::Yaml if single => {
-                let value = entries.first().map(value).unwrap_or_default();
-                out::put!("{}", brindle_config::yaml::to_yaml(&value));
-            }
-            Form::Yaml => {
-                let values = entries.iter().map(value).collect();
-                out::put!("{}", brindle_config::yaml::to_yaml(&list(values, &selection)));
-            }
-            Form::Name => {
-                for piece in entries.chunks(PIECE) {
-                    let line = |e: &Entry| format!("{}/{}\n", e.key.kind.as_str().to_lowercase(), e.key.name);
-                    out::put!("{}", piece.iter().map(line).collect::<String>());
-                }
-            }
-            Form::Template(t) => {
-                let value = if single {
-                    entries.first().map(value).unwrap_or_default()
-                } else {
-                    list(entries.iter().map(value).collect(), &selection)
-                };
-                out::say!("{}", t.render(&value).trim_end_matches('\n'));
-            }
-            Form::Table | Form::Wide | Form::Columns(_) => {
-                let facts = facts(&*store, &entries).await?;
-                tables(entries, &value, form, args.all_namespaces, &facts)?;
-            }
+        if args.watch || args.watch_only {
+            return follow(store, &wanted, &shape, args).await;
         }
+        let mut entries = read(&*store, &wanted).await?;
+        sort_tiers(&mut entries);
+        print::all(entries, &wanted.selection, &shape)?;
         Ok(Outcome::Ok)
     })
 }
 
 /// The entries asked for, in key order; a named one that is missing is an error.
-async fn read(
-    store: &dyn Store,
-    selection: &Selection,
-    namespace: Option<&str>,
-    everywhere: bool,
-) -> Result<Vec<Entry>> {
-    match selection {
-        Selection::Kinds(kinds) => {
-            let listing = store.list(kinds).await?;
-            let namespace = namespace.unwrap_or("default");
-            let here = |k: &Key| everywhere || !k.kind.namespaced() || k.namespace == namespace;
-            Ok(listing.entries.into_iter().filter(|e| here(&e.key)).collect())
-        }
+async fn read(store: &dyn Store, wanted: &Wanted<'_>) -> Result<Vec<Entry>> {
+    let mut entries = match &wanted.selection {
+        Selection::Kinds(kinds) => store.list(kinds).await?.entries,
         Selection::Named(keys) => {
             let mut entries = Vec::new();
             for key in keys {
-                match store.get(key).await {
-                    Ok(e) => entries.push(e),
-                    Err(StoreError::NotFound(key)) => return Err(missing(store, &key).await),
-                    Err(e) => return Err(e.into()),
-                }
+                entries.push(one(store, key).await?);
             }
-            Ok(entries)
+            entries
+        }
+    };
+    entries.retain(|e| wanted.takes(e));
+    Ok(entries)
+}
+
+/// What is there, then what becomes of it, until somebody ends it. What was shown is kept, to show it once more when it
+/// goes.
+async fn follow(
+    store: Arc<dyn Store>,
+    wanted: &Wanted<'_>,
+    shape: &Shape<'_>,
+    args: &GetArgs,
+) -> Result<Outcome> {
+    // Trouble of the datastore is told while it is waited for.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .try_init();
+    let kinds = wanted.kinds();
+    let mut listing = store.list(&kinds).await?;
+    if let Selection::Named(keys) = &wanted.selection {
+        for key in keys {
+            if !listing.entries.iter().any(|e| e.key == *key) {
+                return Err(missing(&*store, key).await);
+            }
         }
     }
+    let mut changes = brindle_config::sync::follow_from(store, kinds, &listing);
+    listing.entries.retain(|e| wanted.takes(e));
+    sort_tiers(&mut listing.entries);
+    let mut stream = print::Stream::new(shape, args.output_watch_events);
+    if !args.watch_only {
+        for entry in &listing.entries {
+            stream.show(print::Event::Added, entry)?;
+        }
+        stream.flush();
+    }
+    let mut shown: BTreeMap<Key, Entry> = listing.entries.into_iter().map(|e| (e.key.clone(), e)).collect();
+    while let Some(batch) = changes.recv().await {
+        for change in batch {
+            match change {
+                SyncEvent::Upsert(e) if wanted.takes(&e) => {
+                    let before = shown.insert(e.key.clone(), e.clone());
+                    let event = if before.is_some() { print::Event::Modified } else { print::Event::Added };
+                    stream.show(event, &e)?;
+                }
+                // What no longer has the labels asked for is gone from here.
+                SyncEvent::Upsert(Entry { key, .. }) | SyncEvent::Delete(key) => {
+                    if let Some(last) = shown.remove(&key) {
+                        stream.show(print::Event::Deleted, &last)?;
+                    }
+                }
+                SyncEvent::InSync => {}
+            }
+        }
+        stream.flush();
+        if !out::open() {
+            break;
+        }
+    }
+    Ok(Outcome::Ok)
 }
 
 /// "Does not exist", with the name that was perhaps meant.
@@ -172,25 +217,8 @@ pub(super) fn export(value: &mut Value) {
     }
 }
 
-fn pretty(value: &Value) -> String {
-    // Values read from a store are trees of strings and numbers, which always serialise.
-    serde_json::to_string_pretty(value).unwrap_or_default()
-}
-
-/// A list document, which `apply -f` takes again.
-fn list(items: Vec<Value>, selection: &Selection) -> Value {
-    let kind = match selection {
-        Selection::Kinds(kinds) if kinds.len() == 1 => kinds.first().map(|k| format!("{k}List")),
-        _ => None,
-    };
-    let kind = kind.unwrap_or_else(|| "List".to_owned());
-    let version =
-        if kind == "List" { "v1".to_owned() } else { brindle_config_core::meta::API_VERSION.to_owned() };
-    json!({"apiVersion": version, "kind": kind, "items": items})
-}
-
-async fn facts(store: &dyn Store, entries: &[Entry]) -> Result<Facts> {
-    if !entries.iter().any(|e| e.key.kind == Kind::Node) {
+async fn facts(store: &dyn Store, kinds: &[Kind]) -> Result<Facts> {
+    if !kinds.contains(&Kind::Node) {
         return Ok(Facts::default());
     }
     let asn = match store.get_as::<BgpConfigurationSpec>(None, "default").await {
@@ -198,117 +226,6 @@ async fn facts(store: &dyn Store, entries: &[Entry]) -> Result<Facts> {
         Err(_) => None,
     };
     Ok(Facts { asn: asn.unwrap_or_else(|| "64512".into()) })
-}
-
-/// Prints a table for each kind, some rows at a time: columns are as wide as these want them, and what is printed is
-/// forgotten.
-fn tables(
-    mut entries: Vec<Entry>,
-    value: &dyn Fn(&Entry) -> Value,
-    form: &Form,
-    everywhere: bool,
-    facts: &Facts,
-) -> Result<()> {
-    // Those of a kind lie together; sorting keeps the order among them.
-    entries.sort_by_key(|e| e.key.kind);
-    let mut first = true;
-    for of_kind in entries.chunk_by(|a, b| a.key.kind == b.key.kind) {
-        let Some(kind) = of_kind.first().map(|e| e.key.kind) else { continue };
-        if !first {
-            out::put!("\n");
-        }
-        first = false;
-        let columns = Columns::new(kind, form, everywhere)?;
-        for (n, piece) in of_kind.chunks(PIECE).enumerate() {
-            let mut table = if n == 0 { Table::new(&columns.headings()) } else { Table::without_headings() };
-            for e in piece {
-                table.row(columns.row(e, &value(e), facts));
-            }
-            out::put!("{}", table.render());
-        }
-    }
-    Ok(())
-}
-
-/// The columns of one kind.
-struct Columns<'a> {
-    namespaced: bool,
-    cells: Vec<Cell<'a>>,
-}
-
-enum Cell<'a> {
-    Known(&'a columns::Col),
-    Path(&'a str, &'a super::jsonpath::Path),
-}
-
-impl<'a> Columns<'a> {
-    fn new(kind: Kind, form: &'a Form, everywhere: bool) -> Result<Self> {
-        let all = columns::of(kind.as_str());
-        let cells = match form {
-            Form::Columns(columns) => columns
-                .iter()
-                .map(|c| match c {
-                    Column::Path(heading, path) => Ok(Cell::Path(heading, path)),
-                    Column::Heading(h) => match all.iter().find(|c| c.heading == h) {
-                        Some(col) => Ok(Cell::Known(col)),
-                        None => {
-                            let known: Vec<_> = all.iter().map(|c| c.heading).collect();
-                            bail!(
-                                "{kind} has no column {h:?}; it has {}, or write HEADING:.path",
-                                known.join(", ")
-                            )
-                        }
-                    },
-                })
-                .collect::<Result<_>>()?,
-            _ => {
-                let wide = matches!(form, Form::Wide);
-                all.iter().filter(|c| if wide { !c.narrow } else { !c.wide }).map(Cell::Known).collect()
-            }
-        };
-        Ok(Self { namespaced: everywhere && kind.namespaced(), cells })
-    }
-
-    fn headings(&self) -> Vec<&str> {
-        let namespace = self.namespaced.then_some("NAMESPACE");
-        let rest = self.cells.iter().map(|c| match c {
-            Cell::Known(col) => col.heading,
-            Cell::Path(heading, _) => heading,
-        });
-        namespace.into_iter().chain(rest).collect()
-    }
-
-    fn row(&self, entry: &Entry, value: &Value, facts: &Facts) -> Vec<String> {
-        let namespace = self.namespaced.then(|| entry.key.namespace.clone());
-        let rest = self.cells.iter().map(|c| match c {
-            Cell::Known(col) => (col.cell)(value, facts),
-            Cell::Path(_, path) => Column::cell(path, value),
-        });
-        namespace.into_iter().chain(rest).collect()
-    }
-}
-
-/// Prints a list document item by item.
-fn stream_list(entries: Vec<Entry>, value: impl Fn(&Entry) -> Value, selection: &Selection) {
-    let frame = pretty(&list(Vec::new(), selection));
-    let Some((head, tail)) = frame.split_once("[]").filter(|_| !entries.is_empty()) else {
-        return out::say!("{frame}");
-    };
-    out::put!("{head}[");
-    let mut text = String::new();
-    let last = entries.len() - 1;
-    for (n, e) in entries.into_iter().enumerate() {
-        // No string of JSON holds a line break.
-        text += &format!("\n    {}", pretty(&value(&e)).replace('\n', "\n    "));
-        if n < last {
-            text.push(',');
-        }
-        if text.len() > 1 << 16 || n == last {
-            out::put!("{text}");
-            text.clear();
-        }
-    }
-    out::say!("\n  ]{tail}");
 }
 
 /// The resource as YAML, for `edit` and `diff`.

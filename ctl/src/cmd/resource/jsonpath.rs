@@ -48,8 +48,19 @@ impl Path {
     }
 
     pub(super) fn shown(&self, value: &Value) -> String {
-        let all: Vec<String> = self.find(value).into_iter().map(plain).collect();
-        all.join(" ")
+        let mut all = String::new();
+        self.show(value, &mut |part| all += part);
+        all
+    }
+
+    /// What is found, value by value.
+    pub(super) fn show(&self, value: &Value, out: &mut dyn FnMut(&str)) {
+        for (n, found) in self.find(value).into_iter().enumerate() {
+            if n > 0 {
+                out(" ");
+            }
+            out(&plain(found));
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod get;
 mod guard;
 mod jsonpath;
 mod load;
+mod print;
 mod select;
 mod write;
 
@@ -105,7 +106,12 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// A stored resource as it is shown: with the revision that `replace` and `apply` compare.
 fn shown(entry: &Entry) -> Value {
-    let mut value = (*entry.value).clone();
+    into_shown(entry.clone())
+}
+
+/// The same without a copy, where nobody else has the entry.
+fn into_shown(entry: Entry) -> Value {
+    let mut value = Arc::unwrap_or_clone(entry.value);
     if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         meta.insert("resourceVersion".into(), Value::String(entry.revision.0.to_string()));
     }
