@@ -1,5 +1,6 @@
-//! `node checksystem`: kernel version, kernel features, programs. A feature counts as there when the running kernel has
-//! it loaded, has it built in, or can load it.
+//! `node checksystem`: kernel version, kernel features, programs. A feature counts as there when it was tried and works
+//! (`attempt`). Where nothing can be tried, or a kernel's configuration is given, the kernel's lists decide: loaded, built
+//! in, or can be loaded.
 
 use std::{
     fs,
@@ -11,6 +12,7 @@ use anyhow::{Context as _, Result};
 use brindle_kernel::exec;
 use serde::Serialize;
 
+use super::attempt::{self, Attempts, Tried};
 use crate::{
     Outcome,
     args::Format,
@@ -83,6 +85,9 @@ struct Check {
     ok: bool,
     needed: bool,
     found: String,
+    /// What the kernel or the tool said when it was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    said: Option<String>,
 }
 
 /// What the kernel tells about itself.
@@ -154,16 +159,34 @@ impl Kernel {
 /// Carries the command out.
 pub(super) fn check(config: Option<&Path>, format: Format) -> Result<Outcome> {
     let kernel = Kernel::read(config)?;
-    let checks = judge(&kernel, &|program| on_path(program));
+    let attempts = match config {
+        Some(file) => Attempts::none(format!("only read, in {}", file.display())),
+        None => attempt::all(),
+    };
+    let checks = judge(&kernel, &attempts, &|program| find(program).is_absolute());
     let good = checks.iter().all(|c| c.ok || !c.needed);
     match format {
         Format::Json => out::json(&serde_json::json!({ "ok": good, "checks": checks })),
-        Format::Table => put!("{}", render(&checks, good)),
+        Format::Table => put!("{}", render(&checks, attempts.none.as_deref(), good)),
     }
     Ok(if good { Outcome::Ok } else { Outcome::Degraded })
 }
 
-fn judge(kernel: &Kernel, program: &dyn Fn(&str) -> bool) -> Vec<Check> {
+/// Whether a feature is there, and what to say about it.
+fn look(kernel: &Kernel, attempts: &Attempts, f: &Feature) -> (bool, String, Option<String>) {
+    let listed = kernel.has(f);
+    match (attempts.of(f.module), listed) {
+        (Tried::Works, Some(place)) => (true, format!("works, {place}"), None),
+        (Tried::Works, None) => (true, "works".into(), None),
+        // A module can be listed and its files be gone, or of another version.
+        (Tried::Fails(said), Some(place)) => (false, format!("{place}, but does not work"), Some(said)),
+        (Tried::Fails(said), None) => (false, "missing".into(), Some(said)),
+        (Tried::Not(why), Some(place)) => (true, place.into(), Some(why).filter(|w| !w.is_empty())),
+        (Tried::Not(why), None) => (false, "missing".into(), Some(why).filter(|w| !w.is_empty())),
+    }
+}
+
+fn judge(kernel: &Kernel, attempts: &Attempts, program: &dyn Fn(&str) -> bool) -> Vec<Check> {
     let mut parts = kernel.release.split(['.', '-']).map_while(|p| p.parse::<u32>().ok());
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     let mut checks = vec![Check {
@@ -171,35 +194,41 @@ fn judge(kernel: &Kernel, program: &dyn Fn(&str) -> bool) -> Vec<Check> {
         ok: version >= OLDEST,
         needed: true,
         found: format!("{} (needs {}.{})", kernel.release, OLDEST.0, OLDEST.1),
+        said: None,
     }];
-    let legacy =
-        FEATURES.iter().filter(|f| matches!(f.needed, Need::Iptables)).all(|f| kernel.has(f).is_some());
-    let nft = FEATURES.iter().filter(|f| matches!(f.needed, Need::Nftables)).all(|f| kernel.has(f).is_some());
+    let every = |of: fn(&Need) -> bool| {
+        FEATURES.iter().filter(|f| of(&f.needed)).all(|f| look(kernel, attempts, f).0)
+    };
+    let (iptables, nftables) = (program("iptables-restore") && program("ipset"), program("nft"));
+    let legacy = every(|n| matches!(n, Need::Iptables)) && iptables;
+    let nft = every(|n| matches!(n, Need::Nftables)) && nftables;
     for f in &FEATURES {
-        let found = kernel.has(f);
-        let (needed, else_) = match f.needed {
-            Need::Always => (true, "missing"),
-            Need::Iptables => (!nft, "missing; policy can be written by nftables"),
-            Need::Nftables => (!legacy, "missing; policy can be written by iptables"),
+        let (ok, mut found, said) = look(kernel, attempts, f);
+        let (needed, otherwise) = match f.needed {
+            Need::Always => (true, ""),
+            Need::Iptables => (!nft, if nft { "policy can be written by nftables" } else { "" }),
+            Need::Nftables => (!legacy, if legacy { "policy can be written by iptables" } else { "" }),
             Need::Optional(what_for) => (false, what_for),
         };
-        checks.push(Check {
-            what: f.module.into(),
-            ok: found.is_some(),
-            needed,
-            found: found
-                .map_or_else(|| format!("missing: {}", else_.trim_start_matches("missing; ")), str::to_owned),
-        });
+        if !ok {
+            found += &match otherwise {
+                "" => format!(": modprobe {}, or a kernel with {}", f.module, f.option),
+                other => format!(": {other}"),
+            };
+        }
+        checks.push(Check { what: f.module.into(), ok, needed, found, said });
     }
-    let (iptables, nftables) = (program("iptables-restore") && program("ipset"), program("nft"));
-    for (name, there, other) in [("iptables, ipset", iptables, nftables), ("nft", nftables, iptables)] {
-        let found = if there { "installed" } else { "not installed" };
-        checks.push(Check { what: name.into(), ok: there, needed: !other, found: found.into() });
+    for (name, there, other, packages) in
+        [("iptables, ipset", iptables, nftables, "iptables ipset"), ("nft", nftables, iptables, "nftables")]
+    {
+        let found =
+            if there { "installed".into() } else { format!("not installed: apt-get install {packages}") };
+        checks.push(Check { what: name.into(), ok: there, needed: !other, found, said: None });
     }
     checks
 }
 
-fn render(checks: &[Check], good: bool) -> String {
+fn render(checks: &[Check], untried: Option<&str>, good: bool) -> String {
     let mut text = String::new();
     for c in checks {
         let word = match (c.ok, c.needed) {
@@ -208,6 +237,13 @@ fn render(checks: &[Check], good: bool) -> String {
             (false, false) => "WARNING",
         };
         text += &format!("  {:<18}{word:<9}{}\n", c.what, c.found);
+        // Nothing to see to, nothing to read.
+        if let Some(said) = c.said.as_deref().filter(|s| !c.ok && Some(*s) != untried) {
+            text += &format!("{:29}{said}\n", "");
+        }
+    }
+    if let Some(why) = untried {
+        text += &format!("Features were {why}\n");
     }
     text += if good {
         "System meets minimum system requirements to run Brindle!\n"
@@ -217,10 +253,12 @@ fn render(checks: &[Check], good: bool) -> String {
     text
 }
 
-fn on_path(program: &str) -> bool {
+/// Where a program is; its bare name if it is nowhere.
+pub(super) fn find(program: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(usual).any(|d| d.join(program).is_file())
+    let mut all = std::env::split_paths(&path).chain(usual).map(|d| d.join(program));
+    all.find(|p| p.is_file()).unwrap_or_else(|| program.into())
 }
 
 #[cfg(test)]
@@ -241,17 +279,49 @@ mod tests {
     #[test]
     fn one_way_to_enforce_policy_is_enough() {
         let k = kernel("6.1.0-13-amd64", "CONFIG_NF_TABLES=m\n");
-        let checks = judge(&k, &|p| p == "nft");
-        let text = render(&checks, checks.iter().all(|c| c.ok || !c.needed));
+        let checks = judge(&k, &Attempts::none("only read"), &|p| p == "nft");
+        let text = render(&checks, Some("only read"), checks.iter().all(|c| c.ok || !c.needed));
         insta::assert_snapshot!(text);
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let checks = judge(&kernel("4.19.0", ""), &|_| false);
+        let checks = judge(&kernel("4.19.0", ""), &Attempts::none("only read"), &|_| false);
         let missing: Vec<&str> =
             checks.iter().filter(|c| !c.ok && c.needed).map(|c| c.what.as_str()).collect();
         assert!(missing.starts_with(&["kernel", "ip_tables"]), "{missing:?}");
         assert!(missing.contains(&"nf_tables") && missing.contains(&"nft"), "{missing:?}");
+    }
+
+    #[test]
+    fn what_works_counts_whatever_the_lists_say() {
+        let k = kernel("6.1.0", "");
+        let mut attempts = Attempts::none("");
+        attempts.set("nf_tables", Tried::Works);
+        attempts.set("veth", Tried::Fails("Operation not supported".into()));
+        let checks = judge(&k, &attempts, &|_| true);
+        let of = |what: &str| checks.iter().find(|c| c.what == what).unwrap();
+        assert_eq!((of("nf_tables").ok, of("nf_tables").found.as_str()), (true, "works"));
+        let veth = of("veth");
+        assert!(
+            !veth.ok && veth.found.starts_with("can be loaded, but does not work: modprobe veth"),
+            "{veth:?}"
+        );
+        assert!(render(&checks, None, false).contains("Operation not supported"));
+    }
+
+    #[test]
+    fn the_kernel_is_asked_and_nothing_is_left() {
+        let before = brindle_kernel::netns::NetNs::list().unwrap();
+        let attempts = attempt::all();
+        if let Some(why) = &attempts.none {
+            assert!(why.contains("needs root"), "{why}");
+            return;
+        }
+        assert_eq!(attempts.of("veth"), Tried::Works);
+        assert!(!matches!(attempts.of("tun"), Tried::Not(_)));
+        let mine = format!("brindle-check-{}", std::process::id());
+        let left = brindle_kernel::netns::NetNs::list().unwrap();
+        assert!(!left.contains(&mine), "{before:?} {left:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! `brindlectl node`: calicoctl's commands about the node they are typed on.
 
+mod attempt;
 mod checksystem;
 mod diags;
 mod status;
@@ -39,9 +40,9 @@ enum NodeCommand {
         #[arg(long, value_name = "DIR", default_value = "/tmp")]
         output_dir: PathBuf,
     },
-    /// Look whether this machine's kernel and programs can do what an agent needs.
+    /// Try whether this machine's kernel and programs can do what an agent needs, in a namespace that is gone afterwards.
     Checksystem {
-        /// The kernel's configuration (default: /boot/config-RELEASE or /proc/config.gz).
+        /// Try nothing: judge by this configuration of a kernel, and by what is loaded.
         #[arg(short = 'f', long, value_name = "FILE")]
         kernel_config: Option<PathBuf>,
     },
