@@ -61,6 +61,49 @@ impl Said {
     }
 }
 
+/// Calls the plugin as a runtime on a node does: `dir` is the agent's, the pod is in the namespace `default`.
+pub fn call_plugin(ns: &NetNs, dir: &Path, verb: &str, id: &str, netns: &str, pod: &str) -> Said {
+    let conf = json!({"cniVersion": "1.1.0", "name": "k8s-pod-network", "type": "brindle",
+        "agent_socket": dir.join("cni.sock"), "state_dir": dir, "ipam": {"type": "brindle-ipam"}});
+    let mut command = plugin(&bin("brindle"), verb, id, netns, pod);
+    called(ns, &mut command, &conf)
+}
+
+/// A plugin's command line and environment.
+fn plugin(program: &Path, verb: &str, id: &str, netns: &str, pod: &str) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", id)
+        .env("CNI_NETNS", netns)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}"))
+        .env("CNI_PATH", "/usr/lib/cni")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs a prepared command in a namespace.
+fn called(ns: &NetNs, command: &mut Command, conf: &Value) -> Said {
+    let input = serde_json::to_vec(conf).expect("JSON");
+    let work = || {
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        // A program that refuses early closes its end.
+        let _ = child.stdin.take().expect("it is piped").write_all(&input);
+        child.wait_with_output().expect("a child can be waited for")
+    };
+    let out = ns.run(work).expect("the namespace is alive");
+    Said {
+        ok: out.status.success(),
+        out: String::from_utf8_lossy(&out.stdout).into_owned(),
+        err: String::from_utf8_lossy(&out.stderr).into_owned(),
+    }
+}
+
 /// A container: an id and a namespace.
 #[derive(Debug)]
 pub struct Container {
@@ -295,37 +338,12 @@ impl CniNode {
 
     /// The plugin's command line and environment.
     pub fn command(&self, program: &Path, verb: &str, id: &str, netns: &str) -> Command {
-        let mut command = Command::new(program);
-        command
-            .env_clear()
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", id)
-            .env("CNI_NETNS", netns)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{id}"))
-            .env("CNI_PATH", "/usr/lib/cni")
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
+        plugin(program, verb, id, netns, &format!("pod-{id}"))
     }
 
     /// Runs a prepared command in the node's namespace.
     pub fn run(&self, command: &mut Command, conf: &Value) -> Said {
-        let input = serde_json::to_vec(conf).expect("JSON");
-        let work = || {
-            let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-            // A program that refuses early closes its end.
-            let _ = child.stdin.take().expect("it is piped").write_all(&input);
-            child.wait_with_output().expect("a child can be waited for")
-        };
-        let out = self.ns.ns().run(work).expect("the namespace is alive");
-        Said {
-            ok: out.status.success(),
-            out: String::from_utf8_lossy(&out.stdout).into_owned(),
-            err: String::from_utf8_lossy(&out.stderr).into_owned(),
-        }
+        called(self.ns.ns(), command, conf)
     }
 
     /// Names of the host devices of pods.

@@ -4,23 +4,21 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    net::TcpListener,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
-use brindle_kernel::netns::NetNs;
 use serde_json::{Value, json};
 
 use crate::{
     bins::bin,
-    cni::Said,
-    kube::{ApiServer, Options},
+    cni::{self, Said},
+    kube::ApiServer,
     netns::TestNs,
     process::Running,
+    transcript,
     wait::until,
 };
 
@@ -53,11 +51,7 @@ impl KubeNode {
         rtnl.add_addr(&brindle_kernel::netlink::Addr::new(index, prefix)).expect("an address can be added");
         let dir = std::env::temp_dir().join(ns.name());
         fs::create_dir_all(&dir).expect("a folder for this node");
-        let inside = NetNs::named(ns.name()).expect("the namespace is there");
-        let bind = Arc::new(move |a| inside.run(|| TcpListener::bind(a)).map_err(std::io::Error::other)?);
-        let address_of_server = ([127, 0, 0, 1], 6443).into();
-        let server =
-            ApiServer::start(Options { tls: true, address: address_of_server, bind, ..Options::default() });
+        let server = transcript::api_server(ns.ns(), [127, 0, 0, 1].into());
         for path in ["crds", "base/node/account.yaml", "base/cluster/roles.yaml"] {
             server.load(&deploy(path)).unwrap_or_else(|e| panic!("{e}"));
         }
@@ -128,32 +122,7 @@ impl KubeNode {
 
     /// Calls the plugin for a pod of the namespace `default`.
     pub fn plugin(&self, verb: &str, id: &str, netns: &str, pod: &str) -> Said {
-        let conf = json!({"cniVersion": "1.1.0", "name": "net", "type": "brindle",
-            "agent_socket": self.dir.join("cni.sock"), "state_dir": self.dir, "ipam": {"type": "brindle-ipam"}});
-        let mut command = Command::new(bin("brindle"));
-        command
-            .env_clear()
-            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", id), ("CNI_NETNS", netns)])
-            .envs([
-                ("CNI_IFNAME", "eth0"),
-                ("CNI_PATH", "/usr/lib/cni"),
-                ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-            ])
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let work = || {
-            let mut child = command.spawn().expect("the plugin can be run");
-            let _ = child.stdin.take().expect("piped").write_all(conf.to_string().as_bytes());
-            child.wait_with_output().expect("it ends")
-        };
-        let out = self.ns.ns().run(work).expect("the namespace is alive");
-        Said {
-            ok: out.status.success(),
-            out: String::from_utf8_lossy(&out.stdout).into_owned(),
-            err: String::from_utf8_lossy(&out.stderr).into_owned(),
-        }
+        cni::call_plugin(self.ns.ns(), &self.dir, verb, id, netns, pod)
     }
 }
 

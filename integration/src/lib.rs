@@ -17,4 +17,5 @@ pub mod peer;
 pub mod policy;
 pub mod process;
 pub mod replay;
+pub mod transcript;
 pub mod wait;

@@ -3,170 +3,12 @@
 
 use std::{
     fs,
-    io::Write as _,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    io::{BufRead as _, BufReader},
+    process::Stdio,
     time::Duration,
 };
 
-use brindle_integration::{bins::bin, kube::ApiServer, process::Running, wait::until};
-
-/// A datastore to try, removed at the end.
-struct Backend {
-    dir: PathBuf,
-    url: String,
-    _server: Option<Running>,
-    _kube: Option<ApiServer>,
-}
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        self._server.take();
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-fn folder(tag: &str) -> PathBuf {
-    let dir = std::env::temp_dir().join(format!("brindle-cli-{tag}-{}", std::process::id()));
-    fs::create_dir_all(&dir).unwrap();
-    dir
-}
-
-fn sqlite(tag: &str) -> Backend {
-    let dir = folder(tag);
-    let url = format!("sqlite:{}", dir.join("t.db").display());
-    // An empty one, as the servers have it.
-    drop(brindle_config::open(&url).unwrap());
-    Backend { url, dir, _server: None, _kube: None }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn etcd(tag: &str) -> Backend {
-    assert!(Path::new("/usr/bin/etcd").exists(), "etcd is missing: apt-get install etcd-server");
-    let dir = folder(tag);
-    let (client, peer) = (free_port(), free_port());
-    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-    let log = fs::File::create(dir.join("etcd.log")).unwrap();
-    let mut command = Command::new("/usr/bin/etcd");
-    command
-        .arg(format!("--data-dir={}", dir.join("data").display()))
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("default={peer}")])
-        .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log);
-    let server = Running::start(&mut command);
-    let backend = Backend { url: format!("etcd:{client}"), dir, _server: Some(server), _kube: None };
-    until("etcd answers", Duration::from_secs(60), || {
-        let out = backend.command(&["get", "nodes"]).output().unwrap();
-        if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
-    });
-    backend
-}
-
-/// A cluster with Calico's definitions and the namespaces the resources are in.
-fn kubernetes(tag: &str) -> Backend {
-    let dir = folder(tag);
-    let server = ApiServer::new();
-    let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-    for entry in fs::read_dir(&crds).unwrap() {
-        let file = entry.unwrap().path();
-        if !file.ends_with("kustomization.yaml") {
-            server.load(&file).unwrap();
-        }
-    }
-    let namespaces = dir.join("namespaces.yaml");
-    let namespace = |n: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {n}}}\n---\n");
-    fs::write(&namespaces, namespace("shop") + &namespace("default")).unwrap();
-    server.load(&namespaces).unwrap();
-    let config = dir.join("kubeconfig");
-    server.write_kubeconfig(&config, server.admin_token());
-    Backend { url: format!("kubernetes:{}", config.display()), dir, _server: None, _kube: Some(server) }
-}
-
-impl Backend {
-    fn command(&self, args: &[&str]) -> Command {
-        let mut c = Command::new(bin("brindlectl"));
-        c.args(args)
-            .current_dir(&self.dir)
-            .env("BRINDLE_DATASTORE", &self.url)
-            .env("EDITOR", "sed -i s/Always/Never/")
-            .env_remove("VISUAL")
-            .env_remove("BRINDLE_ADMIN_SOCKET")
-            .env_remove("BRINDLE_ADMIN_TOKEN_FILE");
-        c
-    }
-
-    /// Runs a line (its words in `'…'` stay together; `< text` is standard input) and tells what came of it.
-    fn run(&self, line: &str) -> String {
-        let (words, input) = line.split_once(" < ").map_or((line, None), |(l, i)| (l, Some(i)));
-        let words = split(words);
-        let args: Vec<&str> = words.iter().map(String::as_str).collect();
-        let mut child = self
-            .command(&args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let _ = child.stdin.take().unwrap().write_all(input.unwrap_or_default().as_bytes());
-        let out = child.wait_with_output().unwrap();
-        let text = format!(
-            "$ brindlectl {line}\n{}{}[{}]\n",
-            String::from_utf8_lossy(&out.stdout),
-            String::from_utf8_lossy(&out.stderr),
-            out.status.code().unwrap_or(-1)
-        );
-        self.plain(&text)
-    }
-
-    /// Without what differs from store to store and from run to run.
-    fn plain(&self, text: &str) -> String {
-        let text = text.replace(&self.url, "STORE").replace(&self.dir.display().to_string(), "DIR");
-        let mut out = String::new();
-        for line in text.lines() {
-            let field = line.trim_start().trim_start_matches('"');
-            if ["uid", "creationTimestamp", "generation"].iter().any(|f| field.starts_with(f)) {
-                continue;
-            }
-            let mut line = line.to_owned();
-            for key in ["resourceVersion: ", "\"resourceVersion\": ", "since revision "] {
-                if let Some(at) = line.find(key) {
-                    let (head, tail) = line.split_at(at + key.len());
-                    let kept = tail.trim_start_matches(|c: char| c.is_ascii_digit() || c == '"');
-                    line = format!("{head}N{}", kept.trim_end_matches(','));
-                }
-            }
-            if let Some(at) = line.find("(it is ").filter(|_| line.contains("update conflict")) {
-                line.truncate(at);
-                line.push_str("(it is N now); read it again");
-            }
-            out.push_str(&line);
-            out.push('\n');
-        }
-        out
-    }
-}
-
-/// Words as a shell would have them.
-fn split(line: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut quoted = false;
-    for c in line.chars() {
-        match c {
-            '\'' => quoted = !quoted,
-            ' ' if !quoted => words.push(String::new()),
-            c => words.last_mut().unwrap().push(c),
-        }
-    }
-    words
-}
+use brindle_integration::transcript::{Backend, Kind};
 
 const RESOURCES: &str = r#"
 apiVersion: projectcalico.org/v3
@@ -315,22 +157,24 @@ fn transcript(backend: &Backend) -> String {
 
 #[test]
 fn every_command_says_the_same_on_sqlite() {
-    insta::assert_snapshot!("commands", transcript(&sqlite("sqlite")));
+    insta::assert_snapshot!("commands", transcript(&Backend::new(Kind::Sqlite, "sqlite")));
 }
 
 #[test]
 fn every_command_says_the_same_on_etcd() {
-    insta::assert_snapshot!("commands", transcript(&etcd("etcd")));
+    insta::assert_snapshot!("commands", transcript(&Backend::new(Kind::Etcd, "etcd")));
 }
 
 #[test]
 fn every_command_says_the_same_on_kubernetes() {
-    insta::assert_snapshot!("commands", transcript(&kubernetes("kube")));
+    insta::assert_snapshot!("commands", transcript(&Backend::new(Kind::Kubernetes, "kube")));
 }
 
 #[test]
 fn everything_moves_from_one_datastore_to_another_and_back() {
-    let (from, to, back) = (sqlite("from"), etcd("to"), sqlite("back"));
+    let from = Backend::new(Kind::Sqlite, "from");
+    let to = Backend::new(Kind::Etcd, "to");
+    let back = Backend::new(Kind::Sqlite, "back");
     fs::write(from.dir.join("all.yaml"), RESOURCES).unwrap();
     from.run("apply -f all.yaml");
     let all = "get ipp,bgppeer,bgpfilter,tier,gnp,np,gns,hep,felixconfig,bgpconfig,reservation,clusterinfo -A -o json --export";
@@ -353,4 +197,96 @@ fn everything_moves_from_one_datastore_to_another_and_back() {
     fs::write(back.dir.join("torn.yaml"), "===\n").unwrap();
     let torn = back.run("datastore migrate import -f torn.yaml");
     assert!(torn.contains("expected three sections"), "{torn}");
+}
+
+/// What a watch shows, line by line; ended when dropped.
+struct Watching {
+    child: std::process::Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Watching {
+    fn new(backend: &Backend, args: &[&str]) -> Self {
+        let mut child = backend.command(args).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next lines, without what the datastores differ in.
+    fn next(&mut self, count: usize) -> Vec<String> {
+        let lines = (&mut self.lines).take(count).map(Result::unwrap);
+        lines.map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Rows, documents and events as resources change.
+fn watched(kind: Kind, tag: &str) {
+    let backend = Backend::new(kind, tag);
+    let pool = |name: &str, zone: &str, nat: bool| {
+        let text = format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}, labels: {{zone: {zone}}}}}\n\
+             spec: {{cidr: 10.{}.0.0/16, natOutgoing: {nat}}}\n",
+            name.len()
+        );
+        let said = backend.run(&format!("apply -f - < {text}"));
+        assert!(said.ends_with("[0]\n"), "{said}");
+    };
+    pool("a", "x", false);
+    let mut rows = Watching::new(&backend, &["get", "ippools", "-w", "-o", "custom-columns=NAME,NAT"]);
+    assert_eq!(rows.next(2), ["NAME NAT", "a false"]);
+    let jsonpath = "jsonpath={.type} {.object.metadata.name}";
+    let all = ["get", "ippools", "--output-watch-events", "-o", jsonpath];
+    let mut events = Watching::new(&backend, &[&all[..], &["-w", "-l", "zone == 'x'"]].concat());
+    assert_eq!(events.next(1), ["ADDED a"]);
+    let mut yaml = Watching::new(&backend, &["get", "ippool", "a", "--watch", "-o", "yaml"]);
+    assert_eq!(yaml.next(2), ["apiVersion: projectcalico.org/v3", "kind: IPPool"]);
+
+    pool("bb", "x", true);
+    pool("a", "x", true);
+    assert_eq!(rows.next(2), ["bb true", "a true"]);
+    pool("bb", "y", true);
+    assert_eq!(rows.next(1), ["bb true"]);
+    backend.run("delete ippool a");
+    assert_eq!(rows.next(1), ["a true (deleted)"]);
+    // What loses the label is gone for whoever asked for it.
+    assert_eq!(events.next(4), ["ADDED bb", "MODIFIED a", "DELETED bb", "DELETED a"]);
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|l| l != "natOutgoing: true") {
+        seen.extend(yaml.next(1));
+    }
+    assert!(seen.iter().any(|l| l == "---"), "{seen:?}");
+
+    // Nothing of what is there already.
+    let mut only = Watching::new(&backend, &[&all[..], &["--watch-only"]].concat());
+    let (first, heard) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || first.send(only.next(1)));
+    let told = brindle_integration::wait::until("a change is told", Duration::from_secs(30), || {
+        pool("ccc", "x", true);
+        pool("ccc", "x", false);
+        heard.try_recv().map_err(|e| e.to_string())
+    });
+    assert!(["ADDED ccc", "MODIFIED ccc"].contains(&told.concat().as_str()), "{told:?}");
+    reader.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_watch_shows_what_changes_on_sqlite() {
+    watched(Kind::Sqlite, "watch-sqlite");
+}
+
+#[test]
+fn a_watch_shows_what_changes_on_etcd() {
+    watched(Kind::Etcd, "watch-etcd");
+}
+
+#[test]
+fn a_watch_shows_what_changes_on_kubernetes() {
+    watched(Kind::Kubernetes, "watch-kube");
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use brindle_integration::{
     cni::{Container, Said, ping},
     netns::TestNs,
     process::Running,
+    transcript,
     wait::{until, until_true},
 };
 use serde_json::{Value, json};
@@ -57,17 +58,8 @@ impl Node {
     }
 
     fn start_etcd(&mut self) {
-        let (out, err) = self.log("etcd.log");
-        let mut command = Command::new("/usr/bin/etcd");
-        command
-            .arg(format!("--data-dir={}", self.dir.join("etcd").display()))
-            .args(["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD])
-            .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
-            .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(err);
-        assert!(Path::new("/usr/bin/etcd").exists(), "etcd is missing: apt-get install etcd-server");
-        self.etcd = Some(Running::start_in(self.ns.ns(), &mut command));
+        let (_, server) = transcript::etcd(&self.dir, Some((self.ns.ns(), "127.0.0.1")));
+        self.etcd = Some(server);
         until("etcd answers", LONG, || {
             let (code, said) = self.ctl(&["get", "nodes"], "");
             if code == 0 { Ok(()) } else { Err(said) }

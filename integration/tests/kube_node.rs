@@ -5,19 +5,18 @@
 use std::{
     fs,
     io::Write as _,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
 use brindle_integration::{
     bins::bin,
-    cni::{Container, Said, ping},
-    kube::{ApiServer, Options},
+    cni::{Container, Said, call_plugin, ping},
+    kube::ApiServer,
     peer::Segment,
     process::Running,
+    transcript,
     wait::{until, until_true},
 };
 use brindle_kernel::netns::NetNs;
@@ -58,9 +57,7 @@ impl Cluster {
     fn new() -> Self {
         let segment = Segment::new(3);
         let ns = NetNs::named(&segment.netns(SERVER)).unwrap();
-        let address = (Segment::v4(SERVER), 6443).into();
-        let bind = Arc::new(move |a| ns.run(|| TcpListener::bind(a)).map_err(std::io::Error::other)?);
-        let server = ApiServer::start(Options { tls: true, address, bind, ..Options::default() });
+        let server = transcript::api_server(&ns, Segment::v4(SERVER));
         let definitions = fs::read_dir(deploy("crds")).unwrap().map(|f| f.unwrap().path());
         // The folder's list for kustomize is no object.
         for path in definitions.filter(|p| !p.ends_with("kustomization.yaml")) {
@@ -129,22 +126,7 @@ impl Cluster {
     }
 
     fn plugin(&self, host: u8, verb: &str, id: &str, netns: &str, pod: &str) -> Said {
-        let dir = self.segment.dir(host);
-        let conf: Value = json!({"cniVersion": "1.1.0", "name": "k8s-pod-network", "type": "brindle",
-            "agent_socket": dir.join("cni.sock"), "state_dir": dir, "ipam": {"type": "brindle-ipam"}});
-        let mut command = Command::new(bin("brindle"));
-        command
-            .env_clear()
-            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", id), ("CNI_NETNS", netns)])
-            .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", "/usr/lib/cni")])
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}"))
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        let out = self.piped(host, &mut command, &serde_json::to_vec(&conf).unwrap());
-        Said {
-            ok: out.status.success(),
-            out: String::from_utf8_lossy(&out.stdout).into_owned(),
-            err: String::from_utf8_lossy(&out.stderr).into_owned(),
-        }
+        call_plugin(&self.ns(host), &self.segment.dir(host), verb, id, netns, pod)
     }
 
     /// What scheduler, kubelet and runtime do for a pod: the object, the sandbox, ADD.

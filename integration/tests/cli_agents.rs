@@ -1,0 +1,256 @@
+//! Every command of `brindlectl` that asks agents, over the real binaries: two nodes with pods, their datastore and the
+//! operator on a third machine. What a person sees is the same to the letter on each kind of datastore and written down
+//! once; a node that is dead is a row with a name. Needs root and Debian's etcd-server.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use brindle_integration::{
+    bins::bin,
+    cni::{Container, call_plugin},
+    peer::Segment,
+    process::Running,
+    transcript::{Backend, Kind},
+    wait::until,
+};
+use brindle_kernel::netns::NetNs;
+use regex_lite::Regex;
+use serde_json::json;
+
+const LONG: Duration = Duration::from_secs(90);
+/// The machine with the datastore, where brindlectl runs.
+const OPERATOR: u8 = 1;
+const NODES: [u8; 2] = [2, 3];
+
+const POOL: &str =
+    "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool}\nspec: {cidr: 10.92.0.0/16}\n";
+
+/// What is typed once all is well.
+const WELL: &[&str] = &[
+    "status",
+    "status --node n2",
+    "version --all",
+    "bgp --all summary",
+    "bgp --node n2 neighbor n3",
+    "bgp --node n2 rib",
+    "bgp --node n2 received n3",
+    "bgp --node n2 advertised n3",
+    "bgp --node n2 explain CLIENT-BLOCK",
+    "bgp --node n2 services",
+    "bgp --node n2 clear n3 soft in",
+    "bgp --node n9 summary",
+    "route default/web default/client",
+    "route default/web 192.0.2.99",
+    "route default/web default/klient",
+    "policy trace default/client default/web:80",
+    "get nodes -o wide",
+    "get weps -A",
+    "ipam show --show-blocks",
+    "ipam show --ip WEB",
+    "ipam why WEB",
+    "ipam check",
+];
+
+/// On a node, with the socket of its agent.
+const ON_THE_NODE: &[&str] =
+    &["node status --admin-socket NODE/admin.sock", "status --admin-socket NODE/admin.sock"];
+
+/// After the agent of n3 was killed.
+const ILL: &[&str] = &[
+    "status",
+    "version --all",
+    "bgp --all summary",
+    "bgp --node n3 summary",
+    "route default/web default/client",
+];
+
+struct Cluster {
+    agents: Vec<Running>,
+    pods: Vec<Container>,
+    backend: Backend,
+    segment: Segment,
+    token: PathBuf,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.agents.clear();
+    }
+}
+
+impl Cluster {
+    fn new(kind: Kind) -> Self {
+        let segment = Segment::new(3);
+        let backend = Backend::on(kind, &segment, OPERATOR);
+        let token = segment.dir(OPERATOR).join("admin-token");
+        fs::write(&token, "of the tests, and as long as tokens must be\n").unwrap();
+        let mut cluster = Self { agents: Vec::new(), pods: Vec::new(), backend, segment, token };
+        if let Some(server) = &cluster.backend.kube {
+            for host in NODES {
+                let address = Segment::v4(host).to_string();
+                let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": format!("n{host}")},
+                    "status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+                server.apply(node).unwrap();
+            }
+        }
+        let said = cluster.run(&format!("apply -f - < {POOL}"));
+        assert!(said.ends_with("[0]\n"), "{said}");
+        for host in NODES {
+            cluster.start(host);
+        }
+        for (host, name) in [(2, "web"), (3, "client")] {
+            cluster.attach(host, name);
+        }
+        cluster
+    }
+
+    fn ns(&self, host: u8) -> NetNs {
+        NetNs::named(&self.segment.netns(host)).unwrap()
+    }
+
+    fn start(&mut self, host: u8) {
+        let dir = self.segment.dir(host);
+        let log = fs::File::create(dir.join("agent.log")).unwrap();
+        let mut command = Command::new(bin("brindle-node"));
+        command
+            .args(["run", "--node-name", &format!("n{host}"), "--ip", &format!("{}/24", Segment::v4(host))])
+            .args(["--state-dir".as_ref(), dir.as_os_str()])
+            .args(["--datastore", &self.backend.agent_url, "--admin-listen", "0.0.0.0:9180"])
+            .args(["--admin-token-file".as_ref(), self.token.as_os_str()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.agents.push(Running::start_in(&self.ns(host), &mut command));
+        until("the agent serves ADD", LONG, || {
+            let said = call_plugin(&self.ns(host), &dir, "STATUS", "-", "", "-");
+            let log = || fs::read_to_string(dir.join("agent.log")).unwrap_or_default();
+            if said.ok { Ok(()) } else { Err(format!("{said:?}\n{}", log())) }
+        });
+    }
+
+    /// A pod, with what its kubelet has told the API server before.
+    fn attach(&mut self, host: u8, name: &str) {
+        if let Some(server) = &self.backend.kube {
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+                "spec": {"nodeName": format!("n{host}"), "containers": [{"name": "c", "image": "example.org/c:1"}]}});
+            server.apply(pod).unwrap();
+        }
+        // An id that is the same in each run.
+        let pod = Container { id: name.to_owned(), ..Container::new() };
+        let said = call_plugin(&self.ns(host), &self.segment.dir(host), "ADD", &pod.id, &pod.netns(), name);
+        assert!(said.ok, "{name}: {said:?}");
+        self.pods.push(pod);
+    }
+
+    fn address(&self, pod: &str) -> String {
+        let line = format!(
+            "get wep -n default -o 'jsonpath={{.items[?(@.spec.pod==\"{pod}\")].spec.ipNetworks[0]}}'"
+        );
+        let said = self.run(&line);
+        let net = said.lines().nth(1).unwrap_or_default();
+        net.strip_suffix("/32").unwrap_or_else(|| panic!("{said}")).to_owned()
+    }
+
+    fn run(&self, line: &str) -> String {
+        self.run_at(OPERATOR, line)
+    }
+
+    fn run_at(&self, host: u8, line: &str) -> String {
+        let token = format!(" --admin-token-file {}", self.token.display());
+        let asks = ["status", "version", "bgp", "route"].iter().any(|c| line.starts_with(c));
+        let typed = if asks && host == OPERATOR { format!("{line}{token}") } else { line.to_owned() };
+        self.backend.run_in(Some(&self.ns(host)), &typed).replace(" --admin-token-file DIR/admin-token", "")
+    }
+}
+
+/// Without times, process ids and sizes; columns as narrow as that makes them.
+fn settled(text: &str) -> String {
+    let rules = [
+        (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( \+0000 UTC|Z)?", "TIME"),
+        (r"sequence \d+ of \d+", "sequence N of N"),
+        (r"\b\d+(\.\d+)?(ms|us|s)\b", "T"),
+        (r"\b\d+m(\d+s)?\b", "T"),
+        (r"\b\d+(\.\d+)?[KM]\b", "SIZE"),
+        (r"pid \d+", "pid N"),
+        (r"\b\d+ KiB", "SIZE KiB"),
+        (r"\b\d\d:\d\d:\d\d\b", "TIME"),
+        (r"\b\d+ writes", "N writes"),
+        (r"(received|sent)( +\d+){5}", "$1 COUNTS"),
+        // A session that is tried again, with whatever came of the last time.
+        (r"(?:Idle|Connect|Active|OpenSent) +T .*", "DOWN"),
+        // Those that every cluster of Kubernetes has.
+        (r"\d+ tiers", "N tiers"),
+        (r"port \d{4,5}\b", "port N"),
+        (r":\d{5}\b", ":PORT"),
+        (r"iptables-legacy|iptables-nft|nftables", "TABLES"),
+        (r" {2,}", "  "),
+        (r"-{3,}", "---"),
+    ];
+    rules.iter().fold(text.to_owned(), |text, (pattern, with)| {
+        Regex::new(pattern).unwrap().replace_all(&text, *with).into_owned()
+    })
+}
+
+fn transcript(kind: Kind) -> String {
+    let mut cluster = Cluster::new(kind);
+    until("all is well", LONG, || {
+        let said = cluster.run("status");
+        let route = cluster.run("route default/web default/client");
+        if said.ends_with("[0]\n") && route.ends_with("[0]\n") { Ok(()) } else { Err(said + &route) }
+    });
+    let (web, client) = (cluster.address("web"), cluster.address("client"));
+    let block = {
+        let octets: std::net::Ipv4Addr = client.parse().unwrap();
+        let start = u32::from(octets) & !63;
+        format!("{}/26", std::net::Ipv4Addr::from(start))
+    };
+    let node = cluster.segment.dir(2);
+    let typed = |line: &str| {
+        line.replace("CLIENT-BLOCK", &block)
+            .replace("WEB", &web)
+            .replace("NODE/", &format!("{}/", node.display()))
+    };
+    let mut text = String::new();
+    for line in WELL {
+        text += &cluster.run(&typed(line));
+        text.push('\n');
+    }
+    for line in ON_THE_NODE {
+        text += &cluster.run_at(2, &typed(line)).replace(&node.display().to_string(), "NODE");
+        text.push('\n');
+    }
+    cluster.agents.pop().unwrap().kill();
+    until("the session with n3 is down", LONG, || {
+        let said = cluster.run("bgp --node n2 summary");
+        if said.contains("0 of 1 sessions") { Ok(()) } else { Err(said) }
+    });
+    text += "# the agent of n3 is killed\n\n";
+    for line in ILL {
+        text += &cluster.run(line);
+        text.push('\n');
+    }
+    for (pod, host) in cluster.pods.iter().zip(NODES).take(1) {
+        let dir: &Path = &cluster.segment.dir(host);
+        assert!(call_plugin(&cluster.ns(host), dir, "DEL", &pod.id, &pod.netns(), &pod.id).ok);
+    }
+    settled(&text)
+}
+
+#[test]
+fn agents_are_shown_the_same_on_sqlite() {
+    insta::assert_snapshot!("agents", transcript(Kind::Sqlite));
+}
+
+#[test]
+fn agents_are_shown_the_same_on_etcd() {
+    insta::assert_snapshot!("agents", transcript(Kind::Etcd));
+}
+
+#[test]
+fn agents_are_shown_the_same_on_kubernetes() {
+    insta::assert_snapshot!("agents", transcript(Kind::Kubernetes));
+}

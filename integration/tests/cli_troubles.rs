@@ -1,0 +1,149 @@
+//! `brindlectl` where a cluster is not as it should be: one clear line that says what to do, exit code 2, and nothing lost.
+//! What the store itself says of each is tested in `kube_store`; here is what a person sees.
+
+use std::{fs, time::Duration};
+
+use brindle_integration::{
+    kube::{Access, ApiServer, Refusal, Rule},
+    transcript::{Backend, Kind},
+    wait::until,
+};
+
+fn pool(name: &str, octet: u8) -> String {
+    format!(
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}}}\nspec: {{cidr: 10.{octet}.0.0/16}}\n"
+    )
+}
+
+/// Exit code 2, one line, with these words in it.
+#[track_caller]
+fn refused(said: &str, words: &[&str]) {
+    let lines: Vec<&str> = said.lines().filter(|l| l.starts_with("brindlectl: ")).collect();
+    assert!(said.ends_with("[2]\n") && lines.len() == 1, "{said}");
+    for word in words {
+        assert!(lines[0].contains(word), "{word:?} is not said: {said}");
+    }
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_used_is_named() {
+    let backend = Backend::new(Kind::Kubernetes, "trouble-config");
+    let with = |config: &str| backend.run(&format!("get ippools --datastore kubernetes:{config}"));
+    refused(&with("/nonexistent/config"), &["/nonexistent/config"]);
+    let garbage = backend.dir.join("garbage");
+    fs::write(&garbage, "- just: a list\n").unwrap();
+    refused(&with(&garbage.display().to_string()), &["garbage"]);
+
+    let server = backend.kube.as_ref().unwrap();
+    let old = backend.dir.join("old");
+    server.add_token("old", "somebody", Access::All);
+    server.write_kubeconfig(&old, "old");
+    let old = old.display().to_string();
+    assert!(with(&old).ends_with("[0]\n"));
+    server.revoke_token("old");
+    refused(&with(&old), &["401 Unauthorized"]);
+
+    let words = |all: &[&str]| all.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+    let rule = Rule {
+        verbs: words(&["get", "list", "watch"]),
+        groups: words(&["crd.projectcalico.org"]),
+        resources: words(&["ippools"]),
+        names: Vec::new(),
+        urls: Vec::new(),
+    };
+    server.add_token("few", "somebody", Access::Rules(vec![rule]));
+    let few = backend.dir.join("few");
+    server.write_kubeconfig(&few, "few");
+    let few = few.display().to_string();
+    assert!(with(&few).ends_with("[0]\n"));
+    let said = backend.run(&format!("get bgppeers --datastore kubernetes:{few}"));
+    refused(&said, &["no right to list bgppeers", "add to its ClusterRole: {apiGroups:"]);
+}
+
+#[test]
+fn a_cluster_without_definitions_is_told_what_to_apply() {
+    let backend = Backend::new(Kind::Sqlite, "trouble-bare");
+    let bare = ApiServer::new();
+    let config = backend.dir.join("bare");
+    bare.write_kubeconfig(&config, bare.admin_token());
+    let line = format!("get ippools --datastore kubernetes:{}", config.display());
+    refused(&backend.run(&line), &["kubectl apply -f deploy/crds"]);
+}
+
+#[test]
+fn what_a_cluster_refuses_is_refused_and_the_rest_is_not_lost() {
+    let backend = Backend::new(Kind::Kubernetes, "trouble-server");
+    let server = backend.kube.as_ref().unwrap();
+    let folder = backend.dir.join("folder");
+    fs::create_dir(&folder).unwrap();
+    for (n, name) in ["one", "three", "two"].iter().enumerate() {
+        fs::write(folder.join(format!("{name}.yaml")), pool(name, 10 + n as u8)).unwrap();
+    }
+
+    server.read_only(true);
+    refused(&backend.run("apply -f folder"), &["IPPool(one)"]);
+    assert!(!backend.run("get ippools -o name").contains("ippool/"), "nothing is written");
+    server.read_only(false);
+
+    // The second write fails; what was written is named, and the same line completes the rest.
+    let refusal = |times| Refusal {
+        verb: "create".into(),
+        resource: "ippools".into(),
+        code: 400,
+        retry_after: None,
+        times,
+    };
+    let first = backend.run("apply -f folder/one.yaml");
+    assert!(first.ends_with("[0]\n"), "{first}");
+    server.refuse(refusal(1));
+    let said = backend.run("apply -f folder");
+    assert!(said.ends_with("[2]\n") && said.contains("IPPool(three)"), "{said}");
+    let said = backend.run("apply -f folder");
+    assert!(said.ends_with("[0]\n"), "{said}");
+    let names = backend.run("get ippools -o name");
+    assert!(["one", "two", "three"].iter().all(|n| names.contains(&format!("ippool/{n}\n"))), "{names}");
+
+    // Larger than a cluster takes.
+    let large = pool("large", 99)
+        .replace("{name: large}", &format!("{{name: large, annotations: {{x: {}}}}}", "y".repeat(4 << 20)));
+    fs::write(backend.dir.join("large.yaml"), large).unwrap();
+    let said = backend.run("apply -f large.yaml");
+    assert!(said.len() < 4096 && said.ends_with("[2]\n"), "{}", said.get(..4096).unwrap_or(&said));
+    assert!(said.contains("large"), "{said}");
+
+    // Nobody there, and there again.
+    server.stop();
+    let said = backend.run("get ippools");
+    refused(&said, &["datastore unavailable", "Connection refused"]);
+    server.resume();
+    until("it answers again", Duration::from_secs(30), || {
+        let said = backend.run("get ippools -o name");
+        if said.contains("ippool/two") { Ok(()) } else { Err(said) }
+    });
+}
+
+#[test]
+fn versions_and_words_that_are_unknown_are_named_with_their_place() {
+    let backend = Backend::new(Kind::Sqlite, "trouble-words");
+    let apply = |text: &str| backend.run(&format!("apply -f - < {text}"));
+    for (text, words) in [
+        (pool("x", 1).replace("org/v3", "org/v9"), &["standard input:1", "v9", "v3"][..]),
+        (pool("x", 1).replace("IPPool", "IPPol"), &["standard input:2", "did you mean IPPool?"]),
+        (
+            pool("x", 1).replace("10.1.0.0/16", "10.1.0.0/16, ipipMode: alwys"),
+            &["ipipMode", "did you mean Always?"],
+        ),
+        (pool("x", 1).replace("10.1.0.0/16", "10.1.0.0/99"), &["standard input:4", "spec.cidr"]),
+        (format!("{}---\n{}", pool("x", 1), "kind: [\n"), &["standard input:"]),
+    ] {
+        let said = apply(&text);
+        assert!(said.ends_with("[2]\n"), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word:?} is not said: {said}");
+        }
+    }
+    assert!(!backend.run("get ippools -o name").contains("ippool/"), "nothing is written");
+    // An unknown field is kept, with a suggestion.
+    let said = apply(&pool("x", 1).replace("10.1.0.0/16", "10.1.0.0/16, natOutging: true"));
+    assert!(said.contains("did you mean natOutgoing?") && said.ends_with("[0]\n"), "{said}");
+}
