@@ -17,13 +17,18 @@ use brindle_config_core::{
     pool::{AllowedUse, IpPoolSpec},
     store::{Expect, Store, StoreExt as _},
 };
-use brindle_integration::{bins::bin, kube::ApiServer, netns::TestNs, process::Running, wait::until};
+use brindle_integration::{
+    bins::bin,
+    kube::{ApiServer, Rule, audit},
+    netns::TestNs,
+    process::Running,
+    transcript,
+    wait::until,
+};
 use brindle_ipam::{Allocator as _, AssignRequest, BlockAllocator, NoPause, Now, Owner, View, Wanted};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(60);
-/// Everything is in one namespace, so the usual port is free.
-const ETCD: &str = "http://127.0.0.1:2379";
 
 /// A datastore, and a folder for files.
 struct Site {
@@ -42,18 +47,8 @@ impl Site {
 
     fn etcd(tag: &str) -> Self {
         let (ns, dir) = Self::place(tag);
-        assert!(Path::new("/usr/bin/etcd").exists(), "etcd is missing: apt-get install etcd-server");
-        let log = fs::File::create(dir.join("etcd.log")).unwrap();
-        let mut command = Command::new("/usr/bin/etcd");
-        command
-            .arg(format!("--data-dir={}", dir.join("etcd").display()))
-            .args(["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD])
-            .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
-        let etcd = Running::start_in(ns.ns(), &mut command);
-        Self { ns, dir, url: format!("etcd:{ETCD}"), _etcd: Some(etcd) }
+        let (url, etcd) = transcript::etcd(&dir, Some((ns.ns(), "127.0.0.1")));
+        Self { ns, dir, url, _etcd: Some(etcd) }
     }
 
     fn place(tag: &str) -> (TestNs, PathBuf) {
@@ -373,7 +368,63 @@ fn services_of_a_cluster_get_addresses_with_the_rights_of_the_manifests() {
     drop(two);
     let all = said().to_lowercase();
     assert!(!all.contains("forbidden") && !all.contains("has to see"), "{all}");
+    judge_roles(&server);
     fs::remove_dir_all(&dir).unwrap();
+}
+
+/// What the roles grant and this story does not ask for, each with the reason it is there.
+const RESERVED: &[(&str, &str)] = &[
+    ("get ", "single objects are read again before they are written, whatever their kind"),
+    ("list ", "collections of the native API group"),
+    ("watch ", "the same"),
+    ("update services/status", "addresses that changed"),
+    ("patch services/status", "addresses that changed"),
+    ("create blockaffinities", "a claim that stopped halfway; the native API group"),
+    ("update blockaffinities", "a claim that stopped halfway; the native API group"),
+    ("delete blockaffinities", "what a node that is gone has left; the native API group"),
+    ("create ipamblocks", "the native API group"),
+    ("update ipamblocks", "the native API group"),
+    ("delete ipamblocks", "what a node that is gone has left; the native API group"),
+    ("create ipamhandles", "the native API group"),
+    ("update ipamhandles", "a handle of several addresses"),
+    ("delete ipamhandles", "the native API group"),
+    ("delete bgpconfigurations", "what a node that is gone has left under its name"),
+    ("delete felixconfigurations", "what a node that is gone has left under its name"),
+    ("create globalnetworkpolicies", "policies of older versions"),
+    ("update globalnetworkpolicies", "policies of older versions"),
+    ("delete globalnetworkpolicies", "policies of older versions"),
+    ("create networkpolicies", "policies of older versions"),
+    ("update networkpolicies", "policies of older versions"),
+    ("delete networkpolicies", "policies of older versions"),
+    ("create stagedglobalnetworkpolicies", "policies of older versions"),
+    ("update stagedglobalnetworkpolicies", "policies of older versions"),
+    ("delete stagedglobalnetworkpolicies", "policies of older versions"),
+    ("create stagednetworkpolicies", "policies of older versions"),
+    ("update stagednetworkpolicies", "policies of older versions"),
+    ("delete stagednetworkpolicies", "policies of older versions"),
+];
+
+/// The roles against the calls that were made: nothing refused, nothing granted without a reason.
+fn judge_roles(server: &ApiServer) {
+    const RBAC: &str = "rbac.authorization.k8s.io/v1";
+    let user = "system:serviceaccount:kube-system:brindle-controllers";
+    let mut rules = Vec::new();
+    for (kind, namespace) in [("ClusterRole", ""), ("Role", "kube-system")] {
+        let role = server.get((RBAC, kind), (namespace, "brindle-controllers"));
+        rules.extend(Rule::of(&role.unwrap_or_else(|| panic!("no {kind}"))));
+    }
+    let calls = server.calls();
+    let refused: Vec<_> = calls.keys().filter(|c| c.user == user && !c.allowed).collect();
+    assert!(refused.is_empty(), "add to the role: {refused:#?}");
+    assert!(audit::missing(&rules, &calls, user).is_empty());
+    let used: Vec<String> = audit::used(&calls, user).iter().map(audit::Right::text).collect();
+    for right in ["update leases.coordination.k8s.io", "watch services"] {
+        assert!(used.iter().any(|u| u == right), "{right} is not among {used:#?}");
+    }
+    let idle: Vec<String> = audit::idle(&rules, &calls, user).iter().map(audit::Right::text).collect();
+    let explained = |i: &String| RESERVED.iter().any(|(r, _)| i.starts_with(r));
+    let unexplained: Vec<_> = idle.iter().filter(|i| !explained(i)).collect();
+    assert!(unexplained.is_empty(), "granted, and nobody asked: {unexplained:#?}");
 }
 
 #[test]

@@ -9,10 +9,9 @@ use serde_json::{Value, json};
 use crate::{
     kustomize::{identity, render as kustomize, sorted},
     support::{documents, files, generated, read},
-    template,
+    template::{self, CHART},
 };
 
-const CHART: &str = "deploy/helm/brindle";
 const HEAD: &str = "{{- /* Generated from deploy/ by `cargo xtask generate`. */ -}}\n";
 
 /// In all templates.
@@ -89,17 +88,7 @@ fn generate() {
 }
 
 fn render(change: impl Fn(&mut Value)) -> BTreeMap<[String; 4], Value> {
-    let [mut values] = documents("values", &read(&format!("{CHART}/values.yaml"))).try_into().expect("one");
-    change(&mut values);
-    let root = json!({"Values": values, "Release": {"Namespace": "kube-system", "Name": "brindle"}});
-    let mut objects = Vec::new();
-    for file in files(&format!("{CHART}/templates"), ".yaml") {
-        objects.extend(documents(&file, &template::render(&file, &read(&file), &root)));
-    }
-    for file in files(&format!("{CHART}/crds"), ".yaml") {
-        objects.extend(documents(&file, &read(&file)));
-    }
-    objects.iter().map(|o| (identity(o), sorted(o, ""))).collect()
+    template::chart(change).iter().map(|o| (identity(o), sorted(o, ""))).collect()
 }
 
 fn overlay(name: &str) -> BTreeMap<[String; 4], Value> {

@@ -3,7 +3,26 @@
 //! else stands in a template is a panic, so that the chart stays within it.
 
 use brindle_config::yaml::to_yaml;
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::support::{documents, files, read};
+
+/// The chart's folder.
+pub(crate) const CHART: &str = "deploy/helm/brindle";
+
+/// What the chart makes of its values once these are changed.
+pub(crate) fn chart(change: impl Fn(&mut Value)) -> Vec<Value> {
+    let [mut values] = documents("values", &read(&format!("{CHART}/values.yaml"))).try_into().expect("one");
+    change(&mut values);
+    let root = json!({"Values": values, "Release": {"Namespace": "kube-system", "Name": "brindle"}});
+    // Helm makes what is in crds/ first.
+    let definitions = files(&format!("{CHART}/crds"), ".yaml");
+    let mut objects: Vec<Value> = definitions.iter().flat_map(|f| documents(f, &read(f))).collect();
+    for file in files(&format!("{CHART}/templates"), ".yaml") {
+        objects.extend(documents(&file, &render(&file, &read(&file), &root)));
+    }
+    objects
+}
 
 enum Node {
     Text(String),
