@@ -51,11 +51,31 @@ const STEPS: [Step; 13] = [
 ];
 
 /// Parts of the steps above, run only when they are named.
-const PARTS: [Step; 1] = [("cli", || {
-    cargo("build --workspace")?;
-    cargo("test --package brindle-ctl --no-fail-fast")?;
-    cargo("test --package brindle-integration --test cli_stores --test cli_cluster -- --test-threads=1")
-})];
+const PARTS: [Step; 3] = [
+    ("cli", || {
+        build()?;
+        cargo(
+            "test --workspace --bin brindlectl --test calicoctl --test generated --test ipam --test policy_trace --test resource",
+        )?;
+        cargo(
+            "test --workspace --test cli_agents --test cli_cluster --test cli_stores --test cli_troubles -- \
+             --test-threads=1",
+        )
+    }),
+    ("kube", || {
+        build()?;
+        cargo("test --workspace --test deploy")?;
+        // Which server each ran against is printed.
+        cargo(
+            "test --workspace --test kube_apiserver --test kube_manifests --test kube_node --test kube_rbac \
+             --test kube_store --test controllers -- --test-threads=1 --nocapture",
+        )
+    }),
+    ("etcd", || {
+        build()?;
+        cargo("test --workspace --test etcd --test etcd_node -- --test-threads=1 --nocapture")
+    }),
+];
 
 /// `cargo xtask test [STEP..]`.
 pub(crate) fn test(names: &[String]) -> Result<ExitCode> {
