@@ -58,6 +58,14 @@ pub(crate) struct Manager {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Managers(pub Vec<Manager>);
 
+impl Managers {
+    /// Whether they differ in nothing but when they wrote; a real server does not write for that alone.
+    pub(crate) fn same_but_when(&self, other: &Self) -> bool {
+        let timeless = |m: &Manager| Manager { time: String::new(), ..m.clone() };
+        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(a, b)| timeless(a) == timeless(b))
+    }
+}
+
 /// How the lists of a type behave, walked in step with the value.
 #[derive(Clone, Copy)]
 enum Shape<'a> {

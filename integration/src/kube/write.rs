@@ -497,7 +497,7 @@ impl State {
             return Self::seal(o, old.rv, managers);
         }
         // A change of nothing is not written: no event, the same resource version.
-        if unchanged && *managers == *old.managers {
+        if unchanged && managers.same_but_when(&old.managers) {
             return Ok(Arc::clone(old));
         }
         let free = o["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty);
