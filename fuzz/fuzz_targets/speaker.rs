@@ -295,7 +295,8 @@ fuzz_target!(|data: &[u8]| {
                 }
                 2 => {
                     if let Some((conn, _)) = world.pick(n) {
-                        world.give(Input::SendStalled { conn });
+                        let stalled = b % 2 == 0;
+                        world.give(if stalled { Input::SendStalled { conn } } else { Input::Heard { conn } });
                     }
                 }
                 3 => {

@@ -1,7 +1,13 @@
 //! The reader: framing and decoding, so that the speaker task sees values. Bounded: it does not read on until the
 //! speaker has taken what it sent, so a flooding peer is slowed by its own TCP window.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use brindle_bgpd_core::{
     speaker::{ConnId, Input},
@@ -28,13 +34,15 @@ const BATCH: usize = 128;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_OCTETS: usize = 1 << 20;
 
-/// Reads until the connection ends or the speaker wants no more of it.
+/// Reads until the connection ends or the speaker wants no more of it. `waiting` counts the reports that the speaker has
+/// not taken yet.
 pub(crate) async fn read(
     token: Token,
     conn: ConnId,
     mut socket: impl AsyncRead + Unpin,
     mut mode: watch::Receiver<Mode>,
     inbox: mpsc::Sender<Report>,
+    waiting: Arc<AtomicUsize>,
 ) -> Exit {
     let mut buf = BytesMut::with_capacity(IDLE_BUFFER);
     loop {
@@ -45,10 +53,12 @@ pub(crate) async fn read(
             Mode::Closing => return drain(&mut socket).await,
         };
         let decoded = decode(conn, &mut buf, &cx);
-        if !decoded.inputs.is_empty()
-            && inbox.send(Report::Inputs { token, inputs: decoded.inputs }).await.is_err()
-        {
-            return Exit::Closed;
+        if !decoded.inputs.is_empty() {
+            // Counted down when the report is taken.
+            waiting.fetch_add(1, Ordering::Relaxed);
+            if inbox.send(Report::Inputs { token, inputs: decoded.inputs }).await.is_err() {
+                return Exit::Closed;
+            }
         }
         match decoded.then {
             Then::ReadMore => {}
@@ -215,10 +225,11 @@ mod tests {
         let (mut peer, socket) = tokio::io::duplex(256);
         let (mode_tx, mode) = watch::channel(Mode::Open);
         let (inbox, mut reports) = mpsc::channel(4);
-        let task = tokio::spawn(read(Token(1), CONN, socket, mode, inbox));
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let task = tokio::spawn(read(Token(1), CONN, socket, mode, inbox, Arc::clone(&waiting)));
         peer.write_all(&[open(), keepalive()].concat()).await.unwrap();
         let Some(Report::Inputs { inputs, .. }) = reports.recv().await else { panic!() };
-        assert_eq!(inputs.len(), 1);
+        assert_eq!((inputs.len(), waiting.load(Ordering::Relaxed)), (1, 1));
         tokio::task::yield_now().await;
         assert!(reports.try_recv().is_err());
         mode_tx.send(Mode::Negotiated(WireCx::default())).unwrap();
@@ -233,6 +244,6 @@ mod tests {
         let (_peer, socket) = tokio::io::duplex(256);
         let (_mode_tx, mode) = watch::channel(Mode::Closing);
         let (inbox, _reports) = mpsc::channel(4);
-        assert!(matches!(read(Token(1), CONN, socket, mode, inbox).await, Exit::Closed));
+        assert!(matches!(read(Token(1), CONN, socket, mode, inbox, Arc::default()).await, Exit::Closed));
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -41,6 +44,9 @@ impl SpeakerTask {
             Report::Accepted { stream, local, remote } => self.accepted(stream, local, remote),
             Report::Inputs { token, inputs } => {
                 if let Some(conn) = self.by_token.get(&token) {
+                    if let Some(Link { state: LinkState::Up(up), .. }) = self.links.get(conn) {
+                        up.waiting.fetch_sub(1, Ordering::Relaxed);
+                    }
                     self.tally.received(*conn, &inputs, self.speaker.as_ref());
                     if let (Some(archive), Some(speaker)) = (&mut self.archive, &self.speaker) {
                         archive.messages(speaker, *conn, &self.tally.read_cx(*conn), &inputs);
@@ -171,7 +177,9 @@ impl SpeakerTask {
         let (mode, mode_rx) = watch::channel(Mode::Open);
         // Two: the chunk being written, and the last one.
         let (chunks, chunks_rx) = mpsc::channel(2);
-        self.spawn(token, conn::read(token, conn, read_half, mode_rx.clone(), self.inbox_tx.clone()));
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let inbox = self.inbox_tx.clone();
+        self.spawn(token, conn::read(token, conn, read_half, mode_rx.clone(), inbox, Arc::clone(&waiting)));
         self.spawn(
             token,
             conn::write(token, write_half, chunks_rx, mode_rx, self.inbox_tx.clone(), send_hold),
@@ -184,6 +192,7 @@ impl SpeakerTask {
             control: BytesMut::new(),
             pending: false,
             busy: false,
+            waiting,
         }
     }
 

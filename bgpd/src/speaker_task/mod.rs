@@ -9,7 +9,10 @@ mod orders;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -75,6 +78,8 @@ struct Up {
     pending: bool,
     /// The writer has a chunk.
     busy: bool,
+    /// Reports of the reader that were not taken yet.
+    waiting: Arc<AtomicUsize>,
 }
 
 pub(crate) struct SpeakerTask {
@@ -252,6 +257,14 @@ impl SpeakerTask {
     fn on_time(&mut self) {
         if self.listeners.deadline().is_some_and(|d| d <= Instant::now()) {
             self.listeners.retry();
+        }
+        // What a peer sent counts from when it was there, not from when those before it were done with.
+        let unread =
+            |l: &Link| matches!(&l.state, LinkState::Up(up) if up.waiting.load(Ordering::Relaxed) > 0);
+        let heard: Vec<ConnId> =
+            self.links.iter().filter(|(_, l)| unread(l)).map(|(conn, _)| *conn).collect();
+        for conn in heard {
+            self.feed(Input::Heard { conn });
         }
         let now = self.now();
         if let Some(speaker) = &mut self.speaker {

@@ -212,6 +212,7 @@ impl Conn {
             | Event::ConnectRetryExpired
             | Event::HoldExpired
             | Event::KeepaliveExpired
+            | Event::Heard
             | Event::DelayOpenExpired
             | Event::SendHoldExpired
             | Event::TransportUp(..)
@@ -249,6 +250,7 @@ impl Conn {
             Event::Start
             | Event::HoldExpired
             | Event::KeepaliveExpired
+            | Event::Heard
             | Event::IdleHoldExpired
             | Event::DelayOpenExpired
             | Event::SendHoldExpired
@@ -274,6 +276,7 @@ impl Conn {
             | Event::Collision
             | Event::HoldExpired
             | Event::KeepaliveExpired
+            | Event::Heard
             | Event::IdleHoldExpired
             | Event::DelayOpenExpired
             | Event::SendHoldExpired
@@ -317,6 +320,7 @@ impl Conn {
             | Event::ConnectRetryExpired
             | Event::HoldExpired
             | Event::KeepaliveExpired
+            | Event::Heard
             | Event::IdleHoldExpired
             | Event::SendHoldExpired
             | Event::TransportUp(..) => State::Delayed(ends),
@@ -350,6 +354,7 @@ impl Conn {
             Event::Start
             | Event::ConnectRetryExpired
             | Event::KeepaliveExpired
+            | Event::Heard
             | Event::IdleHoldExpired
             | Event::DelayOpenExpired
             | Event::TransportUp(..) => State::OpenSent(ends),
@@ -363,6 +368,10 @@ impl Conn {
                 self.heard(env.now, &s);
                 out.push_back((self.id, Action::Up(Arc::clone(&s))));
                 State::Established(s, env.now)
+            }
+            Event::Heard => {
+                self.heard(env.now, &s);
+                State::OpenConfirm(s)
             }
             Event::KeepaliveExpired => {
                 self.keepalive(env.now, &s, out);
@@ -409,7 +418,7 @@ impl Conn {
                 out.push_back((self.id, Action::Deliver(update)));
                 return State::Established(s, at);
             }
-            Event::Keepalive => {
+            Event::Keepalive | Event::Heard => {
                 self.heard(env.now, &s);
                 return State::Established(s, at);
             }
@@ -497,6 +506,7 @@ impl Conn {
             Event::Open(_)
             | Event::Start
             | Event::ConnectRetryExpired
+            | Event::Heard
             | Event::IdleHoldExpired
             | Event::DelayOpenExpired
             | Event::KeepaliveExpired

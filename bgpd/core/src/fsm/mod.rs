@@ -115,6 +115,8 @@ pub enum Event {
     Update(Update),
     /// RFC 2918
     RouteRefresh(RouteRefresh),
+    /// None of the RFC's: the peer has sent something that is still to be read, so it lives.
+    Heard,
 }
 
 /// What the owner must do for a connection, in order.

@@ -30,6 +30,7 @@ pub enum PeerInput {
     Message(ConnId, Message),
     Bad(ConnId, Notification, String),
     SendStalled(ConnId),
+    Heard(ConnId),
 }
 
 /// Whose connection survives a collision: that of the higher identifier (RFC 4271 section 6.8), or of the higher AS
@@ -173,6 +174,7 @@ impl Peer {
             }
             PeerInput::Bad(id, n, what) => self.pass(env, id, Event::Bad(n, what), out),
             PeerInput::SendStalled(id) => self.pass(env, id, Event::SendHoldExpired, out),
+            PeerInput::Heard(id) => self.pass(env, id, Event::Heard, out),
         };
         self.tidy(env, out);
         known

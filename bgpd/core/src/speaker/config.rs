@@ -221,6 +221,7 @@ impl Input {
             Self::Message { .. } => "Message",
             Self::BadMessage { .. } => "BadMessage",
             Self::SendStalled { .. } => "SendStalled",
+            Self::Heard { .. } => "Heard",
             Self::NextHop { .. } => "NextHop",
             Self::SetDevices(_) => "SetDevices",
             Self::Clear { .. } => "Clear",

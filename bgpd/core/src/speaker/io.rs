@@ -310,6 +310,10 @@ pub enum Input {
     SendStalled {
         conn: ConnId,
     },
+    /// Messages of the peer wait for their turn behind those of others: its hold timer must not run out meanwhile.
+    Heard {
+        conn: ConnId,
+    },
     /// Whether an address can be reached by what the kernel knows, and at what cost. Addresses never mentioned are
     /// taken as reachable at cost 0.
     NextHop {

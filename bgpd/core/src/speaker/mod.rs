@@ -109,6 +109,9 @@ impl Speaker {
             Input::SendStalled { conn } => {
                 self.pass(now, conn, PeerInput::SendStalled(conn), out);
             }
+            Input::Heard { conn } => {
+                self.pass(now, conn, PeerInput::Heard(conn), out);
+            }
             Input::NextHop { address, cost } => self.rib.set_next_hop(address, cost),
             Input::SetDevices(devices) => self.rib.set_devices(devices),
             Input::Clear { peer, how } => self.clear(now, peer, how, out),

@@ -37,6 +37,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("DelayOpenExpired", Event::DelayOpenExpired),
         ("IdleHoldExpired", Event::IdleHoldExpired),
         ("SendHoldExpired", Event::SendHoldExpired),
+        ("Heard", Event::Heard),
         ("TransportUp", Event::TransportUp(ConnId(9), ends(Side::Them))),
         ("TransportDown", Event::TransportDown("reset".into())),
         ("Open", Event::Open(open.clone())),

@@ -287,6 +287,19 @@ fn a_peer_that_reads_nothing_is_given_up_with_the_right_words() {
 }
 
 #[test]
+fn a_peer_whose_messages_wait_for_their_turn_is_not_given_up() {
+    let mut b = Bench::new(vec![neighbor(2, AS)]);
+    b.establish(2, open(2, AS));
+    let hold = u64::from(b.s.peers().next().unwrap().session.unwrap().hold_time) * 1_000;
+    b.wait(hold - 1);
+    b.input(Input::Heard { conn: conn(2) });
+    b.wait(hold - 1);
+    assert_eq!(b.state(2), StateKind::Established);
+    b.wait(2);
+    assert_eq!(b.notifications(), [(4, 0)]);
+}
+
+#[test]
 fn clear_resets_softly_or_hard() {
     let mut b = Bench::new(vec![neighbor(2, AS)]);
     b.input(Input::SetLocalRoutes(vec![LocalRoute {
