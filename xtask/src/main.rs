@@ -18,7 +18,8 @@ cargo xtask TASK
   lab [ARGS]     install what is missing, build in release, then `brindlectl lab up ARGS`
   test [STEP..]  everything CI checks; with names, only those steps:
                  fmt layers named clippy unit integration policy image oracles doc deny fuzz bench; cli, kube and
-                 etcd are parts of unit and integration
+                 etcd are parts of unit and integration; explore is the property tests with many more cases, another
+                 way each time
   layers         the dependency rules of ARCHITECTURE.md, and that the bans of the pure packages bite
   bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier policy lab bgp kube cli
   image [--debug] build the container image FROM scratch and run every program in it; --debug: as the tests built them

@@ -5,18 +5,25 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, bail};
 
 use crate::{image, layers, named_tests, setup};
 
+/// Where property tests begin: the same commit gives the same run. `test explore` begins elsewhere each time.
+const SEED: &str = "4271";
+const SEED_NAME: &str = "PROPTEST_RNG_SEED";
+
 /// Runs a command line with inherited output; an error names it.
 pub(crate) fn sh(program: &str, args: &[&str]) -> Result<()> {
     println!("+ {program} {}", args.join(" "));
-    let status =
-        Command::new(program).args(args).status().with_context(|| format!("cannot run {program}"))?;
+    let mut command = Command::new(program);
+    if std::env::var_os(SEED_NAME).is_none() {
+        command.env(SEED_NAME, SEED);
+    }
+    let status = command.args(args).status().with_context(|| format!("cannot run {program}"))?;
     if !status.success() {
         bail!("`{program} {}` failed ({status})", args.join(" "));
     }
@@ -50,8 +57,9 @@ const STEPS: [Step; 13] = [
     ("bench", || cargo("bench --workspace --no-run --profile dev")),
 ];
 
-/// Parts of the steps above, run only when they are named.
-const PARTS: [Step; 3] = [
+/// Parts of the steps above, and what else runs only when it is named.
+const PARTS: [Step; 4] = [
+    ("explore", explore),
     ("cli", || {
         build()?;
         cargo(
@@ -143,6 +151,21 @@ fn targets(folder: &Path) -> Result<BTreeSet<String>> {
 /// All tests but those of integration/.
 fn unit() -> Result<()> {
     build()?;
+    let args = unit_tests()?;
+    sh("cargo", &args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// The property tests with sixteen times the cases, from a place that depends on the time and is printed.
+fn explore() -> Result<()> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seed = format!("{SEED_NAME}={}", now.as_secs());
+    let args = unit_tests()?;
+    let tests = args.iter().map(String::as_str);
+    sh("env", &[seed.as_str(), "PROPTEST_CASES=4096", "cargo"].into_iter().chain(tests).collect::<Vec<_>>())
+}
+
+/// Arguments of `cargo` for all tests but those of integration/.
+fn unit_tests() -> Result<Vec<String>> {
     let mut args = ["test", "--workspace", "--lib", "--bins", "--no-fail-fast"].map(str::to_owned).to_vec();
     let scenarios = targets(Path::new(SCENARIOS))?;
     for folder in packages()? {
@@ -155,7 +178,7 @@ fn unit() -> Result<()> {
             args.extend(names.into_iter().flat_map(|n| ["--test".to_owned(), n]));
         }
     }
-    sh("cargo", &args.iter().map(String::as_str).collect::<Vec<_>>())
+    Ok(args)
 }
 
 const SCENARIOS: &str = "integration/tests";
