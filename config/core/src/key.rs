@@ -51,6 +51,19 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kinds of policies.
+    pub const POLICIES: [Self; 9] = [
+        Self::GlobalNetworkPolicy,
+        Self::NetworkPolicy,
+        Self::StagedGlobalNetworkPolicy,
+        Self::StagedNetworkPolicy,
+        Self::StagedKubernetesNetworkPolicy,
+        Self::KubernetesNetworkPolicy,
+        Self::ClusterNetworkPolicy,
+        Self::AdminNetworkPolicy,
+        Self::BaselineAdminNetworkPolicy,
+    ];
+
     /// All kinds, in key order.
     pub const ALL: [Self; 32] = [
         Self::IpPool,

@@ -69,21 +69,9 @@ pub(super) fn gather(cluster: &Cluster, limit: Duration) -> Result<Seen> {
 }
 
 async fn stored(store: &dyn Store) -> Result<Stored> {
-    const KINDS: [Kind; 11] = [
-        Kind::IpamBlock,
-        Kind::Tier,
-        Kind::GlobalNetworkPolicy,
-        Kind::NetworkPolicy,
-        Kind::StagedGlobalNetworkPolicy,
-        Kind::StagedNetworkPolicy,
-        Kind::StagedKubernetesNetworkPolicy,
-        Kind::KubernetesNetworkPolicy,
-        Kind::ClusterNetworkPolicy,
-        Kind::AdminNetworkPolicy,
-        Kind::HostEndpoint,
-    ];
+    let kinds = [&[Kind::IpamBlock, Kind::Tier, Kind::HostEndpoint], Kind::POLICIES.as_slice()].concat();
     let view = View::load(store, "").await?;
-    let entries = store.list(&KINDS).await?.entries;
+    let entries = store.list(&kinds).await?.entries;
     let blocks = Blocks::read(&entries);
     let pools = blocks.by_pool(&view).into_iter().map(|p| PoolUse {
         name: p.name,
@@ -94,7 +82,12 @@ async fn stored(store: &dyn Store) -> Result<Stored> {
     });
     let count = |kinds: &[Kind]| entries.iter().filter(|e| kinds.contains(&e.key.kind)).count();
     let policies = PolicyCounts {
-        global: count(&[Kind::GlobalNetworkPolicy, Kind::ClusterNetworkPolicy, Kind::AdminNetworkPolicy]),
+        global: count(&[
+            Kind::GlobalNetworkPolicy,
+            Kind::ClusterNetworkPolicy,
+            Kind::AdminNetworkPolicy,
+            Kind::BaselineAdminNetworkPolicy,
+        ]),
         namespaced: count(&[Kind::NetworkPolicy]),
         kubernetes: count(&[Kind::KubernetesNetworkPolicy]),
         staged: count(&[

@@ -44,19 +44,6 @@ pub const KINDS: [Kind; 19] = [
     Kind::EndpointSlice,
 ];
 
-/// The kinds of policies.
-pub(crate) const POLICIES: [Kind; 9] = [
-    Kind::GlobalNetworkPolicy,
-    Kind::NetworkPolicy,
-    Kind::StagedGlobalNetworkPolicy,
-    Kind::StagedNetworkPolicy,
-    Kind::StagedKubernetesNetworkPolicy,
-    Kind::KubernetesNetworkPolicy,
-    Kind::ClusterNetworkPolicy,
-    Kind::AdminNetworkPolicy,
-    Kind::BaselineAdminNetworkPolicy,
-];
-
 /// Which endpoints are resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {

@@ -6,7 +6,7 @@ use brindle_config_core::{Key, Kind};
 
 use super::{
     compile::Compiled,
-    graph::{Graph, Name, POLICIES, Place},
+    graph::{Graph, Name, Place},
     inputs::{Endpoint, Input},
 };
 use crate::policy::active::{
@@ -156,7 +156,7 @@ impl Graph {
     pub fn problems(&self) -> BTreeMap<Key, Vec<String>> {
         let mut out = self.bad.clone();
         let mut add = |key: &Key, line: String| out.entry(key.clone()).or_default().push(line);
-        for kind in POLICIES {
+        for kind in Kind::POLICIES {
             for (key, input) in self.of_kind(kind) {
                 let Input::Policy(p) = input else { continue };
                 if !self.tiers.contains_key(&p.id.tier) {
