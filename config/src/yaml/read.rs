@@ -327,7 +327,10 @@ fn load_resource(origin: &Origin, list_of: Option<&str>, out: &mut Loading) {
         Ok(()) => out.resources.push(Loaded { resource, origin: origin.clone() }),
         Err(invalid) => out.errors.extend(invalid.0.into_iter().map(|e| {
             let shown = if e.value.is_empty() { String::new() } else { format!(", found {:?}", e.value) };
-            origin.problem(&e.field, format!("{}{shown}", e.reason))
+            // The suggestion is the last word.
+            let hint = e.reason.find("; did you mean ").unwrap_or(e.reason.len());
+            let (reason, hint) = e.reason.split_at(hint);
+            origin.problem(&e.field, format!("{reason}{shown}{hint}"))
         })),
     }
 }

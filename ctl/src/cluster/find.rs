@@ -66,11 +66,7 @@ pub(crate) fn find(args: &ClusterArgs) -> Result<Cluster> {
                 let names: Vec<&str> = cluster.agents.iter().map(|a| a.at.name.as_str()).collect();
                 let meant = brindle_config_core::suggest::closest(wanted, names.iter().copied());
                 let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
-                bail!(
-                    "{} has no node {wanted:?}{hint}; there are {}",
-                    cluster.source.name(),
-                    names.join(", ")
-                );
+                bail!("{} has no node {wanted:?}, only {}{hint}", cluster.source.name(), names.join(", "));
             }
         }
         cluster.agents.retain(|a| args.node.contains(&a.at.name));

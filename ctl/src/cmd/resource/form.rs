@@ -155,8 +155,8 @@ impl FromStr for Form {
                 let meant = brindle_config_core::suggest::closest(word, known);
                 let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
                 Err(format!(
-                    "unrecognized output format '{s}'{hint}; expected table, wide, yaml, json, name, \
-                     custom-columns=NAME,.. or jsonpath=TEMPLATE"
+                    "unrecognized output format '{s}'; expected table, wide, yaml, json, name, \
+                     custom-columns=NAME,.. or jsonpath=TEMPLATE{hint}"
                 ))
             }
         }
