@@ -150,6 +150,7 @@ fn changes_are_checked_and_told() {
             "-p",
             r#"[{"op": "remove", "path": "/spec/disabled"}]"#,
         ]),
+        p.with(&["patch", "ippool", "blue", "--dry-run", "-p", r#"{"spec": {"natOutgoig": true}}"#]),
         p.with(&["patch", "ippool", "blue", "-p", r#"{"spec": {"cidr": "10.9.0.0/16"}}"#]),
         p.with(&["patch", "ippool", "blue", "-p", r#"{"spec": {"ipipMode": "Sometimes"}}"#]),
         p.with(&["patch", "ippool", "blue", "-t", "json", "-p", r#"{"spec": {}}"#]),

@@ -19,7 +19,7 @@ mod write;
 mod tests;
 
 pub use read::{
-    EMPTY_FILE, EMPTY_FOLDER, Loaded, Loading, Origin, parse_bytes, parse_str, read_one,
+    EMPTY_FILE, EMPTY_FOLDER, Loaded, Loading, Origin, idle_fields, parse_bytes, parse_str, read_one,
     read_one_with_origin, read_path, read_paths,
 };
 pub use write::{to_yaml, to_yaml_documents};

@@ -322,7 +322,7 @@ fn load_resource(origin: &Origin, list_of: Option<&str>, out: &mut Loading) {
             return;
         }
     };
-    warn_of_unknown_fields(&resource, origin, out);
+    warn_of_idle_fields(&resource, origin, out);
     match validate::resource(&resource) {
         Ok(()) => out.resources.push(Loaded { resource, origin: origin.clone() }),
         Err(invalid) => out.errors.extend(invalid.0.into_iter().map(|e| {
@@ -362,7 +362,9 @@ fn wrong_api_version(origin: &Origin, accepted: &[&str]) -> Option<Problem> {
     Some(origin.problem("apiVersion", message))
 }
 
-fn warn_of_unknown_fields(resource: &AnyResource, origin: &Origin, out: &mut Loading) {
+/// Fields of a resource that do nothing, each with what is to be said of it.
+pub fn idle_fields(resource: &AnyResource) -> Vec<(String, String)> {
+    let mut all = Vec::new();
     for (at, extra) in resource.extras() {
         for name in extra.keys() {
             let field = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
@@ -375,8 +377,15 @@ fn warn_of_unknown_fields(resource: &AnyResource, origin: &Origin, out: &mut Loa
                     format!("unknown field; it is kept; did you mean {meant}?")
                 }
             };
-            let place = origin.place_at(origin.node.find(&field, true));
-            out.warnings.push(Problem { place, field: origin.path(&field), message });
+            all.push((field, message));
         }
     }
+    all
+}
+
+fn warn_of_idle_fields(resource: &AnyResource, origin: &Origin, out: &mut Loading) {
+    out.warnings.extend(idle_fields(resource).into_iter().map(|(field, message)| {
+        let place = origin.place_at(origin.node.find(&field, true));
+        Problem { place, field: origin.path(&field), message }
+    }));
 }

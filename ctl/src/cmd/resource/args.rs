@@ -124,6 +124,19 @@ pub(crate) struct DeleteArgs {
     pub(crate) dry_run: bool,
 }
 
+/// One resource that exists.
+#[derive(Debug, Args)]
+pub(crate) struct OneArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceArgs,
+    /// The kind.
+    pub(crate) kind: String,
+    /// The name of the resource.
+    pub(crate) name: String,
+}
+
 /// Form of a patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PatchType {
@@ -139,13 +152,7 @@ pub(crate) enum PatchType {
 #[derive(Debug, Args)]
 pub(crate) struct PatchArgs {
     #[command(flatten)]
-    pub(crate) store: StoreArgs,
-    #[command(flatten)]
-    pub(crate) namespace: NamespaceArgs,
-    /// The kind.
-    pub(crate) kind: String,
-    /// The name of the resource.
-    pub(crate) name: String,
+    pub(crate) one: OneArgs,
     /// The patch, as JSON or YAML.
     #[arg(short = 'p', long, value_name = "PATCH")]
     pub(crate) patch: String,
@@ -161,13 +168,7 @@ pub(crate) struct PatchArgs {
 #[derive(Debug, Args)]
 pub(crate) struct LabelArgs {
     #[command(flatten)]
-    pub(crate) store: StoreArgs,
-    #[command(flatten)]
-    pub(crate) namespace: NamespaceArgs,
-    /// The kind.
-    pub(crate) kind: String,
-    /// The name of the resource.
-    pub(crate) name: String,
+    pub(crate) one: OneArgs,
     /// `KEY=VALUE` to set, `KEY` alone for a label without a value; with --remove, `KEY`.
     #[arg(value_name = "KEY[=VALUE]")]
     pub(crate) label: String,
@@ -183,11 +184,5 @@ pub(crate) struct LabelArgs {
 #[derive(Debug, Args)]
 pub(crate) struct EditArgs {
     #[command(flatten)]
-    pub(crate) store: StoreArgs,
-    #[command(flatten)]
-    pub(crate) namespace: NamespaceArgs,
-    /// The kind.
-    pub(crate) kind: String,
-    /// The name of the resource.
-    pub(crate) name: String,
+    pub(crate) one: OneArgs,
 }

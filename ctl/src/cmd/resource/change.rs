@@ -13,10 +13,16 @@ use serde_json::Value;
 
 use super::{
     Did,
-    args::{EditArgs, LabelArgs, PatchArgs, PatchType},
+    args::{EditArgs, LabelArgs, OneArgs, PatchArgs, PatchType},
     block_on, get, open, report, select, shown, write,
 };
 use crate::{Outcome, args::Format, out};
+
+impl OneArgs {
+    fn key(&self) -> Result<Key> {
+        select::key(select::kind(&self.kind)?, self.namespace.namespace.as_deref(), &self.name)
+    }
+}
 
 /// Reads a changed value back into the model; it must still be the same resource and valid.
 fn resource(key: &Key, value: &Value) -> Result<AnyResource> {
@@ -31,8 +37,7 @@ fn resource(key: &Key, value: &Value) -> Result<AnyResource> {
 
 /// `patch`.
 pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
-    let kind = select::kind(&args.kind)?;
-    let key = select::key(kind, args.namespace.namespace.as_deref(), &args.name)?;
+    let key = args.one.key()?;
     let change: Value = yaml::read_one("--patch", &args.patch)?;
     let operations: Option<json_patch::Patch> = match args.form {
         PatchType::Json => Some(serde_json::from_value(change.clone()).context(
@@ -47,8 +52,9 @@ pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
             None
         }
     };
-    let store = open(&args.store)?;
+    let store = open(&args.one.store)?;
     block_on(async {
+        let mut idle = Vec::new();
         let did = write::update(&*store, &key, args.dry_run, |old: &Entry| {
             let mut value = (*old.value).clone();
             match &operations {
@@ -56,9 +62,18 @@ pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
                     .with_context(|| format!("--patch does not fit {key}"))?,
                 None => json_patch::merge(&mut value, &change),
             }
-            resource(&key, &value)
+            let new = resource(&key, &value)?;
+            // What was there before is not the patch's doing.
+            let had = AnyResource::from_value(key.kind, &old.value);
+            let had = had.map(|r| yaml::idle_fields(&r)).unwrap_or_default();
+            idle = yaml::idle_fields(&new);
+            idle.retain(|f| !had.contains(f));
+            Ok(new)
         })
         .await?;
+        for (field, message) in &idle {
+            eprintln!("warning: --patch: {field}: {message}");
+        }
         report("patched", &[(key.clone(), did)], args.dry_run, format);
         Ok(Outcome::Ok)
     })
@@ -66,8 +81,7 @@ pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
 
 /// `label`.
 pub(crate) fn label(args: &LabelArgs, format: Format) -> Result<Outcome> {
-    let kind = select::kind(&args.kind)?;
-    let key = select::key(kind, args.namespace.namespace.as_deref(), &args.name)?;
+    let key = args.one.key()?;
     let (name, value) = match args.label.split_once('=') {
         Some((name, value)) => (name, value),
         None => (args.label.as_str(), ""),
@@ -77,7 +91,7 @@ pub(crate) fn label(args: &LabelArgs, format: Format) -> Result<Outcome> {
     }
     names::qualified(name).map_err(|reason| anyhow::anyhow!("label key {name:?}: {reason}"))?;
     names::label_value(value).map_err(|reason| anyhow::anyhow!("label value {value:?}: {reason}"))?;
-    let store = open(&args.store)?;
+    let store = open(&args.one.store)?;
     block_on(async {
         let mut was = None;
         let did = write::update(&*store, &key, false, |old: &Entry| {
@@ -114,10 +128,9 @@ pub(crate) fn label(args: &LabelArgs, format: Format) -> Result<Outcome> {
 
 /// `edit`.
 pub(crate) fn edit(args: &EditArgs, format: Format) -> Result<Outcome> {
-    let kind = select::kind(&args.kind)?;
-    let key = select::key(kind, args.namespace.namespace.as_deref(), &args.name)?;
+    let key = args.one.key()?;
     super::guard::writable(&key)?;
-    let store = open(&args.store)?;
+    let store = open(&args.one.store)?;
     block_on(async {
         let entry = get::one(&*store, &key).await?;
         let before = get::yaml(&shown(&entry));
