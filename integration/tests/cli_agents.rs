@@ -170,6 +170,8 @@ impl Cluster {
 /// Without times, process ids and sizes; columns as narrow as that makes them.
 fn settled(text: &str) -> String {
     let rules = [
+        (r"on (\w+): journalctl -u brindle-node -n 20", "LOG OF $1"),
+        (r"kubectl -n kube-system logs [^)]*spec\.nodeName=(\w+)\)", "LOG OF $1"),
         (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( \+0000 UTC|Z)?", "TIME"),
         (r"sequence \d+ of \d+", "sequence N of N"),
         (r"\b\d+(\.\d+)?(ms|us|s)\b", "T"),
@@ -214,6 +216,9 @@ fn transcript(kind: Kind) -> String {
             .replace("WEB", &web)
             .replace("NODE/", &format!("{}/", node.display()))
     };
+    // Where an agent's log is differs.
+    let log =
+        if kind == Kind::Kubernetes { "kubectl -n kube-system logs" } else { "journalctl -u brindle-node" };
     let mut text = String::new();
     for line in WELL {
         text += &cluster.run(&typed(line));
@@ -230,7 +235,9 @@ fn transcript(kind: Kind) -> String {
     });
     text += "# the agent of n3 is killed\n\n";
     for line in ILL {
-        text += &cluster.run(line);
+        let said = cluster.run(line);
+        assert!(*line != "status" || said.contains(log), "{said}");
+        text += &said;
         text.push('\n');
     }
     for (pod, host) in cluster.pods.iter().zip(NODES).take(1) {

@@ -37,6 +37,11 @@ impl Source {
         }
     }
 
+    /// Whether this is a cluster of Kubernetes, known by its API server.
+    pub(crate) fn kubernetes(&self) -> bool {
+        matches!(self, Self::Store(url) if url.starts_with("kubernetes:"))
+    }
+
     /// What to add to a command that is about the same cluster.
     pub(crate) fn flag(&self) -> String {
         match self {

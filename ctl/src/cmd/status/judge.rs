@@ -19,7 +19,7 @@ const NEARLY_FULL: u128 = 90;
 
 /// Judges what was seen. `ours`: this program's version.
 pub(super) fn judge(seen: &Seen, source: &Source, ours: &str) -> Screen {
-    let j = Judge { seen, flag: source.flag(), lab: matches!(source, Source::Lab(_)) };
+    let j = Judge { seen, flag: source.flag(), lab: matches!(source, Source::Lab(_)), source };
     let rows: Vec<Row> = seen.nodes.iter().map(|(at, answer)| j.row(at, answer)).collect();
     let mut problems: Vec<Problem> = seen.nodes.iter().flat_map(|(at, answer)| j.node(at, answer)).collect();
     problems.extend(j.cluster(ours));
@@ -93,6 +93,7 @@ struct Judge<'a> {
     /// Added to commands about the same cluster.
     flag: String,
     lab: bool,
+    source: &'a Source,
 }
 
 impl Judge<'_> {
@@ -212,6 +213,12 @@ impl Judge<'_> {
             Silence::Unreachable(_, Some(next)) => next.clone(),
             _ if self.lab => format!("brindlectl lab status{}", self.flag.replace("--lab", "--name")),
             Silence::Token { .. } => "compare the token files of both machines (--admin-token-file)".into(),
+            // Agents are the pods of a DaemonSet there, and kubectl takes a node for pods alone.
+            _ if self.source.kubernetes() => format!(
+                "kubectl -n kube-system logs --tail 20 $(kubectl -n kube-system get pod -o name \
+                 -l k8s-app=brindle-node --field-selector spec.nodeName={})",
+                at.name
+            ),
             _ => format!("on {}: journalctl -u brindle-node -n 20", at.name),
         }
     }

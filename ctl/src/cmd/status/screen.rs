@@ -115,6 +115,15 @@ fn short(name: &str) -> String {
     name.chars().take(NAME - 1).chain(['…']).collect()
 }
 
+/// A command to copy: one too long for a line goes on in the next as a shell has it.
+fn typable(command: &str) -> String {
+    const LEFT: usize = "  next: ".len();
+    if LEFT + command.chars().count() <= WIDTH {
+        return command.to_owned();
+    }
+    wrap(command, WIDTH - LEFT - " \\".len()).join(&format!(" \\\n{:LEFT$}", ""))
+}
+
 impl Screen {
     pub(super) fn outcome(&self) -> Outcome {
         match self.health {
@@ -151,7 +160,7 @@ impl Screen {
             for (i, line) in wrap(&format!("{place}: {}", p.what), WIDTH - 4).into_iter().enumerate() {
                 let _ = writeln!(text, "{}{line}", if i == 0 { "" } else { "    " });
             }
-            let _ = writeln!(text, "  next: {}", p.next);
+            let _ = writeln!(text, "  next: {}", typable(&p.next));
         }
         text
     }

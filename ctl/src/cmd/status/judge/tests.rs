@@ -168,6 +168,28 @@ fn nobody_answers() {
 }
 
 #[test]
+fn the_log_of_an_agent_is_where_its_cluster_keeps_it() {
+    let dead = Silence::Deadline { at: "10.0.0.1:9180".into(), limit: Duration::from_secs(1) };
+    let name = "worker-0123456789.example.org";
+    let seen = Seen { nodes: vec![(at(name, "10.0.0.1/24"), Err(dead))], stored: None, trouble: None };
+    let next = |source: &Source| judge(&seen, source, "0.1.0").problems[0].next.clone();
+    assert_eq!(next(&source()), format!("on {name}: journalctl -u brindle-node -n 20"));
+    let kubernetes = Source::Store("kubernetes:/etc/kubeconfig".into());
+    assert_eq!(
+        next(&kubernetes),
+        format!(
+            "kubectl -n kube-system logs --tail 20 $(kubectl -n kube-system get pod -o name -l k8s-app=brindle-node \
+             --field-selector spec.nodeName={name})"
+        )
+    );
+    // To be copied as it stands: what does not fit goes on as a shell has it.
+    let text = judge(&seen, &kubernetes, "0.1.0").render(false);
+    let (_, shown) = text.split_once("  next: ").unwrap();
+    assert_eq!(shown.trim_end().replace(" \\\n        ", " "), next(&kubernetes));
+    assert_eq!(text.lines().find(|l| l.chars().count() > WIDTH), None, "{text}");
+}
+
+#[test]
 fn colours_only_where_asked_for() {
     let seen = Seen {
         nodes: vec![(at("n", "10.0.0.1/24"), Ok(well("n", "10.1.0.0/26", &[], &[])))],
