@@ -9,7 +9,7 @@ mod lab;
 mod meaning;
 mod out;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser as _;
 
@@ -22,7 +22,17 @@ enum Outcome {
     Code(u8),
 }
 
+/// Whether the whole line is `brindlectl version`, what scripts ask most. Answered before clap has built the tree of all
+/// commands, which is most of what such a start costs.
+fn asks_version(mut typed: impl Iterator<Item = OsString>) -> bool {
+    typed.next().is_some_and(|w| w == "version" || w == "--version" || w == "-V") && typed.next().is_none()
+}
+
 fn main() -> ExitCode {
+    if asks_version(std::env::args_os().skip(1)) {
+        cmd::version::ours(args::Format::Table);
+        return ExitCode::SUCCESS;
+    }
     let args = args::Args::parse();
     let output =
         if args.output == cmd::resource::form::Form::Json { args::Format::Json } else { args::Format::Table };
@@ -33,6 +43,22 @@ fn main() -> ExitCode {
         Err(error) => {
             out::error(output, &error);
             ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_bare_question_is_answered_early() {
+        let asks = |line: &str| asks_version(line.split_whitespace().map(OsString::from));
+        for line in ["version", "--version", "-V"] {
+            assert!(asks(line), "{line}");
+        }
+        for line in ["", "version --all", "version -o json", "version --help", "-o json version", "status"] {
+            assert!(!asks(line), "{line}");
         }
     }
 }

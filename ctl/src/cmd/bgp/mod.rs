@@ -22,7 +22,8 @@ use crate::{
     Outcome,
     args::Format,
     cluster::Silence,
-    out::{self, put},
+    lab::progress::wrap,
+    out::{self, WIDTH, put},
 };
 
 /// Rows shown at a time: columns are as wide as these want them.
@@ -96,7 +97,9 @@ impl Show<'_> {
                 let deadline = silence.deadline().map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
                 self.json(json!({ "error": silence.to_string(), "deadlineMs": deadline }));
             }
-            Format::Table => put!("  NO ANSWER: {silence}\n"),
+            Format::Table => {
+                put!("  {}\n", wrap(&format!("NO ANSWER: {silence}"), WIDTH - 4).join("\n    "));
+            }
         }
     }
 
