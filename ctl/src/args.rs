@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Form of the answer: table or json; with get also wide, yaml, name, custom-columns=.., jsonpath=..
     #[arg(short = 'o', long = "output", global = true, default_value = "table", value_name = "FORM")]
     pub(crate) output: Form,
+    /// calicoctl's; versions are compared by `status` and `version --all`, and never in the way.
+    #[arg(long, global = true, hide = true)]
+    allow_version_mismatch: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

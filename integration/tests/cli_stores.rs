@@ -170,6 +170,32 @@ fn every_command_says_the_same_on_kubernetes() {
     insta::assert_snapshot!("commands", transcript(&Backend::new(Kind::Kubernetes, "kube")));
 }
 
+/// Somebody with calicoctl's variables, and none of ours.
+#[test]
+fn calicoctls_variables_name_the_datastore() {
+    let etcd = Backend::new(Kind::Etcd, "env-etcd");
+    let kube = Backend::new(Kind::Kubernetes, "env-kube");
+    let kubeconfig = kube.url.trim_start_matches("kubernetes:");
+    let servers = etcd.url.trim_start_matches("etcd:");
+    for (backend, kind, variable, value) in
+        [(&etcd, "etcdv3", "ETCD_ENDPOINTS", servers), (&kube, "kubernetes", "KUBECONFIG", kubeconfig)]
+    {
+        let made = backend.run(
+            "apply -f - < apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: mine}\nspec: {order: 7}\n",
+        );
+        assert!(made.ends_with("[0]\n"), "{made}");
+        let mut command = backend.command(&["--allow-version-mismatch", "get", "tier", "mine", "-o", "name"]);
+        let command =
+            command.env_remove("BRINDLE_DATASTORE").env("DATASTORE_TYPE", kind).env(variable, value);
+        let out = command.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "tier/mine", "{kind}: {out:?}");
+    }
+    let mut command = etcd.command(&["get", "nodes"]);
+    let out = command.env_remove("BRINDLE_DATASTORE").env("DATASTORE_TYPE", "etcd2").output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("DATASTORE_TYPE=etcd2: expected kubernetes or etcdv3"), "{said}");
+}
+
 #[test]
 fn everything_moves_from_one_datastore_to_another_and_back() {
     let from = Backend::new(Kind::Sqlite, "from");

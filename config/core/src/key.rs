@@ -202,12 +202,12 @@ impl Kind {
             Self::WorkloadEndpoint => &["wep", "weps"],
             Self::Tier => &[],
             Self::GlobalNetworkPolicy => &["gnp", "gnps"],
-            Self::NetworkPolicy => &["np", "nps"],
+            Self::NetworkPolicy => &["np", "nps", "policy", "policies", "pol", "pols"],
             Self::StagedGlobalNetworkPolicy => &["sgnp", "sgnps"],
             Self::StagedNetworkPolicy => &["snp", "snps"],
             Self::StagedKubernetesNetworkPolicy => &["sknp", "sknps"],
             Self::NetworkSet => &["netset", "netsets"],
-            Self::GlobalNetworkSet => &["gns"],
+            Self::GlobalNetworkSet => &["gns", "gnetset", "gnetsets"],
             Self::HostEndpoint => &["hep", "heps"],
             Self::Profile => &["pro", "pros"],
             Self::KubernetesNetworkPolicy => &["knp", "knps"],
@@ -234,7 +234,11 @@ impl Kind {
     pub fn closest(word: &str) -> Option<Self> {
         Self::find(word).or_else(|| {
             let names = Self::ALL.iter().map(|k| k.as_str());
-            crate::suggest::closest(word, names.chain(Self::ALL.iter().map(|k| k.plural())))
+            // Nearly every short word becomes another by one letter changed (pod, pol); a letter too many or too few
+            // is a slip.
+            let short = Self::ALL.iter().flat_map(|k| k.aliases()).copied();
+            let short = short.filter(|a| a.len() > 2 && a.len() != word.len());
+            crate::suggest::closest(word, names.chain(Self::ALL.iter().map(|k| k.plural())).chain(short))
                 .and_then(Self::find)
         })
     }
@@ -341,7 +345,10 @@ mod tests {
     fn misspelt_kinds_are_recognised() {
         assert_eq!(Kind::closest("BGPPear"), Some(Kind::BgpPeer));
         assert_eq!(Kind::closest("ippol"), Some(Kind::IpPool));
-        assert_eq!(Kind::closest("Deployment"), None);
+        assert_eq!(Kind::closest("gnpp"), Some(Kind::GlobalNetworkPolicy));
+        for other in ["Deployment", "Pod", "pods", "job"] {
+            assert_eq!(Kind::closest(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 /// Which datastore a command speaks to.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StoreArgs {
-    /// The datastore: `sqlite:PATH`.
+    /// The datastore: `sqlite:PATH`, `etcd:http://HOST:2379` or `kubernetes:KUBECONFIG`.
     #[arg(long, env = "BRINDLE_DATASTORE", default_value = brindle_config::DEFAULT_URL, value_name = "URL")]
     pub(crate) datastore: String,
     /// The datastore of this lab (it wins over --datastore).

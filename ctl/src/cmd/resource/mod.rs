@@ -73,7 +73,21 @@ pub(crate) fn url_of(args: &StoreArgs) -> Result<String> {
             anyhow::ensure!(dir.exists(), "there is no lab {lab:?}; see `brindlectl lab list`");
             Ok(dir.store_url())
         }
+        None if args.datastore == brindle_config::DEFAULT_URL => {
+            let kind = std::env::var("DATASTORE_TYPE").unwrap_or_default();
+            Ok(calico_url(&kind)?.unwrap_or(brindle_config::DEFAULT_URL).to_owned())
+        }
         None => Ok(args.datastore.clone()),
+    }
+}
+
+/// The datastore calicoctl's `DATASTORE_TYPE` names; where it is, ETCD_ENDPOINTS, KUBECONFIG and their like say.
+fn calico_url(kind: &str) -> Result<Option<&'static str>> {
+    match kind {
+        "" => Ok(None),
+        "kubernetes" => Ok(Some("kubernetes:")),
+        "etcdv3" => Ok(Some("etcd:")),
+        other => anyhow::bail!("DATASTORE_TYPE={other}: expected kubernetes or etcdv3"),
     }
 }
 

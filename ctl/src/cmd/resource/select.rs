@@ -85,6 +85,7 @@ mod tests {
         for (text, part) in [
             ("", "which kind?"),
             ("ippol", "did you mean IPPool?"),
+            ("gnpp", "did you mean GlobalNetworkPolicy?"),
             ("deployment", "expected one of IPPool"),
             ("ipp,node x", "one kind"),
             ("ipp/a b", "KIND/NAME"),
