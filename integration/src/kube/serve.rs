@@ -510,7 +510,11 @@ async fn accept(
     loop {
         let stream = tokio::select! {
             s = listener.accept() => s,
-            _ = stopped.changed() => return,
+            _ = stopped.changed() => {
+                // Before `done`: who waits for that takes the port again.
+                drop(listener);
+                return;
+            }
         };
         // Out of descriptors and the like: the next accept may succeed.
         let Ok((stream, _)) = stream else { continue };
