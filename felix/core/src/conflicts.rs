@@ -48,8 +48,7 @@ fn nodes(inputs: &Inputs, all: &mut Vec<String>) {
 
 fn blocks(inputs: &Inputs, all: &mut Vec<String>) {
     // In order of address and length, a block inside others comes after them.
-    let mut sorted: Vec<_> =
-        inputs.blocks.values().filter(|b| !b.deleted).map(|b| (b.cidr, b.host())).collect();
+    let mut sorted: Vec<_> = inputs.blocks.values().map(|b| (b.cidr, b.host.as_deref())).collect();
     sorted.sort();
     let mut widest: Option<(IpNet, Option<&str>)> = None;
     for (cidr, host) in sorted {

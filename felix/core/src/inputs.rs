@@ -40,13 +40,22 @@ pub enum Impact {
     Everything,
 }
 
+/// What is kept of a block: whose it is. Its allocations, most of it, change with every pod of its node and lead to no
+/// route here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    pub cidr: IpNet,
+    /// The node that owns it.
+    pub host: Option<String>,
+}
+
 /// Everything felix knows.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// Name of this node.
     pub node: String,
     pub(crate) pools: BTreeMap<String, IpPoolSpec>,
-    pub(crate) blocks: BTreeMap<String, IpamBlockSpec>,
+    pub(crate) blocks: BTreeMap<String, Block>,
     pub(crate) nodes: BTreeMap<String, NodeSpec>,
     /// Endpoints of this node only.
     pub(crate) endpoints: BTreeMap<Key, WorkloadEndpointSpec>,
@@ -193,8 +202,8 @@ impl Inputs {
     }
 
     /// Own blocks.
-    pub fn own_blocks(&self) -> impl Iterator<Item = &IpamBlockSpec> {
-        self.blocks.values().filter(|b| !b.deleted && b.host() == Some(&self.node))
+    pub fn own_blocks(&self) -> impl Iterator<Item = &Block> {
+        self.blocks.values().filter(|b| b.host.as_ref() == Some(&self.node))
     }
 
     /// The pool that covers a prefix, the most specific one.
@@ -232,10 +241,19 @@ impl Inputs {
 
     fn take(&mut self, e: &Entry) -> bool {
         match e.key.kind {
-            Kind::IpPool => put(&mut self.pools, &mut self.bad, e, |k| k.name.clone(), |_| true),
-            Kind::IpamBlock => put(&mut self.blocks, &mut self.bad, e, |k| k.name.clone(), |_| true),
-            Kind::Node => put(&mut self.nodes, &mut self.bad, e, |k| k.name.clone(), |_| true),
-            Kind::FelixConfiguration => put(&mut self.felix, &mut self.bad, e, |k| k.name.clone(), |_| true),
+            Kind::IpPool => put(&mut self.pools, &mut self.bad, e, |k| k.name.clone(), Some),
+            Kind::IpamBlock => put(
+                &mut self.blocks,
+                &mut self.bad,
+                e,
+                |k| k.name.clone(),
+                |b: IpamBlockSpec| {
+                    let host = b.host().map(str::to_owned);
+                    (!b.deleted).then_some(Block { cidr: b.cidr, host })
+                },
+            ),
+            Kind::Node => put(&mut self.nodes, &mut self.bad, e, |k| k.name.clone(), Some),
+            Kind::FelixConfiguration => put(&mut self.felix, &mut self.bad, e, |k| k.name.clone(), Some),
             Kind::BgpConfiguration if e.key.name == "default" => {
                 // What does not decode keeps its last good value; the speaker names it.
                 let Ok(c) = decode::<BgpConfigurationSpec>(e).map(|s| s.resource.spec) else { return false };
@@ -246,8 +264,8 @@ impl Inputs {
             }
             Kind::WorkloadEndpoint => {
                 let node = self.node.clone();
-                put(&mut self.endpoints, &mut self.bad, e, Key::clone, |w: &WorkloadEndpointSpec| {
-                    w.node == node
+                put(&mut self.endpoints, &mut self.bad, e, Key::clone, |w: WorkloadEndpointSpec| {
+                    (w.node == node).then_some(w)
                 })
             }
             // The kinds of policy are for `calc`.
@@ -270,25 +288,25 @@ impl Inputs {
     }
 }
 
-/// Stores a decoded spec under its name. What does not decode keeps its last good value and is named in `bad`: running
-/// traffic is not cut because of a typing mistake.
-fn put<K: Ord, S: Spec>(
-    map: &mut BTreeMap<K, S>,
+/// Stores what is to be kept of a decoded spec under its name; nothing: as if it were not there. What does not decode keeps
+/// its last good value and is named in `bad`: running traffic is not cut because of a typing mistake.
+fn put<K: Ord, S: Spec, T: PartialEq>(
+    map: &mut BTreeMap<K, T>,
     bad: &mut BTreeMap<Key, String>,
     entry: &Entry,
     name: impl Fn(&Key) -> K,
-    mine: impl Fn(&S) -> bool,
+    keep: impl FnOnce(S) -> Option<T>,
 ) -> bool {
     match decode::<S>(entry) {
         Ok(stored) => {
             let was_bad = bad.remove(&entry.key).is_some();
             let key = name(&entry.key);
-            if !mine(&stored.resource.spec) {
+            let Some(new) = keep(stored.resource.spec) else {
                 return map.remove(&key).is_some() || was_bad;
-            }
-            let same = map.get(&key) == Some(&stored.resource.spec);
+            };
+            let same = map.get(&key) == Some(&new);
             if !same {
-                map.insert(key, stored.resource.spec);
+                map.insert(key, new);
             }
             !same || was_bad
         }

@@ -143,6 +143,28 @@ fn routes_to_services_stay_out_of_the_kernel() {
 }
 
 #[test]
+fn of_a_block_only_its_range_and_its_node_count() {
+    let with = |affinity: Option<&str>, allocations: Vec<Option<usize>>, deleted: bool| {
+        let spec = serde_json::json!({"cidr": "10.128.0.64/26", "affinity": affinity, "allocations": allocations, "unallocated": [],
+            "attributes": [{"handle_id": "a", "secondary": {}}], "deleted": deleted});
+        upsert("10-128-0-64-26", serde_json::from_value::<IpamBlockSpec>(spec).unwrap())
+    };
+    let own = |i: &Inputs| i.own_blocks().map(|b| b.cidr.to_string()).collect::<Vec<_>>();
+    let mut i = Inputs::new("n1");
+    assert_eq!(i.apply(&with(Some("host:n1"), vec![None; 64], false)), Impact::Base);
+    assert_eq!(own(&i), ["10.128.0.64/26"]);
+    let mut one_taken = vec![None; 64];
+    one_taken[3] = Some(0);
+    assert_eq!(i.apply(&with(Some("host:n1"), one_taken.clone(), false)), Impact::Nothing, "a pod came");
+    assert_eq!(i.apply(&with(Some("host:n2"), one_taken.clone(), false)), Impact::Base, "another node's now");
+    assert_eq!(own(&i), [""; 0]);
+    assert_eq!(i.apply(&with(Some("host:n1"), one_taken.clone(), false)), Impact::Base);
+    assert_eq!(i.apply(&with(Some("host:n1"), one_taken.clone(), true)), Impact::Base, "marked as deleted");
+    assert_eq!(own(&i), [""; 0]);
+    assert_eq!(i.apply(&with(None, one_taken, true)), Impact::Nothing);
+}
+
+#[test]
 fn cross_subnet_goes_direct_inside_the_segment_and_through_the_tunnel_across() {
     let d = desired(&inputs(EncapMode::CrossSubnet));
     assert_eq!(
