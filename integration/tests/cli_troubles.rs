@@ -3,6 +3,7 @@
 
 use std::{fs, time::Duration};
 
+use brindle_config::etcd::{EtcdSettings, EtcdStore};
 use brindle_integration::{
     kube::{Access, ApiServer, Refusal, Rule},
     transcript::{Backend, Kind},
@@ -120,6 +121,43 @@ fn what_a_cluster_refuses_is_refused_and_the_rest_is_not_lost() {
         let said = backend.run("get ippools -o name");
         if said.contains("ippool/two") { Ok(()) } else { Err(said) }
     });
+}
+
+#[test]
+fn an_etcd_that_forgot_its_history_costs_nobody_anything() {
+    let backend = Backend::new(Kind::Etcd, "trouble-compact");
+    fs::write(backend.dir.join("one.yaml"), pool("one", 10)).unwrap();
+    assert!(backend.run("apply -f one.yaml").ends_with("[0]\n"));
+    // Written down by somebody before history was forgotten, and changed by another meanwhile.
+    let out = backend.command(&["get", "ippools", "one", "-o", "yaml"]).output().unwrap();
+    let old = String::from_utf8(out.stdout).unwrap();
+    assert!(old.contains("resourceVersion:"), "{old}");
+    fs::write(backend.dir.join("old.yaml"), old.replace("10.10.0.0/16", "10.10.0.0/16\n  disabled: true"))
+        .unwrap();
+    for n in 0..5 {
+        fs::write(backend.dir.join("two.yaml"), pool("two", 20 + n)).unwrap();
+        backend.run("delete ippools two");
+        let said = backend.run("apply -f two.yaml");
+        assert!(said.ends_with("[0]\n"), "{said}");
+    }
+    let one = pool("one", 10).replace("/16", "/16, natOutgoing: true");
+    fs::write(backend.dir.join("one.yaml"), one).unwrap();
+    assert!(backend.run("apply -f one.yaml").ends_with("[0]\n"));
+    let url = backend.url.clone();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let settings = EtcdSettings::parse(url.trim_start_matches("etcd:"), |_| None).unwrap();
+        EtcdStore::new(settings).compact().await.unwrap();
+    });
+    let names = backend.run("get ippools -o name");
+    assert!(names.contains("ippool/one\n") && names.contains("ippool/two\n"), "{names}");
+    let said = backend.run("replace -f old.yaml");
+    refused(&said, &["nothing was written"]);
+    assert!(said.contains("IPPool(one) was changed") && said.contains("read it again"), "{said}");
+    let now = backend.run("get ippools one -o yaml");
+    assert!(now.contains("natOutgoing: true") && !now.contains("disabled: true"), "{now}");
+    let said = backend.run("delete ippools two");
+    assert!(said.ends_with("[0]\n"), "{said}");
 }
 
 #[test]

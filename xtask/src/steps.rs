@@ -76,7 +76,7 @@ const PARTS: [Step; 4] = [
         // Which server each ran against is printed.
         cargo(
             "test --workspace --test kube_apiserver --test kube_manifests --test kube_node --test kube_rbac \
-             --test kube_store --test controllers -- --test-threads=1 --nocapture",
+             --test kube_start --test kube_store --test controllers -- --test-threads=1 --nocapture",
         )
     }),
     ("etcd", || {

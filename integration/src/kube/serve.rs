@@ -43,6 +43,8 @@ pub struct Options {
     /// Calls without a token are `system:anonymous` (403), as by default in Kubernetes; otherwise 401.
     pub anonymous: bool,
     pub address: SocketAddr,
+    /// First and last year of its certificate's validity; otherwise it is valid now.
+    pub certificate_years: Option<(i32, i32)>,
     pub bind: Bind,
     /// How long a watch lives that asks for no timeout.
     pub watch_timeout: Duration,
@@ -61,6 +63,7 @@ impl Default for Options {
             tls: false,
             anonymous: true,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            certificate_years: None,
             bind: Arc::new(|a: SocketAddr| TcpListener::bind(a)),
             watch_timeout: Duration::from_secs(1800),
             bookmark_every: Duration::from_secs(60),
@@ -99,7 +102,7 @@ impl Drop for ApiServer {
     }
 }
 
-fn certificates(address: SocketAddr) -> Tls {
+fn certificates(address: SocketAddr, years: Option<(i32, i32)>) -> Tls {
     let names =
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "127.0.0.1", "::1"];
     let mut names: Vec<_> = names.map(str::to_owned).to_vec();
@@ -114,7 +117,11 @@ fn certificates(address: SocketAddr) -> Tls {
     let ca = params.self_signed(&ca_key).expect("the parameters are whole");
     let issuer = rcgen::Issuer::from_params(&params, &ca_key);
     let key = rcgen::KeyPair::generate().expect("the generator works");
-    let leaf = rcgen::CertificateParams::new(names).expect("the names are good");
+    let mut leaf = rcgen::CertificateParams::new(names).expect("the names are good");
+    if let Some((first, last)) = years {
+        leaf.not_before = rcgen::date_time_ymd(first, 1, 1);
+        leaf.not_after = rcgen::date_time_ymd(last, 12, 31);
+    }
     let leaf = leaf.signed_by(&key, &issuer).expect("the parameters are whole");
     let provider = Arc::new(ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -148,7 +155,7 @@ impl ApiServer {
             .enable_all()
             .build()
             .expect("a runtime can be made");
-        let tls = options.tls.then(|| certificates(options.address));
+        let tls = options.tls.then(|| certificates(options.address, options.certificate_years));
         let ca = tls.as_ref().map(|t| t.ca.clone()).unwrap_or_default();
         let mut state = State::new(ca);
         state.furnish();

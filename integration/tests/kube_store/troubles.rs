@@ -8,7 +8,7 @@ use brindle_config_core::{
     Key, Kind,
     store::{Change, Expect, Revision, Store, StoreError, Watch},
 };
-use brindle_integration::kube::{Access, Refusal, Rule};
+use brindle_integration::kube::{Access, ApiServer, Options, Refusal, Rule};
 use serde_json::{Value, json};
 
 use super::target::{LONG, Target};
@@ -176,6 +176,23 @@ async fn a_server_nobody_vouches_for_is_not_talked_to() {
         matches!(&e, StoreError::Broken(why) if why.contains("TLS") && why.contains("certificate-authority")),
         "{e}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_differ_too_much_for_a_certificate_are_to_be_compared() {
+    for years in [(2001, 2002), (2980, 2999)] {
+        let server =
+            ApiServer::start(Options { tls: true, certificate_years: Some(years), ..Options::default() });
+        let dir = std::env::temp_dir().join(format!("brindle-clock-{}-{}", years.0, std::process::id()));
+        server.write_kubeconfig(&dir, server.admin_token());
+        let store = KubeStore::new(KubeSettings::parse(dir.to_str().unwrap()).unwrap());
+        let e = store.list(&[Kind::IpPool]).await.unwrap_err();
+        std::fs::remove_file(&dir).unwrap();
+        assert!(
+            matches!(&e, StoreError::Broken(why) if why.contains("TLS") && why.contains("compare the clocks of both machines")),
+            "{years:?}: {e}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
