@@ -143,8 +143,8 @@ impl Service {
         if sight == Sight::Now || !self.store.visit_followed(&kinds, &mut each) {
             self.store.list(&kinds).await?.entries.into_iter().for_each(each);
         }
-        let cache = cache.to_owned();
-        let heard = tokio::task::spawn_blocking(move || (attachments(&cache), routes())).await;
+        let (cache, prefixes) = (cache.to_owned(), self.known_prefixes());
+        let heard = tokio::task::spawn_blocking(move || (attachments(&cache), routes(&prefixes))).await;
         let (attachments, kernel) = heard.unwrap_or((None, None));
         Ok(Evidence {
             node: self.node.clone(),
@@ -245,12 +245,13 @@ fn attachments(cache: &Path) -> Option<BTreeSet<String>> {
     Some(handles)
 }
 
-/// Addresses with a route through a pod's device, or a device the route of which is still to come counts for none: an
-/// ADD under way holds its container's turn.
-fn routes() -> Option<BTreeSet<IpAddr>> {
+/// Addresses with a route through a pod's device, which its name tells. A device the route of which is still to come counts
+/// for none: an ADD under way holds its container's turn.
+fn routes(prefixes: &[String]) -> Option<BTreeSet<IpAddr>> {
     let mut kernel = Rtnl::open().ok()?;
+    let is_pods = |name: &str| prefixes.iter().any(|p| name.starts_with(p.as_str()));
     let pods: BTreeSet<u32> =
-        kernel.links().ok()?.into_iter().filter(|l| l.name.starts_with("cali")).map(|l| l.index).collect();
+        kernel.links().ok()?.into_iter().filter(|l| is_pods(&l.name)).map(|l| l.index).collect();
     let all = kernel.routes(&RouteFilter::main()).ok()?;
     let host = |n: &ipnet::IpNet| n.prefix_len() == n.max_prefix_len();
     let of_pods = all.iter().filter(|r| host(&r.dst) && r.only_dev().is_some_and(|d| pods.contains(&d)));

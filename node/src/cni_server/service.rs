@@ -232,11 +232,19 @@ impl Service {
         self.dataplane.pod_prefixes().into_iter().next().unwrap_or_else(|| PREFIX.to_owned())
     }
 
-    /// Whether a plugin may have a device deleted: its name says that it is a pod's, by the setting of today or by the
-    /// default, under which it may have been made.
+    /// What the names of pod devices may begin with: the setting of today, and the default, under which one may have been
+    /// made.
+    pub(super) fn known_prefixes(&self) -> Vec<String> {
+        let mut all = self.dataplane.pod_prefixes();
+        if !all.iter().any(|p| p == PREFIX) {
+            all.push(PREFIX.to_owned());
+        }
+        all
+    }
+
+    /// Whether a plugin may have a device deleted: its name says that it is a pod's.
     fn is_pods(&self, device: &HostDevice) -> bool {
-        let pods = device.name.starts_with(PREFIX)
-            || self.dataplane.pod_prefixes().iter().any(|p| device.name.starts_with(p));
+        let pods = self.known_prefixes().iter().any(|p| device.name.starts_with(p));
         if !pods {
             tracing::warn!(device = %device.name, "asked to delete a device that is no pod's; left alone");
         }
