@@ -93,6 +93,24 @@ impl Node {
         self.agent = Some(Running::start_in(self.ns.ns(), &mut command));
     }
 
+    /// Starts the agent with a pool and adds two pods, which reach each other.
+    fn two_pods(&mut self, cidr: &str) -> [(Container, Said); 2] {
+        let pool = format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: pool}}\nspec: {{cidr: {cidr}}}\n"
+        );
+        let (code, said) = self.ctl(&["apply", "-f", "-"], &pool);
+        assert_eq!(code, 0, "{said}");
+        self.start_agent();
+        let pods = [(); 2].map(|()| {
+            let pod = Container::new();
+            let said = self.plugin("ADD", &pod.id, &pod.netns());
+            (pod, said)
+        });
+        let [(a, first), (_, second)] = &pods;
+        assert!(ping(a.ns.ns(), &second.address()), "{first:?} {second:?}");
+        pods
+    }
+
     /// The machine goes down, with everything the kernel knew, and comes up without its datastore. Its disk stays.
     fn reboot(&mut self, tag: &str) {
         self.agent.take().unwrap().kill();
@@ -165,14 +183,7 @@ impl Drop for Node {
 #[test]
 fn pods_live_on_etcd_and_outlive_it() {
     let mut node = Node::new("etcd");
-    let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool}\nspec: {cidr: 10.91.0.0/24}\n";
-    let (code, said) = node.ctl(&["apply", "-f", "-"], pool);
-    assert_eq!(code, 0, "{said}");
-    node.start_agent();
-    let (a, b) = (Container::new(), Container::new());
-    let first = node.plugin("ADD", &a.id, &a.netns());
-    let second = node.plugin("ADD", &b.id, &b.netns());
-    assert!(ping(a.ns.ns(), &second.address()), "{first:?} {second:?}");
+    let [(a, first), (b, second)] = node.two_pods("10.91.0.0/24");
 
     // Calico's tools find what they look for where they look.
     let keys = node.etcdctl(&["get", "--prefix", "--keys-only", "/calico/"]);
@@ -216,14 +227,7 @@ fn pods_live_on_etcd_and_outlive_it() {
 #[test]
 fn pods_of_before_a_reboot_have_their_addresses_while_etcd_is_dead() {
     let mut node = Node::new("etcdboot");
-    let pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: pool}\nspec: {cidr: 10.92.0.0/24}\n";
-    let (code, said) = node.ctl(&["apply", "-f", "-"], pool);
-    assert_eq!(code, 0, "{said}");
-    node.start_agent();
-    let (a, b) = (Container::new(), Container::new());
-    let first = node.plugin("ADD", &a.id, &a.netns());
-    let second = node.plugin("ADD", &b.id, &b.netns());
-    assert!(ping(a.ns.ns(), &second.address()), "{first:?} {second:?}");
+    let [(a, first), (b, second)] = node.two_pods("10.92.0.0/24");
 
     node.reboot("etcdboot2");
     let (id_a, id_b) = (a.id.clone(), b.id.clone());
