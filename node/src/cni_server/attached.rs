@@ -3,11 +3,18 @@
 //! its addresses again, also while the datastore is away. It is a memory, not a record: who may have an address is
 //! decided by the blocks in the datastore, where a given address stays recorded until somebody releases it.
 //!
-//! Files are not synced: after a power cut a missing or torn one costs its pod the address, nothing else.
+//! Files are not synced, except of what the datastore is not told of yet, so a power cut may undo what was done to them
+//! last. One that is missing or torn costs its pod the address while the datastore is away, nothing else. One that is back
+//! although its address was taken back may say that an address is one pod's which by now is another's. When files of two
+//! pods claim an address, neither is believed ([`doubtful`]). When only the old one is there, its pod must still be made
+//! anew, with the same uid, before the datastore is back to be given that address again; the kernel then denies its new
+//! flows, no peer hears of the address, and when the datastore is back the pod is cut off as one that lost it. Syncing
+//! every file would cost each ADD and DEL a write to the disk to spare that pod its second start.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -61,6 +68,26 @@ impl Kept {
     }
 }
 
+/// Addresses that more than one pod claims to have of the datastore. Two sandboxes of one pod may both have it: one hands it
+/// over to the other.
+fn doubtful<'a>(all: impl Iterator<Item = &'a Kept>) -> BTreeSet<IpAddr> {
+    let whose = |a: &'a Attachment| match &a.pod {
+        Some(pod) => (&*pod.namespace, &*pod.name, &*pod.uid),
+        None => ("", "", &*a.container_id),
+    };
+    let mut first = BTreeMap::new();
+    let mut twice = BTreeSet::new();
+    for kept in all.filter(|k| !k.given) {
+        for net in &kept.addresses {
+            let owner = whose(&kept.attachment);
+            if *first.entry(net.addr()).or_insert(owner) != owner {
+                twice.insert(net.addr());
+            }
+        }
+    }
+    twice
+}
+
 /// All attachments.
 pub(super) struct Attached {
     folder: PathBuf,
@@ -82,7 +109,21 @@ impl Attached {
             let lost = "its pod is a new one while the datastore is away";
             tracing::warn!("{}: {why}; set aside as .bad: {lost}", path.display());
         }
-        let all = sound.into_iter().map(|(_, kept)| (journal::file_stem(&kept.attachment), kept)).collect();
+        let mut all: BTreeMap<String, Kept> =
+            sound.into_iter().map(|(_, kept)| (journal::file_stem(&kept.attachment), kept)).collect();
+        let doubtful = doubtful(all.values());
+        all.retain(|stem, k| {
+            let believed = k.owes() || k.given || !k.addresses.iter().any(|n| doubtful.contains(&n.addr()));
+            if !believed {
+                let cause = "another attachment claims the same address, as after a power cut";
+                tracing::warn!(container = %k.attachment.container_id, workload = k.attachment.workload(),
+                    addresses = ?k.addresses, cause, "not remembered: it is a new one while the datastore is away");
+                if let Err(e) = std::fs::remove_file(folder.join(format!("{stem}.{SUFFIX}"))) {
+                    tracing::warn!("cannot remove {stem}.{SUFFIX} below {}: {e}", folder.display());
+                }
+            }
+            believed
+        });
         Self { folder, all: Mutex::new(all), owing: Notify::new() }
     }
 
@@ -172,5 +213,57 @@ impl Attached {
         };
         // Fails only when the runtime ends; the next agent learns from the datastore that it is gone.
         drop(tokio::task::spawn_blocking(remove).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use brindle_cni::proto::PodRef;
+
+    use super::*;
+
+    fn kept(pod: &str, container: &str, address: &str) -> Kept {
+        let attachment = Attachment {
+            container_id: container.into(),
+            ifname: "eth0".into(),
+            netns: String::new(),
+            netns_id: String::new(),
+            network: "net".into(),
+            pod: Some(PodRef { namespace: "default".into(), name: pod.into(), uid: format!("uid-{pod}") }),
+        };
+        let addresses = vec![address.parse().unwrap()];
+        let handle = attachment.handle();
+        Kept { attachment, addresses, given: false, handle, former: String::new(), mtu: 0, unrecorded: None }
+    }
+
+    #[tokio::test]
+    async fn an_address_two_pods_claim_after_a_power_cut_is_neither_ones() {
+        let dir = std::env::temp_dir().join(format!("bt-{}-attached", std::process::id()));
+        let before = Attached::read(&dir);
+        // The old owner's file is back: the power cut undid its removal.
+        let (old, new, sound) =
+            (kept("a", "c1", "10.0.0.1/32"), kept("b", "c2", "10.0.0.1/32"), kept("c", "c3", "10.0.0.3/32"));
+        // One pod's address on its way from sandbox to sandbox.
+        let (from, to) = (kept("d", "c4", "10.0.0.4/32"), kept("d", "c5", "10.0.0.4/32"));
+        let to = Kept { handle: from.handle.clone(), former: "c4".into(), ..to };
+        // Written while the datastore was away: synced, and the datastore decides.
+        let owed = Kept {
+            unrecorded: Some(Unrecorded { device: "cali1".into(), mac: String::new() }),
+            ..kept("e", "c6", "10.0.0.3/32")
+        };
+        // Another IPAM plugin's network may have the same addresses.
+        let foreign = Kept { given: true, ..kept("f", "c7", "10.0.0.4/32") };
+        let all = [&old, &new, &from, &to, &foreign];
+        for k in all {
+            before.keep(k.clone()).await.unwrap();
+        }
+        let after = Attached::read(&dir);
+        assert_eq!(all.map(|k| after.of(&k.attachment).is_some()), [false, false, true, true, true]);
+        for k in [&sound, &owed] {
+            after.keep(k.clone()).await.unwrap();
+        }
+        let again = Attached::read(&dir);
+        assert_eq!([&sound, &owed, &old].map(|k| again.of(&k.attachment).is_some()), [false, true, false]);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }
