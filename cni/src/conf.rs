@@ -243,7 +243,8 @@ impl Conf {
     /// Reads and checks a configuration.
     pub fn parse(input: &[u8]) -> Result<Self, CniError> {
         if input.iter().all(u8::is_ascii_whitespace) {
-            return Err(CniError::new(code::DECODE, "no network configuration on standard input"));
+            return Err(CniError::new(code::DECODE, "no network configuration on standard input")
+                .hint("container runtimes write it there; by hand: CNI_COMMAND=... brindle < FILE"));
         }
         if input.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
             return Err(match serde_json::from_slice::<Value>(input) {
@@ -266,15 +267,13 @@ impl Conf {
 
     fn check(raw: RawConf) -> Result<Self, CniError> {
         let version = if raw.version.is_empty() {
-            return Err(CniError::new(code::VERSION, "network configuration: cniVersion is missing")
-                .hint(format!("supported: {}", VERSIONS.join(", "))));
+            return Err(CniError::new(code::VERSION, "network configuration: cniVersion is missing"));
         } else {
             Version::parse(&raw.version).ok_or_else(|| {
                 CniError::new(
                     code::VERSION,
                     format!("incompatible CNI versions: the configuration is {:?}", raw.version),
                 )
-                .hint(format!("supported: {}", VERSIONS.join(", ")))
             })?
         };
         if raw.name.is_empty() {
@@ -307,7 +306,8 @@ impl Conf {
         if !ipv4 && !ipv6 {
             return Err(CniError::config(
                 "ipam: assign_ipv4 and assign_ipv6 are both false: no address is asked for",
-            ));
+            )
+            .hint("set one of them to true, or leave both out"));
         }
         let pod_cidr = delegate.is_some() && raw.ipam.takes_pod_cidr();
         let pools_of_pod = !(wishes.ipv4_pools.is_empty() && wishes.ipv6_pools.is_empty());
@@ -483,6 +483,7 @@ mod tests {
             let e = parse(json).unwrap_err();
             assert_eq!(e.code, code, "{json}: {e}");
             assert!(e.message.contains(want), "{json}: {e}");
+            assert!(!e.hint.is_empty(), "{json}: what to do about it is not said");
         }
     }
 

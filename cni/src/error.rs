@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::conf::VERSIONS;
+
 /// Error codes. 1–99 are the specification's, those from 100 on are ours.
 pub mod code {
     /// The configuration's `cniVersion` is not supported.
@@ -52,14 +54,18 @@ pub struct CniError {
 }
 
 impl CniError {
+    /// With the next step that goes for all errors of this code.
     pub fn new(code: u32, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: String::new() }
+        Self { code, message: message.into(), hint: next_step(code) }
     }
 
-    /// Adds what to do about it.
+    /// Says better what to do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = hint.into();
+        let hint = hint.into();
+        if !hint.is_empty() {
+            self.hint = hint;
+        }
         self
     }
 
@@ -79,6 +85,30 @@ impl CniError {
     }
 }
 
+/// What to do when nothing better is known than the code.
+fn next_step(code: u32) -> String {
+    let step = match code {
+        code::VERSION => return format!("supported: {}", VERSIONS.join(", ")),
+        code::FIELD | code::CONFIG => {
+            "correct the network configuration (/etc/cni/net.d), or the pod's annotation it comes from"
+        }
+        code::CONTAINER => "the container is gone: DEL it and make it anew",
+        code::ENVIRONMENT => "the container runtime sets the CNI_* variables: see its log and its version",
+        code::IO => "see that what the message names exists and has room, as root, and try again",
+        code::DECODE => {
+            "check the network configuration (/etc/cni/net.d), for instance with python3 -m json.tool FILE"
+        }
+        code::TRY_AGAIN | code::NOT_READY => "try again; if it stays so, see the agent's log",
+        code::NOT_AVAILABLE | code::LIMITED => "see the agent's log",
+        code::POOL_EXHAUSTED => "see brindlectl ipam show",
+        code::DUPLICATE_ADDRESS => "brindlectl ipam why ADDRESS says who has it",
+        code::ATTACHED => "DEL the other attachment first",
+        code::PROTOCOL => "install plugin and agent of one version",
+        _ => "see the agent's log; a pod that is deleted is made anew",
+    };
+    step.to_owned()
+}
+
 impl fmt::Display for CniError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
@@ -93,5 +123,20 @@ impl From<brindle_kernel::netlink::NetlinkError> for CniError {
     fn from(e: brindle_kernel::netlink::NetlinkError) -> Self {
         let error = Self::new(code::FAILED, e.to_string());
         if e.is_permission() { error.hint("run as root (CAP_NET_ADMIN)") } else { error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_always_says_what_to_do_next() {
+        for code in [1, 2, 3, 4, 5, 6, 7, 11, 50, 51, 100, 101, 103, 104, 107, 110, 999] {
+            let general = CniError::new(code, "m");
+            assert!(!general.hint.is_empty(), "{code}");
+            assert_eq!(general.clone().hint(""), general, "nothing is no better advice");
+            assert_eq!(general.hint("sharpen").hint, "sharpen");
+        }
     }
 }

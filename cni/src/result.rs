@@ -113,13 +113,7 @@ fn ip(version: Version, address: IpNet, interface: Option<usize>) -> Ip {
 
 /// The error object.
 pub fn error(version: &str, e: &CniError) -> Value {
-    let mut object = json!({ "cniVersion": version, "code": e.code, "msg": e.message });
-    if !e.hint.is_empty()
-        && let Some(map) = object.as_object_mut()
-    {
-        map.insert("details".into(), Value::from(e.hint.clone()));
-    }
-    object
+    json!({ "cniVersion": version, "code": e.code, "msg": e.message, "details": e.hint })
 }
 
 /// The answer to VERSION.

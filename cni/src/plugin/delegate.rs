@@ -65,6 +65,9 @@ pub(crate) struct Delegate {
     input: Vec<u8>,
 }
 
+/// What to do about an answer of the other plugin that does not say so itself.
+const ITS_OWN: &str = "see what its configuration, the section ipam, asks of it";
+
 impl Delegate {
     /// `input` is the network configuration as it came.
     pub(crate) fn new(kind: &str, input: &[u8]) -> Self {
@@ -76,12 +79,14 @@ impl Delegate {
         let out = self.call("ADD")?;
         let answer: Answer = serde_json::from_slice(&out).map_err(|e| {
             CniError::new(code::DECODE, format!("ipam plugin {}: its result does not decode: {e}", self.kind))
+                .hint(ITS_OWN)
         })?;
         if answer.ips.is_empty() {
             return Err(CniError::new(
                 code::FAILED,
                 format!("ipam plugin {}: its result has no address", self.kind),
-            ));
+            )
+            .hint(ITS_OWN));
         }
         Ok(answer.ips.iter().map(|ip| IpNet::from(ip.address.addr())).collect())
     }
@@ -129,8 +134,11 @@ impl Delegate {
         }
         let said: Option<CniError> = serde_json::from_slice(&out.stdout).ok();
         Err(match said {
-            Some(e) => CniError { message: format!("ipam plugin {}: {}", self.kind, e.message), ..e },
-            None => CniError::new(code::FAILED, format!("ipam plugin {} failed: {}", self.kind, out.status)),
+            Some(e) => CniError::new(e.code, format!("ipam plugin {}: {}", self.kind, e.message))
+                .hint(ITS_OWN)
+                .hint(e.hint),
+            None => CniError::new(code::FAILED, format!("ipam plugin {} failed: {}", self.kind, out.status))
+                .hint(ITS_OWN),
         })
     }
 

@@ -94,21 +94,21 @@ fn every_wrong_call_is_one_error_object() {
         all.push('\n');
     }
     insta::assert_snapshot!(all, @r#"
-    {"cniVersion":"1.0.0","code":4,"msg":"required environment variable CNI_COMMAND is missing"}
+    {"cniVersion":"1.0.0","code":4,"details":"the container runtime sets the CNI_* variables: see its log and its version","msg":"required environment variable CNI_COMMAND is missing"}
     {"cniVersion":"1.0.0","code":4,"details":"ADD, DEL, CHECK, STATUS, GC or VERSION","msg":"CNI_COMMAND: unknown command \"FROB\""}
-    {"cniVersion":"1.0.0","code":4,"msg":"required environment variable CNI_CONTAINERID is missing"}
-    {"cniVersion":"1.0.0","code":4,"msg":"required environment variable CNI_IFNAME is missing"}
-    {"cniVersion":"1.0.0","code":4,"msg":"required environment variable CNI_NETNS is missing"}
-    {"cniVersion":"1.0.0","code":4,"msg":"CNI_IFNAME \"a/b\" is not valid: it contains '/', ':' or white space"}
+    {"cniVersion":"1.0.0","code":4,"details":"the container runtime sets the CNI_* variables: see its log and its version","msg":"required environment variable CNI_CONTAINERID is missing"}
+    {"cniVersion":"1.0.0","code":4,"details":"the container runtime sets the CNI_* variables: see its log and its version","msg":"required environment variable CNI_IFNAME is missing"}
+    {"cniVersion":"1.0.0","code":4,"details":"the container runtime sets the CNI_* variables: see its log and its version","msg":"required environment variable CNI_NETNS is missing"}
+    {"cniVersion":"1.0.0","code":4,"details":"the container runtime sets the CNI_* variables: see its log and its version","msg":"CNI_IFNAME \"a/b\" is not valid: it contains '/', ':' or white space"}
     {"cniVersion":"1.0.0","code":4,"details":"like /run/netns/NAME or /proc/PID/ns/net","msg":"CNI_NETNS \"/run/netns/../x\" is not an absolute path without '..'"}
-    {"cniVersion":"1.1.0","code":6,"msg":"no network configuration on standard input"}
-    {"cniVersion":"1.1.0","code":6,"msg":"network configuration: EOF while parsing an object at line 1 column 1"}
+    {"cniVersion":"1.1.0","code":6,"details":"container runtimes write it there; by hand: CNI_COMMAND=... brindle < FILE","msg":"no network configuration on standard input"}
+    {"cniVersion":"1.1.0","code":6,"details":"check the network configuration (/etc/cni/net.d), for instance with python3 -m json.tool FILE","msg":"network configuration: EOF while parsing an object at line 1 column 1"}
     {"cniVersion":"2.0.0","code":1,"details":"supported: 0.3.1, 0.4.0, 1.0.0, 1.1.0","msg":"incompatible CNI versions: the configuration is \"2.0.0\""}
-    {"cniVersion":"1.0.0","code":7,"msg":"network configuration: mtu: invalid type: string \"x\", expected u32 at line 1 column 44"}
+    {"cniVersion":"1.0.0","code":7,"details":"correct the network configuration (/etc/cni/net.d), or the pod's annotation it comes from","msg":"network configuration: mtu: invalid type: string \"x\", expected u32 at line 1 column 44"}
     {"cniVersion":"1.0.0","code":2,"details":"use \"brindle-ipam\", or one of host-local, static","msg":"ipam.type: \"dhcp\" is not supported"}
-    {"cniVersion":"0.3.1","code":1,"msg":"Check needs cniVersion 0.4.0 or later, not 0.3.1"}
+    {"cniVersion":"0.3.1","code":1,"details":"supported: 0.3.1, 0.4.0, 1.0.0, 1.1.0","msg":"Check needs cniVersion 0.4.0 or later, not 0.3.1"}
     {"cniVersion":"1.0.0","code":7,"details":"CHECK compares with the result of ADD","msg":"prevResult: is missing"}
-    {"cniVersion":"1.0.0","code":1,"msg":"Status needs cniVersion 1.1.0 or later, not 1.0.0"}
+    {"cniVersion":"1.0.0","code":1,"details":"supported: 0.3.1, 0.4.0, 1.0.0, 1.1.0","msg":"Status needs cniVersion 1.1.0 or later, not 1.0.0"}
     {"cniVersion":"1.0.0","code":3,"details":"the sandbox is gone; DEL it and make it anew","msg":"CNI_NETNS: open network namespace /run/netns/bt-none-such: No such file or directory (os error 2)"}
     "#);
 }
