@@ -2,7 +2,7 @@
 //! watches back and to forget its history, so that callers meet in a test what a busy cluster does to them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -24,7 +24,7 @@ pub struct MemoryStore {
 }
 
 struct State {
-    entries: BTreeMap<Key, (Revision, Arc<Value>)>,
+    entries: Entries,
     history: VecDeque<Change>,
     /// Longest history kept.
     limit: usize,
@@ -36,6 +36,47 @@ struct State {
     /// Calls still to fail, with what.
     failures: VecDeque<StoreError>,
     held: bool,
+}
+
+/// What is stored. A record is found by hash, so that it costs the same beside thirty others and thirty thousand; only making
+/// and removing one touches the order of its kind.
+#[derive(Default)]
+struct Entries {
+    found: HashMap<Arc<Key>, (Revision, Arc<Value>)>,
+    order: BTreeMap<Kind, BTreeSet<Arc<Key>>>,
+}
+
+impl Entries {
+    fn get(&self, key: &Key) -> Option<&(Revision, Arc<Value>)> {
+        self.found.get(key)
+    }
+
+    fn insert(&mut self, key: &Key, revision: Revision, value: Arc<Value>) {
+        if let Some(have) = self.found.get_mut(key) {
+            *have = (revision, value);
+            return;
+        }
+        let key = Arc::new(key.clone());
+        self.order.entry(key.kind).or_default().insert(Arc::clone(&key));
+        self.found.insert(key, (revision, value));
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if self.found.remove(key).is_some()
+            && let Some(order) = self.order.get_mut(&key.kind)
+        {
+            order.remove(key);
+        }
+    }
+
+    /// All of a kind, in the order of their keys.
+    fn of(&self, kind: Kind) -> impl Iterator<Item = Entry> {
+        let entry = |key: &Arc<Key>| {
+            let (revision, value) = self.found.get(&**key)?;
+            Some(Entry { key: Key::clone(key), revision: *revision, value: Arc::clone(value) })
+        };
+        self.order.get(&kind).into_iter().flatten().filter_map(entry)
+    }
 }
 
 impl Default for MemoryStore {
@@ -53,7 +94,7 @@ impl MemoryStore {
     /// An empty store that keeps at most `limit` changes for watches.
     pub fn with_history(limit: usize) -> Self {
         let state = State {
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
             history: VecDeque::new(),
             limit,
             revision: 0,
@@ -193,21 +234,8 @@ impl Store for MemoryStore {
         Box::pin(async move {
             let mut state = self.lock();
             state.injected()?;
-            // Keys are sorted by kind first.
             let kinds: BTreeSet<Kind> = kinds.iter().copied().collect();
-            let of = |kind| {
-                let first = Key { kind, namespace: String::new(), name: String::new() };
-                state.entries.range(first..).take_while(move |(key, _)| key.kind == kind)
-            };
-            let entries = kinds
-                .into_iter()
-                .flat_map(of)
-                .map(|(key, (revision, value))| Entry {
-                    key: key.clone(),
-                    revision: *revision,
-                    value: value.clone(),
-                })
-                .collect();
+            let entries = kinds.into_iter().flat_map(|kind| state.entries.of(kind)).collect();
             Ok(Listing { entries, revision: Revision(state.revision) })
         })
     }
@@ -218,7 +246,7 @@ impl Store for MemoryStore {
                 state.check(key, expect)?;
                 let revision = state.next_revision();
                 let value = Arc::new(value);
-                state.entries.insert(key.clone(), (revision, value.clone()));
+                state.entries.insert(key, revision, value.clone());
                 state.record(Change::Put(Entry { key: key.clone(), revision, value }));
                 Ok(revision)
             })
@@ -231,7 +259,7 @@ impl Store for MemoryStore {
                 if expect == Expect::Absent {
                     return Err(StoreError::Conflict(key.clone()));
                 }
-                if !state.entries.contains_key(key) {
+                if state.entries.get(key).is_none() {
                     return Err(StoreError::NotFound(key.clone()));
                 }
                 state.check(key, expect)?;
