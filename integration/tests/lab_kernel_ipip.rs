@@ -76,7 +76,11 @@ fn packets_from_an_unknown_outer_source_are_dropped_and_counted() {
     let lines = in_guest(
         r#"
         lab() { "$CTL" -o json lab --name kf "$@"; }
-        status() { lab exec node1 -- "$CTL" -o json status; }
+        # A machine inside a busy machine: an agent may have routes and sessions long before its first rules.
+        ready() {
+            for i in $(seq 120); do lab exec node1 -- "$CTL" status >/dev/null && break; sleep 0.5; done
+        }
+        status() { ready; lab exec node1 -- "$CTL" -o json status; }
         lab up --nodes 2 --segments 1 --pods-per-node 1 --ipip always
         pod=$(ip -n kf-p1-1 -4 -o addr show eth0 | awk '{sub("/.*", "", $4); print $4}')
         gateway=$(ip -n kf-router -4 -o addr show eth1 | awk '{sub("/.*", "", $4); print $4}')
@@ -85,6 +89,7 @@ fn packets_from_an_unknown_outer_source_are_dropped_and_counted() {
         ip -n kf-router route add "$pod" dev stranger
         try() { ip netns exec kf-router ping -c 3 -i 0.2 -W 2 "$pod" >/dev/null && got=true || got=false
                 echo "{\"try\":\"$1\",\"answered\":$got}"; }
+        ready
         try stranger
         status
         printf 'kind: FelixConfiguration\napiVersion: projectcalico.org/v3\nmetadata: {name: default}\nspec: {externalNodesList: ["%s/32", 10.99.0.0/16]}\n' "$gateway" >/tmp/felix.yaml
