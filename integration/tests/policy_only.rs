@@ -60,12 +60,24 @@ impl Sites {
                 attempts.extend(PROBES.map(|probe| Attempt { from, to, src: *src, dst: *dst, probe }));
             }
         }
+        self.try_all(&attempts, wanted);
+    }
+
+    /// The same, but of the first family and to a service's address, which leads to `to`.
+    #[track_caller]
+    fn expect_through(&mut self, service: &str, from: usize, to: usize, wanted: bool) {
+        let (src, dst) = (self.addresses[from][0], service.parse().expect("an address"));
+        self.try_all(&PROBES.map(|probe| Attempt { from, to, src, dst, probe }), wanted);
+    }
+
+    #[track_caller]
+    fn try_all(&mut self, attempts: &[Attempt], wanted: bool) {
         let all = vec![wanted; attempts.len()];
         // Neighbours may have to be found first.
         let rounds = if wanted { 3 } else { 1 };
         let mut got = Vec::new();
         for _ in 0..rounds {
-            got = self.prober.round(&attempts, &all).expect("packets can be sent");
+            got = self.prober.round(attempts, &all).expect("packets can be sent");
             if got == all {
                 return;
             }
@@ -166,6 +178,16 @@ fn pods_with_host_local_addresses_are_policed_while_others_route() {
     let denied = [(a, b), (b, c)];
     sites.expect(&allowed, true);
     sites.expect(&denied, false);
+
+    // A service on the one node whose pod is on the other: that pod judges who asked.
+    let to_c = format!(
+        "nft add table ip others; nft 'add chain ip others pre {{ type nat hook prerouting priority -100; }}'; \
+         nft add rule ip others pre ip daddr 10.96.0.10 dnat to {}",
+        all[c].1[0]
+    );
+    sh(one.ns.ns(), &to_c);
+    sites.expect_through("10.96.0.10", a, c, true);
+    sites.expect_through("10.96.0.10", b, c, false);
 
     // The agent dies and comes back: the same all the time, and nothing is written again.
     one.kill_agent();
