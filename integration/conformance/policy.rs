@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use brindle_integration::policy::{
     cases,
     lab::BackEnd,
+    sample::{self, Sampled},
     suite::{self, Case, Foretold, Outcome},
     table,
 };
@@ -20,6 +21,7 @@ const HELP: &str = "\
 policy-conformance [OPTION..]
 
   --generated N   so many policy sets of the generator beside the cases written by hand (40)
+  --sampled N     so many pairs of the differential test's policy sets and packets (500)
   --seed S        where the generator starts (1)
   --back-end B    iptables-legacy, iptables-nft or nftables; may be repeated (all)
   --case TEXT     only cases whose group or name contains it
@@ -28,6 +30,7 @@ policy-conformance [OPTION..]
 
 struct Args {
     generated: u64,
+    sampled: usize,
     seed: u64,
     back_ends: Vec<BackEnd>,
     only: Option<String>,
@@ -36,12 +39,21 @@ struct Args {
 }
 
 fn args() -> Result<Option<Args>> {
-    let mut a = Args { generated: 40, seed: 1, back_ends: Vec::new(), only: None, write: None, check: None };
+    let mut a = Args {
+        generated: 40,
+        sampled: 500,
+        seed: 1,
+        back_ends: Vec::new(),
+        only: None,
+        write: None,
+        check: None,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
         match word.as_str() {
             "--generated" => a.generated = value()?.parse().context("--generated: expected a number")?,
+            "--sampled" => a.sampled = value()?.parse().context("--sampled: expected a number")?,
             "--seed" => a.seed = value()?.parse().context("--seed: expected a number")?,
             "--back-end" => {
                 let name = value()?;
@@ -73,7 +85,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<bool> {
-    let Some(args) = args()? else {
+    let Some(mut args) = args()? else {
         println!("{HELP}");
         return Ok(true);
     };
@@ -87,7 +99,10 @@ fn run() -> Result<bool> {
     all.extend(suite::generated(args.seed, args.generated));
     if let Some(only) = &args.only {
         all.retain(|c| c.group.contains(only) || c.name.contains(only));
-        ensure!(!all.is_empty(), "no case contains {only:?}");
+        if !table::SAMPLED.contains(only) {
+            args.sampled = 0;
+        }
+        ensure!(!all.is_empty() || args.sampled > 0, "no case contains {only:?}");
     }
     ensure!(
         args.write.is_none() || args.only.is_none() && args.back_ends == BackEnd::ALL,
@@ -95,16 +110,39 @@ fn run() -> Result<bool> {
     );
     println!("{}", table::sctp());
     let start = Instant::now();
-    let columns = everywhere(&args.back_ends, &all);
-    let table = table::Table { cases: &all, columns: &columns, seed: args.seed };
+    let columns = if all.is_empty() { Vec::new() } else { everywhere(&args.back_ends, &all) };
+    let sampled = if args.sampled > 0 { samples(&args) } else { Vec::new() };
+    let table = table::Table {
+        cases: &all,
+        columns: &columns,
+        back_ends: &args.back_ends,
+        sampled: &sampled,
+        seed: args.seed,
+    };
     print!("{}", table.text());
-    println!("{} cases with {} back ends in {:.0?}", all.len(), columns.len(), start.elapsed());
-    let good = columns.iter().flat_map(|(_, o)| o).all(|o| o.wrong.is_empty());
+    println!("{} cases with {} back ends in {:.0?}", all.len(), args.back_ends.len(), start.elapsed());
+    let good = columns.iter().flat_map(|(_, o)| o).all(|o| o.wrong.is_empty())
+        && sampled.iter().all(|s| s.wrong.is_empty());
     if let (Some(file), true) = (&args.write, good) {
         std::fs::write(file, table.markdown()).with_context(|| file.display().to_string())?;
         println!("{} written", file.display());
     }
     Ok(good)
+}
+
+/// The sample with each back end, by one thread each.
+fn samples(args: &Args) -> Vec<Sampled> {
+    std::thread::scope(|s| {
+        let one = |b: BackEnd| move || (b, sample::run(b, args.seed, args.sampled));
+        let threads: Vec<_> = args.back_ends.iter().map(|b| s.spawn(one(*b))).collect();
+        let told = |(b, sampled): (BackEnd, Sampled)| {
+            let Sampled { pairs, sets, allowed, wrong, took } = &sampled;
+            println!("{}: {pairs} pairs of {sets} policy sets, {allowed} allowed, in {took:.0?}", b.name());
+            wrong.iter().take(10).for_each(|w| println!("{}: {w}", b.name()));
+            sampled
+        };
+        threads.into_iter().map(|t| told(t.join().expect("a lab does not panic"))).collect()
+    })
 }
 
 /// One thread per back end: each spends most of its time waiting for packets that must not come.

@@ -82,7 +82,7 @@ pub struct PolicyLab {
     pub sites: Vec<Site>,
     pub prober: Prober,
     pods: Vec<Container>,
-    _outside: Vec<TestNs>,
+    outside: Vec<TestNs>,
     /// Endpoints as the agent made them.
     endpoints: BTreeMap<(String, String), (Key, Value)>,
     stored: BTreeMap<Key, Value>,
@@ -136,18 +136,7 @@ impl PolicyLab {
         }
         let prober =
             Prober::new(namespaces).expect("servers can be opened: is something else on their ports?");
-        Self {
-            node,
-            back_end,
-            sites,
-            prober,
-            pods,
-            _outside: outside,
-            endpoints,
-            stored,
-            marker: 0,
-            repairs: 0,
-        }
+        Self { node, back_end, sites, prober, pods, outside, endpoints, stored, marker: 0, repairs: 0 }
     }
 
     /// All pairs of sites with something of the node between them, both families, every probe.
@@ -235,6 +224,13 @@ impl PolicyLab {
     pub fn site(&self, name: &str) -> usize {
         let at = self.sites.iter().position(|s| s.name == name);
         at.unwrap_or_else(|| panic!("no site {name}"))
+    }
+
+    /// The namespaces of all sites, by position.
+    pub(super) fn namespaces(&self) -> Vec<NetNs> {
+        let pods = self.pods.iter().map(|c| c.ns.name());
+        let all = pods.chain([self.node.ns.name()]).chain(self.outside.iter().map(TestNs::name));
+        all.map(|n| NetNs::named(n).expect("it was made")).collect()
     }
 
     /// A pod's container.
@@ -358,5 +354,16 @@ fn uplink(node: &CniNode, device: &str, i: usize) -> TestNs {
             HOST[0], HOST[1]
         ),
     );
+    // Policy of the host may deny neighbour discovery, and a packet that finds no neighbour says nothing about policy.
+    let mac = |ns: &TestNs, device: &str| {
+        let link = ns.rtnl().link_by_name(device).expect("links can be listed").expect("it was made");
+        link.mac.expect("an Ethernet device").to_string()
+    };
+    let (near, far) = (mac(&node.ns, device), mac(&ns, "eth0"));
+    for (at, link, mac, addresses) in [(ns.ns(), "eth0", &near, HOST), (inside, device, &far, OUTSIDE[i])] {
+        for a in addresses {
+            sh(at, &format!("ip neigh replace {a} lladdr {mac} dev {link} nud permanent"));
+        }
+    }
     ns
 }

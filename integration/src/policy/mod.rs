@@ -6,7 +6,9 @@
 
 pub mod cases;
 pub mod lab;
+mod packet;
 pub mod probe;
+pub mod sample;
 pub mod suite;
 pub mod table;
 pub mod world;

@@ -95,7 +95,7 @@ pub struct Prober {
 const ANY: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
 
 /// A raw socket, with the interface of a datagram socket: sends and receives with addresses, ports mean nothing.
-fn raw(bound: IpAddr, protocol: i32) -> io::Result<UdpSocket> {
+pub(super) fn raw(bound: IpAddr, protocol: i32) -> io::Result<UdpSocket> {
     let domain = if bound.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let s = Socket::new(domain, Type::from(3), Some(Protocol::from(protocol)))?;
     s.set_nonblocking(true)?;
@@ -239,13 +239,13 @@ impl Prober {
 }
 
 /// Round and attempt as the packets carry them.
-fn token(octets: &[u8]) -> Option<(u16, usize)> {
+pub(super) fn token(octets: &[u8]) -> Option<(u16, usize)> {
     let [a, b, c, d] = octets.try_into().ok()?;
     Some((u16::from_be_bytes([a, b]), usize::from(u16::from_be_bytes([c, d]))))
 }
 
 /// A raw IPv4 socket gives the header too.
-fn payload(packet: &[u8], v6: bool) -> &[u8] {
+pub(super) fn payload(packet: &[u8], v6: bool) -> &[u8] {
     let skip = if v6 { 0 } else { packet.first().map_or(0, |b| usize::from(b & 15) * 4) };
     packet.get(skip..).unwrap_or_default()
 }
@@ -296,7 +296,7 @@ fn send(attempts: &[Attempt], own: &[usize], port: u16) -> io::Result<Sent> {
     Ok(out)
 }
 
-fn icmp_request(kind: u8, code: u8, word: [u8; 4]) -> Vec<u8> {
+pub(super) fn icmp_request(kind: u8, code: u8, word: [u8; 4]) -> Vec<u8> {
     let mut p = vec![kind, code, 0, 0];
     p.extend(word);
     p.extend([0; 12]);
@@ -308,7 +308,7 @@ fn icmp_request(kind: u8, code: u8, word: [u8; 4]) -> Vec<u8> {
 }
 
 /// RFC 9260: common header and an INIT chunk.
-fn sctp_init(sport: u16, dport: u16, tag: [u8; 4]) -> Vec<u8> {
+pub(super) fn sctp_init(sport: u16, dport: u16, tag: [u8; 4]) -> Vec<u8> {
     let mut p = Vec::with_capacity(32);
     p.extend(sport.to_be_bytes());
     p.extend(dport.to_be_bytes());
