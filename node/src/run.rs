@@ -264,7 +264,7 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
         }
     };
 
-    tokio::spawn(give_memory_back());
+    tokio::spawn(give_memory_back(policy.watch()));
     tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone()));
     tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
     let cni = match cni {
@@ -307,10 +307,21 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
     Ok(Parts { store, felix, policy, bgp, bgp_problems, ended, listener, port, drain, health })
 }
 
-/// When an agent's start is over, and now and then, what it needed only for that is given back.
-async fn give_memory_back() {
-    for seconds in [5, 10, 30].into_iter().chain(std::iter::repeat(600)) {
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
+/// When an agent's start is over, and now and then, what it needed only for that is given back. In a large cluster, or on a
+/// busy machine, it is over late: the pauses begin anew when policy has read everything.
+async fn give_memory_back(mut policy: tokio::sync::watch::Receiver<brindle_felix::policy::PolicyReport>) {
+    let pauses = || [5, 10, 30].into_iter().chain(std::iter::repeat(600)).map(Duration::from_secs);
+    let mut next = pauses();
+    let mut read = false;
+    while let Some(pause) = next.next() {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // An error: there is no policy any more, and the agent ends.
+            _ = policy.wait_for(|p| p.in_sync), if !read => {
+                read = true;
+                next = pauses();
+            }
+        }
         match tokio::task::spawn_blocking(brindle_kernel::memory::give_back).await {
             Ok(Ok(octets)) => tracing::debug!(octets, "pages of the program given back"),
             Ok(Err(e)) => return tracing::debug!("memory is not given back: {e}"),
