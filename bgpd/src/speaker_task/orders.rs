@@ -178,9 +178,8 @@ impl SpeakerTask {
         let wanted: BTreeMap<IpNet, IpAddr> = wanted.into_iter().map(|(p, g)| (p.into(), g)).collect();
         let old = std::mem::take(&mut self.statics);
         for prefix in old.keys().filter(|p| !wanted.contains_key(p)) {
-            let learnt = self.speaker.iter().flat_map(|s| s.rib(Some(*prefix)));
-            let next_hops = learnt.filter(|p| p.multipath && p.from.is_some()).filter_map(|p| p.next_hop);
-            self.fib.change(FibChange { prefix: *prefix, next_hops: next_hops.collect(), from: None });
+            let next_hops = self.speaker.as_ref().map(|s| s.next_hops_to(*prefix)).unwrap_or_default();
+            self.fib.change(FibChange { prefix: *prefix, next_hops, from: None });
         }
         for (prefix, gateway) in wanted.iter().filter(|(p, g)| old.get(p) != Some(g)) {
             self.fib.change(FibChange {

@@ -434,20 +434,19 @@ impl Before {
 
 /// Where packets to a destination go: the next hops of its multipath set, sorted; none for own routes. One stands there
 /// once for each part of the flows it is to have.
-fn next_hops<P>(dest: &Dest<P>) -> SmallVec<[IpAddr; 1]> {
+pub(super) fn next_hops<P>(dest: &Dest<P>) -> SmallVec<[IpAddr; 1]> {
     let used = || dest.paths.iter().filter(|p| p.flags.multipath && p.peer != LOCAL);
     let mut hops: SmallVec<[IpAddr; 1]> = used().filter_map(|p| p.attrs.next_hop().map(|h| h.ip())).collect();
     if hops.len() < 2 {
         return hops;
     }
     if used().all(|p| p.attrs.bandwidth.is_some()) {
-        let told = used().filter_map(|p| Some((p.attrs.next_hop()?.ip(), p.attrs.bandwidth)));
-        let mut told: SmallVec<[(IpAddr, Option<Bandwidth>); 4]> = told.collect();
+        let told = used().filter_map(|p| Some((p.attrs.next_hop()?.ip(), p.attrs.bandwidth?)));
+        let mut told: SmallVec<[(IpAddr, Bandwidth); 4]> = told.collect();
         // Of one next hop taught twice the greater counts: the lesser may be older news of the same link.
         told.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
         told.dedup_by_key(|(hop, _)| *hop);
-        let rates: SmallVec<[Option<Bandwidth>; 4]> = told.iter().map(|(_, rate)| *rate).collect();
-        let parts = told.iter().zip(shares(&rates));
+        let parts = told.iter().zip(shares(told.iter().map(|(_, rate)| *rate)));
         return parts.flat_map(|((hop, _), n)| std::iter::repeat_n(*hop, n as usize)).collect();
     }
     hops.sort_unstable();

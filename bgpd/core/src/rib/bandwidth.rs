@@ -28,17 +28,11 @@ pub(super) fn of(set: &AttrSet) -> Option<Bandwidth> {
 }
 
 /// The share of each path, in whole numbers from 1: exact where one is a small multiple of the other, else as near as
-/// `MOST` parts allow. All 1 unless each path tells a bandwidth.
-pub(super) fn shares(told: &[Option<Bandwidth>]) -> SmallVec<[u32; 4]> {
-    let equal = || told.iter().map(|_| 1).collect();
-    let rates: Option<SmallVec<[f64; 4]>> =
-        told.iter().map(|b| b.map(|b| f64::from(f32::from_bits(b.get())))).collect();
-    let Some(rates) = rates else { return equal() };
+/// `MOST` parts allow.
+pub(super) fn shares(told: impl Iterator<Item = Bandwidth>) -> SmallVec<[u32; 4]> {
+    let rates: SmallVec<[f64; 4]> = told.map(|b| f64::from(f32::from_bits(b.get()))).collect();
     let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
     let all: f64 = rates.iter().sum();
-    if rates.len() < 2 {
-        return equal();
-    }
     // The least as 1, 2, ... until all are nearly whole.
     for unit in 1..=8u32 {
         let parts: SmallVec<[f64; 4]> = rates.iter().map(|r| r / least * f64::from(unit)).collect();
@@ -79,8 +73,8 @@ mod tests {
         AttrSet { ext_communities: list.iter().copied().collect(), ..AttrSet::default() }
     }
 
-    fn told(list: &[f32]) -> Vec<Option<Bandwidth>> {
-        list.iter().map(|r| of(&set(&[community(0x40, 4, *r)]))).collect()
+    fn parts(list: &[f32]) -> Vec<u32> {
+        shares(list.iter().map(|r| of(&set(&[community(0x40, 4, *r)])).unwrap())).to_vec()
     }
 
     #[test]
@@ -95,15 +89,12 @@ mod tests {
     }
 
     #[test]
-    fn shares_follow_the_bandwidths_only_if_all_tell() {
-        assert_eq!(shares(&told(&[1.25e9, 1.25e8]))[..], [10, 1]);
-        assert_eq!(shares(&told(&[1.0e9, 1.5e9]))[..], [2, 3]);
-        assert_eq!(shares(&told(&[7.0, 7.0, 7.0]))[..], [1, 1, 1]);
-        assert_eq!(shares(&told(&[1.25e10, 1.0]))[..], [64, 1], "nobody is left out");
-        let mut some = told(&[1.25e9, 1.25e8]);
-        some.push(None);
-        assert_eq!(shares(&some)[..], [1, 1, 1]);
-        assert_eq!(shares(&told(&[5.0]))[..], [1]);
+    fn shares_follow_the_bandwidths() {
+        assert_eq!(parts(&[1.25e9, 1.25e8]), [10, 1]);
+        assert_eq!(parts(&[1.0e9, 1.5e9]), [2, 3]);
+        assert_eq!(parts(&[7.0, 7.0, 7.0]), [1, 1, 1]);
+        assert_eq!(parts(&[1.25e10, 1.0]), [64, 1], "nobody is left out");
+        assert_eq!(parts(&[5.0]), [1]);
     }
 
     #[test]
@@ -117,7 +108,7 @@ mod tests {
     proptest! {
         #[test]
         fn shares_are_near_the_bandwidths(list in proptest::collection::vec(1.0f32..100.0, 1..16)) {
-            let parts = shares(&told(&list));
+            let parts = parts(&list);
             prop_assert_eq!(parts.len(), list.len());
             let sum: u32 = parts.iter().sum();
             prop_assert!(sum <= MOST + 16);

@@ -9,10 +9,11 @@ use std::{
 use bytes::BytesMut;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::{
     LOCAL,
-    afi::{Afi, ChangeCx, NewPath},
+    afi::{Afi, ChangeCx, NewPath, next_hops},
     attrs::Interner,
     decision::Step,
     export::{ExportCx, GroupKey},
@@ -547,6 +548,15 @@ impl Rib {
             Some(IpNet::V6(p)) => (Vec::new(), self.v6.select(Some(p))),
         };
         views(v4, &self.imports).chain(views(v6, &self.imports))
+    }
+
+    /// Where packets to exactly this prefix go, as the last change for forwarding said it; empty: nowhere.
+    pub fn next_hops_to(&self, prefix: IpNet) -> SmallVec<[IpAddr; 1]> {
+        match prefix {
+            IpNet::V4(p) => self.v4.select(Some(p)).first().map(|d| next_hops(d)),
+            IpNet::V6(p) => self.v6.select(Some(p)).first().map(|d| next_hops(d)),
+        }
+        .unwrap_or_default()
     }
 
     /// What a neighbor has been told: prefix, path identifier (0 without add-path), attributes, next hop.

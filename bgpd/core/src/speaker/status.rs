@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::session::without_policy;
 use super::{ConnId, PeerConfig, PeerId, Speaker, SpeakerConfig, neighbor::Neighbor};
@@ -91,6 +92,11 @@ impl Speaker {
     /// Paths to a prefix (exactly this one), or all, sorted, each with what decided about it.
     pub fn rib(&self, prefix: Option<IpNet>) -> impl Iterator<Item = PathView> {
         self.rib.paths(prefix)
+    }
+
+    /// Where packets to a prefix go, in the form of [`FibChange::next_hops`](super::FibChange::next_hops).
+    pub fn next_hops_to(&self, prefix: IpNet) -> SmallVec<[IpAddr; 1]> {
+        self.rib.next_hops_to(prefix)
     }
 
     /// What a neighbor has been told: prefix, path identifier (0 without add-path), attributes, next hop.

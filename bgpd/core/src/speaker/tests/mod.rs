@@ -7,7 +7,10 @@ mod refresh;
 mod restarts;
 mod routes;
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+};
 
 use bytes::BytesMut;
 use ipnet::IpNet;
@@ -297,6 +300,34 @@ fn a_peer_whose_messages_wait_for_their_turn_is_not_given_up() {
     assert_eq!(b.state(2), StateKind::Established);
     b.wait(2);
     assert_eq!(b.notifications(), [(4, 0)]);
+}
+
+#[test]
+fn where_packets_go_can_be_asked_for_as_it_was_told() {
+    let mut b = Bench::new(vec![neighbor(2, AS), neighbor(3, AS)]);
+    b.input(Input::SetMultipath(Multipath::up_to(4)));
+    for n in [2, 3] {
+        b.establish(n, open(n, AS));
+    }
+    let of = |rate: f32| AttrSet {
+        ext_communities: [0x4004_fde9_u64 << 32 | u64::from(rate.to_bits())].into_iter().collect(),
+        ..AttrSet::default()
+    };
+    b.out.clear();
+    b.message(2, announce(2, &["10.9.0.0/24", "10.9.1.0/24"], of(3e9)));
+    // Of the second prefix the same next hop is taught twice.
+    b.message(3, announce(3, &["10.9.0.0/24"], of(1e9)));
+    b.message(3, announce(2, &["10.9.1.0/24"], of(1e9)));
+    let told: BTreeMap<IpNet, Vec<IpAddr>> = b.fib().into_iter().collect();
+    assert_eq!(told[&net("10.9.0.0/24")], [ip(2), ip(2), ip(2), ip(3)]);
+    assert_eq!(told[&net("10.9.1.0/24")], [ip(2)]);
+    for (prefix, hops) in told {
+        assert_eq!(b.s.next_hops_to(prefix).to_vec(), hops);
+    }
+    assert!(b.s.next_hops_to(net("10.9.2.0/24")).is_empty());
+    // One that tells nothing: all are equal.
+    b.message(3, announce(3, &["10.9.0.0/24"], AttrSet::default()));
+    assert_eq!(b.fib(), [(net("10.9.0.0/24"), vec![ip(2), ip(3)])]);
 }
 
 #[test]
