@@ -275,6 +275,10 @@ impl Service {
             }
             Err(refused) if refused.datastore => {
                 self.note(a, addresses_only, &refused).await?;
+                if !addresses_only {
+                    // Promised is as good as done: a registration on its way is too late.
+                    self.claims.end(a);
+                }
                 Ok(Reply::Deleted)
             }
             Err(refused) => Err(refused),

@@ -41,6 +41,21 @@ async fn a_registration_that_comes_after_the_del_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registration_is_too_late_also_after_a_del_that_was_only_written_down() {
+    let mut s = Stage::new("10.1.0.0/24").await;
+    let a = attachment("c1");
+    let mut killed = Plugin::of(&s);
+    let (register, _) = killed.added(&a).await;
+    s.store.off.store(true, Ordering::Relaxed);
+    assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
+    s.store.off.store(false, Ordering::Relaxed);
+    let (_, msg) = refused(killed.ask(register).await);
+    assert!(msg.contains("was deleted"), "{msg}");
+    s.start().await;
+    assert_eq!((s.endpoints().await.len(), s.in_use().await, s.journal()), (0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_add_takes_nothing_from_the_one_that_followed() {
     let s = Stage::new("10.1.0.0/24").await;
     let a = attachment("c1");
