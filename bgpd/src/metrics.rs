@@ -1,4 +1,5 @@
-//! Prometheus metrics: the names and the text (exposition format 0.0.4). docs/metrics.md describes every name; a test compares.
+//! Prometheus metrics: the names and the text (exposition format 0.0.4). docs/metrics.md describes every name; a test
+//! compares.
 
 use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 

@@ -1,4 +1,5 @@
-//! Prometheus metrics of the controllers: names, text (exposition format 0.0.4), and what its port answers. docs/metrics.md describes every name; a test compares.
+//! Prometheus metrics of the controllers: names, text (exposition format 0.0.4), and what its port answers.
+//! docs/metrics.md describes every name; a test compares.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,8 @@
 //! The agent's side of the CNI protocol ([`brindle_cni::proto`]): a unix socket only root may use ([`socket`]), one
-//! session per plugin ([`session`]; [`claims`] tells whose an unfinished ADD is), and behind them the [`service`] that gives addresses ([`address`]), records
-//! endpoints ([`endpoint`]), deletes devices ([`device`]) and carries out what the journal says ([`replay`]). What it
-//! gave it remembers ([`attached`]), for the time when the datastore is away ([`remembered`]).
+//! session per plugin ([`session`]; [`claims`] tells whose an unfinished ADD is), and behind them the [`service`] that
+//! gives addresses ([`address`]), records endpoints ([`endpoint`]), deletes devices ([`device`]) and carries out what the
+//! journal says ([`replay`]). What it gave it remembers ([`attached`]), for the time when the datastore is away
+//! ([`remembered`]).
 //!
 //! Nothing here decides who gets which address (`brindle-ipam`) or programs a route (felix).
 
