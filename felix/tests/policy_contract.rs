@@ -392,6 +392,47 @@ fn after_any_failure_all_is_as_without_it() {
 }
 
 #[test]
+fn a_newcomers_rules_stay_unmet_while_members_are_refused_and_are_complete_then() {
+    let newcomer = || {
+        let mut from_set = Rule::any(Action::Allow, Why::default());
+        from_set.src.sets = vec![IpSetId("s:two".into())];
+        let members = [net("192.0.2.0/24"), net("fd01::/64")].into();
+        let members_of_one =
+            IpSetDelta { id: IpSetId("s:one".into()), added: vec![net("203.0.113.0/24")], removed: vec![] };
+        vec![
+            PolicyDelta::IpSet(IpSet { id: IpSetId("s:two".into()), kind: IpSetKind::Net, members }),
+            PolicyDelta::IpSetDelta(members_of_one),
+            policy("two", from_set),
+            endpoint(2, &["two"]),
+        ]
+    };
+    let run = |refused: usize| {
+        let model = FilterWorld::new();
+        let world = World::Model(model.clone());
+        let agent = Agent::start(&world, "nftables");
+        agent.tell(PolicyInput::Deltas(first()));
+        agent.settled();
+        (0..refused).for_each(|_| model.fail_next(NfCall::NftMembers));
+        agent.tell(PolicyInput::Deltas(newcomer()));
+        let (report, state) = (agent.report(), world.state("nftables"));
+        model.mend();
+        (report, state, agent.settled(), world.state("nftables"))
+    };
+    let (_, _, _, wanted) = run(0);
+    assert!(wanted.iter().any(|l| l.contains("203.0.113.0")), "{wanted:#?}");
+    // It is tried again and again until it is let through.
+    let (early, between, late, end) = run(64);
+    assert!(!early.problems.is_empty() && early.ready.len() == 2, "{early:?}");
+    assert!(
+        between.iter().any(|l| l.contains("filter-brindle-tw-cali2")),
+        "its chains are there: {between:#?}"
+    );
+    assert!(!between.iter().any(|l| l.contains("[\"cali2\"") || l.contains("203.0.113.0")), "{between:#?}");
+    assert!(late.counters.errors >= 1 && late.ready.len() == 3, "{late:?}");
+    same(&end, &wanted, "after the refusals");
+}
+
+#[test]
 fn a_held_lock_is_named_and_waited_for() {
     let seconds: u64 = std::env::var("BRINDLE_LOCK_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(2);
     let world = World::linux();
@@ -488,5 +529,53 @@ fn members_of_nftables_sets_change_as_nft_would_change_them_all_or_none() {
         assert_eq!(change(half, v4, "s"), (false, left.into()), "nothing of it takes effect");
         let plain = "add element ip t plain { 10.0.0.1 }\n";
         assert_eq!(change(plain, v4, "plain"), (true, "10.0.0.1".into()), "a set of another form is nft's");
+    });
+}
+
+#[test]
+fn devices_of_verdict_maps_and_ports_of_sets_change_without_the_tool() {
+    let world = World::linux();
+    world.inside(|mut nf| {
+        nf.nft(
+            "add table ip t\nadd table ip6 t\nadd chain ip t x\nadd chain ip t y\n\
+             add map ip t m { type ifname : verdict; }\nadd element ip t m { \"old\" : goto x }\n\
+             add set ip t p { type ipv4_addr . inet_proto . inet_service; }\n\
+             add set ip6 t p { type ipv6_addr . inet_proto . inet_service; }\n",
+        )
+        .unwrap();
+        // A library of no use in front of its own: nothing it is asked for succeeds.
+        let folder = std::env::temp_dir().join(format!("bt-{}-no-nft", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        File::create(folder.join("libnftables.so.1")).unwrap();
+        let mut broken = Tools::default().env("LD_LIBRARY_PATH", folder.to_str().unwrap());
+        assert!(broken.nft("add chain ip t z\n").is_err());
+        let mut table = |version| nft_plan::parse(nf.nft_list(version, "t").unwrap().as_deref()).unwrap();
+        let mut state = || {
+            let (v4, v6) = (table(IpVersion::V4), table(IpVersion::V6));
+            let text = |t: &nft_plan::Actual| {
+                let (_, members) = t.sets["p"].clone().expect("a form of ours");
+                members.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            };
+            let map = v4.maps["m"].iter().map(|(d, c)| format!("{d}>{c}")).collect::<Vec<_>>().join(" ");
+            [map, text(&v4), text(&v6)]
+        };
+        broken
+            .nft(
+                "add element ip t p { 10.0.0.1 . 6 . 80, 10.0.0.1 . 17 . 53 }\nadd element ip6 t p { fd00::1 . 132 . 9 }\n\
+                 add element ip t m { \"cali0123456789a\" : goto y }\n",
+            )
+            .unwrap();
+        let ports = "10.0.0.1,tcp:80 10.0.0.1,udp:53";
+        assert_eq!(state(), ["cali0123456789a>y old>x", ports, "fd00::1,sctp:9"]);
+        let away = "delete element ip t m { \"old\" }\ndelete element ip t p { 10.0.0.1 . 6 . 80 }\n\
+            add element ip t m { \"new\" : goto x }\n";
+        broken.nft(away).unwrap();
+        let left = ["cali0123456789a>y new>x", "10.0.0.1,udp:53", "fd00::1,sctp:9"];
+        assert_eq!(state(), left);
+        // Everything or nothing: there is no such chain.
+        let half = "add element ip t m { \"more\" : goto x }\nadd element ip t m { \"most\" : goto nowhere }\n";
+        assert!(broken.nft(half).is_err());
+        assert_eq!(state(), left);
+        let _ = std::fs::remove_dir_all(folder);
     });
 }

@@ -420,6 +420,10 @@ impl Driver {
         }
         self.counters.nft_writes += 1;
         self.nf.nft(&input)?;
+        let late: String = planned.iter().map(|(_, p)| p.late.as_str()).collect();
+        if !late.is_empty() {
+            self.nf.nft(&late)?;
+        }
         for (family, plan) in planned {
             if let Some(half) = self.halves.get_mut(&family) {
                 plan.assume(&mut half.nft);

@@ -24,6 +24,8 @@ pub enum NfCall {
     /// So many lines take effect, then it fails.
     RestoreSets(usize),
     Nft,
+    /// One that changes members of sets and maps alone.
+    NftMembers,
     NftList,
 }
 
@@ -79,6 +81,11 @@ impl FilterWorld {
     /// The next such call fails.
     pub fn fail_next(&self, call: NfCall) {
         self.with(|s| s.fail.push_back(call));
+    }
+
+    /// What was to fail and has not yet does not fail.
+    pub fn mend(&self) {
+        self.with(|s| s.fail.clear());
     }
 
     /// Calls that wrote something.
@@ -356,7 +363,8 @@ impl Netfilter for FakeFilter {
 
     fn nft(&mut self, input: &str) -> Result<(), NfError> {
         self.world.with(|s| {
-            if s.fails(NfCall::Nft) {
+            let members = || input.lines().all(|l| l.split(' ').nth(1) == Some("element"));
+            if s.fails(NfCall::Nft) || members() && s.fails(NfCall::NftMembers) {
                 return Err(refused("nft", "injected", ""));
             }
             let mut next = s.nft.clone();

@@ -1,6 +1,6 @@
-//! Members of interval sets of nftables by netlink. Before `nft` changes one member it reads those of every interval set
-//! there is: with 550 of them that takes it some 60 ms, whatever the change. A batch here says what changes and nothing
-//! else, and takes effect as a whole or not at all. Only changes of this one kind; everything else is nft's.
+//! Members of nftables' sets and verdict maps by netlink. Before `nft` changes one member it reads those of every set there
+//! is: with 550 of them that takes it some 60 ms, whatever the change. A batch here says what changes and nothing else,
+//! and takes effect as a whole or not at all. Only changes of this one kind; everything else is nft's.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -31,6 +31,21 @@ const INTERVAL_END: u32 = 1;
 const MEMBERS: usize = 512;
 const OCTETS: usize = 96 << 10;
 
+/// Go to a chain (`NFT_GOTO`).
+const GOTO: i32 = -4;
+/// Octets of a device's name as a key.
+const DEVICE: usize = 16;
+
+/// What a set holds.
+#[derive(Debug, PartialEq, Eq)]
+enum Member {
+    Net(IpNet),
+    /// Address, protocol, port.
+    Port(IpAddr, u8, u16),
+    /// A device; with the chain it leads to when it is added.
+    Device(String, Option<String>),
+}
+
 /// A change of one set's members.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Change {
@@ -38,7 +53,7 @@ pub(super) struct Change {
     version: IpVersion,
     table: String,
     set: String,
-    nets: Vec<IpNet>,
+    members: Vec<Member>,
 }
 
 /// The changes an input of nft consists of; `None`: it says anything else too.
@@ -60,12 +75,33 @@ fn line(line: &str) -> Option<Change> {
         "ip6" => IpVersion::V6,
         _ => return None,
     };
+    let ours = |v4: bool| v4 == (version == IpVersion::V4);
     let net = |text: &str| {
         let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))?;
-        (matches!(net, IpNet::V4(_)) == (version == IpVersion::V4)).then(|| net.trunc())
+        ours(matches!(net, IpNet::V4(_))).then(|| Member::Net(net.trunc()))
     };
-    let nets: Vec<IpNet> = rest.strip_suffix(" }")?.split(", ").map(net).collect::<Option<_>>()?;
-    (nets.len() <= MEMBERS).then(|| Change { add, version, table: table.into(), set: set.into(), nets })
+    let port = |text: &str| {
+        let mut parts = text.split(" . ");
+        let (ip, protocol, port) = (parts.next()?, parts.next()?, parts.next()?);
+        let ip = ip.parse::<IpAddr>().ok().filter(|ip| ours(ip.is_ipv4()))?;
+        parts.next().is_none().then_some(Member::Port(ip, protocol.parse().ok()?, port.parse().ok()?))
+    };
+    let device = |text: &str| {
+        let (name, rest) = text.strip_prefix('"')?.split_once('"')?;
+        let chain = match rest.strip_prefix(" : goto ") {
+            Some(chain) if add => Some(chain.to_owned()),
+            None if !add && rest.is_empty() => None,
+            _ => return None,
+        };
+        (!name.is_empty() && name.len() < DEVICE).then(|| Member::Device(name.to_owned(), chain))
+    };
+    let member = |text: &str| match text {
+        t if t.starts_with('"') => device(t),
+        t if t.contains(" . ") => port(t),
+        t => net(t),
+    };
+    let members: Vec<Member> = rest.strip_suffix(" }")?.split(", ").map(member).collect::<Option<_>>()?;
+    (members.len() <= MEMBERS).then(|| Change { add, version, table: table.into(), set: set.into(), members })
 }
 
 /// A socket to nftables.
@@ -146,11 +182,30 @@ fn nested(out: &mut Vec<u8>, kind: u16, inner: &[u8]) {
 /// `NFTA_SET_ELEM_LIST_TABLE`, `_SET`, `_ELEMENTS`.
 fn body(c: &Change) -> Vec<u8> {
     let mut list = Vec::new();
-    for net in &c.nets {
-        let (first, behind) = bounds(net);
-        element(&mut list, &first, 0);
-        if let Some(behind) = behind {
-            element(&mut list, &behind, INTERVAL_END);
+    for member in &c.members {
+        match member {
+            Member::Net(net) => {
+                let (first, behind) = bounds(net);
+                element(&mut list, &first, 0, None);
+                if let Some(behind) = behind {
+                    element(&mut list, &behind, INTERVAL_END, None);
+                }
+            }
+            // Each part begins at a multiple of four octets.
+            Member::Port(ip, protocol, port) => {
+                let mut key = match ip {
+                    IpAddr::V4(a) => a.octets().to_vec(),
+                    IpAddr::V6(a) => a.octets().to_vec(),
+                };
+                let [high, low] = port.to_be_bytes();
+                key.extend([*protocol, 0, 0, 0, high, low, 0, 0]);
+                element(&mut list, &key, 0, None);
+            }
+            Member::Device(name, chain) => {
+                let mut key = name.as_bytes().to_vec();
+                key.resize(DEVICE, 0);
+                element(&mut list, &key, 0, chain.as_deref());
+            }
         }
     }
     let mut out = Vec::new();
@@ -161,11 +216,18 @@ fn body(c: &Change) -> Vec<u8> {
     out
 }
 
-/// `NFTA_LIST_ELEM` with `NFTA_SET_ELEM_KEY` and `_FLAGS`.
-fn element(out: &mut Vec<u8>, key: &[u8], flags: u32) {
+/// `NFTA_LIST_ELEM` with `NFTA_SET_ELEM_KEY`, `_FLAGS` and, in a verdict map, `_DATA`.
+fn element(out: &mut Vec<u8>, key: &[u8], flags: u32, chain: Option<&str>) {
     let (mut value, mut inner) = (Vec::new(), Vec::new());
     attr(&mut value, 1, key);
     nested(&mut inner, 1, &value);
+    if let Some(chain) = chain {
+        let (mut verdict, mut data) = (Vec::new(), Vec::new());
+        attr(&mut verdict, 1, &GOTO.to_be_bytes());
+        attr(&mut verdict, 2, &[chain.as_bytes(), b"\0"].concat());
+        nested(&mut data, 2, &verdict);
+        nested(&mut inner, 2, &data);
+    }
     if flags != 0 {
         attr(&mut inner, 3, &flags.to_be_bytes());
     }
@@ -195,10 +257,25 @@ mod tests {
         let both =
             parse("add element ip t s { 10.0.0.1, 10.1.0.0/16 }\ndelete element ip6 t s6 { fd00::1 }\n");
         let both = both.unwrap();
-        assert_eq!(both.iter().map(|c| (c.add, c.nets.len())).collect::<Vec<_>>(), [(true, 2), (false, 1)]);
+        assert_eq!(
+            both.iter().map(|c| (c.add, c.members.len())).collect::<Vec<_>>(),
+            [(true, 2), (false, 1)]
+        );
+        let more = parse(
+            "add element ip t p { 10.0.0.1 . 6 . 80 }\nadd element ip t m { \"cali1\" : goto x }\n\
+             delete element ip t m { \"cali1\" }\n",
+        );
+        let more: Vec<Member> = more.unwrap().into_iter().flat_map(|c| c.members).collect();
+        let device = |chain: Option<&str>| Member::Device("cali1".into(), chain.map(str::to_owned));
+        let port = Member::Port("10.0.0.1".parse().unwrap(), 6, 80);
+        assert_eq!(more, [port, device(Some("x")), device(None)]);
         for other in [
-            "add element ip t s { 10.0.0.1 . 6 . 80 }",
-            "add element ip t m { \"cali1\" : goto x }",
+            "add element ip t s { 10.0.0.1 . tcp . 80 }",
+            "add element ip t s { fd00::1 . 6 . 80 }",
+            "add element ip t m { \"cali1\" : accept }",
+            "add element ip t m { \"cali1\" }",
+            "delete element ip t m { \"cali1\" : goto x }",
+            "add element ip t m { \"a-name-of-16-long\" : goto x }",
             "add element ip t s { fd00::1 }",
             "add element inet t s { 10.0.0.1 }",
             "add rule ip t c accept",

@@ -165,6 +165,9 @@ fn members(set: &Value) -> Option<(SetKind, BTreeSet<Member>)> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NftPlan {
     pub input: String,
+    /// Members that come after it in a transaction of their own: what the first one brought is met by no packet before.
+    /// The `nft` tool reads the members of all sets before it changes one; alone they need no such tool.
+    pub late: String,
     pub written: usize,
     pub removed: usize,
     pub added: usize,
@@ -215,7 +218,7 @@ pub fn plan(
 ) -> NftPlan {
     let (fam, table) = (nft::family(family), nft::TABLE);
     let mut out = NftPlan::default();
-    let mut input = String::new();
+    let (mut input, mut members_of) = (String::new(), String::new());
     // Writing to a String cannot fail.
     if !(actual.exists || wanted.chains.is_empty() && sets.is_empty()) {
         let _ = writeln!(input, "add table {fam} {table}");
@@ -244,8 +247,8 @@ pub fn plan(
         // Away first: a network may make room for one that covers it.
         let gone: Vec<&Member> = have.difference(&members).collect();
         let new: Vec<&Member> = members.difference(have).collect();
-        elements(&mut input, "delete", fam, name, &gone);
-        elements(&mut input, "add", fam, name, &new);
+        elements(&mut members_of, "delete", fam, name, &gone);
+        elements(&mut members_of, "add", fam, name, &new);
         out.deleted += gone.len();
         out.added += new.len();
         if !(gone.is_empty() && new.is_empty()) {
@@ -285,15 +288,28 @@ pub fn plan(
                 after.insert(dev.clone(), chain.clone());
                 continue;
             }
-            let _ = writeln!(input, "delete element {fam} {table} {name} {{ \"{dev}\" }}");
+            let _ = writeln!(members_of, "delete element {fam} {table} {name} {{ \"{dev}\" }}");
             out.deleted += 1;
             out.removes = true;
         }
         for (dev, chain) in map.elements.iter().filter(|(d, c)| have.get(*d) != Some(c)) {
-            let _ = writeln!(input, "add element {fam} {table} {name} {{ \"{dev}\" : goto {chain} }}");
+            let _ = writeln!(members_of, "add element {fam} {table} {name} {{ \"{dev}\" : goto {chain} }}");
             out.added += 1;
         }
         out.after.maps.insert(name.clone(), Some(after));
+    }
+    // What nobody refers to any more.
+    let gone: Vec<&String> = actual.chains.keys().filter(|n| !wanted.chains.contains_key(*n)).collect();
+    let maps: Vec<&String> = actual.maps.keys().filter(|n| !wanted.maps.contains_key(*n)).collect();
+    let old_sets: Vec<&String> = actual.sets.keys().filter(|n| !sets.contains_key(*n)).collect();
+    let any = !(gone.is_empty() && maps.is_empty() && old_sets.is_empty());
+    // New chains are met only through a map's new elements, unless one is at a hook.
+    let hooked = changed.iter().any(|(name, _)| wanted.bases.contains_key(*name));
+    let removes = out.removes || any && leftovers == Leftovers::Remove;
+    if actual.exists && !removes && !hooked && !input.is_empty() {
+        out.late = members_of;
+    } else {
+        input.push_str(&members_of);
     }
     for (name, text) in &changed {
         for line in &text.lines {
@@ -301,11 +317,7 @@ pub fn plan(
         }
     }
     out.written = changed.len();
-    // What nobody refers to any more: rules, then maps and chains, then sets.
-    let gone: Vec<&String> = actual.chains.keys().filter(|n| !wanted.chains.contains_key(*n)).collect();
-    let maps: Vec<&String> = actual.maps.keys().filter(|n| !wanted.maps.contains_key(*n)).collect();
-    let old_sets: Vec<&String> = actual.sets.keys().filter(|n| !sets.contains_key(*n)).collect();
-    let any = !(gone.is_empty() && maps.is_empty() && old_sets.is_empty());
+    // Rules, then maps and chains, then sets.
     if any && leftovers == Leftovers::Keep {
         out.left = true;
     } else {
@@ -464,6 +476,9 @@ mod tests {
         assert_eq!(after, both);
         let p = plan(Family::V4, &more, &sets, &carried_out(&wanted, &sets), Leftovers::Keep, None);
         assert!(!p.removes && !p.left, "{p:?}");
+        let new = "add element ip brindle filter-brindle-from-wl-map { \"cali2\" : goto filter-brindle-fw-cali2 }\n";
+        assert_eq!(p.late, new, "packets meet the chain when it is complete");
+        assert!(!p.input.contains("element"), "{p:?}");
         let p = plan(Family::V4, &wanted, &sets, &both, Leftovers::Remove, None);
         assert!(p.removes && p.removed == 1 && p.deleted == 1, "{p:?}");
     }
