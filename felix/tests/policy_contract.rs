@@ -8,19 +8,19 @@ use std::{
     collections::BTreeSet,
     fs::File,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use brindle_config_core::{
-    ObjectMeta, Resource,
+    Key, Kind, ObjectMeta, Resource,
     felix::FelixConfigurationSpec,
     store::{Entry, Revision, SyncEvent},
 };
 use brindle_felix::policy::{
-    Calculation, PolicyHandle, PolicyInput, PolicyReport, PolicySetup, spawn_policy,
+    Calculation, PolicyHandle, PolicyInput, PolicyReport, PolicySetup, Verified, spawn_policy,
 };
 use brindle_felix_core::policy::active::{
     Action, ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, EndpointTier, Interface, IpSet,
@@ -30,10 +30,11 @@ use brindle_felix_core::policy::active::{
 use brindle_felix_core::rules::nft_plan;
 use brindle_kernel::{
     fake::{FilterWorld, NfCall},
-    netfilter::{IpVersion, Netfilter, Tools, Variant},
+    netfilter::{Flow, IpVersion, Netfilter, NfError, Tools, Variant},
     netns::NetNs,
 };
 use serde_json::json;
+use tokio::task::JoinHandle;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -430,6 +431,181 @@ fn a_newcomers_rules_stay_unmet_while_members_are_refused_and_are_complete_then(
     assert!(!between.iter().any(|l| l.contains("[\"cali2\"") || l.contains("203.0.113.0")), "{between:#?}");
     assert!(late.counters.errors >= 1 && late.ready.len() == 3, "{late:?}");
     same(&end, &wanted, "after the refusals");
+}
+
+/// Where readings on other threads wait.
+#[derive(Default)]
+struct Gate {
+    /// How many wait; how many may pass while it is closed; whether it is.
+    state: Mutex<(usize, usize, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut s = self.state.lock().unwrap();
+        s.0 += 1;
+        self.changed.notify_all();
+        s = self.changed.wait_while(s, |s| s.2 && s.1 == 0).unwrap();
+        s.0 -= 1;
+        s.1 = s.1.saturating_sub(1);
+    }
+
+    fn set(&self, closed: bool) {
+        self.state.lock().unwrap().2 = closed;
+        self.changed.notify_all();
+    }
+
+    fn let_one_through(&self) {
+        self.state.lock().unwrap().1 += 1;
+        self.changed.notify_all();
+    }
+
+    /// `false`: nobody waits, and `done` has become true.
+    fn somebody_waits(&self, done: impl Fn() -> bool) -> bool {
+        let deadline = Instant::now() + LONG;
+        let mut s = self.state.lock().unwrap();
+        while s.0 == 0 || s.1 > 0 {
+            if done() {
+                return false;
+            }
+            assert!(Instant::now() < deadline, "nobody reads");
+            s = self.changed.wait_timeout(s, Duration::from_millis(20)).unwrap().0;
+        }
+        true
+    }
+}
+
+/// Reads on other threads through a gate.
+struct Gated {
+    inner: Box<dyn Netfilter>,
+    gate: Arc<Gate>,
+    other_thread: bool,
+}
+
+impl Gated {
+    fn reading(&self, version: IpVersion) {
+        if self.other_thread && version == IpVersion::V4 {
+            self.gate.pass();
+        }
+    }
+}
+
+impl Netfilter for Gated {
+    fn again(&self) -> Box<dyn Netfilter> {
+        Box::new(Self { inner: self.inner.again(), gate: Arc::clone(&self.gate), other_thread: true })
+    }
+
+    fn save(&mut self, version: IpVersion) -> Result<String, NfError> {
+        self.reading(version);
+        self.inner.save(version)
+    }
+
+    fn restore(&mut self, version: IpVersion, input: &str) -> Result<(), NfError> {
+        self.inner.restore(version, input)
+    }
+
+    fn set_variant(&mut self, variant: Variant) {
+        self.inner.set_variant(variant);
+    }
+
+    fn probe(&mut self, variant: Variant, version: IpVersion) -> Result<Option<String>, NfError> {
+        self.inner.probe(variant, version)
+    }
+
+    fn default_variant(&mut self) -> Result<Variant, NfError> {
+        self.inner.default_variant()
+    }
+
+    fn save_sets(&mut self) -> Result<String, NfError> {
+        self.inner.save_sets()
+    }
+
+    fn restore_sets(&mut self, input: &str) -> Result<(), NfError> {
+        self.inner.restore_sets(input)
+    }
+
+    fn nft_list(&mut self, version: IpVersion, table: &str) -> Result<Option<String>, NfError> {
+        self.reading(version);
+        self.inner.nft_list(version, table)
+    }
+
+    fn nft(&mut self, input: &str) -> Result<(), NfError> {
+        self.inner.nft(input)
+    }
+
+    fn flows(&mut self, version: IpVersion) -> Result<Vec<Flow>, NfError> {
+        self.inner.flows(version)
+    }
+
+    fn forget(&mut self, flows: &[Flow]) -> Result<usize, NfError> {
+        self.inner.forget(flows)
+    }
+}
+
+#[test]
+fn whoever_asks_for_the_kernels_word_waits_for_it_and_keeps_nobody_waiting() {
+    for back_end in BACK_ENDS {
+        let model = FilterWorld::new();
+        let world = World::Model(model.clone());
+        let gate = Arc::new(Gate::default());
+        let own = Arc::clone(&gate);
+        let gated =
+            move |inner| Box::new(Gated { inner, gate: own, other_thread: false }) as Box<dyn Netfilter>;
+        let agent = Agent::with(&world, back_end, gated);
+        agent.tell(PolicyInput::Deltas(first()));
+        agent.settled();
+        let ask = |name: &str| {
+            let (handle, key) = (agent.handle.clone(), Key::new(Kind::WorkloadEndpoint, Some("red"), name));
+            agent.runtime.spawn(async move { handle.verify(&key, LONG).await })
+        };
+        let answer = |asked: JoinHandle<Verified>| agent.runtime.block_on(asked).unwrap();
+
+        // A newcomer is served while the kernel is read, and the answer knows of it.
+        gate.set(true);
+        let asked = ask("w0");
+        gate.somebody_waits(|| false);
+        agent.tell(PolicyInput::Deltas(vec![endpoint(2, &["one"])]));
+        let r = agent.report();
+        assert_eq!((r.settled, r.ready.len()), (true, 3), "{back_end}: {r:?}");
+        let late = ask("w2");
+        assert!(!asked.is_finished() && !late.is_finished(), "{back_end}: nobody has read anything");
+        gate.set(false);
+        assert_eq!(answer(asked), Ok(Vec::new()), "{back_end}");
+        assert_eq!(answer(late), Ok(Vec::new()), "{back_end}: a newcomer");
+
+        // What a stranger undid before the question is found.
+        let undo = |nf: &mut dyn Netfilter| match back_end {
+            "nftables" => nf.nft("flush chain ip brindle filter-brindle-tw-cali0\n").unwrap(),
+            make => {
+                nf.set_variant(if make == "iptables-nft" { Variant::Nft } else { Variant::Legacy });
+                nf.restore(IpVersion::V4, "*filter\n-F brindle-tw-cali0\nCOMMIT\n").unwrap();
+            }
+        };
+        // A check that was due may mend it before.
+        let said = (0..50).find_map(|_| {
+            world.inside(|mut nf| undo(&mut *nf));
+            answer(ask("w0")).map(|lines| (!lines.is_empty()).then(|| lines.join("; "))).transpose()
+        });
+        let said = said.expect("it is found").unwrap();
+        assert!(said.contains("brindle-tw-cali0"), "{back_end}: {said}");
+        assert_eq!(answer(ask("w0")), Ok(Vec::new()), "{back_end}: mended");
+
+        // Somebody writes during each reading: there is an answer all the same.
+        gate.set(true);
+        let asked = ask("w0");
+        let mut round = 0;
+        while gate.somebody_waits(|| asked.is_finished()) && !asked.is_finished() {
+            round += 1;
+            assert!(round < 50, "{back_end}: no end of readings");
+            agent.tell(PolicyInput::Deltas(vec![endpoint(2, if round % 2 == 0 { &["one"] } else { &[] })]));
+            agent.settled();
+            gate.let_one_through();
+        }
+        assert_eq!(answer(asked), Ok(Vec::new()), "{back_end}: after {round} readings");
+        gate.set(false);
+        agent.stop();
+    }
 }
 
 #[test]

@@ -232,16 +232,20 @@ impl Driver {
         self.apply(waiting, None, Leftovers::Remove).map(|()| true)
     }
 
-    /// What the kernel lacks of the rules and sets of each of these workloads, by device, read from it now. Writes nothing.
+    /// Reads everything now, on this thread; the next `apply` compares it.
+    pub(crate) fn read_again(&mut self) -> Result<(), DriveError> {
+        // When it fails the next write reads first.
+        self.stale = true;
+        self.read()
+    }
+
+    /// What the kernel lacked of the rules and sets of each of these workloads, by device, when it was last read. Believes
+    /// and writes nothing.
     pub(crate) fn lacking(
         &mut self,
         layouts: &BTreeMap<Family, Layout>,
         devices: &[&str],
-    ) -> Result<Vec<Vec<String>>, DriveError> {
-        let stale = self.stale;
-        // Whatever becomes of this, the next write reads again unless all was as believed.
-        self.stale = true;
-        self.read()?;
+    ) -> Vec<Vec<String>> {
         let mut out = vec![Vec::new(); devices.len()];
         for (family, layout) in layouts {
             let Some(half) = self.halves.get_mut(family) else { continue };
@@ -262,8 +266,7 @@ impl Driver {
                 None => {}
             }
         }
-        self.stale = stale || out.iter().any(|lines| !lines.is_empty());
-        Ok(out)
+        out
     }
 
     fn try_apply(

@@ -1,5 +1,7 @@
-//! The thread: inputs, decision, one write; what failed is tried again with growing pauses; slow checks find what
-//! somebody else has changed.
+//! The thread: inputs, decision, one write; what failed is tried again with growing pauses. What it reads back, and when,
+//! is in `checks`.
+
+mod checks;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +14,7 @@ use brindle_config_core::{Kind, store::SyncEvent};
 use brindle_felix_core::{
     inputs::{Impact, Inputs},
     policy::{
-        active::{EndpointId, EndpointPolicy, Interface, PolicyDelta, Protocol},
+        active::{EndpointPolicy, Interface, PolicyDelta, Protocol},
         state::PolicyState,
         verdict::{Packet, Place, place, verdict},
     },
@@ -31,11 +33,12 @@ use brindle_kernel::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::checks::Questions;
 use super::{
     bridge,
     driver::{DriveError, Driver, Mode},
-    handle::{PolicyHandle, PolicyInput, PolicyReport, PolicySetup, Verified},
-    readback::{Look, Reading},
+    handle::{PolicyHandle, PolicyInput, PolicyReport, PolicySetup},
+    readback::Look,
 };
 
 /// How long what is left of workloads that have gone stays while nothing else happens, and at most.
@@ -48,8 +51,6 @@ const TOGETHER: usize = 1024;
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// First check after a write; the pause doubles up to the refresh interval.
 const CHECK: Duration = Duration::from_secs(1);
-/// A check that takes long is followed by a pause so many times as long.
-const REST: u32 = 20;
 
 /// Turns events of the store into what is active on this node. The calculation graph; a script in tests.
 pub trait Calculation: Send {
@@ -91,7 +92,7 @@ pub fn spawn_policy(
         check_pause: CHECK,
         check_now: false,
         look: None,
-        found: None,
+        found: false,
         look_took: Duration::ZERO,
         compared: Instant::now(),
         resources: Vec::new(),
@@ -103,7 +104,7 @@ pub fn spawn_policy(
         applied: false,
         asked: Vec::new(),
         waiting: Vec::new(),
-        verifying: Vec::new(),
+        questions: Questions::default(),
         urgent: false,
         tidy: None,
     };
@@ -136,8 +137,8 @@ struct Engine {
     check_now: bool,
     /// The reading of a check, under way.
     look: Option<Look>,
-    /// What it found, to be compared.
-    found: Option<(Reading, u64)>,
+    /// What it found is believed, and to be compared.
+    found: bool,
     /// How long the last reading took, and when the kernel was last compared with what is wanted.
     look_took: Duration,
     compared: Instant,
@@ -154,7 +155,7 @@ struct Engine {
     applied: bool,
     asked: Vec<oneshot::Sender<PolicyReport>>,
     waiting: Vec<oneshot::Sender<()>>,
-    verifying: Vec<(EndpointId, oneshot::Sender<Verified>)>,
+    questions: Questions,
     /// Something other than departures of workloads was taken in since the last step.
     urgent: bool,
     /// When what is left of workloads that have gone is removed, and when at the latest.
@@ -197,14 +198,7 @@ impl Engine {
                 (answer, since) = look => {
                     self.look = None;
                     self.urgent = true;
-                    match answer {
-                        Some((Ok(reading), took)) => {
-                            self.look_took = took;
-                            self.found = Some((reading, since));
-                        }
-                        // What stands in the way shows when it is done again by ourselves.
-                        Some((Err(_), _)) | None => self.check_now = true,
-                    }
+                    self.looked(answer, since);
                 }
                 () = sleep => self.urgent = true,
             }
@@ -277,7 +271,7 @@ impl Engine {
             PolicyInput::Check => self.check_now = true,
             PolicyInput::Ask(who) => self.asked.push(who),
             PolicyInput::Heard(who) => self.waiting.push(who),
-            PolicyInput::Verify(id, who) => self.verifying.push((id, who)),
+            PolicyInput::Verify(id, who) => self.questions.ask(id, who),
             PolicyInput::Guard(who) => {
                 // Who has gone away needs no answer.
                 drop(who.send(if self.applied { Ok(()) } else { self.guard() }));
@@ -325,50 +319,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Answers who asks for the kernel's own word, once all that is known has been written. `last`: with what there is.
-    /// Whether the kernel lacks anything.
-    fn verify(&mut self, last: bool) -> bool {
-        if self.verifying.is_empty() {
-            return false;
-        }
-        let deltas = self.calculation.flush();
-        self.learn(deltas);
-        let settled = self.applied && self.failed.is_none() && self.pending.is_empty();
-        if !(settled || last) {
-            return false;
-        }
-        let all = std::mem::take(&mut self.verifying);
-        let device = |id: &EndpointId| match self.model.endpoints.get(id).map(|e| &e.interface) {
-            Some(Interface::Name(device)) => Some(device.clone()),
-            _ => None,
-        };
-        let devices: Vec<Option<String>> = all.iter().map(|(id, _)| device(id)).collect();
-        let known: Vec<&str> = devices.iter().flatten().map(String::as_str).collect();
-        let lacking = if settled {
-            let layouts = self.layouts();
-            self.driver.lacking(&layouts, &known).map_err(|e| e.to_string())
-        } else {
-            Err(self
-                .mode_problem
-                .clone()
-                .or_else(|| self.problem.clone())
-                .unwrap_or_else(|| "policy is not in force yet: the resources are not known".to_owned()))
-        };
-        let any = lacking.as_ref().is_ok_and(|all| all.iter().any(|lines| !lines.is_empty()));
-        if any {
-            self.check_at = Some(Instant::now());
-        }
-        let mut lacking = lacking.map(Vec::into_iter);
-        for ((id, who), device) in all.into_iter().zip(devices) {
-            let answer = match (&mut lacking, device) {
-                (Err(e), _) => Err(e.clone()),
-                (Ok(_), None) => Ok(vec![format!("{id} is not known to policy")]),
-                (Ok(lines), Some(_)) => Ok(lines.next().unwrap_or_default()),
-            };
-            // Who has gone away needs no answer.
-            drop(who.send(answer));
-        }
-        any
+    /// All that is known is in the kernel.
+    fn settled(&self) -> bool {
+        self.applied && self.pending.is_empty() && self.failed.is_none()
     }
 
     /// The one place from which anything is written, and its conditions. Gives what was written.
@@ -396,7 +349,7 @@ impl Engine {
             self.postpone(now);
             return None;
         }
-        let found = self.found.take().is_some_and(|(reading, since)| self.driver.adopt(reading, since));
+        let found = std::mem::take(&mut self.found);
         let check = self.check(now) || found;
         let tidy = self.tidy.is_some_and(|(at, _)| at <= now);
         let must = !self.applied || self.failed.is_some() || check || tidy;
@@ -428,31 +381,6 @@ impl Engine {
                 None
             }
         }
-    }
-
-    /// Begins a check when one is due. `true`: reading cannot be left to another thread; the next write reads first.
-    fn check(&mut self, now: Instant) -> bool {
-        let due = self.look.is_none() && self.check_at.is_some_and(|t| t <= now);
-        // Whoever writes without a pause overtakes every reading.
-        let overdue = due && now.duration_since(self.compared) > self.settings.refresh + CHECK;
-        if due && !overdue && !self.check_now {
-            let families = self.driver.families().to_vec();
-            let writes = self.driver.writes();
-            self.look = self.driver.reader().and_then(|(nf, mode)| Look::begin(nf, mode, families, writes));
-            if self.look.is_some() {
-                self.check_at = Some(now + self.pause());
-                return false;
-            }
-        }
-        let must = due || std::mem::take(&mut self.check_now);
-        if must {
-            self.driver.doubt();
-        }
-        must
-    }
-
-    fn pause(&self) -> Duration {
-        self.check_pause.max(self.look_took * REST).min(self.settings.refresh)
     }
 
     fn done(&mut self, now: Instant, repairs: u64, checked: bool) -> Changed {
@@ -623,7 +551,7 @@ impl Engine {
     }
 
     fn publish(&mut self) {
-        let settled = self.applied && self.pending.is_empty() && self.failed.is_none();
+        let settled = self.settled();
         let ready = if settled {
             let addresses = |e: &EndpointPolicy| e.addresses.iter().copied().collect::<BTreeSet<_>>();
             let all = self.model.endpoints.iter().map(|(id, e)| (id.clone(), addresses(e)));

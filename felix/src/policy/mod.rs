@@ -5,9 +5,10 @@
 //! store events ─> calculation ─ PolicyDelta ─> Model ─ Layout ─> Driver ─> iptables + ipset | nft
 //!        └──────> Inputs ─────── Surroundings ──┘                  └─< read back: start, failures, slow checks
 //! ```
-//! The slow checks read on a thread of their own: whoever has something to say meanwhile is served at once, and a reading
-//! that a write has overtaken is thrown away. Nothing is written before the store is in sync: until then the rules of the last run are in force, and devices no
-//! rule knows are denied by their dispatch. See docs/design/policy-dataplane.md.
+//! The slow checks, and whoever asks for the kernel's own word, have it read on a thread of its own: whoever has something
+//! to say meanwhile is served at once, and a reading that a write has overtaken is thrown away. Nothing is written before
+//! the store is in sync: until then the rules of the last run are in force, and devices no rule knows are denied by their
+//! dispatch. See docs/design/policy-dataplane.md.
 
 mod bridge;
 mod driver;
