@@ -1,6 +1,8 @@
 //! Host endpoints and translated destinations, under real packets with each back end: policy before DNAT sees what the
 //! client asked for, policy of the host's own traffic sees where it really goes, what is forwarded is not the host's own,
-//! and an endpoint for all interfaces leaves workloads alone. Needs root.
+//! and an endpoint for all interfaces leaves workloads alone; and failsafe ports of IPv6, which need neighbours. Needs root.
+
+use std::{process::Command, time::Duration};
 
 use brindle_integration::{
     cni::sh,
@@ -9,11 +11,13 @@ use brindle_integration::{
         probe::{Attempt, Probe},
         world::{calico, gnp, host, with},
     },
+    wait::until_true,
 };
 use serde_json::{Value, json};
 
 /// A service address that the host's own packets are translated from.
 const SERVICE: &str = "10.255.0.1";
+const LONG: Duration = Duration::from_secs(60);
 const TCP80: Probe = Probe::Tcp(80);
 /// Translated to a pod (from eth0) or to the host behind eth0 (from eth1).
 const NODE_PORT: Probe = Probe::Tcp(8080);
@@ -45,16 +49,72 @@ impl Hosts {
     /// From a site to an address, one probe; tried again when something that must arrive does not.
     #[track_caller]
     fn expect(&mut self, from: &str, to: &str, probe: Probe, wanted: bool) {
+        self.expect_of(0, from, to, probe, wanted);
+    }
+
+    /// The same of one family.
+    #[track_caller]
+    fn expect_of(&mut self, family: usize, from: &str, to: &str, probe: Probe, wanted: bool) {
         let lab = &mut self.0;
         let named = lab.sites.iter().position(|s| s.name == to);
-        let dst = named.map_or_else(|| to.parse().expect("an address"), |i| lab.sites[i].addresses[0]);
+        let dst = named.map_or_else(|| to.parse().expect("an address"), |i| lab.sites[i].addresses[family]);
         let from = lab.site(from);
-        let a = Attempt { from, to: named.unwrap_or(from), src: lab.sites[from].addresses[0], dst, probe };
+        let a =
+            Attempt { from, to: named.unwrap_or(from), src: lab.sites[from].addresses[family], dst, probe };
         let rounds = if wanted { 3 } else { 1 };
         let got =
             (0..rounds).any(|_| lab.prober.round(&[a], &[wanted]).expect("packets can be sent") == [true]);
         assert_eq!(got, wanted, "{:?}: {a:?}\n{}", lab.back_end, lab.dump());
     }
+}
+
+impl Hosts {
+    /// Host and `out1` forget each other's IPv6 neighbours, which the lab otherwise makes permanent.
+    fn forget_neighbours(&self) {
+        sh(self.0.node.ns.ns(), "ip -6 neigh flush dev eth0 nud all");
+        sh(self.0.outside(0), "ip -6 neigh flush dev eth0 nud all");
+    }
+
+    /// What `out1` knows of the host as its neighbour.
+    fn neighbour(&self) -> String {
+        let show = ["-6", "neigh", "show", HOST[1], "dev", "eth0"];
+        let out = self.0.outside(0).run(|| Command::new("ip").args(show).output());
+        let out = out.expect("the namespace is alive").expect("iproute2 is installed");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+}
+
+fn failsafe_ports(back_end: BackEnd) {
+    let mut h = Hosts::new(back_end);
+    let deny = |flags: Value| {
+        let mut spec = json!({"types": ["Ingress", "Egress"], "ingress": [{"action": "Deny"}],
+            "egress": [{"action": "Deny"}]});
+        for (k, v) in flags.as_object().into_iter().flatten() {
+            spec[k] = v.clone();
+        }
+        on("deny", spec)
+    };
+    let untracked = || deny(json!({"doNotTrack": true, "applyOnForward": true}));
+    for policy in [deny(json!({})), untracked()] {
+        h.set([open(), policy]);
+        // Either side asks first.
+        h.forget_neighbours();
+        h.expect_of(1, "out1", "host", Probe::Tcp(22), true);
+        h.forget_neighbours();
+        h.expect_of(1, "host", "out1", Probe::Udp(53), true);
+        h.expect_of(1, "out1", "host", Probe::Ping, false);
+        h.expect_of(1, "out1", "host", TCP80, false);
+        assert!(h.neighbour().contains("lladdr"), "{back_end:?}: {}", h.neighbour());
+    }
+    // Nothing is to stay open: neighbours do not find the host either.
+    let none = json!({"failsafeInboundHostPorts": [], "failsafeOutboundHostPorts": []});
+    h.set([open(), deny(json!({})), calico("FelixConfiguration", "", "default", &none)]);
+    h.forget_neighbours();
+    h.expect_of(1, "out1", "host", Probe::Tcp(22), false);
+    until_true("nobody answers who has the host's address", LONG, || h.neighbour().contains("FAILED"));
+    h.set([open()]);
+    h.expect_of(1, "out1", "host", TCP80, true);
+    assert_eq!(h.0.policy().problems, Vec::<String>::new());
 }
 
 fn open() -> Value {
@@ -149,6 +209,21 @@ fn run(back_end: BackEnd) {
     h.expect("host", "ns1/p1", TCP80, true);
     h.expect("ns1/p1", "out1", TCP80, true);
     assert_eq!(h.0.policy().problems, Vec::<String>::new());
+}
+
+#[test]
+fn failsafe_ports_find_their_neighbours_with_iptables_legacy() {
+    failsafe_ports(BackEnd::Legacy);
+}
+
+#[test]
+fn failsafe_ports_find_their_neighbours_with_iptables_nft() {
+    failsafe_ports(BackEnd::Nft);
+}
+
+#[test]
+fn failsafe_ports_find_their_neighbours_with_nftables() {
+    failsafe_ports(BackEnd::Nftables);
 }
 
 #[test]

@@ -233,6 +233,11 @@ impl PolicyLab {
         all.map(|n| NetNs::named(n).expect("it was made")).collect()
     }
 
+    /// The namespace of a host outside: 0 behind eth0, 1 behind eth1.
+    pub fn outside(&self, i: usize) -> &NetNs {
+        self.outside[i].ns()
+    }
+
     /// A pod's container.
     pub fn pod(&self, site: usize) -> &Container {
         &self.pods[site]

@@ -147,6 +147,7 @@ fn why(step: &Step) -> String {
         Reason::Closed(reason) => format!("closed: {reason}"),
         Reason::UnknownEndpoint => "the endpoint's policy is not known".into(),
         Reason::Failsafe => "failsafe port".into(),
+        Reason::Discovery => "neighbor discovery, which failsafe ports need over IPv6".into(),
         Reason::ToHost(action) => {
             let action = match action {
                 ToHostAction::Drop => "Drop",

@@ -525,6 +525,9 @@ pub struct Failsafe {
     pub net: Option<IpNet>,
 }
 
+/// Types of ICMPv6: router and neighbour solicitations and advertisements.
+pub const NEIGHBOUR_DISCOVERY: [u8; 4] = [133, 134, 135, 136];
+
 /// The part of FelixConfiguration that decides about packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicySettings {
@@ -555,6 +558,15 @@ impl Default for PolicySettings {
             allow_vxlan_from_workloads: false,
             allow_ipip_from_workloads: false,
         }
+    }
+}
+
+impl PolicySettings {
+    /// Whether a failsafe port may be reached over IPv6, which nobody does without neighbour discovery: then host endpoints
+    /// leave that open, too.
+    pub fn failsafe_v6(&self) -> bool {
+        let v6 = |f: &Failsafe| f.net.is_none_or(|n| matches!(n, IpNet::V6(_)));
+        self.failsafe_inbound.iter().chain(&self.failsafe_outbound).any(v6)
     }
 }
 

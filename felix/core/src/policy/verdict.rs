@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     active::{
         Action, EndpointId, EndpointPolicy, EndpointTier, Failsafe, HostPolicy, Icmp, Interface, IpVersion,
-        PolicyId, PortRange, Protocol, Rule, Side, TierAction, ToHostAction,
+        NEIGHBOUR_DISCOVERY, PolicyId, PortRange, Protocol, Rule, Side, TierAction, ToHostAction,
     },
     state::PolicyState,
 };
@@ -71,6 +71,8 @@ pub enum Reason {
     UnknownEndpoint,
     /// A port that policy never closes.
     Failsafe,
+    /// Neighbour discovery, without which nobody reaches such a port over IPv6.
+    Discovery,
     /// `defaultEndpointToHostAction`.
     ToHost(ToHostAction),
     /// The node's own processes always reach its workloads.
@@ -209,11 +211,11 @@ impl<'a> Asked<'a> {
         let Some((id, e, host)) = self.endpoint(hep) else {
             return self.say(None, direction, true, Reason::NotPoliced);
         };
-        if let Some(decided) = self.early(&id, &e, &host, direction) {
+        if let Some(decided) = self.early(&id, &e, &host, direction, true) {
             return decided;
         }
-        if self.failsafe(direction) {
-            return self.say(Some(&id), direction, true, Reason::Failsafe);
+        if let Some(reason) = self.failsafe(direction, true) {
+            return self.say(Some(&id), direction, true, reason);
         }
         if let Some(reason) = &e.closed {
             return self.say(Some(&id), direction, false, Reason::Closed(reason.clone()));
@@ -225,28 +227,29 @@ impl<'a> Asked<'a> {
     /// Traffic that comes in at a host endpoint and goes on.
     fn arriving(&mut self, hep: Option<&EndpointId>) -> bool {
         if let Some((id, e, host)) = self.endpoint(hep)
-            && let Some(decided) = self.early(&id, &e, &host, Direction::Ingress)
+            && let Some(decided) = self.early(&id, &e, &host, Direction::Ingress, false)
         {
             return decided;
         }
         self.forwarded(hep, Direction::Ingress)
     }
 
-    /// Untracked and pre-DNAT policy; what it allows no later host policy looks at.
+    /// Untracked and pre-DNAT policy; what it allows no later host policy looks at. `own`: the host is an end of the flow.
     fn early(
         &mut self,
         id: &EndpointId,
         e: &EndpointPolicy,
         host: &HostPolicy,
         direction: Direction,
+        own: bool,
     ) -> Option<bool> {
         let pre_dnat: &[EndpointTier] = if direction == Direction::Ingress { &host.pre_dnat } else { &[] };
         for tiers in [host.untracked.as_slice(), pre_dnat] {
             if tiers.is_empty() || e.closed.is_some() {
                 continue;
             }
-            if self.failsafe(direction) {
-                return Some(self.say(Some(id), direction, true, Reason::Failsafe));
+            if let Some(reason) = self.failsafe(direction, own) {
+                return Some(self.say(Some(id), direction, true, reason));
             }
             if let Outcome::Decided(allowed, reason) = self.tiers(tiers, direction) {
                 return Some(self.say(Some(id), direction, allowed, reason));
@@ -273,16 +276,27 @@ impl<'a> Asked<'a> {
         Some((e.id.clone(), (**e).clone(), e.host.clone().unwrap_or_default()))
     }
 
-    fn failsafe(&self, direction: Direction) -> bool {
+    /// Why no policy of a host endpoint is asked.
+    fn failsafe(&self, direction: Direction, own: bool) -> Option<Reason> {
         let (list, peer) = match direction {
             Direction::Ingress => (&self.state.settings.failsafe_inbound, self.packet.src),
             Direction::Egress => (&self.state.settings.failsafe_outbound, self.packet.dst),
         };
-        list.iter().any(|f: &Failsafe| {
+        let open = list.iter().any(|f: &Failsafe| {
             f.protocol == self.packet.protocol
                 && f.port == self.packet.dst_port
                 && f.net.is_none_or(|n| n.contains(&peer))
-        })
+        });
+        // From a neighbour: the hop limit, of which a packet here knows nothing, is right.
+        let discovery = own
+            && self.packet.protocol == Protocol::ICMPV6
+            && self.packet.icmp.is_some_and(|(kind, _)| NEIGHBOUR_DISCOVERY.contains(&kind))
+            && self.state.settings.failsafe_v6();
+        match (open, discovery) {
+            (true, _) => Some(Reason::Failsafe),
+            (false, true) => Some(Reason::Discovery),
+            (false, false) => None,
+        }
     }
 
     fn tiers_and_profiles(&self, e: &EndpointPolicy, direction: Direction) -> (bool, Reason) {

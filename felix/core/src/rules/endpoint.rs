@@ -7,7 +7,7 @@ use super::{
     marks::Marks,
     names,
 };
-use crate::policy::active::{EndpointPolicy, EndpointTier, PolicyId, TierAction};
+use crate::policy::active::{self, EndpointPolicy, EndpointTier, PolicyId, TierAction};
 
 /// Prefixes of chain names.
 pub mod prefix {
@@ -251,6 +251,6 @@ impl Shape {
 }
 
 /// Neighbour discovery: router and neighbour solicitations and advertisements.
-pub(super) const ND: [u8; 4] = [133, 134, 135, 136];
+pub(super) const ND: [u8; 4] = active::NEIGHBOUR_DISCOVERY;
 /// Queries, reports and ends of membership in multicast groups.
 pub(super) const MULTICAST: [u8; 3] = [130, 131, 132];

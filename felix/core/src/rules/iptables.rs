@@ -230,6 +230,7 @@ fn write_match(out: &mut String, family: Family, m: &Match) {
         Match::SrcOfOtherDevice => {
             write!(out, " -m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL")
         }
+        Match::OnLink => Ok(()),
         Match::Rate { count, unit, burst } => {
             write!(out, " -m limit --limit {count}/{unit} --limit-burst {burst}")
         }

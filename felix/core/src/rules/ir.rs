@@ -169,6 +169,9 @@ pub enum Match {
     DstLocal,
     /// The source is an address of this host, but not of the device it leaves through.
     SrcOfOtherDevice,
+    /// Of IPv6: hop limit 255, so no router has passed it on. iptables would need one more module of the kernel for it and
+    /// does not ask: only for what the kernel itself takes from no further away.
+    OnLink,
     /// At most so many per `unit` (`second`, `minute`, `hour`, `day`).
     Rate {
         count: u32,

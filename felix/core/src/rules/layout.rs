@@ -12,11 +12,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     endpoint::{FAILSAFE_IN, FAILSAFE_OUT, MULTICAST, ND},
@@ -368,7 +368,29 @@ fn failsafe(family: Family, name: &str, p: &PolicySettings, inbound: bool, raw: 
     if raw {
         rules.extend(other.iter().filter(of).map(|f| rule(f, true)));
     }
+    if family == Family::V6 && p.failsafe_v6() {
+        rules.extend(discovery(inbound));
+    }
     Chain::new(name, rules)
+}
+
+/// Neighbour discovery of the host itself. What comes in may be on its way to somebody else: only what has this host as
+/// its destination, or a group no router passes on.
+fn discovery(inbound: bool) -> Vec<Rule> {
+    let groups = Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16);
+    let to = match inbound {
+        true => vec![vec![Match::Dst { net: groups.into(), not: false }], vec![Match::DstLocal]],
+        false => vec![Vec::new()],
+    };
+    let mut rules = Vec::new();
+    for kind in ND {
+        let icmp = [Match::Proto { number: 58, not: false }, Match::Icmp { kind, code: None, not: false }];
+        for to in &to {
+            let matches = icmp.iter().chain(to).cloned().chain([Match::OnLink]).collect();
+            rules.push(Rule::new(matches, Action::Accept).because("neighbour discovery"));
+        }
+    }
+    rules
 }
 
 impl Layout {

@@ -158,6 +158,7 @@ fn write_match(out: &mut String, fam: Family, m: &Match) {
         Match::SrcLocal => write!(out, " fib saddr type local"),
         Match::DstLocal => write!(out, " fib daddr type local"),
         Match::SrcOfOtherDevice => write!(out, " fib saddr . oif type != local fib saddr type local"),
+        Match::OnLink => write!(out, " ip6 hoplimit 255"),
         Match::Rate { count, unit, burst } => {
             write!(out, " limit rate {count}/{unit} burst {burst} packets")
         }

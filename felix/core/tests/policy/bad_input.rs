@@ -140,6 +140,63 @@ fn host_endpoints_of_the_same_interface_close_it_but_for_failsafe_ports() {
 }
 
 #[test]
+fn a_host_endpoint_that_denies_everything_leaves_neighbour_discovery_to_its_failsafe_ports() {
+    let hep = |name: &str| {
+        let spec = json!({"node": "n1", "interfaceName": "eth0"});
+        let (key, mut value) = resource(Kind::HostEndpoint, "", name, spec);
+        value["metadata"]["labels"] = json!({"role": "host"});
+        (key, value)
+    };
+    let deny = |name: &str, flag: &str| {
+        let rules = json!([{"action": "Deny"}]);
+        let mut spec = json!({"selector": "role == 'host'", "types": ["Ingress", "Egress"], "applyOnForward": true,
+            "ingress": rules, "egress": rules});
+        if !flag.is_empty() {
+            spec[flag] = true.into();
+        }
+        resource(Kind::GlobalNetworkPolicy, "", name, spec)
+    };
+    let lists = |inbound: Value, outbound: Value| {
+        let spec = json!({"failsafeInboundHostPorts": inbound, "failsafeOutboundHostPorts": outbound});
+        resource(Kind::FelixConfiguration, "", "default", spec)
+    };
+    let at = || Some(EndpointId::Host { name: "one".into() });
+    let ways = [(Place::Outside(at()), Place::Host(at())), (Place::Host(at()), Place::Outside(at()))];
+    let ask = |c: &Cluster, kind: u8, (from, to): &(Place, Place)| {
+        let ip = |s: &str| s.parse::<IpAddr>().expect(s);
+        let (src, dst) = (ip("fe80::1"), ip("ff02::1:ff00:2"));
+        let packet =
+            Packet { src, dst, protocol: Protocol::ICMPV6, src_port: 0, dst_port: 0, icmp: Some((kind, 0)) };
+        verdict(&c.state, &packet, from, to)
+    };
+    let one = |more: Vec<(Key, Value)>| Cluster::new([hep("one"), deny("plain", "")].into_iter().chain(more));
+    let port = |net: &str| json!([{"protocol": "TCP", "port": 22, "net": net}]);
+    for (c, open) in [
+        (one(vec![]), true),
+        (one(vec![hep("two")]), true),
+        (one(vec![deny("raw", "doNotTrack")]), true),
+        (one(vec![lists(json!([]), json!([]))]), false),
+        (one(vec![lists(json!([]), port("fd00::/8"))]), true),
+        (one(vec![lists(port("10.0.0.0/8"), json!([]))]), false),
+        (one(vec![lists(json!([]), json!([])), deny("raw", "doNotTrack")]), false),
+    ] {
+        for way in &ways {
+            for kind in 133..=136 {
+                let v = ask(&c, kind, way);
+                assert_eq!(v.allowed(), open, "{kind}: {v:?}");
+                assert_eq!(v.steps.last().expect("a step").reason == Reason::Discovery, open, "{v:?}");
+            }
+            for kind in [128, 132, 137] {
+                assert!(!ask(&c, kind, way).allowed(), "{kind}");
+            }
+        }
+        // What is forwarded is no neighbour's question to this host.
+        let through = (Place::Outside(at()), Place::Outside(None));
+        assert!(!ask(&c, 135, &through).allowed());
+    }
+}
+
+#[test]
 fn an_endpoint_nobody_knows_is_closed_and_a_missing_profile_denies() {
     let state = PolicyState::default();
     let ip = |s: &str| s.parse::<IpAddr>().expect(s);

@@ -394,7 +394,7 @@ impl Random {
             protocol,
             src_port: if ported { self.pick(&[80, 81, 40_000]) } else { 0 },
             dst_port: if ported { port } else { 0 },
-            icmp: matches!(protocol, 1 | 58).then(|| self.pick(&[(8, 0), (3, 1), (128, 0)])),
+            icmp: matches!(protocol, 1 | 58).then(|| self.pick(&[(8, 0), (3, 1), (128, 0), (135, 0)])),
             from,
             to,
         }

@@ -206,7 +206,10 @@ pub(crate) fn allowed(resources: &[Value], flow: &Flow) -> bool {
         Spot::Host(_) => true,
         Spot::Outside(by) => match (hep_in(*by), &flow.to) {
             (None, _) | (_, Spot::Host(_)) => true,
-            (Some(h), _) => early(&w, h, flow, "ingress").unwrap_or_else(|| forward(&w, h, flow, "ingress")),
+            (Some(h), _) => {
+                let open = failsafe(flow, "ingress");
+                early(&w, h, flow, "ingress", open).unwrap_or_else(|| forward(&w, h, flow, "ingress"))
+            }
         },
     };
     first
@@ -227,10 +230,10 @@ fn to_host(w: &World<'_>) -> bool {
 }
 
 fn host(w: &World<'_>, h: &Value, flow: &Flow, direction: &str) -> bool {
-    if let Some(decided) = early(w, h, flow, direction) {
-        return decided;
-    }
-    failsafe(flow, direction) || endpoint(w, h, flow, direction)
+    // Failsafe ports are reached over IPv6 by those who find the host's MAC address.
+    let discovery = flow.protocol == 58 && flow.icmp.is_some_and(|(kind, _)| (133..=136).contains(&kind));
+    let open = failsafe(flow, direction) || discovery;
+    early(w, h, flow, direction, open).unwrap_or_else(|| open || endpoint(w, h, flow, direction))
 }
 
 fn failsafe(flow: &Flow, direction: &str) -> bool {
@@ -249,15 +252,15 @@ fn flag(p: &Value, name: &str) -> bool {
     p.pointer(&format!("/spec/{name}")).and_then(Value::as_bool).unwrap_or(false)
 }
 
-/// Untracked, then pre-DNAT policy of a host endpoint. Their tiers never drop at the end.
-fn early(w: &World<'_>, h: &Value, flow: &Flow, direction: &str) -> Option<bool> {
+/// Untracked, then pre-DNAT policy of a host endpoint. Their tiers never drop at the end. `open`: to a failsafe port.
+fn early(w: &World<'_>, h: &Value, flow: &Flow, direction: &str, open: bool) -> Option<bool> {
     for name in ["doNotTrack", "preDNAT"] {
         if name == "preDNAT" && direction == "egress" {
             continue;
         }
         // The failsafes stand before any such policy, whichever direction it has.
         let any = ["ingress", "egress"].iter().any(|d| !applying(w, h, d, &|p| flag(p, name)).is_empty());
-        if any && failsafe(flow, direction) {
+        if any && open {
             return Some(true);
         }
         if let Some(decided) = tiers(w, h, flow, direction, &|p| flag(p, name), true) {
