@@ -19,6 +19,6 @@ mod look;
 pub mod policy;
 mod tunnel;
 
-pub use engine::{CarrierPolicy, Settings, StartError, spawn};
+pub use engine::{CarrierPolicy, Settings, StartError, spawn, spawn_on};
 pub use handle::{FelixInput, FibUpdate, Handle, Report, WaitError};
 pub use look::{Fate, Intent, Looked, compare, look};

@@ -1,8 +1,9 @@
 //! The engine against a real kernel, in a network namespace of the test's own: writes what is wanted, spares what is
-//! not ours, repairs what others remove, and writes nothing when started again.
+//! not ours, repairs what others remove, writes nothing when started again, and makes up for events that were lost.
 
 use std::{
     path::PathBuf,
+    sync::{Arc, Condvar, Mutex},
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,11 @@ use brindle_config_core::{
 };
 use brindle_felix::{CarrierPolicy, FelixInput, FibUpdate, Handle, Settings};
 use brindle_kernel::{
-    netlink::{Addr, Route, RouteFilter, Rtnl, Veth, VethPeer},
+    api::{Events, Linux},
+    netlink::{
+        Addr, Event, Monitor, NetlinkError, Route, RouteBatcher, RouteChange, RouteFilter, Rtnl, Veth,
+        VethPeer, Waker,
+    },
     netns::NetNs,
 };
 
@@ -83,14 +88,17 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn start() -> Handle {
-    let settings = Settings {
+fn settings() -> Settings {
+    Settings {
         node: "n1".into(),
         state_dir: PathBuf::from("/nonexistent"),
         carrier: CarrierPolicy::Auto,
         carrier_args: Vec::new(),
-    };
-    brindle_felix::spawn(&settings).unwrap()
+    }
+}
+
+fn start() -> Handle {
+    brindle_felix::spawn(&settings()).unwrap()
 }
 
 fn send(h: &Handle, input: FelixInput) {
@@ -156,5 +164,111 @@ fn routes_are_written_repaired_kept_and_not_written_again() {
         wait("in sync", || h.report().routes.in_sync && h.report().ready.len() == 1);
         assert_eq!(h.report().routes.writes, 0, "{:?}", h.report());
         assert_eq!(dsts(&mut k), want);
+    });
+}
+
+/// What a listener heard, and whether it may go on.
+#[derive(Default)]
+struct Heard {
+    held: bool,
+    waits: bool,
+    events: Vec<Event>,
+    overruns: usize,
+}
+
+/// A listener that can be held up.
+struct Slow {
+    monitor: Monitor,
+    heard: Arc<(Mutex<Heard>, Condvar)>,
+}
+
+impl Events for Slow {
+    fn next(&mut self, limit: Option<Duration>) -> Result<Vec<Event>, NetlinkError> {
+        let (heard, changed) = &*self.heard;
+        let mut h = heard.lock().unwrap();
+        h.waits = true;
+        changed.notify_all();
+        h = changed.wait_while(h, |h| h.held).unwrap();
+        h.waits = false;
+        drop(h);
+        let got = self.monitor.next(limit);
+        let mut h = heard.lock().unwrap();
+        match &got {
+            Ok(events) => h.events.extend(events.iter().cloned()),
+            Err(e) => h.overruns += usize::from(e.is_overrun()),
+        }
+        got
+    }
+
+    fn waker(&self) -> Waker {
+        self.monitor.waker()
+    }
+}
+
+#[test]
+fn what_happens_while_the_listener_is_overrun_is_found_by_reading_everything() {
+    let ns = Namespace::new("overrun");
+    ns.run(|| {
+        let mut k = Rtnl::open().unwrap();
+        let veth = |k: &mut Rtnl, name: &str, peer: &str| {
+            let peer = VethPeer { name: peer, ..Default::default() };
+            k.add_veth(&Veth { name, mac: None, mtu: None, up: false, peer }).unwrap();
+            k.set_up(name).unwrap();
+            k.set_up(peer.name).unwrap();
+            k.link_by_name(name).unwrap().unwrap().index
+        };
+        let eth0 = veth(&mut k, "eth0", "eth0p");
+        k.add_addr(&Addr::new(eth0, "10.0.1.1/24".parse().unwrap())).unwrap();
+        let ours = |k: &mut Rtnl| -> Vec<String> {
+            // Neither the kernel's own nor the flood.
+            let mut all = k.routes(&RouteFilter::main()).unwrap();
+            all.retain(|r| r.dst.addr().is_ipv4() && ![2, 4].contains(&r.protocol));
+            let mut all: Vec<String> = all.iter().map(|r| r.dst.to_string()).collect();
+            all.sort();
+            all
+        };
+
+        let (kernel, mut monitor) = Linux::open().unwrap();
+        monitor.set_buffer(1).unwrap();
+        let heard: Arc<(Mutex<Heard>, Condvar)> = Arc::default();
+        let slow = Slow { monitor, heard: Arc::clone(&heard) };
+        let h = brindle_felix::spawn_on(&settings(), Box::new(kernel), Box::new(slow)).unwrap();
+        send(&h, FelixInput::Store(snapshot()));
+        send(&h, FelixInput::Fib(fib()));
+        wait("the learned route", || ours(&mut k) == ["192.168.2.0/26"]);
+
+        // The listener is held up as soon as it has something to say; then more comes than waits for it, and last of all
+        // what matters: our route goes and the pod's device comes.
+        let (state, changed) = &*heard;
+        state.lock().unwrap().held = true;
+        k.set_mtu(eth0, 1400).unwrap();
+        drop(
+            changed.wait_timeout_while(state.lock().unwrap(), Duration::from_secs(10), |s| !s.waits).unwrap(),
+        );
+        let before = {
+            let s = state.lock().unwrap();
+            assert!(s.waits, "the listener has not heard of the device");
+            (s.overruns, s.events.len())
+        };
+        let flood: Vec<RouteChange> = (0..1000)
+            .map(|i| {
+                let dst = format!("172.{}.{}.0/24", 16 + i / 256, i % 256).parse().unwrap();
+                RouteChange::Add(Route::new(dst).dev(eth0).with_protocol(4))
+            })
+            .collect();
+        assert_eq!(RouteBatcher::open().unwrap().apply(&flood).done, 1000);
+        let all = k.routes(&RouteFilter::main()).unwrap();
+        k.del_route(all.iter().find(|r| r.dst.to_string() == "192.168.2.0/26").unwrap()).unwrap();
+        veth(&mut k, "cali00000000001", "podp");
+        assert_eq!(ours(&mut k), [""; 0], "nobody knows yet");
+
+        state.lock().unwrap().held = false;
+        changed.notify_all();
+        wait("both routes", || ours(&mut k) == ["192.168.1.5/32", "192.168.2.0/26"]);
+        wait("the pod is ready", || h.report().ready.len() == 1 && h.report().routes.in_sync);
+        let s = state.lock().unwrap();
+        assert!(s.overruns > before.0, "{} overruns", s.overruns);
+        let lost = |e: &Event| matches!(e, Event::RouteGone(r) if r.dst.to_string() == "192.168.2.0/26");
+        assert!(!s.events[before.1..].iter().any(lost), "the news of the route was not lost");
     });
 }

@@ -307,6 +307,39 @@ fn changes_are_reported_as_they_happen() {
 }
 
 #[test]
+fn a_monitor_that_is_overrun_says_so_and_goes_on() {
+    let a = Ns::new();
+    let (mut nl, v0) = with_veth(&a);
+    let mut mon = Monitor::open_in(&a.ns, &[Group::Links, Group::RoutesV4]).unwrap();
+    mon.set_buffer(1).unwrap();
+    let mut batch = RouteBatcher::open_in(&a.ns).unwrap();
+    let routes: Vec<Route> = (0..1000)
+        .map(|i| {
+            let dst = format!("10.{}.{}.0/24", 32 + i / 256, i % 256).parse().unwrap();
+            Route::new(dst).dev(v0).with_protocol(80)
+        })
+        .collect();
+    // Each time, also when nothing was read since the last one: the kernel says so only once by itself.
+    for kind in [RouteChange::Add, RouteChange::Delete, RouteChange::Add] {
+        assert_eq!(batch.apply(&routes.iter().cloned().map(kind).collect::<Vec<_>>()).done, 1000);
+        let told = mon.next(Some(Duration::ZERO)).unwrap_err();
+        assert!(told.is_overrun(), "{told}");
+    }
+    assert_eq!(mon.next(Some(Duration::ZERO)).unwrap(), [], "what waited is thrown away with what was lost");
+
+    // What was lost can be read, and what comes now is heard.
+    let ours = RouteFilter { protocol: Some(80), ..RouteFilter::main() };
+    assert_eq!(nl.routes(&ours).unwrap().len(), 1000);
+    nl.set_mtu(v0, 1300).unwrap();
+    let mut news = Vec::new();
+    while !news.iter().any(|e| matches!(e, Event::Link(l) if l.mtu == 1300)) {
+        let some = mon.next(Some(Duration::from_secs(10))).unwrap();
+        assert!(!some.is_empty(), "no further event after {news:?}");
+        news.extend(some);
+    }
+}
+
+#[test]
 fn a_waiting_monitor_can_be_woken() {
     let a = Ns::new();
     let mut mon = Monitor::open_in(&a.ns, &[Group::Links]).unwrap();

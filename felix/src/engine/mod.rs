@@ -102,12 +102,21 @@ pub enum StartError {
 /// Starts felix in the network namespace of the calling thread.
 pub fn spawn(settings: &Settings) -> Result<Handle, StartError> {
     let (kernel, monitor) = Linux::open()?;
+    spawn_on(settings, Box::new(kernel), Box::new(monitor))
+}
+
+/// The same with what was opened before in that namespace; `events` is to hear all there is from before the start.
+pub fn spawn_on(
+    settings: &Settings,
+    kernel: Box<dyn Kernel>,
+    events: Box<dyn Events>,
+) -> Result<Handle, StartError> {
     let inbox = crate::carrier::Inbox::default();
     let outside = Outside {
         carrier: Box::new(crate::carrier::Process::new(settings, Arc::clone(&inbox))),
         filter: Box::new(crate::filter::Tables::default()),
     };
-    let handle = start(settings, Box::new(kernel), Box::new(monitor), outside)?;
+    let handle = start(settings, kernel, events, outside)?;
     // Cannot be set already: it was made here.
     drop(inbox.set(handle.inputs.downgrade()));
     Ok(handle)

@@ -21,6 +21,8 @@ use crate::netns::NetNs;
 
 /// Bursts of 10,000 link events fit.
 const RCVBUF: usize = 8 << 20;
+/// Datagrams thrown away at once after an overrun.
+const DRAIN: usize = 1 << 16;
 
 /// What to listen to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +65,8 @@ pub struct Monitor {
     wake: UnixStream,
     waker: Waker,
     ignored: Vec<u32>,
+    /// Events are being lost, and the kernel does not say so again before all that waits has been taken.
+    losing: bool,
 }
 
 /// Ends a [`Monitor::next`] from another thread.
@@ -96,7 +100,7 @@ impl Monitor {
             // Fails only when the buffer is full: then the reader is woken already.
             let _ = (&far).write(&[1]);
         });
-        Ok(Self { sock, wake, waker, ignored: Vec::new() })
+        Ok(Self { sock, wake, waker, ignored: Vec::new(), losing: false })
     }
 
     /// In another namespace.
@@ -110,6 +114,12 @@ impl Monitor {
         self.ignored.extend(ports.iter().filter(|p| **p != 0));
     }
 
+    /// How many octets of events may wait for [`Self::next`], as far as the kernel goes along (its least is a few
+    /// events); more than that is an overrun.
+    pub fn set_buffer(&mut self, octets: usize) -> Result<(), NetlinkError> {
+        self.sock.set_rcvbuf(octets)
+    }
+
     /// A handle that interrupts [`Self::next`].
     pub fn waker(&self) -> Waker {
         self.waker.clone()
@@ -119,13 +129,34 @@ impl Monitor {
     /// events were lost: read everything again and go on listening; the socket stays usable.
     pub fn next(&mut self, limit: Option<Duration>) -> Result<Vec<Event>, NetlinkError> {
         let limit = limit.map(Limit::after);
-        loop {
-            match self.datagram(limit)? {
-                Some(events) if events.is_empty() => {}
-                Some(events) => return Ok(events),
-                None => return Ok(Vec::new()),
+        while !self.losing {
+            match self.datagram(limit) {
+                Ok(Some(events)) if events.is_empty() => {}
+                Ok(Some(events)) => return Ok(events),
+                Ok(None) => return Ok(Vec::new()),
+                Err(NetlinkError::Overrun { .. }) => self.losing = true,
+                Err(e) => return Err(e),
             }
         }
+        self.drain()
+    }
+
+    /// The kernel tells of an overrun once, and of what is lost from then on only after the queue has been empty: whoever
+    /// read everything before that would miss it. What is thrown away here is in what is read then.
+    fn drain(&mut self) -> Result<Vec<Event>, NetlinkError> {
+        let what = "wait for netlink events";
+        for _ in 0..DRAIN {
+            match self.sock.recv(Some(Limit::after(Duration::ZERO)), None, what) {
+                Ok(_) | Err(NetlinkError::Overrun { .. }) => {}
+                Err(NetlinkError::Timeout { .. }) => {
+                    self.losing = false;
+                    break;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        // Under a flood without end it is said again and again.
+        Err(NetlinkError::Overrun { what: what.to_owned() })
     }
 
     /// The events of one datagram; none when woken or out of time.

@@ -62,13 +62,21 @@ impl NlSocket {
         let _ = sock.set_ext_ack(true);
         let _ = sock.set_cap_ack(true);
         let _ = sock.set_netlink_get_strict_chk(true);
-        if rcvbuf > 0
-            && setsockopt(&sock, sockopt::RcvBufForce, &rcvbuf).is_err()
-            && let Err(e) = setsockopt(&sock, sockopt::RcvBuf, &rcvbuf)
+        let out = Self { sock, buf: vec![0; BUFFER], seq: 0, port };
+        if rcvbuf > 0 {
+            out.set_rcvbuf(rcvbuf)?;
+        }
+        Ok(out)
+    }
+
+    /// Asks for another receive buffer; the kernel has a minimum.
+    pub(crate) fn set_rcvbuf(&self, rcvbuf: usize) -> Result<(), NetlinkError> {
+        if setsockopt(&self.sock, sockopt::RcvBufForce, &rcvbuf).is_err()
+            && let Err(e) = setsockopt(&self.sock, sockopt::RcvBuf, &rcvbuf)
         {
             return Err(NetlinkError::Socket { what: "set SO_RCVBUF".into(), errno: e as i32 });
         }
-        Ok(Self { sock, buf: vec![0; BUFFER], seq: 0, port })
+        Ok(())
     }
 
     /// The size of the receive buffer as the kernel accounts it (twice what was asked for).
