@@ -240,6 +240,8 @@ fn every_mistake_is_named_with_file_line_and_field() {
             "peers[0].filters[0]: there is no filter g in filters",
         ),
         ("listen: [localhost]\n", 3, "listen[0]"),
+        ("listenn: [0.0.0.0]\n", 3, "unknown field \"listenn\"; did you mean listen?"),
+        ("vrf: red\n", 3, "unknown field \"vrf\"; there are asNumber, "),
         ("peers: [\n", 3, ""),
     ] {
         let error = parse(&format!("{head}{body}")).unwrap_err();

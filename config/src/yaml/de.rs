@@ -87,7 +87,11 @@ impl de::Error for Error {
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(format!("unknown field {field:?}{}", hint(field, expected)))
+        let meant = match hint(field, expected) {
+            none if none.is_empty() => format!("; there are {}", expected.join(", ")),
+            some => some,
+        };
+        Self::new(format!("unknown field {field:?}{meant}"))
     }
 
     fn missing_field(field: &'static str) -> Self {
