@@ -14,7 +14,7 @@ use anyhow::{Result, anyhow, bail};
 use brindle_config_core::{
     Key,
     pool::AllowedUse,
-    store::{Expect, Revision, Store, StoreError},
+    store::{Expect, Revision, Store, StoreError, StoreExt as _},
     time::Now,
 };
 use brindle_ipam::{
@@ -89,7 +89,8 @@ impl Actor {
             }
             Action::DropConfiguration { key, revision }
             | Action::DropEndpoint { key, revision, .. }
-            | Action::DropCopy { key, revision } => self.delete(key, *revision).await,
+            | Action::DropCopy { key, revision }
+            | Action::DropHostEndpoint { key, revision } => self.delete(key, *revision).await,
             Action::GiveUp { node } => {
                 self.allocator(node).give_up().await?;
                 Ok(Outcome::Done)
@@ -119,6 +120,16 @@ impl Actor {
             Action::Bind { service, handle, wanted } => self.bind(service, handle, wanted).await,
             Action::Status { service, revision, ingress } => self.status(service, *revision, ingress).await,
             Action::Rename { from, to, revision } => self.rename(from, to, *revision).await,
+            Action::PutHostEndpoint { revision, resource, .. } => {
+                let expect = revision.map_or(Expect::Absent, Expect::Revision);
+                match self.store.put_as(resource, expect).await {
+                    Ok(_) => Ok(Outcome::Done),
+                    Err(StoreError::Exists(_) | StoreError::Conflict(_) | StoreError::NotFound(_)) => {
+                        Ok(Outcome::Outdated)
+                    }
+                    Err(e) => Err(e.into()),
+                }
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! `brindle-controllers run …` as it may be typed, and what it means.
 
-use std::{collections::BTreeSet, io::IsTerminal as _, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, fmt, io::IsTerminal as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use brindle_config::lease::Candidate;
@@ -8,7 +8,10 @@ use brindle_config_core::{duration, lease::Timing};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::plan::{AssignIps, Controller, Graces};
+use crate::{
+    config::Given,
+    plan::{AssignIps, Controller},
+};
 
 /// What needs doing once for a whole cluster.
 #[derive(Debug, Parser)]
@@ -58,32 +61,30 @@ struct RunArgs {
     /// A lease that is not renewed for this long is taken over (whole seconds)
     #[arg(long, value_name = "DURATION", default_value = "15s")]
     lease_duration: String,
-    /// Which controllers, with commas
-    #[arg(
-        long,
-        env = "BRINDLE_CONTROLLERS",
-        value_delimiter = ',',
-        value_enum,
-        default_value = "ipam,node,affinity,handle,load-balancer"
-    )]
-    controllers: Vec<Controller>,
-    /// How long an address or a handle must have been without an owner before it is collected
-    #[arg(long, env = "BRINDLE_LEAK_GRACE", value_name = "DURATION", default_value = "15m")]
-    grace: String,
+    /// Which controllers, with commas [default: those KubeControllersConfiguration names, else
+    /// ipam,node,affinity,handle,load-balancer,host-endpoint]
+    #[arg(long, env = "BRINDLE_CONTROLLERS", value_delimiter = ',', value_enum)]
+    controllers: Option<Vec<Controller>>,
+    /// How long an address or a handle must have been without an owner before it is collected [default:
+    /// leakGracePeriod of KubeControllersConfiguration, else 15m]
+    #[arg(long, env = "BRINDLE_LEAK_GRACE", value_name = "DURATION")]
+    grace: Option<String>,
     /// How long a node must have been gone before what it left is cleaned up
     #[arg(long, value_name = "DURATION", default_value = "1m")]
     node_grace: String,
     /// How long a claim on a block may stand halfway before it is finished or undone
     #[arg(long, value_name = "DURATION", default_value = "1m")]
     repair_grace: String,
-    /// Look at everything this often, beside whenever something changes
-    #[arg(long, value_name = "DURATION", default_value = "5m")]
-    period: String,
+    /// Look at everything this often, beside whenever something changes [default: reconcilerPeriod of
+    /// KubeControllersConfiguration, else 5m]
+    #[arg(long, env = "BRINDLE_PERIOD", value_name = "DURATION")]
+    period: Option<String>,
     /// Which LoadBalancer services get addresses: all without a class of somebody else's, or only those that ask for a
-    /// pool or an address
-    #[arg(long, env = "BRINDLE_ASSIGN_IPS", value_enum, default_value_t = AssignIps::All)]
-    assign_ips: AssignIps,
-    /// Answer Prometheus at http://ADDR:PORT/metrics (docs/metrics.md)
+    /// pool or an address [default: assignIPs of KubeControllersConfiguration, else all]
+    #[arg(long, env = "BRINDLE_ASSIGN_IPS", value_enum)]
+    assign_ips: Option<AssignIps>,
+    /// Answer Prometheus at http://ADDR:PORT/metrics (docs/metrics.md) [default: prometheusMetricsPort of
+    /// KubeControllersConfiguration, else nowhere]
     #[arg(long, env = "BRINDLE_METRICS", value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
     /// Say what would be done, do nothing; needs no lease
@@ -94,9 +95,10 @@ struct RunArgs {
     once: bool,
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// error, warn, info, debug, trace, or a filter
-    #[arg(long, env = "BRINDLE_LOG", value_name = "FILTER", default_value = "info")]
-    log_level: String,
+    /// error, warn, info, debug, trace, or a filter [default: logSeverityScreen of KubeControllersConfiguration, else
+    /// info]
+    #[arg(long, env = "BRINDLE_LOG", value_name = "FILTER")]
+    log_level: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -111,13 +113,35 @@ pub struct Settings {
     pub datastore: String,
     /// `None`: act without asking anybody.
     pub candidate: Option<Candidate>,
-    pub controllers: BTreeSet<Controller>,
-    pub graces: Graces,
-    pub period: Duration,
-    pub assign_ips: AssignIps,
-    pub metrics: Option<SocketAddr>,
+    /// What wins over KubeControllersConfiguration.
+    pub given: Given,
+    /// How long a node must have been gone.
+    pub node_grace: Duration,
+    /// How long a claim may stand halfway.
+    pub repair_grace: Duration,
+    pub log: Log,
     pub dry_run: bool,
     pub once: bool,
+}
+
+/// The filter of the log, which can be changed while the process runs.
+#[derive(Clone)]
+pub struct Log(Arc<dyn Fn(EnvFilter) -> bool + Send + Sync>);
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Log")
+    }
+}
+
+impl Log {
+    /// Lets through what a filter says; a filter that cannot be read changes nothing.
+    pub fn set(&self, filter: &str) {
+        let changed = EnvFilter::try_new(filter).map(|f| (self.0)(f));
+        if !matches!(changed, Ok(true)) {
+            tracing::warn!(filter, "the log cannot be changed; it goes on as it was");
+        }
+    }
 }
 
 impl Cli {
@@ -128,7 +152,7 @@ impl Cli {
     pub fn settings(self) -> Result<Settings> {
         let Command::Run(args) = self.command;
         let args = *args;
-        start_log(args.log_format, &args.log_level)?;
+        let log = start_log(args.log_format, args.log_level.as_deref().unwrap_or("info"))?;
         brindle_config::check_url(&args.datastore)?;
         let time = |flag: &str, text: &str| {
             let parsed = duration::parse(text);
@@ -138,6 +162,25 @@ impl Cli {
         if lease < Duration::from_secs(3) || lease.subsec_nanos() != 0 {
             bail!("--lease-duration {}: expected whole seconds, 3s or more", args.lease_duration);
         }
+        let texts = [
+            ("BRINDLE_CONTROLLERS", args.controllers.as_ref().map(|c| list(c))),
+            ("BRINDLE_LEAK_GRACE", args.grace.clone()),
+            ("BRINDLE_PERIOD", args.period.clone()),
+            ("BRINDLE_ASSIGN_IPS", args.assign_ips.and_then(word)),
+            ("BRINDLE_METRICS", args.metrics.map(|m| m.to_string())),
+            ("BRINDLE_LOG", args.log_level.clone()),
+        ];
+        let texts: BTreeMap<String, String> =
+            texts.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))).collect();
+        let given = Given {
+            controllers: args.controllers.map(|c| c.into_iter().collect()),
+            leak: args.grace.as_deref().map(|t| time("--grace", t)).transpose()?,
+            period: args.period.as_deref().map(|t| time("--period", t)).transpose()?,
+            assign_ips: args.assign_ips,
+            metrics: args.metrics,
+            log: args.log_level,
+            texts,
+        };
         let name = match args.identity.filter(|i| !i.is_empty()) {
             Some(name) => name,
             None => host_name().context("--identity: the host has no name; give one")?,
@@ -154,19 +197,23 @@ impl Cli {
         Ok(Settings {
             datastore: args.datastore,
             candidate: needs_lease.then_some(candidate),
-            controllers: args.controllers.into_iter().collect(),
-            graces: Graces {
-                leak: time("--grace", &args.grace)?,
-                node: time("--node-grace", &args.node_grace)?,
-                repair: time("--repair-grace", &args.repair_grace)?,
-            },
-            period: time("--period", &args.period)?.max(Duration::from_secs(1)),
-            assign_ips: args.assign_ips,
-            metrics: args.metrics,
+            given,
+            node_grace: time("--node-grace", &args.node_grace)?,
+            repair_grace: time("--repair-grace", &args.repair_grace)?,
+            log,
             dry_run: args.dry_run,
             once: args.once,
         })
     }
+}
+
+/// A value as it is typed.
+fn word(value: impl ValueEnum) -> Option<String> {
+    Some(value.to_possible_value()?.get_name().to_owned())
+}
+
+fn list(controllers: &[Controller]) -> String {
+    controllers.iter().map(|c| c.name()).collect::<Vec<_>>().join(",")
 }
 
 fn host_name() -> Option<String> {
@@ -174,16 +221,25 @@ fn host_name() -> Option<String> {
     Some(text.trim().to_lowercase()).filter(|n| !n.is_empty())
 }
 
-fn start_log(format: LogFormat, filter: &str) -> Result<()> {
+fn start_log(format: LogFormat, filter: &str) -> Result<Log> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log-level {filter:?}"))?;
     let colours = std::io::stderr().is_terminal();
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
-    Ok(())
+    Ok(match format {
+        LogFormat::Text => {
+            let log = log.with_target(false).with_filter_reloading();
+            let handle = log.reload_handle();
+            log.init();
+            Log(Arc::new(move |filter| handle.reload(filter).is_ok()))
+        }
+        LogFormat::Json => {
+            let log = log.json().with_filter_reloading();
+            let handle = log.reload_handle();
+            log.init();
+            Log(Arc::new(move |filter| handle.reload(filter).is_ok()))
+        }
+    })
 }
 
 #[cfg(test)]
@@ -210,7 +266,7 @@ mod tests {
     #[test]
     fn controllers_are_named_with_commas() {
         let Command::Run(args) = typed(&["--controllers", "ipam,policy-names"]).command;
-        assert_eq!(args.controllers, [Controller::Ipam, Controller::PolicyNames]);
+        assert_eq!(args.controllers, Some(vec![Controller::Ipam, Controller::PolicyNames]));
         assert!(Cli::try_parse_from(["x", "run", "--controllers", "ipam,other"]).is_err());
     }
 }

@@ -15,7 +15,7 @@ use brindle_ipam::{leak::Evidence, usage::Blocks};
 use ipnet::IpNet;
 
 /// The kinds every controller but that of policy names looks at.
-pub const KINDS: [Kind; 11] = [
+pub const KINDS: [Kind; 13] = [
     Kind::IpPool,
     Kind::IpamBlock,
     Kind::IpamHandle,
@@ -25,7 +25,9 @@ pub const KINDS: [Kind; 11] = [
     Kind::BgpPeer,
     Kind::FelixConfiguration,
     Kind::ClusterInformation,
+    Kind::KubeControllersConfiguration,
     Kind::WorkloadEndpoint,
+    Kind::HostEndpoint,
     Kind::Service,
 ];
 
@@ -59,6 +61,8 @@ pub struct Facts {
     pub balancer_pools: Vec<BalancerPool>,
     /// ClusterInformation says that nothing is to be changed.
     pub locked: bool,
+    /// Of ClusterInformation; empty when there is none.
+    pub calico_version: String,
     /// What could not be read, and so speaks neither for nor against anything.
     pub unreadable: Vec<String>,
 }
@@ -76,6 +80,8 @@ impl Facts {
                 Kind::ClusterInformation if e.key.name == "default" => {
                     // By itself: whatever else of it does not read, the lock counts.
                     facts.locked = e.value.pointer("/spec/datastoreReady").is_some_and(|r| r == false);
+                    let version = e.value.pointer("/spec/calicoVersion").and_then(|v| v.as_str());
+                    version.unwrap_or_default().clone_into(&mut facts.calico_version);
                 }
                 _ => {}
             }

@@ -1,6 +1,6 @@
 //! What needs doing once for a whole cluster, by one process of several: addresses nobody uses, what nodes that are gone
 //! left, claims on blocks that stopped halfway, records of handles that hold nothing, addresses of LoadBalancer
-//! services, names of policies.
+//! services, names of policies, host endpoints of nodes.
 //!
 //! ```text
 //! store ──sync──> Facts ──Planner (pure, remembers since when)──> Plan ──act──> store
@@ -13,7 +13,9 @@
 
 pub mod act;
 pub mod cli;
+pub mod config;
 pub mod facts;
 pub mod metrics;
+mod outside;
 pub mod plan;
 pub mod run;

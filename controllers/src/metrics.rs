@@ -29,6 +29,8 @@ struct Counts {
     waiting: BTreeMap<Controller, u64>,
     problems: u64,
     looks: u64,
+    /// Whether probes are left without an answer.
+    mute: bool,
 }
 
 /// What is counted. Cheap to clone.
@@ -44,6 +46,11 @@ impl Tally {
     /// Whether this process leads.
     pub fn leads(&self, leader: bool) {
         self.counts().leader = leader;
+    }
+
+    /// Whether probes are answered.
+    pub fn health(&self, on: bool) {
+        self.counts().mute = !on;
     }
 
     /// A plan was made.
@@ -108,6 +115,7 @@ pub async fn serve(listener: TcpListener, tally: Tally) {
             match path.as_str() {
                 "/metrics" => Some(Answer::metrics(tally.text())),
                 // A process that waits for the lease is as well as one that has it.
+                "/livez" | "/readyz" if tally.counts().mute => None,
                 "/livez" | "/readyz" => Some(Answer::text(true, "ok\n".to_owned())),
                 _ => None,
             }

@@ -15,7 +15,8 @@ use brindle_config::{
 };
 use brindle_config_core::{
     Key, Kind,
-    store::{Entry, Store, SyncEvent},
+    controllers::{KubeControllersConfigurationSpec, KubeControllersConfigurationStatus},
+    store::{Entry, Expect, Store, StoreError, StoreExt as _, SyncEvent, decode},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -26,9 +27,11 @@ use tokio::{
 use crate::{
     act::{Actor, Outcome, now},
     cli::Settings,
+    config::{self, Running},
     facts::{Facts, KINDS, POLICY_KINDS},
-    metrics::{self, Tally},
-    plan::{Controller, Plan, Planned, Planner, Rules},
+    metrics::Tally,
+    outside::Outside,
+    plan::{Controller, Graces, Plan, Planned, Planner, Rules},
 };
 
 /// How long further changes are waited for after the first one.
@@ -53,8 +56,12 @@ async fn run(settings: Settings) -> Result<bool> {
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
     let tally = Tally::default();
-    if let Some(address) = settings.metrics {
-        tokio::spawn(metrics::serve(http::listen("--metrics", address).await?, tally.clone()));
+    let mut outside = Outside::new(&settings, tally.clone());
+    if let Some(address) = settings.given.metrics {
+        outside.listens(address, http::listen("--metrics", address).await?);
+    }
+    if !settings.once {
+        tokio::spawn(outside.follow(Arc::clone(&store)));
     }
     let mut term = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("SIGINT")?;
@@ -93,7 +100,11 @@ struct Worker<'a> {
     planner: Planner,
     leadership: Option<&'a Leadership>,
     tally: Tally,
-    kinds: Vec<Kind>,
+    running: Running,
+    /// What was said of KubeControllersConfiguration.
+    remarks: String,
+    /// Why the status could not be written.
+    unwritten: String,
     /// What was said already: problems and failures are told when they are new, not at each look.
     told: BTreeSet<String>,
 }
@@ -106,6 +117,11 @@ struct Cache {
 }
 
 impl Cache {
+    fn of(store: &Arc<dyn Store>, kinds: &[Kind]) -> Self {
+        let events = sync::follow(Arc::clone(store), kinds);
+        Self { events, entries: BTreeMap::new(), in_sync: false }
+    }
+
     /// Takes what comes until then; `false`: nothing came. Cancel safe.
     async fn wait(&mut self, until: Instant) -> bool {
         let mut news = false;
@@ -136,25 +152,108 @@ impl<'a> Worker<'a> {
         leadership: Option<&'a Leadership>,
         tally: Tally,
     ) -> Self {
-        let rules = Rules {
-            controllers: settings.controllers.clone(),
-            graces: settings.graces,
-            assign_ips: settings.assign_ips,
-            drop_endpoints: !settings.datastore.starts_with("kubernetes:"),
-        };
-        let mut kinds = KINDS.to_vec();
-        if settings.controllers.contains(&Controller::PolicyNames) {
-            kinds.extend(POLICY_KINDS);
-        }
+        let running = Running::of(&settings.given, None);
         Self {
             settings,
             actor: Actor::new(Arc::clone(&store)),
             store,
-            planner: Planner::new(rules),
+            planner: Planner::new(rules(settings, &running)),
             leadership,
             tally,
-            kinds,
+            running,
+            remarks: String::new(),
+            unwritten: String::new(),
             told: BTreeSet::new(),
+        }
+    }
+
+    /// What is looked at.
+    fn kinds(&self) -> Vec<Kind> {
+        let mut kinds = KINDS.to_vec();
+        if self.running.controllers.contains(&Controller::PolicyNames) {
+            kinds.extend(POLICY_KINDS);
+        }
+        kinds
+    }
+
+    /// Goes on as KubeControllersConfiguration says now; one that cannot be read changes nothing.
+    fn adopt(&mut self, facts: &Facts) {
+        let found = configuration(facts).map(decode::<KubeControllersConfigurationSpec>);
+        let resource = match found {
+            None => None,
+            Some(Ok(found)) => Some(found.resource),
+            Some(Err(error)) => {
+                self.remark(format!("{error}; what ran before goes on"));
+                return;
+            }
+        };
+        let running = Running::of(&self.settings.given, resource.as_ref().map(|r| &r.spec));
+        if running != self.running {
+            let changes = running.changes(&self.running);
+            if !changes.is_empty() {
+                tracing::info!(
+                    cause = "KubeControllersConfiguration(default)",
+                    "goes on otherwise: {changes}"
+                );
+            }
+            self.planner.rule(rules(self.settings, &running));
+            self.running = running;
+        }
+        let Some(resource) = resource else { return };
+        let mut remarks = Vec::new();
+        let won = config::overruled(&self.settings.given, &resource.spec);
+        if !won.is_empty() {
+            remarks.push(format!("this process was told otherwise, and that wins: {}", won.join(", ")));
+        }
+        let idle = brindle_config::yaml::idle_fields(&resource.into());
+        let idle: Vec<&str> = idle.iter().map(|(field, _)| field.as_str()).collect();
+        if !idle.is_empty() {
+            remarks.push(format!("without effect in this version: {}", idle.join(", ")));
+        }
+        self.remark(if remarks.is_empty() {
+            String::new()
+        } else {
+            format!("KubeControllersConfiguration(default): {}", remarks.join("; "))
+        });
+    }
+
+    fn remark(&mut self, remark: String) {
+        if remark != self.remarks && !remark.is_empty() {
+            tracing::warn!("{remark}");
+        }
+        self.remarks = remark;
+    }
+
+    /// Writes what is run with where people look for it; makes the object when there is none.
+    async fn report(&mut self, facts: &Facts) {
+        if self.settings.dry_run || facts.locked || !self.leads() {
+            return;
+        }
+        let status = self.running.status(&self.settings.given);
+        let found = configuration(facts).map(decode::<KubeControllersConfigurationSpec>);
+        let (mut resource, expect) = match found {
+            None => (config::default_object(), Expect::Absent),
+            Some(Ok(found)) => (found.resource, Expect::Revision(found.revision)),
+            Some(Err(_)) => return,
+        };
+        let there = resource.extra.get("status").cloned();
+        let there = there.and_then(|s| serde_json::from_value::<KubeControllersConfigurationStatus>(s).ok());
+        if there.map(config::bare).as_ref() == Some(&status) {
+            return;
+        }
+        let value = serde_json::to_value(&status).expect("a status has string keys and no floats");
+        resource.extra.insert("status".into(), value);
+        match self.store.put_as(&resource, expect).await {
+            Ok(_) => self.unwritten.clear(),
+            // Somebody changes it; their change is looked at next.
+            Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_)) => {}
+            Err(error) => {
+                let error = error.to_string();
+                if error != self.unwritten {
+                    tracing::warn!(%error, "cannot write the status of KubeControllersConfiguration(default)");
+                    self.unwritten = error;
+                }
+            }
         }
     }
 
@@ -178,14 +277,14 @@ impl<'a> Worker<'a> {
 
     /// Goes on until the lease is lost (`None`).
     async fn keep(&mut self) -> Option<Result<bool>> {
-        let events = sync::follow(Arc::clone(&self.store), self.kinds.clone());
-        let mut cache = Cache { events, entries: BTreeMap::new(), in_sync: false };
-        let mut due = Instant::now() + self.settings.period;
-        let shortest = [self.settings.graces.leak, self.settings.graces.node, self.settings.graces.repair];
-        let tick = shortest.into_iter().min().unwrap_or(TICK).clamp(Duration::from_secs(1), TICK);
+        let mut kinds = self.kinds();
+        let mut cache = Cache::of(&self.store, &kinds);
+        let mut due = Instant::now() + self.running.period;
         let mut waiting = false;
         let mut first = true;
         loop {
+            let shortest = [self.running.leak, self.settings.node_grace, self.settings.repair_grace];
+            let tick = shortest.into_iter().min().unwrap_or(TICK).clamp(Duration::from_secs(1), TICK);
             // The lease is looked at now and then even when nothing happens.
             let next = if waiting { due.min(Instant::now() + tick) } else { due };
             let news = tokio::select! {
@@ -199,8 +298,16 @@ impl<'a> Worker<'a> {
                 continue;
             }
             first = false;
-            due = Instant::now() + self.settings.period;
             let facts = Facts::read(cache.entries.values().cloned().collect());
+            self.adopt(&facts);
+            due = Instant::now() + self.running.period;
+            if self.kinds() != kinds {
+                kinds = self.kinds();
+                cache = Cache::of(&self.store, &kinds);
+                first = true;
+                continue;
+            }
+            self.report(&facts).await;
             let plan = self.look(&facts);
             waiting = !plan.waiting.is_empty();
             if plan.actions.is_empty() {
@@ -230,8 +337,14 @@ impl<'a> Worker<'a> {
         }
     }
 
-    async fn listed(&self) -> Result<Facts> {
-        Ok(Facts::read(self.store.list(&self.kinds).await?.entries))
+    async fn listed(&mut self) -> Result<Facts> {
+        let kinds = self.kinds();
+        let facts = Facts::read(self.store.list(&kinds).await?.entries);
+        self.adopt(&facts);
+        if self.kinds() == kinds {
+            return Ok(facts);
+        }
+        Ok(Facts::read(self.store.list(&self.kinds()).await?.entries))
     }
 
     async fn again(&mut self) -> Result<bool> {
@@ -320,6 +433,21 @@ impl<'a> Worker<'a> {
                 would(planned);
             }
         }
+    }
+}
+
+fn configuration(facts: &Facts) -> Option<&Entry> {
+    facts.of(Kind::KubeControllersConfiguration).find(|e| e.key.name == config::NAME)
+}
+
+fn rules(settings: &Settings, running: &Running) -> Rules {
+    Rules {
+        controllers: running.controllers.clone(),
+        graces: Graces { leak: running.leak, node: settings.node_grace, repair: settings.repair_grace },
+        assign_ips: running.assign_ips,
+        drop_endpoints: !settings.datastore.starts_with("kubernetes:"),
+        host_endpoints: running.host_endpoints.clone(),
+        careful_with_names: running.careful_with_names,
     }
 }
 

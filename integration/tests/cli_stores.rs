@@ -71,6 +71,15 @@ apiVersion: projectcalico.org/v3
 kind: IPReservation
 metadata: {name: first}
 spec: {reservedCIDRs: [10.1.0.0/30]}
+---
+apiVersion: projectcalico.org/v3
+kind: KubeControllersConfiguration
+metadata: {name: default}
+spec:
+  healthChecks: Enabled
+  controllers:
+    node: {leakGracePeriod: 10m, syncLabels: Enabled, hostEndpoint: {autoCreate: Disabled}}
+    policy: {reconcilerPeriod: 5m}
 "#;
 
 /// Everything that reads or writes resources.
@@ -88,6 +97,12 @@ const LINES: &[&str] = &[
     "get np -n shop",
     "get gns,hep -o wide",
     "get felixconfig,bgpconfig,reservation",
+    "get kubecontrollersconfiguration",
+    "get kccs -o wide",
+    "get kcc default -o yaml",
+    r#"patch kcc default -p '{"spec": {"controllers": {"node": {"hostEndpoint": {"autoCreate": "Enabled"}}}}}'"#,
+    r#"patch kcc default -p '{"spec": {"controllers": {"loadBalancer": {"assignIPs": "Some"}}}}'"#,
+    "get kcc -o jsonpath='{.items[0].spec.controllers.node}'",
     "get ipp,tier -o name",
     "get ippool blue -o yaml",
     "get ippool blue -o json --export",
@@ -203,7 +218,7 @@ fn everything_moves_from_one_datastore_to_another_and_back() {
     let back = Backend::new(Kind::Sqlite, "back");
     fs::write(from.dir.join("all.yaml"), RESOURCES).unwrap();
     from.run("apply -f all.yaml");
-    let all = "get ipp,bgppeer,bgpfilter,tier,gnp,np,gns,hep,felixconfig,bgpconfig,reservation,clusterinfo -A -o json --export";
+    let all = "get ipp,bgppeer,bgpfilter,tier,gnp,np,gns,hep,felixconfig,bgpconfig,reservation,clusterinfo,kcc -A -o json --export";
     let carry = |a: &Backend, b: &Backend| {
         assert!(a.run("datastore migrate lock").contains("Datastore locked."));
         let out = a.command(&["datastore", "migrate", "export"]).output().unwrap();

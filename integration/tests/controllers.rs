@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -306,6 +307,91 @@ fn one_of_two_acts_and_the_other_follows_on_etcd() {
     story(&site);
 }
 
+/// KubeControllersConfiguration with a few things said.
+fn configured(site: &Site, node: Value, assign: &str, more: Value) {
+    let mut spec = json!({"controllers": {"node": node, "loadBalancer": {"assignIPs": assign}}});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let value = json!({"apiVersion": "projectcalico.org/v3", "kind": "KubeControllersConfiguration",
+        "metadata": {"name": "default"}, "spec": spec});
+    site.put(Kind::KubeControllersConfiguration, "default", value);
+}
+
+/// The configuration object decides while the process runs: nothing is started again.
+fn configuration_story(site: &Site) {
+    let port = 19_094;
+    let one = Running::start_in(site.ns.ns(), &mut site.command("one", &["--node-grace", "1s"]));
+    let status = |path: &str| {
+        let found = site.get(Kind::KubeControllersConfiguration, "default").unwrap_or_default();
+        let there = found.pointer(&format!("/status/runningConfig{path}")).cloned();
+        there.ok_or_else(|| format!("{found:#}\n{}", site.log("one")))
+    };
+    let says = |what: &str, path: &str, value: Value| {
+        until(what, LONG, || match status(path) {
+            Ok(v) if v == value => Ok(()),
+            other => Err(format!("{other:?}\n{}", site.log("one"))),
+        });
+    };
+    says("an object is made and has its status", "/controllers/node/leakGracePeriod", json!("15m0s"));
+    fill(site);
+    let hep = || site.get(Kind::HostEndpoint, "stays-auto-hep");
+    let on =
+        json!({"hostEndpoint": {"autoCreate": "Enabled"}, "leakGracePeriod": "1s", "reconcilerPeriod": "2s"});
+    let more = json!({"logSeverityScreen": "Debug", "prometheusMetricsPort": port});
+    configured(site, on.clone(), "RequestedServicesOnly", more);
+    says("the new grace period", "/controllers/node/leakGracePeriod", json!("1s"));
+    says("the new severity", "/logSeverityScreen", json!("Debug"));
+    until("the node has a host endpoint", LONG, || match hep() {
+        Some(h) if h["spec"]["interfaceName"] == "*" => Ok(()),
+        other => Err(format!("{other:?}\n{}", site.log("one"))),
+    });
+    until("what leaked is collected", LONG, || match handles(site).as_slice() {
+        [live] if live == "net.live" => Ok(()),
+        other => Err(format!("{other:?}\n{}", site.log("one"))),
+    });
+    let connects = || site.ns.ns().run(|| TcpStream::connect(("127.0.0.1", port)).is_ok()).unwrap();
+    until("metrics are answered", LONG, || if connects() { Ok(()) } else { Err(site.log("one")) });
+
+    // A service that asks for nothing gets nothing until all are served.
+    site.service("plain");
+    let mut asking = site.get(Kind::Service, "plain").unwrap();
+    asking["metadata"]["name"] = "asks".into();
+    asking["metadata"]["uid"] = "uid-asks".into();
+    asking["metadata"]["annotations"] = json!({"projectcalico.org/ipv4pools": "[\"balancers\"]"});
+    site.put(Kind::Service, "asks", asking);
+    site.has_address("asks");
+    assert_eq!(site.addresses("plain"), [""; 0]);
+    configured(site, json!({"hostEndpoint": {"autoCreate": "Disabled"}}), "AllServices", json!({}));
+    site.has_address("plain");
+    until("the host endpoint goes", LONG, || match hep() {
+        None => Ok(()),
+        Some(h) => Err(format!("{h}\n{}", site.log("one"))),
+    });
+    until("the port is closed", LONG, || if connects() { Err(site.log("one")) } else { Ok(()) });
+
+    // One that is not named does not run.
+    let none = json!({"apiVersion": "projectcalico.org/v3", "kind": "KubeControllersConfiguration",
+        "metadata": {"name": "default"}, "spec": {"controllers": {"policy": {"reconcilerPeriod": "5m"}}}});
+    site.put(Kind::KubeControllersConfiguration, "default", none);
+    until("nothing runs any more", LONG, || match status("/controllers") {
+        Ok(c) if c["node"].is_null() && c["loadBalancer"].is_null() => Ok(()),
+        other => Err(format!("{other:?}\n{}", site.log("one"))),
+    });
+    let said = site.log("one");
+    assert!(said.contains("without effect in this version: spec.controllers.policy"), "{said}");
+    assert!(said.contains("goes on otherwise: "), "{said}");
+    drop(one);
+}
+
+#[test]
+fn the_configuration_object_is_followed_on_sqlite() {
+    configuration_story(&Site::sqlite("ctl-cf-sq"));
+}
+
+#[test]
+fn the_configuration_object_is_followed_on_etcd() {
+    configuration_story(&Site::etcd("ctl-cf-et"));
+}
+
 #[test]
 fn services_of_a_cluster_get_addresses_with_the_rights_of_the_manifests() {
     let server = ApiServer::new();
@@ -325,7 +411,7 @@ fn services_of_a_cluster_get_addresses_with_the_rights_of_the_manifests() {
                 "--lease-duration",
                 "3s",
                 "--controllers",
-                "ipam,node,affinity,handle,load-balancer,policy-names",
+                "ipam,node,affinity,handle,load-balancer,policy-names,host-endpoint",
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -356,6 +442,34 @@ fn services_of_a_cluster_get_addresses_with_the_rights_of_the_manifests() {
     assert!(
         lease.is_some_and(|l| l["spec"]["holderIdentity"].as_str().is_some_and(|h| h.starts_with("one_")))
     );
+
+    // What it runs with stands in the object it made, and what the object says is done.
+    const CONFIGURATION: (&str, &str) = ("crd.projectcalico.org/v1", "KubeControllersConfiguration");
+    const HOST: (&str, &str) = ("crd.projectcalico.org/v1", "HostEndpoint");
+    let status = |path: &str| {
+        let found = server.get(CONFIGURATION, ("", "default")).unwrap_or_default();
+        found["status"].pointer(path).cloned().ok_or_else(|| format!("{found:#}\n{}", said()))
+    };
+    until("the status is written", LONG, || status("/runningConfig/controllers/node/leakGracePeriod"));
+    let vars = status("/environmentVars/BRINDLE_CONTROLLERS").expect("what the process was told");
+    assert!(vars.as_str().is_some_and(|v| v.starts_with("ipam,node,")), "{vars}");
+    let mut object = server.get(CONFIGURATION, ("", "default")).expect("it was made");
+    object["spec"]["controllers"]["node"]["hostEndpoint"] = json!({"autoCreate": "Enabled"});
+    for field in ["managedFields", "resourceVersion", "uid", "creationTimestamp", "generation"] {
+        object["metadata"].as_object_mut().expect("metadata").remove(field);
+    }
+    object.as_object_mut().expect("an object").remove("status");
+    server.apply(object).expect("it is changed");
+    until("the node has a host endpoint", LONG, || match server.get(HOST, ("", "n1-auto-hep")) {
+        Some(hep) if hep["spec"]["interfaceName"] == "*" => Ok(()),
+        other => Err(format!("{other:?}\n{}", said())),
+    });
+    until("the status says so", LONG, || {
+        match status("/runningConfig/controllers/node/hostEndpoint/autoCreate") {
+            Ok(on) if on == "Enabled" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
 
     // Another one follows, finds everything as it should be, and takes the address back with the service.
     let two = start("two");
@@ -388,6 +502,11 @@ const RESERVED: &[(&str, &str)] = &[
     ("create ipamhandles", "the native API group"),
     ("update ipamhandles", "a handle of several addresses"),
     ("delete ipamhandles", "the native API group"),
+    ("create kubecontrollersconfigurations", "the native API group"),
+    ("update kubecontrollersconfigurations", "the native API group"),
+    ("create hostendpoints", "the native API group"),
+    ("update hostendpoints", "a node whose labels or addresses change; the native API group"),
+    ("delete hostendpoints", "a node that is gone, or host endpoints that are switched off"),
     ("delete bgpconfigurations", "what a node that is gone has left under its name"),
     ("delete felixconfigurations", "what a node that is gone has left under its name"),
     ("create globalnetworkpolicies", "policies of older versions"),
@@ -418,7 +537,12 @@ fn judge_roles(server: &ApiServer) {
     assert!(refused.is_empty(), "add to the role: {refused:#?}");
     assert!(audit::missing(&rules, &calls, user).is_empty());
     let used: Vec<String> = audit::used(&calls, user).iter().map(audit::Right::text).collect();
-    for right in ["update leases.coordination.k8s.io", "watch services"] {
+    for right in [
+        "update leases.coordination.k8s.io",
+        "watch services",
+        "update kubecontrollersconfigurations.crd.projectcalico.org/status",
+        "create hostendpoints.crd.projectcalico.org",
+    ] {
         assert!(used.iter().any(|u| u == right), "{right} is not among {used:#?}");
     }
     let idle: Vec<String> = audit::idle(&rules, &calls, user).iter().map(audit::Right::text).collect();

@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::{
     Key, Kind, ObjectMeta, Resource,
     bgp::{BgpConfigurationSpec, BgpFilterSpec, BgpPeerSpec},
+    controllers::KubeControllersConfigurationSpec,
     felix::{ClusterInformationSpec, FelixConfigurationSpec},
     ipam::{BlockAffinitySpec, IpamBlockSpec, IpamConfigSpec, IpamHandleSpec},
     kube::{
@@ -93,6 +94,7 @@ any_resource! {
     BgpFilter(BgpFilterSpec),
     FelixConfiguration(FelixConfigurationSpec),
     ClusterInformation(ClusterInformationSpec),
+    KubeControllersConfiguration(KubeControllersConfigurationSpec),
     WorkloadEndpoint(WorkloadEndpointSpec),
     Tier(TierSpec),
     GlobalNetworkPolicy(GlobalNetworkPolicySpec),

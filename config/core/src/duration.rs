@@ -48,6 +48,32 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
     u64::try_from(total).map(Duration::from_nanos).map_err(|_| error(": it is too long"))
 }
 
+/// A duration as Go writes it: `5m0s`, `1.5s`, `250ms`.
+pub fn text(d: Duration) -> String {
+    let part = |whole: u128, rest: u128, scale: usize, unit: &str| {
+        let digits = format!("{rest:0scale$}");
+        match digits.trim_end_matches('0') {
+            "" => format!("{whole}{unit}"),
+            fraction => format!("{whole}.{fraction}{unit}"),
+        }
+    };
+    let ns = d.as_nanos();
+    match ns {
+        0 => return "0s".to_owned(),
+        1..1_000 => return format!("{ns}ns"),
+        1_000..1_000_000 => return part(ns / 1_000, ns % 1_000, 3, "µs"),
+        1_000_000..1_000_000_000 => return part(ns / 1_000_000, ns % 1_000_000, 6, "ms"),
+        _ => {}
+    }
+    let (h, m, s) = (d.as_secs() / 3600, d.as_secs() / 60 % 60, d.as_secs() % 60);
+    let seconds = part(u128::from(s), u128::from(d.subsec_nanos()), 9, "s");
+    match (h, m) {
+        (0, 0) => seconds,
+        (0, m) => format!("{m}m{seconds}"),
+        (h, m) => format!("{h}h{m}m{seconds}"),
+    }
+}
+
 fn digits(s: &str) -> (&str, &str) {
     s.split_at(s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len()))
 }
@@ -103,6 +129,22 @@ mod tests {
     }
 
     #[test]
+    fn durations_are_written_as_go_does() {
+        for (ms, written) in [
+            (0, "0s"),
+            (250, "250ms"),
+            (1_500, "1.5s"),
+            (90_000, "1m30s"),
+            (300_000, "5m0s"),
+            (3_600_000, "1h0m0s"),
+            (3_661_001, "1h1m1.001s"),
+        ] {
+            assert_eq!(text(Duration::from_millis(ms)), written);
+        }
+        assert_eq!(text(Duration::from_nanos(1_500)), "1.5µs");
+    }
+
+    #[test]
     fn other_texts_are_refused_with_the_reason() {
         let mut shown = String::new();
         for text in
@@ -117,6 +159,12 @@ mod tests {
         #[test]
         fn no_text_makes_it_panic(text in "[+-]?[0-9.]{0,40}(ns|us|ms|s|m|h|µs|x)?\\PC{0,3}") {
             let _ = parse(&text);
+        }
+
+        #[test]
+        fn what_is_written_is_read(ns in prop_oneof![0u64..5_000, 0u64..5_000_000_000, 0u64..9_000_000_000_000_000]) {
+            let d = Duration::from_nanos(ns);
+            prop_assert_eq!(parse(&text(d)), Ok(d));
         }
 
         #[test]

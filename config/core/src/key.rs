@@ -27,6 +27,7 @@ pub enum Kind {
     BgpFilter,
     FelixConfiguration,
     ClusterInformation,
+    KubeControllersConfiguration,
     WorkloadEndpoint,
     Tier,
     GlobalNetworkPolicy,
@@ -65,7 +66,7 @@ impl Kind {
     ];
 
     /// All kinds, in key order.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::IpPool,
         Self::IpReservation,
         Self::IpamConfiguration,
@@ -78,6 +79,7 @@ impl Kind {
         Self::BgpFilter,
         Self::FelixConfiguration,
         Self::ClusterInformation,
+        Self::KubeControllersConfiguration,
         Self::WorkloadEndpoint,
         Self::Tier,
         Self::GlobalNetworkPolicy,
@@ -115,6 +117,7 @@ impl Kind {
             Self::BgpFilter => "BGPFilter",
             Self::FelixConfiguration => "FelixConfiguration",
             Self::ClusterInformation => "ClusterInformation",
+            Self::KubeControllersConfiguration => "KubeControllersConfiguration",
             Self::WorkloadEndpoint => "WorkloadEndpoint",
             Self::Tier => "Tier",
             Self::GlobalNetworkPolicy => "GlobalNetworkPolicy",
@@ -161,6 +164,7 @@ impl Kind {
             Self::BgpFilter => "bgpfilters",
             Self::FelixConfiguration => "felixconfigurations",
             Self::ClusterInformation => "clusterinformations",
+            Self::KubeControllersConfiguration => "kubecontrollersconfigurations",
             Self::WorkloadEndpoint => "workloadendpoints",
             Self::Tier => "tiers",
             Self::GlobalNetworkPolicy => "globalnetworkpolicies",
@@ -199,6 +203,9 @@ impl Kind {
             Self::BgpFilter => &["bgpf", "bgpfs", "bf", "bfs"],
             Self::FelixConfiguration => &["felixconfig", "felixconfigs"],
             Self::ClusterInformation => &["clusterinfo", "clusterinfos"],
+            Self::KubeControllersConfiguration => {
+                &["kcc", "kccs", "kubecontrollersconfig", "kubecontrollersconfigs"]
+            }
             Self::WorkloadEndpoint => &["wep", "weps"],
             Self::Tier => &[],
             Self::GlobalNetworkPolicy => &["gnp", "gnps"],

@@ -6,6 +6,7 @@
 pub mod any;
 pub mod bgp;
 pub mod bgp_values;
+pub mod controllers;
 pub mod convert;
 pub mod crd;
 pub mod duration;

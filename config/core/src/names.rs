@@ -45,6 +45,20 @@ pub fn affinity_name(host: &str, cidr: &IpNet) -> String {
     format!("{kept}-{block}-{digits}")
 }
 
+/// Name of the HostEndpoint that follows from a node, and from a template and an interface where there are such:
+/// `node-1-auto-hep`, `node-1-TEMPLATE-eth0-auto-hep`. One that would be too long for Kubernetes is a hash.
+pub fn auto_host_endpoint_name(node: &str, template: &str, interface: &str) -> String {
+    const END: &str = "auto-hep";
+    let parts = [node, template, interface, END].into_iter().filter(|p| !p.is_empty());
+    let name = parts.collect::<Vec<_>>().join("-");
+    if name.len() <= MAX_NAME {
+        return name;
+    }
+    let mut hash = base_n::<6>(&Sha256::digest(&name), BASE64_URL);
+    hash.retain(|c| c.is_ascii_alphanumeric());
+    format!("{}-{END}", hash.to_lowercase())
+}
+
 /// The labels without which newer Calico does not find an affinity. `affinity_type` is `host` or `virtual`.
 pub fn affinity_labels(host: &str, affinity_type: &str, cidr: &IpNet) -> BTreeMap<String, String> {
     let version = match cidr {
@@ -73,6 +87,16 @@ pub fn handle_name(handle_id: &str) -> String {
 pub fn load_balancer_handle(name: &str, namespace: &str, uid: &str) -> String {
     let hash = Sha256::digest(format!("{name}-{namespace}-{uid}").to_lowercase());
     format!("lb-{}", base_n::<6>(&hash, BASE64_URL).replace(['-', '_'], ""))
+}
+
+/// Whether Calico of this version (`v3.31.7`) stores policies of the default tier as `default.NAME`, as it did before
+/// 3.32. A version that cannot be read is a new one.
+pub fn old_policy_names(calico_version: &str) -> bool {
+    let mut numbers = calico_version.trim_start_matches('v').split(['.', '-']).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (3, 32),
+        _ => false,
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -138,6 +162,30 @@ mod tests {
         assert_eq!(name, format!("{}-10-244-1-0-26-{}", "n".repeat(226), "c71d8f7e48d"));
         assert_eq!(name.len(), 252);
         assert!(affinity_name(&"ü".repeat(200), &block).len() < MAX_NAME);
+    }
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        for (version, old) in [
+            ("v3.31.7", true),
+            ("v3.9.0", true),
+            ("v3.32.0", false),
+            ("v4.0", false),
+            ("", false),
+            ("master", false),
+        ] {
+            assert_eq!(old_policy_names(version), old, "{version}");
+        }
+    }
+
+    #[test]
+    fn host_endpoints_of_nodes_are_named_after_them() {
+        assert_eq!(auto_host_endpoint_name("a", "", ""), "a-auto-hep");
+        assert_eq!(auto_host_endpoint_name("a", "front", ""), "a-front-auto-hep");
+        assert_eq!(auto_host_endpoint_name("a", "front", "eth0"), "a-front-eth0-auto-hep");
+        let long = auto_host_endpoint_name(&"n".repeat(250), "", "");
+        assert!(long.len() < 60 && long.ends_with("-auto-hep"), "{long}");
+        assert_ne!(long, auto_host_endpoint_name(&"n".repeat(251), "", ""));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(super) enum Verb {
     Delete,
     /// Of `pods/status` or `nodes/status`.
     PatchStatus,
+    /// Of the status of one of Calico's kinds.
+    UpdateStatus,
 }
 
 impl Verb {
@@ -28,7 +30,7 @@ impl Verb {
             Self::List => "list",
             Self::Watch => "watch",
             Self::Create => "create",
-            Self::Update => "update",
+            Self::Update | Self::UpdateStatus => "update",
             Self::Delete => "delete",
             Self::PatchStatus => "patch",
         }
@@ -43,8 +45,9 @@ impl Verb {
             Self::Update => r#""get", "update""#,
             Self::Delete => r#""get", "delete""#,
             Self::PatchStatus => r#""patch""#,
+            Self::UpdateStatus => r#""update""#,
         };
-        let part = if self == Self::PatchStatus { "/status" } else { "" };
+        let part = if matches!(self, Self::PatchStatus | Self::UpdateStatus) { "/status" } else { "" };
         format!(
             r#"{{apiGroups: ["{}"], resources: ["{}{part}"], verbs: [{verbs}]}}"#,
             place.group, place.plural

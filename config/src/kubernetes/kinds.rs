@@ -50,6 +50,7 @@ const fn optional(kind: Kind) -> bool {
             | Kind::Tier
             | Kind::IpReservation
             | Kind::BgpFilter
+            | Kind::KubeControllersConfiguration
     )
 }
 
@@ -92,6 +93,11 @@ impl Place {
     /// Whether a cluster without this collection simply has no such objects.
     pub(super) const fn optional(&self) -> bool {
         optional(self.kind)
+    }
+
+    /// Whether its objects have a status that we write, and that a write of the object leaves as it is.
+    pub(super) const fn has_status(&self) -> bool {
+        matches!(self.kind, Kind::KubeControllersConfiguration)
     }
 
     /// Whether its objects are namespaced in the API.

@@ -1,7 +1,7 @@
 //! Writes: what may be written where, and the expectation as the server checks it.
 
 use brindle_config_core::{
-    Key, Kind,
+    Key, Kind, names,
     store::{Expect, Revision, StoreError},
 };
 use http::Method;
@@ -22,8 +22,6 @@ use crate::jitter;
 
 /// Attempts of a write that has no expectation, against other writers.
 const ATTEMPTS: u32 = 20;
-/// Calico names the objects of policies as the policies from this version on.
-const PLAIN_NAMES: (u32, u32) = (3, 32);
 
 fn refused(key: &Key, reason: impl Into<String>) -> StoreError {
     StoreError::Refused { key: key.clone(), reason: reason.into() }
@@ -148,7 +146,8 @@ impl Inner {
         };
         let object = map_crd::write(place, api, key, &name, value, None);
         let path = place.collection(Some(&key.namespace));
-        self.write(Verb::Create, place, key, Method::POST, &path, &object).await
+        let answer = self.send(Verb::Create, place, key, Method::POST, &path, &object).await?;
+        self.with_status(place, api, key, &name, value, &answer).await
     }
 
     async fn replace(
@@ -162,12 +161,35 @@ impl Inner {
         for name in map_crd::names_of(key, api) {
             let object = map_crd::write(place, api, key, &name, value, Some(at.0));
             let path = place.object(&key.namespace, &name);
-            match self.write(Verb::Update, place, key, Method::PUT, &path, &object).await {
+            match self.send(Verb::Update, place, key, Method::PUT, &path, &object).await {
                 Err(StoreError::NotFound(_)) => {}
-                done => return done,
+                answer => return self.with_status(place, api, key, &name, value, &answer?).await,
             }
         }
         Err(StoreError::NotFound(key.clone()))
+    }
+
+    /// Writes the status of what was just written, where the server keeps it apart and has another one.
+    async fn with_status(
+        &self,
+        place: &Place,
+        api: Api,
+        key: &Key,
+        name: &str,
+        value: &Value,
+        answer: &[u8],
+    ) -> Result<Revision, StoreError> {
+        let at = self.revision_in(key, answer)?;
+        let Some(status) = value.get("status").filter(|s| s.is_object() && place.has_status()) else {
+            return Ok(at);
+        };
+        let stored = serde_json::from_slice::<Value>(answer).unwrap_or_default();
+        if stored.get("status") == Some(status) {
+            return Ok(at);
+        }
+        let object = map_crd::write(place, api, key, name, value, Some(at.0));
+        let path = format!("{}/status", place.object(&key.namespace, name));
+        self.write(Verb::UpdateStatus, place, key, Method::PUT, &path, &object).await
     }
 
     async fn overwrite(
@@ -199,7 +221,7 @@ impl Inner {
             Err(e) => return Err(e),
         };
         let version = info.value.pointer("/spec/calicoVersion").and_then(Value::as_str).unwrap_or("");
-        Ok(before(version, PLAIN_NAMES))
+        Ok(names::old_policy_names(version))
     }
 
     async fn write(
@@ -211,14 +233,24 @@ impl Inner {
         path: &str,
         object: &Value,
     ) -> Result<Revision, StoreError> {
+        let answer = self.send(verb, place, key, method, path, object).await?;
+        self.revision_in(key, &answer)
+    }
+
+    /// The same, with the server's answer.
+    async fn send(
+        &self,
+        verb: Verb,
+        place: &Place,
+        key: &Key,
+        method: Method,
+        path: &str,
+        object: &Value,
+    ) -> Result<Vec<u8>, StoreError> {
         let bytes = object.to_string().into_bytes();
         let payload = if method == Method::PATCH { Payload::MergePatch(bytes) } else { Payload::Json(bytes) };
-        let answer = self
-            .client
-            .call(method, path, payload)
-            .await
-            .map_err(|f| self.explain(verb, place, Some(key), f))?;
-        self.revision_in(key, &answer)
+        let answer = self.client.call(method, path, payload).await;
+        answer.map_err(|f| self.explain(verb, place, Some(key), f))
     }
 
     /// The revision in the server's answer to a write.
@@ -395,32 +427,4 @@ fn pod_name(key: &Key) -> Result<String, StoreError> {
              further interfaces need etcd or a file",
         )
     })
-}
-
-/// Whether a version (`v3.31.7`) is before another; one that cannot be read is not.
-fn before(version: &str, other: (u32, u32)) -> bool {
-    let mut numbers = version.trim_start_matches('v').split(['.', '-']).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < other,
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_compared_by_number() {
-        for (version, old) in [
-            ("v3.31.7", true),
-            ("v3.9.0", true),
-            ("v3.32.0", false),
-            ("v4.0", false),
-            ("", false),
-            ("master", false),
-        ] {
-            assert_eq!(before(version, PLAIN_NAMES), old, "{version}");
-        }
-    }
 }

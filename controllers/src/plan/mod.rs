@@ -5,6 +5,7 @@
 mod affinities;
 mod balancers;
 mod handles;
+mod hosts;
 mod nodes;
 pub(crate) mod policies;
 #[cfg(test)]
@@ -17,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use brindle_config_core::{Key, store::Revision, time::Now};
+use brindle_config_core::{
+    Key, Resource, controllers::AutoHostEndpointSpec, names::old_policy_names, policy::HostEndpointSpec,
+    store::Revision, time::Now,
+};
 use brindle_ipam::{
     Release,
     leak::{Collector, Leak},
@@ -42,12 +46,29 @@ pub enum Controller {
     LoadBalancer,
     /// Policies under the names of Calico before 3.32; once no such Calico runs any more.
     PolicyNames,
+    /// Host endpoints that follow from nodes, where KubeControllersConfiguration asks for them.
+    HostEndpoint,
 }
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Ipam, Self::Node, Self::Affinity, Self::Handle, Self::LoadBalancer, Self::PolicyNames];
+    pub const ALL: [Self; 7] = [
+        Self::Ipam,
+        Self::Node,
+        Self::Affinity,
+        Self::Handle,
+        Self::LoadBalancer,
+        Self::PolicyNames,
+        Self::HostEndpoint,
+    ];
+
+    /// Those that run unless something else is said.
+    pub const DEFAULT: [Self; 6] =
+        [Self::Ipam, Self::Node, Self::Affinity, Self::Handle, Self::LoadBalancer, Self::HostEndpoint];
+
+    /// What Calico has in one, its node controller.
+    pub const OF_NODES: [Self; 5] =
+        [Self::Ipam, Self::Node, Self::Affinity, Self::Handle, Self::HostEndpoint];
 
     /// As it is typed and counted.
     pub const fn name(self) -> &'static str {
@@ -58,6 +79,7 @@ impl Controller {
             Self::Handle => "handle",
             Self::LoadBalancer => "load-balancer",
             Self::PolicyNames => "policy-names",
+            Self::HostEndpoint => "host-endpoint",
         }
     }
 }
@@ -116,6 +138,10 @@ pub enum Action {
     Rename { from: Key, to: Key, revision: Revision },
     /// Delete a policy that is there under its new name as well.
     DropCopy { key: Key, revision: Revision },
+    /// Store the host endpoint of a node; `None`: it must not be there yet.
+    PutHostEndpoint { key: Key, revision: Option<Revision>, resource: Resource<HostEndpointSpec> },
+    /// Delete the host endpoint of a node.
+    DropHostEndpoint { key: Key, revision: Revision },
 }
 
 impl Action {
@@ -132,6 +158,7 @@ impl Action {
                 Controller::LoadBalancer
             }
             Self::Rename { .. } | Self::DropCopy { .. } => Controller::PolicyNames,
+            Self::PutHostEndpoint { .. } | Self::DropHostEndpoint { .. } => Controller::HostEndpoint,
         }
     }
 }
@@ -171,7 +198,10 @@ impl fmt::Display for Action {
                 )
             }
             Self::Rename { from, to, .. } => write!(f, "store {from} as {}", to.name),
-            Self::DropCopy { key, .. } => write!(f, "delete {key}"),
+            Self::DropCopy { key, .. } | Self::DropHostEndpoint { key, .. } => write!(f, "delete {key}"),
+            Self::PutHostEndpoint { key, revision, .. } => {
+                write!(f, "{} {key}", if revision.is_some() { "change" } else { "make" })
+            }
         }
     }
 }
@@ -201,7 +231,7 @@ impl Plan {
 }
 
 /// What a planner is to do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
     pub controllers: BTreeSet<Controller>,
     pub graces: Graces,
@@ -209,6 +239,10 @@ pub struct Rules {
     /// Whether endpoints of nodes that are gone may be deleted. Not where they are somebody else's objects: in
     /// Kubernetes they are Pods, which its own collector deletes.
     pub drop_endpoints: bool,
+    /// Host endpoints of nodes; `None`: nobody has said, and nothing is done.
+    pub host_endpoints: Option<AutoHostEndpointSpec>,
+    /// Policies keep their names while ClusterInformation speaks of a Calico that would not find the new ones.
+    pub careful_with_names: bool,
 }
 
 /// The planner: what looked wrong since when.
@@ -246,6 +280,15 @@ impl Planner {
         Self { rules, collector: Collector::default(), since: BTreeMap::new() }
     }
 
+    /// Goes on under other rules. What has looked wrong keeps its time; what is no more looked at is forgotten.
+    pub fn rule(&mut self, rules: Rules) {
+        self.since.retain(|(controller, _), _| rules.controllers.contains(controller));
+        if !rules.controllers.contains(&Controller::Ipam) {
+            self.collector = Collector::default();
+        }
+        self.rules = rules;
+    }
+
     /// Looks at the facts. What is in the plan may be done at once.
     pub fn plan(&mut self, facts: &Facts, now: Now) -> Plan {
         let mut plan = Plan::default();
@@ -260,10 +303,17 @@ impl Planner {
         let old = std::mem::take(&mut self.since);
         let mut suspicions = Suspicions { old: &old, new: BTreeMap::new(), now };
         if on(Controller::PolicyNames) {
-            policies::plan(facts, &mut plan);
+            if rules.careful_with_names && old_policy_names(&facts.calico_version) {
+                plan.problems.push(format!(
+                    "ClusterInformation(default): Calico {} would not find policies under their new names; they keep the old",
+                    facts.calico_version
+                ));
+            } else {
+                policies::plan(facts, &mut plan);
+            }
         }
         if facts.nodes.is_empty() {
-            let judges = [Controller::Ipam, Controller::Node, Controller::Affinity];
+            let judges = [Controller::Ipam, Controller::Node, Controller::Affinity, Controller::HostEndpoint];
             if judges.into_iter().any(on) {
                 plan.problems.push("no Node at all: nothing of nodes is judged".into());
             }
@@ -276,6 +326,9 @@ impl Planner {
             }
             if on(Controller::Affinity) {
                 affinities::plan(facts, &rules.graces, &mut suspicions, &mut plan);
+            }
+            if on(Controller::HostEndpoint) {
+                hosts::plan(facts, &rules, &mut suspicions, &mut plan);
             }
         }
         if on(Controller::Handle) {

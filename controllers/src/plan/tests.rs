@@ -48,6 +48,8 @@ impl Cluster {
             graces: Graces { leak: s(GRACE), node: s(60), repair: s(60) },
             assign_ips: AssignIps::All,
             drop_endpoints: true,
+            host_endpoints: None,
+            careful_with_names: true,
         };
         let cluster = Self {
             actor: Actor::new(Arc::clone(&store)),

@@ -63,6 +63,14 @@ fn full_spec(kind: Kind) -> Value {
             json!({"clusterGUID": "g", "clusterType": "k8s,bgp", "calicoVersion": "v3.33.0",
             "datastoreReady": true})
         }
+        Kind::KubeControllersConfiguration => {
+            json!({"logSeverityScreen": "Info", "healthChecks": "Enabled", "prometheusMetricsPort": 9094,
+            "controllers": {"node": {"reconcilerPeriod": "5m", "leakGracePeriod": "15m", "hostEndpoint": {
+                "autoCreate": "Enabled", "createDefaultHostEndpoint": "Enabled", "templates": [{"generateName": "t",
+                    "nodeSelector": "all()", "interfaceCIDRs": ["10.0.0.0/8"], "interfacePattern": "eth.*",
+                    "labels": {"a": "b"}, "annotations": {"c": "d"}}]}},
+                "loadBalancer": {"assignIPs": "AllServices"}, "migration": {"policyNameMigrator": "Disabled"}}})
+        }
         Kind::WorkloadEndpoint => {
             json!({"orchestrator": "k8s", "workload": "w", "node": "a", "containerID": "c",
             "pod": "p", "endpoint": "eth0", "serviceAccountName": "s", "ipNetworks": ["10.0.0.1/32"],
@@ -152,7 +160,7 @@ fn read(kind: Kind, value: &Value) -> AnyResource {
 
 /// All paths of members: `a`, `a.b`, `a[0].c`. Free-form maps and what is kept as JSON count as leaves.
 fn paths(at: &str, value: &Value, out: &mut Vec<String>) {
-    const FREE_FORM: [&str; 8] = [
+    const FREE_FORM: [&str; 9] = [
         "selector",
         "labelsToApply",
         "secondary",
@@ -161,6 +169,7 @@ fn paths(at: &str, value: &Value, out: &mut Vec<String>) {
         "block",
         "operations",
         "labels",
+        "annotations",
     ];
     match value {
         Value::Object(members) => {

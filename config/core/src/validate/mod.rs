@@ -5,6 +5,7 @@
 //! [`pool::against`], [`pool::update`], [`node::conflicts`].
 
 mod bgp;
+mod controllers;
 mod felix;
 mod filter;
 mod ipam;
@@ -78,6 +79,7 @@ pub fn resource(r: &AnyResource) -> Result<(), Invalid> {
         AnyResource::BgpFilter(r) => filter::check(&r.spec, &mut errors),
         AnyResource::FelixConfiguration(r) => felix::check(&r.metadata.name, &r.spec, &mut errors),
         AnyResource::ClusterInformation(_) => {}
+        AnyResource::KubeControllersConfiguration(r) => controllers::check(&r.spec, &mut errors),
         AnyResource::WorkloadEndpoint(r) => workload::check(&r.spec, &mut errors),
         AnyResource::Tier(r) => policy::check_tier(&r.metadata.name, &r.spec, &mut errors),
         AnyResource::GlobalNetworkPolicy(r) => policy::check(&r.spec.0, true, &mut errors),
@@ -119,7 +121,10 @@ fn metadata(r: &AnyResource, errors: &mut Errors) {
     let name = meta.name.as_str();
     let only_default = matches!(
         r.kind(),
-        Kind::IpamConfiguration | Kind::ClusterInformation | Kind::BaselineAdminNetworkPolicy
+        Kind::IpamConfiguration
+            | Kind::ClusterInformation
+            | Kind::KubeControllersConfiguration
+            | Kind::BaselineAdminNetworkPolicy
     );
     if name.is_empty() {
         errors.add("metadata.name", name, "a name is required");

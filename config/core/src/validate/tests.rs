@@ -246,6 +246,24 @@ fn ipam_records_are_checked() {
         (Kind::FelixConfiguration, "some", json!({"nodeSelector": "all()"})),
         (Kind::ClusterInformation, "default", json!({"clusterGUID": "x"})),
         (
+            Kind::KubeControllersConfiguration,
+            "default",
+            json!({"controllers": {"node": {"leakGracePeriod": "0", "hostEndpoint": {"autoCreate": "Enabled"}}}}),
+        ),
+        (
+            Kind::KubeControllersConfiguration,
+            "other",
+            json!({"logSeverityScreen": "Warn", "healthChecks": "on", "prometheusMetricsPort": 70000,
+            "etcdV3CompactionPeriod": "10", "controllers": {
+                "node": {"reconcilerPeriod": "5", "leakGracePeriod": "-1s", "syncLabels": "No",
+                    "hostEndpoint": {"autoCreate": "enabled", "createDefaultHostEndpoint": "x", "templates": [
+                        {"generateName": "a", "interfaceCIDRs": ["10.0.0.0/33"], "nodeSelector": "a ="},
+                        {"generateName": "a", "labels": {"a b": "c d"}, "annotations": {"e f": ""}},
+                        {"generateName": "A", "interfacePattern": "eth.*"}]}},
+                "policy": {"reconcilerPeriod": "soon"}, "loadBalancer": {"assignIPs": "All"},
+                "migration": {"policyNameMigrator": "On"}}}),
+        ),
+        (
             Kind::WorkloadEndpoint,
             "w",
             json!({"orchestrator": "", "node": "", "endpoint": "", "interfaceName": "",
