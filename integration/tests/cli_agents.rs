@@ -261,3 +261,51 @@ fn agents_are_shown_the_same_on_etcd() {
 fn agents_are_shown_the_same_on_kubernetes() {
     insta::assert_snapshot!("agents", transcript(Kind::Kubernetes));
 }
+
+/// An agent that is asked by a CalicoNodeStatus answers in its status, again and again.
+fn answers_in_the_status(kind: Kind) {
+    let cluster = Cluster::new(kind);
+    let asks = "apiVersion: projectcalico.org/v3\nkind: CalicoNodeStatus\nmetadata: {name: asks}\n\
+                spec: {node: n2, classes: [Agent, BGP, Routes], updatePeriodSeconds: 1}\n";
+    let said = cluster.run(&format!("apply -f - < {asks}"));
+    assert!(said.ends_with("[0]\n"), "{said}");
+    let shown = |path: &str| {
+        let said = cluster.run(&format!("get nodestatus asks -o 'jsonpath={path}'"));
+        said.lines().nth(1).unwrap_or_default().to_owned()
+    };
+    let expect = |what: &str, path: &str, value: &str| {
+        until(what, LONG, || match shown(path) {
+            is if is == value => Ok(()),
+            is => Err(format!("{is}\n{}", cluster.run("get nodestatus asks -o yaml"))),
+        });
+    };
+    expect(
+        "the session with n3",
+        "{.status.bgp.numberEstablishedV4} {.status.bgp.peersV4[*].type}",
+        "1 NodeMesh",
+    );
+    expect(
+        "the speaker",
+        "{.status.agent.birdV4.state} {.status.agent.birdV4.routerID}",
+        &format!("Ready {}", Segment::v4(2)),
+    );
+    let learned = r#"{.status.routes.routesV4[?(@.learnedFrom.sourceType=="NodeMesh")].learnedFrom.peerIP}"#;
+    expect("the block of n3", learned, &Segment::v4(3).to_string());
+    let pod = r#"{.status.routes.routesV4[?(@.learnedFrom.sourceType=="Kernel")].destination}"#;
+    expect("the pod's route", pod, &format!("{}/32", cluster.address("web")));
+    let first = shown("{.status.lastUpdated}");
+    until("it is written again", LONG, || match shown("{.status.lastUpdated}") {
+        then if then != first => Ok(()),
+        then => Err(then),
+    });
+}
+
+#[test]
+fn an_agent_answers_in_the_status_on_sqlite() {
+    answers_in_the_status(Kind::Sqlite);
+}
+
+#[test]
+fn an_agent_answers_in_the_status_on_kubernetes() {
+    answers_in_the_status(Kind::Kubernetes);
+}

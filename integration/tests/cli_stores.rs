@@ -80,6 +80,11 @@ spec:
   controllers:
     node: {leakGracePeriod: 10m, syncLabels: Enabled, hostEndpoint: {autoCreate: Disabled}}
     policy: {reconcilerPeriod: 5m}
+---
+apiVersion: projectcalico.org/v3
+kind: CalicoNodeStatus
+metadata: {name: asks}
+spec: {node: node1, classes: [Agent, BGP], updatePeriodSeconds: 10}
 "#;
 
 /// Everything that reads or writes resources.
@@ -103,6 +108,9 @@ const LINES: &[&str] = &[
     r#"patch kcc default -p '{"spec": {"controllers": {"node": {"hostEndpoint": {"autoCreate": "Enabled"}}}}}'"#,
     r#"patch kcc default -p '{"spec": {"controllers": {"loadBalancer": {"assignIPs": "Some"}}}}'"#,
     "get kcc -o jsonpath='{.items[0].spec.controllers.node}'",
+    "get nodestatus",
+    "get caliconodestatuses asks -o wide",
+    r#"patch nodestatus asks -p '{"spec": {"classes": ["Routs"]}}'"#,
     "get ipp,tier -o name",
     "get ippool blue -o yaml",
     "get ippool blue -o json --export",
@@ -218,7 +226,7 @@ fn everything_moves_from_one_datastore_to_another_and_back() {
     let back = Backend::new(Kind::Sqlite, "back");
     fs::write(from.dir.join("all.yaml"), RESOURCES).unwrap();
     from.run("apply -f all.yaml");
-    let all = "get ipp,bgppeer,bgpfilter,tier,gnp,np,gns,hep,felixconfig,bgpconfig,reservation,clusterinfo,kcc -A -o json --export";
+    let all = "get ipp,bgppeer,bgpfilter,tier,gnp,np,gns,hep,felixconfig,bgpconfig,reservation,clusterinfo,kcc,nodestatus -A -o json --export";
     let carry = |a: &Backend, b: &Backend| {
         assert!(a.run("datastore migrate lock").contains("Datastore locked."));
         let out = a.command(&["datastore", "migrate", "export"]).output().unwrap();

@@ -5,6 +5,7 @@ mod addresses;
 mod admin;
 mod admin_tcp;
 mod autodetect;
+mod calico_status;
 mod cluster;
 mod cni_server;
 mod defaults;

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    addresses, admin, admin_tcp, defaults,
+    addresses, admin, admin_tcp, calico_status, defaults,
     drain::Drain,
     felix_env::FelixEnv,
     health, local_socket, lock, path,
@@ -279,6 +279,14 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
     }
 
     let bgp_problems = speaker.as_ref().map(|s| s.follower.watch());
+    tokio::spawn(calico_status::keep(calico_status::Sources {
+        store: store.clone(),
+        node: settings.node_name.clone(),
+        felix: felix.clone(),
+        bgp: bgp.clone(),
+        started,
+        configured: bgp_problems.clone(),
+    }));
     let gone = felix.clone();
     let policy_gone = policy.clone();
     let drain = Arc::new(Drain::new(bgp.clone()));

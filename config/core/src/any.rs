@@ -16,6 +16,7 @@ use crate::{
     lease::LeaseSpec,
     meta::Extra,
     node::NodeSpec,
+    node_status::CalicoNodeStatusSpec,
     policy::{
         GlobalNetworkPolicySpec, GlobalNetworkSetSpec, HostEndpointSpec, NetworkPolicySpec, NetworkSetSpec,
         ProfileSpec, StagedGlobalNetworkPolicySpec, StagedKubernetesNetworkPolicySpec,
@@ -95,6 +96,7 @@ any_resource! {
     FelixConfiguration(FelixConfigurationSpec),
     ClusterInformation(ClusterInformationSpec),
     KubeControllersConfiguration(KubeControllersConfigurationSpec),
+    CalicoNodeStatus(CalicoNodeStatusSpec),
     WorkloadEndpoint(WorkloadEndpointSpec),
     Tier(TierSpec),
     GlobalNetworkPolicy(GlobalNetworkPolicySpec),

@@ -28,6 +28,7 @@ pub enum Kind {
     FelixConfiguration,
     ClusterInformation,
     KubeControllersConfiguration,
+    CalicoNodeStatus,
     WorkloadEndpoint,
     Tier,
     GlobalNetworkPolicy,
@@ -66,7 +67,7 @@ impl Kind {
     ];
 
     /// All kinds, in key order.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::IpPool,
         Self::IpReservation,
         Self::IpamConfiguration,
@@ -80,6 +81,7 @@ impl Kind {
         Self::FelixConfiguration,
         Self::ClusterInformation,
         Self::KubeControllersConfiguration,
+        Self::CalicoNodeStatus,
         Self::WorkloadEndpoint,
         Self::Tier,
         Self::GlobalNetworkPolicy,
@@ -118,6 +120,7 @@ impl Kind {
             Self::FelixConfiguration => "FelixConfiguration",
             Self::ClusterInformation => "ClusterInformation",
             Self::KubeControllersConfiguration => "KubeControllersConfiguration",
+            Self::CalicoNodeStatus => "CalicoNodeStatus",
             Self::WorkloadEndpoint => "WorkloadEndpoint",
             Self::Tier => "Tier",
             Self::GlobalNetworkPolicy => "GlobalNetworkPolicy",
@@ -165,6 +168,7 @@ impl Kind {
             Self::FelixConfiguration => "felixconfigurations",
             Self::ClusterInformation => "clusterinformations",
             Self::KubeControllersConfiguration => "kubecontrollersconfigurations",
+            Self::CalicoNodeStatus => "caliconodestatuses",
             Self::WorkloadEndpoint => "workloadendpoints",
             Self::Tier => "tiers",
             Self::GlobalNetworkPolicy => "globalnetworkpolicies",
@@ -206,6 +210,7 @@ impl Kind {
             Self::KubeControllersConfiguration => {
                 &["kcc", "kccs", "kubecontrollersconfig", "kubecontrollersconfigs"]
             }
+            Self::CalicoNodeStatus => &["nodestatus", "nodestatuses"],
             Self::WorkloadEndpoint => &["wep", "weps"],
             Self::Tier => &[],
             Self::GlobalNetworkPolicy => &["gnp", "gnps"],

@@ -19,6 +19,7 @@ pub mod lease;
 pub mod meta;
 pub mod names;
 pub mod node;
+pub mod node_status;
 pub mod policy;
 pub mod pool;
 pub mod selector;

@@ -51,6 +51,7 @@ const fn optional(kind: Kind) -> bool {
             | Kind::IpReservation
             | Kind::BgpFilter
             | Kind::KubeControllersConfiguration
+            | Kind::CalicoNodeStatus
     )
 }
 
@@ -97,7 +98,7 @@ impl Place {
 
     /// Whether its objects have a status that we write, and that a write of the object leaves as it is.
     pub(super) const fn has_status(&self) -> bool {
-        matches!(self.kind, Kind::KubeControllersConfiguration)
+        matches!(self.kind, Kind::KubeControllersConfiguration | Kind::CalicoNodeStatus)
     }
 
     /// Whether its objects are namespaced in the API.

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Kinds of Calico that this version does not handle.
-const OTHER_KINDS: [&str; 3] = ["CalicoNodeStatus", "LiveMigration", "DatastoreMigration"];
+const OTHER_KINDS: [&str; 2] = ["LiveMigration", "DatastoreMigration"];
 
 /// What is said of a file without any document.
 pub const EMPTY_FILE: &str = "holds no resource";

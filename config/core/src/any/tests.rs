@@ -71,6 +71,7 @@ fn full_spec(kind: Kind) -> Value {
                     "labels": {"a": "b"}, "annotations": {"c": "d"}}]}},
                 "loadBalancer": {"assignIPs": "AllServices"}, "migration": {"policyNameMigrator": "Disabled"}}})
         }
+        Kind::CalicoNodeStatus => json!({"node": "a", "classes": ["Agent"], "updatePeriodSeconds": 10}),
         Kind::WorkloadEndpoint => {
             json!({"orchestrator": "k8s", "workload": "w", "node": "a", "containerID": "c",
             "pod": "p", "endpoint": "eth0", "serviceAccountName": "s", "ipNetworks": ["10.0.0.1/32"],

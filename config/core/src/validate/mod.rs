@@ -11,6 +11,7 @@ mod filter;
 mod ipam;
 pub mod names;
 pub mod node;
+mod node_status;
 pub mod policy;
 pub mod pool;
 mod service;
@@ -80,6 +81,7 @@ pub fn resource(r: &AnyResource) -> Result<(), Invalid> {
         AnyResource::FelixConfiguration(r) => felix::check(&r.metadata.name, &r.spec, &mut errors),
         AnyResource::ClusterInformation(_) => {}
         AnyResource::KubeControllersConfiguration(r) => controllers::check(&r.spec, &mut errors),
+        AnyResource::CalicoNodeStatus(r) => node_status::check(&r.spec, &mut errors),
         AnyResource::WorkloadEndpoint(r) => workload::check(&r.spec, &mut errors),
         AnyResource::Tier(r) => policy::check_tier(&r.metadata.name, &r.spec, &mut errors),
         AnyResource::GlobalNetworkPolicy(r) => policy::check(&r.spec.0, true, &mut errors),

@@ -245,6 +245,8 @@ fn ipam_records_are_checked() {
         (Kind::FelixConfiguration, "node.a", json!({"ipipMTU": 0, "routeRefreshInterval": "90s"})),
         (Kind::FelixConfiguration, "some", json!({"nodeSelector": "all()"})),
         (Kind::ClusterInformation, "default", json!({"clusterGUID": "x"})),
+        (Kind::CalicoNodeStatus, "s", json!({"node": "a", "classes": ["BGP"], "updatePeriodSeconds": 0})),
+        (Kind::CalicoNodeStatus, "t", json!({"classes": ["bgp", "Routes"], "updatePeriodSeconds": 86401})),
         (
             Kind::KubeControllersConfiguration,
             "default",

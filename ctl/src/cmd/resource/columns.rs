@@ -184,6 +184,11 @@ static HOST_ENDPOINTS: [Col; 5] = [
     wide("IPS", |v, _| text(v, "spec.expectedIPs")),
     wide("PROFILES", |v, _| text(v, "spec.profiles")),
 ];
+static NODE_STATUS: [Col; 3] = [
+    both("NAME", name),
+    both("NODE", |v, _| text(v, "spec.node")),
+    wide("CLASSES", |v, _| text(v, "spec.classes")),
+];
 /// External addresses and those a load balancer gave, in one cell as kubectl has it.
 fn outside_addresses(v: &Value, _: &Facts) -> String {
     let given = at(v, "status.loadBalancer.ingress").and_then(Value::as_array);
@@ -245,6 +250,7 @@ pub(crate) fn of(kind: &str) -> &'static [Col] {
         "ClusterInformation" => &CLUSTER,
         "WorkloadEndpoint" => &ENDPOINTS,
         "HostEndpoint" => &HOST_ENDPOINTS,
+        "CalicoNodeStatus" => &NODE_STATUS,
         "Service" => &SERVICES,
         "EndpointSlice" => &SLICES,
         "GlobalNetworkPolicy" | "NetworkPolicy" | "StagedGlobalNetworkPolicy" | "StagedNetworkPolicy" => {
