@@ -397,9 +397,12 @@ fn inspect_file(path: &Path, create: bool) -> Result<bool, StoreError> {
 
 /// Refuses files of other programs and of newer versions before anything is written to them.
 fn check_header(conn: &Connection, path: &Path) -> Result<(), Failure> {
-    let version: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-    let application: i64 = conn.query_row("PRAGMA application_id", [], |r| r.get(0))?;
-    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
+    // As of one moment: another process may be making a database of it.
+    let moment = conn.unchecked_transaction()?;
+    let version: i64 = moment.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+    let application: i64 = moment.query_row("PRAGMA application_id", [], |r| r.get(0))?;
+    let tables: i64 = moment.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
+    drop(moment);
     if application == APPLICATION_ID && version == SCHEMA_VERSION
         || (application, version, tables) == (0, 0, 0)
     {
