@@ -7,10 +7,13 @@ use std::{path::Path, sync::Arc};
 
 use brindle_config_core::store::{Store, StoreError};
 
+#[cfg(all(feature = "etcd", feature = "kubernetes"))]
+pub mod apiconfig;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+mod hidden;
 mod jitter;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;

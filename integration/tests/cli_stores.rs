@@ -219,6 +219,42 @@ fn calicoctls_variables_name_the_datastore() {
     assert!(said.contains("DATASTORE_TYPE=etcd2: expected kubernetes or etcdv3"), "{said}");
 }
 
+/// calicoctl's file, by `-c` and with a context of its kubeconfig.
+#[test]
+fn calicoctls_configuration_file_names_the_datastore() {
+    let etcd = Backend::new(Kind::Etcd, "cfg-etcd");
+    let kube = Backend::new(Kind::Kubernetes, "cfg-kube");
+    let head = "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nmetadata:\nspec:\n";
+    let kubeconfig = kube.url.trim_start_matches("kubernetes:");
+    let servers = etcd.url.trim_start_matches("etcd:");
+    let specs = [
+        (&etcd, format!("  datastoreType: etcdv3\n  etcdEndpoints: {servers}\n"), ""),
+        (&kube, format!("  datastoreType: kubernetes\n  kubeconfig: {kubeconfig}\n"), "nowhere"),
+    ];
+    for (backend, spec, context) in specs {
+        let made = backend.run(
+            "apply -f - < apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: mine}\nspec: {order: 7}\n",
+        );
+        assert!(made.ends_with("[0]\n"), "{made}");
+        let file = backend.dir.join("calicoctl.cfg");
+        fs::write(&file, format!("{head}{spec}")).unwrap();
+        let ask = |more: &[&str]| {
+            let mut command = backend.command(&["get", "tier", "mine", "-o", "name"]);
+            command.arg("-c").arg(&file).args(more).env("BRINDLE_DATASTORE", "sqlite:/nonexistent/x.db");
+            command.output().unwrap()
+        };
+        let out = ask(&[]);
+        assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "tier/mine", "{out:?}");
+        let out = ask(&["--context", "nowhere"]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(2) && said.contains(context), "{said}");
+        assert!(said.contains("context"), "{said}");
+        fs::write(&file, format!("{head}  etcdEndpoint: http://a\n")).unwrap();
+        let said = String::from_utf8_lossy(&ask(&[]).stderr).into_owned();
+        assert!(said.contains("calicoctl.cfg:5:") && said.contains("did you mean etcdEndpoints?"), "{said}");
+    }
+}
+
 #[test]
 fn everything_moves_from_one_datastore_to_another_and_back() {
     let from = Backend::new(Kind::Sqlite, "from");

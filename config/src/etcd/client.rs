@@ -1,6 +1,6 @@
 //! The connection: endpoints, TLS, tokens, deadlines, and what an error of the server means to a caller.
 
-use std::{path::Path, sync::Mutex, time::Duration};
+use std::{sync::Mutex, time::Duration};
 
 use brindle_config_core::store::StoreError;
 use tokio::sync::OnceCell;
@@ -37,10 +37,6 @@ pub(super) struct Client {
     token: Mutex<Option<MetadataValue<Ascii>>>,
 }
 
-fn pem(what: &str, path: &Path) -> Result<Vec<u8>, StoreError> {
-    std::fs::read(path).map_err(|e| StoreError::Broken(format!("{what} {}: {e}", path.display())))
-}
-
 impl Client {
     pub(super) fn new(settings: EtcdSettings) -> Self {
         Self { settings, channel: OnceCell::new(), token: Mutex::new(None) }
@@ -70,13 +66,13 @@ impl Client {
                 .keep_alive_timeout(KEEPALIVE)
                 .keep_alive_while_idle(true);
             if address.starts_with("https://") {
-                let ca = s.ca.as_deref().ok_or_else(|| {
+                let ca = s.ca.as_ref().ok_or_else(|| {
                     wrong(&"https needs the authority that signed the server's certificate: ca=FILE or ETCD_CA_CERT_FILE")
                 })?;
                 let mut tls =
-                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem("etcd ca", ca)?));
+                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca.read("etcd ca")?));
                 if let (Some(cert), Some(key)) = (&s.cert, &s.key) {
-                    tls = tls.identity(Identity::from_pem(pem("etcd cert", cert)?, pem("etcd key", key)?));
+                    tls = tls.identity(Identity::from_pem(cert.read("etcd cert")?, key.read("etcd key")?));
                 }
                 endpoint = endpoint.tls_config(tls).map_err(|e| wrong(&cause(&e)))?;
             }

@@ -18,7 +18,7 @@ use brindle_config_core::{
 };
 use serde_json::Value;
 
-pub use self::settings::EtcdSettings;
+pub use self::settings::{EtcdSettings, Pem};
 use self::{
     client::Client,
     keys::{Layout, end_of},

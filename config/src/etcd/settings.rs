@@ -5,6 +5,41 @@ use std::path::PathBuf;
 use brindle_config_core::store::StoreError;
 
 use super::keys::ROOT;
+use crate::hidden::Hidden;
+
+/// PEM, from a file that is read when it is needed, or as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pem(From);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum From {
+    File(PathBuf),
+    Text(Hidden),
+}
+
+impl Pem {
+    /// The text itself.
+    pub fn text(text: &str) -> Self {
+        Self(From::Text(Hidden(text.to_owned())))
+    }
+
+    /// The octets; `what` they are, for the error.
+    pub(super) fn read(&self, what: &str) -> Result<Vec<u8>, StoreError> {
+        match &self.0 {
+            From::File(path) => {
+                std::fs::read(path).map_err(|e| StoreError::Broken(format!("{what} {}: {e}", path.display())))
+            }
+            From::Text(text) => Ok(text.0.clone().into_bytes()),
+        }
+    }
+}
+
+impl<T: AsRef<str>> std::convert::From<T> for Pem {
+    /// A file.
+    fn from(path: T) -> Self {
+        Self(From::File(path.as_ref().into()))
+    }
+}
 
 /// How to reach an etcd cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,11 +48,11 @@ pub struct EtcdSettings {
     pub endpoints: Vec<String>,
     /// Under which everything lies; Calico's is `/calico`.
     pub root: String,
-    /// PEM file with the authorities that sign the servers' certificates.
-    pub ca: Option<PathBuf>,
-    /// PEM files with our certificate and its key; both or none.
-    pub cert: Option<PathBuf>,
-    pub key: Option<PathBuf>,
+    /// The authorities that sign the servers' certificates.
+    pub ca: Option<Pem>,
+    /// Our certificate and its key; both or none.
+    pub cert: Option<Pem>,
+    pub key: Option<Pem>,
     pub user: Option<String>,
     pub password: Option<String>,
 }
@@ -49,9 +84,9 @@ impl EtcdSettings {
         let mut settings = Self {
             endpoints,
             root: ROOT.to_owned(),
-            ca: given("ETCD_CA_CERT_FILE").map(PathBuf::from),
-            cert: given("ETCD_CERT_FILE").map(PathBuf::from),
-            key: given("ETCD_KEY_FILE").map(PathBuf::from),
+            ca: given("ETCD_CA_CERT_FILE").map(Pem::from),
+            cert: given("ETCD_CERT_FILE").map(Pem::from),
+            key: given("ETCD_KEY_FILE").map(Pem::from),
             user: given("ETCD_USERNAME"),
             password: given("ETCD_PASSWORD"),
         };

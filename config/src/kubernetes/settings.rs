@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::hidden::Hidden;
 use brindle_config_core::store::StoreError;
 use kube::{
     Config,
@@ -15,6 +16,8 @@ use kube::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubeSettings {
     from: Source,
+    /// Of the kubeconfig; its own choice unless given.
+    context: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,11 +25,14 @@ enum Source {
     /// `KUBECONFIG`, else the service account of the pod, else `~/.kube/config`.
     Environment,
     Kubeconfig(PathBuf),
+    /// The text of one, and where it stands.
+    Inline(String, Hidden),
     /// Plain HTTP without a login: tests, and `kubectl proxy`.
     Plain(String),
 }
 
-const EXPECTED: &str = "expected kubernetes: (in a pod, or with KUBECONFIG), kubernetes:PATH of a kubeconfig, or kubernetes:http://HOST:PORT";
+const EXPECTED: &str = "expected kubernetes: (in a pod, or with KUBECONFIG) or kubernetes:PATH of a kubeconfig, each with ?context=NAME if \
+     another than its own is meant, or kubernetes:http://HOST:PORT";
 
 fn broken(text: &str, why: impl fmt::Display) -> StoreError {
     StoreError::Broken(format!("datastore \"kubernetes:{text}\": {why}; {EXPECTED}"))
@@ -35,7 +41,14 @@ fn broken(text: &str, why: impl fmt::Display) -> StoreError {
 impl KubeSettings {
     /// Reads what stands behind `kubernetes:` in a URL. No file is opened.
     pub fn parse(text: &str) -> Result<Self, StoreError> {
-        let from = match text {
+        let (place, context) = match text.split_once("?context=") {
+            Some((place, context)) if !place.contains("://") => (place, Some(context.to_owned())),
+            _ => (text, None),
+        };
+        if context.as_deref().is_some_and(str::is_empty) {
+            return Err(broken(text, "the context has no name"));
+        }
+        let from = match place {
             "" => Source::Environment,
             url if url.starts_with("http://") => {
                 let uri: http::Uri = url.parse().map_err(|e| broken(text, e))?;
@@ -49,7 +62,21 @@ impl KubeSettings {
             }
             path => Source::Kubeconfig(path.into()),
         };
-        Ok(Self { from })
+        Ok(Self { from, context })
+    }
+
+    /// A kubeconfig by its text; `name` is where that stands.
+    pub(crate) fn inline(name: &str, text: &str) -> Self {
+        Self { from: Source::Inline(name.to_owned(), Hidden(text.to_owned())), context: None }
+    }
+
+    /// The same with this context of the kubeconfig.
+    pub(crate) fn with_context(self, context: &str) -> Self {
+        Self { context: Some(context.to_owned()), ..self }
+    }
+
+    fn options(&self) -> KubeConfigOptions {
+        KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() }
     }
 
     /// How messages call the source before the server is known.
@@ -57,6 +84,7 @@ impl KubeSettings {
         match &self.from {
             Source::Environment => "kubernetes".into(),
             Source::Kubeconfig(path) => format!("kubernetes ({})", path.display()),
+            Source::Inline(name, _) => format!("kubernetes ({name})"),
             Source::Plain(url) => format!("kubernetes {url}"),
         }
     }
@@ -65,8 +93,9 @@ impl KubeSettings {
     pub(super) async fn config(&self) -> Result<Config, StoreError> {
         let mut config = match &self.from {
             Source::Plain(url) => Config::new(url.parse().map_err(|e| broken(url, e))?),
-            Source::Kubeconfig(path) => Self::from_file(path).await?,
-            Source::Environment => Self::from_environment().await?,
+            Source::Kubeconfig(path) => self.of_file(path).await?,
+            Source::Inline(name, text) => self.of_text(name, text).await?,
+            Source::Environment => self.of_environment().await?,
         };
         // What a call does after a refusal is for its caller to say, who knows what it was for.
         config.default_retry = false;
@@ -74,18 +103,26 @@ impl KubeSettings {
         Ok(config)
     }
 
-    async fn from_file(path: &Path) -> Result<Config, StoreError> {
+    async fn of_file(&self, path: &Path) -> Result<Config, StoreError> {
         let shown = path.display().to_string();
         let fail = |e: kube::config::KubeconfigError| {
             StoreError::Broken(format!("kubeconfig {shown}: {}; make a new one, or name another", causes(&e)))
         };
         let kubeconfig = Kubeconfig::read_from(path).map_err(fail)?;
-        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(fail)
+        Config::from_custom_kubeconfig(kubeconfig, &self.options()).await.map_err(fail)
     }
 
-    async fn from_environment() -> Result<Config, StoreError> {
+    async fn of_text(&self, name: &str, text: &Hidden) -> Result<Config, StoreError> {
+        let fail = |e: kube::config::KubeconfigError| {
+            StoreError::Broken(format!("{name}: the kubeconfig in it cannot be used: {}", causes(&e)))
+        };
+        let kubeconfig = Kubeconfig::from_yaml(&text.0).map_err(fail)?;
+        Config::from_custom_kubeconfig(kubeconfig, &self.options()).await.map_err(fail)
+    }
+
+    async fn of_environment(&self) -> Result<Config, StoreError> {
         let set = |name: &str| env::var_os(name).is_some_and(|v| !v.is_empty());
-        if !set("KUBECONFIG") && set("KUBERNETES_SERVICE_HOST") {
+        if !set("KUBECONFIG") && set("KUBERNETES_SERVICE_HOST") && self.context.is_none() {
             return Config::incluster_env().map_err(|e| {
                 StoreError::Broken(format!(
                     "kubernetes: the pod's service account cannot be used: {}; the pod needs automountServiceAccountToken",
@@ -93,7 +130,7 @@ impl KubeSettings {
                 ))
             });
         }
-        Config::from_kubeconfig(&KubeConfigOptions::default()).await.map_err(|e| {
+        Config::from_kubeconfig(&self.options()).await.map_err(|e| {
             StoreError::Broken(format!(
                 "kubernetes: neither in a pod (KUBERNETES_SERVICE_HOST is not set) nor a usable kubeconfig: {}; {EXPECTED}",
                 causes(&e)
@@ -126,6 +163,10 @@ mod tests {
         let source = |text: &str| KubeSettings::parse(text).expect(text).from;
         assert_eq!(source(""), Source::Environment);
         assert_eq!(source("/etc/kube/config"), Source::Kubeconfig("/etc/kube/config".into()));
+        assert_eq!(source("/c?context=b"), Source::Kubeconfig("/c".into()));
+        let context = |text: &str| KubeSettings::parse(text).expect(text).context;
+        assert_eq!(context("/c?context=b").as_deref(), Some("b"));
+        assert_eq!((context("?context=b").as_deref(), context("/c")), (Some("b"), None));
         assert_eq!(source("http://127.0.0.1:8001/"), Source::Plain("http://127.0.0.1:8001".into()));
     }
 
@@ -135,6 +176,7 @@ mod tests {
             ("https://host:6443", "kubeconfig"),
             ("http://", "kubernetes:http://"),
             ("http://h?x=y", "more than"),
+            ("/c?context=", "no name"),
         ] {
             let e = KubeSettings::parse(text).expect_err(text).to_string();
             assert!(e.contains(part) && e.contains(EXPECTED), "{text}: {e}");

@@ -12,7 +12,7 @@ use brindle_config_core::{
 
 use super::{Agent, ClusterArgs, LOCAL_SOCKET, ReachArgs, Where};
 use crate::{
-    cmd::resource::{block_on, open_url, url_of},
+    cmd::resource::{CALICO, block_on, open_url, url_of},
     lab::{
         state::{self, LabDir},
         topology::AgentKind,
@@ -118,11 +118,9 @@ pub(crate) fn all(args: &ReachArgs) -> Result<Cluster> {
     let mut cluster = Cluster { source: Source::Store(url), agents, store: Some(store) };
     own(&mut cluster.agents, args);
     if cluster.agents.is_empty() {
-        bail!(
-            "{} has no nodes yet; start an agent: brindle-node run --datastore {}",
-            cluster.source.name(),
-            url_of(&args.store)?
-        );
+        let url = url_of(&args.store)?;
+        let flag = if url.starts_with(CALICO) { String::new() } else { format!(" --datastore {url}") };
+        bail!("{} has no nodes yet; start an agent: brindle-node run{flag}", cluster.source.name());
     }
     Ok(cluster)
 }

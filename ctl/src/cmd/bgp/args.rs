@@ -34,6 +34,12 @@ pub(crate) struct BgpArgs {
         value_name = "URL"
     )]
     pub(super) datastore: String,
+    /// With --node or --all: calicoctl's configuration file that names the datastore.
+    #[arg(short = 'c', long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// With --node or --all: this context of the kubeconfig.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(super) context: Option<String>,
     /// How long a node may take for each step of its answer.
     #[arg(long, global = true, value_name = "TIME", default_value = "5s", value_parser = crate::cluster::duration)]
     pub(super) timeout: std::time::Duration,

@@ -29,7 +29,12 @@ pub(super) fn targets(args: &BgpArgs) -> Result<Vec<Target>> {
         return Ok(vec![Target { node: None, place, limit: args.timeout }]);
     }
     let reach = ReachArgs {
-        store: StoreArgs { datastore: args.datastore.clone(), lab: args.lab.clone() },
+        store: StoreArgs {
+            datastore: args.datastore.clone(),
+            lab: args.lab.clone(),
+            config: args.config.clone(),
+            context: args.context.clone(),
+        },
         timeout: args.timeout,
         admin_token_file: args.admin_token_file.clone(),
         agent: None,

@@ -10,9 +10,16 @@ pub(crate) struct StoreArgs {
     /// The datastore: `sqlite:PATH`, `etcd:http://HOST:2379` or `kubernetes:KUBECONFIG`.
     #[arg(long, env = "BRINDLE_DATASTORE", default_value = brindle_config::DEFAULT_URL, value_name = "URL")]
     pub(crate) datastore: String,
-    /// The datastore of this lab (it wins over --datastore).
+    /// The datastore of this lab (it wins over --datastore and --config).
     #[arg(long, value_name = "LAB")]
     pub(crate) lab: Option<String>,
+    /// The datastore that calicoctl's configuration file names (kind CalicoAPIConfig; it wins over --datastore). Without
+    /// any of these /etc/calico/calicoctl.cfg is read, if it is there.
+    #[arg(short = 'c', long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// This context of the kubeconfig, instead of its current one.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
 }
 
 /// Files of resources.

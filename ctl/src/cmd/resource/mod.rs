@@ -13,7 +13,10 @@ mod print;
 mod select;
 mod write;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::{Context as _, Result};
 use brindle_config_core::store::{Entry, Store};
@@ -73,11 +76,38 @@ pub(crate) fn url_of(args: &StoreArgs) -> Result<String> {
             anyhow::ensure!(dir.exists(), "there is no lab {lab:?}; see `brindlectl lab list`");
             Ok(dir.store_url())
         }
-        None if args.datastore == brindle_config::DEFAULT_URL => {
-            let kind = std::env::var("DATASTORE_TYPE").unwrap_or_default();
-            Ok(calico_url(&kind)?.unwrap_or(brindle_config::DEFAULT_URL).to_owned())
+        None => {
+            let url = match args.config.clone().or_else(|| default_file(args)) {
+                Some(file) => format!("{CALICO}{}", file.display()),
+                None if args.datastore == brindle_config::DEFAULT_URL => {
+                    let kind = std::env::var("DATASTORE_TYPE").unwrap_or_default();
+                    calico_url(&kind)?.unwrap_or(brindle_config::DEFAULT_URL).to_owned()
+                }
+                None => args.datastore.clone(),
+            };
+            with_context(url, args.context.as_deref())
         }
-        None => Ok(args.datastore.clone()),
+    }
+}
+
+/// Before the path of a configuration file of calicoctl in the name of a datastore; `?context=NAME` may follow.
+pub(crate) const CALICO: &str = "calicoctl:";
+
+/// The file calicoctl reads when nobody says anything.
+fn default_file(args: &StoreArgs) -> Option<PathBuf> {
+    let path = Path::new(brindle_config::apiconfig::DEFAULT_FILE);
+    (args.datastore == brindle_config::DEFAULT_URL && path.exists()).then(|| path.to_owned())
+}
+
+fn with_context(url: String, context: Option<&str>) -> Result<String> {
+    match context {
+        None => Ok(url),
+        Some(context) if url.starts_with("kubernetes:") || url.starts_with(CALICO) => {
+            Ok(format!("{url}?context={context}"))
+        }
+        Some(context) => {
+            anyhow::bail!("--context {context}: the datastore {url} has none; it is not Kubernetes")
+        }
     }
 }
 
@@ -93,6 +123,13 @@ fn calico_url(kind: &str) -> Result<Option<&'static str>> {
 
 /// Opens a datastore; makes an empty one only if `create`.
 pub(crate) fn open_url(url: &str, create: bool) -> Result<Arc<dyn Store>> {
+    if let Some(file) = url.strip_prefix(CALICO) {
+        let (file, context) = match file.rsplit_once("?context=") {
+            Some((file, context)) => (file, Some(context)),
+            None => (file, None),
+        };
+        return Ok(brindle_config::apiconfig::open(file.as_ref(), context)?);
+    }
     let store: Result<Arc<dyn Store>, _> = match url.strip_prefix("sqlite:") {
         Some(path) if !path.is_empty() && !create => {
             brindle_config::SqliteStore::open_existing(path.as_ref()).map(|s| Arc::new(s) as Arc<dyn Store>)
