@@ -62,7 +62,7 @@ fn main() -> Result<()> {
     bursts(&node, &all)
 }
 
-/// Octets of the plugin, and of its memory at the end of an ADD that fails early (it maps the same program).
+/// Octets of the plugin, which must start.
 fn size() -> Result<String> {
     let plugin = bin("brindle");
     let octets = std::fs::metadata(&plugin)?.len();

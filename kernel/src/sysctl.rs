@@ -5,7 +5,7 @@
 //!
 //! In a container /proc/sys is read-only; there the host's folder is mounted elsewhere and `BRINDLE_SYSCTL_DIR` names it.
 
-use std::{fs, io, path::PathBuf, sync::OnceLock};
+use std::{fs, io, os::unix::fs::FileExt, path::PathBuf, sync::OnceLock};
 
 /// A parameter that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -95,10 +95,20 @@ pub fn set(key: &str, value: &str) -> Result<(), SysctlError> {
 
 /// Writes the value unless it is there already; true if it was written.
 pub fn ensure(key: &str, value: &str) -> Result<bool, SysctlError> {
-    if get(key)? == value {
+    // One descriptor for both: agents do this several times for each pod.
+    let opened = path_of(key).and_then(|p| fs::OpenOptions::new().read(true).write(true).open(p));
+    let Ok(file) = opened else {
+        // Where nothing may be written it may be right all the same.
+        return if get(key)? == value { Ok(false) } else { set(key, value).map(|()| true) };
+    };
+    let mut have = [0; 128];
+    let failed = |verb: String| move |source| SysctlError { verb, key: key.into(), source };
+    let n = file.read_at(&mut have, 0).map_err(failed("read".into()))?;
+    if have.get(..n).unwrap_or_default().trim_ascii_end() == value.as_bytes() {
         return Ok(false);
     }
-    set(key, value).map(|()| true)
+    // From its beginning: the kernel ignores numbers written behind it.
+    file.write_all_at(value.as_bytes(), 0).map_err(failed(format!("write {value:?} to"))).map(|()| true)
 }
 
 #[cfg(test)]

@@ -54,6 +54,8 @@ impl Program {
 
 /// Runs the program with the process's own environment and streams.
 pub fn main(program: Program) -> ExitCode {
+    // A thread that visits the pod's namespace needs no memory of its own.
+    brindle_kernel::memory::limit_arenas(1);
     if let Some(argument) = std::env::args().nth(1) {
         return about(program, &argument);
     }
@@ -75,8 +77,10 @@ pub fn main(program: Program) -> ExitCode {
             (result::error(&conf::version_hint(&input), &e), ExitCode::FAILURE)
         }
     };
+    // In one piece: a line at a time would wake whoever reads it for each.
+    let text = format!("{output:#}\n");
     let mut out = std::io::stdout().lock();
-    match writeln!(out, "{output:#}").and_then(|()| out.flush()) {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => status,
         Err(e) => {
             eprintln!("{}: cannot write to standard output: {e}", program.name());

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
-use netlink_packet_core::{Emitable, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
+use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
 use netlink_packet_route::{
     address::AddressMessage,
     link::{LinkAttribute, LinkMessage},
@@ -77,15 +77,17 @@ impl Rtnl {
     fn run_chunk(&mut self, ops: &[Op], results: &mut Vec<Result<(), NetlinkError>>) {
         let mut bytes = Vec::with_capacity(ops.iter().map(|o| o.body.len() + 20).sum());
         let mut slots: Vec<(u32, Option<Result<(), NetlinkError>>)> = Vec::with_capacity(ops.len());
-        for op in ops {
+        for (i, op) in ops.iter().enumerate() {
             let seq = self.sock.next_seq();
-            encode::message(&mut bytes, op.kind, op.flags, seq, &Raw(&op.body));
+            // Refusals are sent in any case, and before the last one's acknowledgement, which so settles all of them.
+            let flags = if i + 1 == ops.len() { op.flags } else { op.flags & !NLM_F_ACK };
+            encode::message(&mut bytes, op.kind, flags, seq, &Raw(&op.body));
             slots.push((seq, None));
         }
         let first = ops.first().map_or("nothing", |o| o.what.as_str()).to_owned();
         let mut failed = self.sock.send(&bytes, &first).err();
         let limit = Limit::after(self.timeout);
-        while failed.is_none() && slots.iter().any(|(_, r)| r.is_none()) {
+        while failed.is_none() && slots.last().is_some_and(|(_, r)| r.is_none()) {
             let datagram = match self.sock.recv(Some(limit), None, &first) {
                 Ok(d) => d.unwrap_or_default(),
                 Err(e) => {
@@ -110,8 +112,8 @@ impl Rtnl {
                 }
             }
         }
-        let unknown = failed.unwrap_or(NetlinkError::Timeout { what: first, after: self.timeout });
-        results.extend(slots.into_iter().map(|(_, r)| r.unwrap_or_else(|| Err(unknown.clone()))));
+        let unsaid = failed.map_or(Ok(()), Err);
+        results.extend(slots.into_iter().map(|(_, r)| r.unwrap_or_else(|| unsaid.clone())));
     }
 
     fn one(&mut self, op: Op) -> Result<(), NetlinkError> {

@@ -36,20 +36,25 @@ pub(super) struct Given {
 impl Service {
     /// The attachment's addresses: those it has, else new ones.
     pub(super) async fn assign(&self, a: &Attachment, wish: Wish) -> Result<Given, Refused> {
-        let have = self.addresses(a).await?;
+        let namespace = async {
+            match &a.pod {
+                Some(pod) => self.namespace(&pod.namespace).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        // What does not depend on each other is asked for at once.
+        let (have, namespace, view) =
+            tokio::join!(self.addresses(a), namespace, View::load(&*self.store, &self.node));
+        let have = have?;
         if !have.is_empty() {
             return Ok(Given { addresses: have.into_iter().map(IpNet::from).collect(), again: true });
         }
-        let namespace = match &a.pod {
-            Some(pod) => Some(self.namespace(&pod.namespace).await?),
-            None => None,
-        };
+        let (namespace, view) = (namespace?, view?);
         let mut wish = wish;
         if let Some(namespace) = namespace.as_ref().filter(|_| !wish.pools_of_pod) {
             namespace.pools(&mut wish)?;
         }
         let labels = namespace.map(|n| n.labels);
-        let view = View::load(&*self.store, &self.node).await?;
         let mut allocator = self.allocator.lock().await;
         if let Some(addresses) = self.hand_on(&mut allocator, a, &wish, &view).await? {
             return Ok(Given { addresses, again: false });

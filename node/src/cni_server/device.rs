@@ -3,7 +3,7 @@
 //! Deleting a veth takes the kernel a millisecond to take it from the lists and then some tens more to be sure that
 //! nobody uses it. The second part is waited for on a thread of its own.
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use brindle_cni::proto::HostDevice;
 use brindle_kernel::{
@@ -60,16 +60,34 @@ fn delete(device: &HostDevice, begun: oneshot::Sender<()>) -> Result<(), Netlink
     kernel.del_link(device.index)
 }
 
+thread_local! {
+    /// The socket of this thread's last look; calls come in bursts.
+    static KERNEL: RefCell<Option<Rtnl>> = const { RefCell::new(None) };
+}
+
+/// Looks, with a socket that is kept unless something went wrong: an answer may still be on its way then.
+fn look<T>(f: impl FnOnce(&mut Rtnl) -> Result<T, NetlinkError>) -> Result<T, NetlinkError> {
+    KERNEL.with_borrow_mut(|kept| {
+        let mut kernel = match kept.take() {
+            Some(kernel) => kernel,
+            None => Rtnl::open()?,
+        };
+        let found = f(&mut kernel)?;
+        *kept = Some(kernel);
+        Ok(found)
+    })
+}
+
 /// Whether a device of this name exists.
 pub(super) async fn exists(name: String) -> bool {
-    let look = move || Rtnl::open().and_then(|mut k| k.link_by_name(&name));
+    let look = move || look(|k| k.link_by_name(&name));
     // Not knowing counts as existing: the careful answer for whoever asks.
     !matches!(tokio::task::spawn_blocking(look).await, Ok(Ok(None)))
 }
 
 /// The host device of this name, as a deletion names it.
 pub(super) async fn find(name: String) -> Option<HostDevice> {
-    let look = move || Rtnl::open().and_then(|mut k| k.link_by_name(&name));
+    let look = move || look(|k| k.link_by_name(&name));
     let link = tokio::task::spawn_blocking(look).await.ok()?.ok()??;
     Some(HostDevice { index: link.index, name: link.name })
 }
@@ -77,12 +95,11 @@ pub(super) async fn find(name: String) -> Option<HostDevice> {
 /// What the kernel lacks of an endpoint; none when all is there.
 pub(super) async fn missing(endpoint: &Expected) -> Result<Option<String>, String> {
     let endpoint = endpoint.clone();
-    let look = move || look_for_missing(&endpoint).map_err(|e| e.to_string());
+    let look = move || look(|k| look_for_missing(k, &endpoint)).map_err(|e| e.to_string());
     tokio::task::spawn_blocking(look).await.map_err(|e| e.to_string())?
 }
 
-fn look_for_missing(endpoint: &Expected) -> Result<Option<String>, NetlinkError> {
-    let mut kernel = Rtnl::open()?;
+fn look_for_missing(kernel: &mut Rtnl, endpoint: &Expected) -> Result<Option<String>, NetlinkError> {
     let Some(link) = kernel.link_by_name(&endpoint.device)? else {
         return Ok(Some(format!("there is no device {}", endpoint.device)));
     };

@@ -151,9 +151,9 @@ impl Service {
 
     /// Records the endpoint and waits until it is in the kernel.
     pub(super) async fn register(&self, a: &Attachment, made: &Made) -> Result<(), Refused> {
-        self.unlocked().await?;
         let key = self.endpoint_key(a);
-        let device = device::find(made.device.clone()).await;
+        let (unlocked, device) = tokio::join!(self.unlocked(), device::find(made.device.clone()));
+        unlocked?;
         self.write_endpoint(a, &key, made, device.map(|d| d.index)).await?;
         // From here on the store speaks for it. What it says may be more than was announced (a pod's labels): policy is
         // told now, so that what is waited for below is the endpoint as stored.

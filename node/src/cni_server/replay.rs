@@ -57,12 +57,15 @@ impl Service {
         }
     }
 
-    /// Carries out what the journal holds for this attachment, before it is added anew.
-    pub(super) async fn settle(&self, a: &Attachment) -> Result<(), Refused> {
+    /// What the journal holds for this attachment.
+    pub(super) async fn promised(&self, a: &Attachment) -> Option<Entry> {
         let (folder, attachment) = (self.journal.clone(), a.clone());
-        let entry =
-            tokio::task::spawn_blocking(move || journal::find(&folder, &attachment)).await.ok().flatten();
-        match entry {
+        tokio::task::spawn_blocking(move || journal::find(&folder, &attachment)).await.ok().flatten()
+    }
+
+    /// Carries it out, before the attachment is added anew.
+    pub(super) async fn settle(&self, promised: Option<Entry>) -> Result<(), Refused> {
+        match promised {
             Some(entry) => self.carry_out_entry(&entry).await,
             None => Ok(()),
         }

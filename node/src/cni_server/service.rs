@@ -193,11 +193,13 @@ impl Service {
     }
 
     async fn add(&self, a: &Attachment, wish: Wish, given: Vec<IpNet>) -> Result<Reply, Refused> {
-        self.unlocked().await?;
-        self.settle(a).await?;
+        // What does not depend on each other is asked for at once.
+        let (unlocked, promised) = tokio::join!(self.unlocked(), self.promised(a));
+        unlocked?;
+        self.settle(promised).await?;
         fail::point("agent.add.settled");
-        let known = self.not_elsewhere(a).await?;
-        let mtu = self.dataplane.mtu(MTU).await;
+        let (known, mtu) = tokio::join!(self.not_elsewhere(a), self.dataplane.mtu(MTU));
+        let known = known?;
         let mtu = mtu.map_err(|e| {
             Refused::new(code::TRY_AGAIN, e, "try again; if it stays so, see the agent's log")
         })?;
@@ -220,8 +222,9 @@ impl Service {
     }
 
     async fn ipam_add(&self, a: &Attachment, wish: Wish) -> Result<Reply, Refused> {
-        self.unlocked().await?;
-        self.settle(a).await?;
+        let (unlocked, promised) = tokio::join!(self.unlocked(), self.promised(a));
+        unlocked?;
+        self.settle(promised).await?;
         let Given { addresses, again } = self.assign(a, wish).await?;
         self.remember(a, &addresses, false, 0).await;
         Ok(Reply::Added { addresses, host_ifname: String::new(), mtu: 0, again })
@@ -260,12 +263,15 @@ impl Service {
         addresses_only: bool,
     ) -> Result<Reply, Refused> {
         let forgotten = async {
-            // First, and whatever becomes of the rest.
-            if let Some(device) = device.as_ref().filter(|d| self.is_pods(d)) {
-                self.deletions.start(device.clone()).await;
-            }
+            // Whatever becomes of the rest.
+            let begin = async {
+                if let Some(device) = device.as_ref().filter(|d| self.is_pods(d)) {
+                    self.deletions.start(device.clone()).await;
+                }
+            };
+            let ((), unlocked) = tokio::join!(begin, self.unlocked());
             fail::point("agent.del.device");
-            self.unlocked().await?;
+            unlocked?;
             self.forget(a, addresses_only, device.as_ref()).await
         };
         match forgotten.await {
