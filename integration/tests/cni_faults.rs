@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use brindle_cni::fail::{AGENT_ADD, AGENT_DEL, PLUGIN_ADD, PLUGIN_DEL};
+use brindle_config_core::{Key, Kind, workload::endpoint_name};
 use brindle_integration::{
     bins::bin,
-    cni::{CniNode, Container, Said},
+    cni::{CniNode, Container, Said, sh},
     wait::until_true,
 };
 use serde_json::json;
@@ -346,4 +347,51 @@ fn addresses_of_a_container_that_is_gone_are_collected_and_nothing_else() {
     assert!(node.pings(&said.address()));
     let history = std::fs::read_to_string(node.dir.join("ipam-history.jsonl")).unwrap();
     assert!(history.lines().any(|l| l.contains("\"collected\"") && l.contains(&gone.id)), "{history}");
+}
+
+#[test]
+fn leaks_are_told_from_live_pods_whatever_their_devices_are_called() {
+    // By the resource, and by the agent's environment, which stands above it.
+    for (resource, variable, prefix) in [(Some("pod"), None, "pod"), (Some("pod"), Some("tap,veth"), "tap")] {
+        let mut node = CniNode::without_agent("prefix", "10.120.0.0/24");
+        if let Some(value) = resource {
+            let key = Key::new(Kind::FelixConfiguration, None, "default");
+            node.put_value(
+                &key,
+                &json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+                    "metadata": {"name": "default"}, "spec": {"interfacePrefix": value}}),
+            );
+        }
+        node.vars.extend(variable.map(|v| ("FELIX_INTERFACEPREFIX".to_owned(), v.to_owned())));
+        let cache = node.dir.join("results");
+        std::fs::create_dir_all(&cache).unwrap();
+        node.start_agent_with(&["--ipam-gc-grace", "1", "--cni-cache", cache.to_str().unwrap()]);
+        let (live, gone) = (Container::new(), Container::new());
+        let (said, other) = (node.add(&live), node.add(&gone));
+        let device = other.json()["interfaces"][0]["name"].as_str().unwrap().to_owned();
+        assert!(device.starts_with(prefix), "{device}");
+
+        // Neither datastore nor runtime know it any more; a route through a pod's device is word enough.
+        sh(node.ns.ns(), &format!("ip route add {}/32 dev {device} proto static metric 7", other.address()));
+        let name = endpoint_name("n1", "k8s", &format!("pod-{}", gone.id), "eth0");
+        node.remove(&Key::new(Kind::WorkloadEndpoint, Some("default"), &name));
+        let report = || std::fs::read_to_string(node.dir.join("ipam-leaks.json")).unwrap_or_default();
+        for look in 1..=4 {
+            let before = report();
+            until_true(&format!("look {look}"), LONG, || report() != before);
+        }
+        let mut both = [&live, &gone].map(|c| format!("net.{}", c.id));
+        both.sort();
+        let mut handles = node.handles().0;
+        handles.sort();
+        assert_eq!(handles, both, "{}", report());
+
+        sh(node.ns.ns(), &format!("ip link del {device}"));
+        until_true("the leak is collected", LONG, || node.handles().0 == [format!("net.{}", live.id)]);
+        assert!(node.pings(&said.address()));
+        let checked = node.check(&live, &said);
+        assert!(checked.ok, "{checked:?}");
+        assert!(node.del(&live).ok);
+        until_true("nothing is left", LONG, || node.handles().0.is_empty());
+    }
 }

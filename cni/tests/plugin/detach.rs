@@ -171,4 +171,7 @@ fn status_and_gc_ask_the_agent() {
     assert_eq!(agent.calls(), ["status", "gc"]);
     let Call::Gc { network, valid, dry_run: false } = agent.call(1) else { panic!() };
     assert_eq!((network.as_str(), valid[0].container_id.as_str()), ("k8s-pod-network", "c1"));
+    conf["gc_dry_run"] = json!(true);
+    assert!(host.plugin("GC", "", "", &conf).ok);
+    assert!(matches!(agent.call(2), Call::Gc { dry_run: true, .. }), "the agent only says what would go");
 }

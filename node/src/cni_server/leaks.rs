@@ -84,7 +84,11 @@ impl Service {
         }
     }
 
-    async fn look_for_leaks(&self, collector: &mut Collector, args: &LeakArgs) -> Result<(), Refused> {
+    pub(super) async fn look_for_leaks(
+        &self,
+        collector: &mut Collector,
+        args: &LeakArgs,
+    ) -> Result<(), Refused> {
         self.unlocked().await?;
         self.until_followed().await;
         let evidence = self.evidence(&args.cni_cache, Sight::Followed).await?;

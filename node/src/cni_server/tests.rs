@@ -38,6 +38,7 @@ use super::{
 
 mod away;
 mod late;
+mod power;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
