@@ -1,7 +1,7 @@
 //! Best paths on their way out of the speaker task: one pending change per prefix, so that a slow consumer costs
 //! memory by the size of the table and not by its history.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::IpAddr};
 
 use brindle_bgpd_core::speaker::FibChange;
 use ipnet::IpNet;
@@ -35,6 +35,12 @@ impl FibQueue {
                 self.place.insert(change.prefix, self.pending.changes.len());
                 self.pending.changes.push(change);
             }
+        }
+    }
+
+    pub(crate) fn locate(&mut self, next_hop: IpAddr) {
+        if self.batches.is_some() {
+            self.pending.locate.push(next_hop);
         }
     }
 

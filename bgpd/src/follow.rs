@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 use crate::{
     handle::{Gone, Handle},
     peers::{
-        ClusterState, KINDS, Plan, Problem, SERVICE_KINDS,
+        ClusterState, KINDS, Peering, Plan, Problem, SERVICE_KINDS,
         leave::{BOUND, Event, Mesh, Step},
         translate,
     },
@@ -45,6 +45,7 @@ const SECRETS: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Follower {
     problems: watch::Receiver<Option<Vec<Problem>>>,
+    peering: watch::Receiver<Option<Peering>>,
     task: JoinHandle<()>,
 }
 
@@ -54,11 +55,13 @@ pub fn from_store(store: Arc<dyn Store>, node: &str, secrets: &Path, handle: Han
     // Of endpoints, only those of this node matter: the pods of a whole cluster are left out where the store can do it.
     let feeds = Feeds::new(store.for_node(node).unwrap_or(store));
     let (tx, problems) = watch::channel(None);
+    let (pods, peering) = watch::channel(None);
     let feeder = Feeder {
         state: ClusterState::new(node),
         secrets: Secrets(secrets.to_owned()),
         handle,
         told: tx,
+        pods,
         mesh: Mesh::default(),
         sessions: Vec::new(),
         identity: None,
@@ -68,7 +71,7 @@ pub fn from_store(store: Arc<dyn Store>, node: &str, secrets: &Path, handle: Han
         // `Gone` means that the speaker was shut down: there is nobody left to feed.
         let _ = run(feeds, feeder).await;
     });
-    Follower { problems, task }
+    Follower { problems, peering, task }
 }
 
 impl Follower {
@@ -80,6 +83,11 @@ impl Follower {
     /// The same, for whoever reports it while somebody else holds the follower.
     pub fn watch(&self) -> watch::Receiver<Option<Vec<Problem>>> {
         self.problems.clone()
+    }
+
+    /// Follows which addresses are to be on devices of pods; `None` before the first plan.
+    pub fn peering(&self) -> watch::Receiver<Option<Peering>> {
+        self.peering.clone()
     }
 
     /// Waits until the first plan was applied. `false`: the follower ended before.
@@ -100,6 +108,7 @@ struct Feeder {
     secrets: Secrets,
     handle: Handle,
     told: watch::Sender<Option<Vec<Problem>>>,
+    pods: watch::Sender<Option<Peering>>,
     mesh: Mesh,
     /// Mesh sessions as they were last asked for.
     sessions: Vec<PeerConfig>,
@@ -258,6 +267,12 @@ impl Feeder {
         let mut plan = translate(&self.state);
         self.keep_mesh(&mut plan);
         let problems = std::mem::take(&mut plan.problems);
+        let peering = Some(std::mem::take(&mut plan.peering));
+        self.pods.send_if_modified(|old| {
+            let differs = *old != peering;
+            *old = peering;
+            differs
+        });
         report(self.told.borrow().as_deref().unwrap_or_default(), &problems);
         let (peers, routes) = (plan.peers.len(), plan.routes.len());
         if self.told.borrow().is_none() {

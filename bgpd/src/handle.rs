@@ -80,6 +80,8 @@ pub struct FibBatch {
     pub reset: bool,
     /// At most one per prefix, oldest change first.
     pub changes: Vec<FibChange>,
+    /// Next hops of routes that may not be in use, whose devices are to be told ([`Handle::set_devices`]).
+    pub locate: Vec<IpAddr>,
     /// With these changes the routes are complete: what an earlier run left and nobody confirmed may be swept.
     pub in_sync: bool,
 }

@@ -24,6 +24,8 @@ pub struct FibUpdate {
     pub reset: bool,
     /// Prefix → next hops; empty withdraws.
     pub changes: Vec<(IpNet, Vec<IpAddr>)>,
+    /// Next hops that no path may have (yet), to be reported like those of paths.
+    pub locate: Vec<IpAddr>,
     /// The paths are complete now: learned routes nobody confirmed may be swept.
     pub in_sync: bool,
 }
@@ -33,6 +35,8 @@ pub struct FibUpdate {
 pub enum FelixInput {
     Store(Vec<SyncEvent>),
     Fib(FibUpdate),
+    /// Addresses of this host that are to be on devices of pods, complete: these and no others.
+    Peering(BTreeMap<String, Vec<IpAddr>>),
     /// From the netlink monitor.
     Kernel(Vec<brindle_kernel::netlink::Event>),
     /// The kernel dropped events, or the monitor failed: read everything again.

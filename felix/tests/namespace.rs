@@ -74,9 +74,9 @@ fn snapshot() -> Vec<SyncEvent> {
 
 fn fib() -> FibUpdate {
     FibUpdate {
-        reset: false,
         changes: vec![("192.168.2.0/26".parse().unwrap(), vec!["10.0.1.2".parse().unwrap()])],
         in_sync: true,
+        ..FibUpdate::default()
     }
 }
 

@@ -103,7 +103,7 @@ impl World {
                         self.fib.insert(change.prefix, change.next_hops.len());
                     }
                 }
-                Output::Pending { .. } | Output::FibInSync | Output::Event(_) => {}
+                Output::Pending { .. } | Output::Locate(_) | Output::FibInSync | Output::Event(_) => {}
             }
         }
     }

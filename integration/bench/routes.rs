@@ -126,7 +126,7 @@ fn felix(b: &Bench, n: u32) -> Result<(Report, Duration)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         runtime.block_on(async {
             handle.send(FelixInput::Store(vec![SyncEvent::Upsert(entry), SyncEvent::InSync])).await;
-            handle.send(FelixInput::Fib(FibUpdate { reset: false, changes, in_sync: true })).await;
+            handle.send(FelixInput::Fib(FibUpdate { changes, in_sync: true, ..FibUpdate::default() })).await;
             let mut watch = handle.watch();
             let all = |r: &Report| r.routes.in_sync && r.routes.desired == n as usize;
             let report = tokio::time::timeout(LONG, watch.wait_for(all)).await??.clone();

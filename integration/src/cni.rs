@@ -138,6 +138,8 @@ pub struct CniNode {
     pub name: String,
     address: String,
     datastore: String,
+    /// What the agent does about routes between nodes.
+    pub networking: &'static str,
     /// Variables of the agent's environment.
     pub vars: Vec<(String, String)>,
     runtime: tokio::runtime::Runtime,
@@ -195,7 +197,19 @@ impl CniNode {
             brindle_config::open(&url).unwrap_or_else(|e| panic!("{e}"))
         };
         let (name, address) = (name.to_owned(), address.to_owned());
-        Self { ns, dir, name, address, datastore: url, vars: Vec::new(), runtime, store, agent: None }
+        let networking = "none";
+        Self {
+            ns,
+            dir,
+            name,
+            address,
+            datastore: url,
+            networking,
+            vars: Vec::new(),
+            runtime,
+            store,
+            agent: None,
+        }
     }
 
     /// Writes a resource.
@@ -269,7 +283,7 @@ impl CniNode {
             }
         };
         command
-            .args(["run", "--node-name", &self.name, "--ip", &self.address, "--networking", "none"])
+            .args(["run", "--node-name", &self.name, "--ip", &self.address, "--networking", self.networking])
             .args(["--state-dir".as_ref(), self.dir.as_os_str()])
             .args(["--datastore", &self.datastore])
             .args(args)

@@ -366,6 +366,8 @@ async fn speak(
         tracing::info!(cause = "learned routes found in the kernel", "announcing a graceful restart");
     }
     let (running, mut fib) = brindle_bgpd::spawn(restarting);
+    // Before the first route: rules that look at devices wait for felix's word instead of finding none.
+    running.handle.set_devices(std::collections::BTreeMap::new()).await?;
     let follower = brindle_bgpd::from_store(
         store.clone(),
         &settings.node_name,
@@ -373,6 +375,7 @@ async fn speak(
         running.handle.clone(),
     );
     tokio::spawn(tell_next_hops(felix.watch(), running.handle.clone()));
+    tokio::spawn(tell_peering(follower.peering(), felix.clone()));
     let programs = felix.clone();
     running.handle.ask_kernel_with(Box::new(move |prefix| {
         let felix = programs.clone();
@@ -389,6 +392,7 @@ async fn speak(
             let update = FibUpdate {
                 reset: batch.reset,
                 changes: batch.changes.into_iter().map(|c| (c.prefix, c.next_hops.to_vec())).collect(),
+                locate: batch.locate,
                 in_sync: batch.in_sync,
             };
             if !felix.send(FelixInput::Fib(update)).await {
@@ -435,6 +439,24 @@ async fn tell_next_hops(
             told = now;
         }
         if report.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tells felix which addresses pods peer with, whenever that changes.
+async fn tell_peering(
+    mut peering: tokio::sync::watch::Receiver<Option<brindle_bgpd::peers::Peering>>,
+    felix: brindle_felix::Handle,
+) {
+    loop {
+        let wanted = peering.borrow_and_update().clone();
+        if let Some(wanted) = wanted
+            && !felix.send(FelixInput::Peering(wanted)).await
+        {
+            return;
+        }
+        if peering.changed().await.is_err() {
             return;
         }
     }

@@ -92,6 +92,7 @@ fn forward(cx: &Cx<'_>, p: &Peering<'_>, sessions: &mut Sessions, problems: &mut
         Side::Pods(pods) => {
             let asn = p.spec.as_number.expect("parse requires it with localWorkloadSelector").0;
             for pod in cx.state.workloads.values().filter(|w| pods.matches(&w.labels)) {
+                sessions.pods.insert(pod.device.clone());
                 for address in pod.addresses.iter().filter(|n| n.prefix_len() == n.max_prefix_len()) {
                     let (name, address) = (pod.name.as_str(), address.addr());
                     let remote = Remote { name, address, port: 179, asn, passive: true, node: None };

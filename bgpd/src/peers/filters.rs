@@ -42,12 +42,8 @@ pub(crate) fn compile<'a>(
     let (mut import, mut export) = (Vec::new(), Vec::new());
     for (name, spec) in filters {
         let list = |field: &str, rules: &[BgpFilterRule]| -> Result<Vec<Rule>, String> {
-            // Which device a route leaves by is known once it is used; whether it is, import rules decide first.
-            let by_device = field.starts_with("export");
             let numbered = rules.iter().enumerate();
-            numbered
-                .map(|(i, r)| rule(r, by_device).map_err(|e| format!("{name}: {field}[{i}].{e}")))
-                .collect()
+            numbered.map(|(i, r)| rule(r).map_err(|e| format!("{name}: {field}[{i}].{e}"))).collect()
         };
         let filter = |direction, v4, v6| Filter { name: name.to_owned(), direction, v4, v6 };
         let (v4, v6) = (list("importV4", &spec.import_v4)?, list("importV6", &spec.import_v6)?);
@@ -63,7 +59,7 @@ pub(crate) fn compile<'a>(
     Ok(Policies { import: policy(import), export: policy(export) })
 }
 
-fn rule(r: &BgpFilterRule, by_device: bool) -> Result<Rule, String> {
+fn rule(r: &BgpFilterRule) -> Result<Rule, String> {
     let prefix = match (r.cidr, r.match_operator) {
         (None, None) => None,
         (Some(_), None) => return Err("cidr: needs matchOperator".into()),
@@ -83,9 +79,6 @@ fn rule(r: &BgpFilterRule, by_device: bool) -> Result<Rule, String> {
     };
     // `*` is met by every route, also by one whose device is not known.
     let interface = r.interface.clone().filter(|i| !matches!(i.as_str(), "" | "*"));
-    if let Some(name) = interface.as_ref().filter(|_| !by_device) {
-        return Err(format!("interface: {name:?}: only rules for export look at the device of a route"));
-    }
     let community = match r.communities.as_ref().map(|c| c.values.as_slice()) {
         None => None,
         Some([one]) => Some(community(one).map_err(|e| format!("communities.values[0]: {e}"))?),

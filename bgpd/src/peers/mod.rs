@@ -18,6 +18,7 @@ mod state;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -32,6 +33,9 @@ pub use self::{
     sessions::translate,
     state::{ClusterState, KINDS, SERVICE_KINDS},
 };
+
+/// Which addresses are to be on which devices of pods.
+pub type Peering = BTreeMap<String, Vec<IpAddr>>;
 
 /// What a node's speaker should be, as of one state of the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +52,8 @@ pub struct Plan {
     pub mesh: bool,
     /// Peers that are reached through a gateway: their address, and the gateway. In address order.
     pub statics: Vec<(IpAddr, IpAddr)>,
+    /// Addresses of this node that pods here peer with (localWorkloadPeeringIPV4/IPV6), by the pod's device.
+    pub peering: Peering,
     /// Routes of the kernel that are announced, too.
     pub imports: Imports,
     /// What becomes of the addresses of services, sorted.

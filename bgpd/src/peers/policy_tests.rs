@@ -1,5 +1,7 @@
 //! Filters, service ranges, gateways: from resources to what the speaker is told.
 
+use std::net::IpAddr;
+
 use brindle_bgpd_core::policy::{Decision, Facts};
 use brindle_bgpd_core::wire::AttrSet;
 use brindle_config_core::{
@@ -51,6 +53,7 @@ fn a_filter_with_every_field_reaches_the_speaker() {
     let facts =
         Facts { prefix, attributes: &set, priority: 1024, ibgp: false, learnt: true, interface: None };
     assert_eq!(peer.import.decide(&facts), Decision::Accept(0));
+    assert!(!peer.import.reads_interface(), "`*` asks for nothing");
     assert_eq!(peer.import.decide(&Facts { priority: 512, ..facts }), Decision::Reject(1));
     assert_eq!(peer.export.filters.decide(&facts), Decision::Default);
     let v6 = Facts { prefix: "fd00::/64".parse().unwrap(), ..facts };
@@ -63,7 +66,6 @@ fn a_filter_with_every_field_reaches_the_speaker() {
 fn a_filter_that_cannot_be_honoured_leaves_the_peer_out_and_names_the_field() {
     for (rule, text) in [
         (json!({"cidr": "10.0.0.0/8", "action": "Accept"}), "f: importV4[0].cidr: needs matchOperator"),
-        (json!({"interface": "eth0", "action": "Accept"}), "f: importV4[0].interface: \"eth0\""),
         (json!({"peerType": "both", "action": "Accept"}), "f: importV4[0].peerType: expected eBGP or iBGP"),
         (json!({"source": "Me", "action": "Accept"}), "f: importV4[0].source: expected RemotePeers"),
         (json!({"communities": {"values": ["x"]}, "action": "Accept"}), "communities.values[0]: expected"),
@@ -113,18 +115,12 @@ fn a_gateway_to_a_peer_becomes_a_static_route() {
 #[test]
 fn settings_without_effect_are_named() {
     let plan = cluster(&[
-        (
-            Kind::BgpConfiguration,
-            "default",
-            json!({"logSeverityScreen": "Debug",
-            "localWorkloadPeeringIPV4": "169.254.1.2"}),
-        ),
+        (Kind::BgpConfiguration, "default", json!({"logSeverityScreen": "Debug"})),
         (Kind::BgpConfiguration, "node.a", json!({"bindMode": "NodeIP", "listenPort": 1790})),
     ]);
     let all: String = plan.problems.iter().map(|p| format!("{p}\n")).collect();
     for text in [
         "BGPConfiguration(default): spec.logSeverityScreen has no effect",
-        "BGPConfiguration(default): spec.localWorkloadPeeringIPV4/IPV6 have no effect",
         "BGPConfiguration(node.a): spec.bindMode is only read in BGPConfiguration default",
     ] {
         assert!(all.contains(text), "{all}");
@@ -173,6 +169,29 @@ fn pods_of_this_node_that_are_selected_become_passive_peers() {
     assert_eq!((first.name.as_str(), first.kind.as_str(), first.allow_own_as), ("default/p", "workload", 2));
     assert_eq!(first.local_address, None);
     assert!(with("app == 'none'").peers.is_empty());
+    assert!(plan.peering.is_empty());
+
+    // The address they peer with, on the devices of those that do.
+    let config = |name: &str, spec: Value| json!({"kind": "BGPConfiguration", "metadata": {"name": name}, "spec": spec});
+    let both = json!({"localWorkloadPeeringIPV4": "169.254.1.2", "localWorkloadPeeringIPV6": "fd00:1::2",
+        "bindMode": "NodeIP"});
+    let own = json!({"localWorkloadPeeringIPV4": "169.254.1.3"});
+    let all = [&pods[..], &[peer("app == 'bird'"), config("default", both), config("node.a", own)]].concat();
+    let plan = of_whole(&all);
+    assert!(plan.problems.iter().all(|p| p.about.kind == Kind::WorkloadEndpoint), "{:?}", plan.problems);
+    let addresses: Vec<IpAddr> = ["169.254.1.3", "fd00:1::2"].map(|a| a.parse().unwrap()).into();
+    assert_eq!(plan.peering, [("calip".to_owned(), addresses)].into());
+    let listen: Vec<String> = plan.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["10.0.0.1:179", "169.254.1.3:179", "[fd00:1::2]:179"]);
+    let bad = config("default", json!({"localWorkloadPeeringIPV4": "fd00::1"}));
+    let plan = of_whole(&[&pods[..], &[peer("app == 'bird'"), bad]].concat());
+    assert!(plan.peering.is_empty());
+    assert!(
+        plan.problems.iter().any(|p| p.what.starts_with("spec.localWorkloadPeeringIPV4: expected")),
+        "{:?}",
+        plan.problems
+    );
+
     let wrong = with("app ==");
     assert!(wrong.problems[0].what.starts_with("spec.localWorkloadSelector: "), "{:?}", wrong.problems);
 }

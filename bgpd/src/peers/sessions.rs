@@ -11,7 +11,7 @@
 //! One session per remote address: global before node before reverse before mesh, then by resource name.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -77,13 +77,16 @@ fn build(state: &ClusterState, own: &NodeFacts, plan: &mut Plan, problems: &mut 
         local_pref: routes::local_pref(cx.global.ipv4_normal_route_priority),
         ..SpeakerConfig::new(cx.asn, own.spec.ipv4().unwrap_or_else(|| hashed_router_id(&state.me)))
     });
-    plan.listen = listen(&cx, own);
-
     let mut sessions = Sessions::default();
     bgp_peers::collect(&cx, &mut sessions, problems);
     plan.mesh = cx.global.node_to_node_mesh_enabled.unwrap_or(true);
     mesh(&cx, &mut sessions, problems);
     plan.statics = sessions.statics.iter().map(|(peer, gateway)| (*peer, *gateway)).collect();
+    let peering = cx.peering(problems);
+    plan.listen = listen(&cx, own, if sessions.pods.is_empty() { &[] } else { &peering });
+    if !peering.is_empty() {
+        plan.peering = sessions.pods.into_iter().map(|device| (device, peering.clone())).collect();
+    }
     plan.peers = sessions.by_address.into_values().map(|(peer, _)| peer).collect();
     plan.imports = routes::imports(state, problems);
     let services = routes::services(state, own, problems);
@@ -150,11 +153,6 @@ impl<'a> Cx<'a> {
             if !matches!(c.log_severity_screen.as_str(), "" | "Info" | "info") {
                 problem("spec.logSeverityScreen has no effect; use the agent's --log-level");
             }
-            if c.local_workload_peering_ipv4.is_some() || c.local_workload_peering_ipv6.is_some() {
-                problem(
-                    "spec.localWorkloadPeeringIPV4/IPV6 have no effect: pods peer with an address of their node",
-                );
-            }
             if name == "default" {
                 continue;
             }
@@ -174,6 +172,32 @@ impl<'a> Cx<'a> {
                 ));
             }
         }
+    }
+
+    /// The addresses that pods on this node peer with: `node.<name>`, else `default`.
+    fn peering(&self, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
+        let own = format!("node.{}", self.state.me);
+        let mut all = Vec::new();
+        for v4 in [true, false] {
+            let of = |name: &str| {
+                let c = self.state.configs.get(name)?;
+                let text = if v4 { &c.local_workload_peering_ipv4 } else { &c.local_workload_peering_ipv6 };
+                text.as_deref().filter(|t| !t.is_empty())
+            };
+            let Some((name, text)) = [own.as_str(), "default"].iter().find_map(|n| Some((*n, of(n)?))) else {
+                continue;
+            };
+            match text.parse::<IpAddr>() {
+                Ok(ip) if ip.is_ipv4() == v4 => all.push(ip),
+                Ok(_) | Err(_) => {
+                    let n = if v4 { 4 } else { 6 };
+                    let what =
+                        format!("spec.localWorkloadPeeringIPV{n}: expected an IPv{n} address; it is ignored");
+                    problems.push(Problem { about: Key::new(Kind::BgpConfiguration, None, name), what });
+                }
+            }
+        }
+        all
     }
 
     /// A node's AS: its own, else the cluster's, else 64512.
@@ -250,6 +274,8 @@ pub(super) struct Remote<'a> {
 #[derive(Default)]
 pub(super) struct Sessions {
     by_address: BTreeMap<IpAddr, (PeerConfig, Key)>,
+    /// Devices of the pods here that peer with this node.
+    pub(super) pods: BTreeSet<String>,
     /// Peer and gateway.
     statics: BTreeMap<IpAddr, IpAddr>,
 }
@@ -449,10 +475,13 @@ fn addresses<'a>(state: &'a ClusterState, problems: &mut Vec<Problem>) -> BTreeM
     by_address
 }
 
-fn listen(cx: &Cx<'_>, own: &NodeFacts) -> Vec<SocketAddr> {
+/// `peering`: what pods connect to; a link-local address of IPv6 is one of each device, so it cannot be listened on alone.
+fn listen(cx: &Cx<'_>, own: &NodeFacts, peering: &[IpAddr]) -> Vec<SocketAddr> {
     let port = cx.port_of(&cx.state.me);
     if cx.global.bind_mode.as_deref() == Some("NodeIP") {
-        own.spec.ips().map(|ip| SocketAddr::new(ip, port)).collect()
+        let alone = |ip: &IpAddr| !matches!(ip, IpAddr::V6(a) if a.is_unicast_link_local());
+        let peering = peering.iter().copied().filter(alone);
+        own.spec.ips().chain(peering).map(|ip| SocketAddr::new(ip, port)).collect()
     } else {
         [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
             .map(|ip| SocketAddr::new(ip, port))

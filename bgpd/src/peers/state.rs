@@ -83,6 +83,8 @@ pub(super) struct PodFacts {
     pub(super) name: String,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) addresses: Vec<IpNet>,
+    /// Its device on the node.
+    pub(super) device: String,
 }
 
 /// Everything in the store that decides this node's sessions and announcements.
@@ -238,7 +240,8 @@ impl ClusterState {
                     let namespace = metadata.namespace.unwrap_or_default();
                     let name = if pod.pod.is_empty() { metadata.name } else { pod.pod };
                     let name = if namespace.is_empty() { name } else { format!("{namespace}/{name}") };
-                    let facts = PodFacts { name, labels: metadata.labels, addresses: pod.ip_networks };
+                    let (labels, device) = (metadata.labels, pod.interface_name);
+                    let facts = PodFacts { name, labels, addresses: pod.ip_networks, device };
                     let same = self.workloads.get(&entry.key) == Some(&facts);
                     self.workloads.insert(entry.key.clone(), facts);
                     !same

@@ -283,8 +283,8 @@ impl Check<'_> {
         }
         match compile(named) {
             // Only a node knows by which device a next hop is reached.
-            Ok(policies) if policies.export.reads_interface() => {
-                let what = "only brindle-node knows by which device a route leaves; a rule for export has `interface`";
+            Ok(policies) if policies.export.reads_interface() || policies.import.reads_interface() => {
+                let what = "only brindle-node knows by which device a route leaves; a rule has `interface`";
                 return fail("filters", what.into());
             }
             Ok(policies) => {

@@ -101,7 +101,8 @@ pub(crate) struct SpeakerTask {
     /// Next hops that are not near, as the host's routes say.
     next_hops: BTreeMap<IpAddr, Option<u32>>,
     /// Devices towards next hops.
-    devices: BTreeMap<IpAddr, String>,
+    /// `None`: nobody here knows of devices.
+    devices: Option<BTreeMap<IpAddr, String>>,
     /// For the first speaker: an earlier run's routes are in the kernel.
     restarting: bool,
     /// By address: who may connect, and with which socket options.
@@ -164,7 +165,7 @@ impl SpeakerTask {
             statics: BTreeMap::new(),
             services: Arc::default(),
             next_hops: BTreeMap::new(),
-            devices: BTreeMap::new(),
+            devices: None,
             restarting,
             neighbors: HashMap::new(),
             links: HashMap::new(),
@@ -343,6 +344,7 @@ impl SpeakerTask {
                     }
                     self.fib.change(change);
                 }
+                Output::Locate(next_hop) => self.fib.locate(next_hop),
                 Output::FibInSync => {
                     info!("routes of all peers are complete");
                     self.fib.in_sync();

@@ -33,7 +33,7 @@ impl SpeakerTask {
             }
             Order::NextHops(costs) => self.set_next_hops(costs),
             Order::Devices(devices) => {
-                self.devices.clone_from(&devices);
+                self.devices = Some(devices.clone());
                 self.feed(Input::SetDevices(devices));
             }
             Order::Clear(peer, how, answer) => {
@@ -244,7 +244,9 @@ impl SpeakerTask {
         // What is known of the host holds for any speaker.
         let costs = std::mem::take(&mut self.next_hops);
         self.set_next_hops(costs);
-        self.feed(Input::SetDevices(self.devices.clone()));
+        if let Some(devices) = self.devices.clone() {
+            self.feed(Input::SetDevices(devices));
+        }
     }
 
     pub(super) async fn shutdown(&mut self) {

@@ -145,6 +145,12 @@ impl Inputs {
         self.endpoints.get(key)
     }
 
+    /// The device of the local pod that has this address.
+    pub fn pod_device(&self, ip: IpAddr) -> Option<&str> {
+        let has = |w: &&WorkloadEndpointSpec| w.ip_networks.iter().any(|n| n.addr() == ip);
+        self.endpoints.values().find(has).map(|w| w.interface_name.as_str()).filter(|d| !d.is_empty())
+    }
+
     /// Effective configuration: `node.<name>` over `default`, field by field.
     pub fn felix(&self) -> FelixConfigurationSpec {
         let default = self.felix.get("default").cloned().unwrap_or_default();

@@ -38,6 +38,8 @@ pub enum Rule {
     /// IPIP carries no IPv6.
     Six,
     NoPool,
+    /// The next hop is a pod of this node.
+    Pod,
 }
 
 impl fmt::Display for Rule {
@@ -52,6 +54,7 @@ impl fmt::Display for Rule {
             Self::Never => f.write_str("the pool's ipipMode is Never"),
             Self::Six => f.write_str("IPIP carries no IPv6"),
             Self::NoPool => f.write_str("outside all pools"),
+            Self::Pod => f.write_str("announced by a pod of this node"),
         }
     }
 }
@@ -102,6 +105,14 @@ impl fmt::Display for NoWay {
     }
 }
 
+/// How a next hop is reached: through a pod's device, or as the host says.
+pub fn reach(inputs: &Inputs, host: &HostView, ip: IpAddr) -> Reach {
+    match inputs.pod_device(ip) {
+        Some(dev) => Reach::Connected { dev: dev.into() },
+        None => host.reach(ip),
+    }
+}
+
 /// The decision for many prefixes of one state.
 pub struct Paths<'a> {
     inputs: &'a Inputs,
@@ -130,6 +141,11 @@ impl<'a> Paths<'a> {
         }
         if let Some(range) = self.service_range(prefix) {
             return Err(NoWay::Service(range));
+        }
+        // What a pod of this node announces is behind its device, whatever its pool wants between nodes.
+        if let Some(dev) = self.inputs.pod_device(next_hop) {
+            let way = Way::Direct { via: next_hop, dev: dev.into(), onlink: true };
+            return Ok((way, Why { rule: Rule::Pod, behind: None }));
         }
         let mode = self.inputs.pool_of(prefix).map(|p| p.ipip_mode);
         let within = match next_hop {

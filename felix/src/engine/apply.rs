@@ -13,7 +13,7 @@ use brindle_felix_core::{
     sysctl::Setting,
 };
 use brindle_kernel::{
-    netlink::{BatchReport, Mac, Neigh, RouteChange, neigh_state},
+    netlink::{Addr, BatchReport, Mac, Neigh, NetlinkError, RouteChange, addr_flag, neigh_state, scope},
     sysctl::SysctlError,
 };
 
@@ -43,6 +43,21 @@ impl Set {
             neighbours: mac.map(|m| addresses.map(|a| (a, m)).collect()).unwrap_or_default(),
         }
     }
+}
+
+/// An address of this host for the pod behind a device alone. Nothing else puts addresses of this form there, so whatever has
+/// it is ours.
+fn peering_address(link: u32, ip: IpAddr) -> Addr {
+    let addr = Addr::new(link, ip.into());
+    match ip {
+        IpAddr::V4(_) => Addr { scope: scope::LINK, ..addr },
+        IpAddr::V6(_) => Addr { flags: addr_flag::NODAD, ..addr },
+    }
+}
+
+fn is_peering(addr: &Addr) -> bool {
+    addr.net.prefix_len() == addr.net.max_prefix_len()
+        && (addr.net.addr().is_ipv6() || addr.scope == scope::LINK)
 }
 
 impl Engine {
@@ -95,6 +110,67 @@ impl Engine {
         }
         let view = &self.view;
         self.parts_failed.retain(|p| !matches!(p, Part::Device(d) if view.link_named(d).is_none()));
+    }
+
+    /// The addresses pods peer with, on their devices: there or gone as wanted.
+    pub(super) fn apply_peering(&mut self, dirty: &mut Dirty, now: Instant) {
+        let Some(peering) = &self.peering else { return };
+        let mut todo = Vec::new();
+        for e in self.wanted.endpoints.values() {
+            let Some(link) = self.view.link_named(&e.dev).filter(|l| l.up) else { continue };
+            if !self.owner.is_pod(&e.dev) || self.parts_failed.waits(&Part::Peering(e.dev.clone()), now) {
+                continue;
+            }
+            let want = peering.get(&*e.dev).map_or(&[][..], Vec::as_slice);
+            let have: Vec<&Addr> = self.view.addrs_of(link.index).filter(|a| is_peering(a)).collect();
+            let gone: Vec<Addr> =
+                have.iter().filter(|a| !want.contains(&a.net.addr())).copied().cloned().collect();
+            let lacks = want.iter().filter(|ip| have.iter().all(|a| a.net.addr() != **ip));
+            let new: Vec<Addr> = lacks.map(|ip| peering_address(link.index, *ip)).collect();
+            if !(gone.is_empty() && new.is_empty()) {
+                todo.push((link.index, e.dev.clone(), gone, new));
+            }
+        }
+        for (index, dev, gone, new) in todo {
+            let done = self.write_peering(&gone, &new);
+            // With its last address a device loses its IPv4 routes, and nobody is told.
+            let mut news = News::default();
+            if !gone.is_empty() {
+                match self.view.read_device(&mut *self.kernel, index, &self.owner, &mut news) {
+                    Ok(()) => dirty.keys.append(&mut news.keys),
+                    Err(_) => self.dirty.read = true,
+                }
+            }
+            let addresses =
+                |all: &[Addr]| all.iter().map(|a| a.net.to_string()).collect::<Vec<_>>().join(" ");
+            match done {
+                Ok(()) => {
+                    tracing::info!(device = %dev, old = %addresses(&gone), new = %addresses(&new),
+                        cause = "localWorkloadPeering", "addresses pods peer with");
+                    self.parts_failed.done(&Part::Peering(dev));
+                }
+                Err(e) => self.failed(Part::Peering(dev), e.to_string(), now),
+            }
+        }
+        let view = &self.view;
+        self.parts_failed.retain(|p| !matches!(p, Part::Peering(d) if view.link_named(d).is_none()));
+    }
+
+    /// New ones first: a device that has an address keeps its routes.
+    fn write_peering(&mut self, gone: &[Addr], new: &[Addr]) -> Result<(), NetlinkError> {
+        for addr in new {
+            match self.kernel.add_addr(addr) {
+                Err(e) if !e.is_exists() => return Err(e),
+                _ => self.view.set_addr(addr, true),
+            }
+        }
+        for addr in gone {
+            match self.kernel.del_addr(addr.link, addr.net) {
+                Err(e) if !e.is_not_found() => return Err(e),
+                _ => self.view.set_addr(addr, false),
+            }
+        }
+        Ok(())
     }
 
     fn ensure(&mut self, settings: &[Setting]) -> Result<(), SysctlError> {

@@ -30,6 +30,7 @@ use brindle_felix_core::{
     inputs::{Impact, Inputs},
     ipip::table::Ends,
     owner::Ownership,
+    path::reach,
     plan::Held,
     route::{Dev, RouteKey, Target},
 };
@@ -208,6 +209,8 @@ enum Part {
     Bulk,
     /// Settings of a device.
     Device(Dev),
+    /// Addresses pods peer with, on a device.
+    Peering(Dev),
 }
 
 pub(crate) struct Engine {
@@ -227,6 +230,10 @@ pub(crate) struct Engine {
     reaches: BTreeMap<IpAddr, Reach>,
     /// Next hops that were out of reach when last looked at.
     lost: BTreeSet<IpAddr>,
+    /// Next hops somebody wants to know about though no path has them.
+    located: BTreeSet<IpAddr>,
+    /// Addresses of this host on devices of pods; `None`: nobody has said, and what is there stays.
+    peering: Option<BTreeMap<String, Vec<IpAddr>>>,
     /// Devices (by index) and what was set for them.
     set: BTreeMap<u32, apply::Set>,
     host_set: bool,
@@ -268,6 +275,8 @@ impl Engine {
             device: "tunl0".into(),
             reaches: BTreeMap::new(),
             lost: BTreeSet::new(),
+            located: BTreeSet::new(),
+            peering: None,
             set: BTreeMap::new(),
             host_set: false,
             held: BTreeMap::new(),
@@ -411,6 +420,14 @@ impl Engine {
                 if update.reset {
                     self.dirty.prefixes.extend(self.inputs.clear_fib());
                     self.fib_in_sync = false;
+                    self.located.clear();
+                }
+                for next_hop in update.locate {
+                    if self.located.len() < WATCHED && self.located.insert(next_hop) {
+                        self.reaches.insert(next_hop, reach(&self.inputs, &self.view.host, next_hop));
+                        // The report is made anew.
+                        self.dirty.rest = true;
+                    }
                 }
                 for (prefix, next_hops) in update.changes {
                     let prefix = prefix.trunc();
@@ -422,6 +439,10 @@ impl Engine {
                     self.fib_in_sync = true;
                     self.dirty.compare = true;
                 }
+            }
+            FelixInput::Peering(wanted) => {
+                self.dirty.rest |= self.peering.as_ref() != Some(&wanted);
+                self.peering = Some(wanted);
             }
             FelixInput::Kernel(events) => self.heard(&events, now),
             FelixInput::Resync(why) => {
@@ -516,7 +537,8 @@ impl Engine {
         // A next hop out of reach has no routes any more; it is watched until it is back.
         let lost = self.lost.iter().filter(|n| !all.contains(*n)).copied().collect::<Vec<_>>();
         all.extend(lost);
-        self.reaches = all.into_iter().map(|n| (n, self.view.host.reach(n))).collect();
+        all.extend(&self.located);
+        self.reaches = all.into_iter().map(|n| (n, reach(&self.inputs, &self.view.host, n))).collect();
         self.lost = self
             .reaches
             .iter()
@@ -540,6 +562,7 @@ impl Engine {
         self.paths_stale |= dirty.all || !dirty.prefixes.is_empty();
         self.decide(&mut dirty, now);
         self.apply_settings(now);
+        self.apply_peering(&mut dirty, now);
         self.apply_routes(&dirty, now);
         self.tunnel.guard(self.wanted.tunnel.as_ref(), &self.view.links);
         self.publish(now);
@@ -588,7 +611,8 @@ impl Engine {
                 }
                 let prefixes = std::mem::take(&mut dirty.prefixes);
                 for nh in prefixes.iter().flat_map(|p| self.inputs.next_hops_of(p)) {
-                    let reach = self.reaches.entry(*nh).or_insert_with(|| self.view.host.reach(*nh));
+                    let reach =
+                        self.reaches.entry(*nh).or_insert_with(|| reach(&self.inputs, &self.view.host, *nh));
                     if *reach == Reach::Nowhere && self.lost.len() < WATCHED {
                         self.lost.insert(*nh);
                     }

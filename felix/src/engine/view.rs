@@ -104,8 +104,7 @@ impl View {
     }
 
     fn host_link(&self, l: &Link) -> HostLink {
-        let low = Addr { link: l.index, ..LOWEST };
-        let addresses = self.addrs.range(low..).take_while(|a| a.link == l.index).map(|a| a.net).collect();
+        let addresses = self.addrs_of(l.index).map(|a| a.net).collect();
         HostLink { up: l.up, mtu: l.mtu, addresses }
     }
 
@@ -114,6 +113,21 @@ impl View {
             let link = self.host_link(l);
             self.host.set_link(Dev::from(l.name.as_str()), Some(link));
         }
+    }
+
+    /// Addresses of a device.
+    pub(crate) fn addrs_of(&self, index: u32) -> impl Iterator<Item = &Addr> {
+        self.addrs.range(Addr { link: index, ..LOWEST }..).take_while(move |a| a.link == index)
+    }
+
+    /// An address as it is by our own write.
+    pub(crate) fn set_addr(&mut self, addr: &Addr, there: bool) {
+        if there {
+            self.addrs.insert(addr.clone());
+        } else {
+            self.addrs.remove(addr);
+        }
+        self.refresh_host_link(addr.link);
     }
 
     /// When the device was first seen.

@@ -3,7 +3,10 @@
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{
     LOCAL,
@@ -363,8 +366,15 @@ impl<P: Prefix> Afi<P> {
         }
     }
 
-    /// The import policy of a peer has changed: every route of it is judged again, from its attributes as they came.
-    pub(super) fn screen(&mut self, peer: PeerId, screen: &mut Screen<'_>, cx: &mut ChangeCx<'_>) {
+    /// The import policy of a peer has changed, or what is known of these next hops of its routes: they are judged again,
+    /// from their attributes as they came.
+    pub(super) fn screen(
+        &mut self,
+        peer: PeerId,
+        screen: &mut Screen<'_>,
+        hops: Option<&BTreeSet<IpAddr>>,
+        cx: &mut ChangeCx<'_>,
+    ) {
         let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
         for n in dests {
             let dest = self.table.dest(n);
@@ -372,12 +382,18 @@ impl<P: Prefix> Afi<P> {
             let paths: SmallVec<[Path; 1]> = dest
                 .paths
                 .iter()
-                .filter(|p| p.peer == peer && matches!(p.bad, None | Some(Invalid::Filtered(_))))
+                .filter(|p| {
+                    p.peer == peer && matches!(p.bad, None | Some(Invalid::Filtered(_) | Invalid::NoDevice))
+                })
+                .filter(|p| {
+                    hops.is_none_or(|hops| p.attrs.next_hop().is_some_and(|h| hops.contains(&h.ip())))
+                })
                 .cloned()
                 .collect();
             for path in paths {
                 let raw = self.raw.get(&(n, peer, path.path_id)).unwrap_or(&path.attrs).clone();
-                let Screened { attrs, raw, bad } = screen.judge(prefix.net(), &raw, cx.out.interner);
+                let Screened { attrs, raw, bad } =
+                    screen.judge(prefix.net(), &raw, cx.out.interner, cx.out.next_hops);
                 let new = NewPath { peer, path_id: path.path_id, attrs, ebgp: path.flags.ebgp, bad, raw };
                 self.announce(prefix, new, cx);
                 // It was not confirmed by this.

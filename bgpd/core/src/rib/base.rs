@@ -185,7 +185,7 @@ impl Rib {
             out: OutCx {
                 sources: &self.sources,
                 interner: &mut self.interner,
-                next_hops: &self.next_hops,
+                next_hops: &mut self.next_hops,
                 export,
                 ring: &mut self.ring,
             },
@@ -199,6 +199,16 @@ impl Rib {
     /// Neighbors for which there is now something to pull.
     pub fn take_ring(&mut self) -> std::vec::Drain<'_, PeerId> {
         self.ring.drain(..)
+    }
+
+    /// Next hops whose device rules ask for and nobody has named.
+    pub fn take_ask(&mut self) -> std::vec::Drain<'_, IpAddr> {
+        self.next_hops.take_ask()
+    }
+
+    /// Whether routes wait for such an answer.
+    pub fn waits_for_devices(&self) -> bool {
+        self.next_hops.waits()
     }
 
     /// Changes of forwarding.
@@ -256,9 +266,9 @@ impl Rib {
         }
         let (v4, v6, mut cx) = self.split();
         let mut screen = Screen::new(&peer.import, peer.ibgp);
-        v4.screen(peer.id, &mut screen, &mut cx);
+        v4.screen(peer.id, &mut screen, None, &mut cx);
         screen.memo = None;
-        v6.screen(peer.id, &mut screen, &mut cx);
+        v6.screen(peer.id, &mut screen, None, &mut cx);
     }
 
     fn set_source(&mut self, peer: &RibPeer) {
@@ -419,10 +429,17 @@ impl Rib {
         }
     }
 
-    /// The devices towards next hops, all that are known: what is told where rules look at them is judged again.
+    /// The devices towards next hops, all that are known: what came, and what is told, where rules look at them is judged
+    /// again.
     pub fn set_devices(&mut self, devices: BTreeMap<IpAddr, String>) {
-        if !self.next_hops.set_devices(devices) {
-            return;
+        let Some(changed) = self.next_hops.set_devices(devices) else { return };
+        let imports = self.imports.iter().filter(|(_, policy)| policy.reads_interface());
+        for (peer, policy) in imports.map(|(peer, policy)| (*peer, policy.clone())).collect::<Vec<_>>() {
+            let mut screen = Screen::new(&policy, self.sources.get(peer).ibgp);
+            let (v4, v6, mut cx) = self.split();
+            v4.screen(peer, &mut screen, Some(&changed), &mut cx);
+            screen.memo = None;
+            v6.screen(peer, &mut screen, Some(&changed), &mut cx);
         }
         let (v4, v6, mut cx) = self.split();
         v4.devices_changed(&mut cx);
@@ -583,7 +600,8 @@ fn announce<P: Prefix>(
         return;
     }
     for n in list {
-        let Screened { attrs, raw, bad } = screen.judge(n.prefix.net(), &new.attrs, cx.out.interner);
+        let Screened { attrs, raw, bad } =
+            screen.judge(n.prefix.net(), &new.attrs, cx.out.interner, cx.out.next_hops);
         let new = NewPath { peer: new.peer, path_id: n.path_id, attrs, ebgp: new.ebgp, bad, raw };
         afi.announce(n.prefix, new, cx);
     }

@@ -201,7 +201,7 @@ pub(super) struct Groups {
 #[derive(Debug)]
 pub(super) struct OutCx<'a> {
     pub sources: &'a Sources,
-    pub next_hops: &'a NextHops,
+    pub next_hops: &'a mut NextHops,
     pub interner: &'a mut Interner,
     pub export: ExportCx,
     /// Neighbors for which there is something to pull now and was not before.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     attrs::{Attrs, Interner},
-    peers::NextHops,
+    peers::{NextHops, Unknown},
     rewrite::Inward,
 };
 use crate::{
@@ -30,6 +30,8 @@ pub enum Invalid {
     OwnNextHop,
     NextHop,
     NoPolicy,
+    /// A rule of the peer's import policy asks for the device towards the next hop, which is not known (yet).
+    NoDevice,
     /// A rule of the peer's import policy, by its number in the compiled policy of the family.
     Filtered(u16),
 }
@@ -43,6 +45,9 @@ impl fmt::Display for Invalid {
             Self::ClusterLoop => "our cluster is in the CLUSTER_LIST",
             Self::OwnNextHop => "the next hop is our own address",
             Self::NextHop => "the next hop is no unicast address",
+            Self::NoDevice => {
+                "the device towards the next hop, which an import filter asks for, is not known"
+            }
             Self::NoPolicy => "there is no policy for this external peer (RFC 8212)",
         })
     }
@@ -104,6 +109,8 @@ pub(super) struct Screen<'a> {
     /// The last change of attributes and its outcome, which mostly is the next one too.
     pub memo: Option<(Attrs, u16, Attrs)>,
     pub read: Reading,
+    /// The last next hop and the device towards it, which mostly is the next one too.
+    device: Option<(IpAddr, String)>,
 }
 
 /// The attributes a policy looks at, as a value: read only if its rules ask for them, and once for a run of routes.
@@ -136,22 +143,31 @@ pub(super) struct Screened {
 
 impl<'a> Screen<'a> {
     pub(super) fn new(policy: &'a Policy, ibgp: bool) -> Self {
-        Self { policy, ibgp, memo: None, read: Reading::default() }
+        Self { policy, ibgp, memo: None, read: Reading::default(), device: None }
     }
 }
 
 impl Screen<'_> {
     /// Judges one route; `attrs` as they came.
-    pub(super) fn judge(&mut self, prefix: ipnet::IpNet, attrs: &Attrs, interner: &mut Interner) -> Screened {
+    pub(super) fn judge(
+        &mut self,
+        prefix: ipnet::IpNet,
+        attrs: &Attrs,
+        interner: &mut Interner,
+        next_hops: &mut NextHops,
+    ) -> Screened {
         let as_is = |bad| Screened { attrs: attrs.clone(), raw: None, bad };
+        if self.look(attrs, next_hops).is_err() {
+            // Neither used nor refused before it is known.
+            return as_is(Some(Invalid::NoDevice));
+        }
         let facts = Facts {
             prefix,
             attributes: self.read.of(attrs, self.policy),
             priority: attrs.rank.priority(),
             ibgp: self.ibgp,
             learnt: true,
-            // Known only of routes that are used, which is not decided yet.
-            interface: None,
+            interface: self.device.as_ref().map(|(_, device)| device.as_str()),
         };
         match self.policy.decide(&facts) {
             Decision::Default => as_is(None),
@@ -177,6 +193,21 @@ impl Screen<'_> {
                 Screened { attrs: new, raw: Some(attrs.clone()), bad: None }
             }
         }
+    }
+}
+
+impl Screen<'_> {
+    /// Finds out by which device a route would leave, if rules ask for it.
+    fn look(&mut self, attrs: &Attrs, next_hops: &mut NextHops) -> Result<(), Unknown> {
+        let hop = attrs.next_hop().map(|h| h.ip()).filter(|_| self.policy.reads_interface());
+        let same = |(known, _): &(IpAddr, String)| hop == Some(*known);
+        if self.device.as_ref().is_some_and(same) {
+            return Ok(());
+        }
+        self.device = None;
+        let Some(hop) = hop else { return Ok(()) };
+        self.device = next_hops.device_for_import(hop)?.map(|device| (hop, device));
+        Ok(())
     }
 }
 

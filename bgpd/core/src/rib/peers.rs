@@ -2,11 +2,18 @@
 //! its routes are kept as stale.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
 use crate::speaker::PeerId;
+
+/// Next hops the driver is asked about at most.
+const ASKED: usize = 10_000;
+
+/// The device towards a next hop is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unknown;
 
 /// The source of our own routes.
 pub const LOCAL: PeerId = PeerId(u32::MAX);
@@ -55,8 +62,12 @@ impl Sources {
 #[derive(Debug, Default)]
 pub struct NextHops {
     known: BTreeMap<IpAddr, Option<u32>>,
-    /// Devices towards them, where the driver said so.
-    devices: BTreeMap<IpAddr, String>,
+    /// Devices towards them, where the driver said so; `None`: it knows of no devices.
+    devices: Option<BTreeMap<IpAddr, String>>,
+    /// Those the driver was asked about, because a rule looks at the device.
+    asked: BTreeSet<IpAddr>,
+    /// ... and is to be asked about.
+    ask: Vec<IpAddr>,
     own: BTreeMap<IpAddr, u32>,
 }
 
@@ -84,14 +95,42 @@ impl NextHops {
 
     /// The device towards an address, where it is known.
     pub fn device(&self, address: IpAddr) -> Option<&str> {
-        self.devices.get(&address).map(String::as_str)
+        self.devices.as_ref()?.get(&address).map(String::as_str)
     }
 
-    /// All devices; whether any is another than before.
-    pub fn set_devices(&mut self, devices: BTreeMap<IpAddr, String>) -> bool {
-        let differs = self.devices != devices;
-        self.devices = devices;
-        differs
+    /// All devices; those next hops whose device is another than before. `None`: nothing differs.
+    pub fn set_devices(&mut self, devices: BTreeMap<IpAddr, String>) -> Option<BTreeSet<IpAddr>> {
+        let old = self.devices.replace(devices);
+        let new = self.devices.as_ref()?;
+        let Some(old) = old else { return Some(new.keys().copied().collect()) };
+        let gone = old.keys().filter(|a| !new.contains_key(*a));
+        let other = new.iter().filter(|(a, d)| old.get(*a) != Some(*d)).map(|(a, _)| a);
+        let differ: BTreeSet<IpAddr> = gone.chain(other).copied().collect();
+        (!differ.is_empty()).then_some(differ)
+    }
+
+    /// The device towards the next hop of a route that is to be judged by it; `Err`: it is not known yet, and the driver
+    /// is asked. Of a driver that knows of no devices none is expected.
+    pub fn device_for_import(&mut self, address: IpAddr) -> Result<Option<String>, Unknown> {
+        let Some(devices) = &self.devices else { return Ok(None) };
+        if let Some(device) = devices.get(&address) {
+            return Ok(Some(device.clone()));
+        }
+        if self.asked.len() < ASKED && self.asked.insert(address) {
+            self.ask.push(address);
+        }
+        Err(Unknown)
+    }
+
+    /// Next hops the driver is to be asked about, each once.
+    pub fn take_ask(&mut self) -> std::vec::Drain<'_, IpAddr> {
+        self.ask.drain(..)
+    }
+
+    /// Whether the driver was asked about a next hop and has said nothing yet, not even that it is out of reach.
+    pub fn waits(&self) -> bool {
+        let Some(devices) = &self.devices else { return false };
+        self.asked.iter().any(|a| !devices.contains_key(a) && self.cost(*a).is_some())
     }
 
     /// A session uses this address of ours.

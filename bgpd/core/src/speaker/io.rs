@@ -400,6 +400,8 @@ pub enum Output {
         conn: ConnId,
     },
     Fib(FibChange),
+    /// The device towards this next hop is wanted ([`Input::SetDevices`]), also of routes that are not used. Not repeated.
+    Locate(IpAddr),
     /// Once: the peers' routes are complete (or were waited for long enough), every `Fib` of them is out, and routes of
     /// an earlier run that were not confirmed by then may be swept.
     FibInSync,

@@ -112,8 +112,14 @@ impl Speaker {
             Input::Heard { conn } => {
                 self.pass(now, conn, PeerInput::Heard(conn), out);
             }
-            Input::NextHop { address, cost } => self.rib.set_next_hop(address, cost),
-            Input::SetDevices(devices) => self.rib.set_devices(devices),
+            Input::NextHop { address, cost } => {
+                self.rib.set_next_hop(address, cost);
+                self.sync.touch();
+            }
+            Input::SetDevices(devices) => {
+                self.rib.set_devices(devices);
+                self.sync.touch();
+            }
             Input::Clear { peer, how } => self.clear(now, peer, how, out),
             Input::Reset { peer, text } => {
                 self.reset(now, peer, Stop::with_text(Cease::AdministrativeReset, &text), out);
@@ -249,6 +255,7 @@ impl Speaker {
     /// Passes on what the RIB has to say.
     fn flush(&mut self, now: Mono, out: &mut VecDeque<Output>) {
         let in_sync = self.check_sync(now);
+        out.extend(self.rib.take_ask().map(Output::Locate));
         out.extend(self.rib.take_fib().map(Output::Fib));
         if in_sync {
             out.push_back(Output::FibInSync);

@@ -109,6 +109,8 @@ impl Speaker {
                 Progress::NotUp | Progress::Awaited => (selectable, complete) = (false, false),
             }
         }
+        // Routes whose next hops somebody is looking for are as good as not here yet.
+        complete &= !self.rib.waits_for_devices();
         if now >= limit {
             (selectable, complete) = (true, true);
         }

@@ -259,6 +259,7 @@ impl Net {
                         node.fib.insert(change.prefix, change.next_hops.to_vec());
                     }
                 }
+                Output::Locate(_) => {}
                 Output::FibInSync => {
                     assert!(node.in_sync.is_none(), "in sync twice");
                     node.in_sync = Some(self.now);

@@ -81,7 +81,7 @@ fn learned_routes_found_at_the_start_stay_until_the_speaker_is_in_sync() {
 fn a_speaker_made_anew_does_not_empty_the_table() {
     let w = pod_world();
     let mut s = settled(&w);
-    s.give(FelixInput::Fib(FibUpdate { reset: true, changes: vec![], in_sync: false }));
+    s.give(FelixInput::Fib(FibUpdate { reset: true, ..FibUpdate::default() }));
     s.pass(Duration::from_secs(30));
     assert_eq!(s.table(), SETTLED);
     s.fib(&[("192.168.3.0/26", &["10.9.9.9"])], true);
@@ -372,4 +372,74 @@ proptest! {
         prop_assert!(s.report().routes.in_sync, "{:?}", s.report());
         prop_assert_eq!(s.report().ready.len(), 1);
     }
+}
+
+#[test]
+fn addresses_pods_peer_with_are_on_their_devices_and_on_no_others() {
+    let w = pod_world();
+    let peering = |all: &[&str]| {
+        let addresses = all.iter().map(|a| ip(a)).collect::<Vec<_>>();
+        let all = (!addresses.is_empty()).then(|| (POD_DEV.to_owned(), addresses));
+        FelixInput::Peering(all.into_iter().collect())
+    };
+    let on = |w: &World| {
+        let all = w.addrs(w.link(POD_DEV).unwrap().index);
+        all.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let mut s = settled(&w);
+    s.give(peering(&["169.254.1.2", "fd00:1::2"]));
+    s.settle();
+    assert_eq!(on(&w), ["169.254.1.2/32", "fd00:1::2/128"]);
+    assert_eq!(s.table(), SETTLED);
+    // Somebody removes one.
+    let index = w.link(POD_DEV).unwrap().index;
+    w.other().del_addr(index, "169.254.1.2/32".parse().unwrap()).unwrap();
+    s.settle();
+    assert_eq!(on(&w).len(), 2);
+    // A restarted agent leaves them until it is told, and knows them as its own.
+    let mut s = settled(&w);
+    assert_eq!(on(&w).len(), 2);
+    s.give(peering(&["169.254.1.3"]));
+    s.settle();
+    assert_eq!(on(&w), ["169.254.1.3/32"]);
+    // What has another form is somebody else's.
+    w.other().add_addr(&Addr::new(index, "10.7.0.1/24".parse().unwrap())).unwrap();
+    s.give(peering(&[]));
+    s.settle();
+    assert_eq!(on(&w), ["10.7.0.1/24"]);
+    assert_eq!(s.table(), SETTLED);
+}
+
+#[test]
+fn a_next_hop_somebody_asks_about_is_reported_though_no_route_has_it() {
+    let w = pod_world();
+    let mut s = settled(&w);
+    let asked = [ip("10.0.1.77"), ip("10.20.0.1"), ip("fd00::1")];
+    assert!(!s.report().devices.contains_key(&asked[0]));
+    s.give(FelixInput::Fib(FibUpdate { locate: asked.to_vec(), ..FibUpdate::default() }));
+    s.settle();
+    let r = s.report();
+    let devices = asked.map(|a| r.devices.get(&a).map(String::as_str));
+    assert_eq!(devices, [Some("eth0"), Some("eth0"), None]);
+    assert_eq!(r.next_hops.get(&asked[2]), Some(&None), "out of reach is an answer, too");
+    // It is followed: a device comes up that is nearer.
+    let other = w.add_device("eth1", true);
+    w.other().add_addr(&Addr::new(other, "10.20.0.2/24".parse().unwrap())).unwrap();
+    s.settle();
+    assert_eq!(s.report().devices.get(&asked[1]).map(String::as_str), Some("eth1"));
+}
+
+#[test]
+fn what_a_pod_of_this_node_announces_is_behind_its_device() {
+    let w = pod_world();
+    let mut s = settled(&w);
+    // Inside a pool and outside; the pool's encapsulation is for what is between nodes.
+    s.store([pool(EncapMode::Always)]);
+    s.fib(&[("192.168.77.0/26", &["192.168.1.5"]), ("10.123.0.0/26", &["192.168.1.5"])], true);
+    s.settle();
+    for prefix in ["192.168.77.0/26", "10.123.0.0/26"] {
+        let route = format!("{prefix} via 192.168.1.5 dev {POD_DEV} proto 80 metric 1024");
+        assert!(s.table().contains(&route), "{:?}", s.table());
+    }
+    assert_eq!(s.report().devices.get(&ip("192.168.1.5")).map(String::as_str), Some(POD_DEV));
 }

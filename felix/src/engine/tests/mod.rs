@@ -203,7 +203,7 @@ impl Sim {
     pub(super) fn fib(&mut self, changes: &[(&str, &[&str])], in_sync: bool) {
         let change = |(p, hops): &(&str, &[&str])| (p.parse().unwrap(), hops.iter().map(|h| ip(h)).collect());
         let changes = changes.iter().map(change).collect();
-        self.give(FelixInput::Fib(FibUpdate { reset: false, changes, in_sync }));
+        self.give(FelixInput::Fib(FibUpdate { changes, in_sync, ..FibUpdate::default() }));
     }
 
     /// Delivers the kernel's events and lets the engine work, until nothing happens any more at this time.

@@ -151,3 +151,47 @@ fn rules_for_export_look_at_the_device_and_follow_it_without_the_session() {
     assert_eq!(told.iter().map(|u| u.withdrawn.len()).sum::<usize>(), 1, "{told:?}");
     assert_eq!((b.state(3), b.notifications()), (StateKind::Established, vec![]));
 }
+
+#[test]
+fn rules_for_import_wait_for_the_device_and_follow_it_without_the_session() {
+    let by_device = Rule { interface: Some("eth*".into()), ..Rule::new(Action::Accept) };
+    let import = || vec![by_device.clone(), Rule::new(Action::Reject)];
+    let mut b = up(vec![configured(2, import(), vec![]), configured(3, vec![], vec![])]);
+    let devices = |all: &[(u8, &str)]| {
+        Input::SetDevices(all.iter().map(|(n, name)| (ip(*n), (*name).to_owned())).collect())
+    };
+    // A speaker whose driver knows of no devices: the rule matches nothing.
+    b.message(2, announce(2, &["10.1.0.0/16"], via(&[65_002])));
+    assert!(!b.out.iter().any(|o| matches!(o, Output::Locate(_) | Output::Fib(_))), "{:?}", b.out);
+    assert_eq!(b.why("10.1.0.0/16"), ["rejected by filter f importV4[1]"]);
+
+    let mut b = Bench::new(vec![configured(2, import(), vec![]), configured(3, vec![], vec![])]);
+    b.input(devices(&[]));
+    for n in [2, 3] {
+        b.establish(n, open(n, 65_000 + u32::from(n)));
+        b.pull(n);
+    }
+    b.out.clear();
+    b.message(2, announce(2, &["10.1.0.0/16", "10.2.0.0/16"], via(&[65_002])));
+    let asked: Vec<_> = b.out.iter().filter(|o| matches!(o, Output::Locate(_) | Output::Fib(_))).collect();
+    assert_eq!(asked, [&Output::Locate(ip(2))], "once for all routes, which are neither used nor refused");
+    assert!(b.why("10.1.0.0/16")[0].contains("is not known"), "{:?}", b.why("10.1.0.0/16"));
+    b.input(devices(&[(2, "eth1")]));
+    assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![ip(2)]), (net("10.2.0.0/16"), vec![ip(2)])]);
+    assert_eq!(b.pull(3).iter().map(|u| u.reach.len()).sum::<usize>(), 1);
+    // What is said of other next hops changes nothing.
+    b.input(devices(&[(2, "eth1"), (3, "tun0")]));
+    assert_eq!(b.fib(), []);
+    b.input(devices(&[(2, "tun0")]));
+    assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![]), (net("10.2.0.0/16"), vec![])]);
+    assert_eq!(b.why("10.1.0.0/16"), ["rejected by filter f importV4[1]"]);
+    b.message(2, announce(2, &["10.3.0.0/16"], via(&[65_002])));
+    assert_eq!(b.why("10.3.0.0/16"), ["rejected by filter f importV4[1]"]);
+    // Behind no device any more: nobody knows; and back.
+    b.input(devices(&[]));
+    assert!(b.why("10.3.0.0/16")[0].contains("is not known"), "{:?}", b.why("10.3.0.0/16"));
+    b.input(devices(&[(2, "eth7")]));
+    assert!(!b.out.contains(&Output::Locate(ip(2))), "the driver watches it");
+    assert_eq!(b.fib().len(), 3);
+    assert_eq!((b.state(2), b.notifications()), (StateKind::Established, vec![]));
+}

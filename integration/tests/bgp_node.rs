@@ -1,0 +1,129 @@
+//! BGP of whole agents, with the kernel under them: filters that look at the device of a route, and pods that peer with
+//! their node. Needs root, and Debian's bird2 for the pod's speaker.
+
+use std::{fs, process::Command, time::Duration};
+
+use brindle_config_core::{Key, Kind};
+use brindle_integration::{
+    cni::{CniNode, Container},
+    process::Running,
+    wait::until,
+};
+use brindle_kernel::netns::NetNs;
+use serde_json::{Value, json};
+
+/// On a busy machine.
+const LONG: Duration = Duration::from_secs(60);
+
+fn put(node: &CniNode, kind: Kind, name: &str, spec: &Value) {
+    let value = json!({"apiVersion": "projectcalico.org/v3", "kind": kind.as_str(), "metadata": {"name": name},
+        "spec": spec});
+    node.put_value(&Key::new(kind, None, name), &value);
+}
+
+/// What ip(8) says in a namespace.
+fn ip(ns: &NetNs, args: &str) -> String {
+    let args: Vec<String> = args.split(' ').map(str::to_owned).collect();
+    let out = ns.run(|| Command::new("ip").args(&args).output()).expect("alive").expect("ip is installed");
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+#[track_caller]
+fn until_says(ns: &NetNs, args: &str, text: &str, there: bool) {
+    until(&format!("`ip {args}` says {text:?}: {there}"), LONG, || {
+        let said = ip(ns, args);
+        if said.contains(text) == there { Ok(()) } else { Err(said) }
+    });
+}
+
+#[test]
+fn rules_for_import_go_by_the_device_towards_the_next_hop() {
+    let mut one = CniNode::without_agent("byif", "10.121.0.0/24");
+    let mut two = one.neighbour("byif");
+    put(&one, Kind::BgpConfiguration, "default", &json!({"nodeToNodeMeshEnabled": false}));
+    let filter = |node: &CniNode, device: &str| {
+        let rules = json!({"importV4": [{"interface": device, "action": "Accept"}, {"action": "Reject"}]});
+        put(node, Kind::BgpFilter, "by-device", &rules);
+    };
+    filter(&one, "eth*");
+    put(&one, Kind::BgpPeer, "all", &json!({"peerSelector": "all()", "filters": ["by-device"]}));
+    for node in [&mut one, &mut two] {
+        node.networking = "bgp";
+        node.start_agent();
+    }
+    let (here, there) = (Container::new(), Container::new());
+    let (a, b) = (one.add(&here), two.add(&there));
+    let (a, b) = (a.address(), b.address());
+    let net: ipnet::Ipv4Net = format!("{b}/26").parse().expect("an address");
+    let route = format!("route show {}", net.trunc());
+    let way = "via 192.0.2.2 dev eth0 proto 80";
+    until_says(one.ns.ns(), &route, way, true);
+    until("pods reach each other", LONG, || {
+        if one.pings(&b) && two.pings(&a) { Ok(()) } else { Err(one.log()) }
+    });
+
+    // Another device, and back: the routes are judged again.
+    filter(&one, "wire*");
+    until_says(one.ns.ns(), &route, way, false);
+    filter(&one, "eth0");
+    until_says(one.ns.ns(), &route, way, true);
+    assert!(one.pings(&b));
+    assert!(one.del(&here).ok && two.del(&there).ok);
+}
+
+#[test]
+fn a_pod_peers_with_the_address_that_is_the_same_on_every_node() {
+    const ADDRESS: &str = "169.254.1.2";
+    let mut node = CniNode::without_agent("podbgp", "10.122.0.0/24");
+    node.networking = "bgp";
+    node.vars.push(("FELIX_DEFAULTENDPOINTTOHOSTACTION".into(), "ACCEPT".into()));
+    let config = |node: &CniNode, address: &str| {
+        put(node, Kind::BgpConfiguration, "default", &json!({"localWorkloadPeeringIPV4": address}));
+    };
+    config(&node, ADDRESS);
+    let peer = json!({"localWorkloadSelector": "projectcalico.org/orchestrator == 'k8s'", "asNumber": 65010});
+    put(&node, Kind::BgpPeer, "pods", &peer);
+    node.start_agent();
+    let pod = Container::new();
+    let said = node.add(&pod);
+    let device = said.json()["interfaces"][0]["name"].as_str().expect("a name").to_owned();
+    let shown = format!("-4 address show dev {device}");
+    until_says(node.ns.ns(), &shown, &format!("{ADDRESS}/32 scope link"), true);
+
+    let conf = node.dir.join("bird.conf");
+    let text = format!(
+        "log stderr all;\nrouter id 10.122.0.200;\nprotocol device {{ }}
+protocol static {{ ipv4; route 10.123.0.0/26 blackhole; }}
+protocol bgp node {{ local as 65010; neighbor {ADDRESS} as 64512; multihop; connect delay time 1; connect retry time 1;
+  error wait time 1, 2; ipv4 {{ import all; export where source = RTS_STATIC; }}; }}\n"
+    );
+    fs::write(&conf, text).expect("the configuration can be written");
+    let socket = node.dir.join("bird.ctl");
+    let mut bird = Command::new("bird");
+    bird.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg("-f").arg("-c").arg(&conf).arg("-s").arg(&socket);
+    let _bird = Running::start_in(pod.ns.ns(), &mut bird);
+    let ask = |command: &str| {
+        let mut birdc = Command::new("birdc");
+        birdc.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg("-s").arg(&socket).args(command.split(' '));
+        birdc.output().map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default()
+    };
+    until("the pod's session is up", LONG, || {
+        let said = ask("show protocols node");
+        if said.contains("Established") { Ok(()) } else { Err(format!("{said}\n{}", node.log())) }
+    });
+    // What the pod announces is routed to it.
+    until_says(node.ns.ns(), "route show 10.123.0.0/26", &format!("via {}", said.address()), true);
+
+    // Another address takes the first one's place, and the pod keeps its route.
+    config(&node, "169.254.1.3");
+    until_says(node.ns.ns(), &shown, "169.254.1.3/32", true);
+    until_says(node.ns.ns(), &shown, ADDRESS, false);
+    until("the pod is reached", LONG, || if node.pings(&said.address()) { Ok(()) } else { Err(node.log()) });
+    let checked = node.check(&pod, &said);
+    assert!(checked.ok, "{checked:?}");
+    // None any more.
+    node.remove(&Key::new(Kind::BgpPeer, None, "pods"));
+    until_says(node.ns.ns(), &shown, "inet ", false);
+    until("the pod is reached", LONG, || if node.pings(&said.address()) { Ok(()) } else { Err(node.log()) });
+    assert!(node.del(&pod).ok);
+}
