@@ -186,3 +186,79 @@ fn what_bird_and_frr_ask_for_again_is_sent_again() {
     asks(3, &|| drop(to_frr.vtysh("clear bgp ipv4 unicast 10.99.0.1 in").unwrap()));
     us.established("10.99.0.2");
 }
+
+/// The link-local address of a host, which has no other any more.
+fn link_local_only(segment: &Segment, host: u8) -> String {
+    let ip = std::path::Path::new("ip");
+    for family in ["-4", "-6"] {
+        segment
+            .ask(host, ip, &[family, "address", "flush", "dev", "eth0", "scope", "global"])
+            .expect("flushed");
+    }
+    eventually(&format!("host {host} has a link-local address, tried out"), || {
+        let text = segment.ask(host, ip, &["-6", "-o", "address", "show", "dev", "eth0", "scope", "link"])?;
+        let address = text.split_whitespace().skip_while(|w| *w != "inet6").nth(1);
+        match address.and_then(|a| a.split_once('/')) {
+            Some((address, _)) if !text.contains("tentative") => Ok(address.to_owned()),
+            _ => Err(text),
+        }
+    })
+}
+
+#[test]
+fn sessions_between_link_local_addresses_carry_ipv6_both_ways() {
+    let segment = Segment::new(3);
+    let at: Vec<String> = (1..=3).map(|host| link_local_only(&segment, host)).collect();
+    let peer = |host: usize| {
+        format!(
+            "  - {{address: \"{}\", interface: eth0, asNumber: {}, holdTime: 9, connectRetry: 1}}\n",
+            at[host - 1],
+            64510 + host
+        )
+    };
+    let config = |host: usize, peers: &[usize]| {
+        let peers: String = peers.iter().map(|p| peer(*p)).collect();
+        format!(
+            "asNumber: {}\nrouterID: 10.99.0.{host}\nacceptAll: true\npeers:\n{peers}announce: [{{prefix: \"fd0{host}::/64\"}}]\n",
+            64510 + host
+        )
+    };
+    let us = Brindle::start(&segment, 1, &config(1, &[2, 3]));
+    let other = Brindle::start(&segment, 2, &config(2, &[1]));
+    let bird = Bird::start(
+        &segment,
+        3,
+        &format!(
+            "protocol static {{ ipv6; route fd03::/64 blackhole; }}
+protocol kernel {{ ipv6 {{ export where source = RTS_BGP; }}; }}
+protocol bgp ours {{ local {} as 64513; neighbor {}%eth0 as 64511; hold time 9; connect delay time 1;
+  connect retry time 1; error wait time 1, 2; ipv6 {{ import all; export where source = RTS_STATIC; }}; }}",
+            at[2], at[0]
+        ),
+    );
+    other.established(&at[0]);
+    bird.established("ours");
+    // What is behind each, by its link-local address.
+    for host in 2..=3 {
+        let path = us.route(&format!("fd0{host}::/64"), true)[0].clone();
+        assert_eq!(
+            (&path["nextHop"], &path["best"]),
+            (&at[host - 1].as_str().into(), &true.into()),
+            "{path}"
+        );
+    }
+    for prefix in ["fd01::/64", "fd03::/64"] {
+        let path = other.route(prefix, true)[0].clone();
+        assert_eq!(path["nextHop"], at[0].as_str(), "{path}");
+    }
+    // In the kernel: by the neighbor's address and the device that gives it its meaning.
+    for prefix in ["fd01::/64", "fd02::/64"] {
+        eventually(&format!("{prefix} in the kernel of BIRD's host"), || {
+            let text = segment.ask(3, std::path::Path::new("ip"), &["-6", "route", "show", prefix])?;
+            if text.contains(&format!("via {} dev eth0", at[0])) { Ok(()) } else { Err(text) }
+        });
+    }
+    // What goes, goes everywhere.
+    us.reload(&config(1, &[3]));
+    bird.route("fd02::/64", false);
+}

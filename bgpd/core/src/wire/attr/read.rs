@@ -343,10 +343,14 @@ pub(super) fn mp_reach(d: &mut Draft<'_>, _: u8, value: &[u8]) -> Result<(), Bad
             let (global, local) = match next_hop.as_chunks::<16>() {
                 ([global], []) => (Ipv6Addr::from(*global), None),
                 // A second address that is no link-local one says nothing (RFC 2545 section 3).
-                ([global, local], []) => (
-                    Ipv6Addr::from(*global),
-                    Some(Ipv6Addr::from(*local)).filter(Ipv6Addr::is_unicast_link_local),
-                ),
+                ([global, local], []) => {
+                    let local = Some(Ipv6Addr::from(*local)).filter(Ipv6Addr::is_unicast_link_local);
+                    match (Ipv6Addr::from(*global), local) {
+                        // Between link-local addresses there is no other: BIRD then says `::`, FRR repeats it.
+                        (global, Some(local)) if global.is_unspecified() || global == local => (local, None),
+                        known => known,
+                    }
+                }
                 _ => return Err(wrong("16 or 32")),
             };
             let is_host = !global.is_unspecified() && !global.is_multicast();

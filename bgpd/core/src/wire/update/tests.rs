@@ -101,6 +101,29 @@ fn a_second_next_hop_counts_only_if_it_is_link_local() {
 }
 
 #[test]
+fn a_next_hop_that_is_only_link_local_is_one_address_however_it_is_said() {
+    let local: Ipv6Addr = "fe80::1".parse().unwrap();
+    for (said, good) in [
+        (&["fe80::1"][..], true),
+        (&["::", "fe80::1"], true),
+        (&["fe80::1", "fe80::1"], true),
+        (&["::", "2001:db8::1"], false),
+    ] {
+        let mut value = vec![0, 2, 1, u8::try_from(said.len() * 16).unwrap()];
+        for a in said {
+            value.extend_from_slice(&a.parse::<Ipv6Addr>().unwrap().octets());
+        }
+        value.extend_from_slice(&[0, 0]);
+        let mut mp = vec![0x80, 14, u8::try_from(value.len()).unwrap()];
+        mp.extend(value);
+        let u = read(&frame(&[], &[ORIGIN, PATH, &mp], &[]), &EBGP);
+        let hops: Vec<NextHop> = u.reach.iter().map(|r| r.next_hop).collect();
+        let want = NextHop::V6 { global: local, link_local: None };
+        assert_eq!((hops == [want], u.faults.is_empty()), (good, good), "{said:?}: {u:?}");
+    }
+}
+
+#[test]
 fn end_of_rib_is_known_in_both_forms_and_only_alone() {
     assert_eq!(read(&frame(&[], &[], &[]), &EBGP).end_of_rib, Some(Family::Ipv4Unicast));
     let unreach = |afi| [0x80, 15, 3, 0, afi, 1];
