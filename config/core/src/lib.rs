@@ -30,6 +30,7 @@ pub mod suggest;
 pub mod time;
 pub mod validate;
 pub mod workload;
+pub mod workload_view;
 
 pub use any::AnyResource;
 pub use key::{Key, Kind};

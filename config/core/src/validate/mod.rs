@@ -20,6 +20,8 @@ mod workload;
 #[cfg(test)]
 mod tests;
 
+pub use workload::is_plain as workload_is_plain;
+
 use std::fmt;
 
 use crate::{
@@ -147,12 +149,10 @@ fn metadata(r: &AnyResource, errors: &mut Errors) {
         _ => {}
     }
     for (key, value) in &meta.labels {
-        let field = format!("metadata.labels.{key}");
-        if let Err(reason) = names::qualified(key) {
-            errors.add(&field, key, reason);
-        }
-        if let Err(reason) = names::label_value(value) {
-            errors.add(&field, value, reason);
+        for (text, checked) in [(key, names::qualified(key)), (value, names::label_value(value))] {
+            if let Err(reason) = checked {
+                errors.add(&format!("metadata.labels.{key}"), text, reason);
+            }
         }
     }
     for key in meta.annotations.keys() {

@@ -1,7 +1,7 @@
 //! WorkloadEndpoint.
 
-use super::Errors;
-use crate::workload::WorkloadEndpointSpec;
+use super::{Errors, names};
+use crate::{workload::WorkloadEndpointSpec, workload_view::WorkloadView};
 
 pub(super) fn check(w: &WorkloadEndpointSpec, errors: &mut Errors) {
     for (field, value) in
@@ -19,6 +19,21 @@ pub(super) fn check(w: &WorkloadEndpointSpec, errors: &mut Errors) {
     if !w.mac.is_empty() && !is_mac(&w.mac) {
         errors.add("spec.mac", &w.mac, "expected six octets, ee:ee:ee:ee:ee:ee");
     }
+}
+
+/// Whether [`super::resource`] finds nothing to say of the resource.
+pub fn is_plain(w: &WorkloadView<'_>) -> bool {
+    let (meta, spec) = (&w.metadata, &w.spec);
+    let mut errors = Errors::default();
+    errors.interface("spec.interfaceName", spec.interface_name, false);
+    errors.done().is_ok()
+        && names::subdomain(meta.name).is_ok()
+        && meta.namespace.is_none_or(|ns| names::label(ns).is_ok())
+        && meta.labels.iter().all(|(k, v)| names::qualified(k).is_ok() && names::label_value(v).is_ok())
+        && meta.annotations.keys().all(|k| names::qualified(k).is_ok())
+        && ![spec.orchestrator, spec.node, spec.endpoint].contains(&"")
+        && spec.ip_networks.iter().all(|n| n.prefix_len() == n.max_prefix_len())
+        && (spec.mac.is_empty() || is_mac(spec.mac))
 }
 
 fn is_mac(s: &str) -> bool {

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map},
     sync::Arc,
 };
 
@@ -196,12 +196,19 @@ impl Graph {
         if !KINDS.contains(&key.kind) {
             return;
         }
-        let (mut input, problems) = inputs::read(key, value);
         let mine = match &self.scope {
             Scope::All => None,
             Scope::Node(node) => Some(node.as_str()),
         };
-        input.compact(&mut self.words, mine);
+        let far = mine.and_then(|mine| inputs::far(key, value, mine, &mut self.words));
+        let (input, problems) = match far {
+            Some(input) => (input, Vec::new()),
+            None => {
+                let (mut input, problems) = inputs::read(key, value);
+                input.compact(&mut self.words, mine);
+                (input, problems)
+            }
+        };
         if problems.is_empty() {
             self.bad.remove(key)
         } else {
@@ -255,14 +262,21 @@ impl Graph {
     }
 
     fn change(&mut self, key: &Key, new: Option<Input>) {
-        let key = match self.inputs.get_key_value(key) {
-            Some((_, old)) if Some(old) == new.as_ref() => return,
-            Some((name, _)) => Name::clone(name),
-            None => Name::new(key.clone()),
-        };
-        let old = match &new {
-            Some(n) => self.inputs.insert(Name::clone(&key), n.clone()),
-            None => self.inputs.remove(&key),
+        // One search: the map is the largest there is, and its keys are compared letter by letter.
+        let (key, old) = match &new {
+            Some(new) => match self.inputs.entry(Name::new(key.clone())) {
+                btree_map::Entry::Occupied(e) if e.get() == new => return,
+                btree_map::Entry::Occupied(mut e) => (Name::clone(e.key()), Some(e.insert(new.clone()))),
+                btree_map::Entry::Vacant(e) => {
+                    let name = Name::clone(e.key());
+                    e.insert(new.clone());
+                    (name, None)
+                }
+            },
+            None => match self.inputs.remove_entry(key) {
+                Some((name, old)) => (name, Some(old)),
+                None => return,
+            },
         };
         self.sort_out(&key, old.as_ref(), new.as_ref());
     }
@@ -448,7 +462,8 @@ impl Graph {
                         (Ok(at), false) => drop(owners.remove(at)),
                         _ => {}
                     }
-                    self.dirty_endpoints.extend(owners.iter().cloned());
+                    // This one itself is looked at below, if it is local.
+                    self.dirty_endpoints.extend(owners.iter().filter(|o| *o != key).cloned());
                     if owners.len() > 1 {
                         self.shared.insert(*net)
                     } else {

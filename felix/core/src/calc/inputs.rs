@@ -11,14 +11,14 @@ use brindle_config_core::{
     policy::{PolicySpec, ProfileSpec},
     validate,
     validate::policy as read,
-    workload::WorkloadPort,
+    workload_view::WorkloadView,
 };
 use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
     compile::{self, Compiled, Sets},
-    labels::{Labels, Words},
+    labels::{LabelList, Labels, Words},
 };
 use crate::policy::active::{
     EndpointId, Failsafe, IpSetMember, PolicyId, PolicyKind, PolicySettings, Protocol, Rule, TierAction,
@@ -59,9 +59,9 @@ pub(crate) struct Endpoint {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Input {
     Tier(Option<f64>, TierAction),
-    Policy(Box<Compiled>),
+    Policy(Arc<Compiled>),
     /// Named differently from its resource when it stands for a namespace or an account.
-    Profile(String, Box<Profile>),
+    Profile(String, Arc<Profile>),
     Endpoint(Arc<Endpoint>),
     Set(Arc<Labelled>),
     /// Backends of a service (namespace, name), with ports and without.
@@ -123,6 +123,48 @@ impl Input {
     }
 }
 
+/// What is kept of an endpoint of another node than `mine`, the same as [`read`] and [`Input::compact`] make of it. There
+/// are tens of thousands: nothing is copied that is not kept. `None`: it is none, or something is wrong with it.
+pub(crate) fn far(key: &Key, value: &Value, mine: &str, words: &mut Words) -> Option<Input> {
+    let node = value.get("spec")?.get("node")?.as_str()?;
+    if key.kind != Kind::WorkloadEndpoint || node == mine {
+        return None;
+    }
+    let WorkloadView { metadata, spec, .. } = WorkloadView::of(value)?;
+    let mut labels = metadata.labels;
+    labels.insert(convert::LABEL_NAMESPACE, &key.namespace);
+    labels.entry(convert::LABEL_ORCHESTRATOR).or_insert(spec.orchestrator);
+    let mut parents: Vec<String> = spec.profiles.iter().map(|p| (*p).to_owned()).collect();
+    let account = spec.service_account_name;
+    if let Some(profile) = account_profile(key, account) {
+        labels.insert(convert::LABEL_SERVICE_ACCOUNT, account);
+        if !parents.contains(&profile) {
+            parents.push(profile);
+        }
+    }
+    let mut nets = spec.ip_networks;
+    nets.shrink_to_fit();
+    Some(Input::Endpoint(Arc::new(Endpoint {
+        id: EndpointId::Workload { namespace: key.namespace.clone(), name: key.name.clone() },
+        node: words.of(node),
+        interface: String::new(),
+        mac: None,
+        allowed_sources: Vec::new(),
+        labelled: Labelled {
+            labels: Arc::new(LabelList::of(labels, words)),
+            parents: parents.into(),
+            nets,
+            ports: ports(spec.ports.iter().map(|p| (p.name, p.protocol, p.port))),
+        },
+    })))
+}
+
+/// The profile of a workload's service account, unless it has none or one whose name is no label.
+fn account_profile(key: &Key, account: &str) -> Option<String> {
+    let named = !account.is_empty() && account.len() < 63;
+    named.then(|| convert::service_account_profile_name(&key.namespace, account))
+}
+
 /// Reads a resource; the problems are one line each.
 pub(crate) fn read(key: &Key, value: &Value) -> (Input, Vec<String>) {
     let resource = match AnyResource::from_value(key.kind, value) {
@@ -161,7 +203,7 @@ fn closed(key: &Key, spec: &PolicySpec, problems: &mut Vec<String>) -> Input {
     match compile::closed(id(key, kind, spec.tier()), spec) {
         Some(policy) => {
             problems.push(format!("denies everything to those it selects ({})", policy.selector));
-            Input::Policy(Box::new(policy))
+            Input::Policy(Arc::new(policy))
         }
         None => {
             problems.push("not enforced: whom it selects cannot be told".into());
@@ -209,7 +251,7 @@ fn converted(key: &Key, result: Result<Converted, (String, String)>, problems: &
     };
     let from = (done.ingress_from.as_slice(), done.egress_from.as_slice());
     match compile::policy(id(key, kind, done.spec.tier()), &done.spec, Some(from)) {
-        Ok(policy) => Input::Policy(Box::new(policy)),
+        Ok(policy) => Input::Policy(Arc::new(policy)),
         Err((field, reason)) => {
             problems.push(format!("{field}: {reason}"));
             closed(key, &done.spec, problems)
@@ -223,7 +265,7 @@ fn calico(key: &Key, spec: &PolicySpec, bad: bool, problems: &mut Vec<String>) -
         return closed(key, spec, problems);
     }
     match compile::policy(id(key, kind, spec.tier()), spec, None) {
-        Ok(policy) => Input::Policy(Box::new(policy)),
+        Ok(policy) => Input::Policy(Arc::new(policy)),
         Err((field, reason)) => {
             problems.push(format!("{field}: {reason}"));
             closed(key, spec, problems)
@@ -287,7 +329,7 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
                     labels: Arc::new(r.metadata.labels.into()),
                     parents: r.spec.profiles.into(),
                     nets: addresses.map(IpNet::from).collect(),
-                    ports: ports(&r.spec.ports),
+                    ports: ports(r.spec.ports.iter().map(|p| (&*p.name, &*p.protocol, p.port))),
                 },
             }))
         }
@@ -297,9 +339,8 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
             labels.entry(convert::LABEL_ORCHESTRATOR.into()).or_insert_with(|| r.spec.orchestrator.clone());
             let account = &r.spec.service_account_name;
             let mut parents = r.spec.profiles;
-            if !account.is_empty() && account.len() < 63 {
+            if let Some(profile) = account_profile(key, account) {
                 labels.insert(convert::LABEL_SERVICE_ACCOUNT.into(), account.clone());
-                let profile = convert::service_account_profile_name(&key.namespace, account);
                 if !parents.contains(&profile) {
                     parents.push(profile);
                 }
@@ -317,7 +358,7 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
                     labels: Arc::new(labels.into()),
                     parents: parents.into(),
                     nets: r.spec.ip_networks,
-                    ports: ports(&r.spec.ports),
+                    ports: ports(r.spec.ports.iter().map(|p| (&*p.name, &*p.protocol, p.port))),
                 },
             }))
         }
@@ -339,7 +380,7 @@ fn profile(name: &str, spec: &ProfileSpec, bad: bool, problems: &mut Vec<String>
         Default::default()
     });
     let labels = spec.labels_to_apply.clone();
-    Input::Profile(name.to_owned(), Box::new(Profile { labels, inbound, outbound, sets }))
+    Input::Profile(name.to_owned(), Arc::new(Profile { labels, inbound, outbound, sets }))
 }
 
 fn set(labels: BTreeMap<String, String>, parents: Vec<String>, nets: &[String]) -> Input {
@@ -353,14 +394,14 @@ fn set(labels: BTreeMap<String, String>, parents: Vec<String>, nets: &[String]) 
     }))
 }
 
-fn ports(list: &[WorkloadPort]) -> Vec<(String, Protocol, u16)> {
-    let known = |p: &WorkloadPort| match p.protocol.as_str() {
+/// Named ports, by name, protocol and number.
+fn ports<'a>(list: impl Iterator<Item = (&'a str, &'a str, u16)>) -> Vec<(String, Protocol, u16)> {
+    let known = |protocol: &str| match protocol {
         "" => Some(Protocol::TCP),
         name => Protocol::from_name(name),
     };
-    list.iter()
-        .filter(|p| !p.name.is_empty())
-        .filter_map(|p| Some((p.name.clone(), known(p)?, p.port)))
+    list.filter(|(name, ..)| !name.is_empty())
+        .filter_map(|(name, protocol, port)| Some((name.to_owned(), known(protocol)?, port)))
         .collect()
 }
 
@@ -417,4 +458,93 @@ fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -> PolicySet
     out.allow_vxlan_from_workloads = flag("allowVXLANPacketsFromWorkloads");
     out.allow_ipip_from_workloads = flag("allowIPIPPacketsFromWorkloads");
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Each value that may stand somewhere: right, wrong, of another type.
+    fn values() -> Vec<Value> {
+        let texts =
+            ["", "a", "x.y", "-", "A_b", "far", "mine", "calim", "TCP", "ee:ee:ee:ee:ee:ee", "10.0.0.1/32"];
+        let long = "l".repeat(70);
+        let mut all: Vec<Value> = texts.iter().map(|t| json!(t)).collect();
+        all.extend([
+            json!(long),
+            json!(null),
+            json!(5),
+            json!(70_000),
+            json!(true),
+            json!([]),
+            json!(["kns.a", "b"]),
+            json!(["10.0.0.1/32", "fd00::1/128"]),
+            json!(["10.0.0.0/24"]),
+            json!({}),
+            json!({"app": "web", "projectcalico.org/namespace": "false"}),
+            json!({"a b": "c"}),
+            json!({"a": 5}),
+            json!([{"name": "http", "port": 80}, {"name": "", "port": 81}, {"name": "d", "protocol": "UDP", "port": 53}]),
+            json!([{"name": "p", "protocol": "nothing", "port": 1, "hostPort": 2, "more": {}}]),
+            json!([{"port": 70_000}]),
+            json!([["http", "TCP", 80]]),
+            json!(["projectcalico.org/v3"]),
+        ]);
+        all
+    }
+
+    #[test]
+    fn an_endpoint_of_another_node_is_read_as_any_other_or_left_to_that() {
+        let good = json!({"apiVersion": "projectcalico.org/v3", "kind": "WorkloadEndpoint",
+            "metadata": {"name": "pod", "namespace": "a", "labels": {"app": "web", "tier": "x"},
+                "annotations": {"cni.projectcalico.org/allowedSourcePrefixes": "[\"10.1.0.0/16\"]"},
+                "resourceVersion": "7", "more": {"a": 1}},
+            "spec": {"orchestrator": "k8s", "node": "far", "endpoint": "eth0", "interfaceName": "cali1",
+                "serviceAccountName": "robot", "profiles": ["kns.a"], "mac": "ee:ee:ee:ee:ee:ee", "more": [1],
+                "ipNetworks": ["10.0.0.1/32", "fd00::1/128"], "ports": [{"name": "http", "protocol": "TCP", "port": 80}]}});
+        let key = Key::new(Kind::WorkloadEndpoint, Some("a"), "pod");
+        let mut words = Words::default();
+        let mut fast = 0;
+        let mut check = |value: &Value| {
+            let (mut want, problems) = read(&key, value);
+            want.compact(&mut words, Some("mine"));
+            if let Some(got) = far(&key, value, "mine", &mut words) {
+                fast += 1;
+                assert_eq!((got, Vec::<String>::new()), (want, problems), "{value}");
+            } else if let Input::Endpoint(e) = &want {
+                assert!(&*e.node == "mine" || !problems.is_empty(), "nothing is wrong with {value}");
+            }
+        };
+        check(&good);
+        let sections = ["", "/metadata", "/spec"];
+        let more = [
+            "hostPort",
+            "workload",
+            "containerID",
+            "pod",
+            "ipv4Gateway",
+            "ipv6Gateway",
+            "uid",
+            "creationTimestamp",
+        ];
+        for section in sections {
+            let fields = good.pointer(section).and_then(Value::as_object).expect("an object");
+            for field in fields.keys().map(String::as_str).chain(more) {
+                let changed = |value: Option<Value>| {
+                    let mut all = good.clone();
+                    let object = all.pointer_mut(section).and_then(Value::as_object_mut).expect("an object");
+                    match value {
+                        Some(value) => object.insert(field.to_owned(), value),
+                        None => object.remove(field),
+                    };
+                    all
+                };
+                check(&changed(None));
+                values().into_iter().for_each(|value| check(&changed(Some(value))));
+            }
+        }
+        assert!(fast > 100, "{fast} were read so");
+    }
 }

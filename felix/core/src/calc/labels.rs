@@ -6,7 +6,7 @@
 //! labels.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -33,6 +33,11 @@ impl LabelList {
         self.0.is_empty()
     }
 
+    /// Of shared words.
+    pub(crate) fn of(map: BTreeMap<&str, &str>, words: &mut Words) -> Self {
+        Self(map.into_iter().map(|(name, value)| (words.of(name), words.of(value))).collect())
+    }
+
     /// The same, of shared words.
     pub(crate) fn share(&mut self, words: &mut Words) {
         for (name, value) in &mut self.0 {
@@ -51,7 +56,7 @@ impl From<BTreeMap<String, String>> for LabelList {
 /// Words that occur many times, kept once.
 #[derive(Debug, Default)]
 pub(crate) struct Words {
-    all: BTreeSet<Arc<str>>,
+    all: HashSet<Arc<str>>,
     /// So many were in use when those that are not were last dropped.
     used: usize,
 }
@@ -59,6 +64,15 @@ pub(crate) struct Words {
 impl Words {
     /// Room for words that are not in use any more, beside as many as are.
     const SPARE: usize = 1024;
+
+    pub(crate) fn of(&mut self, word: &str) -> Arc<str> {
+        if let Some(known) = self.all.get(word) {
+            return Arc::clone(known);
+        }
+        let mut new = Arc::from(word);
+        self.share(&mut new);
+        new
+    }
 
     pub(crate) fn share(&mut self, word: &mut Arc<str>) {
         if let Some(known) = self.all.get(word) {

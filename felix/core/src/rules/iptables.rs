@@ -13,6 +13,8 @@ use super::{
 pub const MULTIPORT: usize = 15;
 /// Digits of a tag.
 pub const TAG: usize = 16;
+/// Room for the matches and the target of most rules.
+pub(super) const BODY: usize = 96;
 /// Longest comment, octets (nftables has room for 128 with the tag).
 const MAX_TEXT: usize = 96;
 
@@ -30,11 +32,13 @@ pub struct Text {
 
 /// The tag and the words of a comment, in letters both tools take.
 pub(super) fn comment(tag: &str, text: Option<&str>) -> String {
-    let mut out = format!("{COMMENT}{tag}");
+    let mut out = String::with_capacity(COMMENT.len() + TAG + text.map_or(0, |t| t.len().min(MAX_TEXT) + 2));
+    out.push_str(COMMENT);
+    out.push_str(tag);
     if let Some(text) = text {
         let allowed = |c: char| c.is_ascii_alphanumeric() || " _@%+=:,./-".contains(c);
-        let clean: String = text.chars().map(|c| if allowed(c) { c } else { '_' }).take(MAX_TEXT).collect();
-        let _ = write!(out, "; {clean}");
+        out.push_str("; ");
+        out.extend(text.chars().map(|c| if allowed(c) { c } else { '_' }).take(MAX_TEXT));
     }
     out
 }
@@ -47,16 +51,18 @@ pub(super) fn tagged(
     body: impl Fn(&Rule) -> String,
     line: impl Fn(&str, String) -> String,
 ) -> (Vec<String>, Vec<String>) {
-    let mut last = seed.to_owned();
+    // There are tens of thousands of rules: one room for all that is digested.
+    let mut input = String::new();
     let (mut lines, mut tags) = (Vec::with_capacity(rules.len()), Vec::with_capacity(rules.len()));
     for (i, rule) in rules.iter().enumerate() {
         let body = body(rule);
         let text = rule.comment.as_deref();
-        let tag = digest(&format!("{last}\n{}\n{body}", text.unwrap_or_default()), TAG);
+        let last = if i > loose { tags.last().map_or(seed, String::as_str) } else { seed };
+        input.clear();
+        // Writing to a String cannot fail.
+        let _ = write!(input, "{last}\n{}\n{body}", text.unwrap_or_default());
+        let tag = digest(&input, TAG);
         lines.push(line(&comment(&tag, text), body));
-        if i >= loose {
-            last.clone_from(&tag);
-        }
         tags.push(tag);
     }
     (lines, tags)
@@ -154,7 +160,7 @@ fn line(comment: &str, body: String) -> String {
 }
 
 fn body(family: Family, rule: &Rule) -> String {
-    let mut out = String::new();
+    let mut out = String::with_capacity(BODY);
     for m in &rule.matches {
         write_match(&mut out, family, m);
     }

@@ -20,7 +20,9 @@ pub fn digest(text: &str, digits: usize) -> String {
     const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     let digit = |n: u8| HEX.get(usize::from(n)).copied().unwrap_or_default();
     let hash = Sha256::digest(text.as_bytes());
-    hash.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).take(digits).collect()
+    let mut out = String::with_capacity(digits);
+    out.extend(hash.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).take(digits));
+    out
 }
 
 /// `prefix` and `id`, or a digest of the id when that is too long or not in iptables' letters. An id that looks like

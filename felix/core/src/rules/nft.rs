@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    iptables::{Text, log_prefix, tagged},
+    iptables::{BODY, Text, log_prefix, tagged},
     ir::{Action, Chain, Dispatch, Family, Hook, Iface, Match, Place, Ports, Rule, Table, Way},
 };
 
@@ -85,7 +85,7 @@ fn line(comment: &str, body: String) -> String {
 }
 
 fn body(fam: Family, table: Table, rule: &Rule) -> String {
-    let mut out = String::new();
+    let mut out = String::with_capacity(BODY);
     for m in &rule.matches {
         write_match(&mut out, fam, m);
     }
