@@ -15,8 +15,8 @@ pub fn limit_arenas(arenas: u8) {
     let _ = arenas;
 }
 
-/// Gives free memory of the allocator back to the kernel, and pages of the program's file that were only needed at its
-/// start: the ones in use come back from the page cache by themselves. Gives the octets of the mappings let go.
+/// Gives free memory of the allocator back to the kernel, and what [`let_program_go`] does. Gives the octets of the
+/// mappings let go.
 ///
 /// # Errors
 /// /proc is not there or does not read.
@@ -26,6 +26,15 @@ pub fn give_back() -> io::Result<usize> {
     unsafe {
         libc::malloc_trim(0);
     }
+    let_program_go()
+}
+
+/// Lets pages of the program's file go that were only needed at its start: the ones in use come back from the page cache by
+/// themselves, sixteen with each that is missed. Gives the octets of the mappings let go.
+///
+/// # Errors
+/// /proc is not there or does not read.
+pub fn let_program_go() -> io::Result<usize> {
     let maps = fs::read_to_string("/proc/self/smaps")?;
     let mut octets = 0;
     for (start, len) in clean_text(&maps) {

@@ -318,19 +318,28 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
 /// When an agent's start is over, and now and then, what it needed only for that is given back. In a large cluster, or on a
 /// busy machine, it is over late: the pauses begin anew when policy has read everything.
 async fn give_memory_back(mut policy: tokio::sync::watch::Receiver<brindle_felix::policy::PolicyReport>) {
-    let pauses = || [5, 10, 30].into_iter().chain(std::iter::repeat(600)).map(Duration::from_secs);
-    let mut next = pauses();
+    use brindle_kernel::memory::{give_back, let_program_go};
+    // A start runs through most of the program once, each moment through another part; free memory it soon needs again.
+    let program =
+        [100; 5].into_iter().chain([250; 2]).chain([1_000; 8]).map(|ms| (ms, let_program_go as fn() -> _));
+    let all = [2_000, 5_000, 30_000]
+        .into_iter()
+        .chain(std::iter::repeat(600_000))
+        .map(|ms| (ms, give_back as fn() -> _));
+    let pauses = program.chain(all);
+    let mut next = pauses.clone();
     let mut read = false;
-    while let Some(pause) = next.next() {
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+    while let Some((pause, step)) = next.next() {
+        let step = tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(pause)) => step,
             // An error: there is no policy any more, and the agent ends.
             _ = policy.wait_for(|p| p.in_sync), if !read => {
                 read = true;
-                next = pauses();
+                next = pauses.clone();
+                give_back
             }
-        }
-        match tokio::task::spawn_blocking(brindle_kernel::memory::give_back).await {
+        };
+        match tokio::task::spawn_blocking(step).await {
             Ok(Ok(octets)) => tracing::debug!(octets, "pages of the program given back"),
             Ok(Err(e)) => return tracing::debug!("memory is not given back: {e}"),
             Err(e) => return tracing::debug!("memory is not given back: {e}"),
