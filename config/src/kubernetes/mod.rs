@@ -19,7 +19,14 @@ mod shared;
 mod watch;
 mod write;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use brindle_config_core::{
     Key, Kind,
@@ -50,7 +57,9 @@ const LISTS: usize = 3;
 const MISSING: Duration = Duration::from_secs(60);
 
 /// Which pods are of interest: those with an address of their own that have not finished. The server leaves the others out.
-const PODS: &str = "spec.hostNetwork=false,status.phase!=Succeeded,status.phase!=Failed";
+const PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
+/// A field servers before Kubernetes 1.28 do not select by; the others' pods in the host's network are read and left out.
+const HOST_NETWORK: &str = "spec.hostNetwork";
 
 /// Of a collection that is read page by page.
 enum Piece {
@@ -74,6 +83,8 @@ struct Inner {
     /// Listings and watches tell of endpoints of this node alone.
     node: Option<String>,
     missing: Duration,
+    /// The server knows no [`HOST_NETWORK`].
+    old: Arc<AtomicBool>,
 }
 
 impl KubeStore {
@@ -86,6 +97,7 @@ impl KubeStore {
             turns: Arc::new(Semaphore::new(ABREAST)),
             node: None,
             missing: MISSING,
+            old: Arc::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -108,6 +120,7 @@ impl KubeStore {
             turns: Arc::clone(&old.turns),
             node: old.node.clone(),
             missing: old.missing,
+            old: Arc::clone(&old.old),
         };
         change(&mut inner);
         Self { inner: Arc::new(inner) }
@@ -151,13 +164,13 @@ impl Inner {
 
     /// What of a collection is asked for, as part of a query.
     fn selection(&self, place: &Place) -> String {
-        match (place.shape, &self.node) {
-            (Shape::Pod, Some(node)) => {
-                format!("&fieldSelector={}", escaped(&format!("spec.nodeName={node},{PODS}")))
-            }
-            (Shape::Pod, None) => format!("&fieldSelector={}", escaped(&format!("spec.nodeName!=,{PODS}"))),
-            _ => String::new(),
+        if place.shape != Shape::Pod {
+            return String::new();
         }
+        let node = self.node.as_ref().map_or_else(|| "!=".into(), |node| format!("={node}"));
+        let own =
+            if self.old.load(Ordering::Relaxed) { String::new() } else { format!(",{HOST_NETWORK}=false") };
+        format!("&fieldSelector={}", escaped(&format!("spec.nodeName{node}{own},{PODS}")))
     }
 
     async fn get(&self, key: &Key) -> Result<Entry, StoreError> {
@@ -227,6 +240,11 @@ impl Inner {
                 Ok(at) => return Ok(Some(at)),
                 Err(Failure::Api(s)) if explain::unknown_collection(&s) && place.optional() => {
                     return Ok(None);
+                }
+                Err(Failure::Api(s)) if s.code == 400 && s.message.contains(HOST_NETWORK) => {
+                    tracing::info!(resource = %place.resource(), "the server does not select by {HOST_NETWORK}: asking without");
+                    self.old.store(true, Ordering::Relaxed);
+                    failed = Some(Failure::Api(s));
                 }
                 // The pages of a version are kept for some minutes.
                 Err(Failure::Api(s)) if explain::gone(&s) => failed = Some(Failure::Api(s)),

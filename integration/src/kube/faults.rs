@@ -28,12 +28,14 @@ pub struct Refusal {
 pub(crate) struct Faults {
     pub delay: Option<Duration>,
     pub read_only: bool,
+    /// A field that cannot be selected by, as in servers of before it could.
+    pub unselectable: Option<String>,
     pub refusals: Vec<Refusal>,
 }
 
 impl Faults {
-    /// The refusal for this call, which uses it up.
-    pub(crate) fn refuse(&mut self, call: &Call) -> Answer<()> {
+    /// The refusal for this call and its field selector, which uses it up.
+    pub(crate) fn refuse(&mut self, call: &Call, fields: &str) -> Answer<()> {
         let hit = self.refusals.iter_mut().find(|r| {
             r.times > 0
                 && call.path.is_none()
@@ -56,6 +58,9 @@ impl Faults {
             };
             let details = r.retry_after.map_or_else(|| json!({}), |s| json!({"retryAfterSeconds": s}));
             return Err(Status::new(r.code, reason, message).with(details));
+        }
+        if let Some(field) = self.unselectable.as_ref().filter(|f| fields.contains(f.as_str())) {
+            return Err(Status::bad_request(format!("field label not supported: {field}")));
         }
         let writes = !matches!(call.verb.as_str(), "get" | "list" | "watch" | "head");
         if self.read_only && writes {

@@ -305,6 +305,11 @@ impl ApiServer {
         self.shared.faults().read_only = on;
     }
 
+    /// Listings and watches that select by this field are refused, as by servers of before it could be selected by.
+    pub fn does_not_select_by(&self, field: &str) {
+        self.shared.faults().unselectable = Some(field.to_owned());
+    }
+
     pub fn refuse(&self, refusal: Refusal) {
         self.shared.faults().refusals.push(refusal);
     }

@@ -197,7 +197,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer<Repl
     if !allowed {
         return Err(call.forbidden(&who.user));
     }
-    shared.faults().refuse(&call)?;
+    shared.faults().refuse(&call, &get("fieldSelector"))?;
     let Route::Resource { group, version, namespace, plural, name, sub } = route else {
         if head.method != Method::GET {
             return Err(Status::method_not_allowed());

@@ -183,3 +183,30 @@ async fn a_pod_is_an_endpoint_from_its_attachment_to_its_end() {
         target.call(Method::DELETE, &path, None).await.unwrap();
     }
 }
+
+/// Servers before 1.28 select no pods by `spec.hostNetwork`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_server_is_asked_without_the_field_it_does_not_know() {
+    let target = Target::ours().await;
+    target.server().does_not_select_by("spec.hostNetwork");
+    target.namespace("pods").await;
+    target.pod("pods", "web-0", "node-a").await;
+    let mut host = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "host-0", "namespace": "pods"},
+        "spec": {"nodeName": "node-a", "hostNetwork": true, "containers": [{"name": "c", "image": "example.org/web:1"}]}});
+    target.create("/api/v1/namespaces/pods/pods", host.take()).await;
+    let store = target.store().for_node("node-a").unwrap();
+    let mine = key("pods", "node-a", "web-0");
+    store.put(&mine, attachment(&mine, "node-a", "10.0.0.5/32"), Expect::Absent).await.unwrap();
+    target
+        .merge("/api/v1/namespaces/pods/pods/host-0/status", json!({"status": {"podIP": "192.0.2.1"}}))
+        .await;
+
+    let kinds = [Kind::WorkloadEndpoint];
+    let listing = store.list(&kinds).await.unwrap();
+    assert_eq!(listing.entries.iter().map(|e| &e.key).collect::<Vec<_>>(), [&mine]);
+    let mut watch = store.watch(&kinds, listing.revision).await.unwrap();
+    let other = key("pods", "node-a", "web-1");
+    target.pod("pods", "web-1", "node-a").await;
+    store.put(&other, attachment(&other, "node-a", "10.0.0.6/32"), Expect::Absent).await.unwrap();
+    assert!(matches!(told(&mut watch).await.first(), Some(Change::Put(e)) if e.key == other));
+}
