@@ -152,7 +152,9 @@ impl Target {
             fs::write(&path, text).unwrap();
             path.display().to_string()
         };
+        // A server reads the public half of an ECDSA key only from a file that holds just that.
         let account = file("account.key", &key.serialize_pem());
+        let public = file("account.pub", &key.public_key_pem());
         let tokens = file("tokens.csv", "t0ken,admin,1,system:masters\n");
         let server = start(
             "kube-apiserver",
@@ -165,7 +167,7 @@ impl Target {
                 "--service-cluster-ip-range=10.96.0.0/16".into(),
                 "--disable-admission-plugins=ServiceAccount".into(),
                 format!("--token-auth-file={tokens}"),
-                format!("--service-account-key-file={account}"),
+                format!("--service-account-key-file={public}"),
                 format!("--service-account-signing-key-file={account}"),
                 "--service-account-issuer=https://kubernetes.default.svc".into(),
             ],
@@ -175,13 +177,26 @@ impl Target {
             "users": [{"name": "t", "user": {"token": "t0ken"}}],
             "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}]});
         let path = PathBuf::from(file("kubeconfig", &config.to_string()));
-        let target = Self::with(Server::Assets { children: vec![etcd, server] }, dir, path).await;
+        let mut target = Self::with(Server::Assets { children: vec![etcd, server] }, dir, path).await;
+        let end = tokio::time::Instant::now() + LONG;
+        while let Err(why) = target.call(Method::GET, "/readyz", None).await {
+            let late = tokio::time::Instant::now() >= end;
+            if let Some(program) = target.dead().or_else(|| late.then_some("kube-apiserver")) {
+                let log = fs::read_to_string(target.dir.join(format!("{program}.log"))).unwrap_or_default();
+                let skip = log.lines().count().saturating_sub(10);
+                let end: Vec<&str> = log.lines().skip(skip).collect();
+                panic!("{program} of {} does not serve: {why}\n{}", assets.display(), end.join("\n"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         target
-            .eventually("the API server is ready", async || {
-                target.call(Method::GET, "/readyz", None).await.is_ok()
-            })
-            .await;
-        target
+    }
+
+    /// A program of a real server that has ended.
+    fn dead(&mut self) -> Option<&'static str> {
+        let Server::Assets { children } = &mut self.server else { return None };
+        let mut named = children.iter_mut().zip(["etcd", "kube-apiserver"]);
+        named.find_map(|(child, name)| child.try_wait().ok().flatten().map(|_| name))
     }
 
     /// Waits without blocking the runtime.
@@ -206,15 +221,22 @@ impl Target {
         matches!(self.server, Server::Ours(_))
     }
 
-    /// Applies Calico's definitions.
+    /// Applies Calico's definitions, and waits until each is served: a real server takes its time, one by one.
     async fn define(&self) {
-        for definition in definitions() {
-            self.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition).await;
+        let all = definitions();
+        for definition in &all {
+            let kinds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+            self.create(kinds, definition.clone()).await;
         }
-        self.eventually("the pools' definition is served", async || {
-            self.call(Method::GET, "/apis/crd.projectcalico.org/v1/ippools", None).await.is_ok()
-        })
-        .await;
+        for definition in &all {
+            let of = |path: &str| definition.pointer(path).and_then(Value::as_str).unwrap_or_default();
+            let group = of("/spec/group");
+            let path = format!("/apis/{group}/{}/{}", of("/spec/versions/0/name"), of("/spec/names/plural"));
+            self.eventually(&format!("{path} is served"), async || {
+                self.call(Method::GET, &path, None).await.is_ok()
+            })
+            .await;
+        }
     }
 
     pub(crate) fn settings(&self) -> KubeSettings {
