@@ -33,7 +33,9 @@ pub enum TunError {
     #[error("device name {0:?} is not usable: 1 to 15 characters without '/' or spaces")]
     BadName(String),
     /// The clone device is missing or closed to us.
-    #[error("cannot open {DEVICE_NODE} (is the tun module there, are we root?)")]
+    #[error(
+        "cannot open {DEVICE_NODE} (is the tun module there, are we root, does the container have the /dev/net of its host?)"
+    )]
     Open(#[source] io::Error),
     /// Another process holds the device's only queue.
     #[error("device {0} is in use by another process")]

@@ -20,6 +20,10 @@ use serde_json::{Value, json};
 /// The plugins.
 const BINARIES: [&str; 2] = ["brindle", "brindle-ipam"];
 
+/// Plugins of others that runtimes and the built-in conflist call (loopback: containerd before 2.0, for every pod), or that
+/// are often chained. As Calico's installer has it, a node needs no other package for them.
+const OTHERS: [&str; 5] = ["loopback", "portmap", "bandwidth", "tuning", "host-local"];
+
 #[derive(Debug, Args)]
 pub(crate) struct InstallArgs {
     /// Where runtimes look for plugins
@@ -40,6 +44,9 @@ pub(crate) struct InstallArgs {
     /// Where the plugins are now [default: the folder of this program]
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
+    /// Where plugins of others are, installed if the node has none of the name
+    #[arg(long, value_name = "DIR", default_value = "/usr/lib/cni")]
+    others: PathBuf,
     /// The agent's socket
     #[arg(long, value_name = "PATH", default_value = "/var/lib/brindle/cni.sock")]
     cni_socket: PathBuf,
@@ -113,7 +120,29 @@ fn plugins(args: &InstallArgs) -> Result<Vec<String>> {
             fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
         put(&args.bin_dir.join(name), &bytes, 0o755, &mut done)?;
     }
+    others(args, &mut done)?;
     Ok(done)
+}
+
+/// Plugins of others: what a node has already is the node's own affair, newer or older.
+fn others(args: &InstallArgs, done: &mut Vec<String>) -> Result<()> {
+    for name in OTHERS {
+        let place = args.bin_dir.join(name);
+        if fs::symlink_metadata(&place).is_ok() {
+            done.push(format!("{}: there already, left alone", place.display()));
+            continue;
+        }
+        match fs::read(args.others.join(name)) {
+            Ok(bytes) => put(&place, &bytes, 0o755, done)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => done.push(format!(
+                "{}: missing, and {} has none; install the CNI reference plugins if something calls it",
+                place.display(),
+                args.others.display()
+            )),
+            Err(e) => return Err(e).with_context(|| args.others.join(name).display().to_string()),
+        }
+    }
+    Ok(())
 }
 
 fn conflist_text(args: &InstallArgs) -> Result<String> {
@@ -249,6 +278,10 @@ mod tests {
         for b in BINARIES {
             fs::write(dir.join("from").join(b), format!("program {b}")).unwrap();
         }
+        fs::create_dir_all(dir.join("others")).unwrap();
+        for b in OTHERS {
+            fs::write(dir.join("others").join(b), format!("plugin {b}")).unwrap();
+        }
         let args = InstallArgs {
             bin_dir: dir.join("bin"),
             net_dir: dir.join("net.d"),
@@ -256,6 +289,7 @@ mod tests {
             network: "k8s-pod-network".into(),
             conflist: None,
             from: Some(dir.join("from")),
+            others: dir.join("others"),
             cni_socket: dir.join("cni.sock"),
             wait: 0,
             plugins_only: false,
@@ -298,8 +332,26 @@ mod tests {
     fn the_plugins_alone_need_no_agent() {
         let (dir, mut args) = stage();
         args.plugins_only = true;
-        assert_eq!(run(&args).unwrap().len(), 2);
+        assert_eq!(run(&args).unwrap().len(), BINARIES.len() + OTHERS.len());
         assert!(dir.join("bin/brindle-ipam").exists() && !dir.join("net.d").exists());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// Seen on a node without the package of the reference plugins: containerd 1.6 makes no pod without loopback.
+    #[test]
+    fn plugins_of_others_come_where_there_are_none_and_are_never_replaced() {
+        let (dir, mut args) = stage();
+        args.plugins_only = true;
+        fs::create_dir_all(&args.bin_dir).unwrap();
+        fs::write(args.bin_dir.join("portmap"), "the node's own").unwrap();
+        fs::remove_file(args.others.join("tuning")).unwrap();
+        let done = run(&args).unwrap().join("\n");
+        assert_eq!(fs::read_to_string(args.bin_dir.join("loopback")).unwrap(), "plugin loopback");
+        assert_eq!(fs::read_to_string(args.bin_dir.join("portmap")).unwrap(), "the node's own");
+        assert!(done.contains("portmap: there already") && done.contains("tuning: missing, and "), "{done}");
+        args.remove = true;
+        assert_eq!(run(&args).unwrap().len(), BINARIES.len());
+        assert!(args.bin_dir.join("loopback").exists(), "others may use it");
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -308,13 +360,17 @@ mod tests {
         let (dir, mut args) = stage();
         agent(&args.cni_socket, Reply::Pong { node: "n".into(), version: "1".into() });
         let done = run(&args).unwrap();
-        assert_eq!(done.iter().filter(|d| d.ends_with("written")).count(), 3, "{done:?}");
+        assert_eq!(
+            done.iter().filter(|d| d.ends_with("written")).count(),
+            BINARIES.len() + OTHERS.len() + 1,
+            "{done:?}"
+        );
         let conflist = dir.join("net.d/10-brindle.conflist");
         let value: Value = serde_json::from_str(&fs::read_to_string(&conflist).unwrap()).unwrap();
         assert_eq!(value["plugins"][0]["type"], "brindle");
         assert_eq!(fs::metadata(dir.join("bin/brindle")).unwrap().permissions().mode() & 0o777, 0o755);
         let done = run(&args).unwrap();
-        assert!(done.iter().all(|d| d.ends_with("unchanged")), "{done:?}");
+        assert!(done.iter().all(|d| d.ends_with("unchanged") || d.ends_with("left alone")), "{done:?}");
         // A new version; the old one may be running at this moment, so it must not be written into.
         let old = File::open(dir.join("bin/brindle")).unwrap();
         fs::write(dir.join("from/brindle"), "program of the next version").unwrap();

@@ -60,6 +60,10 @@ const TOOLS: [(&str, &[&str]); 4] = [
     ("nft", &[]),
 ];
 
+/// Plugins of Debian that `install-cni` puts on nodes without them, from the folder it looks in.
+const PLUGINS: [&str; 5] = ["loopback", "portmap", "bandwidth", "tuning", "host-local"];
+const PLUGIN_DIR: &str = "/usr/lib/cni";
+
 /// `cargo xtask image [--debug]`.
 pub(crate) fn build(args: &[String]) -> Result<()> {
     let debug = match args {
@@ -75,7 +79,8 @@ pub(crate) fn build(args: &[String]) -> Result<()> {
     programs(&folder.join("bin"), debug)?;
     tools(&folder.join("root"), &folder.join("bin"))?;
     let podman = Podman::new(&folder)?;
-    let tag = format!("brindle:{}", env!("CARGO_PKG_VERSION"));
+    // The name in full that the manifests' short one stands for: a runtime that imports the archive knows it by that.
+    let tag = format!("docker.io/library/brindle:{}", env!("CARGO_PKG_VERSION"));
     let recipe = "deploy/image/Containerfile";
     podman.run(&[
         "build",
@@ -146,9 +151,15 @@ fn tools(root: &Path, ours: &Path) -> Result<()> {
     let sbin = root.join("usr/sbin");
     fs::create_dir_all(&sbin)?;
     // Mount points, and where the lock of iptables is.
-    for folder in
-        ["run", "tmp", "var/lib/brindle", "host/opt/cni/bin", "host/etc/cni/net.d", "host/proc/sys/net"]
-    {
+    for folder in [
+        "run",
+        "tmp",
+        "dev/net",
+        "var/lib/brindle",
+        "host/opt/cni/bin",
+        "host/etc/cni/net.d",
+        "host/proc/sys/net",
+    ] {
         fs::create_dir_all(root.join(folder))?;
     }
     let mut sources: BTreeSet<PathBuf> = BTreeSet::new();
@@ -158,6 +169,11 @@ fn tools(root: &Path, ours: &Path) -> Result<()> {
         for name in names {
             symlink(tool, sbin.join(name)).with_context(|| (*name).to_owned())?;
         }
+        sources.insert(source);
+    }
+    for plugin in PLUGINS {
+        let source = Path::new(PLUGIN_DIR).join(plugin);
+        copy(&source, &root.join(source.strip_prefix("/")?))?;
         sources.insert(source);
     }
     let extensions = fs::read_dir("/usr/lib")?

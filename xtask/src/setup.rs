@@ -53,13 +53,18 @@ pub(crate) const TESTS: [Need; 15] = [
 ];
 
 /// What the image is made with and holds.
-pub(crate) const IMAGE: [Need; 6] = [
+pub(crate) const IMAGE: [Need; 7] = [
     need("podman", "podman", "builds the image and runs what is in it"),
     need("runc", "runc", "what podman starts containers with"),
     need("musl-gcc", "musl-tools", "programs for a scratch image are linked statically"),
     need("strip", "binutils", "debug information has no place in an image"),
     need("iptables-nft-restore", "iptables", "goes into the image: the agent calls it"),
     need("nft", "nftables", "goes into the image: the agent calls it"),
+    need(
+        "/usr/lib/cni/loopback",
+        "containernetworking-plugins",
+        "goes into the image: runtimes call it on the nodes",
+    ),
 ];
 
 /// The workspace root: the nearest folder upwards with a Cargo.lock.
