@@ -1,6 +1,7 @@
 //! The start of an agent whose datastore is away. On a node where an agent ran before, pods come back after a reboot and
 //! must not wait for another machine: routes, policy and the CNI server start at once, with what the last agent left,
-//! and everything else when the datastore answers. A first start has nothing to go by and ends with what is wrong.
+//! and everything else when the datastore answers. A first start has nothing to go by and ends with what is wrong, but as
+//! a pod of a cluster, which the cluster itself has told where its API server is.
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,6 +52,7 @@ pub(crate) struct Early {
     health: Option<JoinHandle<()>>,
     pause: Duration,
     told: String,
+    in_cluster: bool,
 }
 
 impl Early {
@@ -77,14 +79,27 @@ impl Early {
             }
             None => None,
         };
-        Ok(Self { dataplanes, cni, health, pause: PAUSE.0, told: String::new() })
+        Ok(Self {
+            dataplanes,
+            cni,
+            health,
+            pause: PAUSE.0,
+            told: String::new(),
+            in_cluster: in_cluster(&settings.datastore),
+        })
     }
 
     /// Says why it waits, if that is news, and waits.
     pub(crate) async fn wait(&mut self, why: &anyhow::Error) {
         let why = format!("{why:#}");
         if self.told != why {
-            tracing::warn!(cause = %why, "waiting for the datastore; pods that were here before are served");
+            let hint = if self.in_cluster {
+                "; the address is a service's, so kube-proxy must run on this node, or KUBERNETES_SERVICE_HOST and \
+                 KUBERNETES_SERVICE_PORT name the API server itself"
+            } else {
+                ""
+            };
+            tracing::warn!(cause = %why, "waiting for the datastore; pods that were here before are served{hint}");
             self.told = why;
         }
         tokio::time::sleep(self.pause).await;
@@ -103,10 +118,18 @@ impl Early {
     }
 }
 
-/// Whether waiting makes sense: the datastore does not answer, and this node has been served before.
+/// Whether waiting makes sense: the datastore does not answer, and this node has been served before, or the agent is a pod.
+/// On a new node it starts beside kube-proxy, without which there is no way to the API server's service yet; ending would
+/// make kubelet wait longer before each next try.
 pub(crate) fn is_worth_it(why: &anyhow::Error, settings: &Settings) -> bool {
-    let served = std::fs::read_to_string(settings.state_dir.join(NODENAME));
-    is_away(why) && served.is_ok_and(|name| name.trim() == settings.node_name)
+    let served = || std::fs::read_to_string(settings.state_dir.join(NODENAME));
+    is_away(why)
+        && (in_cluster(&settings.datastore) || served().is_ok_and(|name| name.trim() == settings.node_name))
+}
+
+/// The API server of the cluster this is a pod of.
+fn in_cluster(datastore: &str) -> bool {
+    datastore == "kubernetes:"
 }
 
 /// What a first start says: there is nothing to go by.
@@ -114,7 +137,8 @@ pub(crate) fn explained(why: anyhow::Error) -> anyhow::Error {
     if !is_away(&why) {
         return why;
     }
-    let help = "start it, or correct --datastore (BRINDLE_DATASTORE); an agent waits for it only where one ran before";
+    let help = "start it, or correct --datastore (BRINDLE_DATASTORE); an agent waits for it only where one ran before, \
+                or as a pod of the cluster";
     anyhow::anyhow!("{why:#}; {help}")
 }
 
