@@ -60,6 +60,8 @@ pub(super) struct Service {
     pub(super) claims: Claims,
     /// One lock per container with calls under way.
     busy: StdMutex<BTreeMap<String, Weak<Mutex<()>>>>,
+    /// What STATUS was refused with last; empty when it was not.
+    status_said: StdMutex<String>,
 }
 
 impl Service {
@@ -81,6 +83,7 @@ impl Service {
             knows_more: AtomicBool::new(false),
             claims: Claims::default(),
             busy: StdMutex::new(BTreeMap::new()),
+            status_said: StdMutex::default(),
         }
     }
 
@@ -97,8 +100,18 @@ impl Service {
 
     /// Carries out a call.
     pub(super) async fn call(&self, call: Call, caller: Caller) -> Reply {
-        self.carry_out(call, caller).await.unwrap_or_else(|refused| {
-            tracing::info!(code = refused.code, "refused: {}", refused.msg);
+        let asked = matches!(call, Call::Status);
+        let done = self.carry_out(call, caller).await;
+        // Runtimes and the conflist's writer ask again and again; the answer is news when it is another one.
+        let news = !asked || {
+            let said = done.as_ref().err().map(|r| r.msg.clone()).unwrap_or_default();
+            let mut last = self.status_said.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *last, said.clone()) != said
+        };
+        done.unwrap_or_else(|refused| {
+            if news {
+                tracing::info!(code = refused.code, "refused: {}", refused.msg);
+            }
             refused.into()
         })
     }
