@@ -6,6 +6,7 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::cmd::{
+    cluster::ClusterCommandArgs,
     datastore::DatastoreArgs,
     documents::{CompletionArgs, ManArgs},
     ipam::args::IpamArgs,
@@ -82,6 +83,8 @@ pub(crate) enum Command {
     Bgp(crate::cmd::bgp::BgpArgs),
     /// This node: its sessions, a bundle for a report of a fault, what its kernel can do.
     Node(NodeArgs),
+    /// The cluster as a whole: a bundle for a report of a fault.
+    Cluster(ClusterCommandArgs),
     /// Datastore as a whole: lock it, move it to another.
     Datastore(DatastoreArgs),
     /// Print the script that completes brindlectl's words in a shell.

@@ -35,6 +35,7 @@ pub(crate) enum What {
     Man(crate::cmd::documents::ManArgs),
     Reference,
     Node(Box<crate::cmd::node::NodeArgs>),
+    Cluster(Box<crate::cmd::cluster::ClusterCommandArgs>),
     Bgp(crate::cmd::bgp::BgpArgs),
     LabList,
     Resource(Box<resource::Request>),
@@ -101,6 +102,7 @@ pub(crate) fn understand(args: Args) -> Result<Request> {
         Command::Man(a) => What::Man(a),
         Command::Reference => What::Reference,
         Command::Node(a) => What::Node(Box::new(a)),
+        Command::Cluster(a) => What::Cluster(Box::new(a)),
         Command::Bgp(bgp) => What::Bgp(bgp),
         Command::Lab(lab) => match lab.command {
             LabCommand::List => What::LabList,

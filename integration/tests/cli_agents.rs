@@ -262,6 +262,52 @@ fn agents_are_shown_the_same_on_kubernetes() {
     insta::assert_snapshot!("agents", transcript(Kind::Kubernetes));
 }
 
+/// What is in the archive of the whole cluster, and what is said of a node that is dead.
+fn bundled(kind: Kind) -> String {
+    let mut cluster = Cluster::new(kind);
+    let secret = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\n\
+                  metadata: {name: s, annotations: {example.org/api-token: swordfish}}\nspec: {nets: []}\n";
+    let said = cluster.run(&format!("apply -f - < {secret}"));
+    assert!(said.ends_with("[0]\n"), "{said}");
+    until("all is well", LONG, || {
+        let said = cluster.run("status");
+        if said.ends_with("[0]\n") { Ok(()) } else { Err(said) }
+    });
+    cluster.agents.pop().unwrap().kill();
+    let token = cluster.token.display().to_string();
+    let line =
+        format!("cluster diags --focus-nodes n2 --max-logs 0 --output-dir . --admin-token-file {token}");
+    let mut text = cluster.run(&line).replace(&token, "TOKEN").replace("DIR/admin-token", "TOKEN");
+    let dir = &cluster.backend.dir;
+    let archives: Vec<PathBuf> = fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.to_string_lossy().contains("brindle-diagnostics-"))
+        .collect();
+    let [archive] = archives.as_slice() else { panic!("one archive, and no folder: {archives:?}\n{text}") };
+    let tar = |args: &[&str]| {
+        let out = Command::new("tar").args(args).arg("-f").arg(archive).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let mut names: Vec<String> = tar(&["-tz"]).lines().map(str::to_owned).collect();
+    names.sort();
+    let whole = tar(&["-xzO"]);
+    assert!(whole.contains("(blanked)") && !whole.contains("swordfish"), "a secret is in it");
+    text += &names.join("\n");
+    Regex::new(r"diagnostics-\d+").unwrap().replace_all(&settled(&text), "diagnostics-STAMP").into_owned()
+}
+
+#[test]
+fn the_cluster_is_bundled_on_sqlite() {
+    insta::assert_snapshot!(bundled(Kind::Sqlite));
+}
+
+#[test]
+fn the_cluster_is_bundled_on_etcd() {
+    insta::assert_snapshot!(bundled(Kind::Etcd));
+}
+
 /// An agent that is asked by a CalicoNodeStatus answers in its status, again and again.
 fn answers_in_the_status(kind: Kind) {
     let cluster = Cluster::new(kind);

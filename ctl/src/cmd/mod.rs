@@ -1,6 +1,7 @@
 //! What requests do. One file per family of commands; the lab has a module of its own.
 
 pub(crate) mod bgp;
+pub(crate) mod cluster;
 pub(crate) mod datastore;
 pub(crate) mod documents;
 pub(crate) mod ipam;
@@ -30,6 +31,7 @@ pub(crate) fn run(request: Request) -> Result<Outcome> {
         What::Man(args) => documents::man(&args, format),
         What::Reference => documents::reference(),
         What::Node(args) => node::run(&args, format),
+        What::Cluster(args) => cluster::run(&args, format),
         What::Bgp(args) => bgp::run(&args, format),
         What::Resource(request) => resource::run(*request, format),
         What::Ipam(args) => ipam::run(&args, format),
