@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Result, anyhow, bail};
 use brindle_config_core::{
-    Key,
+    Key, policy_names,
     pool::AllowedUse,
     store::{Expect, Revision, Store, StoreError, StoreExt as _},
     time::Now,
@@ -22,7 +22,7 @@ use brindle_ipam::{
 };
 use serde_json::{Value, json};
 
-use crate::plan::{Action, Wanted, policies};
+use crate::plan::{Action, Wanted};
 
 /// Whose name this process's own changes of blocks have: nobody's.
 const NOBODY: &str = "";
@@ -205,7 +205,7 @@ impl Actor {
             Ok(_) | Err(StoreError::NotFound(_)) => return Ok(Outcome::Outdated),
             Err(e) => return Err(e.into()),
         };
-        match self.store.put(to, policies::renamed(&found.value, to), Expect::Absent).await {
+        match self.store.put(to, policy_names::renamed(&found.value, to), Expect::Absent).await {
             Ok(_) => self.delete(from, revision).await,
             Err(StoreError::Exists(_)) => Ok(Outcome::Outdated),
             Err(e) => Err(e.into()),

@@ -32,12 +32,7 @@ pub const KINDS: [Kind; 13] = [
 ];
 
 /// What the controller of policy names looks at as well.
-pub const POLICY_KINDS: [Kind; 4] = [
-    Kind::GlobalNetworkPolicy,
-    Kind::NetworkPolicy,
-    Kind::StagedGlobalNetworkPolicy,
-    Kind::StagedNetworkPolicy,
-];
+pub const POLICY_KINDS: [Kind; 4] = brindle_config_core::policy_names::KINDS;
 
 /// A pool for load balancer addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -284,6 +284,37 @@ fn everything_moves_from_one_datastore_to_another_and_back() {
     assert!(torn.contains("expected three sections"), "{torn}");
 }
 
+/// Policies under the names of an old Calico, on the store that keeps them as they are written.
+#[test]
+fn policies_get_their_names() {
+    for (kind, tag) in [(Kind::Sqlite, "names-sq"), (Kind::Etcd, "names-et")] {
+        let backend = Backend::new(kind, tag);
+        let policy = |name: &str, order: u32| {
+            let text = format!(
+                "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: {name}}}\n\
+                 spec: {{order: {order}, selector: all()}}\n"
+            );
+            let said = backend.run(&format!("apply -f - < {text}"));
+            assert!(said.ends_with("[0]\n"), "{said}");
+        };
+        for (name, order) in
+            [("default.a", 1), ("default.b", 2), ("b", 2), ("default.c", 3), ("c", 4), ("plain", 5)]
+        {
+            policy(name, order);
+        }
+        let mut text = backend.run("datastore migrate-policy-names --dry-run");
+        text += &backend.run("datastore migrate-policy-names");
+        text += &backend.run("datastore migrate-policy-names");
+        text += &backend.run("get gnp -o custom-columns=NAME,ORDER");
+        let info = "apiVersion: projectcalico.org/v3\nkind: ClusterInformation\nmetadata: {name: default}\n\
+                    spec: {calicoVersion: v3.31.2}\n";
+        backend.run(&format!("apply -f - < {info}"));
+        text += &backend.run("datastore migrate-policy-names");
+        text += &backend.run("datastore migrate-policy-names --force --dry-run");
+        insta::assert_snapshot!("policy_names", text);
+    }
+}
+
 /// What a watch shows, line by line; ended when dropped.
 struct Watching {
     child: std::process::Child,

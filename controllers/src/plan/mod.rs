@@ -7,7 +7,7 @@ mod balancers;
 mod handles;
 mod hosts;
 mod nodes;
-pub(crate) mod policies;
+mod policies;
 #[cfg(test)]
 mod tests;
 

@@ -9,7 +9,9 @@ use brindle_config::yaml;
 use brindle_config_core::{
     Kind, ObjectMeta, Resource,
     felix::ClusterInformationSpec,
-    store::{Expect, Store, StoreError, StoreExt as _},
+    names::old_policy_names,
+    policy_names::{self, Step},
+    store::{Entry, Expect, Store, StoreError, StoreExt as _},
 };
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -31,6 +33,20 @@ pub(crate) struct DatastoreArgs {
 enum DatastoreCommand {
     /// Carry everything from one datastore to another.
     Migrate(MigrateArgs),
+    /// Give policies stored as `default.NAME`, by Calico before 3.32, their names.
+    MigratePolicyNames(PolicyNamesArgs),
+}
+
+#[derive(Debug, Args)]
+struct PolicyNamesArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Also while ClusterInformation speaks of a Calico before 3.32, which would not find the new names.
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -76,7 +92,10 @@ const FOREIGN: [Kind; 9] = [
 
 /// Carries a command out.
 pub(crate) fn run(args: &DatastoreArgs, format: Format) -> Result<Outcome> {
-    let DatastoreCommand::Migrate(migrate) = &args.command;
+    let migrate = match &args.command {
+        DatastoreCommand::Migrate(migrate) => migrate,
+        DatastoreCommand::MigratePolicyNames(names) => return policy_names(names, format),
+    };
     match &migrate.command {
         MigrateCommand::Lock(store) => ready(store, false, format),
         MigrateCommand::Unlock(store) => ready(store, true, format),
@@ -229,6 +248,81 @@ fn import(args: &StoreArgs, file: &std::path::Path, format: Format) -> Result<Ou
             Outcome::Ok
         }
     })
+}
+
+/// Gives policies their names. What changed meanwhile is left for the next time, and said.
+fn policy_names(args: &PolicyNamesArgs, format: Format) -> Result<Outcome> {
+    let store = open_url(&url_of(&args.store)?, false)?;
+    let (done, mut left) = block_on(async {
+        if !args.force {
+            may_rename(&*store).await?;
+        }
+        let entries = store.list(&policy_names::KINDS).await.context("cannot read the policies")?.entries;
+        let (steps, mut left) = policy_names::plan(&entries);
+        let mut done = Vec::new();
+        for step in steps {
+            let (from, what) = match &step {
+                Step::Rename { from, to, .. } => (from, format!("{from} is stored as {}", to.name)),
+                Step::DropCopy { key, to, .. } => {
+                    (key, format!("{key} is deleted: {} says the same", to.name))
+                }
+            };
+            let entry = entries.iter().find(|e| e.key == *from);
+            match entry {
+                _ if args.dry_run => done.push(what),
+                Some(entry) if carried_out(&*store, &step, entry).await? => done.push(what),
+                _ => left.push(format!("{from} has changed meanwhile; type it again")),
+            }
+        }
+        Ok((done, left))
+    })?;
+    left.sort();
+    match format {
+        Format::Json => out::json(&json!({ "dryRun": args.dry_run, "done": done, "left": left })),
+        Format::Table => {
+            done.iter().for_each(|d| say!("{d}"));
+            left.iter().for_each(|l| say!("left: {l}"));
+            match (args.dry_run, done.len()) {
+                (true, n) => say!("Dry run: {n} policies would be migrated; nothing was written"),
+                (false, n) => say!("Successfully migrated {n} policies"),
+            }
+        }
+    }
+    Ok(if left.is_empty() { Outcome::Ok } else { Outcome::Degraded })
+}
+
+async fn may_rename(store: &dyn Store) -> Result<()> {
+    let version = match store.get_as::<ClusterInformationSpec>(None, "default").await {
+        Ok(found) => found.resource.spec.calico_version,
+        Err(StoreError::NotFound(_)) => return Ok(()),
+        Err(e) => return Err(e).context("cannot read ClusterInformation(default)"),
+    };
+    if old_policy_names(&version) {
+        bail!(
+            "ClusterInformation(default) says that Calico {version} uses this datastore, which would not find policies \
+             under their new names; upgrade it first, or use --force"
+        );
+    }
+    Ok(())
+}
+
+/// The new one first: whatever interrupts this, the policy is there. `false`: somebody else was faster.
+async fn carried_out(store: &dyn Store, step: &Step, entry: &Entry) -> Result<bool> {
+    let raced = |e: &StoreError| {
+        matches!(e, StoreError::Exists(_) | StoreError::Conflict(_) | StoreError::NotFound(_))
+    };
+    if let Step::Rename { to, .. } = step {
+        match store.put(to, policy_names::renamed(&entry.value, to), Expect::Absent).await {
+            Ok(_) => {}
+            Err(e) if raced(&e) => return Ok(false),
+            Err(e) => return Err(e).with_context(|| format!("cannot write {to}")),
+        }
+    }
+    match store.delete(&entry.key, Expect::Revision(entry.revision)).await {
+        Ok(_) => Ok(true),
+        Err(e) if raced(&e) => Ok(false),
+        Err(e) => Err(e).with_context(|| format!("cannot delete {}", entry.key)),
+    }
 }
 
 /// The three sections, each with empty lines for what is before it.
