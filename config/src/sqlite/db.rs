@@ -93,6 +93,15 @@ pub(super) struct Position {
     pub(super) generation: u64,
 }
 
+/// What happened after a position.
+pub(super) struct Since {
+    pub(super) changes: Vec<Change>,
+    /// The position behind it.
+    pub(super) now: Position,
+    /// There was nothing more when it was read.
+    pub(super) all: bool,
+}
+
 impl Db {
     /// Opens the file; an absent or empty one becomes a database when `create` is set. A small file is checked whole.
     pub(super) fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
@@ -242,9 +251,8 @@ impl Db {
         Ok(Position { revision: from, generation: self.generation })
     }
 
-    /// Changes of `kinds` after `at` (at most one page is read), and the position behind them. An empty result with
-    /// an unchanged position means that there is nothing new.
-    pub(super) fn since(&mut self, kinds: &[Kind], at: Position) -> Result<(Vec<Change>, Position), Failure> {
+    /// Changes of `kinds` after `at` (at most one page is read), and the position behind them.
+    pub(super) fn since(&mut self, kinds: &[Kind], at: Position) -> Result<Since, Failure> {
         if at.generation != self.generation {
             return Err(StoreError::Compacted(at.revision).into());
         }
@@ -273,7 +281,8 @@ impl Db {
             }
         }
         tx.commit()?;
-        Ok((changes, Position { revision: Revision(last), generation: at.generation }))
+        let now = Position { revision: Revision(last), generation: at.generation };
+        Ok(Since { changes, now, all: last == revision })
     }
 
     /// Forgets the history up to now.

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use brindle_config_core::store::Revision;
+use brindle_config_core::{Kind, store::Revision};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use tokio::sync::watch;
 
@@ -85,9 +85,24 @@ fn open_feed(path: &Path) -> io::Result<fs::File> {
     fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
+/// How often something was heard: of whatever others changed, and of this process's own changes by kind.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    others: u64,
+    own: [u64; Kind::ALL.len()],
+}
+
+impl Heard {
+    /// A number that grows with everything that may concern these kinds.
+    pub(super) fn of(&self, kinds: &[Kind]) -> u64 {
+        let own = kinds.iter().filter_map(|k| self.own.get(*k as usize));
+        own.fold(self.others, |sum, n| sum.wrapping_add(*n))
+    }
+}
+
 /// The listening end, shared by all watches of a store. Dropping it ends its thread.
 pub(super) struct Ear {
-    tick: watch::Sender<u64>,
+    tick: watch::Sender<Heard>,
     /// How long to wait for a tick before looking all the same.
     patience: Duration,
     stop: Option<Arc<Stop>>,
@@ -101,7 +116,7 @@ struct Stop {
 impl Ear {
     /// Listens for the bell of `db`. Without inotify (its instances are used up, or there is none) the watches poll.
     pub(super) fn new(db: &Path) -> Self {
-        let tick = watch::Sender::new(0);
+        let tick = watch::Sender::new(Heard { others: 0, own: [0; Kind::ALL.len()] });
         match Self::listen(file_of(db), tick.clone()) {
             Ok(stop) => Self { tick, patience: SLOW_LOOK, stop: Some(stop) },
             Err(e) => {
@@ -114,7 +129,7 @@ impl Ear {
         }
     }
 
-    fn listen(feed: PathBuf, tick: watch::Sender<u64>) -> io::Result<Arc<Stop>> {
+    fn listen(feed: PathBuf, tick: watch::Sender<Heard>) -> io::Result<Arc<Stop>> {
         let mut inotify = Inotify::init()?;
         let watched = add(&mut inotify.watches(), &feed)?;
         let stop = Arc::new(Stop {
@@ -130,13 +145,18 @@ impl Ear {
     }
 
     /// A receiver of ticks; subscribe before reading, so that no change is missed.
-    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Heard> {
         self.tick.subscribe()
     }
 
     /// A change of this process: its own watches need not hear it through the file, nor wait while the feed is paused.
-    pub(super) fn wake(&self) {
-        self.tick.send_modify(|t| *t += 1);
+    /// Those of other kinds read past it with the next signal.
+    pub(super) fn wake(&self, kind: Kind) {
+        self.tick.send_modify(|t| {
+            if let Some(n) = t.own.get_mut(kind as usize) {
+                *n += 1;
+            }
+        });
     }
 
     pub(super) fn patience(&self) -> Duration {
@@ -162,7 +182,7 @@ fn add(watches: &mut Watches, feed: &Path) -> io::Result<WatchDescriptor> {
     watches.add(feed, WatchMask::MODIFY | WatchMask::ATTRIB | WatchMask::MOVE_SELF)
 }
 
-fn listen_loop(inotify: &mut Inotify, feed: &Path, tick: &watch::Sender<u64>, stop: &Stop) {
+fn listen_loop(inotify: &mut Inotify, feed: &Path, tick: &watch::Sender<Heard>, stop: &Stop) {
     let mut buffer = [0u8; 1024];
     let mut pause = DEBOUNCE;
     // An unlinked file that somebody holds open is only reported as a changed link count.
@@ -182,7 +202,7 @@ fn listen_loop(inotify: &mut Inotify, feed: &Path, tick: &watch::Sender<u64>, st
         if gone && !listen_again(feed, stop) {
             return;
         }
-        tick.send_modify(|t| *t += 1);
+        tick.send_modify(|t| t.others += 1);
         thread::sleep(pause);
         // Whatever came during the pause is one signal, and a reason to pause longer next time.
         let more = match inotify.read_events(&mut buffer) {
@@ -195,7 +215,7 @@ fn listen_loop(inotify: &mut Inotify, feed: &Path, tick: &watch::Sender<u64>, st
         }
         pause = if more.is_some() { (pause * 2).min(DEBOUNCE_MAX) } else { DEBOUNCE };
         if more.is_some() {
-            tick.send_modify(|t| *t += 1);
+            tick.send_modify(|t| t.others += 1);
         }
     }
 }

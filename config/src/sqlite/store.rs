@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     db::{Db, Position},
-    feed::{Bell, Ear},
+    feed::{Bell, Ear, Heard},
     worker::Worker,
 };
 
@@ -72,7 +72,7 @@ impl Store for SqliteStore {
     }
 
     fn put<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Revision> {
-        let (key, bell) = (key.clone(), self.bell.clone());
+        let (kind, key, bell) = (key.kind, key.clone(), self.bell.clone());
         Box::pin(async move {
             let revision = self
                 .writer
@@ -83,14 +83,14 @@ impl Store for SqliteStore {
                 })
                 .await?;
             if let Some(ear) = self.ear.get() {
-                ear.wake();
+                ear.wake(kind);
             }
             Ok(revision)
         })
     }
 
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {
-        let (key, bell) = (key.clone(), self.bell.clone());
+        let (kind, key, bell) = (key.kind, key.clone(), self.bell.clone());
         Box::pin(async move {
             let revision = self
                 .writer
@@ -101,7 +101,7 @@ impl Store for SqliteStore {
                 })
                 .await?;
             if let Some(ear) = self.ear.get() {
-                ear.wake();
+                ear.wake(kind);
             }
             Ok(revision)
         })
@@ -117,6 +117,8 @@ impl Store for SqliteStore {
                 reader: self.reader.clone(),
                 kinds: kinds.into(),
                 at,
+                read_all: false,
+                heard: 0,
                 tick,
                 patience,
                 _ear: ear,
@@ -129,7 +131,10 @@ struct SqliteWatch {
     reader: Worker,
     kinds: Arc<[Kind]>,
     at: Position,
-    tick: watch::Receiver<u64>,
+    /// There was nothing more at the last reading, and what was heard before that.
+    read_all: bool,
+    heard: u64,
+    tick: watch::Receiver<Heard>,
     patience: Duration,
     /// Keeps the feed alive.
     _ear: Arc<Ear>,
@@ -139,20 +144,22 @@ impl Watch for SqliteWatch {
     fn next(&mut self) -> StoreFuture<'_, Vec<Change>> {
         Box::pin(async move {
             loop {
-                // Before the read: a signal that comes during it must not be lost.
-                self.tick.mark_unchanged();
-                let (kinds, at) = (self.kinds.clone(), self.at);
-                let (changes, now) = self.reader.run(move |db| db.since(&kinds, at)).await?;
-                let moved = now.revision != self.at.revision;
-                self.at = now;
-                if !changes.is_empty() {
-                    return Ok(changes);
-                }
-                if !moved {
+                if self.read_all {
+                    let (kinds, heard) = (self.kinds.clone(), self.heard);
+                    let signal = async { self.tick.wait_for(|t| t.of(&kinds) != heard).await.map(drop) };
                     // Err: no signal for long. Ok(Err): the feed has ended; then only time is left.
-                    if let Ok(Err(_)) = tokio::time::timeout(self.patience, self.tick.changed()).await {
+                    if let Ok(Err(_)) = tokio::time::timeout(self.patience, signal).await {
                         tokio::time::sleep(self.patience).await;
                     }
+                }
+                // Before the read: a signal that comes during it must not be lost. Nor may a reading that nobody waits for.
+                self.read_all = false;
+                self.heard = self.tick.borrow().of(&self.kinds);
+                let (kinds, at) = (self.kinds.clone(), self.at);
+                let since = self.reader.run(move |db| db.since(&kinds, at)).await?;
+                (self.at, self.read_all) = (since.now, since.all);
+                if !since.changes.is_empty() {
+                    return Ok(since.changes);
                 }
             }
         })
