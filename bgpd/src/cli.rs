@@ -110,7 +110,8 @@ struct RunArgs {
     )]
     config: Option<PathBuf>,
     /// Instead of the file's routerID (and clusterID, if that is the same): one file for many reflectors
-    #[arg(long, env = "BRINDLE_ROUTER_ID", value_name = "ADDR", conflicts_with = "datastore")]
+    #[arg(long, env = "BRINDLE_ROUTER_ID", value_name = "ADDR|hash:NAME", conflicts_with = "datastore",
+        value_parser = router_id)]
     router_id: Option<Ipv4Addr>,
     /// Only look for mistakes in the file, and exit (as `brindle-bgpd check`)
     #[arg(long, requires = "config")]
@@ -312,6 +313,16 @@ fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("cannot write"),
         _ => Ok(()),
+    }
+}
+
+/// An address, or `hash:` and a name: beside the agent of a node, which has the node's address for it (RFC 6286: no two of one
+/// AS may have the same).
+fn router_id(text: &str) -> Result<Ipv4Addr, String> {
+    match text.strip_prefix("hash:") {
+        Some("") => Err("a name must follow hash:".into()),
+        Some(name) => Ok(crate::peers::hashed_router_id(name)),
+        None => text.parse().map_err(|_| "expected an IPv4 address, or hash:NAME".to_owned()),
     }
 }
 

@@ -71,6 +71,12 @@ spec: {{nodeToNodeMeshEnabled: {on}, asNumber: 64512}}
     );
 }
 
+fn pod_address(lab: &Lab, pod: &str) -> IpAddr {
+    let text = lab.exec(pod, &["ip", "-4", "-o", "address", "show", "eth0"]);
+    let word = text.split_whitespace().nth(3).expect("an address");
+    word.split('/').next().and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+}
+
 /// Waits until every node has exactly these sessions, all established.
 fn sessions(lab: &Lab, what: &str, wanted: &[&str]) {
     for node in ["node1", "node2", "node3"] {
@@ -98,14 +104,7 @@ fn from_the_mesh_to_reflectors_and_back_without_a_lost_packet() {
     sessions(&lab, "a full mesh", &NODES);
     let names = ["p1-1", "p2-1", "p3-1"];
     let spaces: Vec<NetNs> = names.iter().map(|p| lab.ns(p)).collect();
-    let addresses: Vec<IpAddr> = names
-        .iter()
-        .map(|p| {
-            let text = lab.exec(p, &["ip", "-4", "-o", "address", "show", "eth0"]);
-            let word = text.split_whitespace().nth(3).expect("an address");
-            word.split('/').next().and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("{text}"))
-        })
-        .collect();
+    let addresses: Vec<IpAddr> = names.iter().map(|p| pod_address(&lab, p)).collect();
     let places: Vec<(&str, &NetNs, IpAddr)> =
         names.iter().zip(&spaces).zip(&addresses).map(|((n, s), a)| (*n, s, *a)).collect();
     let meter = Meter::start(&places);
@@ -156,6 +155,75 @@ spec: {{nodeSelector: \"{from}\", peerSelector: \"has(reflector)\"}}
     sessions(&lab, "a full mesh again", &NODES);
     lab.ping_ok();
 
+    let counts = meter.stop();
+    assert!(counts.len() == 6 && counts.iter().all(|c| c.sent > 500), "{counts:#?}");
+    assert!(counts.iter().all(|c| c.lost == 0), "{counts:#?}");
+    drop(reflectors);
+    lab.down();
+}
+
+/// The reflectors of `deploy/`: in the network of two of the nodes, beside the agents, at another port.
+#[test]
+fn reflectors_at_the_addresses_of_nodes_take_over_from_the_mesh_without_a_lost_packet() {
+    let (lab, _) = Lab::up("rrh", &["--nodes", "3", "--segments", "1", "--pods-per-node", "1"]);
+    sessions(&lab, "a full mesh", &NODES);
+    let names = ["p1-1", "p2-1", "p3-1"];
+    let spaces: Vec<NetNs> = names.iter().map(|p| lab.ns(p)).collect();
+    let addresses: Vec<IpAddr> = names.iter().map(|p| pod_address(&lab, p)).collect();
+    let places: Vec<(&str, &NetNs, IpAddr)> =
+        names.iter().zip(&spaces).zip(&addresses).map(|((n, s), a)| (*n, s, *a)).collect();
+    let meter = Meter::start(&places);
+
+    let recipe =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/reflectors/config.yaml"));
+    let recipe: serde_json::Value = serde_saphyr::from_str(&recipe.expect("it is shipped")).expect("YAML");
+    let mut reflectors = Vec::new();
+    for n in [1, 2] {
+        let socket = lab.dir().join(format!("rr{n}.sock"));
+        let text = recipe["data"]["brindle-bgpd.yaml"].as_str().expect("the file");
+        let text = text.replace("/run/brindle/bgpd.sock", socket.to_str().expect("text"));
+        let file = lab.dir().join(format!("rr{n}.yaml"));
+        std::fs::write(&file, text).expect("the lab has a folder");
+        let log = std::fs::File::create(lab.dir().join(format!("rr{n}.log"))).expect("the lab has a folder");
+        let mut command = Command::new(bin("brindle-bgpd"));
+        command.arg("--config").arg(file).args(["--router-id", &format!("hash:rr-node{n}")]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        reflectors.push(Running::start_in(&lab.ns(&format!("node{n}")), &mut command));
+    }
+    let peer = |n: u8| {
+        format!(
+            "apiVersion: projectcalico.org/v3
+kind: BGPPeer
+metadata: {{name: rr-node{n}}}
+spec: {{peerIP: '10.77.1.{n}:1790', asNumber: 64512}}
+"
+        )
+    };
+    apply(&lab, &format!("{}---\n{}", peer(1), peer(2)));
+    let both = |lab: &Lab, node: &str| {
+        let status = lab.node_status(node);
+        let peers = status["bgp"]["peers"].as_array().cloned().unwrap_or_default();
+        let up = |p: &&serde_json::Value| p["state"] == "Established";
+        (
+            peers.len(),
+            peers.iter().filter(up).filter(|p| p["kind"] == "global").count(),
+            format!("{peers:#?}"),
+        )
+    };
+    for (node, all) in [("node1", 4), ("node2", 4), ("node3", 4)] {
+        wait::until(&format!("{node} has the mesh and both reflectors"), LIMIT, || match both(&lab, node) {
+            (n, 2, _) if n == all => Ok(()),
+            (_, _, peers) => Err(peers),
+        });
+    }
+    mesh(&lab, false);
+    for node in ["node1", "node2", "node3"] {
+        wait::until(&format!("{node} has both reflectors alone"), LIMIT, || match both(&lab, node) {
+            (2, 2, _) => Ok(()),
+            (_, _, peers) => Err(peers),
+        });
+    }
+    lab.ping_ok();
     let counts = meter.stop();
     assert!(counts.len() == 6 && counts.iter().all(|c| c.sent > 500), "{counts:#?}");
     assert!(counts.iter().all(|c| c.lost == 0), "{counts:#?}");

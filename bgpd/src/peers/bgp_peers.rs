@@ -76,7 +76,12 @@ pub(super) fn collect(cx: &Cx<'_>, sessions: &mut Sessions, problems: &mut Vec<P
 fn forward(cx: &Cx<'_>, p: &Peering<'_>, sessions: &mut Sessions, problems: &mut Vec<Problem>) {
     match &p.remote {
         Side::Address(address, port) => {
-            let node = cx.by_address.get(address).and_then(|n| cx.state.nodes.get_key_value(*n));
+            // At another port it is not the node's agent but a speaker beside it, a reflector for example.
+            let node = cx
+                .by_address
+                .get(address)
+                .filter(|n| port.is_none_or(|p| p == cx.port_of(n)))
+                .and_then(|n| cx.state.nodes.get_key_value(*n));
             let asn = p.spec.as_number.expect("parse requires it with peerIP").0;
             let remote = Remote {
                 name: node.map_or(p.name, |(n, _)| n),

@@ -87,7 +87,7 @@ fn build(state: &ClusterState, own: &NodeFacts, plan: &mut Plan, problems: &mut 
     if !peering.is_empty() {
         plan.peering = sessions.pods.into_iter().map(|device| (device, peering.clone())).collect();
     }
-    plan.peers = sessions.by_address.into_values().map(|(peer, _)| peer).collect();
+    plan.peers = sessions.by_end.into_values().map(|(peer, _)| peer).collect();
     plan.imports = routes::imports(state, problems);
     let services = routes::services(state, own, problems);
     plan.routes = routes::local_routes(state, own, &services, problems);
@@ -270,10 +270,10 @@ pub(super) struct Remote<'a> {
     pub(super) node: Option<&'a NodeFacts>,
 }
 
-/// The sessions found so far, one per remote address.
+/// The sessions found so far, one per remote address and port.
 #[derive(Default)]
 pub(super) struct Sessions {
-    by_address: BTreeMap<IpAddr, (PeerConfig, Key)>,
+    by_end: BTreeMap<(IpAddr, u16), (PeerConfig, Key)>,
     /// Devices of the pods here that peer with this node.
     pub(super) pods: BTreeSet<String>,
     /// Peer and gateway.
@@ -284,7 +284,8 @@ impl Sessions {
     pub(super) fn add(&mut self, cx: &Cx<'_>, s: &Settings, r: &Remote<'_>, problems: &mut Vec<Problem>) {
         let mut problem = |what: String| problems.push(Problem { about: s.from.clone(), what });
         let own_ip = cx.own_ip_like(r.address);
-        if own_ip == Some(r.address) {
+        // What listens at another port of ours is somebody else.
+        if own_ip == Some(r.address) && r.port == cx.port_of(&cx.state.me) {
             return;
         }
         if own_ip.is_none() && s.use_node_ip {
@@ -300,9 +301,10 @@ impl Sessions {
             return;
         }
         let peer = session(cx, s, r, own_ip);
-        match self.by_address.get(&r.address) {
+        let end = (r.address, r.port);
+        match self.by_end.get(&end) {
             None => {
-                self.by_address.insert(r.address, (peer, s.from.clone()));
+                self.by_end.insert(end, (peer, s.from.clone()));
                 self.statics.extend(s.reachable_by.map(|gateway| (r.address, gateway)));
             }
             // A BGPPeer to a mesh node replaces the mesh session: it says more.
@@ -490,7 +492,7 @@ fn listen(cx: &Cx<'_>, own: &NodeFacts, peering: &[IpAddr]) -> Vec<SocketAddr> {
 }
 
 /// Calico's `CALICO_ROUTER_ID=hash`, for nodes without IPv4: four bytes of SHA-256, kept below the class E range.
-fn hashed_router_id(name: &str) -> Ipv4Addr {
+pub(crate) fn hashed_router_id(name: &str) -> Ipv4Addr {
     let digest = Sha256::digest(name.as_bytes());
     let [mut a, b, c, d] = [digest[0], digest[1], digest[2], digest[3]];
     if a > 223 {

@@ -156,6 +156,36 @@ fn listen_port_and_bind_mode_are_honoured_for_oneself_and_the_others() {
     assert_eq!(plan.listen, ["0.0.0.0:179".parse().unwrap(), "[::]:179".parse().unwrap()]);
 }
 
+/// The shipped reflectors: `brindle-bgpd` in the network of some nodes, at another port than their agents.
+#[test]
+fn a_speaker_beside_a_nodes_agent_is_another_peer_than_the_agent() {
+    let reflectors = |c: Cluster| {
+        c.with(Kind::BgpPeer, "rr-a", json!({"peerIP": "10.0.0.9:1790", "asNumber": 64512})).with(
+            Kind::BgpPeer,
+            "rr-b",
+            json!({"peerIP": "10.0.0.10:1790", "asNumber": 64512}),
+        )
+    };
+    let plan = reflectors(three()).plan();
+    assert_eq!(
+        summary(&plan),
+        [
+            "mesh c 10.0.0.2:179 as 64512",
+            "global rr-a 10.0.0.9:1790 as 64512",
+            "mesh b 10.0.0.10:179 as 64512",
+            "global rr-b 10.0.0.10:1790 as 64512",
+        ],
+        "{}",
+        problems(&plan)
+    );
+    assert!(plan.peers.iter().filter(|p| p.port == 1790).all(|p| !p.passive), "reflectors wait for nodes");
+    let plan = reflectors(three().defaults(json!({"nodeToNodeMeshEnabled": false}))).plan();
+    assert_eq!(summary(&plan).len(), 2);
+    // A node that listens there itself is meant.
+    let plan = reflectors(three().defaults(json!({"listenPort": 1790}))).plan();
+    assert_eq!(summary(&plan).len(), 2, "{:?}", summary(&plan));
+}
+
 #[test]
 fn both_families_peer_separately_and_a_node_without_ipv4_has_a_stable_router_id() {
     let both = |ip4: &str, ip6: &str| json!({"bgp": {"ipv4Address": ip4, "ipv6Address": ip6}});

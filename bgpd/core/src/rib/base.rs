@@ -218,7 +218,7 @@ impl Rib {
 
     /// A session is established: its neighbor is told everything, and routes of it are welcome.
     pub fn peer_up(&mut self, peer: &RibPeer) {
-        self.next_hops.add_own(peer.local_address);
+        self.next_hops.add_own(peer.local_address, peer.local_address == peer.address);
         self.set_source(peer);
         self.set_import(peer);
         let eor = !self.deferred;
@@ -285,7 +285,7 @@ impl Rib {
     /// The session ended. Routes of families in `keep` become stale, the others go; returns how many were kept. Those
     /// already stale have had their time (RFC 4724 section 4.2), except in families in `again` (RFC 9494).
     pub fn peer_down(&mut self, peer: &RibPeer, keep: PerFamily<bool>, again: PerFamily<bool>) -> usize {
-        self.next_hops.remove_own(peer.local_address);
+        self.next_hops.remove_own(peer.local_address, peer.local_address == peer.address);
         let (v4, v6, mut cx) = self.split();
         v4.groups.remove(peer.id);
         v6.groups.remove(peer.id);

@@ -69,6 +69,8 @@ pub struct NextHops {
     /// ... and is to be asked about.
     ask: Vec<IpAddr>,
     own: BTreeMap<IpAddr, u32>,
+    /// Addresses of ours that a neighbor has too, and in how many sessions.
+    beside: BTreeMap<IpAddr, u32>,
 }
 
 impl NextHops {
@@ -133,23 +135,26 @@ impl NextHops {
         self.asked.iter().any(|a| !devices.contains_key(a) && self.cost(*a).is_some())
     }
 
-    /// A session uses this address of ours.
-    pub fn add_own(&mut self, address: IpAddr) {
-        *self.own.entry(address).or_default() += 1;
+    /// A session uses this address of ours. `beside`: so does its neighbor, a speaker on this machine.
+    pub fn add_own(&mut self, address: IpAddr, beside: bool) {
+        let set = if beside { &mut self.beside } else { &mut self.own };
+        *set.entry(address).or_default() += 1;
     }
 
     /// It no longer does.
-    pub fn remove_own(&mut self, address: IpAddr) {
-        if let Some(n) = self.own.get_mut(&address) {
+    pub fn remove_own(&mut self, address: IpAddr, beside: bool) {
+        let set = if beside { &mut self.beside } else { &mut self.own };
+        if let Some(n) = set.get_mut(&address) {
             *n -= 1;
             if *n == 0 {
-                self.own.remove(&address);
+                set.remove(&address);
             }
         }
     }
 
-    /// Whether it is one of ours: a route may not lead to ourselves.
+    /// Whether it is one of ours: a route may not lead to ourselves. An address shared with a neighbor is where that
+    /// neighbor's routes lead: the agent of the node whose address a reflector has.
     pub fn is_own(&self, address: IpAddr) -> bool {
-        self.own.contains_key(&address)
+        self.own.contains_key(&address) && !self.beside.contains_key(&address)
     }
 }

@@ -282,7 +282,9 @@ impl Speaker {
             .into_iter()
             .flatten()
             .filter_map(|id| self.peers.get(id))
-            .find(|p| p.fsm.config().local_address.is_none_or(|a| a == at));
+            .filter(|p| p.fsm.config().local_address.is_none_or(|a| a == at))
+            // Of several speakers at one address it is the one that is waited for; the others are connected to.
+            .min_by_key(|p| !p.fsm.config().passive);
         let known = peer.map(|p| p.id);
         let id = match known {
             _ if self.stopped => Err("shutting down"),
