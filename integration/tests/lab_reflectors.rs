@@ -77,6 +77,23 @@ fn pod_address(lab: &Lab, pod: &str) -> IpAddr {
     word.split('/').next().and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("{text}"))
 }
 
+/// Traffic between the pods of all three nodes, counted.
+fn metered(lab: &Lab) -> Meter {
+    let names = ["p1-1", "p2-1", "p3-1"];
+    let spaces: Vec<NetNs> = names.iter().map(|p| lab.ns(p)).collect();
+    let addresses: Vec<IpAddr> = names.iter().map(|p| pod_address(lab, p)).collect();
+    let places: Vec<(&str, &NetNs, IpAddr)> =
+        names.iter().zip(&spaces).zip(&addresses).map(|((n, s), a)| (*n, s, *a)).collect();
+    Meter::start(&places)
+}
+
+/// What the traffic came to: nothing was lost.
+fn nothing_lost(meter: Meter) {
+    let counts = meter.stop();
+    assert!(counts.len() == 6 && counts.iter().all(|c| c.sent > 500), "{counts:#?}");
+    assert!(counts.iter().all(|c| c.lost == 0), "{counts:#?}");
+}
+
 /// Waits until every node has exactly these sessions, all established.
 fn sessions(lab: &Lab, what: &str, wanted: &[&str]) {
     for node in ["node1", "node2", "node3"] {
@@ -102,12 +119,7 @@ const REFLECTORS: [&str; 2] = ["10.77.1.101", "10.77.1.102"];
 fn from_the_mesh_to_reflectors_and_back_without_a_lost_packet() {
     let (lab, _) = Lab::up("rr", &["--nodes", "3", "--segments", "1", "--pods-per-node", "1"]);
     sessions(&lab, "a full mesh", &NODES);
-    let names = ["p1-1", "p2-1", "p3-1"];
-    let spaces: Vec<NetNs> = names.iter().map(|p| lab.ns(p)).collect();
-    let addresses: Vec<IpAddr> = names.iter().map(|p| pod_address(&lab, p)).collect();
-    let places: Vec<(&str, &NetNs, IpAddr)> =
-        names.iter().zip(&spaces).zip(&addresses).map(|((n, s), a)| (*n, s, *a)).collect();
-    let meter = Meter::start(&places);
+    let meter = metered(&lab);
 
     // The reflectors join: nodes of the cluster with a label and a cluster id each.
     for n in [1, 2] {
@@ -155,9 +167,7 @@ spec: {{nodeSelector: \"{from}\", peerSelector: \"has(reflector)\"}}
     sessions(&lab, "a full mesh again", &NODES);
     lab.ping_ok();
 
-    let counts = meter.stop();
-    assert!(counts.len() == 6 && counts.iter().all(|c| c.sent > 500), "{counts:#?}");
-    assert!(counts.iter().all(|c| c.lost == 0), "{counts:#?}");
+    nothing_lost(meter);
     drop(reflectors);
     lab.down();
 }
@@ -167,12 +177,7 @@ spec: {{nodeSelector: \"{from}\", peerSelector: \"has(reflector)\"}}
 fn reflectors_at_the_addresses_of_nodes_take_over_from_the_mesh_without_a_lost_packet() {
     let (lab, _) = Lab::up("rrh", &["--nodes", "3", "--segments", "1", "--pods-per-node", "1"]);
     sessions(&lab, "a full mesh", &NODES);
-    let names = ["p1-1", "p2-1", "p3-1"];
-    let spaces: Vec<NetNs> = names.iter().map(|p| lab.ns(p)).collect();
-    let addresses: Vec<IpAddr> = names.iter().map(|p| pod_address(&lab, p)).collect();
-    let places: Vec<(&str, &NetNs, IpAddr)> =
-        names.iter().zip(&spaces).zip(&addresses).map(|((n, s), a)| (*n, s, *a)).collect();
-    let meter = Meter::start(&places);
+    let meter = metered(&lab);
 
     let recipe =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/reflectors/config.yaml"));
@@ -224,9 +229,7 @@ spec: {{peerIP: '10.77.1.{n}:1790', asNumber: 64512}}
         });
     }
     lab.ping_ok();
-    let counts = meter.stop();
-    assert!(counts.len() == 6 && counts.iter().all(|c| c.sent > 500), "{counts:#?}");
-    assert!(counts.iter().all(|c| c.lost == 0), "{counts:#?}");
+    nothing_lost(meter);
     drop(reflectors);
     lab.down();
 }
