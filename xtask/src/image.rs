@@ -60,8 +60,9 @@ const TOOLS: [(&str, &[&str]); 4] = [
     ("nft", &[]),
 ];
 
-/// Plugins of Debian that `install-cni` puts on nodes without them, from the folder it looks in.
-const PLUGINS: [&str; 5] = ["loopback", "portmap", "bandwidth", "tuning", "host-local"];
+/// Plugins of Debian that `install-cni` puts on nodes without them, from the folder it looks in: those that runtimes and the
+/// built-in conflist call. Each has 2.5 MiB; what else a conflist may name is the node's to have.
+const PLUGINS: [&str; 2] = ["loopback", "portmap"];
 const PLUGIN_DIR: &str = "/usr/lib/cni";
 
 /// `cargo xtask image [--debug]`.
