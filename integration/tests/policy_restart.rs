@@ -56,7 +56,8 @@ fn servers(ns: &NetNs, address: IpAddr) -> (UdpSocket, TcpListener) {
         let udp = UdpSocket::bind((address, PORT)).expect("the port is free");
         udp.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout can be set");
         // Room for all that is sent, so that nothing is lost to a reader the machine lets wait.
-        nix::sys::socket::setsockopt(&udp, nix::sys::socket::sockopt::RcvBufForce, &(64 << 20)).expect("we are root");
+        nix::sys::socket::setsockopt(&udp, nix::sys::socket::sockopt::RcvBufForce, &(64 << 20))
+            .expect("we are root");
         let tcp = TcpListener::bind((address, PORT)).expect("the port is free");
         tcp.set_nonblocking(true).expect("it can be");
         (udp, tcp)

@@ -519,9 +519,13 @@ impl Driver {
     fn clear_others(&mut self) -> Result<(), DriveError> {
         let Some(mode) = self.mode else { return Ok(()) };
         for family in self.families.clone() {
-            if mode != Mode::Nft && self.nf.nft_list(ip(family), nft::TABLE).ok().flatten().is_some() {
+            if mode != Mode::Nft
+                && let Some(json) = self.nf.nft_list(ip(family), nft::TABLE).ok().flatten()
+            {
                 self.counters.nft_writes += 1;
-                self.nf.nft(&format!("delete table {} {}\n", nft::family(family), nft::TABLE))?;
+                for input in nft_plan::removal(family, &json)?.iter().filter(|i| !i.is_empty()) {
+                    self.nf.nft(input)?;
+                }
                 tracing::info!(family = nft::family(family), "rules of the former back end nftables removed");
             }
             for variant in [Variant::Legacy, Variant::Nft] {

@@ -92,6 +92,8 @@ struct Object {
 #[derive(Deserialize)]
 struct NamedObject {
     name: String,
+    /// Only a chain that packets begin in has one.
+    hook: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -134,6 +136,19 @@ pub fn parse(json: Option<&str>) -> Result<Actual, ListError> {
     Ok(out)
 }
 
+/// Two transactions that remove the table of which this was read. Chains at hooks go first: a packet that is under way
+/// in the rest of the table would no longer find the elements of its maps in the moment in which these go.
+pub fn removal(family: Family, json: &str) -> Result<[String; 2], ListError> {
+    let all: Listing = serde_json::from_str(json)?;
+    let (fam, table) = (nft::family(family), nft::TABLE);
+    let mut first = String::new();
+    for c in all.nftables.into_iter().filter_map(|o| o.chain).filter(|c| c.hook.is_some()) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(first, "flush chain {fam} {table} {0}\ndelete chain {fam} {table} {0}", c.name);
+    }
+    Ok([first, format!("delete table {fam} {table}\n")])
+}
+
 fn members(set: &Value) -> Option<(SetKind, BTreeSet<Member>)> {
     let kind = match set.get("type")? {
         Value::String(_) => SetKind::Net,
@@ -165,8 +180,10 @@ fn members(set: &Value) -> Option<(SetKind, BTreeSet<Member>)> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NftPlan {
     pub input: String,
-    /// Members that come after it in a transaction of their own: what the first one brought is met by no packet before.
-    /// The `nft` tool reads the members of all sets before it changes one; alone they need no such tool.
+    /// What comes after it in a transaction of its own: what the first one brought is met by no packet before. Members
+    /// alone need no `nft` tool, which reads the members of all sets before it changes one. And the kernel gives the
+    /// rules of a transaction to packets a moment before it has filled the transaction's sets of networks: a packet
+    /// that met both would find them empty.
     pub late: String,
     pub written: usize,
     pub removed: usize,
@@ -218,7 +235,9 @@ pub fn plan(
 ) -> NftPlan {
     let (fam, table) = (nft::family(family), nft::TABLE);
     let mut out = NftPlan::default();
-    let (mut input, mut members_of) = (String::new(), String::new());
+    // What nothing in force refers to yet, and what packets meet.
+    let (mut input, mut met) = (String::new(), String::new());
+    let (mut new_members, mut members_of) = (String::new(), String::new());
     // Writing to a String cannot fail.
     if !(actual.exists || wanted.chains.is_empty() && sets.is_empty()) {
         let _ = writeln!(input, "add table {fam} {table}");
@@ -228,8 +247,8 @@ pub fn plan(
     let none = BTreeSet::new();
     for (name, want) in sets.iter().filter(|(name, _)| only.is_none_or(|o| o.contains(*name))) {
         let members = disjoint(&want.members);
-        let have = match actual.sets.get(name) {
-            Some(Some((kind, have))) if *kind == want.kind => have,
+        let (have, lines) = match actual.sets.get(name) {
+            Some(Some((kind, have))) if *kind == want.kind => (have, &mut members_of),
             other => {
                 if other.is_some() {
                     // A set of another form: every chain may refer to it, so all are written again around it.
@@ -241,14 +260,14 @@ pub fn plan(
                 };
                 let _ = writeln!(input, "add set {fam} {table} {name} {{ {form} }}");
                 out.after.sets.insert(name.clone(), Some((want.kind, BTreeSet::new())));
-                &none
+                (&none, &mut new_members)
             }
         };
         // Away first: a network may make room for one that covers it.
         let gone: Vec<&Member> = have.difference(&members).collect();
         let new: Vec<&Member> = members.difference(have).collect();
-        elements(&mut members_of, "delete", fam, name, &gone);
-        elements(&mut members_of, "add", fam, name, &new);
+        elements(lines, "delete", fam, name, &gone);
+        elements(lines, "add", fam, name, &new);
         out.deleted += gone.len();
         out.added += new.len();
         if !(gone.is_empty() && new.is_empty()) {
@@ -265,10 +284,10 @@ pub fn plan(
         match (actual.chains.contains_key(*name), wanted.bases.get(*name)) {
             (true, _) => {
                 out.removes = true;
-                let _ = writeln!(input, "flush chain {fam} {table} {name}");
+                let _ = writeln!(met, "flush chain {fam} {table} {name}");
             }
             (false, Some(base)) => {
-                let _ = writeln!(input, "add chain {fam} {table} {name} {{ {base} }}");
+                let _ = writeln!(met, "add chain {fam} {table} {name} {{ {base} }}");
             }
             (false, None) => {
                 let _ = writeln!(input, "add chain {fam} {table} {name}");
@@ -279,8 +298,10 @@ pub fn plan(
         let none = BTreeMap::new();
         let have = actual.maps.get(name).unwrap_or(&none);
         let mut after = map.elements.clone();
+        let mut lines = &mut members_of;
         if !actual.maps.contains_key(name) {
             let _ = writeln!(input, "add map {fam} {table} {name} {{ type ifname : verdict; }}");
+            lines = &mut new_members;
         }
         for (dev, chain) in have.iter().filter(|(d, c)| map.elements.get(*d) != Some(c)) {
             if leftovers == Leftovers::Keep && !map.elements.contains_key(dev) {
@@ -288,12 +309,12 @@ pub fn plan(
                 after.insert(dev.clone(), chain.clone());
                 continue;
             }
-            let _ = writeln!(members_of, "delete element {fam} {table} {name} {{ \"{dev}\" }}");
+            let _ = writeln!(lines, "delete element {fam} {table} {name} {{ \"{dev}\" }}");
             out.deleted += 1;
             out.removes = true;
         }
         for (dev, chain) in map.elements.iter().filter(|(d, c)| have.get(*d) != Some(c)) {
-            let _ = writeln!(members_of, "add element {fam} {table} {name} {{ \"{dev}\" : goto {chain} }}");
+            let _ = writeln!(lines, "add element {fam} {table} {name} {{ \"{dev}\" : goto {chain} }}");
             out.added += 1;
         }
         out.after.maps.insert(name.clone(), Some(after));
@@ -303,18 +324,24 @@ pub fn plan(
     let maps: Vec<&String> = actual.maps.keys().filter(|n| !wanted.maps.contains_key(*n)).collect();
     let old_sets: Vec<&String> = actual.sets.keys().filter(|n| !sets.contains_key(*n)).collect();
     let any = !(gone.is_empty() && maps.is_empty() && old_sets.is_empty());
-    // New chains are met only through a map's new elements, unless one is at a hook.
-    let hooked = changed.iter().any(|(name, _)| wanted.bases.contains_key(*name));
     let removes = out.removes || any && leftovers == Leftovers::Remove;
-    if actual.exists && !removes && !hooked && !input.is_empty() {
-        out.late = members_of;
-    } else {
-        input.push_str(&members_of);
-    }
+    let (mut new_rules, mut rules) = (String::new(), String::new());
     for (name, text) in &changed {
+        let known = actual.chains.contains_key(*name) || wanted.bases.contains_key(*name);
+        let lines = if known { &mut rules } else { &mut new_rules };
         for line in &text.lines {
-            let _ = writeln!(input, "add rule {fam} {table} {name} {line}");
+            let _ = writeln!(lines, "add rule {fam} {table} {name} {line}");
         }
+    }
+    // New chains are met only through a map's new elements, unless one is at a hook or another is written again.
+    if met.is_empty() && actual.exists && !removes && !input.is_empty() {
+        input.push_str(&new_rules);
+        out.late = new_members + &members_of;
+    } else if met.is_empty() || new_members.is_empty() {
+        input = input + &met + &new_members + &members_of + &new_rules + &rules;
+    } else {
+        input = input + &new_members + &new_rules;
+        out.late = met + &members_of + &rules;
     }
     out.written = changed.len();
     // Rules, then maps and chains, then sets.
@@ -325,26 +352,27 @@ pub fn plan(
         out.after.chains.extend(gone.iter().map(|n| ((*n).clone(), None)));
         out.after.maps.extend(maps.iter().map(|n| ((*n).clone(), None)));
         out.after.sets.extend(old_sets.iter().map(|n| ((*n).clone(), None)));
+        let last = if out.late.is_empty() { &mut input } else { &mut out.late };
         for name in &gone {
-            let _ = writeln!(input, "flush chain {fam} {table} {name}");
+            let _ = writeln!(last, "flush chain {fam} {table} {name}");
         }
         for name in maps {
-            let _ = writeln!(input, "delete map {fam} {table} {name}");
+            let _ = writeln!(last, "delete map {fam} {table} {name}");
         }
         for name in &gone {
-            let _ = writeln!(input, "delete chain {fam} {table} {name}");
+            let _ = writeln!(last, "delete chain {fam} {table} {name}");
         }
         for name in &old_sets {
-            let _ = writeln!(input, "delete set {fam} {table} {name}");
+            let _ = writeln!(last, "delete set {fam} {table} {name}");
         }
         out.removed = gone.len() + old_sets.len();
     }
     if !again.is_empty() {
         // Atomic all the same: the table goes and comes back in one transaction.
         let fresh = plan(family, wanted, sets, &Actual::default(), Leftovers::Remove, None);
-        let input = format!("delete table {fam} {table}\n{}", fresh.input);
+        let input = format!("delete table {fam} {table}\n{}{}", fresh.input, fresh.late);
         let after = After { anew: true, ..fresh.after };
-        return NftPlan { input, removes: true, after, ..fresh };
+        return NftPlan { input, late: String::new(), removes: true, after, ..fresh };
     }
     out.input = input;
     out
@@ -434,11 +462,55 @@ mod tests {
     fn from_nothing_in_an_order_without_forward_references_and_then_nothing() {
         let (wanted, sets) = example();
         let p = plan(Family::V4, &wanted, &sets, &Actual::default(), Leftovers::Remove, None);
-        insta::assert_snapshot!(p.input);
+        insta::assert_snapshot!(format!("{}# then\n{}", p.input, p.late));
         let mut have = Actual::default();
         p.assume(&mut have);
         let again = plan(Family::V4, &wanted, &sets, &have, Leftovers::Remove, None);
         assert_eq!((&*again.input, again.left), ("", false));
+    }
+
+    /// The kernel shows rules to packets before it has filled the sets of networks of the same transaction.
+    #[test]
+    fn no_packet_meets_a_set_before_its_members() {
+        let (wanted, sets) = example();
+        let p = plan(Family::V4, &wanted, &sets, &Actual::default(), Leftovers::Remove, None);
+        assert!(p.input.contains("add element ip brindle brindle4-a") && !p.input.contains("hook"), "{p:?}");
+        assert!(p.late.contains("hook forward") && !p.late.contains("add element"), "{p:?}");
+        // A chain in force that is to ask a new set, and a set nobody asks any more.
+        let have = carried_out(&wanted, &sets);
+        let (mut more, mut more_sets) = (wanted, sets);
+        let name = "filter-brindle-fw-cali1";
+        let lines = vec!["ip saddr @brindle4-b accept".into()];
+        let text = Text { name: name.into(), lines, tags: vec!["t".into()], loose: 0 };
+        more.chains.insert(name.into(), Arc::new(text));
+        let set = more_sets.remove("brindle4-a").unwrap();
+        more_sets.insert("brindle4-b".into(), set);
+        let p = plan(Family::V4, &more, &more_sets, &have, Leftovers::Remove, None);
+        assert_eq!(
+            p.input,
+            "add set ip brindle brindle4-b { type ipv4_addr; flags interval; }\n\
+             add element ip brindle brindle4-b { 10.0.0.1, 10.1.0.0/16 }\n"
+        );
+        assert_eq!(
+            p.late,
+            format!(
+                "flush chain ip brindle {name}\nadd rule ip brindle {name} ip saddr @brindle4-b accept\n\
+                 delete set ip brindle brindle4-a\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_table_is_unhooked_before_it_goes() {
+        let json = r#"{"nftables": [{"table": {"name": "brindle"}}, {"chain": {"name": "filter-FORWARD",
+            "hook": "forward", "prio": 0}}, {"chain": {"name": "filter-brindle-from-wl"}}]}"#;
+        let [first, then] = removal(Family::V6, json).unwrap();
+        assert_eq!(
+            first,
+            "flush chain ip6 brindle filter-FORWARD\ndelete chain ip6 brindle filter-FORWARD\n"
+        );
+        assert_eq!(then, "delete table ip6 brindle\n");
+        assert!(removal(Family::V4, "{").is_err());
     }
 
     #[test]

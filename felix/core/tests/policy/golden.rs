@@ -177,7 +177,8 @@ fn nftables(family: Family) -> String {
     let layout = layout(family, true);
     let wanted = layout.nft(family, &mut TextCache::default());
     let none = nft_plan::Actual::default();
-    nft_plan::plan(family, &wanted, &layout.sets, &none, Leftovers::Remove, None).input
+    let plan = nft_plan::plan(family, &wanted, &layout.sets, &none, Leftovers::Remove, None);
+    format!("{}# Met by packets from here on.\n{}", plan.input, plan.late)
 }
 
 #[test]
