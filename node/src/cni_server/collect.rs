@@ -82,11 +82,7 @@ impl Service {
     }
 
     async fn collect_endpoint(&self, network: &str, spec: &WorkloadEndpointSpec) -> Result<(), Refused> {
-        let mut a = attachment(network, &spec.container_id, &spec.endpoint);
-        if !spec.pod.is_empty() {
-            // Found by its container; the pod's name would lead to its next sandbox too.
-            a.pod = None;
-        }
+        let a = of_endpoint(network, spec);
         let _turn = self.turn(&a).await;
         tracing::info!(container = %a.container_id, cause = "GC: no valid attachment", "attachment collected");
         self.forget(&a, false, None).await
@@ -112,6 +108,11 @@ impl Service {
         }
         Ok(handles)
     }
+}
+
+/// The attachment an endpoint is of: found by its container, for the pod's name would lead to its next sandbox too.
+pub(super) fn of_endpoint(network: &str, spec: &WorkloadEndpointSpec) -> Attachment {
+    attachment(network, &spec.container_id, &spec.endpoint)
 }
 
 fn attachment(network: &str, container_id: &str, ifname: &str) -> Attachment {

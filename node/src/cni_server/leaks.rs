@@ -26,7 +26,7 @@ use brindle_kernel::netlink::{RouteFilter, Rtnl};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{endpoint::NETWORK, history::Event, now, refused::Refused, service::Service};
+use super::{endpoint::NETWORK, ghosts::Known, history::Event, now, refused::Refused, service::Service};
 
 /// Name of the report below the state folder.
 const REPORT: &str = "ipam-leaks.json";
@@ -92,6 +92,9 @@ impl Service {
         self.unlocked().await?;
         self.until_followed().await;
         let evidence = self.evidence(&args.cni_cache, Sight::Followed).await?;
+        let known = evidence.attachments.clone().zip(evidence.kernel.clone());
+        let known = known.map(|(attachments, kernel)| Known { attachments, kernel });
+        self.look_for_ghosts(known, args).await?;
         let blocks = self.blocks().await?;
         let found = collector.look(&blocks, &evidence, args.ipam_gc_grace, now());
         for leak in &found.leaks {
@@ -161,6 +164,16 @@ impl Service {
         })
     }
 
+    /// What runtime and kernel know now, if both are heard.
+    pub(super) async fn known(&self, cache: &Path) -> Option<Known> {
+        let (cache, prefixes) = (cache.to_owned(), self.known_prefixes());
+        let heard = tokio::task::spawn_blocking(move || (attachments(&cache), routes(&prefixes))).await;
+        match heard {
+            Ok((Some(attachments), Some(kernel))) => Some(Known { attachments, kernel }),
+            _ => None,
+        }
+    }
+
     /// At its start an agent reads everything anyway; there is no hurry to read it once more beside that.
     async fn until_followed(&self) {
         let kinds = [Kind::Node, Kind::WorkloadEndpoint, Kind::IpamBlock];
@@ -202,7 +215,7 @@ fn witness(entry: &Entry, endpoints: &mut BTreeMap<IpAddr, BTreeSet<String>>) {
     }
 }
 
-fn handle(network: &str, container_id: &str, ifname: &str) -> String {
+pub(super) fn handle(network: &str, container_id: &str, ifname: &str) -> String {
     Attachment {
         container_id: container_id.to_owned(),
         ifname: ifname.to_owned(),

@@ -13,6 +13,7 @@ mod collect;
 mod dataplane;
 mod device;
 mod endpoint;
+mod ghosts;
 mod history;
 mod leaks;
 mod pause;

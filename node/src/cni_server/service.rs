@@ -30,6 +30,7 @@ use super::{
     claims::{Caller, Claims},
     device::Deletions,
     endpoint::{Announced, Checked, Made},
+    ghosts::Ghosts,
     history::History,
     refused::Refused,
 };
@@ -60,6 +61,7 @@ pub(super) struct Service {
     pub(super) claims: Claims,
     /// One lock per container with calls under way.
     busy: StdMutex<BTreeMap<String, Weak<Mutex<()>>>>,
+    ghosts: StdMutex<Ghosts>,
     /// What STATUS was refused with last; empty when it was not.
     status_said: StdMutex<String>,
 }
@@ -83,6 +85,7 @@ impl Service {
             knows_more: AtomicBool::new(false),
             claims: Claims::default(),
             busy: StdMutex::new(BTreeMap::new()),
+            ghosts: StdMutex::default(),
             status_said: StdMutex::default(),
         }
     }
@@ -356,6 +359,11 @@ impl Service {
     }
 
     /// Waits until no other call works on this container.
+    pub(super) fn ghosts(&self) -> std::sync::MutexGuard<'_, Ghosts> {
+        // Replaced whole, so a panic leaves it usable.
+        self.ghosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) async fn turn(&self, a: &Attachment) -> OwnedMutexGuard<()> {
         self.turn_of(&a.container_id).await
     }

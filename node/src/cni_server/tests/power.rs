@@ -5,8 +5,8 @@
 //! - of a checkpoint only half the pages written.
 //!
 //! What was running comes again, in its old sandbox or a new one, beside pods that are new. No address may then be two
-//! pods', none that is used may be free, and what is in use at the end without a container must be found: endpoints by the
-//! runtime's GC, addresses by the collector.
+//! pods', none that is used may be free, and what is left at the end without a container, endpoint or address, must be found
+//! by the collector.
 //!
 //! What must hold of a disk: what was synced before a write was begun is there if the write is.
 
@@ -417,19 +417,21 @@ async fn survives(files: &Files, truth: &Truth, away: bool) {
         node.service.replay().await;
     }
     node.sound().await;
-    // What it runs, it says in a GC: an endpoint may be back although its DEL was answered, and speaks for its address.
-    let valid =
-        |a: &Attachment| ValidAttachment { container_id: a.container_id.clone(), ifname: a.ifname.clone() };
-    let valid = new.iter().map(valid).collect();
-    let gc = Call::Gc { network: "net".into(), valid, dry_run: false };
-    let caller = Caller { connection: u64::MAX, was_given: false };
-    assert_eq!(node.service.call(gc, caller).await, Reply::Deleted);
+    // An endpoint may be back although its DEL was answered, and speaks for its address: nobody will ask for a second DEL.
+    // What the runtime runs is in its cache.
+    for a in &new {
+        let cached =
+            serde_json::json!({"networkName": "net", "containerId": a.container_id, "ifName": a.ifname});
+        fs::write(node.leaks.cni_cache.join(format!("net-{}-eth0", a.container_id)), cached.to_string())
+            .unwrap();
+    }
+    let mut collector = Collector::default();
+    node.service.look_for_leaks(&mut collector, &node.leaks).await.unwrap();
     let recorded = node.sound().await;
     if !away {
         assert_eq!(recorded, new.len(), "each has its endpoint");
     }
     // The collector frees nothing of theirs.
-    let mut collector = Collector::default();
     for _ in 0..2 {
         node.service.look_for_leaks(&mut collector, &node.leaks).await.unwrap();
     }
