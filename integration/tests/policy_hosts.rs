@@ -129,6 +129,35 @@ fn on(name: &str, more: Value) -> Value {
     gnp(name, spec)
 }
 
+/// A failsafe port is one of the host's own: what is forwarded to such a port passes the policy before DNAT and the
+/// untracked one by it, but not the policy for forwarded traffic.
+fn failsafe_ports_of_what_is_forwarded(back_end: BackEnd) {
+    let mut h = Hosts::new(back_end);
+    let ssh = Probe::Tcp(22);
+    let early = |flag: &str| {
+        let mut spec = json!({"applyOnForward": true, "types": ["Ingress"], "ingress": [{"action": "Deny"}]});
+        spec[flag] = true.into();
+        on("early", spec)
+    };
+    let forward =
+        |rules: Value| on("forward", json!({"applyOnForward": true, "types": ["Ingress"], "ingress": rules}));
+    for flag in ["preDNAT", "doNotTrack"] {
+        for family in 0..2 {
+            h.set([open(), early(flag)]);
+            h.expect_of(family, "out1", "ns1/p1", ssh, true);
+            h.expect_of(family, "out1", "ns1/p1", TCP80, false);
+            h.set([open(), early(flag), forward(json!([{"action": "Deny"}]))]);
+            h.expect_of(family, "out1", "ns1/p1", ssh, false);
+            h.expect_of(family, "out1", "host", ssh, true);
+            h.expect_of(family, "out2", "ns1/p1", ssh, true);
+            h.set([open(), early(flag), forward(json!([{"action": "Allow"}]))]);
+            h.expect_of(family, "out1", "ns1/p1", ssh, true);
+            h.expect_of(family, "out1", "ns1/p1", TCP80, false);
+        }
+    }
+    assert_eq!(h.0.policy().problems, Vec::<String>::new());
+}
+
 fn run(back_end: BackEnd) {
     let mut h = Hosts::new(back_end);
     h.set([open()]);
@@ -224,6 +253,21 @@ fn failsafe_ports_find_their_neighbours_with_iptables_nft() {
 #[test]
 fn failsafe_ports_find_their_neighbours_with_nftables() {
     failsafe_ports(BackEnd::Nftables);
+}
+
+#[test]
+fn forwarded_policy_of_failsafe_ports_with_iptables_legacy() {
+    failsafe_ports_of_what_is_forwarded(BackEnd::Legacy);
+}
+
+#[test]
+fn forwarded_policy_of_failsafe_ports_with_iptables_nft() {
+    failsafe_ports_of_what_is_forwarded(BackEnd::Nft);
+}
+
+#[test]
+fn forwarded_policy_of_failsafe_ports_with_nftables() {
+    failsafe_ports_of_what_is_forwarded(BackEnd::Nftables);
 }
 
 #[test]

@@ -234,7 +234,9 @@ impl<'a> Asked<'a> {
         self.forwarded(hep, Direction::Ingress)
     }
 
-    /// Untracked and pre-DNAT policy; what it allows no later host policy looks at. `own`: the host is an end of the flow.
+    /// Untracked and pre-DNAT policy; what it allows no later host policy looks at. `own`: the host is an end of the
+    /// flow, so that its failsafe ports are open for good; for what is forwarded to such a port these policies alone are
+    /// left out, and the policy for forwarded traffic decides.
     fn early(
         &mut self,
         id: &EndpointId,
@@ -244,12 +246,15 @@ impl<'a> Asked<'a> {
         own: bool,
     ) -> Option<bool> {
         let pre_dnat: &[EndpointTier] = if direction == Direction::Ingress { &host.pre_dnat } else { &[] };
-        for tiers in [host.untracked.as_slice(), pre_dnat] {
+        for (tiers, untracked) in [(host.untracked.as_slice(), true), (pre_dnat, false)] {
             if tiers.is_empty() || e.closed.is_some() {
                 continue;
             }
             if let Some(reason) = self.failsafe(direction, own) {
-                return Some(self.say(Some(id), direction, true, reason));
+                return own.then(|| self.say(Some(id), direction, true, reason));
+            }
+            if untracked && self.failsafe_answer(direction) {
+                continue;
             }
             if let Outcome::Decided(allowed, reason) = self.tiers(tiers, direction) {
                 return Some(self.say(Some(id), direction, allowed, reason));
@@ -278,15 +283,11 @@ impl<'a> Asked<'a> {
 
     /// Why no policy of a host endpoint is asked.
     fn failsafe(&self, direction: Direction, own: bool) -> Option<Reason> {
-        let (list, peer) = match direction {
-            Direction::Ingress => (&self.state.settings.failsafe_inbound, self.packet.src),
-            Direction::Egress => (&self.state.settings.failsafe_outbound, self.packet.dst),
+        let settings = &self.state.settings;
+        let open = match direction {
+            Direction::Ingress => self.in_list(&settings.failsafe_inbound, direction, self.packet.dst_port),
+            Direction::Egress => self.in_list(&settings.failsafe_outbound, direction, self.packet.dst_port),
         };
-        let open = list.iter().any(|f: &Failsafe| {
-            f.protocol == self.packet.protocol
-                && f.port == self.packet.dst_port
-                && f.net.is_none_or(|n| n.contains(&peer))
-        });
         // From a neighbour: the hop limit, of which a packet here knows nothing, is right.
         let discovery = own
             && self.packet.protocol == Protocol::ICMPV6
@@ -297,6 +298,23 @@ impl<'a> Asked<'a> {
             (false, true) => Some(Reason::Discovery),
             (false, false) => None,
         }
+    }
+
+    /// Untracked policy does not see answers to what failsafe ports of the other direction were asked, and nothing but
+    /// the source port tells them.
+    fn failsafe_answer(&self, direction: Direction) -> bool {
+        let settings = &self.state.settings;
+        match direction {
+            Direction::Ingress => self.in_list(&settings.failsafe_outbound, direction, self.packet.src_port),
+            Direction::Egress => self.in_list(&settings.failsafe_inbound, direction, self.packet.src_port),
+        }
+    }
+
+    fn in_list(&self, list: &[Failsafe], direction: Direction, port: u16) -> bool {
+        let peer = if direction == Direction::Ingress { self.packet.src } else { self.packet.dst };
+        list.iter().any(|f| {
+            f.protocol == self.packet.protocol && f.port == port && f.net.is_none_or(|n| n.contains(&peer))
+        })
     }
 
     fn tiers_and_profiles(&self, e: &EndpointPolicy, direction: Direction) -> (bool, Reason) {

@@ -197,6 +197,48 @@ fn a_host_endpoint_that_denies_everything_leaves_neighbour_discovery_to_its_fail
 }
 
 #[test]
+fn a_failsafe_port_of_what_is_forwarded_passes_early_policy_but_not_the_forward_policy() {
+    let (key, mut hep) =
+        resource(Kind::HostEndpoint, "", "one", json!({"node": "n1", "interfaceName": "eth0"}));
+    hep["metadata"]["labels"] = json!({"role": "host"});
+    let hep = (key, hep);
+    let policy = |name: &str, flag: &str, action: &str| {
+        let mut spec = json!({"selector": "role == 'host'", "types": ["Ingress"], "applyOnForward": true,
+            "ingress": [{"action": action}]});
+        if !flag.is_empty() {
+            spec[flag] = true.into();
+        }
+        resource(Kind::GlobalNetworkPolicy, "", name, spec)
+    };
+    let at = || Some(EndpointId::Host { name: "one".into() });
+    let ask = |c: &Cluster, to: &Place, src_port, dst_port| {
+        let ip = |s: &str| s.parse::<IpAddr>().expect(s);
+        let (src, dst) = (ip("192.0.2.9"), ip("10.0.0.1"));
+        let packet = Packet { src, dst, protocol: Protocol::UDP, src_port, dst_port, icmp: None };
+        let v = verdict(&c.state, &packet, &Place::Outside(at()), to);
+        (v.allowed(), v.steps.last().expect("a step").reason.clone())
+    };
+    let through = Place::Outside(None);
+    for flag in ["preDNAT", "doNotTrack"] {
+        let with = |more: Vec<(Key, Value)>| {
+            Cluster::new([hep.clone(), policy("early", flag, "Deny")].into_iter().chain(more))
+        };
+        let denied = with(vec![policy("forward", "", "Deny")]);
+        let open = with(vec![]);
+        // Port 68 is a failsafe port of UDP, port 80 is none.
+        assert!(!ask(&denied, &through, 1, 68).0, "{flag}");
+        assert!(
+            matches!(&ask(&denied, &through, 1, 68).1, Reason::Rule { policy, .. } if policy.name == "forward")
+        );
+        assert!(ask(&open, &through, 1, 68).0 && !ask(&open, &through, 1, 80).0, "{flag}");
+        assert_eq!(ask(&denied, &Place::Host(at()), 1, 68), (true, Reason::Failsafe), "{flag}");
+        // Without tracking, an answer to an outbound failsafe port is told by its source port.
+        let answer = ask(&open, &through, 53, 80);
+        assert_eq!(answer.0, flag == "doNotTrack", "{answer:?}");
+    }
+}
+
+#[test]
 fn an_endpoint_nobody_knows_is_closed_and_a_missing_profile_denies() {
     let state = PolicyState::default();
     let ip = |s: &str| s.parse::<IpAddr>().expect(s);

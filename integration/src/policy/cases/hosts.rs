@@ -82,6 +82,37 @@ pub(super) fn all() -> Vec<Case> {
         ])
         .says("out1", "host", Probe::Udp(80), true)
         .says("out1", "host", TCP80, true),
+        one(g, "preDNAT, a failsafe port of what is forwarded", [
+            open(),
+            on("pre", json!({"preDNAT": true, "applyOnForward": true, "types": ["Ingress"], "ingress": [
+                {"action": "Deny", "protocol": "TCP"}]})),
+            forward(json!({"types": ["Ingress"], "ingress": allow("UDP")})),
+        ])
+        .says("out1", "host", SSH, true)
+        .says("out1", "host", TCP80, false)
+        .says("out1", "ns1/p1", SSH, false)
+        .says("out1", "ns1/p1", Probe::Udp(53), true)
+        .says("out2", "ns1/p1", SSH, true),
+        one(g, "preDNAT denies, a failsafe port is left to policy for what is forwarded", [
+            open(),
+            on("pre", json!({"preDNAT": true, "applyOnForward": true, "types": ["Ingress"], "ingress": [
+                {"action": "Deny", "protocol": "TCP"}]})),
+            forward(json!({"types": ["Ingress"], "ingress": allow("TCP")})),
+        ])
+        .says("out1", "ns1/p1", SSH, true)
+        .says("out1", "ns1/p1", TCP80, false)
+        .says("out1", "ns1/p1", Probe::Udp(53), false),
+        one(g, "doNotTrack, a failsafe port of what is forwarded", [
+            open(),
+            on("raw", json!({"doNotTrack": true, "applyOnForward": true, "types": ["Egress"],
+                "egress": [{"action": "Deny", "protocol": "UDP"}]})),
+            forward(json!({"types": ["Ingress", "Egress"], "ingress": [
+                {"action": "Deny", "protocol": "TCP", "destination": {"ports": [22]}}, {"action": "Allow"}],
+                "egress": allow("TCP")})),
+        ])
+        .says("host", "out1", Probe::Udp(53), true)
+        .says("host", "out1", Probe::Udp(80), false)
+        .says("ns1/p1", "out1", Probe::Udp(53), false),
         one(g, "doNotTrack denies", [
             open(),
             on("raw", json!({"doNotTrack": true, "applyOnForward": true, "types": ["Ingress"],

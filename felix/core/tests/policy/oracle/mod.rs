@@ -208,7 +208,9 @@ pub(crate) fn allowed(resources: &[Value], flow: &Flow) -> bool {
             (None, _) | (_, Spot::Host(_)) => true,
             (Some(h), _) => {
                 let open = failsafe(flow, "ingress");
-                early(&w, h, flow, "ingress", open).unwrap_or_else(|| forward(&w, h, flow, "ingress"))
+                // A failsafe port is the host's own: what goes on meets the policy for forwarded traffic.
+                let early = if open { None } else { early(&w, h, flow, "ingress", false) };
+                early.unwrap_or_else(|| forward(&w, h, flow, "ingress"))
             }
         },
     };
@@ -237,8 +239,11 @@ fn host(w: &World<'_>, h: &Value, flow: &Flow, direction: &str) -> bool {
 }
 
 fn failsafe(flow: &Flow, direction: &str) -> bool {
+    failsafe_port(flow, direction, flow.dst_port)
+}
+
+fn failsafe_port(flow: &Flow, direction: &str, port: u16) -> bool {
     let tcp = [179, 2379, 2380, 5473, 6443, 6666, 6667];
-    let port = flow.dst_port;
     match (direction, flow.protocol) {
         ("ingress", 6) => port == 22 || tcp.contains(&port),
         ("ingress", 17) => port == 68,
@@ -262,6 +267,11 @@ fn early(w: &World<'_>, h: &Value, flow: &Flow, direction: &str, open: bool) -> 
         let any = ["ingress", "egress"].iter().any(|d| !applying(w, h, d, &|p| flag(p, name)).is_empty());
         if any && open {
             return Some(true);
+        }
+        // Without tracking, answers to the failsafe ports of the other direction are told by where they come from.
+        let other = if direction == "ingress" { "egress" } else { "ingress" };
+        if name == "doNotTrack" && failsafe_port(flow, other, flow.src_port) {
+            continue;
         }
         if let Some(decided) = tiers(w, h, flow, direction, &|p| flag(p, name), true) {
             return Some(decided);
