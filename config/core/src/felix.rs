@@ -1,6 +1,7 @@
 //! FelixConfiguration (the fields this version acts on; all others are kept in `extra`) and ClusterInformation.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     key::Kind,
@@ -39,6 +40,40 @@ pub struct FelixConfigurationSpec {
     pub mtu_iface_pattern: Option<String>,
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl FelixConfigurationSpec {
+    /// Fields that are acted on though they stay among the others, sorted.
+    pub const SETTINGS: [&str; 22] = [
+        "allowIPIPPacketsFromWorkloads",
+        "allowVXLANPacketsFromWorkloads",
+        "chainInsertMode",
+        "defaultEndpointToHostAction",
+        "disableConntrackInvalidCheck",
+        "failsafeInboundHostPorts",
+        "failsafeOutboundHostPorts",
+        "iptablesBackend",
+        "iptablesFilterDenyAction",
+        "iptablesMarkMask",
+        "iptablesNATOutgoingInterfaceFilter",
+        "iptablesRefreshInterval",
+        "logPrefix",
+        "maxIpsetSize",
+        "natOutgoingAddress",
+        "natOutgoingExclusions",
+        "natPortRange",
+        "nftablesFilterDenyAction",
+        "nftablesMarkMask",
+        "nftablesMode",
+        "nftablesRefreshInterval",
+        "vxlanPort",
+    ];
+
+    /// One of [`Self::SETTINGS`], as it is written.
+    pub fn setting(&self, name: &str) -> Option<&Value> {
+        debug_assert!(Self::SETTINGS.contains(&name), "{name} is acted on: it belongs to SETTINGS");
+        self.extra.get(name)
+    }
 }
 
 impl Spec for FelixConfigurationSpec {

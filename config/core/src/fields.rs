@@ -1,7 +1,7 @@
 //! The field names of each kind's `spec`, as Calico's schemas have them. They tell a field that this version merely
 //! does not act on from one that is misspelt.
 
-use crate::{Kind, suggest};
+use crate::{Kind, felix::FelixConfigurationSpec, suggest};
 
 /// Kind, then its fields, indented; `a.b` is a field of an object, `a[].b` one of the objects in a list.
 const TABLE: &str = include_str!("fields.txt");
@@ -36,6 +36,18 @@ pub fn lookup(kind: Kind, path: &str) -> Known {
     let field = without_indices(field);
     let parent = field.rfind('.').map_or("", |at| field.split_at(at + 1).0);
     among(of(kind), parent, &field)
+}
+
+/// Whether something reads a field that the model keeps among the others, so that it is not without effect. `field`: a
+/// path inside of `spec`.
+pub fn acts(kind: Kind, field: &str) -> bool {
+    let top = field.split(['.', '[']).next().unwrap_or_default();
+    match kind {
+        Kind::FelixConfiguration => FelixConfigurationSpec::SETTINGS.contains(&top),
+        // Addresses that make a node's automatic host endpoint.
+        Kind::Node => ["interfaces", "ipv6VXLANTunnelAddr", "wireguard"].contains(&top),
+        _ => false,
+    }
 }
 
 /// The fields of a kind's `spec`.

@@ -370,6 +370,11 @@ pub fn idle_fields(resource: &AnyResource) -> Vec<(String, String)> {
             let message = match fields::lookup(resource.kind(), &field) {
                 // Metadata and status are the server's business.
                 fields::Known::Yes if !field.starts_with("spec.") => continue,
+                fields::Known::Yes
+                    if field.strip_prefix("spec.").is_some_and(|f| fields::acts(resource.kind(), f)) =>
+                {
+                    continue;
+                }
                 fields::Known::Yes => "is kept, but has no effect in this version".to_owned(),
                 fields::Known::No { meant: None } => "unknown field; it is kept".to_owned(),
                 fields::Known::No { meant: Some(meant) } => {

@@ -403,3 +403,14 @@ proptest! {
         shown(&parse_str("x", &parts.concat()));
     }
 }
+
+#[test]
+fn fields_that_act_are_not_called_idle() {
+    let felix = json!({"bpfEnabled": false, "nftablesMode": "Enabled", "failsafeInboundHostPorts": [],
+        "failsafeOutboundHostPorts": [], "defaultEndpointToHostAction": "Accept", "interfacePrefix": "cali"});
+    let value = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+        "metadata": {"name": "default"}, "spec": felix});
+    let resource = AnyResource::from_value(Kind::FelixConfiguration, &value).expect("it reads");
+    let named: Vec<String> = super::idle_fields(&resource).into_iter().map(|(field, _)| field).collect();
+    assert_eq!(named, ["spec.bpfEnabled"]);
+}

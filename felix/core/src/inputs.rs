@@ -169,7 +169,11 @@ impl Inputs {
                 own.external_nodes_list.clone()
             },
             mtu_iface_pattern: own.mtu_iface_pattern.clone().or(default.mtu_iface_pattern),
-            extra: default.extra,
+            extra: {
+                let mut extra = default.extra;
+                extra.extend(own.extra.clone());
+                extra
+            },
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::table::{self, Field, Kind, Table, Type};
-use crate::{AnyResource, key, meta::API_VERSION};
+use crate::{AnyResource, fields, key, meta::API_VERSION};
 
 /// One page.
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ fn page(table: &Table, kind: &Kind, known: Option<key::Kind>) -> String {
     }
     text += "| field of `spec` | type | meaning |\n|---|---|---|\n";
     for field in &kind.fields {
-        let acts = known.is_none_or(|k| is_modelled(k, field.name));
+        let acts = known.is_none_or(|k| is_modelled(k, field.name) || fields::acts(k, field.name));
         rows(table, field, "", acts, &mut text);
     }
     text
@@ -159,6 +159,15 @@ mod tests {
         let page = |file: &str| &all.iter().find(|p| p.file == file).unwrap().text;
         assert!(page("bgpfilter.md").contains("| `exportV4[].cidr` |"), "{}", page("bgpfilter.md"));
         assert!(page("ippool.md").contains("| `cidr` (required) | text |"));
-        assert!(page("felixconfiguration.md").contains("no effect in this version"));
+        let felix = page("felixconfiguration.md");
+        let row = |field: &str| felix.lines().find(|l| l.starts_with(&format!("| `{field}`"))).expect(field);
+        for idle in ["bpfEnabled", "healthTimeoutOverrides[].name", "nftablesFlowTableOffload"] {
+            assert!(row(idle).contains("no effect in this version"), "{}", row(idle));
+        }
+        for acting in
+            ["nftablesMode", "failsafeInboundHostPorts", "failsafeOutboundHostPorts[].net", "ipipMTU"]
+        {
+            assert!(!row(acting).contains("no effect") && !row(acting).ends_with("|  |"), "{}", row(acting));
+        }
     }
 }

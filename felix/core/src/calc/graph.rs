@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use brindle_config_core::{Key, Kind, convert, store::SyncEvent};
+use brindle_config_core::{Key, Kind, convert, felix::FelixConfigurationSpec, meta::Extra, store::SyncEvent};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -135,6 +135,8 @@ pub struct Graph {
     local_endpoints: BTreeSet<Name>,
     /// Profile → how many local endpoints name it.
     wanted_profiles: BTreeMap<String, usize>,
+    /// FelixConfigurations by name, `default` and this node's.
+    felix: BTreeMap<String, Extra>,
     settings: PolicySettings,
     dirty_policies: BTreeSet<Name>,
     dirty_profiles: BTreeSet<String>,
@@ -170,6 +172,7 @@ impl Graph {
             shared: BTreeSet::new(),
             local_endpoints: BTreeSet::new(),
             wanted_profiles: BTreeMap::new(),
+            felix: BTreeMap::new(),
             settings: PolicySettings::default(),
             dirty_policies: BTreeSet::new(),
             dirty_profiles: BTreeSet::new(),
@@ -200,6 +203,10 @@ impl Graph {
             Scope::All => None,
             Scope::Node(node) => Some(node.as_str()),
         };
+        let of_another = |mine| key.name != "default" && key.name.strip_prefix("node.") != Some(mine);
+        if key.kind == Kind::FelixConfiguration && of_another(mine.unwrap_or_default()) {
+            return;
+        }
         let far = mine.and_then(|mine| inputs::far(key, value, mine, &mut self.words));
         let (input, problems) = match far {
             Some(input) => (input, Vec::new()),
@@ -215,6 +222,17 @@ impl Graph {
             self.bad.insert(key.clone(), problems)
         };
         self.change(key, Some(input));
+    }
+
+    /// The settings of `default`, and field by field above them those of this node.
+    fn effective(&self) -> PolicySettings {
+        let own = match &self.scope {
+            Scope::All => None,
+            Scope::Node(node) => self.felix.get(&format!("node.{node}")),
+        };
+        let mut extra = self.felix.get("default").cloned().unwrap_or_default();
+        extra.extend(own.cloned().unwrap_or_default());
+        inputs::settings(&FelixConfigurationSpec { extra, ..Default::default() }, &mut Vec::new())
     }
 
     /// A resource that is no more.
@@ -304,12 +322,11 @@ impl Graph {
                 self.dirty_endpoints.extend(self.local_endpoints.iter().cloned());
             }
             Kind::FelixConfiguration => {
-                if key.name == "default" {
-                    self.settings = match new {
-                        Some(Input::Settings(s)) => (**s).clone(),
-                        _ => PolicySettings::default(),
-                    };
-                }
+                match new {
+                    Some(Input::Settings(s)) => self.felix.insert(key.name.clone(), s.extra.clone()),
+                    _ => self.felix.remove(&key.name),
+                };
+                self.settings = self.effective();
             }
             Kind::Profile | Kind::Namespace | Kind::ServiceAccount => {
                 for (input, there) in [(old, false), (new, true)] {

@@ -66,7 +66,8 @@ pub(crate) enum Input {
     Set(Arc<Labelled>),
     /// Backends of a service (namespace, name), with ports and without.
     Slice((String, String), Vec<IpSetMember>, Vec<IpSetMember>),
-    Settings(Box<PolicySettings>),
+    /// Of one FelixConfiguration; [`settings`] makes sense of them.
+    Settings(Box<FelixConfigurationSpec>),
     /// Nothing that bears on policy, or nothing that can be made sense of.
     Nothing,
 }
@@ -363,8 +364,10 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
             }))
         }
         AnyResource::EndpointSlice(r) => slice(key, &r.metadata.labels, &r.extra),
-        AnyResource::FelixConfiguration(r) if key.name == "default" => {
-            Input::Settings(Box::new(settings(&r.spec, problems)))
+        AnyResource::FelixConfiguration(r) => {
+            // For its problems.
+            settings(&r.spec, problems);
+            Input::Settings(Box::new(r.spec))
         }
         _ => Input::Nothing,
     }
@@ -422,9 +425,9 @@ fn slice(key: &Key, labels: &BTreeMap<String, String>, fields: &Extra) -> Input 
 }
 
 /// The fields of FelixConfiguration that decide about packets.
-fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -> PolicySettings {
+pub(crate) fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -> PolicySettings {
     let mut out = PolicySettings::default();
-    match f.extra.get("defaultEndpointToHostAction").and_then(Value::as_str) {
+    match f.setting("defaultEndpointToHostAction").and_then(Value::as_str) {
         Some("Accept" | "ACCEPT") => out.to_host = ToHostAction::Accept,
         Some("Return" | "RETURN") => out.to_host = ToHostAction::Return,
         None => {}
@@ -439,7 +442,7 @@ fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -> PolicySet
         ("failsafeInboundHostPorts", &mut out.failsafe_inbound),
         ("failsafeOutboundHostPorts", &mut out.failsafe_outbound),
     ] {
-        let Some(Value::Array(entries)) = f.extra.get(field) else { continue };
+        let Some(Value::Array(entries)) = f.setting(field) else { continue };
         list.clear();
         for (i, e) in entries.iter().enumerate() {
             let protocol = e.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
@@ -454,7 +457,7 @@ fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -> PolicySet
             }
         }
     }
-    let flag = |name: &str| f.extra.get(name).and_then(Value::as_bool) == Some(true);
+    let flag = |name: &str| f.setting(name).and_then(Value::as_bool) == Some(true);
     out.allow_vxlan_from_workloads = flag("allowVXLANPacketsFromWorkloads");
     out.allow_ipip_from_workloads = flag("allowIPIPPacketsFromWorkloads");
     out

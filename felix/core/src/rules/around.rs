@@ -54,17 +54,31 @@ impl Default for Settings {
 /// Reads the settings from the resources.
 pub fn settings(inputs: &Inputs) -> Settings {
     let felix = inputs.felix();
-    let extra = |name: &str| felix.extra.get(name);
+    let extra = |name: &str| felix.setting(name);
     let text = |name: &str| extra(name).and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
     let flag = |name: &str| extra(name).and_then(Value::as_bool);
     let mut problem = None;
-    let mask = extra("iptablesMarkMask").or_else(|| extra("nftablesMarkMask")).and_then(Value::as_u64);
+    let back_end = match (&*text("nftablesMode"), &*text("iptablesBackend")) {
+        ("enabled", _) => BackEnd::Nft,
+        (_, "legacy") => BackEnd::Legacy,
+        (_, "nft") => BackEnd::IptablesNft,
+        _ => BackEnd::Auto,
+    };
+    // Each back end has fields of its own; where only the other's is given, that one is meant.
+    let own = |iptables: &str, nftables: &str| match back_end {
+        BackEnd::Nft => extra(nftables).or_else(|| extra(iptables)),
+        _ => extra(iptables).or_else(|| extra(nftables)),
+    };
+    let mask = own("iptablesMarkMask", "nftablesMarkMask").and_then(Value::as_u64);
     let mask = mask.and_then(|m| u32::try_from(m).ok()).unwrap_or(DEFAULT_MASK);
     let marks = Marks::new(mask).unwrap_or_else(|e| {
         problem = Some(format!("FelixConfiguration: {e}; using {DEFAULT_MASK:#x}"));
         Marks::default()
     });
-    let deny = if text("iptablesFilterDenyAction") == "reject" { Action::Reject } else { Action::Drop };
+    let rejects = own("iptablesFilterDenyAction", "nftablesFilterDenyAction")
+        .and_then(Value::as_str)
+        .is_some_and(|a| a.eq_ignore_ascii_case("reject"));
+    let deny = if rejects { Action::Reject } else { Action::Drop };
     let nat_ports = extra("natPortRange").and_then(Value::as_str).and_then(|r| {
         let (first, last) = r.split_once(':')?;
         let (first, last) = (first.parse().ok()?, last.parse().ok()?);
@@ -104,13 +118,8 @@ pub fn settings(inputs: &Inputs) -> Settings {
         ipip: inputs.ipip_wanted(),
         place: if text("chainInsertMode") == "append" { Place::Last } else { Place::First },
     };
-    let back_end = match (&*text("nftablesMode"), &*text("iptablesBackend")) {
-        ("enabled", _) => BackEnd::Nft,
-        (_, "legacy") => BackEnd::Legacy,
-        (_, "nft") => BackEnd::IptablesNft,
-        _ => BackEnd::Auto,
-    };
-    let refresh = extra("iptablesRefreshInterval").and_then(Value::as_str).and_then(duration::parse);
+    let refresh = own("iptablesRefreshInterval", "nftablesRefreshInterval");
+    let refresh = refresh.and_then(Value::as_str).and_then(duration::parse);
     Settings {
         around,
         back_end,

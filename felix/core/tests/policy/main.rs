@@ -7,3 +7,4 @@ mod golden;
 mod oracle;
 mod scale;
 mod sequences;
+mod settings;

@@ -1,0 +1,137 @@
+//! Which fields of FelixConfiguration act, found by trying each: what the reference and `brindlectl apply` say of them rests
+//! on the list in the model. And: what a node's own configuration says stands above `default`, field by field.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use brindle_config_core::{
+    Key, Kind,
+    felix::FelixConfigurationSpec,
+    fields,
+    store::{Entry, Revision, SyncEvent},
+};
+use brindle_felix_core::{
+    calc::{Graph, Scope},
+    inputs::Inputs,
+    policy::active::{PolicyDelta, PolicySettings, ToHostAction},
+    rules::{
+        around::{self, Settings},
+        ir::Action,
+    },
+};
+use serde_json::{Value, json};
+
+/// Fields of the model itself; routes, tunnel and devices follow from them.
+const MODELLED: [&str; 9] = [
+    "deviceRouteProtocol",
+    "externalNodesList",
+    "interfacePrefix",
+    "ipipEnabled",
+    "ipipMTU",
+    "ipv4NormalRoutePriority",
+    "mtuIfacePattern",
+    "removeExternalRoutes",
+    "routeRefreshInterval",
+];
+
+/// What a node makes of these configurations.
+fn outcome(configurations: &[(&str, Value)]) -> (Settings, PolicySettings) {
+    let mut graph = Graph::new(Scope::Node("n1".into()));
+    let mut inputs = Inputs::new("n1");
+    for (name, spec) in configurations {
+        let key = Key::new(Kind::FelixConfiguration, None, name);
+        let value = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+            "metadata": {"name": name}, "spec": spec});
+        graph.put(&key, &value);
+        inputs.apply(&SyncEvent::Upsert(Entry { key, revision: Revision(1), value: Arc::new(value) }));
+    }
+    graph.set_in_sync();
+    let policy = graph.flush().into_iter().find_map(|d| match d {
+        PolicyDelta::Settings(s) => Some(s),
+        _ => None,
+    });
+    (around::settings(&inputs), policy.expect("settings are always sent"))
+}
+
+#[test]
+fn the_list_of_fields_that_act_is_what_acts() {
+    let plain = outcome(&[]);
+    let values = [
+        json!(true),
+        json!("Enabled"),
+        json!("Append"),
+        json!("Reject"),
+        json!("Return"),
+        json!("Legacy"),
+        json!("IPPoolsAndHostIPs"),
+        json!("192.0.2.7"),
+        json!("1000:2000"),
+        json!("7s"),
+        json!(0x00ff_0000),
+        json!(4790),
+        json!([{"protocol": "TCP", "port": 77}]),
+    ];
+    let mut acting = BTreeSet::new();
+    for field in fields::of(Kind::FelixConfiguration).filter(|f| !f.contains(['.', '['])) {
+        for value in &values {
+            if outcome(&[("default", json!({field: value}))]) != plain {
+                acting.insert(field);
+            }
+        }
+    }
+    let listed: BTreeSet<&str> = FelixConfigurationSpec::SETTINGS.into();
+    assert_eq!(&acting - &BTreeSet::from(MODELLED), listed);
+    for field in &listed {
+        assert!(
+            fields::acts(Kind::FelixConfiguration, field)
+                && fields::of(Kind::FelixConfiguration).any(|f| f == *field)
+        );
+    }
+}
+
+#[test]
+fn the_list_of_fields_of_the_model_is_complete() {
+    let spec = FelixConfigurationSpec {
+        ipip_enabled: Some(true),
+        ipip_mtu: Some(1400),
+        interface_prefix: Some("cali".into()),
+        route_refresh_interval: Some("1m".into()),
+        device_route_protocol: Some(3),
+        remove_external_routes: Some(true),
+        ipv4_normal_route_priority: Some(1024),
+        external_nodes_list: vec!["192.0.2.1".into()],
+        mtu_iface_pattern: Some("eth".into()),
+        extra: Default::default(),
+    };
+    let value = serde_json::to_value(spec).expect("it is plain data");
+    let names: BTreeSet<&str> = value.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(names, MODELLED.into());
+}
+
+#[test]
+fn what_a_nodes_own_configuration_says_stands_above_the_default() {
+    let default = (
+        "default",
+        json!({"defaultEndpointToHostAction": "Accept", "failsafeInboundHostPorts": [],
+        "iptablesFilterDenyAction": "Reject", "logPrefix": "all"}),
+    );
+    let own = (
+        "node.n1",
+        json!({"failsafeInboundHostPorts": [{"protocol": "TCP", "port": 77}], "logPrefix": "mine"}),
+    );
+    let other = ("node.n2", json!({"defaultEndpointToHostAction": "Drop", "logPrefix": "other"}));
+    let (rules, policy) = outcome(&[own, other, default]);
+    assert_eq!(policy.to_host, ToHostAction::Accept);
+    assert_eq!(policy.failsafe_inbound.iter().map(|f| f.port).collect::<Vec<_>>(), [77]);
+    assert_eq!((rules.around.deny, rules.around.log_prefix.as_str()), (Action::Reject, "mine: "));
+}
+
+#[test]
+fn each_back_end_has_fields_of_its_own() {
+    let both = |mode: &str| {
+        outcome(&[("default", json!({"nftablesMode": mode, "iptablesFilterDenyAction": "Drop",
+            "nftablesFilterDenyAction": "Reject", "iptablesRefreshInterval": "7s", "nftablesRefreshInterval": "8s"}))]).0
+    };
+    let (nft, iptables) = (both("Enabled"), both("Disabled"));
+    assert_eq!((nft.around.deny, nft.refresh.as_secs()), (Action::Reject, 8));
+    assert_eq!((iptables.around.deny, iptables.refresh.as_secs()), (Action::Drop, 7));
+}
