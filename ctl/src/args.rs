@@ -27,7 +27,8 @@ const EXIT: &str = "Exit codes: 0 all is well; 1 it works but something is degra
 #[derive(Debug, Parser)]
 #[command(name = "brindlectl", version, about = "Look at and operate Brindle, and build labs of it", after_help = EXIT)]
 pub(crate) struct Args {
-    /// Form of the answer: table or json; with get also wide, yaml, name, custom-columns=.., jsonpath=..
+    /// Form of the answer: table or json; with get also wide, yaml, name, custom-columns=.., jsonpath=..,
+    /// go-template=.., go-template-file=FILE
     #[arg(short = 'o', long = "output", global = true, default_value = "table", value_name = "FORM")]
     pub(crate) output: Form,
     /// calicoctl's; versions are compared by `status` and `version --all`, and never in the way.

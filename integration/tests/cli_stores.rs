@@ -119,6 +119,14 @@ const LINES: &[&str] = &[
     r"get ippools -o custom-columns=N:.metadata.name,NOTE:.metadata.annotations.kubernetes\.io/note",
     r#"get ippools -o 'jsonpath={range .items[*]}{.metadata.name}={.spec.cidr}{"\n"}{end}'"#,
     r#"get ippools -o 'jsonpath={.items[?(@.spec.ipipMode=="Always")].metadata.name}'"#,
+    r#"get ippools -o 'go-template={{range .items}}{{.metadata.name}} {{.spec.cidr}}{{"\n"}}{{end}}'"#,
+    r#"get ippools -o 'go-template={{range .}}{{range .Items}}{{.Name}} {{.Spec.IPIPMode}};{{end}}{{end}}'"#,
+    r#"get bgppeer tor -o 'go-template={{.spec.peerIP}} {{.spec.asNumber}} in {{config "asNumber"}}'"#,
+    "get ippools -o go-template-file=pools.gotemplate",
+    "get ippools -o go-template-file=broken.gotemplate",
+    "get ippools -o 'go-template={{range .items}}{{printff .kind}}{{end}}'",
+    "get ippools -o go-template",
+    "get ippools -o go-templat={{.}}",
     "get -f all.yaml -o name",
     "get ippol",
     "get ippool bleu",
@@ -166,6 +174,11 @@ fn transcript(backend: &Backend) -> String {
     let changed =
         RESOURCES.replace("natOutgoing: true", "natOutgoing: false").replace("order: 100", "order: 50");
     fs::write(backend.dir.join("changed.yaml"), changed).unwrap();
+    let template =
+        "{{range .items -}}\n{{.metadata.name | printf \"%-8s\"}}{{if .spec.natOutgoing}}NAT{{end}}\n{{end}}";
+    fs::write(backend.dir.join("pools.gotemplate"), template).unwrap();
+    let broken = "{{/* of people */}}\n{{range .items}}{{len .spec.blockSize}}{{end}}\n";
+    fs::write(backend.dir.join("broken.gotemplate"), broken).unwrap();
     let folder = backend.dir.join("folder");
     fs::create_dir(&folder).unwrap();
     let pool = |name: &str, cidr: &str| {

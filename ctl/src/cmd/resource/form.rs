@@ -1,10 +1,10 @@
-//! `-o`: what form an answer takes, and the two template languages of `get`.
+//! `-o`: what form an answer takes, and the template languages of `get`.
 
 use std::str::FromStr;
 
 use serde_json::Value;
 
-use super::jsonpath::Path;
+use super::{gotemplate::GoTemplate, jsonpath::Path};
 
 /// What may follow `-o`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub(crate) enum Form {
     Name,
     Columns(Vec<Column>),
     Template(Template),
+    Go(Box<GoTemplate>),
 }
 
 /// One of `custom-columns=`.
@@ -147,16 +148,38 @@ impl FromStr for Form {
             ("jsonpath", Some(template)) if !template.is_empty() => {
                 Template::parse(template).map(Self::Template)
             }
-            ("go-template" | "go-template-file", _) => {
-                Err("Go templates are not supported; use jsonpath=TEMPLATE or custom-columns=".into())
+            ("go-template", Some(template)) if !template.is_empty() => {
+                GoTemplate::parse("go-template", template).map(|t| Self::Go(Box::new(t)))
+            }
+            ("go-template-file", Some(file)) if !file.is_empty() => {
+                let text = std::fs::read_to_string(file).map_err(|e| format!("cannot read {file}: {e}"))?;
+                GoTemplate::parse(file, &text).map(|t| Self::Go(Box::new(t)))
+            }
+            ("custom-columns" | "jsonpath" | "go-template" | "go-template-file", _) => {
+                let what = match word {
+                    "custom-columns" => "COLUMN,.. or HEADING:.path,..",
+                    "go-template-file" => "FILE",
+                    _ => "TEMPLATE",
+                };
+                Err(format!("{word} needs a value: {word}={what}"))
             }
             _ => {
-                let known = ["table", "wide", "yaml", "json", "name", "custom-columns", "jsonpath"];
+                let known = [
+                    "table",
+                    "wide",
+                    "yaml",
+                    "json",
+                    "name",
+                    "custom-columns",
+                    "jsonpath",
+                    "go-template",
+                    "go-template-file",
+                ];
                 let meant = brindle_config_core::suggest::closest(word, known);
                 let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
                 Err(format!(
                     "unrecognized output format '{s}'; expected table, wide, yaml, json, name, \
-                     custom-columns=NAME,.. or jsonpath=TEMPLATE{hint}"
+                     custom-columns=NAME,.., jsonpath=TEMPLATE, go-template=TEMPLATE or go-template-file=FILE{hint}"
                 ))
             }
         }
@@ -199,8 +222,11 @@ mod tests {
             ("jsonpath={range .a}x", "without {end}"),
             ("jsonpath={end}", "without {range}"),
             ("jsonpath={.a[}", "JSONPath"),
-            ("go-template={{.}}", "not supported"),
-            ("custom-columns=", "unrecognized"),
+            ("go-template={{.a", "go-template:1:"),
+            ("go-template", "go-template needs a value: go-template=TEMPLATE"),
+            ("go-template-file=/nonexistent/t", "cannot read /nonexistent/t: No such file"),
+            ("gotemplate={{.}}", "did you mean go-template?"),
+            ("custom-columns=", "needs a value: custom-columns=COLUMN"),
         ] {
             let e = text.parse::<Form>().expect_err(text);
             assert!(e.contains(part), "{text}: {e}");

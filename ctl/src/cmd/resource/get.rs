@@ -83,7 +83,7 @@ pub(crate) fn get(args: &GetArgs, form: &Form) -> Result<Outcome> {
             form,
             everywhere: args.all_namespaces,
             export: args.export,
-            facts: facts(&*store, &wanted.kinds()).await?,
+            facts: facts(&*store, &wanted.kinds(), form).await?,
         };
         if args.watch || args.watch_only {
             return follow(store, &wanted, &shape, args).await;
@@ -217,15 +217,23 @@ pub(super) fn export(value: &mut Value) {
     }
 }
 
-async fn facts(store: &dyn Store, kinds: &[Kind]) -> Result<Facts> {
-    if !kinds.contains(&Kind::Node) {
+async fn facts(store: &dyn Store, kinds: &[Kind], form: &Form) -> Result<Facts> {
+    let template = match form {
+        Form::Go(t) if t.asks_asn() => Some(t),
+        _ => None,
+    };
+    if !kinds.contains(&Kind::Node) && template.is_none() {
         return Ok(Facts::default());
     }
     let asn = match store.get_as::<BgpConfigurationSpec>(None, "default").await {
         Ok(c) => c.resource.spec.as_number.map(|a| a.to_string()),
         Err(_) => None,
     };
-    Ok(Facts { asn: asn.unwrap_or_else(|| "64512".into()) })
+    let asn = asn.unwrap_or_else(|| "64512".into());
+    if let Some(template) = template {
+        template.knows_asn(&asn);
+    }
+    Ok(Facts { asn })
 }
 
 /// The resource as YAML, for `edit` and `diff`.

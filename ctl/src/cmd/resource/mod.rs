@@ -6,6 +6,7 @@ mod change;
 mod columns;
 pub(crate) mod form;
 mod get;
+mod gotemplate;
 mod guard;
 mod jsonpath;
 mod load;

@@ -52,15 +52,16 @@ pub(super) fn all(entries: Vec<Entry>, selection: &Selection, shape: &Shape<'_>)
             }
             lines.flush();
         }
-        Form::Template(t) => {
+        Form::Template(_) | Form::Go(_) => {
             let value = if single {
                 first(values)
             } else {
                 list(values.into_iter().map(|e| shape.value(e)).collect(), selection)
             };
             let mut text = Buffer::default();
-            t.render(&value, &mut |part| text.add(part));
+            let filled = fill(shape.form, &value, &mut text);
             text.end_line();
+            filled?;
         }
         Form::Table | Form::Wide | Form::Columns(_) => {
             // Those of a kind lie together; sorting keeps the order among them.
@@ -123,11 +124,11 @@ impl<'a> Stream<'a> {
                 let word = if self.events { format!("{:<10}", event.as_str()) } else { String::new() };
                 self.text.add(&format!("{word}{}\n", name(entry)));
             }
-            Form::Template(t) => {
+            Form::Template(_) | Form::Go(_) => {
                 let value = document();
-                let text = &mut self.text;
-                t.render(&value, &mut |part| text.add(part));
-                text.end_line();
+                let filled = fill(self.shape.form, &value, &mut self.text);
+                self.text.end_line();
+                filled?;
             }
             Form::Table | Form::Wide | Form::Columns(_) => self.rows.add(Some(event), entry.clone())?,
         }
@@ -173,6 +174,17 @@ impl Buffer {
             self.text.clear();
         }
     }
+}
+
+/// Fills in the template of a form that is one. What was filled in before an error stays.
+fn fill(form: &Form, value: &Value, text: &mut Buffer) -> Result<()> {
+    let mut add = |part: &str| text.add(part);
+    match form {
+        Form::Template(t) => t.render(value, &mut add),
+        Form::Go(t) => t.render(value, &mut add).map_err(anyhow::Error::msg)?,
+        _ => {}
+    }
+    Ok(())
 }
 
 fn name(entry: &Entry) -> String {
