@@ -57,6 +57,15 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     }
 }
 
+/// `url` as it may be shown: without what it says of files with keys and of users.
+pub fn shown_url(url: &str) -> String {
+    let place = url.split_once('?').map_or(url, |(place, _)| place);
+    match (place.contains('@'), place.split_once(':')) {
+        (true, Some((scheme, _))) => format!("{scheme}:"),
+        _ => place.to_owned(),
+    }
+}
+
 /// Whether [`open`] knows what to do with `url`; nothing is opened. `memory:` is refused: what one process remembers is
 /// no datastore of an agent.
 pub fn check_url(url: &str) -> Result<(), StoreError> {

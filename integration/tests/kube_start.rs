@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 
 use brindle_integration::{
+    cni::Container,
     kube_node::{AGENT, KubeNode},
     wait::{until, until_true},
 };
@@ -83,4 +84,32 @@ fn an_agent_follows_each_collection_by_one_stream() {
         let most = if resource == "pods" { 2 } else { 1 };
         assert!(n <= most, "{n} streams of {resource}.{group}");
     }
+}
+
+#[test]
+fn an_add_that_waits_for_a_collection_names_it_with_the_reason() {
+    let mut node = node("kdenied");
+    let (kind, name) = (("rbac.authorization.k8s.io/v1", "ClusterRole"), ("", "brindle-node"));
+    let mut role = node.server.get(kind, name).expect("it was loaded");
+    for rule in role["rules"].as_array_mut().expect("it has rules") {
+        let resources = rule["resources"].as_array_mut().expect("they name resources");
+        resources.retain(|r| r != "networksets");
+    }
+    let patch = json!({"rules": role["rules"]});
+    node.server.patch(kind, name, "", &patch).unwrap_or_else(|s| panic!("{}", s.message));
+    node.start_agent(&[]);
+    node.wait_for_agent(LONG);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "default"},
+        "spec": {"nodeName": "node-a", "containers": [{"name": "c", "image": "example.org/c:1"}]}});
+    node.server.apply(pod).unwrap_or_else(|s| panic!("{}", s.message));
+    let container = Container::new();
+    let said = node.plugin("ADD", &container.id, &container.netns(), "a");
+    assert!(!said.ok, "{said:?}");
+    let text = format!("{said:?}");
+    assert!(
+        text.contains("waited for from the datastore kubernetes:") && text.contains("networksets ("),
+        "{text}"
+    );
+    assert!(text.contains("no right to list networksets") && !text.contains("no problem is known"), "{text}");
+    assert!(!text.contains("globalnetworkpolicies ("), "what is there is not named: {text}");
 }

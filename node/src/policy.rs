@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use brindle_config_core::store::{Store, SyncEvent};
+use brindle_config_core::{
+    Kind,
+    store::{Store, SyncEvent},
+};
 use brindle_felix::policy::{Calculation, PolicyHandle, PolicyInput, PolicySetup, spawn_policy};
 use brindle_felix_core::{
     calc::{self, Graph, Scope},
@@ -31,6 +34,13 @@ impl Calculation for Calculated {
     }
 }
 
+/// The kinds that policy follows.
+pub(crate) fn kinds() -> Vec<Kind> {
+    let mut kinds = calc::KINDS.to_vec();
+    kinds.extend(inputs::KINDS.into_iter().filter(|k| !calc::KINDS.contains(k)));
+    kinds
+}
+
 /// Starts the thread and the task that feeds it.
 pub(crate) fn start(
     settings: &Settings,
@@ -41,9 +51,7 @@ pub(crate) fn start(
         PolicySetup { node: settings.node_name.clone(), families: Vec::new(), prefixes: env.pod_prefixes() };
     let graph = Graph::new(Scope::Node(settings.node_name.clone()));
     let handle = spawn_policy(&setup, Box::new(Tools::default()), Box::new(Calculated(graph)))?;
-    let mut kinds = calc::KINDS.to_vec();
-    kinds.extend(inputs::KINDS.into_iter().filter(|k| !calc::KINDS.contains(k)));
-    let mut events = brindle_config::sync::follow(Arc::clone(store), kinds);
+    let mut events = brindle_config::sync::follow(Arc::clone(store), kinds());
     let to = handle.clone();
     let (env, node) = (env.clone(), settings.node_name.clone());
     tokio::spawn(async move {

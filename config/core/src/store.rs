@@ -121,6 +121,12 @@ pub trait Store: Send + Sync {
         let _ = kinds;
         None
     }
+    /// What is waited for where somebody follows kinds that are not known completely: a line for each, with the reason
+    /// where there is one. Nothing, if the store shares nothing.
+    fn waits_for(&self, kinds: &[Kind]) -> Vec<String> {
+        let _ = kinds;
+        Vec::new()
+    }
     /// Gives every resource of the kinds to `each`, in no order, if the store [follows](Self::follows) them: as old
     /// as a watch may be. `false`: `each` was not called; list them.
     fn visit_followed(&self, kinds: &[Kind], each: &mut dyn FnMut(Entry)) -> bool {

@@ -307,6 +307,10 @@ impl Store for KubeStore {
         Some(kinds.iter().all(|kind| inner.reflectors.cached(inner, *kind).is_some()))
     }
 
+    fn waits_for(&self, kinds: &[Kind]) -> Vec<String> {
+        kinds.iter().filter_map(|kind| self.inner.reflectors.waits_for(&self.inner, *kind)).collect()
+    }
+
     fn visit_followed(&self, kinds: &[Kind], each: &mut dyn FnMut(Entry)) -> bool {
         let inner = &self.inner;
         let caches: Option<Vec<_>> = kinds.iter().map(|kind| inner.reflectors.cached(inner, *kind)).collect();

@@ -43,8 +43,9 @@ impl Reflectors {
             return Some(there);
         }
         let shared = Arc::<Shared>::default();
-        let task = tokio::spawn(keep(Arc::clone(inner), kind, Arc::clone(&shared)));
-        let new = Arc::new(Reflector { shared, task });
+        let trouble = Arc::<Mutex<Option<String>>>::default();
+        let task = tokio::spawn(keep(Arc::clone(inner), kind, Arc::clone(&shared), Arc::clone(&trouble)));
+        let new = Arc::new(Reflector { shared, trouble, task });
         running.insert(selected, Arc::downgrade(&new));
         Some(new)
     }
@@ -54,6 +55,17 @@ impl Reflectors {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let there = running.get(&inner.selected(kind)?).and_then(Weak::upgrade)?;
         (there.shared.in_sync() && !there.task.is_finished()).then_some(there)
+    }
+
+    /// Why a kind that is followed is not complete.
+    pub(super) fn waits_for(&self, inner: &Inner, kind: Kind) -> Option<String> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = running.get(&inner.selected(kind)?).and_then(Weak::upgrade)?;
+        if there.shared.in_sync() && !there.task.is_finished() {
+            return None;
+        }
+        let why = there.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(format!("{} ({})", kind.plural(), why.as_deref().unwrap_or("its listing is under way")))
     }
 
     /// A collection meets a trouble, `mine` from now on: logged unless another one has met it already.
@@ -81,6 +93,8 @@ impl Reflectors {
 /// A running reflector.
 pub(super) struct Reflector {
     shared: Arc<Shared>,
+    /// The last thing that went wrong.
+    trouble: Arc<Mutex<Option<String>>>,
     task: JoinHandle<()>,
 }
 
@@ -92,7 +106,7 @@ impl Reflector {
     /// One that nobody fills but the test.
     #[cfg(test)]
     pub(super) fn idle() -> Self {
-        Self { shared: Arc::default(), task: tokio::spawn(std::future::pending()) }
+        Self { shared: Arc::default(), trouble: Arc::default(), task: tokio::spawn(std::future::pending()) }
     }
 }
 
@@ -110,7 +124,7 @@ impl Inner {
 }
 
 /// Fills the cache until it is stopped.
-async fn keep(inner: Arc<Inner>, kind: Kind, shared: Arc<Shared>) {
+async fn keep(inner: Arc<Inner>, kind: Kind, shared: Arc<Shared>, last: Arc<Mutex<Option<String>>>) {
     let mut attempt = 0u32;
     let mut trouble = None;
     loop {
@@ -118,6 +132,7 @@ async fn keep(inner: Arc<Inner>, kind: Kind, shared: Arc<Shared>) {
             Ok(never) => match never {},
             Err(e) => e,
         };
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
         // A version that the server has forgotten is everyday life.
         if !matches!(error, StoreError::Compacted(_)) {
             inner.reflectors.meet(&mut trouble, &error);

@@ -563,6 +563,7 @@ impl Engine {
         let problems: Vec<String> = lines.into_iter().flatten().cloned().collect();
         let next = PolicyReport {
             in_sync: self.applied,
+            listed: self.model.in_sync(),
             settled: ready.is_some(),
             back_end: self.driver.mode().map_or("", Mode::name),
             // What was ready stays so: its rules are in force until new ones are.

@@ -41,6 +41,8 @@ pub type Verified = Result<Vec<String>, String>;
 pub struct PolicyReport {
     /// The whole desired state was in the kernel at least once.
     pub in_sync: bool,
+    /// The datastore has told of everything it had when this began.
+    pub listed: bool,
     /// Everything heard of so far is in the kernel.
     pub settled: bool,
     /// `iptables-legacy`, `iptables-nft`, `nftables`; empty until chosen.
@@ -62,6 +64,26 @@ impl PolicyReport {
     /// Whether a workload's policy is in the kernel.
     pub fn is_ready(&self, key: &Key) -> bool {
         endpoint_id(key).is_none_or(|id| self.ready.contains_key(&id))
+    }
+
+    /// What a workload's policy waits for.
+    fn what_is_missing(&self, id: &EndpointId, addresses: &BTreeSet<IpNet>) -> String {
+        let words = |all: &BTreeSet<IpNet>| {
+            let all: Vec<String> = all.iter().map(|n| n.addr().to_string()).collect();
+            if all.is_empty() { "no address".to_owned() } else { all.join(", ") }
+        };
+        match self.ready.get(id) {
+            _ if !self.problems.is_empty() => self.problems.join("; "),
+            _ if !self.listed => {
+                "no policy is written before the datastore has told all resources".to_owned()
+            }
+            _ if !self.settled => "changes are still being written to the kernel; it may be busy".to_owned(),
+            None => "the datastore has not told of this endpoint yet".to_owned(),
+            Some(there) if there != addresses => {
+                format!("the datastore tells of it with {} instead of {}", words(there), words(addresses))
+            }
+            Some(_) => "it was written just now".to_owned(),
+        }
     }
 
     /// For the admin socket.
@@ -135,13 +157,11 @@ impl PolicyHandle {
             Ok(Ok(())) => Ok(()),
             Ok(Err(())) => Err("the policy thread is not running; see the agent's log".into()),
             Err(_) => {
-                let r = self.report.borrow();
-                let why = if r.problems.is_empty() {
-                    "no problem is known, it may be busy".to_owned()
-                } else {
-                    r.problems.join("; ")
-                };
-                Err(format!("the policy of {key} is not in the kernel after {limit:?}: {why}"))
+                let why = self.report.borrow().what_is_missing(&id, &mine);
+                Err(format!(
+                    "the policy of {key} is not in the kernel after {:.0} s: {why}",
+                    limit.as_secs_f64()
+                ))
             }
         }
     }
@@ -181,4 +201,30 @@ impl PolicyHandle {
 fn endpoint_id(key: &Key) -> Option<EndpointId> {
     (key.kind == Kind::WorkloadEndpoint)
         .then(|| EndpointId::Workload { namespace: key.namespace.clone(), name: key.name.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_workload_waits_for_is_named() {
+        let id = EndpointId::Workload { namespace: "a".into(), name: "b".into() };
+        let nets = |text: &str| BTreeSet::from([text.parse::<IpNet>().unwrap()]);
+        let mine = nets("10.0.0.2/32");
+        let mut r = PolicyReport::default();
+        let has = |r: &PolicyReport, text: &str| {
+            let said = r.what_is_missing(&id, &mine);
+            assert!(said.contains(text), "{said}");
+        };
+        has(&r, "before the datastore has told all resources");
+        r.listed = true;
+        has(&r, "being written to the kernel");
+        r.settled = true;
+        has(&r, "has not told of this endpoint");
+        r.ready = Arc::new([(id.clone(), nets("10.0.0.1/32"))].into());
+        has(&r, "with 10.0.0.1 instead of 10.0.0.2");
+        r.problems = vec!["set iptablesBackend".into()];
+        has(&r, "set iptablesBackend");
+    }
 }

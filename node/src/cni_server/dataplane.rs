@@ -1,10 +1,10 @@
 //! What the server needs of the part that programs the kernel.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use brindle_config_core::{
     Key,
-    store::{Entry, SyncEvent},
+    store::{Entry, Store, SyncEvent},
 };
 use brindle_felix::{
     Handle,
@@ -59,6 +59,23 @@ pub(crate) trait Dataplane: Send + Sync {
 pub(crate) struct Both {
     pub(crate) felix: Handle,
     pub(crate) policy: PolicyHandle,
+    pub(crate) store: Arc<dyn Store>,
+    /// Its name, as it may be shown.
+    pub(crate) datastore: String,
+}
+
+/// What policy still waits for from a datastore, and what to do.
+fn unlisted(store: &dyn Store, datastore: &str) -> String {
+    let mut kinds = store.waits_for(&crate::policy::kinds());
+    let more = kinds.len().saturating_sub(5);
+    kinds.truncate(5);
+    if more > 0 {
+        kinds.push(format!("{more} more"));
+    }
+    let what = if kinds.is_empty() { "its first listing".to_owned() } else { kinds.join(", ") };
+    format!(
+        "waited for from the datastore {datastore}: {what}; look in the agent's log for \"cannot follow the datastore\""
+    )
 }
 
 impl Both {
@@ -113,7 +130,14 @@ impl Dataplane for Both {
             self.felix.wait_ready(&endpoint.key, limit).await.map_err(|e| e.to_string())?;
             // The pod starts when this answers: its policy is in force by then.
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            self.policy.wait_ready(&endpoint.key, &endpoint.addresses, left).await?;
+            self.policy.wait_ready(&endpoint.key, &endpoint.addresses, left).await.map_err(|e| match self
+                .policy
+                .report()
+                .listed
+            {
+                true => e,
+                false => format!("{e}; {}", unlisted(&*self.store, &self.datastore)),
+            })?;
             // felix may still mean the endpoint's former device when a pod was made anew under its old name.
             while let Some(missing) = device::missing(&endpoint).await? {
                 if tokio::time::Instant::now() >= deadline {

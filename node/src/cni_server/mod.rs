@@ -62,7 +62,12 @@ pub(crate) async fn start(
         socket: settings.cni_socket.clone(),
         state_dir: settings.state_dir.clone(),
         store: Arc::clone(store),
-        dataplane: Arc::new(dataplane::Both { felix: felix.clone(), policy: policy.clone() }),
+        dataplane: Arc::new(dataplane::Both {
+            felix: felix.clone(),
+            policy: policy.clone(),
+            store: Arc::clone(store),
+            datastore: brindle_config::shown_url(&settings.datastore),
+        }),
         leaks: settings.leaks.clone(),
     })
     .await
