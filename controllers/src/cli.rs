@@ -1,6 +1,10 @@
-//! `brindle-controllers run …` as it may be typed, and what it means.
+//! `brindle-controllers run …` as it may be typed, and what it means; arguments in, exit code out: 0 ended as asked; 1
+//! something could not be done (`--once`) or the run failed; 2 could not start as configured.
 
-use std::{collections::BTreeMap, fmt, io::IsTerminal as _, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fmt, io::IsTerminal as _, net::SocketAddr, process::ExitCode, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use brindle_config::lease::Candidate;
@@ -19,6 +23,26 @@ use crate::{
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+/// The whole program: arguments and environment are the process's.
+#[must_use]
+pub fn main() -> ExitCode {
+    let settings = match Cli::parse().settings() {
+        Ok(settings) => settings,
+        Err(e) => {
+            eprintln!("brindle-controllers: {e:#}");
+            return ExitCode::from(2);
+        }
+    };
+    match crate::run::main(settings) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(e) => {
+            tracing::error!("cannot start: {e:#}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

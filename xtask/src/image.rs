@@ -19,15 +19,11 @@ use crate::{setup, steps};
 const LIMIT_MIB: u64 = 40;
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// Programs of ours and the packages they are in.
-const PROGRAMS: [(&str, &str); 7] = [
-    ("brindle-node", "brindle-node"),
-    ("brindle-bgpd", "brindle-bgpd"),
-    ("brindlectl", "brindle-ctl"),
-    ("brindle", "brindle-cni"),
-    ("brindle-ipam", "brindle-cni"),
-    ("brindle-ipip", "brindle-carrier"),
-    ("brindle-controllers", "brindle-controllers"),
+/// Programs of ours, the packages they are in, and further names they are called by.
+const PROGRAMS: [(&str, &str, &[&str]); 3] = [
+    ("brindle-all", "brindle-all", &["brindle-node", "brindle-bgpd", "brindlectl", "brindle-controllers"]),
+    ("brindle", "brindle-cni", &["brindle-ipam"]),
+    ("brindle-ipip", "brindle-carrier", &[]),
 ];
 
 /// Programs of Debian, with the names they are called by (the agent runs these).
@@ -111,13 +107,9 @@ fn mib(octets: u64) -> f64 {
     octets as f64 / f64::from(1 << 20)
 }
 
-/// Ours, of the packages this clone has.
+/// Ours.
 fn programs(bin: &Path, debug: bool) -> Result<()> {
     fs::create_dir_all(bin)?;
-    let all: Vec<_> = PROGRAMS
-        .iter()
-        .filter(|p| p.1 != "brindle-controllers" || Path::new("controllers").is_dir())
-        .collect();
     let from = if debug {
         steps::build()?;
         steps::target()?.join("debug")
@@ -128,20 +120,22 @@ fn programs(bin: &Path, debug: bool) -> Result<()> {
             steps::sh("rustup", &["target", "add", TARGET])
                 .context("programs for a scratch image are linked statically with musl")?;
         }
-        let packages: BTreeSet<&str> = all.iter().map(|p| p.1).collect();
         let mut args = vec!["build", "--locked", "--profile", "dist", "--bins", "--target", TARGET];
-        args.extend(packages.iter().flat_map(|p| ["-p", p]));
+        args.extend(PROGRAMS.iter().flat_map(|p| ["-p", p.1]));
         steps::sh("cargo", &args)?;
         steps::target()?.join(TARGET).join("dist")
     };
-    for (program, _) in all {
+    for (program, _, names) in PROGRAMS {
         let to = bin.join(program);
         let source = from.join(program);
         if debug {
-            // Debug information of seven programs is hundreds of MiB.
+            // Their debug information is hundreds of MiB.
             steps::sh("strip", &["-o", &to.to_string_lossy(), &source.to_string_lossy()])?;
         } else {
             fs::copy(&source, &to).with_context(|| source.display().to_string())?;
+        }
+        for name in names {
+            symlink(program, bin.join(name)).with_context(|| (*name).to_owned())?;
         }
     }
     Ok(())
@@ -267,10 +261,11 @@ fn size(folder: &Path) -> Result<u64> {
 /// Runs everything that is in the image, with what the manifests give it: a read-only root and no network.
 fn prove(podman: &Podman, tag: &str) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
-    let mut asked = vec![
+    let asked = [
         (vec!["brindle-node", "--version"], version),
         (vec!["brindle-bgpd", "--version"], version),
         (vec!["brindlectl", "version"], version),
+        (vec!["brindle-controllers", "--version"], version),
         (vec!["brindle-ipip", "--version"], version),
         (vec!["brindle-node", "probe", "--help"], "--ready"),
         (vec!["iptables-restore", "--version"], "nf_tables"),
@@ -281,9 +276,6 @@ fn prove(podman: &Podman, tag: &str) -> Result<()> {
         // Extensions are loaded when they are named.
         (vec!["iptables", "-m", "set", "--help"], "match-set"),
     ];
-    if Path::new("controllers").is_dir() {
-        asked.push((vec!["brindle-controllers", "--version"], version));
-    }
     for (command, expected) in &asked {
         let said = podman.inside(tag, command)?;
         ensure!(

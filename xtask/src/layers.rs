@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 /// Which of our packages each of our packages may depend on (normal dependencies only).
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("brindle-admin", &[]),
     ("brindle-config-core", &[]),
     ("brindle-config", &["brindle-config-core"]),
@@ -45,6 +45,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "brindle-carrier",
         ],
     ),
+    ("brindle-all", &["brindle-node", "brindle-bgpd", "brindle-controllers", "brindle-ctl"]),
     (
         "brindle-ctl",
         &[
