@@ -26,6 +26,7 @@ const EXIT: &str = "Exit codes: 0 all is well; 1 it works but something is degra
 
 #[derive(Debug, Parser)]
 #[command(name = "brindlectl", version, about = "Look at and operate Brindle, and build labs of it", after_help = EXIT)]
+#[command(max_term_width = 80)]
 pub(crate) struct Args {
     /// Form of the answer: table or json; with get also wide, yaml, name, custom-columns=.., jsonpath=..,
     /// go-template=.., go-template-file=FILE

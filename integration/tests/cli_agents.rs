@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -68,6 +69,9 @@ const ILL: &[&str] = &[
     "route default/web default/client",
 ];
 
+/// While n3 runs an agent of another version.
+const SKEW: &[&str] = &["version --all", "version --all -o json", "status", "status --node n3"];
+
 struct Cluster {
     agents: Vec<Running>,
     pods: Vec<Container>,
@@ -113,9 +117,13 @@ impl Cluster {
     }
 
     fn start(&mut self, host: u8) {
+        self.start_of(host, &bin("brindle-node"));
+    }
+
+    fn start_of(&mut self, host: u8, program: &Path) {
         let dir = self.segment.dir(host);
         let log = fs::File::create(dir.join("agent.log")).unwrap();
-        let mut command = Command::new(bin("brindle-node"));
+        let mut command = Command::new(program);
         command
             .args(["run", "--node-name", &format!("n{host}"), "--ip", &format!("{}/24", Segment::v4(host))])
             .args(["--state-dir".as_ref(), dir.as_os_str()])
@@ -228,6 +236,17 @@ fn transcript(kind: Kind) -> String {
         text += &cluster.run_at(2, &typed(line)).replace(&node.display().to_string(), "NODE");
         text.push('\n');
     }
+    if kind == Kind::Kubernetes {
+        // None of these definitions is applied: that is said once by each agent, and all is well nevertheless.
+        for host in NODES {
+            let log = fs::read_to_string(cluster.segment.dir(host).join("agent.log")).unwrap();
+            for kind in ["clusternetworkpolicies", "adminnetworkpolicies", "baselineadminnetworkpolicies"] {
+                let told = log.lines().filter(|l| l.contains("has no definition of this kind"));
+                let told = told.filter(|l| l.contains(&format!("resource=\"{kind}."))).count();
+                assert_eq!(told, 1, "{kind}: {log}");
+            }
+        }
+    }
     cluster.agents.pop().unwrap().kill();
     until("the session with n3 is down", LONG, || {
         let said = cluster.run("bgp --node n2 summary");
@@ -260,6 +279,53 @@ fn agents_are_shown_the_same_on_etcd() {
 #[test]
 fn agents_are_shown_the_same_on_kubernetes() {
     insta::assert_snapshot!("agents", transcript(Kind::Kubernetes));
+}
+
+/// An agent of another version: the program with another number wherever its own stands.
+fn other_version(dir: &Path, version: &str) -> PathBuf {
+    let ours = env!("CARGO_PKG_VERSION").as_bytes();
+    let theirs = version.as_bytes();
+    assert_eq!(ours.len(), theirs.len(), "the program keeps its layout");
+    let mut program = fs::read(bin("brindle-node")).unwrap();
+    let mut at = 0;
+    while let Some(found) = program[at..].windows(ours.len()).position(|w| w == ours) {
+        program[at + found..at + found + ours.len()].copy_from_slice(theirs);
+        at += found + ours.len();
+    }
+    let path = dir.join(format!("brindle-node-{version}"));
+    fs::write(&path, program).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// What is seen while one node of two is updated: the node that is behind by name, and what to do.
+fn skewed(kind: Kind) -> String {
+    let mut cluster = Cluster::new(kind);
+    let dir = cluster.segment.dir(NODES[1]);
+    cluster.agents.pop().unwrap().kill();
+    cluster.start_of(NODES[1], &other_version(&dir, "0.0.9"));
+    until("the session is back", LONG, || {
+        let said = cluster.run("bgp --node n2 summary");
+        let route = cluster.run("route default/web default/client");
+        if said.contains("1 of 1 sessions") && route.ends_with("[0]\n") { Ok(()) } else { Err(said + &route) }
+    });
+    let text: String = SKEW.iter().map(|line| cluster.run(line) + "\n").collect();
+    settled(&text)
+}
+
+#[test]
+fn two_versions_are_told_apart_on_sqlite() {
+    insta::assert_snapshot!("skew", skewed(Kind::Sqlite));
+}
+
+#[test]
+fn two_versions_are_told_apart_on_etcd() {
+    insta::assert_snapshot!("skew", skewed(Kind::Etcd));
+}
+
+#[test]
+fn two_versions_are_told_apart_on_kubernetes() {
+    insta::assert_snapshot!("skew", skewed(Kind::Kubernetes));
 }
 
 /// What is in the archive of the whole cluster, and what is said of a node that is dead.
@@ -306,6 +372,11 @@ fn the_cluster_is_bundled_on_sqlite() {
 #[test]
 fn the_cluster_is_bundled_on_etcd() {
     insta::assert_snapshot!(bundled(Kind::Etcd));
+}
+
+#[test]
+fn the_cluster_is_bundled_on_kubernetes() {
+    insta::assert_snapshot!(bundled(Kind::Kubernetes));
 }
 
 /// An agent that is asked by a CalicoNodeStatus answers in its status, again and again.

@@ -66,7 +66,7 @@ const PARTS: [Step; 4] = [
             "test --workspace --bin brindlectl --test calicoctl --test generated --test ipam --test policy_trace --test resource",
         )?;
         cargo(
-            "test --workspace --test cli_agents --test cli_cluster --test cli_stores --test cli_troubles -- \
+            "test --workspace --test cli_agents --test cli_cluster --test cli_goldens --test cli_stores --test cli_troubles -- \
              --test-threads=1",
         )
     }),

@@ -22,7 +22,7 @@ mod write;
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -85,6 +85,8 @@ struct Inner {
     missing: Duration,
     /// The server knows no [`HOST_NETWORK`].
     old: Arc<AtomicBool>,
+    /// Collections of which was told that the cluster lacks them.
+    told: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl KubeStore {
@@ -98,6 +100,7 @@ impl KubeStore {
             node: None,
             missing: MISSING,
             old: Arc::default(),
+            told: Arc::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -121,6 +124,7 @@ impl KubeStore {
             node: old.node.clone(),
             missing: old.missing,
             old: Arc::clone(&old.old),
+            told: Arc::clone(&old.told),
         };
         change(&mut inner);
         Self { inner: Arc::new(inner) }
@@ -160,6 +164,18 @@ impl Inner {
 
     fn explain(&self, verb: Verb, place: &Place, key: Option<&Key>, failure: Failure) -> StoreError {
         explain(&self.client.name(), verb, place, key, failure)
+    }
+
+    /// Says once that there is nothing of a kind because the cluster does not know it.
+    fn tell_missing(&self, resource: &str) {
+        // A set of names is whole even if somebody panicked beside it.
+        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if told.insert(resource.to_owned()) {
+            tracing::info!(
+                resource,
+                "the cluster has no definition of this kind, so there are none of it; looked for again from time to time"
+            );
+        }
     }
 
     /// What of a collection is asked for, as part of a query.
@@ -239,6 +255,7 @@ impl Inner {
             match self.pages(place, &mut take).await {
                 Ok(at) => return Ok(Some(at)),
                 Err(Failure::Api(s)) if explain::unknown_collection(&s) && place.optional() => {
+                    self.tell_missing(&place.resource());
                     return Ok(None);
                 }
                 Err(Failure::Api(s)) if s.code == 400 && s.message.contains(HOST_NETWORK) => {

@@ -1,5 +1,7 @@
 //! `brindlectl version`: this program's, and with `--all` that of every node.
 
+use std::{cmp::Ordering, collections::BTreeMap};
+
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
@@ -35,6 +37,30 @@ pub(crate) fn ours(format: Format) {
     }
 }
 
+/// Which of two versions is the older one, if both are numbers with dots.
+fn order(a: &str, b: &str) -> Option<Ordering> {
+    let numbers = |v: &str| v.split('.').map(|n| n.parse::<u64>().ok()).collect::<Option<Vec<_>>>();
+    Some(numbers(a)?.cmp(&numbers(b)?))
+}
+
+/// What to do about versions that differ.
+fn advice(versions: &BTreeMap<String, Vec<String>>) -> String {
+    let mut groups: Vec<(&String, usize)> = versions.iter().map(|(v, nodes)| (v, nodes.len())).collect();
+    groups.sort_by(|(a, _), (b, _)| order(a, b).unwrap_or_else(|| a.cmp(b)));
+    let list: Vec<String> = groups.iter().map(|(v, n)| format!("{v} on {n}")).collect();
+    let text = match groups.as_slice() {
+        [] => return String::new(),
+        [(one, _)] if one.as_str() == OURS => return String::new(),
+        [(one, _)] => format!("all nodes run {one}; next: use the brindlectl of that version"),
+        _ => format!(
+            "{} versions in this cluster: {}; next: bring every node to one version, one node after the other",
+            groups.len(),
+            list.join(", ")
+        ),
+    };
+    format!("\n{}\n", wrap(&text, WIDTH - 2).join("\n  "))
+}
+
 /// Carries the command out.
 pub(crate) fn run(args: &VersionArgs, format: Format) -> Result<Outcome> {
     if !args.all {
@@ -47,6 +73,7 @@ pub(crate) fn run(args: &VersionArgs, format: Format) -> Result<Outcome> {
     let mut table = Table::new(&["NODE", "VERSION", ""]);
     let mut all: Vec<Value> = Vec::new();
     let mut silent = String::new();
+    let mut versions: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (agent, answer) in cluster.agents.iter().zip(answers) {
         let node = &agent.at.name;
         match answer {
@@ -56,7 +83,13 @@ pub(crate) fn run(args: &VersionArgs, format: Format) -> Result<Outcome> {
                     outcome = Outcome::Degraded;
                 }
                 all.push(json!({ "node": node, "version": status.version, "skew": skew }));
-                let word = if skew { format!("differs from brindlectl {OURS}") } else { String::new() };
+                let word = match order(&status.version, OURS) {
+                    _ if !skew => String::new(),
+                    Some(Ordering::Less) => format!("older than brindlectl {OURS}"),
+                    Some(Ordering::Greater) => format!("newer than brindlectl {OURS}"),
+                    _ => format!("differs from brindlectl {OURS}"),
+                };
+                versions.entry(status.version.clone()).or_default().push(node.clone());
                 table.row([node.clone(), status.version, word]);
             }
             Err(silence) => {
@@ -70,7 +103,26 @@ pub(crate) fn run(args: &VersionArgs, format: Format) -> Result<Outcome> {
     }
     match format {
         Format::Json => out::json(&json!({ "version": OURS, "nodes": all })),
-        Format::Table => put!("brindlectl {OURS}\n\n{}{silent}", table.render()),
+        Format::Table => put!("brindlectl {OURS}\n\n{}{silent}{}", table.render(), advice(&versions)),
     }
     Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        assert_eq!(order("0.9.0", "0.10.0"), Some(Ordering::Less));
+        assert_eq!(order("1.0.0", "0.10.0"), Some(Ordering::Greater));
+        assert_eq!(order("0.1.0-dirty", "0.1.0"), None);
+        assert_eq!(advice(&BTreeMap::from([(OURS.to_owned(), vec!["a".into()])])), "");
+        let two = BTreeMap::from([("0.10.0".into(), vec!["a".into()]), ("0.9.0".into(), vec!["b".into()])]);
+        assert!(
+            advice(&two).contains("2 versions in this cluster: 0.9.0 on 1, 0.10.0 on 1"),
+            "{}",
+            advice(&two)
+        );
+    }
 }

@@ -188,11 +188,12 @@ pub(super) async fn configure(
     }
     ensure!(
         spec.max_blocks_per_host == 0 || spec.strict_affinity,
-        "MaxBlocksPerHost requires StrictAffinity to be enabled"
+        "MaxBlocksPerHost requires StrictAffinity to be enabled: add --strictaffinity=true"
     );
     ensure!(
         spec.auto_allocate_blocks || spec.strict_affinity,
-        "AutoAllocateBlocks false requires StrictAffinity to be enabled: nodes would only borrow from each other"
+        "AutoAllocateBlocks false requires StrictAffinity to be enabled: nodes would only borrow from each \
+         other; add --strictaffinity=true"
     );
     store.put_as(&resource, expect).await?;
     match format {
@@ -213,7 +214,11 @@ pub(super) async fn split(store: Arc<dyn Store>, args: &SplitArgs, format: Forma
     });
     let pool = meant.with_context(|| {
         let wanted = args.cidr.map(|c| c.to_string()).or_else(|| args.name.clone()).unwrap_or_default();
-        format!("there is no IP pool {wanted}")
+        let names = world.view.pools.iter().map(|p| p.name.as_str());
+        match brindle_config_core::suggest::closest(&wanted, names) {
+            Some(meant) => format!("there is no IP pool {wanted}; did you mean {meant}?"),
+            None => format!("there is no IP pool {wanted}; see `brindlectl get ippools`"),
+        }
     })?;
     let bits = u8::try_from(n.ilog2()).unwrap_or(u8::MAX);
     let length = pool.spec.cidr.prefix_len().saturating_add(bits);

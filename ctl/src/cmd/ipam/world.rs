@@ -60,8 +60,8 @@ impl World {
             return Ok(());
         }
         bail!(
-            "the datastore is not locked: pods could be given addresses meanwhile; set datastoreReady: false in \
-             ClusterInformation default first, or use --force"
+            "the datastore is not locked: pods could be given addresses meanwhile; lock it first (brindlectl datastore \
+             migrate lock), or use --force"
         )
     }
 

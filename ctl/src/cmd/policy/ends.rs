@@ -80,7 +80,15 @@ pub(super) fn find(entries: &[Entry], typed: &str) -> Result<End> {
     let Some((namespace, pod)) = typed.split_once('/') else {
         let hep = ends().find(|e| e.key.kind == Kind::HostEndpoint && e.key.name == typed);
         return hep.map(of).with_context(|| {
-            format!("there is no HostEndpoint {typed:?}; name a pod as NAMESPACE/POD, or give an address")
+            let names = ends().filter(|e| e.key.kind == Kind::HostEndpoint).map(|e| e.key.name.as_str());
+            match brindle_config_core::suggest::closest(typed, names) {
+                Some(meant) => format!("there is no HostEndpoint {typed:?}; did you mean {meant}?"),
+                None => {
+                    format!(
+                        "there is no HostEndpoint {typed:?}; name a pod as NAMESPACE/POD, or give an address"
+                    )
+                }
+            }
         });
     };
     let pods = || ends().filter(|e| e.key.kind == Kind::WorkloadEndpoint && e.key.namespace == namespace);
