@@ -28,6 +28,8 @@ pub struct Wishes {
     pub ips: Vec<IpAddr>,
     /// Addresses nobody manages.
     pub unmanaged: Vec<IpAddr>,
+    /// Addresses that lead to the pod's own.
+    pub floating: Vec<IpAddr>,
     /// Whether an IPv4 and an IPv6 address are wanted.
     pub families: Option<(bool, bool)>,
     pub mac: Option<Mac>,
@@ -43,6 +45,7 @@ impl Wishes {
             ipv6_pools: list("ipv6pools")?,
             ips: addresses("ipAddrs", &list("ipAddrs")?)?,
             unmanaged: addresses("ipAddrsNoIpam", &list("ipAddrsNoIpam")?)?,
+            floating: each("floatingIPs", &list("floatingIPs")?)?,
             families: get("ipFamilies").map(|text| families(&words("ipFamilies", text)?)).transpose()?,
             mac: get("hwAddr").map(|text| mac(text)).transpose()?,
         };
@@ -53,10 +56,11 @@ impl Wishes {
         if !out.unmanaged.is_empty() && !out.ips.is_empty() {
             return Err(wrong("ipAddrsNoIpam", "and ipAddrs cannot be used together"));
         }
-        if get("floatingIPs").is_some() {
-            let what = if allowed.floating_ips { "is not supported" } else { "is not allowed" };
-            return Err(CniError { code: code::FIELD, ..wrong("floatingIPs", what) }
-                .hint("use a Service, or an address of its own by ipAddrs"));
+        if get("floatingIPs").is_some() && !allowed.floating_ips {
+            let error = wrong("floatingIPs", "is not allowed by the network configuration");
+            return Err(CniError { code: code::FIELD, ..error }.hint(
+                "set feature_control.floating_ips there and floatingIPs of the FelixConfiguration to Enabled",
+            ));
         }
         Ok(out)
     }
@@ -70,6 +74,22 @@ fn words(name: &str, text: &str) -> Result<Vec<String>, CniError> {
     serde_json::from_str(text).map_err(|e| {
         wrong(name, format!("is no JSON list of texts: {e}")).hint("write it like [\"10.0.0.0/16\"]")
     })
+}
+
+/// Any number; each once.
+fn each(name: &str, texts: &[String]) -> Result<Vec<IpAddr>, CniError> {
+    let mut out = Vec::new();
+    for text in texts {
+        let ip: IpAddr =
+            text.parse().map_err(|_| wrong(name, format!("has {text:?}, which is no address")))?;
+        if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
+            return Err(wrong(name, format!("has {text:?}, which cannot lead to a pod")));
+        }
+        if !out.contains(&ip) {
+            out.push(ip);
+        }
+    }
+    Ok(out)
 }
 
 /// At most one of each family.
@@ -134,6 +154,11 @@ mod tests {
         assert_eq!(all.mac.unwrap().to_string(), "02:00:00:00:00:07");
         let on = FeatureControl { ip_addrs_no_ipam: true, floating_ips: false };
         assert_eq!(read(&[("ipAddrsNoIpam", r#"["192.0.2.7"]"#)], on).unwrap().unmanaged.len(), 1);
+        let floating = [("floatingIPs", r#"["192.0.2.1","fd00::9","192.0.2.2"]"#)];
+        let e = read(&floating, on).unwrap_err();
+        assert!(e.code == 2 && e.message.contains("floatingIPs is not allowed"), "{e}");
+        let allowed = FeatureControl { floating_ips: true, ..on };
+        assert_eq!(read(&floating, allowed).unwrap().floating.len(), 3);
         assert_eq!(read(&[("ipAddrs", "")], on).unwrap(), Wishes::default());
     }
 
@@ -149,7 +174,9 @@ mod tests {
             (vec![("ipFamilies", "[]")], 7, "no family"),
             (vec![("hwAddr", "x")], 7, "no MAC address"),
             (vec![("ipv4pools", "{}")], 7, "ipv4pools is no JSON list"),
-            (vec![("floatingIPs", r#"["192.0.2.1"]"#)], 2, "floatingIPs is not supported"),
+            (vec![("floatingIPs", "192.0.2.1")], 7, "floatingIPs is no JSON list"),
+            (vec![("floatingIPs", r#"["192.0.2.1/32"]"#)], 7, "\"192.0.2.1/32\", which is no address"),
+            (vec![("floatingIPs", r#"["127.0.0.1"]"#)], 7, "cannot lead to a pod"),
         ];
         for (pairs, code, want) in cases {
             let e = read(&pairs, on).unwrap_err();

@@ -217,6 +217,8 @@ pub struct Conf {
     pub ips: Vec<IpAddr>,
     /// Addresses the pod brings along (ipAddrsNoIpam): none are taken from pools.
     pub unmanaged: Vec<IpAddr>,
+    /// Addresses that lead to the pod beside its own.
+    pub floating: Vec<IpAddr>,
     pub mac: Option<brindle_kernel::netlink::Mac>,
     pub dns: Dns,
     pub prev_result: Option<Value>,
@@ -331,6 +333,7 @@ impl Conf {
                 .swap_remove(0),
             ips,
             unmanaged: wishes.unmanaged,
+            floating: wishes.floating,
             mac: mac("runtimeConfig.mac", &raw.runtime.mac)?.or(wishes.mac),
             ipv4_pools: pools("ipam.ipv4_pools", ipv4_pools, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?,
             ipv6_pools: pools("ipam.ipv6_pools", ipv6_pools, IpAddr::V6(Ipv6Addr::UNSPECIFIED))?,

@@ -121,6 +121,9 @@ pub enum Call {
         /// Of the container's end.
         mac: String,
         addresses: Vec<IpNet>,
+        /// Addresses that lead to these.
+        #[serde(default)]
+        floating: Vec<IpAddr>,
     },
     /// Endpoint and addresses go; nothing there is fine. The agent also deletes the device, without making the caller
     /// wait for the kernel to tear it down.

@@ -83,7 +83,7 @@ fn annotations_of_a_pod_choose_pools_addresses_and_mac() {
     assert!(node.call("DEL", &e, &own).ok && node.call("DEL", &b, &fixed).ok);
     let (_f, floating) =
         add(&annotated(&node, json!({"cni.projectcalico.org/floatingIPs": "[\"198.51.100.8\"]"})));
-    assert_eq!(floating.code(), 2, "{floating:?}");
+    assert_eq!(floating.code(), 2, "where the network does not allow them: {floating:?}");
 }
 
 #[test]

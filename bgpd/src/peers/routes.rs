@@ -4,6 +4,7 @@
 //! |---|---|
 //! | own confirmed block | exactly, unless its pool has disableBGPExport |
 //! | own block of one address (/32, /128) | while a pod here uses it |
+//! | floating address of a pod here (FelixConfiguration floatingIPs), as the next row | |
 //! | address of a pod here, or our IPIP address, outside own blocks (borrowed) | as /32 (/128), if in a pool without disableBGPExport |
 //! | anything else | no |
 
@@ -143,7 +144,11 @@ fn local_addresses(state: &ClusterState, own: &NodeFacts) -> Vec<(Key, IpNet)> {
         tunnel.map(|a| (Key::new(Kind::Node, None, &state.me), IpNet::from(std::net::IpAddr::V4(a))));
     let pods =
         state.workloads.iter().flat_map(|(k, pod)| pod.addresses.iter().map(|n| (k.clone(), n.trunc())));
-    tunnel.into_iter().chain(pods).collect()
+    let own = format!("node.{}", state.me);
+    let floats = [own.as_str(), "default"].into_iter().find_map(|n| state.floating.get(n)) == Some(&true);
+    let floating = state.workloads.iter().filter(|_| floats);
+    let floating = floating.flat_map(|(k, pod)| pod.floating.iter().map(|n| (k.clone(), *n)));
+    tunnel.into_iter().chain(pods).chain(floating).collect()
 }
 
 fn is_single(net: &IpNet) -> bool {

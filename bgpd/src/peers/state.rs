@@ -10,6 +10,7 @@ use std::{
 
 use brindle_config_core::{
     bgp::{BgpConfigurationSpec, BgpFilterSpec, BgpPassword, BgpPeerSpec},
+    felix::FelixConfigurationSpec,
     ipam::{AffinityState, BlockAffinitySpec},
     key::{Key, Kind},
     kube::EndpointSliceSpec,
@@ -26,7 +27,8 @@ use serde::Deserialize;
 use super::services::{self, ServiceTable};
 
 /// The kinds [`ClusterState::apply`] wants to see, beside [`SERVICE_KINDS`].
-pub const KINDS: [Kind; 8] = [
+pub const KINDS: [Kind; 9] = [
+    Kind::FelixConfiguration,
     Kind::IpPool,
     Kind::IpamBlock,
     Kind::BlockAffinity,
@@ -83,6 +85,8 @@ pub(super) struct PodFacts {
     pub(super) name: String,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) addresses: Vec<IpNet>,
+    /// Addresses that lead to it where they are enabled.
+    pub(super) floating: Vec<IpNet>,
     /// Its device on the node.
     pub(super) device: String,
 }
@@ -100,6 +104,8 @@ pub struct ClusterState {
     pub(super) blocks: BTreeMap<String, BlockFacts>,
     /// The pods on this node.
     pub(super) workloads: BTreeMap<Key, PodFacts>,
+    /// FelixConfiguration.floatingIPs where somebody set it, by name.
+    pub(super) floating: BTreeMap<String, bool>,
     pub(super) invalid: BTreeMap<Key, String>,
     pub(super) services: ServiceTable,
     /// [`services::SELECTOR_ANNOTATION`] as somebody wrote it.
@@ -237,16 +243,25 @@ impl ClusterState {
                 let Resource { metadata, spec: pod, .. }: Resource<WorkloadEndpointSpec> =
                     decode(entry)?.resource;
                 if pod.node == self.me {
+                    let floating = pod.floating().map(|n| n.external.into()).collect();
                     let namespace = metadata.namespace.unwrap_or_default();
                     let name = if pod.pod.is_empty() { metadata.name } else { pod.pod };
                     let name = if namespace.is_empty() { name } else { format!("{namespace}/{name}") };
                     let (labels, device) = (metadata.labels, pod.interface_name);
-                    let facts = PodFacts { name, labels, addresses: pod.ip_networks, device };
+                    let facts = PodFacts { name, labels, addresses: pod.ip_networks, floating, device };
                     let same = self.workloads.get(&entry.key) == Some(&facts);
                     self.workloads.insert(entry.key.clone(), facts);
                     !same
                 } else {
                     self.workloads.remove(&entry.key).is_some()
+                }
+            }
+            Kind::FelixConfiguration => {
+                let felix: FelixConfigurationSpec = spec(entry)?;
+                let text = felix.setting("floatingIPs").and_then(serde_json::Value::as_str);
+                match text.map(|t| t.eq_ignore_ascii_case("enabled")) {
+                    Some(on) => self.floating.insert(name.to_owned(), on) != Some(on),
+                    None => self.floating.remove(name).is_some(),
                 }
             }
             Kind::Service => {
@@ -282,6 +297,7 @@ impl ClusterState {
                 Kind::IpPool => self.pools.remove(&key.name).is_some(),
                 Kind::BlockAffinity => self.claims.remove(&key.name).is_some(),
                 Kind::IpamBlock => self.blocks.remove(&key.name).is_some(),
+                Kind::FelixConfiguration => self.floating.remove(&key.name).is_some(),
                 Kind::WorkloadEndpoint => self.workloads.remove(key).is_some(),
                 Kind::Service => self.services.remove_service(key),
                 Kind::EndpointSlice => self.services.remove_slice(key),

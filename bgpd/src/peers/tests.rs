@@ -515,6 +515,33 @@ fn single_addresses_are_announced_only_where_no_own_block_covers_them() {
 }
 
 #[test]
+fn floating_addresses_are_announced_where_they_are_enabled_and_in_a_pool() {
+    let with = |configurations: &[(&str, &str)], node: &str, internal: &str, external: &str| {
+        let nat = json!([{"internalIP": internal, "externalIP": external}]);
+        let endpoint = json!({"node": node, "ipNetworks": ["192.168.1.5/32"], "ipNATs": nat});
+        let mut cluster = with_blocks().with(Kind::WorkloadEndpoint, "w", endpoint);
+        for (name, text) in configurations {
+            cluster = cluster.with(Kind::FelixConfiguration, name, json!({"floatingIPs": text}));
+        }
+        let plan = cluster.plan();
+        let is = plan.routes.iter().any(|r| r.prefix.addr().to_string() == external);
+        (is, problems(&plan).contains("in no IPPool"))
+    };
+    let (on, off) = (("default", "Enabled"), ("default", "Disabled"));
+    let (own, floating) = ("192.168.1.5", "192.168.9.9");
+    assert_eq!(with(&[on], "a", own, floating), (true, false));
+    assert_eq!(with(&[on], "a", own, "10.9.9.9"), (false, true));
+    assert_eq!(with(&[on], "a", own, "192.168.1.9"), (false, false), "its block covers it");
+    assert_eq!(with(&[on], "a", "192.168.1.6", floating), (false, false), "leads to no address of the pod");
+    assert_eq!(with(&[on], "b", own, floating), (false, false), "not ours to announce");
+    assert_eq!(with(&[], "a", own, floating), (false, false));
+    assert_eq!(with(&[off], "a", own, floating), (false, false));
+    assert_eq!(with(&[on, ("node.a", "Disabled")], "a", own, floating), (false, false));
+    assert_eq!(with(&[off, ("node.a", "Enabled")], "a", own, floating), (true, false));
+    assert_eq!(with(&[on, ("node.b", "Disabled")], "a", own, floating), (true, false));
+}
+
+#[test]
 fn the_tunnel_address_counts_as_local_and_pools_without_export_are_denied() {
     let plan = with_blocks()
         .labelled("a", "10.0.0.1", json!({}), json!({"ipv4IPIPTunnelAddr": "192.168.5.9"}))

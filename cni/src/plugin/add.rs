@@ -52,6 +52,7 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
             host_ifname: host_ifname.clone(),
             mac: mac.to_string(),
             addresses: addresses.clone(),
+            floating: call.conf.floating.clone(),
         };
         match undo.agent.call(register)? {
             Reply::Registered => {

@@ -44,7 +44,7 @@ pub struct FelixConfigurationSpec {
 
 impl FelixConfigurationSpec {
     /// Fields that are acted on though they stay among the others, sorted.
-    pub const SETTINGS: [&str; 22] = [
+    pub const SETTINGS: [&str; 23] = [
         "allowIPIPPacketsFromWorkloads",
         "allowVXLANPacketsFromWorkloads",
         "chainInsertMode",
@@ -52,6 +52,7 @@ impl FelixConfigurationSpec {
         "disableConntrackInvalidCheck",
         "failsafeInboundHostPorts",
         "failsafeOutboundHostPorts",
+        "floatingIPs",
         "iptablesBackend",
         "iptablesFilterDenyAction",
         "iptablesMarkMask",

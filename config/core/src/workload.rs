@@ -25,6 +25,15 @@ pub struct WorkloadPort {
     pub extra: Extra,
 }
 
+/// A floating address: packets to it go to one of the endpoint's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpNat {
+    #[serde(rename = "internalIP")]
+    pub internal: IpAddr,
+    #[serde(rename = "externalIP")]
+    pub external: IpAddr,
+}
+
 /// WorkloadEndpoint.spec.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -45,6 +54,8 @@ pub struct WorkloadEndpointSpec {
     /// /32 and /128 addresses of the pod.
     #[serde(rename = "ipNetworks", skip_serializing_if = "Vec::is_empty")]
     pub ip_networks: Vec<IpNet>,
+    #[serde(rename = "ipNATs", skip_serializing_if = "Vec::is_empty")]
+    pub ip_nats: Vec<IpNat>,
     #[serde(rename = "ipv4Gateway", skip_serializing_if = "Option::is_none")]
     pub ipv4_gateway: Option<IpAddr>,
     #[serde(rename = "ipv6Gateway", skip_serializing_if = "Option::is_none")]
@@ -60,6 +71,26 @@ pub struct WorkloadEndpointSpec {
     pub ports: Vec<WorkloadPort>,
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl WorkloadEndpointSpec {
+    /// Floating addresses that can lead somewhere: to an address of the endpoint itself.
+    pub fn floating(&self) -> impl Iterator<Item = &IpNat> {
+        let own = |n: &&IpNat| {
+            n.internal.is_ipv4() == n.external.is_ipv4()
+                && self.ip_networks.iter().any(|a| a.addr() == n.internal)
+        };
+        self.ip_nats.iter().filter(own)
+    }
+
+    /// A floating address with the address of its family among `addresses`; the family without one is the error.
+    pub fn nats(addresses: &[IpNet], floating: &[IpAddr]) -> Result<Vec<IpNat>, IpAddr> {
+        let pair = |external: &IpAddr| {
+            let own = addresses.iter().find(|n| n.addr().is_ipv4() == external.is_ipv4());
+            own.map(|n| IpNat { internal: n.addr(), external: *external }).ok_or(*external)
+        };
+        floating.iter().map(pair).collect()
+    }
 }
 
 impl Spec for WorkloadEndpointSpec {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::validate;
+use crate::{validate, workload::IpNat};
 
 /// A named port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -52,6 +52,8 @@ pub struct SpecView<'a> {
     pub service_account_name: &'a str,
     #[serde(rename = "ipNetworks")]
     pub ip_networks: Vec<IpNet>,
+    #[serde(rename = "ipNATs")]
+    pub ip_nats: Vec<IpNat>,
     #[serde(rename = "ipv4Gateway")]
     pub ipv4_gateway: Option<IpAddr>,
     #[serde(rename = "ipv6Gateway")]

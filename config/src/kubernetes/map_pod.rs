@@ -4,7 +4,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use brindle_config_core::{Key, Kind, convert, meta::API_VERSION, workload::endpoint_name};
+use brindle_config_core::{
+    Key, Kind, convert,
+    meta::API_VERSION,
+    workload::{WorkloadEndpointSpec, endpoint_name},
+};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -12,6 +16,8 @@ use sha1::{Digest, Sha1};
 
 use super::object::{Mapped, Meta, or_default};
 
+/// Addresses that lead to the pod.
+const FLOATING: &str = "cni.projectcalico.org/floatingIPs";
 const POD_IP: &str = "cni.projectcalico.org/podIP";
 const POD_IPS: &str = "cni.projectcalico.org/podIPs";
 const CONTAINER: &str = "cni.projectcalico.org/containerID";
@@ -175,6 +181,17 @@ pub(super) fn read(pod: &PodObject) -> Result<Mapped, String> {
     spec.insert("pod".into(), json!(meta.name));
     spec.insert("endpoint".into(), json!(ENDPOINT));
     spec.insert("ipNetworks".into(), json!(addresses));
+    // What is no list of addresses was refused when the pod was attached.
+    let floating = pod.annotation(FLOATING).and_then(|t| serde_json::from_str::<Vec<IpAddr>>(t).ok());
+    let floating = floating.unwrap_or_default();
+    let nats: Vec<_> = floating
+        .iter()
+        .filter_map(|ip| WorkloadEndpointSpec::nats(&addresses, std::slice::from_ref(ip)).ok())
+        .flatten()
+        .collect();
+    if !nats.is_empty() {
+        spec.insert("ipNATs".into(), json!(nats));
+    }
     spec.insert("profiles".into(), json!(profiles));
     let interface = pod.annotation(INTERFACE).map_or_else(default_interface, str::to_owned);
     spec.insert("interfaceName".into(), json!(interface));

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use brindle_config_core::validate::pool::overlap;
 use ipnet::IpNet;
 
-use crate::inputs::Inputs;
+use crate::{floating, inputs::Inputs};
 
 /// Contradictions in a line each, in the order of the resources' names.
 pub fn conflicts(inputs: &Inputs) -> Vec<String> {
@@ -15,6 +15,7 @@ pub fn conflicts(inputs: &Inputs) -> Vec<String> {
     pools(inputs, &mut all);
     nodes(inputs, &mut all);
     blocks(inputs, &mut all);
+    all.extend(floating::warnings(inputs));
     all
 }
 

@@ -16,6 +16,7 @@ use regex_lite::Regex;
 
 use crate::{
     conflicts::conflicts,
+    floating,
     host::HostView,
     inputs::Inputs,
     ipip::table::Ends,
@@ -275,6 +276,13 @@ impl Desired {
             let settings = sysctl::device(&dev, &w.ip_networks);
             let endpoint = Endpoint { dev, addresses: w.ip_networks.clone(), mac: w.mac.clone(), settings };
             self.endpoints.insert(key.clone(), endpoint);
+        }
+        // Last: they never take a pod's own address.
+        for (external, (key, _)) in floating::leads(inputs) {
+            let Some(endpoint) = self.endpoints.get(key) else { continue };
+            let target = Target::Device(Dev::clone(&endpoint.dev));
+            let route = Route { dst: external.into(), metric, protocol, target };
+            pods.entry(route.key()).or_insert(route);
         }
         pods
     }

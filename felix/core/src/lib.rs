@@ -11,6 +11,7 @@ pub mod conflicts;
 pub mod desire;
 pub mod differ;
 pub mod duration;
+pub mod floating;
 pub mod host;
 pub mod inputs;
 pub mod ipip;

@@ -261,7 +261,7 @@ impl Engine {
                         SyncEvent::InSync => None,
                     };
                     // Others say nothing about what the rules stand in, and endpoints are many.
-                    if kind.is_some_and(|k| around::KINDS.contains(&k)) {
+                    if kind.is_some_and(|k| around::KINDS.contains(&k)) || self.floats(e) {
                         self.settings_stale |= self.inputs.apply(e) != Impact::Nothing;
                     }
                     self.calculation.apply(e);
@@ -469,6 +469,17 @@ impl Engine {
                 self.mode_problem = Some(why);
                 false
             }
+        }
+    }
+
+    /// Whether an event is about an endpoint that has floating addresses, or had.
+    fn floats(&self, event: &SyncEvent) -> bool {
+        match event {
+            SyncEvent::Upsert(entry) if entry.key.kind == Kind::WorkloadEndpoint => {
+                entry.value.pointer("/spec/ipNATs").is_some() || self.inputs.endpoint(&entry.key).is_some()
+            }
+            SyncEvent::Delete(key) => self.inputs.endpoint(key).is_some(),
+            _ => false,
         }
     }
 

@@ -54,6 +54,8 @@ pub(super) struct Kept {
 pub(super) struct Unrecorded {
     pub(super) device: String,
     pub(super) mac: String,
+    #[serde(default)]
+    pub(super) floating: Vec<IpAddr>,
 }
 
 impl Kept {
@@ -248,7 +250,7 @@ mod tests {
         let to = Kept { handle: from.handle.clone(), former: "c4".into(), ..to };
         // Written while the datastore was away: synced, and the datastore decides.
         let owed = Kept {
-            unrecorded: Some(Unrecorded { device: "cali1".into(), mac: String::new() }),
+            unrecorded: Some(Unrecorded { device: "cali1".into(), mac: String::new(), floating: Vec::new() }),
             ..kept("e", "c6", "10.0.0.3/32")
         };
         // Another IPAM plugin's network may have the same addresses.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -74,6 +75,8 @@ pub(super) struct Made {
     pub(super) device: String,
     pub(super) mac: String,
     pub(super) addresses: Vec<IpNet>,
+    /// What the pod's annotation asks for beside them.
+    pub(super) floating: Vec<IpAddr>,
 }
 
 /// The attachment lives, in another namespace.
@@ -123,7 +126,7 @@ impl Service {
         let key = self.endpoint_key(a);
         let meta = ObjectMeta { namespace: Some(key.namespace.clone()), ..ObjectMeta::named(&key.name) };
         let mut resource = Resource::new(meta, WorkloadEndpointSpec::default());
-        self.fill(a, &Made { device, mac: String::new(), addresses }, &mut resource);
+        self.fill(a, &Made { device, mac: String::new(), addresses, floating: Vec::new() }, &mut resource);
         let Ok(value) = serde_json::to_value(&resource) else { return };
         let entry = Entry { key: key.clone(), revision: Revision(0), value: value.into() };
         let told = Told { container: a.container_id.clone(), identity: identity(&resource) };
@@ -151,6 +154,13 @@ impl Service {
 
     /// Records the endpoint and waits until it is in the kernel.
     pub(super) async fn register(&self, a: &Attachment, made: &Made) -> Result<(), Refused> {
+        WorkloadEndpointSpec::nats(&made.addresses, &made.floating).map_err(|ip| {
+            Refused::new(
+                code::CONFIG,
+                format!("the pod has no address of the family of its floating address {ip}"),
+                "ask for an address of that family too, or correct the annotation floatingIPs",
+            )
+        })?;
         let key = self.endpoint_key(a);
         let (unlocked, device) = tokio::join!(self.unlocked(), device::find(made.device.clone()));
         unlocked?;
@@ -234,6 +244,7 @@ impl Service {
             pod: a.pod.as_ref().map(|p| p.name.clone()).unwrap_or_default(),
             endpoint: a.ifname.clone(),
             ip_networks: made.addresses.clone(),
+            ip_nats: WorkloadEndpointSpec::nats(&made.addresses, &made.floating).unwrap_or_default(),
             // A container that is no pod belongs to no namespace; only policy restricts it.
             profiles: vec![match &a.pod {
                 Some(p) => convert::namespace_profile_name(&p.namespace),

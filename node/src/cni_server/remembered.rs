@@ -123,7 +123,11 @@ impl Service {
         why: Refused,
     ) -> Result<(), Refused> {
         let Some(mut kept) = self.attached.of(a) else { return Err(why) };
-        kept.unrecorded = Some(Unrecorded { device: made.device.clone(), mac: made.mac.clone() });
+        kept.unrecorded = Some(Unrecorded {
+            device: made.device.clone(),
+            mac: made.mac.clone(),
+            floating: made.floating.clone(),
+        });
         self.attached.keep(kept).await.map_err(|e| {
             Refused::new(
                 code::IO,
@@ -205,8 +209,13 @@ impl Service {
                 }
             }
         }
-        if let Some(Unrecorded { device, mac }) = &kept.unrecorded {
-            let made = Made { device: device.clone(), mac: mac.clone(), addresses: kept.addresses.clone() };
+        if let Some(Unrecorded { device, mac, floating }) = &kept.unrecorded {
+            let made = Made {
+                device: device.clone(),
+                mac: mac.clone(),
+                addresses: kept.addresses.clone(),
+                floating: floating.clone(),
+            };
             let index = device::find(device.clone()).await.map(|d| d.index);
             self.write_endpoint(a, &self.endpoint_key(a), &made, index).await?;
         }

@@ -142,10 +142,10 @@ impl Service {
                     done => done,
                 }
             }
-            Call::Register { attachment, host_ifname, mac, addresses } => {
+            Call::Register { attachment, host_ifname, mac, addresses, floating } => {
                 let _turn = self.turn(&attachment).await;
                 self.claims.still(&attachment, caller)?;
-                let made = Made { device: host_ifname, mac, addresses };
+                let made = Made { device: host_ifname, mac, addresses, floating };
                 match self.register(&attachment, &made).await {
                     Err(why) if why.is_away() => self.register_remembered(&attachment, &made, why).await,
                     done => done,

@@ -191,6 +191,7 @@ impl Stage {
                 host_ifname,
                 mac: "02:00:00:00:00:01".into(),
                 addresses: addresses.clone(),
+                floating: Vec::new(),
             };
             assert_eq!(proto::ask(&mut stream, register).unwrap(), Reply::Registered);
             addresses
@@ -347,6 +348,7 @@ async fn a_pod_that_cannot_be_programmed_is_refused() {
         host_ifname: "cali1".into(),
         mac: String::new(),
         addresses: vec![],
+        floating: vec![],
     };
     let (code, msg) = refused(s.ask(register).await);
     assert_eq!(code, code::NOT_READY);

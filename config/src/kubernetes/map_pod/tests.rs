@@ -164,3 +164,16 @@ proptest! {
         let _ = read(&pod(&json!({POD_IP: ip, POD_IPS: ips}), &json!({"phase": phase})));
     }
 }
+
+#[test]
+fn floating_addresses_lead_to_the_pods_address_of_their_family() {
+    let nats = |text: &str| {
+        let pod = pod(&json!({POD_IP: "10.0.0.5/32", FLOATING: text}), &json!({"phase": "Running"}));
+        entry(&pod).expect("an endpoint").value["spec"]["ipNATs"].clone()
+    };
+    let both = nats(r#"["192.0.2.8","fd00::8"]"#);
+    assert_eq!(both, json!([{"internalIP": "10.0.0.5", "externalIP": "192.0.2.8"}]));
+    for bad in ["192.0.2.8", "", r#"["ten"]"#, "{}"] {
+        assert_eq!(nats(bad), Value::Null, "{bad}");
+    }
+}

@@ -10,7 +10,7 @@ use super::{
     layout::Surroundings,
     marks::{DEFAULT_MASK, Marks},
 };
-use crate::{desire, duration, inputs::Inputs};
+use crate::{desire, duration, floating, inputs::Inputs};
 
 /// The kinds [`settings`] looks at.
 pub const KINDS: [Kind; 3] = [Kind::FelixConfiguration, Kind::IpPool, Kind::Node];
@@ -116,6 +116,9 @@ pub fn settings(inputs: &Inputs) -> Settings {
             .filter(|d| !d.is_empty() && d.len() < 16 && !d.contains(['"', ' ', '\n']))
             .map(str::to_owned),
         ipip: inputs.ipip_wanted(),
+        floating: floating::enabled(inputs).then(|| {
+            floating::leads(inputs).into_iter().map(|(external, (_, own))| (external, own)).collect()
+        }),
         place: if text("chainInsertMode") == "append" { Place::Last } else { Place::First },
     };
     let refresh = own("iptablesRefreshInterval", "nftablesRefreshInterval");

@@ -276,6 +276,7 @@ fn write_action(out: &mut String, action: &Action) {
         Action::Masquerade { ports } => {
             write!(out, " -j MASQUERADE{} --random-fully", to_ports(*ports))
         }
+        Action::Dnat { to } => write!(out, " -j DNAT --to-destination {to}"),
         Action::Snat { to, ports } => {
             let ports = ports.map(|p| format!(":{}-{}", p.first, p.last)).unwrap_or_default();
             let to = if to.is_ipv6() && !ports.is_empty() { format!("[{to}]") } else { to.to_string() };

@@ -201,6 +201,9 @@ pub enum Action {
     Masquerade {
         ports: Option<Ports>,
     },
+    Dnat {
+        to: std::net::IpAddr,
+    },
     Snat {
         to: std::net::IpAddr,
         ports: Option<Ports>,

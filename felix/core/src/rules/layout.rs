@@ -4,6 +4,7 @@
 //! raw     PREROUTING  marks cleared, reverse path of workloads, untracked policy of host endpoints
 //! mangle  PREROUTING  policy before DNAT
 //! mangle  POSTROUTING the host's own packets whose destination was translated: host endpoints, with the new one
+//! nat     PREROUTING  floating addresses (and OUTPUT), where they are enabled
 //! nat     POSTROUTING masquerade (after everybody else's)
 //! filter  FORWARD     host endpoints, from workload, to workload, host endpoints; then: accepted is accepted
 //! filter  INPUT       IPIP from nodes, workload to host, host endpoints
@@ -36,6 +37,10 @@ pub const TO_HEP: &str = "brindle-to-hep";
 pub const FROM_HEP_FORWARD: &str = "brindle-fwd-from-hep";
 pub const TO_HEP_FORWARD: &str = "brindle-fwd-to-hep";
 
+/// Translation of floating addresses, and of pods that ask for their own.
+pub const TO_FLOATING: &str = "brindle-fip-dnat";
+pub const FROM_FLOATING: &str = "brindle-fip-snat";
+
 /// Names of the sets that do not come from policy.
 pub const POOLS: &str = "pools";
 pub const MASQ: &str = "masq-pools";
@@ -67,6 +72,8 @@ pub struct Surroundings {
     pub nat_interface: Option<String>,
     /// Some pool asks for IPIP: packets of it are taken from nodes only.
     pub ipip: bool,
+    /// Floating addresses and the pods' own they lead to; `None` unless floatingIPs is Enabled.
+    pub floating: Option<BTreeMap<IpAddr, IpAddr>>,
     /// Where the hooks stand in the kernel's chains (chainInsertMode).
     pub place: Place,
 }
@@ -87,6 +94,7 @@ impl Default for Surroundings {
             nat_address: None,
             nat_interface: None,
             ipip: false,
+            floating: None,
             place: Place::First,
         }
     }
@@ -295,6 +303,11 @@ fn hooks(s: &Surroundings, out: &mut Layout) {
         let rules = vec![jump(&format!("brindle-{chain}"))];
         out.hooks.push((table, Hook { chain, place: s.place, rules }));
     }
+    for chain in ["PREROUTING", "OUTPUT"] {
+        if s.floating.is_some() {
+            out.hooks.push((Table::Nat, Hook { chain, place: s.place, rules: vec![jump(TO_FLOATING)] }));
+        }
+    }
     // After kube-proxy's masquerade.
     let rules = vec![jump("brindle-POSTROUTING")];
     out.hooks.push((Table::Nat, Hook { chain: "POSTROUTING", place: Place::Last, rules }));
@@ -306,8 +319,33 @@ fn hooks(s: &Surroundings, out: &mut Layout) {
     out.hooks.push((Table::Filter, Hook { chain: "FORWARD", place: Place::Last, rules }));
 }
 
+/// Translation of floating addresses: for everybody who asks for one. The pod itself comes back under its floating
+/// address, else its answers would not pass the node; whatever else it sends keeps its own.
+fn floating(family: Family, leads: &BTreeMap<IpAddr, IpAddr>, out: &mut Layout) {
+    let pairs =
+        || leads.iter().map(|(e, i)| (IpNet::from(*e), IpNet::from(*i))).filter(|(e, _)| family.has(e));
+    let to = pairs().map(|(external, own)| {
+        let rule = Rule::new(vec![Match::Dst { net: external, not: false }], Action::Dnat { to: own.addr() });
+        rule.because("floating address")
+    });
+    // Of several floating addresses of one pod it has the first.
+    let mut seen = BTreeSet::new();
+    let back = pairs().filter(|(_, own)| seen.insert(*own)).map(|(external, own)| {
+        let both = vec![Match::Dst { net: own, not: false }, Match::Src { net: own, not: false }];
+        Rule::new(both, Action::Snat { to: external.addr(), ports: None })
+            .because("a pod to its floating address")
+    });
+    let (to, back) = (to.collect(), back.collect());
+    out.put(Table::Nat, Chain::new(TO_FLOATING, to));
+    out.put(Table::Nat, Chain::new(FROM_FLOATING, back));
+}
+
 fn nat(family: Family, s: &Surroundings, out: &mut Layout) {
     let mut rules = Vec::new();
+    if let Some(leads) = &s.floating {
+        floating(family, leads, out);
+        rules.push(jump(FROM_FLOATING));
+    }
     if s.pools.iter().any(|(n, masq)| *masq && family.has(n)) {
         let mut matches = vec![
             Match::SrcSet { set: names::set(family, MASQ), not: false },

@@ -240,6 +240,15 @@ impl Model {
         style: &Style,
         address_of: &BTreeMap<IpAddr, String>,
     ) -> Layout {
+        // What is a pod's own address is nobody's floating address, whoever asks for it.
+        let mut free = around.clone();
+        if let Some(leads) = free.floating.as_mut().filter(|l| !l.is_empty()) {
+            let pods = self.endpoints.values().filter(|e| e.host.is_none());
+            for net in pods.flat_map(|e| &e.addresses) {
+                leads.remove(&net.addr());
+            }
+        }
+        let around = &free;
         let mut out = Layout { sets: layout::sets(family, around), ..Layout::default() };
         let shape = Shape {
             marks: around.marks,

@@ -182,6 +182,7 @@ fn write_action(out: &mut String, table: Table, action: &Action) {
             let ports = ports.map(|p| format!(" to :{}-{}", p.first, p.last)).unwrap_or_default();
             write!(out, " masquerade{ports} fully-random")
         }
+        Action::Dnat { to } => write!(out, " dnat to {to}"),
         Action::Snat { to, ports } => {
             let ports = ports.map(|p| format!(":{}-{}", p.first, p.last)).unwrap_or_default();
             let to = if to.is_ipv6() && !ports.is_empty() { format!("[{to}]") } else { to.to_string() };

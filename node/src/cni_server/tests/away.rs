@@ -161,6 +161,7 @@ async fn without_a_guard_in_the_kernel_nobody_is_let_in() {
         host_ifname: a.host_ifname("cali"),
         mac: "02:00:00:00:00:01".into(),
         addresses,
+        floating: Vec::new(),
     };
     let (code, msg) = refused(s.ask(register).await);
     assert_eq!(code, code::NOT_READY);

@@ -23,7 +23,7 @@ impl Plugin {
             panic!("not added")
         };
         let mac = "02:00:00:00:00:01".into();
-        (Call::Register { attachment: a.clone(), host_ifname, mac, addresses }, again)
+        (Call::Register { attachment: a.clone(), host_ifname, mac, addresses, floating: vec![] }, again)
     }
 }
 

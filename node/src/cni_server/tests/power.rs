@@ -194,8 +194,13 @@ impl Node {
             other => return Err(other),
         };
         let mac = "02:00:00:00:00:01".into();
-        let register =
-            Call::Register { attachment: a.clone(), host_ifname, mac, addresses: addresses.clone() };
+        let register = Call::Register {
+            attachment: a.clone(),
+            host_ifname,
+            mac,
+            addresses: addresses.clone(),
+            floating: vec![],
+        };
         match self.service.call(register, caller(true)).await {
             Reply::Registered => {}
             other => return Err(other),
