@@ -77,6 +77,11 @@ const LINES: &[&str] = &[
     "bgp --all summary -o json",
     "status -o wide",
     "get ippools -o go-template={{.kind}}",
+    "node status --socket none.sock",
+    "status --socket none.sock",
+    "bgp --admin-socket none.sock summary",
+    "man gett",
+    "policy trace 192.0.2.9 node1-eth0:99999",
     "stauts",
     "ipam shwo",
     "get",
@@ -123,7 +128,6 @@ const WITHOUT: &[(&str, &str)] = &[
     ("node diags", "reads this machine and its agent, no datastore: cli_cluster.rs"),
     ("node checksystem", "reads this machine, no datastore: ctl's own tests"),
     ("completion", "reads no datastore: ctl/tests/generated.rs"),
-    ("man", "reads no datastore: ctl/tests/generated.rs"),
 ];
 
 /// Transcripts with the call that holds them against a datastore; `KIND` stands for its kind.

@@ -63,7 +63,7 @@ const PARTS: [Step; 4] = [
     ("cli", || {
         build()?;
         cargo(
-            "test --workspace --bin brindlectl --test calicoctl --test generated --test ipam --test policy_trace --test resource",
+            "test --package brindle-ctl --lib --test calicoctl --test generated --test ipam --test policy_trace --test resource",
         )?;
         cargo(
             "test --workspace --test cli_agents --test cli_cluster --test cli_goldens --test cli_stores --test cli_troubles -- \

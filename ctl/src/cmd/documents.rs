@@ -64,7 +64,12 @@ pub(crate) fn man(args: &ManArgs, format: Format) -> Result<Outcome> {
             let mut name = "brindlectl".to_owned();
             for word in &args.command {
                 let next = at.find_subcommand(word);
-                at = next.with_context(|| format!("{name} has no command {word:?}"))?;
+                at = next.with_context(|| {
+                    let all = at.get_subcommands().map(Command::get_name);
+                    let meant = brindle_config_core::suggest::closest(word, all);
+                    let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
+                    format!("{name} has no command {word:?}{hint}")
+                })?;
                 name = format!("{name} {}", at.get_name());
             }
             put!("{}", page(at)?);

@@ -14,7 +14,9 @@ pub(crate) fn exec(name: &str, target: &str, argv: &[String], format: Format) ->
     let dir = LabDir::of(name)?;
     let state = dir.load_existing()?;
     let Some(namespace) = state.plan.namespace_of(target) else {
-        bail!("there is no node and no pod {target:?} in lab {name:?}; see: brindlectl lab status");
+        bail!(
+            "there is no node and no pod {target:?} in lab {name:?}; see: brindlectl lab status --name {name}"
+        );
     };
     let (program, args) = argv.split_first().context("no command given")?;
     let mut command = Command::new(program);

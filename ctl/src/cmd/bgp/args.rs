@@ -10,6 +10,7 @@ pub(crate) struct BgpArgs {
     /// Admin socket of a brindle-node or brindle-bgpd.
     #[arg(
         long,
+        alias = "admin-socket",
         global = true,
         env = "BRINDLE_ADMIN_SOCKET",
         default_value = "/var/lib/brindle/admin.sock",

@@ -17,6 +17,7 @@ pub(crate) struct NodeArgs {
     /// The agent's admin socket.
     #[arg(
         long,
+        alias = "socket",
         global = true,
         env = "BRINDLE_ADMIN_SOCKET",
         default_value = crate::cluster::LOCAL_SOCKET,

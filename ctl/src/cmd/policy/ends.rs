@@ -25,7 +25,7 @@ pub(super) fn with_port(typed: &str) -> Result<(&str, Option<u16>)> {
     if typed.parse::<IpAddr>().is_ok() {
         return Ok((typed, None));
     }
-    let port = |p: &str| p.parse::<u16>().with_context(|| format!("port {p:?}: expected 0 to 65535"));
+    let port = |p: &str| p.parse::<u16>().ok().with_context(|| format!("port {p:?}: expected 0 to 65535"));
     if let Some(rest) = typed.strip_prefix('[') {
         let (address, tail) = rest.split_once(']').with_context(|| format!("{typed:?}: the ] is missing"))?;
         return match tail.strip_prefix(':') {

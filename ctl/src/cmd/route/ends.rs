@@ -93,7 +93,10 @@ impl Names {
                 let all: BTreeSet<String> =
                     pods.chain(short).chain(self.nodes.iter().map(|n| n.name.clone())).collect();
                 let meant = closest(text, all.iter().map(String::as_str));
-                let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
+                let hint = match meant {
+                    Some(meant) => format!("; did you mean {meant}?"),
+                    None => "; `brindlectl get weps -A` and `brindlectl get nodes` list them".to_owned(),
+                };
                 bail!("there is no pod and no node {text:?}{hint}")
             }
             (many, node) => {
@@ -208,6 +211,7 @@ mod tests {
         assert_eq!(name("192.0.2.1").unwrap(), "outside");
         let error = |text: &str| name(text).unwrap_err().to_string();
         assert_eq!(error("shop/wep"), "there is no pod and no node \"shop/wep\"; did you mean shop/web?");
+        assert!(error("nothing/like").contains("`brindlectl get weps -A`"), "{}", error("nothing/like"));
         assert!(error("db").contains("shop/db or test/db"), "{}", error("db"));
         assert!(error("both").contains("test/both or node both (10.77.1.2)"), "{}", error("both"));
     }

@@ -11,7 +11,7 @@ pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
     /// Only the agent with this admin socket, in full.
-    #[arg(long, env = "BRINDLE_ADMIN_SOCKET", value_name = "PATH", conflicts_with_all = ["lab", "node", "agent"])]
+    #[arg(long, alias = "socket", env = "BRINDLE_ADMIN_SOCKET", value_name = "PATH", conflicts_with_all = ["lab", "node", "agent"])]
     pub(crate) admin_socket: Option<PathBuf>,
     /// Show it again and again, every so often, until Ctrl-C.
     #[arg(
