@@ -68,6 +68,14 @@ impl Answer {
         Self { cni_version: version.as_str().into(), ips, dns, ..Self::default() }
     }
 
+    /// A result with one device of the container and its addresses, none of which has a gateway.
+    pub fn of_device(version: Version, name: &str, sandbox: String, addresses: &[IpNet], dns: Dns) -> Self {
+        let device =
+            Interface { name: name.into(), mac: "00:00:00:00:00:00".into(), sandbox, ..Interface::default() };
+        let ips = addresses.iter().map(|a| ip(version, *a, Some(0))).collect();
+        Self { cni_version: version.as_str().into(), interfaces: vec![device], ips, dns, ..Self::default() }
+    }
+
     /// A result with the pair and its addresses, behind what an earlier plugin of the list made.
     pub fn attached(
         version: Version,

@@ -56,9 +56,9 @@ const TOOLS: [(&str, &[&str]); 4] = [
     ("nft", &[]),
 ];
 
-/// Plugins of Debian that `install-cni` puts on nodes without them, from the folder it looks in: those that runtimes and the
-/// built-in conflist call. Each has 2.5 MiB; what else a conflist may name is the node's to have.
-const PLUGINS: [&str; 2] = ["loopback", "portmap"];
+/// Plugins of Debian that `install-cni` puts on nodes without them, from the folder it looks in: what the built-in conflist
+/// calls. One has 2.5 MiB; what else a conflist may name is the node's to have. `loopback`, which runtimes call, is ours.
+const PLUGINS: [&str; 1] = ["portmap"];
 const PLUGIN_DIR: &str = "/usr/lib/cni";
 
 /// `cargo xtask image [--debug]`.
@@ -171,6 +171,7 @@ fn tools(root: &Path, ours: &Path) -> Result<()> {
         copy(&source, &root.join(source.strip_prefix("/")?))?;
         sources.insert(source);
     }
+    symlink("/usr/bin/brindle", root.join(PLUGIN_DIR.trim_start_matches('/')).join("loopback"))?;
     let extensions = fs::read_dir("/usr/lib")?
         .filter_map(|e| Some(e.ok()?.path().join("xtables")))
         .find(|p| p.is_dir())

@@ -61,7 +61,7 @@ pub(crate) const IMAGE: [Need; 7] = [
     need("iptables-nft-restore", "iptables", "goes into the image: the agent calls it"),
     need("nft", "nftables", "goes into the image: the agent calls it"),
     need(
-        "/usr/lib/cni/loopback",
+        "/usr/lib/cni/portmap",
         "containernetworking-plugins",
         "goes into the image: runtimes call it on the nodes",
     ),

@@ -5,6 +5,7 @@ mod check;
 mod del;
 mod delegate;
 mod ipam;
+mod loopback;
 
 use std::{
     io::{Read, Write},
@@ -34,20 +35,29 @@ const PATIENCE: Duration = Duration::from_secs(70);
 /// A DEL rather goes into the journal than wait.
 const DEL_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Which of the two programs this is.
+/// Which of the programs this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `brindle`: interface and addresses.
     Interface,
     /// `brindle-ipam`: addresses alone.
     Ipam,
+    /// `loopback`: the pod's `lo`, nothing else.
+    Loopback,
 }
 
 impl Program {
+    /// Which one a path calls: `brindle` unless its name is another's.
+    pub fn called(path: &Path) -> Self {
+        let all = [Self::Ipam, Self::Loopback];
+        all.into_iter().find(|p| path.file_name().is_some_and(|n| n == p.name())).unwrap_or(Self::Interface)
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Interface => "brindle",
             Self::Ipam => "brindle-ipam",
+            Self::Loopback => "loopback",
         }
     }
 }
@@ -135,11 +145,15 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
         return Err(CniError::new(code::VERSION, what));
     }
     match command {
+        Command::Status | Command::Gc if program == Program::Loopback => return Ok(None),
         Command::Status => return status(&conf, input).map(|()| None),
         Command::Gc => return gc(&conf, input).map(|()| None),
         _ => {}
     }
     let runtime = env::Attachment::read(lookup, command)?;
+    if program == Program::Loopback {
+        return loopback::run(&conf, &runtime, command)?.map(json).transpose();
+    }
     let delegate = delegate(&conf, input, command != Command::Del)?;
     let call = Invocation { attachment: attachment(&conf, &runtime), conf, runtime, delegate };
     match (program, command) {
@@ -148,7 +162,7 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
         (Program::Interface, _) => check::check(&call).map(|()| None),
         (Program::Ipam, Command::Add) => ipam::add(&call).and_then(json).map(Some),
         (Program::Ipam, Command::Del) => ipam::del(&call).map(|()| None),
-        (Program::Ipam, _) => ipam::check(&call).map(|()| None),
+        (Program::Ipam | Program::Loopback, _) => ipam::check(&call).map(|()| None),
     }
 }
 

@@ -2,5 +2,6 @@
 
 mod attach;
 mod detach;
+mod loopback;
 mod stage;
 mod stdio;
