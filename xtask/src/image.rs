@@ -295,6 +295,7 @@ fn prove(podman: &Podman, tag: &str) -> Result<()> {
     ensure!(said.contains("1.0.0"), "the plugin in the image says {said:?}");
     println!("  {:<44} {}", "brindle (CNI_COMMAND=VERSION)", said.trim());
     println!("{} programs run in the image", asked.len() + 1);
+    podman.installs(tag)?;
     Ok(())
 }
 
@@ -342,6 +343,24 @@ impl Podman {
         args.extend(["--entrypoint", command[0], tag]);
         args.extend(&command[1..]);
         self.run(&args)
+    }
+
+    /// What the init container does: plugins on the node, each a file of its own that knows its name.
+    fn installs(&self, tag: &str) -> Result<()> {
+        let node = self.folder.join("node");
+        fs::create_dir_all(&node)?;
+        let mount = format!("{}:/host/opt/cni/bin", node.display());
+        let install = ["install-cni", "--plugins-only", "--bin-dir", "/host/opt/cni/bin"];
+        let run = ["run", "--rm", "--network", "none", "--read-only", "-v", &mount, tag];
+        self.run(&[&run[..], &install[..]].concat())?;
+        for name in ["brindle", "brindle-ipam", "loopback"] {
+            let out = Command::new(node.join(name)).arg("--version").output().context(name)?;
+            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            ensure!(said.starts_with(&format!("{name} ")), "{name} on the node says {said:?}");
+        }
+        ensure!(fs::symlink_metadata(node.join("portmap"))?.is_file(), "portmap is not on the node");
+        println!("  install-cni puts brindle, brindle-ipam, loopback and portmap on a node");
+        Ok(())
     }
 
     fn plugin_version(&self, tag: &str) -> Result<String> {
