@@ -242,7 +242,9 @@ pub(crate) fn lab(args: &[String]) -> Result<ExitCode> {
         bail!("the lab makes network namespaces: run as root");
     }
     setup::install(&[&setup::LAB])?;
-    cargo("build --release --workspace --bins --exclude brindle-integration --exclude xtask")?;
+    cargo(
+        "build --release --workspace --bins --exclude brindle-integration --exclude xtask --exclude brindle-all",
+    )?;
     let bin = target()?.join("release/brindlectl");
     println!("+ {} lab up {}", bin.display(), args.join(" "));
     let status = Command::new(&bin).args(["lab", "up"]).args(args).status()?;
@@ -276,7 +278,7 @@ pub(crate) fn bench(words: &[String]) -> Result<ExitCode> {
         }
     }
     setup::install(&[&setup::LAB, &setup::TESTS])?;
-    cargo("build --release --workspace --bins")?;
+    cargo("build --release --workspace --bins --exclude brindle-all")?;
     for name in BENCHES {
         if names.is_empty() || names.iter().any(|n| n == name) {
             println!("\n== {name}");
