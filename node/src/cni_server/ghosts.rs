@@ -119,16 +119,11 @@ impl Service {
         if !gone || super::device::exists(spec.interface_name.clone()).await {
             return Ok(());
         }
-        let mut still = self
-            .store
-            .list(&[Kind::WorkloadEndpoint])
-            .await?
-            .entries
-            .into_iter()
-            .filter_map(|e| decode::<WorkloadEndpointSpec>(&e).ok().map(|e| e.resource.spec));
-        if !still.any(|s| {
+        let stored = self.own_endpoints().await?;
+        let same = |s: &WorkloadEndpointSpec| {
             s.node == spec.node && s.container_id == spec.container_id && s.ip_networks == spec.ip_networks
-        }) {
+        };
+        if !stored.iter().any(|e| same(&e.resource.spec)) {
             return Ok(());
         }
         tracing::info!(

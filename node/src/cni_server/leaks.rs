@@ -150,9 +150,7 @@ impl Service {
         if sight == Sight::Now || !self.store.visit_followed(&kinds, &mut each) {
             self.store.list(&kinds).await?.entries.into_iter().for_each(each);
         }
-        let (cache, prefixes) = (cache.to_owned(), self.known_prefixes());
-        let heard = tokio::task::spawn_blocking(move || (attachments(&cache), routes(&prefixes))).await;
-        let (attachments, kernel) = heard.unwrap_or((None, None));
+        let (attachments, kernel) = self.heard(cache).await;
         Ok(Evidence {
             node: self.node.clone(),
             cluster: false,
@@ -164,14 +162,17 @@ impl Service {
         })
     }
 
-    /// What runtime and kernel know now, if both are heard.
-    pub(super) async fn known(&self, cache: &Path) -> Option<Known> {
+    /// What runtime and kernel know now; `None` for who cannot be heard.
+    async fn heard(&self, cache: &Path) -> (Option<BTreeSet<String>>, Option<BTreeSet<IpAddr>>) {
         let (cache, prefixes) = (cache.to_owned(), self.known_prefixes());
         let heard = tokio::task::spawn_blocking(move || (attachments(&cache), routes(&prefixes))).await;
-        match heard {
-            Ok((Some(attachments), Some(kernel))) => Some(Known { attachments, kernel }),
-            _ => None,
-        }
+        heard.unwrap_or((None, None))
+    }
+
+    /// The same, if both are heard.
+    pub(super) async fn known(&self, cache: &Path) -> Option<Known> {
+        let (attachments, kernel) = self.heard(cache).await;
+        Some(Known { attachments: attachments?, kernel: kernel? })
     }
 
     /// At its start an agent reads everything anyway; there is no hurry to read it once more beside that.
