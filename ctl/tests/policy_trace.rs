@@ -2,15 +2,19 @@
 
 use std::{path::PathBuf, process::Command};
 
-/// A folder with a datastore that holds `RESOURCES`; removed at the end.
+/// A folder with a datastore that holds resources; removed at the end.
 struct Place(PathBuf);
 
 impl Place {
     fn new(name: &str) -> Self {
+        Self::with(name, RESOURCES)
+    }
+
+    fn with(name: &str, resources: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("brindlectl-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let place = Self(dir);
-        std::fs::write(place.0.join("r.yaml"), RESOURCES).unwrap();
+        std::fs::write(place.0.join("r.yaml"), resources).unwrap();
         let made = place.run("create -f r.yaml");
         assert!(made.ends_with("[0]\n"), "{made}");
         place
@@ -118,6 +122,155 @@ fn the_deciding_rule_is_named_at_each_end() {
         p.run("policy trace 198.51.100.1 198.51.100.2:80"),
     ];
     insta::assert_snapshot!(screens.concat());
+}
+
+/// Four nodes with pods: without a host endpoint, with one, with two that differ, with one for everything and a tunnel.
+const FORWARDED: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: plain}
+spec: {bgp: {ipv4Address: 192.168.1.1/24}}
+---
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: edge}
+spec: {bgp: {ipv4Address: 192.168.1.2/24}}
+---
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: two}
+spec: {bgp: {ipv4Address: 192.168.1.3/24}}
+---
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: far}
+spec: {bgp: {ipv4Address: 192.168.9.4/24}}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pods}
+spec: {cidr: 10.0.0.0/16, ipipMode: CrossSubnet}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: plain-k8s-a-eth0, namespace: red}
+spec: {orchestrator: k8s, node: plain, pod: a, endpoint: eth0, interfaceName: cali1, ipNetworks: [10.0.1.5/32], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: edge-k8s-b-eth0, namespace: red}
+spec: {orchestrator: k8s, node: edge, pod: b, endpoint: eth0, interfaceName: cali2, ipNetworks: [10.0.2.5/32], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: two-k8s-c-eth0, namespace: red}
+spec: {orchestrator: k8s, node: two, pod: c, endpoint: eth0, interfaceName: cali3, ipNetworks: [10.0.3.5/32], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: far-k8s-d-eth0, namespace: red}
+spec: {orchestrator: k8s, node: far, pod: d, endpoint: eth0, interfaceName: cali4, ipNetworks: [10.0.4.5/32], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: edge-eth0, labels: {role: edge}}
+spec: {node: edge, interfaceName: eth0, profiles: [projectcalico-default-allow]}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: two-eth0, labels: {role: edge}}
+spec: {node: two, interfaceName: eth0}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: two-eth1, labels: {role: inner}}
+spec: {node: two, expectedIPs: [172.16.0.3]}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: far-all, labels: {role: all}}
+spec: {node: far, interfaceName: "*"}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: edges}
+spec:
+  selector: role == "edge"
+  applyOnForward: true
+  types: [Ingress, Egress]
+  ingress:
+  - {action: Deny, source: {nets: [198.51.100.0/24]}, metadata: {annotations: {ticket: SEC-9}}}
+  - {action: Allow}
+  egress:
+  - {action: Deny, destination: {nets: [203.0.113.0/24]}}
+  - {action: Allow}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: early}
+spec:
+  selector: role == "edge"
+  applyOnForward: true
+  preDNAT: true
+  types: [Ingress]
+  ingress:
+  - {action: Deny, protocol: TCP, destination: {ports: [22, 23]}}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: own}
+spec:
+  selector: role == "all"
+  applyOnForward: true
+  types: [Ingress, Egress]
+  ingress: [{action: Allow, source: {nets: [10.0.1.0/24]}}]
+  egress: [{action: Allow, destination: {nets: [10.0.2.0/24]}}]
+"#;
+
+#[test]
+fn host_endpoints_speak_about_what_is_forwarded() {
+    let p = Place::with("trace-forward", FORWARDED);
+    let screens = [
+        // Out of the pod's node, and in.
+        p.run("policy trace red/b 203.0.113.9:443"),
+        p.run("policy trace red/b 192.0.2.1:443"),
+        p.run("policy trace 198.51.100.1 red/b:443"),
+        p.run("policy trace 192.0.2.1 red/b:443"),
+        // Before translation; a failsafe port of what is forwarded is left to the policy for that.
+        p.run("policy trace 192.0.2.1 red/b:23"),
+        p.run("policy trace 192.0.2.1 red/b:22"),
+        p.run("policy trace 198.51.100.1 red/b:22"),
+        // Another interface has no host endpoint.
+        p.run("policy trace 198.51.100.1 red/b:443 --through eth7"),
+        // Between pods: no host endpoint at the sender, one at the receiver; the way back.
+        p.run("policy trace red/a red/b:80"),
+        p.run("policy trace red/b red/a:80"),
+        // Two host endpoints that differ, and do not.
+        p.run("policy trace red/c 203.0.113.9:443"),
+        p.run("policy trace red/c 203.0.113.9:443 --through two-eth1"),
+        p.run("policy trace red/c 203.0.113.9:443 --through eth0"),
+        p.run("policy trace 198.51.100.1 red/c:443"),
+        p.run("policy trace red/c 192.0.2.1:443"),
+        // In a tunnel, both ways.
+        p.run("policy trace red/a red/d:80"),
+        p.run("policy trace red/c red/d:80"),
+        p.run("policy trace red/d red/b:80"),
+        p.run("policy trace red/d red/a:80"),
+        // The node itself, by its address.
+        p.run("policy trace 198.51.100.1 192.168.1.2:443"),
+        p.run("policy trace 192.168.1.2 203.0.113.9:443"),
+        p.run("policy trace red/b 192.168.1.2:443"),
+        p.run("policy trace 192.168.1.2 red/b:443"),
+        p.run("policy trace red/d 192.168.1.2:443"),
+        p.run("policy trace red/c 203.0.113.9:443 --through eth0 --through eth1"),
+    ];
+    insta::assert_snapshot!(screens.concat());
+}
+
+#[test]
+fn json_says_which_interface_and_that_it_depends_on_it() {
+    let p = Place::with("trace-forward-json", FORWARDED);
+    insta::assert_snapshot!(p.run("policy trace red/c 203.0.113.9:443 -o json"));
 }
 
 #[test]

@@ -35,4 +35,8 @@ pub(crate) struct TraceArgs {
     /// Type and code of the ICMP packet.
     #[arg(long, default_value = "8/0", value_name = "TYPE/CODE")]
     pub(crate) icmp: String,
+    /// The interface by which the packet leaves or enters nodes, or the HostEndpoint that stands for it on its node (may
+    /// be given for each node). Without it: the tunnel where the pool wants one, otherwise all that have a HostEndpoint.
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) through: Vec<String>,
 }

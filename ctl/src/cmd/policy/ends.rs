@@ -8,6 +8,8 @@ use brindle_felix_core::policy::active::EndpointId;
 use ipnet::IpNet;
 use serde_json::Value;
 
+use super::way::Nodes;
+
 /// One end.
 #[derive(Clone, Debug)]
 pub(super) struct End {
@@ -15,6 +17,8 @@ pub(super) struct End {
     pub(super) name: String,
     /// `None` for an address that no endpoint has.
     pub(super) endpoint: Option<EndpointId>,
+    /// Of the node itself, by an interface nobody named.
+    pub(super) host: bool,
     pub(super) node: Option<String>,
     /// All it has, or the one that was typed.
     pub(super) addresses: Vec<IpAddr>,
@@ -63,16 +67,25 @@ fn of(e: &Entry) -> End {
             (format!("{}/{shown}", e.key.namespace), id)
         }
     };
-    End { name, endpoint: Some(id), node: Some(text(e, "/spec/node").to_owned()), addresses: addresses(e) }
+    End {
+        name,
+        endpoint: Some(id),
+        host: false,
+        node: Some(text(e, "/spec/node").to_owned()),
+        addresses: addresses(e),
+    }
 }
 
 /// Finds what was typed.
-pub(super) fn find(entries: &[Entry], typed: &str) -> Result<End> {
+pub(super) fn find(entries: &[Entry], nodes: &Nodes, typed: &str) -> Result<End> {
     let ends =
         || entries.iter().filter(|e| matches!(e.key.kind, Kind::WorkloadEndpoint | Kind::HostEndpoint));
     if let Ok(address) = typed.parse::<IpAddr>() {
         let known = ends().find(|e| addresses(e).contains(&address)).map(of);
-        let outside = || End { name: typed.to_owned(), endpoint: None, node: None, addresses: Vec::new() };
+        let outside = || {
+            let node = nodes.at(address).map(str::to_owned);
+            End { name: typed.to_owned(), endpoint: None, host: node.is_some(), node, addresses: Vec::new() }
+        };
         let mut end = known.unwrap_or_else(outside);
         end.addresses = vec![address];
         return Ok(end);

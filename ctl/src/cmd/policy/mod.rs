@@ -3,6 +3,7 @@
 pub(crate) mod args;
 mod ends;
 mod trace;
+mod way;
 
 use anyhow::Result;
 
@@ -16,7 +17,8 @@ pub(crate) fn run(args: &PolicyArgs, format: Format) -> Result<Outcome> {
         PolicyCommand::Trace(a) => {
             let listing = block_on(async {
                 let store = open(&a.store)?;
-                Ok(store.list(&brindle_felix_core::calc::KINDS).await?)
+                let kinds = [&brindle_felix_core::calc::KINDS[..], &way::KINDS].concat();
+                Ok(store.list(&kinds).await?)
             })?;
             trace::trace(&listing.entries, a, format)
         }

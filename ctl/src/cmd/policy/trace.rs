@@ -7,7 +7,7 @@ use brindle_config_core::{policy::IntOrString, store::Entry, validate::policy as
 use brindle_felix_core::{
     calc::{Graph, Scope},
     policy::{
-        active::{EndpointId, PolicyId, Protocol, ToHostAction},
+        active::{EndpointId, Interface, PolicyId, Protocol, ToHostAction},
         state::PolicyState,
         verdict::{Packet, Place, Reason, Step, verdict},
     },
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::{
     args::TraceArgs,
     ends::{self, End},
+    way::{self, Door, Nodes, Through},
 };
 use crate::{
     Outcome,
@@ -24,11 +25,21 @@ use crate::{
     out::{self, Mood, paint, say},
 };
 
-/// One step and the node it happened on.
+/// One step and where it happened.
 struct Seen {
     node: Option<String>,
     step: Step,
     staged: Vec<PolicyId>,
+    door: Door,
+}
+
+/// What becomes of the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Allowed,
+    Denied,
+    /// It may take several interfaces, and not all host endpoints say the same.
+    Depends,
 }
 
 pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Result<Outcome> {
@@ -41,7 +52,9 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
         (false, Some(_)) => bail!("{}: {protocol} has no ports; leave the port out", args.to),
         _ => {}
     }
-    let (from, to) = (ends::find(entries, &args.from)?, ends::find(entries, to)?);
+    let nodes = Nodes::new(entries);
+    let through = Through::new(entries, &args.through)?;
+    let (from, to) = (ends::find(entries, &nodes, &args.from)?, ends::find(entries, &nodes, to)?);
     let (src, dst) = addresses(&from, &to)?;
     let icmp = matches!(protocol, Protocol::ICMP | Protocol::ICMPV6).then(|| icmp(&args.icmp)).transpose()?;
     let ports = protocol.has_ports();
@@ -55,38 +68,64 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
     };
     let mut problems = Vec::new();
     let mut steps = Vec::new();
-    for (node, a, b) in legs(&from, &to) {
-        let mut graph = Graph::new(Scope::Node(node.clone()));
+    let mut fate = Fate::Allowed;
+    for leg in legs(&from, &to) {
+        let mut graph = Graph::new(Scope::Node(leg.node.clone()));
         entries.iter().for_each(|e| graph.put(&e.key, &e.value));
         graph.set_in_sync();
         let mut state = PolicyState::default();
         for delta in graph.flush() {
             state.apply(&delta).map_err(|e| anyhow::anyhow!("the calculation contradicts itself: {e}"))?;
         }
-        let found = verdict(&state, &packet, &a, &b);
-        let allowed = found.allowed();
-        // Interfaces without a host endpoint decide nothing.
-        let policed = found.steps.into_iter().filter(|s| s.reason != Reason::NotPoliced);
-        steps.extend(policed.map(|step| Seen {
-            node: Some(node.clone()),
+        let doors = match leg.beyond(&from, &to) {
+            None => vec![leg.inside(&state)],
+            Some((far, out)) => {
+                let addresses = if out { (far, src, dst) } else { (far, dst, src) };
+                way::doors(&state, &nodes, &through, (&leg.node, out), addresses)
+            }
+        };
+        let mut found: Vec<(Door, Step)> = Vec::new();
+        let mut allowed = Vec::new();
+        for door in doors {
+            let at = |spot: &Spot| spot.place(door.endpoint.as_ref());
+            let said = verdict(&state, &packet, &at(&leg.from), &at(&leg.to));
+            allowed.push(said.allowed());
+            // Interfaces without a host endpoint decide nothing.
+            for step in said.steps.into_iter().filter(|s| s.reason != Reason::NotPoliced) {
+                // A workload says the same whichever way it is.
+                if !found.iter().any(|(_, s)| *s == step) {
+                    found.push((door.clone(), step));
+                }
+            }
+        }
+        if allowed.len() > 1 && !matches!(leg.from, Spot::At(_)) {
+            found.sort_by_key(|(_, s)| matches!(s.endpoint, Some(EndpointId::Workload { .. })));
+        }
+        steps.extend(found.into_iter().map(|(door, step)| Seen {
+            node: Some(leg.node.clone()),
             staged: step.endpoint.as_ref().map(|e| graph.staged(e)).unwrap_or_default(),
+            door: if matches!(step.endpoint, Some(EndpointId::Host { .. })) { door } else { Door::default() },
             step,
         }));
         for (key, lines) in graph.problems() {
             problems.extend(lines.into_iter().map(|l| format!("{key}: {l}")));
         }
-        if !allowed {
-            break;
+        match (allowed.contains(&true), allowed.contains(&false)) {
+            (true, true) => fate = Fate::Depends,
+            (true, false) => {}
+            (false, _) => {
+                fate = Fate::Denied;
+                break;
+            }
         }
     }
     problems.sort();
     problems.dedup();
-    let allowed = steps.iter().all(|s| s.step.allowed);
     match format {
-        Format::Json => out::json(&as_json(&from, &to, &packet, &steps, &problems, allowed)),
-        Format::Table => show(&from, &to, &packet, &steps, &problems, allowed),
+        Format::Json => out::json(&as_json(&from, &to, &packet, &steps, &problems, fate)),
+        Format::Table => show(&from, &to, &packet, &steps, &problems, fate),
     }
-    Ok(if allowed { Outcome::Ok } else { Outcome::Degraded })
+    Ok(if fate == Fate::Allowed { Outcome::Ok } else { Outcome::Degraded })
 }
 
 fn icmp(typed: &str) -> Result<(u8, u8)> {
@@ -111,23 +150,76 @@ fn addresses(from: &End, to: &End) -> Result<(IpAddr, IpAddr)> {
     bail!("{} and {} have no addresses of the same family", from.name, to.name)
 }
 
-/// The nodes the packet meets policy on, each with where it comes from and goes to there.
-fn legs(from: &End, to: &End) -> Vec<(String, Place, Place)> {
-    let place = |e: &End| match &e.endpoint {
-        Some(id @ EndpointId::Workload { .. }) => Place::Workload(id.clone()),
-        Some(id) => Place::Host(Some(id.clone())),
-        None => Place::Outside(None),
-    };
-    // Traffic of the node itself leaves and arrives by the interface of its host endpoint.
-    let beyond = |e: &End| match &e.endpoint {
-        Some(id @ EndpointId::Host { .. }) => Place::Outside(Some(id.clone())),
-        _ => Place::Outside(None),
-    };
+/// One side of a node.
+enum Spot {
+    /// A workload, or the node itself by an interface that was named.
+    At(Place),
+    /// The node itself, by an interface to be found.
+    Host,
+    /// Beyond the node, by an interface to be found.
+    Beyond,
+}
+
+impl Spot {
+    fn of(e: &End) -> Self {
+        match &e.endpoint {
+            Some(id @ EndpointId::Workload { .. }) => Self::At(Place::Workload(id.clone())),
+            Some(id) => Self::At(Place::Host(Some(id.clone()))),
+            None if e.host => Self::Host,
+            None => Self::Beyond,
+        }
+    }
+
+    /// What is beyond the node of an end: traffic of the node itself leaves and arrives by the interface of its host
+    /// endpoint, when one was named.
+    fn beyond(e: &End) -> Self {
+        match &e.endpoint {
+            Some(id @ EndpointId::Host { .. }) => Self::At(Place::Outside(Some(id.clone()))),
+            _ => Self::Beyond,
+        }
+    }
+
+    fn place(&self, door: Option<&EndpointId>) -> Place {
+        match self {
+            Self::At(place) => place.clone(),
+            Self::Host => Place::Host(door.cloned()),
+            Self::Beyond => Place::Outside(door.cloned()),
+        }
+    }
+}
+
+/// The way over one node.
+struct Leg {
+    node: String,
+    from: Spot,
+    to: Spot,
+}
+
+impl Leg {
+    /// The end that lies beyond this node by an interface to be found, and whether the packet leaves by it.
+    fn beyond<'a>(&self, from: &'a End, to: &'a End) -> Option<(&'a End, bool)> {
+        match (&self.from, &self.to) {
+            (_, Spot::Beyond) => Some((to, true)),
+            (Spot::Beyond, _) => Some((from, false)),
+            _ => None,
+        }
+    }
+
+    /// What stands for the node itself towards its own workloads: no interface that has a name.
+    fn inside(&self, state: &PolicyState) -> Door {
+        let any = state.endpoints.values().find(|e| e.host.is_some() && e.interface == Interface::Any);
+        Door { endpoint: any.map(|e| e.id.clone()), ..Door::default() }
+    }
+}
+
+/// The nodes the packet meets policy on.
+fn legs(from: &End, to: &End) -> Vec<Leg> {
+    let leg = |node: &str, from, to| Leg { node: node.to_owned(), from, to };
     match (&from.node, &to.node) {
-        (Some(a), Some(b)) if a == b => vec![(a.clone(), place(from), place(to))],
+        (Some(a), Some(b)) if a == b => vec![leg(a, Spot::of(from), Spot::of(to))],
         (a, b) => {
-            let first = a.iter().map(|node| (node.clone(), place(from), beyond(from)));
-            first.chain(b.iter().map(|node| (node.clone(), beyond(to), place(to)))).collect()
+            let first = a.iter().map(|node| leg(node, Spot::of(from), Spot::beyond(from)));
+            first.chain(b.iter().map(|node| leg(node, Spot::beyond(to), Spot::of(to)))).collect()
         }
     }
 }
@@ -175,7 +267,7 @@ fn end_of<'a>(id: Option<&EndpointId>, from: &'a End, to: &'a End) -> Option<&'a
     [from, to].into_iter().find(|e| e.endpoint.as_ref() == Some(id))
 }
 
-fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], allowed: bool) {
+fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], fate: Fate) {
     let colours = out::colours();
     let port = if p.protocol.has_ports() { format!(" port {}", p.dst_port) } else { String::new() };
     say!("{}\n  -> {}, {}{port}\n", label(from, p.src), label(to, p.dst), p.protocol);
@@ -193,20 +285,31 @@ fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], a
             (None, None) => "the node".into(),
         };
         let node = s.node.as_deref().map(|n| format!(" on {n}")).unwrap_or_default();
-        say!("{} of {name}{node}: {}", s.step.direction, verdict(s.step.allowed));
+        let by = s.door.interface.as_deref().map(|i| format!(", by {i}")).unwrap_or_default();
+        say!("{} of {name}{node}{by}: {}", s.step.direction, verdict(s.step.allowed));
         say!("  {}", why(&s.step));
         for id in &s.staged {
             say!("  staged, not enforced: {id}");
         }
     }
-    say!("\nThe packet is {}.", verdict(allowed));
+    match fate {
+        Fate::Allowed | Fate::Denied => say!("\nThe packet is {}.", verdict(fate == Fate::Allowed)),
+        Fate::Depends => say!(
+            "\nThe packet is allowed by some of these interfaces and denied by others; name the one it takes with --through."
+        ),
+    }
+    if fate != Fate::Depends && steps.iter().any(|s| s.door.guessed) {
+        say!(
+            "Which interface it takes is not known: if it is none with a HostEndpoint, name it with --through."
+        );
+    }
     if !problems.is_empty() {
         say!("\nResources with problems:");
         problems.iter().for_each(|line| say!("  {line}"));
     }
 }
 
-fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], allowed: bool) -> Value {
+fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], fate: Fate) -> Value {
     let end = |e: &End, address: IpAddr| json!({"name": e.name, "address": address, "node": e.node});
     let steps: Vec<Value> = steps
         .iter()
@@ -216,6 +319,7 @@ fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String]
                 "node": s.node,
                 "endpoint": e.map(|e| e.name.clone()).or_else(|| s.step.endpoint.as_ref().map(ToString::to_string)),
                 "direction": s.step.direction,
+                "interface": s.door.interface,
                 "allowed": s.step.allowed,
                 "reason": s.step.reason,
                 "why": why(&s.step),
@@ -228,7 +332,8 @@ fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String]
         "to": end(to, p.dst),
         "protocol": p.protocol.to_string(),
         "port": p.protocol.has_ports().then_some(p.dst_port),
-        "allowed": allowed,
+        "allowed": fate == Fate::Allowed,
+        "dependsOnInterface": fate == Fate::Depends,
         "steps": steps,
         "problems": problems,
     })

@@ -153,6 +153,18 @@ pub struct Icmp {
 #[serde(transparent)]
 pub struct IpSetId(pub Arc<str>);
 
+impl IpSetId {
+    /// What its members are: the id says it, so that a set never changes its form while it keeps its name. `None`: no
+    /// id of the calculation.
+    pub fn kind(&self) -> Option<IpSetKind> {
+        match self.0.split_once(':')?.0 {
+            "s" | "svcnoport" => Some(IpSetKind::Net),
+            "n" | "svc" => Some(IpSetKind::IpPort),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for IpSetId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

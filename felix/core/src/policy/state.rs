@@ -33,6 +33,9 @@ impl PolicyState {
         match delta {
             PolicyDelta::Settings(s) => self.settings = s.clone(),
             PolicyDelta::IpSet(s) => {
+                if s.id.kind().is_some_and(|k| k != s.kind) {
+                    return Err(format!("IP set {} is said to hold {:?}", s.id, s.kind));
+                }
                 if self.sets.insert(s.id.clone(), s.members.clone()).is_some() {
                     return Err(format!("IP set {} was there", s.id));
                 }

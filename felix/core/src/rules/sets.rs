@@ -208,7 +208,16 @@ pub fn plan(
         };
         let gone = have.members.difference(&want.members).count();
         let shrinks = gone >= REBUILD && gone * 2 > have.members.len();
-        if have.kind != Some(want.kind) || want.members.len() > have.max || shrinks {
+        if have.kind != Some(want.kind) {
+            // Not ours, whatever its name: the name says the form. The kernel swaps no sets of different forms, and lets
+            // go of this one when no rule refers to it.
+            let _ = writeln!(out.before, "destroy {name}");
+            create(out, family, name, want, room);
+            out.destroyed += 1;
+            out.made += 1;
+            return;
+        }
+        if want.members.len() > have.max || shrinks {
             let temp = temporary(name);
             if actual.contains_key(&temp) {
                 let _ = writeln!(out.before, "destroy {temp}");

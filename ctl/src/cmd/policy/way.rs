@@ -1,0 +1,153 @@
+//! Which host endpoints a packet may pass on a node: what the datastore tells of the interface by which it comes in or
+//! leaves. Nothing is asked of the node itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use brindle_config_core::{
+    Kind,
+    node::NodeSpec,
+    pool::{EncapMode, IpPoolSpec},
+    store::{Entry, decode},
+};
+use brindle_felix_core::policy::{
+    active::{EndpointId, EndpointPolicy, Interface},
+    state::PolicyState,
+};
+
+use super::ends::End;
+
+/// The device of IPIP.
+const TUNNEL: &str = "tunl0";
+
+/// What is looked at beside the resources of policy.
+pub(super) const KINDS: [Kind; 2] = [Kind::Node, Kind::IpPool];
+
+/// An interface of a node, as far as policy knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Door {
+    /// Its name, when it is known.
+    pub(super) interface: Option<String>,
+    /// Who stands for it.
+    pub(super) endpoint: Option<EndpointId>,
+    /// Nobody said so, and the packet may as well take another one.
+    pub(super) guessed: bool,
+}
+
+/// Nodes and pools: who has which address, and between whom packets are tunnelled.
+pub(super) struct Nodes {
+    nodes: BTreeMap<String, NodeSpec>,
+    pools: Vec<IpPoolSpec>,
+}
+
+impl Nodes {
+    /// Resources that do not decode are left out; the agents name them.
+    pub(super) fn new(entries: &[Entry]) -> Self {
+        let of = |kind| entries.iter().filter(move |e| e.key.kind == kind);
+        let node = |e: &Entry| Some((e.key.name.clone(), decode::<NodeSpec>(e).ok()?.resource.spec));
+        let pool = |e: &Entry| Some(decode::<IpPoolSpec>(e).ok()?.resource.spec);
+        Self {
+            nodes: of(Kind::Node).filter_map(node).collect(),
+            pools: of(Kind::IpPool).filter_map(pool).collect(),
+        }
+    }
+
+    /// The node that has an address.
+    pub(super) fn at(&self, address: IpAddr) -> Option<&str> {
+        self.nodes.iter().find(|(_, n)| n.ips().any(|a| a == address)).map(|(name, _)| &**name)
+    }
+
+    /// Whether packets from one node for a pod of another go through a tunnel.
+    fn tunnelled(&self, from: &str, to: &str, pod: IpAddr) -> bool {
+        let IpAddr::V4(_) = pod else { return false };
+        let containing = self.pools.iter().filter(|p| p.cidr.contains(&pod));
+        let mode = containing.max_by_key(|p| p.cidr.prefix_len()).map(|p| p.ipip_mode);
+        let same_subnet = || {
+            let own = self.nodes.get(from).and_then(|n| n.bgp.as_ref()?.ipv4_address);
+            let hop = self.nodes.get(to).and_then(NodeSpec::ipv4);
+            own.zip(hop).is_some_and(|(own, hop)| own.0.contains(&hop))
+        };
+        match mode {
+            Some(EncapMode::Always) => true,
+            Some(EncapMode::CrossSubnet) => !same_subnet(),
+            Some(EncapMode::Never) | None => false,
+        }
+    }
+}
+
+/// What was said with `--through`.
+#[derive(Debug)]
+pub(super) struct Through {
+    endpoints: BTreeSet<EndpointId>,
+    interface: Option<String>,
+}
+
+impl Through {
+    /// Names of host endpoints, each for its own node, and the name of an interface for the others.
+    pub(super) fn new(entries: &[Entry], typed: &[String]) -> anyhow::Result<Self> {
+        let hep = |name: &str| entries.iter().any(|e| e.key.kind == Kind::HostEndpoint && e.key.name == name);
+        let (endpoints, interfaces): (Vec<&String>, Vec<&String>) = typed.iter().partition(|t| hep(t));
+        if interfaces.len() > 1 {
+            anyhow::bail!(
+                "--through {}: there is no such HostEndpoint, and one name of an interface is enough",
+                interfaces.last().map_or("", |s| s.as_str())
+            );
+        }
+        Ok(Self {
+            endpoints: endpoints.into_iter().map(|n| EndpointId::Host { name: n.clone() }).collect(),
+            interface: interfaces.first().map(|s| (*s).clone()),
+        })
+    }
+}
+
+/// The interfaces by which a packet may pass between this node and what is beyond it: `far`, at its address. More than
+/// one where nothing tells which; each of them has a host endpoint.
+pub(super) fn doors(
+    state: &PolicyState,
+    nodes: &Nodes,
+    through: &Through,
+    (node, out): (&str, bool),
+    (far, near_address, far_address): (&End, IpAddr, IpAddr),
+) -> Vec<Door> {
+    let all: Vec<&EndpointPolicy> =
+        state.endpoints.values().map(|e| &**e).filter(|e| e.host.is_some()).collect();
+    let any = all.iter().find(|e| e.interface == Interface::Any);
+    let named = |name: &str| {
+        let exact = all.iter().find(|e| matches!(&e.interface, Interface::Name(n) if n == name));
+        Door {
+            interface: Some(name.to_owned()),
+            endpoint: exact.or(any).map(|e| e.id.clone()),
+            guessed: false,
+        }
+    };
+    let door = |e: &EndpointPolicy, guessed| {
+        let interface = match &e.interface {
+            Interface::Name(n) => Some(n.clone()),
+            Interface::WithAddress | Interface::Any => None,
+        };
+        Door { interface, endpoint: Some(e.id.clone()), guessed }
+    };
+    if let Some(e) = all.iter().find(|e| through.endpoints.contains(&e.id)) {
+        return vec![door(e, false)];
+    }
+    if let Some(name) = &through.interface {
+        return vec![named(name)];
+    }
+    // Both ends tell whether packets are tunnelled on their way: the sender does it, for the pod it sends to.
+    let tunnel = far.node.as_ref().is_some_and(|other| match out {
+        true => nodes.tunnelled(node, other, far_address),
+        false => nodes.tunnelled(other, node, near_address),
+    });
+    if tunnel {
+        return vec![named(TUNNEL)];
+    }
+    let guessed = any.is_none();
+    let not_tunnel = |e: &&&EndpointPolicy| !matches!(&e.interface, Interface::Name(n) if n == TUNNEL);
+    let mut found: Vec<Door> = all.iter().filter(not_tunnel).map(|e| door(e, guessed)).collect();
+    if found.is_empty() {
+        found.push(Door::default());
+    }
+    found
+}
