@@ -41,6 +41,15 @@ impl Family {
     }
 }
 
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4Unicast => "IPv4 unicast",
+            Self::Ipv6Unicast => "IPv6 unicast",
+        })
+    }
+}
+
 /// One value per family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PerFamily<T>(pub [T; 2]);

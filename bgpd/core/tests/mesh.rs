@@ -269,7 +269,8 @@ fn strangers_and_wrong_ases_are_refused_with_a_reason() {
         of_zero.iter().any(|e| e.contains("Refused") && e.contains("not a configured neighbor")),
         "{of_zero:?}"
     );
-    assert!(of_zero.iter().any(|e| e.contains("bad peer AS")), "{of_zero:?}");
+    let why = format!("bad peer AS: it says AS {AS}, configured is {}", AS + 1);
+    assert!(of_zero.iter().any(|e| e.contains(&why)), "{of_zero:?}");
     assert_eq!(net.established(0), 0);
     assert_eq!(net.established(1), 1);
 }

@@ -114,7 +114,12 @@ pub(crate) fn sessions(state: &LabState, node: &NodePlan, view: &View) -> (usize
             View::Dead | View::Silent(_) => (false, "cannot be asked for".to_owned()),
         };
         if !up {
-            let (cause, next) = blame(state, node, name, *address);
+            let (cause, mut next) = blame(state, node, name, *address);
+            // Who answers with a NOTIFICATION can be reached: the settings of both are what to look at.
+            if cause.is_none() && now.contains("NOTIFICATION") {
+                let lab = &state.plan.name;
+                next = format!("brindlectl bgp neighbor {address} --lab {lab} --node {}", node.name);
+            }
             let cause = cause.map(|c| format!(": {c}")).unwrap_or_default();
             missing.push(Problem::new(format!("session with {name} ({address}) {now}{cause}"), next));
         }

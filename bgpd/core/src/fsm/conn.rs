@@ -630,7 +630,7 @@ impl Conn {
                 self.keepalive(env.now, &session, out);
                 State::OpenConfirm(session)
             }
-            Err(n) => self.refuse(env, n.clone(), Cause::Sent(n, String::new()), out),
+            Err((n, what)) => self.refuse(env, n.clone(), Cause::Sent(n, what), out),
         }
     }
 

@@ -172,6 +172,30 @@ pub enum Cause {
     Received(Notification),
 }
 
+impl Cause {
+    /// Whether something went wrong, or was stopped, rather than on.
+    pub const fn is_failure(&self) -> bool {
+        match self {
+            Self::Started
+            | Self::BackOffOver
+            | Self::RetryDue
+            | Self::Dialled
+            | Self::Accepted
+            | Self::OpenReceived
+            | Self::KeepaliveReceived => false,
+            Self::ConnectFailed(_)
+            | Self::Stopped(_)
+            | Self::Collision
+            | Self::TransportLost(_)
+            | Self::Replaced
+            | Self::HoldExpired
+            | Self::SendHoldExpired
+            | Self::Sent(..)
+            | Self::Received(_) => true,
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

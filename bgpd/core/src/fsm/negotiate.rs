@@ -125,30 +125,38 @@ pub fn our_open(cfg: &PeerConfig, me: &Identity) -> Open {
     Open { asn, hold_time: cfg.hold_time, router_id: me.router_id, capabilities }
 }
 
-/// An OPEN error with its data.
-const fn open_error(subcode: u8, data: Vec<u8>) -> Notification {
-    Notification { code: 2, subcode, data }
+/// An OPEN error with its data, and what an operator has to know to mend it.
+const fn open_error(subcode: u8, data: Vec<u8>, what: String) -> (Notification, String) {
+    (Notification { code: 2, subcode, data }, what)
 }
 
-/// Checks the peer's OPEN and computes what holds for the session, or the NOTIFICATION to answer with.
+/// Checks the peer's OPEN and computes what holds for the session, or the NOTIFICATION to answer with and what was
+/// wrong, in words.
 pub fn negotiate(
     cfg: &PeerConfig,
     me: &Identity,
     ends: Endpoints,
     open: &Open,
-) -> Result<Session, Notification> {
+) -> Result<Session, (Notification, String)> {
     let local_asn = local_asn(cfg, me);
     // AS 0 in the settings: any, which only dynamic neighbors may have.
     if open.asn == 0 || (cfg.asn != 0 && open.asn != cfg.asn) {
-        return Err(open_error(2, Vec::new()));
+        let what = format!("it says AS {}, configured is {}", open.asn, cfg.asn);
+        return Err(open_error(2, Vec::new(), what));
     }
     let ibgp = open.asn == local_asn;
     // RFC 6286: non-zero, and unique inside the AS; another AS may use the same number.
     if open.router_id.is_unspecified() || (ibgp && open.router_id == me.router_id) {
-        return Err(open_error(3, Vec::new()));
+        let what = if open.router_id.is_unspecified() {
+            "its identifier is 0.0.0.0".to_owned()
+        } else {
+            format!("its identifier {} is ours, in the same AS", open.router_id)
+        };
+        return Err(open_error(3, Vec::new(), what));
     }
     if matches!(open.hold_time, 1 | 2) {
-        return Err(open_error(6, Vec::new()));
+        let what = format!("it wants a hold time of {} s; 0, or 3 and more, are allowed", open.hold_time);
+        return Err(open_error(6, Vec::new(), what));
     }
     let families = common_families(cfg, open)?;
     let restart = if cfg.restart_time > 0 { peer_restart(open, &families) } else { None };
@@ -204,7 +212,7 @@ pub fn negotiate(
 }
 
 /// Families both sides want. An OPEN without any multiprotocol capability means IPv4 unicast (RFC 4760 section 8).
-fn common_families(cfg: &PeerConfig, open: &Open) -> Result<PerFamily<bool>, Notification> {
+fn common_families(cfg: &PeerConfig, open: &Open) -> Result<PerFamily<bool>, (Notification, String)> {
     let announced = || {
         open.capabilities.iter().filter_map(|c| match c {
             Capability::MultiProtocol { afi, safi } => Some((*afi, *safi)),
@@ -227,7 +235,9 @@ fn common_families(cfg: &PeerConfig, open: &Open) -> Result<PerFamily<bool>, Not
         data.extend_from_slice(&afi.to_be_bytes());
         data.extend_from_slice(&[0, safi]);
     }
-    Err(open_error(7, data))
+    let ours: Vec<_> = Family::ALL.into_iter().filter(|f| cfg.families.contains(f)).collect();
+    let ours: Vec<_> = ours.iter().map(ToString::to_string).collect();
+    Err(open_error(7, data, format!("it announced no address family of ours ({})", ours.join(", "))))
 }
 
 /// What the peer's add-path capability says of a family: 1 it receives, 2 it sends, 3 both. Other values mean nothing,

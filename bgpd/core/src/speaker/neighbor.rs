@@ -105,7 +105,8 @@ impl Neighbor {
             Some(_) | None => self.fsm.cause().to_string(),
         };
         // An attempt that failed on its way (refused, wrong AS, …) is what an operator wants to read.
-        if matches!(new, StateKind::Idle | StateKind::Active) && old != StateKind::Idle {
+        let failed = old == StateKind::Established || self.fsm.cause().is_failure();
+        if matches!(new, StateKind::Idle | StateKind::Active) && old != StateKind::Idle && failed {
             self.last_error = Some(cause.clone());
         }
         out.push_back(Output::Event(Event::State {

@@ -63,7 +63,9 @@ pub(super) fn neighbor(p: &Neighbor) -> String {
     let address = p.address.map(|a| a.to_string()).unwrap_or_default();
     let _ = writeln!(text, "{} ({address} port {}), AS {}, {}", p.name, p.port, p.asn, p.kind);
     let _ = writeln!(text, "  state      {} for {}", p.state, age(p.since_ms));
-    if p.state != "Established" && !p.cause.is_empty() {
+    // What ended the last session is often why the state is what it is: said once.
+    let told = p.last_error.as_deref() == Some(p.cause.as_str());
+    if p.state != "Established" && !p.cause.is_empty() && !told {
         field(&mut text, "because", &p.cause);
     }
     if let Some(error) = &p.last_error {

@@ -9,7 +9,7 @@ use crate::{
     },
     speaker::{ConnId, PeerConfig},
     time::Mono,
-    wire::{Message, Notification, RouteRefresh, Update},
+    wire::{Capability, Message, Notification, Open, RouteRefresh, Update},
 };
 
 pub(super) fn me(n: u8) -> Identity {
@@ -246,4 +246,31 @@ fn an_open_may_wait_for_the_peers() {
     assert_eq!((c.state(), out.len()), (StateKind::Connect, 0));
     c.on_time(&mut Env { now: Mono(10_000), me: me(1), ids: &mut ids }, &mut out);
     assert_eq!((c.state(), words(&out).as_str()), (StateKind::OpenSent, " OPEN"));
+}
+
+#[test]
+fn a_refusal_says_what_to_mend() {
+    let good = negotiate::our_open(&config(1), &me(2));
+    let judge = |open: &Open| negotiate::negotiate(&config(1), &me(1), ends(Side::Us), open);
+    assert!(judge(&good).is_ok());
+    let refused = |change: &dyn Fn(&mut Open)| {
+        let mut open = good.clone();
+        change(&mut open);
+        let (n, what) = judge(&open).unwrap_err();
+        format!("{n}: {what}")
+    };
+    let all = [
+        refused(&|o| o.asn = 65_099),
+        refused(&|o| o.router_id = me(1).router_id),
+        refused(&|o| o.router_id = Ipv4Addr::UNSPECIFIED),
+        refused(&|o| o.hold_time = 2),
+        refused(&|o| o.capabilities = vec![Capability::MultiProtocol { afi: 1, safi: 128 }]),
+    ];
+    insta::assert_snapshot!(all.join("\n"), @r"
+    2/2 OPEN message error: bad peer AS: it says AS 65099, configured is 64512
+    2/3 OPEN message error: bad BGP identifier: its identifier 10.0.0.1 is ours, in the same AS
+    2/3 OPEN message error: bad BGP identifier: its identifier is 0.0.0.0
+    2/6 OPEN message error: unacceptable hold time: it wants a hold time of 2 s; 0, or 3 and more, are allowed
+    2/7 OPEN message error: unsupported capability: it announced no address family of ours (IPv4 unicast)
+    ");
 }
