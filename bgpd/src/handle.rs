@@ -1,7 +1,7 @@
 //! What the rest of a process holds of a running speaker: questions and orders in, routes out.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -9,10 +9,7 @@ use std::{
 };
 
 use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, SpeakerConfig};
-use brindle_bgpd_core::{
-    speaker::{PeerId, Speaker},
-    time::Mono,
-};
+use brindle_bgpd_core::{speaker::Speaker, time::Mono};
 use brindle_config_core::status::{BgpStatus, bgp::BgpEvent};
 use ipnet::IpNet;
 use tokio::{
@@ -114,7 +111,6 @@ pub(crate) struct Seen<'a> {
     /// `None`: nothing to speak for yet.
     pub(crate) speaker: Option<&'a Speaker>,
     pub(crate) now: Mono,
-    pub(crate) trouble: &'a HashMap<PeerId, String>,
     pub(crate) tally: &'a Tally,
     pub(crate) listeners: &'a Listeners,
     /// Connections of strangers.

@@ -22,13 +22,8 @@ use crate::peers::{leave::Coverage, services::Verdict};
 pub(crate) const MESH: &str = "mesh";
 const ESTABLISHED: &str = "Established";
 
-/// `trouble`: why peers are not up, from the driver's point of view.
-pub(crate) fn status(
-    speaker: &Speaker,
-    now: Mono,
-    listen: String,
-    trouble: &HashMap<PeerId, String>,
-) -> BgpStatus {
+/// What the admin socket tells of the speaker.
+pub(crate) fn status(speaker: &Speaker, now: Mono, listen: String) -> BgpStatus {
     let config = speaker.config();
     BgpStatus {
         asn: config.asn,
@@ -43,7 +38,7 @@ pub(crate) fn status(
                 since_ms: now.since_ms(p.since),
                 received: p.routes.iter().map(|(_, r)| r.received).sum(),
                 advertised: p.routes.iter().map(|(_, r)| r.advertised).sum(),
-                last_error: trouble.get(&p.id).cloned().or(p.note).or(p.last_error),
+                last_error: p.note.or(p.last_error),
                 name: p.name,
                 kind: p.kind,
             })

@@ -8,6 +8,7 @@ use std::{
 };
 
 use brindle_config_core::{
+    ObjectMeta, Resource,
     bgp::{AsNumber, BgpPeerSpec},
     store::{Expect, StoreExt as _},
 };
@@ -267,8 +268,35 @@ fn a_wrong_as_number_is_named_by_status() {
         if status.code == 1 && what.contains("AS") { Ok(what) } else { Err(format!("{status:?}")) }
     });
     assert!(problem.starts_with("session with router (10.77.1.254) is "), "{problem}");
+    assert!(problem.contains("it says AS 65001, configured is 65002"), "{problem}");
     lab.down();
     std::fs::remove_file(file).expect("it was written above");
+}
+
+#[test]
+fn what_a_ready_agent_complains_of_is_shown_too() {
+    let (lab, _) = Lab::up("reasons", &["--nodes", "2", "--pods-per-node", "1"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let store = brindle_config::open(&lab.store_url()).expect("the lab's store opens");
+        let spec = BgpPeerSpec {
+            node: "node1".into(),
+            peer_ip: "10.77.1.77".into(),
+            as_number: Some(AsNumber(65_001)),
+            filters: vec!["nowhere".into()],
+            ..BgpPeerSpec::default()
+        };
+        let peer = Resource::new(ObjectMeta::named("tor"), spec);
+        store.put_as(&peer, Expect::Absent).await.expect("there is none of this name");
+    });
+    let problems = wait::until("the missing filter is named", Duration::from_secs(30), || {
+        let status = lab.ctl(&["status"]);
+        let text = status.last()["nodes"][0]["problems"].to_string();
+        if status.code == 1 && text.contains("nowhere") { Ok(text) } else { Err(format!("{status:?}")) }
+    });
+    assert!(problems.contains("BGPPeer(tor)"), "{problems}");
+    assert_eq!(lab.ctl(&["ping"]).code, 0, "what is right goes on");
+    lab.down();
 }
 
 #[test]

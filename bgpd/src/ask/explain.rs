@@ -36,12 +36,12 @@ pub(super) async fn explain(
 }
 
 fn all(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet, to: Option<PeerId>) -> Vec<Finding> {
-    let mut out = received(s, speaker, prefix);
+    let mut out = received(speaker, prefix);
     out.extend(services(s, prefix));
     out.extend(chosen(speaker, prefix));
     out.extend(installed(s, speaker, prefix));
     for p in speaker.peers().filter(|p| to.is_none_or(|id| id == p.id)) {
-        out.push(advertised(s, speaker, prefix, &p));
+        out.push(advertised(speaker, prefix, &p));
     }
     out
 }
@@ -51,7 +51,7 @@ fn finding(topic: Topic, peer: Option<&str>, yes: bool, why: impl Into<String>) 
 }
 
 /// Who has sent it; and who could not have.
-fn received(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
+fn received(speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
     let names = view::names(speaker);
     let mut out = Vec::new();
     for path in speaker.rib(Some(prefix)) {
@@ -83,7 +83,7 @@ fn received(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
             out.push(finding(Topic::Received, None, false, why));
         }
         for p in speaker.peers().filter(|p| p.session.is_none()) {
-            out.push(finding(Topic::Received, Some(&p.name), false, down(s, &p)));
+            out.push(finding(Topic::Received, Some(&p.name), false, down(&p)));
         }
     }
     out
@@ -101,8 +101,8 @@ fn services(s: &Seen<'_>, prefix: IpNet) -> Vec<Finding> {
 }
 
 /// Why there is no session.
-fn down(s: &Seen<'_>, p: &PeerStatus) -> String {
-    let error = s.trouble.get(&p.id).or(p.last_error.as_ref()).unwrap_or(&p.cause);
+fn down(p: &PeerStatus) -> String {
+    let error = p.last_error.as_ref().unwrap_or(&p.cause);
     format!("peer down: {}, {error}", p.state)
 }
 
@@ -155,9 +155,9 @@ fn installed(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
     vec![finding(Topic::Installed, None, yes, why)]
 }
 
-fn advertised(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet, p: &PeerStatus) -> Finding {
+fn advertised(speaker: &Speaker, prefix: IpNet, p: &PeerStatus) -> Finding {
     let (yes, why) = match speaker.export(p.id, prefix) {
-        None => (false, down(s, p)),
+        None => (false, down(p)),
         Some(Export::Told(set, hop)) => {
             let path = view::as_path(&set.as_path);
             let path = if path.is_empty() { "empty AS path".to_owned() } else { format!("AS path {path}") };

@@ -103,7 +103,7 @@ fn neighbor(s: &Seen<'_>, p: PeerStatus, unusable: &Unusable) -> Neighbor {
             capabilities: s.capabilities.iter().map(capability).collect(),
             restart_time: s.restart.map(|r| r.time),
         }),
-        last_error: s.trouble.get(&p.id).cloned().or(p.last_error),
+        last_error: p.last_error,
         address: Some(p.address),
         port: p.port,
         name: p.name,

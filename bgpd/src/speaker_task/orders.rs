@@ -42,7 +42,7 @@ impl SpeakerTask {
             Order::Status(answer) => {
                 let listen = self.listeners.describe();
                 let now = self.now();
-                let status = self.speaker.as_ref().map(|s| view::status(s, now, listen, &self.trouble));
+                let status = self.speaker.as_ref().map(|s| view::status(s, now, listen));
                 let _ = answer.send(status.unwrap_or_default());
             }
             Order::Coverage(answer) => {
@@ -65,7 +65,6 @@ impl SpeakerTask {
             Order::Look(question) => question(&Seen {
                 speaker: self.speaker.as_ref(),
                 now: self.now(),
-                trouble: &self.trouble,
                 tally: &self.tally,
                 listeners: &self.listeners,
                 refused: self.refused.total,

@@ -95,9 +95,9 @@ fn row(state: &LabState, dir: &LabDir, node: &NodePlan, view: &View) -> NodeRow 
         row.routes = status.routes.desired;
         row.problems
             .extend(status.routes.failed.iter().map(|f| Problem::plain(format!("route refused: {f}"))));
-        if !status.ready {
-            row.problems.extend(status.reasons.iter().map(Problem::plain));
-        }
+        // A ready agent may have reasons too, such as a datastore that is not there any more.
+        let told = |r: &&String| !status.routes.failed.contains(r);
+        row.problems.extend(status.reasons.iter().filter(told).map(Problem::plain));
         if status.encap.refused > 0 {
             row.problems.push(Problem::plain(format!(
                 "{} encapsulated packets refused: their outer source is no known node",
