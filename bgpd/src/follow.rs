@@ -50,14 +50,21 @@ pub struct Follower {
 }
 
 /// Starts feeding `handle` with what the store says about the node called `node`. Nothing is applied before the
-/// store's snapshot is complete. `secrets`: folder of passwords, `NAME/KEY`.
-pub fn from_store(store: Arc<dyn Store>, node: &str, secrets: &Path, handle: Handle) -> Follower {
+/// store's snapshot is complete. `secrets`: folder of passwords, `NAME/KEY`. `floating`: whether pods have floating
+/// addresses, if that is not for the store to say.
+pub fn from_store(
+    store: Arc<dyn Store>,
+    node: &str,
+    secrets: &Path,
+    floating: Option<bool>,
+    handle: Handle,
+) -> Follower {
     // Of endpoints, only those of this node matter: the pods of a whole cluster are left out where the store can do it.
     let feeds = Feeds::new(store.for_node(node).unwrap_or(store));
     let (tx, problems) = watch::channel(None);
     let (pods, peering) = watch::channel(None);
     let feeder = Feeder {
-        state: ClusterState::new(node),
+        state: ClusterState::new(node).with_floating(floating),
         secrets: Secrets(secrets.to_owned()),
         handle,
         told: tx,
@@ -392,7 +399,7 @@ mod tests {
         let began = Instant::now();
         let handle =
             Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-        let _follower = from_store(store, "a", Path::new("/nonexistent"), handle);
+        let _follower = from_store(store, "a", Path::new("/nonexistent"), None, handle);
         match taken.recv().await {
             Some(Order::Apply(desired, _)) => (*desired, began.elapsed()),
             _ => panic!("expected a plan"),
@@ -430,6 +437,7 @@ mod tests {
             Arc::clone(&store),
             "a",
             Path::new("/nonexistent"),
+            None,
             Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() },
         );
         let mut next = async || match taken.recv().await {

@@ -1,11 +1,13 @@
 //! Floating addresses (annotation `cni.projectcalico.org/floatingIPs`) under real packets with each back end, in both
 //! families: from outside, from the node and from the pod itself; what two pods ask for; off again. Needs root.
 
-use std::{process::Command, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
-use brindle_config_core::{Key, Kind, ObjectMeta, pool::IpPoolSpec};
+use brindle_config_core::{Key, Kind, ObjectMeta, pool::IpPoolSpec, store::Expect};
 use brindle_integration::{
+    bins,
     cni::{CniNode, Container, Said, ping, sh},
+    lab::Lab as NodeLab,
     netns::TestNs,
     policy::lab::{BackEnd, status},
     wait::until_true,
@@ -141,4 +143,44 @@ fn floating_addresses_with_iptables_nft() {
 #[test]
 fn floating_addresses_with_nftables() {
     run(BackEnd::Nftables);
+}
+
+#[test]
+fn other_nodes_learn_a_floating_address_of_a_pool() {
+    let (lab, _) = NodeLab::up("fipbgp", &["--nodes", "2", "--segments", "1", "--pods-per-node", "1"]);
+    let store = brindle_config::open(&lab.store_url()).expect("the lab's store opens");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let value = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+            "metadata": {"name": "default"}, "spec": {"floatingIPs": "Enabled"}});
+        store.put(&configuration(), value, Expect::Absent).await.expect("there is none yet");
+    });
+    let floating = "192.168.200.200";
+    let home = lab.dir().join("nodes/node1");
+    let conf = json!({"cniVersion": "1.0.0", "name": "k8s-pod-network", "type": "brindle",
+        "agent_socket": home.join("cni.sock"), "nodename": "node1",
+        "state_dir": home, "ipam": {"type": "brindle-ipam"},
+        "feature_control": {"floating_ips": true},
+        "runtimeConfig": {"io.kubernetes.cri.pod-annotations":
+            {"cni.projectcalico.org/floatingIPs": json!([floating]).to_string()}}});
+    let pod = TestNs::new("fipbgp-pod");
+    let plugin = bins::bin("brindle");
+    let call = |command: &str| {
+        let words = format!(
+            "CNI_COMMAND={command} CNI_CONTAINERID=fip CNI_NETNS={} CNI_IFNAME=eth0 CNI_PATH={} {} <<'E'\n{conf}\nE",
+            Path::new("/run/netns").join(pod.name()).display(),
+            plugin.parent().expect("it is in a folder").display(),
+            plugin.display(),
+        );
+        lab.exec("node1", &["sh", "-c", &words])
+    };
+    call("ADD");
+    let reaches = || lab.ctl(&["exec", "p2-1", "--", "ping", "-c1", "-W1", floating]).code == 0;
+    until_true("a pod of the other node reaches it", LONG, reaches);
+    let learned = || lab.exec("node2", &["ip", "route", "show", floating]);
+    assert!(learned().contains("proto 80"), "{}", learned());
+    call("DEL");
+    until_true("the other node forgets it", LONG, || learned().trim().is_empty());
+    drop(pod);
+    lab.down();
 }

@@ -74,6 +74,12 @@ impl FelixEnv {
         setting.map(|s| pod_prefixes(Some(s))).unwrap_or_default()
     }
 
+    /// Whether pods have floating addresses, if it says; the speaker announces them.
+    pub(crate) fn floating_ips(&self) -> Option<bool> {
+        let setting = self.fields.get("floatingIPs")?.as_str()?;
+        Some(setting.eq_ignore_ascii_case("enabled"))
+    }
+
     /// Lays the settings over a batch. `node`: this node's name; `seen`: whether `default` was among the events so far,
     /// kept by the caller from batch to batch.
     pub(crate) fn apply(&self, batch: &mut Vec<SyncEvent>, node: &str, seen: &mut bool) {
@@ -223,6 +229,13 @@ mod tests {
         let of = |text: &str| env(&[("FELIX_INTERFACEPREFIX", text)]).pod_prefixes();
         assert_eq!(of("eni, veth"), ["eni", "veth"]);
         assert_eq!(env(&[]).pod_prefixes(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn floating_addresses_are_for_the_speaker_too() {
+        let of = |text: &str| env(&[("FELIX_FLOATINGIPS", text)]).floating_ips();
+        assert_eq!((of("Enabled"), of("disabled"), of("true")), (Some(true), Some(false), None));
+        assert_eq!(env(&[]).floating_ips(), None);
     }
 
     #[test]

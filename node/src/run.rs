@@ -236,6 +236,7 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
     };
     // Routes need the pods of this node alone; policy follows all of them by itself.
     let own = store.for_node(&settings.node_name).unwrap_or_else(|| store.clone());
+    let floating = env.floating_ips();
     let mut events = brindle_config::sync::follow(own, KINDS.to_vec());
     let to_felix = felix.clone();
     let node = settings.node_name.clone();
@@ -251,7 +252,7 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
 
     let (bgp, speaker) = match settings.networking {
         Networking::Bgp => {
-            let speaker = speak(settings, &store, &felix).await?;
+            let speaker = speak(settings, &store, floating, &felix).await?;
             if let Some(listener) = scrapes {
                 tokio::spawn(brindle_bgpd::metrics::serve(listener, speaker.running.handle.clone()));
             }
@@ -368,6 +369,7 @@ fn install_conflist(socket: &std::path::Path) {
 async fn speak(
     settings: &Settings,
     store: &Arc<dyn Store>,
+    floating: Option<bool>,
     felix: &brindle_felix::Handle,
 ) -> anyhow::Result<Speaker> {
     let restarting = forwards_already()?;
@@ -381,6 +383,7 @@ async fn speak(
         store.clone(),
         &settings.node_name,
         &settings.state_dir.join("secrets"),
+        floating,
         running.handle.clone(),
     );
     tokio::spawn(tell_next_hops(felix.watch(), running.handle.clone()));

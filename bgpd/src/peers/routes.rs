@@ -145,7 +145,8 @@ fn local_addresses(state: &ClusterState, own: &NodeFacts) -> Vec<(Key, IpNet)> {
     let pods =
         state.workloads.iter().flat_map(|(k, pod)| pod.addresses.iter().map(|n| (k.clone(), n.trunc())));
     let own = format!("node.{}", state.me);
-    let floats = [own.as_str(), "default"].into_iter().find_map(|n| state.floating.get(n)) == Some(&true);
+    let set = || [own.as_str(), "default"].into_iter().find_map(|n| state.floating.get(n)).copied();
+    let floats = state.floating_here.or_else(set).unwrap_or(false);
     let floating = state.workloads.iter().filter(|_| floats);
     let floating = floating.flat_map(|(k, pod)| pod.floating.iter().map(|n| (k.clone(), *n)));
     tunnel.into_iter().chain(pods).chain(floating).collect()

@@ -106,6 +106,8 @@ pub struct ClusterState {
     pub(super) workloads: BTreeMap<Key, PodFacts>,
     /// FelixConfiguration.floatingIPs where somebody set it, by name.
     pub(super) floating: BTreeMap<String, bool>,
+    /// What the agent's environment says of it; it stands above every object.
+    pub(super) floating_here: Option<bool>,
     pub(super) invalid: BTreeMap<Key, String>,
     pub(super) services: ServiceTable,
     /// [`services::SELECTOR_ANNOTATION`] as somebody wrote it.
@@ -119,6 +121,12 @@ impl ClusterState {
     /// An empty cluster as seen by the node called `me`.
     pub fn new(me: impl Into<String>) -> Self {
         Self { me: me.into(), ..Self::default() }
+    }
+
+    /// The view of an agent whose environment says whether pods have floating addresses (`FELIX_FLOATINGIPS`).
+    #[must_use]
+    pub fn with_floating(self, floating: Option<bool>) -> Self {
+        Self { floating_here: floating, ..self }
     }
 
     /// The node this is the view of.

@@ -516,16 +516,20 @@ fn single_addresses_are_announced_only_where_no_own_block_covers_them() {
 
 #[test]
 fn floating_addresses_are_announced_where_they_are_enabled_and_in_a_pool() {
+    let said =
+        |env: Option<bool>, configurations: &[(&str, &str)], node: &str, internal: &str, external: &str| {
+            let nat = json!([{"internalIP": internal, "externalIP": external}]);
+            let endpoint = json!({"node": node, "ipNetworks": ["192.168.1.5/32"], "ipNATs": nat});
+            let mut cluster = with_blocks().with(Kind::WorkloadEndpoint, "w", endpoint);
+            for (name, text) in configurations {
+                cluster = cluster.with(Kind::FelixConfiguration, name, json!({"floatingIPs": text}));
+            }
+            let plan = translate(&cluster.0.with_floating(env));
+            let is = plan.routes.iter().any(|r| r.prefix.addr().to_string() == external);
+            (is, problems(&plan).contains("in no IPPool"))
+        };
     let with = |configurations: &[(&str, &str)], node: &str, internal: &str, external: &str| {
-        let nat = json!([{"internalIP": internal, "externalIP": external}]);
-        let endpoint = json!({"node": node, "ipNetworks": ["192.168.1.5/32"], "ipNATs": nat});
-        let mut cluster = with_blocks().with(Kind::WorkloadEndpoint, "w", endpoint);
-        for (name, text) in configurations {
-            cluster = cluster.with(Kind::FelixConfiguration, name, json!({"floatingIPs": text}));
-        }
-        let plan = cluster.plan();
-        let is = plan.routes.iter().any(|r| r.prefix.addr().to_string() == external);
-        (is, problems(&plan).contains("in no IPPool"))
+        said(None, configurations, node, internal, external)
     };
     let (on, off) = (("default", "Enabled"), ("default", "Disabled"));
     let (own, floating) = ("192.168.1.5", "192.168.9.9");
@@ -539,6 +543,9 @@ fn floating_addresses_are_announced_where_they_are_enabled_and_in_a_pool() {
     assert_eq!(with(&[on, ("node.a", "Disabled")], "a", own, floating), (false, false));
     assert_eq!(with(&[off, ("node.a", "Enabled")], "a", own, floating), (true, false));
     assert_eq!(with(&[on, ("node.b", "Disabled")], "a", own, floating), (true, false));
+    // The agent's environment stands above both.
+    assert_eq!(said(Some(true), &[off], "a", own, floating), (true, false));
+    assert_eq!(said(Some(false), &[on, ("node.a", "Enabled")], "a", own, floating), (false, false));
 }
 
 #[test]
