@@ -65,8 +65,11 @@ enum Command {
     /// Look for mistakes in a configuration file, without running it
     Check {
         /// The file
-        #[arg(long, short, value_name = "FILE")]
-        config: PathBuf,
+        #[arg(required_unless_present = "config")]
+        file: Option<PathBuf>,
+        /// The same, as the daemon is told
+        #[arg(long, short, value_name = "FILE", conflicts_with = "file")]
+        config: Option<PathBuf>,
     },
 }
 
@@ -162,7 +165,8 @@ pub fn main() -> ExitCode {
         Some(Command::Rib { prefix, ask }) => rib(prefix, &ask),
         Some(Command::Mrt { what: MrtCommand::Dump { file, ask } }) => mrt_dump(&file, &ask),
         Some(Command::Replay { file, trace }) => replay(&file, trace),
-        Some(Command::Check { config }) => check(&config),
+        // One of the two is there: clap asks for it.
+        Some(Command::Check { file, config }) => check(&file.or(config).unwrap_or_default()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -114,6 +114,8 @@ async fn mistakes_end_with_their_exit_code_and_one_clear_line() {
     fails(&["--config", &bad], 2, "bad.yaml:4:");
     fails(&["--config", &bad], 2, "peers[0].address");
     fails(&["check", "--config", &bad], 2, "bad.yaml:4:");
+    fails(&["check", &bad], 2, "bad.yaml:4:");
+    fails(&["check"], 2, "FILE");
     fails(&["--config", "/nonexistent.yaml"], 2, "/nonexistent.yaml: cannot be read");
     fails(&[], 2, "--config");
     fails(&["--datastore", "redis:x", "--node", "n", "--admin-socket", &dir.path("x")], 1, "redis:x");
@@ -122,6 +124,7 @@ async fn mistakes_end_with_their_exit_code_and_one_clear_line() {
     let at = address();
     let good = config(&dir, at, &[], &["10.1.0.0/26"]);
     assert!(run(&["check", "-c", &good]).status.success());
+    assert!(run(&["check", &good]).status.success());
     fails(&["--config", &good, "--log-level", "=="], 2, "log level");
     fails(&["--config", &good, "--record", "/nonexistent/x"], 1, "/nonexistent/x");
     let taken = std::net::TcpListener::bind(SocketAddr::new(at.into(), PORT)).unwrap();
