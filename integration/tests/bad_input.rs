@@ -145,14 +145,12 @@ fn policies_nobody_can_enforce_are_named_in_log_and_status_and_close_only_whom_t
     until_true("without policy pods talk", LONG, || ping(other.ns.ns(), &shut));
 
     let key = |kind, name: &str| Key::new(kind, matches!(kind, Kind::NetworkPolicy).then_some("blue"), name);
+    let policy_of = |name: &str, spec: &Value| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+            "metadata": {"name": name, "namespace": "blue"}, "spec": spec})
+    };
     let put = |kind: Kind, name: &str, spec: Value| {
-        let mut value = json!({
-            "apiVersion": "projectcalico.org/v3", "kind": kind.as_str(), "metadata": {"name": name}, "spec": spec,
-        });
-        if kind == Kind::NetworkPolicy {
-            value["metadata"]["namespace"] = "blue".into();
-        }
-        node.put_value(&key(kind, name), &value);
+        node.put_value(&key(kind, name), &policy_of(name, &spec));
     };
     let allow = |more: Value| {
         let mut rule = json!({"action": "Allow"});
@@ -169,24 +167,138 @@ fn policies_nobody_can_enforce_are_named_in_log_and_status_and_close_only_whom_t
         (long.as_str(), allow(json!({})), "at most 253 characters"),
         ("tier", json!({"tier": "nowhere"}), "tier nowhere does not exist"),
     ] {
+        // The command takes what may become right by another resource, and nothing else; other tools may take anything.
+        let said = apply(&node, &policy_of(name, &spec));
+        match name {
+            "tier" => assert_eq!(said, (0, said.1.clone()), "{name}"),
+            _ => assert!(said.0 == 2 && said.1.contains(words), "{name}: {said:?}"),
+        }
         put(Kind::NetworkPolicy, name, spec);
         until_true(&format!("{words}: the pod it selects is closed"), LONG, || !ping(other.ns.ns(), &shut));
         assert!(node.pings(&open), "{words}: others go on");
-        let shown = &name[..name.len().min(40)];
-        until("the log names it", LONG, || {
-            let log = std::fs::read_to_string(node.dir.join("agent.log")).unwrap_or_default();
-            let said = |l: &str| l.contains("cannot be enforced") && l.contains(shown) && l.contains(words);
-            if log.lines().any(said) { Ok(()) } else { Err(log) }
-        });
-        let status = status(&node);
-        let lines = status["policy"]["resources"].as_array().cloned().unwrap_or_default();
-        let names = |l: &Value| l.as_str().is_some_and(|l| l.contains(shown) && l.contains(words));
-        assert!(lines.iter().any(names), "{words}: {status:#}");
+        named(&node, &name[..name.len().min(40)], words);
         node.remove(&key(Kind::NetworkPolicy, name));
         until_true(&format!("{words}: open again without it"), LONG, || ping(other.ns.ns(), &shut));
     }
     let log = std::fs::read_to_string(node.dir.join("agent.log")).expect("the agent's log");
     assert!(log.contains("no longer so"), "{log}");
+}
+
+/// Waits until log and status of the agent name a resource with these words.
+fn named(node: &CniNode, resource: &str, words: &str) {
+    until(&format!("the log names {resource}: {words}"), LONG, || {
+        let log = std::fs::read_to_string(node.dir.join("agent.log")).unwrap_or_default();
+        let said = |l: &str| l.contains("cannot be enforced") && l.contains(resource) && l.contains(words);
+        if log.lines().any(said) { Ok(()) } else { Err(log) }
+    });
+    until(&format!("the status names {resource}: {words}"), LONG, || {
+        let status = status(node);
+        let lines = status["policy"]["resources"].as_array().cloned().unwrap_or_default();
+        let names = |l: &Value| l.as_str().is_some_and(|l| l.contains(resource) && l.contains(words));
+        if lines.iter().any(names) { Ok(()) } else { Err(format!("{status:#}")) }
+    });
+}
+
+/// What `brindlectl apply` says to a resource: exit code and text.
+fn apply(node: &CniNode, resource: &Value) -> (i32, String) {
+    let file = node.dir.join("applied.json");
+    std::fs::write(&file, resource.to_string()).expect("the folder of the test can be written");
+    let store = format!("sqlite:{}", node.dir.join("brindle.db").display());
+    let out = Command::new(bin("brindlectl"))
+        .args(["apply", "--datastore", &store, "-f"])
+        .arg(&file)
+        .output()
+        .expect("brindlectl can be started");
+    let text = [out.stdout, out.stderr].concat();
+    (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn endpoints_nobody_can_have_or_two_claim_are_named_and_closed_and_all_else_is_enforced() {
+    let node = CniNode::new("badend", "10.145.0.0/24");
+    let (a, b, c) = (Container::new(), Container::new(), Container::new());
+    let [_, of_b, of_c] = [&a, &b, &c].map(|pod| node.add(pod).address());
+    let from_a = |to: &str| ping(a.ns.ns(), to);
+    until_true("without policy pods talk", LONG, || from_a(&of_b) && from_a(&of_c));
+    let key = |name: &str| Key::new(Kind::WorkloadEndpoint, Some("default"), name);
+    let own = node.value(&key(&format!("n1-k8s-pod--{}-eth0", b.id)));
+    let device = own["spec"]["interfaceName"].as_str().expect("a name").to_owned();
+    let ghost = |interface: &str, address: &str| {
+        let mut value = own.clone();
+        value["metadata"] = json!({"name": "ghost", "namespace": "default"});
+        value["spec"]["pod"] = "ghost".into();
+        value["spec"]["interfaceName"] = interface.into();
+        value["spec"]["ipNetworks"] = json!([format!("{address}/32")]);
+        value
+    };
+    let deny = json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy",
+        "metadata": {"name": "closed"}, "spec": {"selector": "all()", "types": ["Ingress"]}});
+    let closed = Key::new(Kind::GlobalNetworkPolicy, None, "closed");
+
+    // No kernel has such devices. Written into a rule as they stand, they would keep all rules from being written.
+    for odd in ["cali0123456789abcdef", "cali\"x", "cali0\n-A INPUT"] {
+        let value = ghost(odd, "10.145.0.201");
+        let said = apply(&node, &value);
+        assert!(said.0 == 2 && said.1.contains("expected an interface name"), "{said:?}");
+        node.put_value(&key("ghost"), &value);
+        named(&node, "WorkloadEndpoint(default/ghost)", "expected an interface name");
+        node.put_value(&closed, &deny);
+        until_true("policy is enforced beside it", LONG, || !from_a(&of_b) && !from_a(&of_c));
+        node.remove(&closed);
+        until_true("and taken away", LONG, || from_a(&of_b) && from_a(&of_c));
+        node.remove(&key("ghost"));
+    }
+
+    // Two pods that claim one address, or one device: neither is believed.
+    for (interface, address, words) in
+        [("calighost", &*of_b, "has the same address"), (&*device, "10.145.0.201", "has the same interface")]
+    {
+        node.put_value(&key("ghost"), &ghost(interface, address));
+        until_true("the pod that is claimed twice is closed", LONG, || !from_a(&of_b));
+        named(&node, "WorkloadEndpoint(default/ghost)", words);
+        assert!(from_a(&of_c), "{words}: others go on");
+        node.remove(&key("ghost"));
+        until_true("open again", LONG, || from_a(&of_b));
+    }
+
+    // Host endpoints: two for one interface, and one that cannot be read.
+    let outside = node.neighbour("badhost");
+    let hep = |name: &str, more: Value| {
+        let mut value = json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint",
+            "metadata": {"name": name}, "spec": {"node": "n1", "interfaceName": "eth0"}});
+        let spec = value["spec"].as_object_mut().expect("a map");
+        spec.extend(more.as_object().cloned().unwrap_or_default());
+        (Key::new(Kind::HostEndpoint, None, name), value)
+    };
+    // Nobody listens: whoever is let through is refused, whoever is not waits in vain.
+    let reaches = |port: u16| {
+        let to = SocketAddr::from(([192, 0, 2, 1], port));
+        let tried = outside.ns.ns().run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)));
+        tried
+            .expect("the namespace is alive")
+            .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    let allow = json!({"profiles": ["projectcalico-default-allow"]});
+    let (one, good) = hep("one", allow.clone());
+    node.put_value(&one, &good);
+    until_true("its profile allows", LONG, || reaches(80) && reaches(22));
+    let (two, rival) = hep("two", allow.clone());
+    assert_eq!(apply(&node, &rival).0, 0, "one resource cannot tell");
+    until_true("a contested interface is closed", LONG, || !reaches(80));
+    assert!(reaches(22), "but for failsafe ports");
+    named(&node, "HostEndpoint(one)", "HostEndpoint two stands for the same interface");
+    node.remove(&two);
+    until_true("open again", LONG, || reaches(80));
+    let (_, broken) =
+        hep("one", json!({"expectedIPs": ["192.0.2.300"], "profiles": ["projectcalico-default-allow"]}));
+    let said = apply(&node, &broken);
+    assert!(said.0 == 2 && said.1.contains("spec.expectedIPs[0]"), "{said:?}");
+    node.put_value(&one, &broken);
+    until_true("one that cannot be read is closed", LONG, || !reaches(80));
+    assert!(reaches(22) && from_a(&of_b), "but for failsafe ports, and nobody else");
+    named(&node, "HostEndpoint(one)", "drops everything but for failsafe ports");
+    node.put_value(&one, &good);
+    until_true("open again", LONG, || reaches(80));
 }
 
 /// What the agent says of itself.

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use brindle_config_core::{Key, status::EncapPath};
+use brindle_config_core::{Key, status::EncapPath, validate};
 use ipnet::{IpNet, Ipv4Net};
 use regex_lite::Regex;
 
@@ -48,9 +48,10 @@ pub struct Tunnel {
 /// Default of FelixConfiguration.interfacePrefix.
 pub const POD_PREFIX: &str = "cali";
 
-/// The prefixes of pod devices out of FelixConfiguration.interfacePrefix, a list with commas. Never empty.
+/// The prefixes of pod devices out of FelixConfiguration.interfacePrefix, a list with commas. Never empty; what no device
+/// can begin with is left out.
 pub fn pod_prefixes(setting: Option<&str>) -> Vec<String> {
-    let listed = setting.unwrap_or_default().split(',').map(str::trim).filter(|p| !p.is_empty());
+    let listed = setting.unwrap_or_default().split(',').map(str::trim).filter(|p| validate::device_name(p));
     let mut all: Vec<String> = listed.map(str::to_owned).collect();
     if all.is_empty() {
         all.push(POD_PREFIX.to_owned());

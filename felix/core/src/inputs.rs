@@ -274,7 +274,11 @@ impl Inputs {
             }
             Kind::WorkloadEndpoint => {
                 let node = self.node.clone();
-                put(&mut self.endpoints, &mut self.bad, e, Key::clone, |w: WorkloadEndpointSpec| {
+                put(&mut self.endpoints, &mut self.bad, e, Key::clone, |mut w: WorkloadEndpointSpec| {
+                    // No route and no setting for what is no device; the calculation of policy names it.
+                    if !validate::device_name(&w.interface_name) {
+                        w.interface_name.clear();
+                    }
                     (w.node == node).then_some(w)
                 })
             }

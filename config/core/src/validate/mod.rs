@@ -235,10 +235,26 @@ impl Errors {
 
     /// The name of a network interface, or with `wildcards` a pattern of one.
     fn interface(&mut self, field: &str, name: &str, wildcards: bool) {
-        const LONGEST: usize = 15;
-        let ok = |c: char| c.is_ascii_graphic() && c != '/' && (wildcards || c != '*');
-        if name.is_empty() || name.len() > LONGEST || !name.chars().all(ok) {
-            self.add(field, name, format!("expected an interface name of 1 to {LONGEST} characters"));
+        let ok = match wildcards {
+            false => device_name(name),
+            true => {
+                let ok = |c: char| c.is_ascii_graphic() && c != '/';
+                !name.is_empty() && name.len() <= LONGEST_DEVICE && name.chars().all(ok)
+            }
+        };
+        if !ok {
+            let of = if wildcards { "characters" } else { "letters, digits, -, _ and ." };
+            self.add(field, name, format!("expected an interface name of 1 to {LONGEST_DEVICE} {of}"));
         }
     }
+}
+
+/// Longest name of a network device, octets.
+const LONGEST_DEVICE: usize = 15;
+
+/// Whether the kernel and its tools take this for the name of one device. They would take more; what would mean something
+/// else to one of them is not among it.
+pub fn device_name(name: &str) -> bool {
+    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=LONGEST_DEVICE).contains(&name.len()) && name.chars().all(ok) && !matches!(name, "." | "..")
 }

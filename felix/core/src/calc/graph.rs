@@ -130,6 +130,8 @@ pub struct Graph {
     services: BTreeMap<(String, String), BTreeMap<Name, Backends>>,
     /// Address → workloads that have it.
     pub(crate) owners: BTreeMap<IpNet, Vec<Name>>,
+    /// Local workloads by node and device.
+    pub(crate) devices: BTreeMap<(Arc<str>, String), BTreeSet<Name>>,
     /// Addresses with more than one of them.
     pub(crate) shared: BTreeSet<IpNet>,
     local_endpoints: BTreeSet<Name>,
@@ -169,6 +171,7 @@ impl Graph {
             sets: BTreeMap::new(),
             services: BTreeMap::new(),
             owners: BTreeMap::new(),
+            devices: BTreeMap::new(),
             shared: BTreeSet::new(),
             local_endpoints: BTreeSet::new(),
             wanted_profiles: BTreeMap::new(),
@@ -492,6 +495,7 @@ impl Graph {
                 }
             }
         }
+        self.devices_changed(key, old.as_ref().filter(|_| was), new.as_ref().filter(|_| is));
         if let Some(old) = old.filter(|_| was) {
             for p in &*old.labelled.parents {
                 if let Some(n) = self.wanted_profiles.get_mut(p) {
@@ -524,6 +528,27 @@ impl Graph {
         if (was || is) && key.kind == Kind::HostEndpoint {
             let hosts: Vec<Name> = self.local_keys(Kind::HostEndpoint).cloned().collect();
             self.dirty_endpoints.extend(hosts);
+        }
+    }
+
+    /// Whoever shares a device with a workload that comes, changes or goes is looked at again.
+    fn devices_changed(&mut self, key: &Name, old: Option<&Arc<Endpoint>>, new: Option<&Arc<Endpoint>>) {
+        if key.kind != Kind::WorkloadEndpoint {
+            return;
+        }
+        for (e, there) in [(old, false), (new, true)] {
+            let Some(e) = e.filter(|e| !e.interface.is_empty()) else { continue };
+            let device = (Arc::clone(&e.node), e.interface.clone());
+            let users = self.devices.entry(device.clone()).or_default();
+            if there {
+                users.insert(key.clone());
+            } else {
+                users.remove(key);
+            }
+            self.dirty_endpoints.extend(users.iter().filter(|u| *u != key).cloned());
+            if users.is_empty() {
+                self.devices.remove(&device);
+            }
         }
     }
 

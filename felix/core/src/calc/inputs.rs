@@ -8,7 +8,7 @@ use brindle_config_core::{
     felix::FelixConfigurationSpec,
     kube::EndpointSlice,
     meta::Extra,
-    policy::{PolicySpec, ProfileSpec},
+    policy::{HostEndpointSpec, PolicySpec, ProfileSpec},
     validate,
     validate::policy as read,
     workload_view::WorkloadView,
@@ -52,6 +52,8 @@ pub(crate) struct Endpoint {
     pub(crate) interface: String,
     pub(crate) mac: Option<String>,
     pub(crate) allowed_sources: Vec<IpNet>,
+    /// Why it cannot be taken as written: everything is denied.
+    pub(crate) broken: Option<String>,
     pub(crate) labelled: Labelled,
 }
 
@@ -100,6 +102,7 @@ impl Input {
                 words.share(&mut e.node);
                 if mine.is_some_and(|mine| *e.node != *mine) {
                     (e.interface, e.mac, e.allowed_sources) = (String::new(), None, Vec::new());
+                    e.broken = None;
                 }
                 &mut e.labelled
             }
@@ -151,6 +154,7 @@ pub(crate) fn far(key: &Key, value: &Value, mine: &str, words: &mut Words) -> Op
         interface: String::new(),
         mac: None,
         allowed_sources: Vec::new(),
+        broken: None,
         labelled: Labelled {
             labels: Arc::new(LabelList::of(labels, words)),
             parents: parents.into(),
@@ -170,7 +174,11 @@ fn account_profile(key: &Key, account: &str) -> Option<String> {
 pub(crate) fn read(key: &Key, value: &Value) -> (Input, Vec<String>) {
     let resource = match AnyResource::from_value(key.kind, value) {
         Ok(r) => r,
-        Err(e) => return (from_broken(key, value), vec![e]),
+        Err(e) => {
+            let mut problems = vec![e];
+            let input = from_broken(key, value, &mut problems);
+            return (input, problems);
+        }
     };
     let mut problems: Vec<String> = match validate::resource(&resource) {
         Ok(()) => Vec::new(),
@@ -213,8 +221,20 @@ fn closed(key: &Key, spec: &PolicySpec, problems: &mut Vec<String>) -> Input {
     }
 }
 
-/// A policy that has not even the right types still says whom it selects, perhaps.
-fn from_broken(key: &Key, value: &Value) -> Input {
+/// What has not even the right types still says whom it is about, perhaps: a policy whom it selects, a host endpoint for
+/// which interface it stands.
+fn from_broken(key: &Key, value: &Value, problems: &mut Vec<String>) -> Input {
+    if key.kind == Kind::HostEndpoint {
+        let text = |at: &str| value.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let ips = value.pointer("/spec/expectedIPs").and_then(Value::as_array).into_iter().flatten();
+        let spec = HostEndpointSpec {
+            node: text("/spec/node"),
+            interface_name: text("/spec/interfaceName"),
+            expected_ips: ips.filter_map(Value::as_str).map(str::to_owned).collect(),
+            ..HostEndpointSpec::default()
+        };
+        return host_endpoint(key, BTreeMap::new(), spec, true, problems);
+    }
     if policy_kind(key.kind).is_none() {
         return Input::Nothing;
     }
@@ -241,7 +261,7 @@ fn from_broken(key: &Key, value: &Value) -> Input {
         types: vec!["Ingress".into(), "Egress".into()],
         ..PolicySpec::default()
     };
-    closed(key, &spec, &mut Vec::new())
+    closed(key, &spec, problems)
 }
 
 fn converted(key: &Key, result: Result<Converted, (String, String)>, problems: &mut Vec<String>) -> Input {
@@ -318,22 +338,7 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
             set(r.metadata.labels, parents, &r.spec.0.nets)
         }
         AnyResource::GlobalNetworkSet(r) => set(r.metadata.labels, Vec::new(), &r.spec.0.nets),
-        AnyResource::HostEndpoint(r) if !bad => {
-            let addresses = r.spec.expected_ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
-            Input::Endpoint(Arc::new(Endpoint {
-                id: EndpointId::Host { name: key.name.clone() },
-                node: r.spec.node.into(),
-                interface: r.spec.interface_name,
-                mac: None,
-                allowed_sources: Vec::new(),
-                labelled: Labelled {
-                    labels: Arc::new(r.metadata.labels.into()),
-                    parents: r.spec.profiles.into(),
-                    nets: addresses.map(IpNet::from).collect(),
-                    ports: ports(r.spec.ports.iter().map(|p| (&*p.name, &*p.protocol, p.port))),
-                },
-            }))
-        }
+        AnyResource::HostEndpoint(r) => host_endpoint(key, r.metadata.labels, r.spec, bad, problems),
         AnyResource::WorkloadEndpoint(r) => {
             let mut labels = r.metadata.labels;
             labels.insert(convert::LABEL_NAMESPACE.into(), key.namespace.clone());
@@ -349,12 +354,18 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
             let allowed = r.metadata.annotations.get("cni.projectcalico.org/allowedSourcePrefixes");
             let allowed =
                 allowed.and_then(|a| serde_json::from_str::<Vec<String>>(a).ok()).unwrap_or_default();
+            // A device of no rule is denied.
+            let broken = (!validate::device_name(&r.spec.interface_name)).then(|| {
+                problems.push("drops everything".into());
+                "its interfaceName is none".to_owned()
+            });
             Input::Endpoint(Arc::new(Endpoint {
                 id: EndpointId::Workload { namespace: key.namespace.clone(), name: key.name.clone() },
                 node: r.spec.node.into(),
-                interface: r.spec.interface_name,
+                interface: if broken.is_some() { String::new() } else { r.spec.interface_name },
                 mac: Some(r.spec.mac).filter(|m| !m.is_empty()),
                 allowed_sources: allowed.iter().filter_map(|p| read::net(p).ok()).collect(),
+                broken,
                 labelled: Labelled {
                     labels: Arc::new(labels.into()),
                     parents: parents.into(),
@@ -371,6 +382,41 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
         }
         _ => Input::Nothing,
     }
+}
+
+/// One that breaks a rule drops everything but for failsafe ports at the interface it stands for, if that can be told.
+fn host_endpoint(
+    key: &Key,
+    labels: BTreeMap<String, String>,
+    spec: HostEndpointSpec,
+    bad: bool,
+    problems: &mut Vec<String>,
+) -> Input {
+    let addresses = spec.expected_ips.iter().filter_map(|ip| ip.parse::<IpAddr>().ok());
+    let nets: Vec<IpNet> = addresses.map(IpNet::from).collect();
+    let named = spec.interface_name == "*" || validate::device_name(&spec.interface_name);
+    if spec.node.is_empty() || !named && nets.is_empty() {
+        problems.push("not enforced: for which interface it stands cannot be told".into());
+        return Input::Nothing;
+    }
+    let broken = bad.then(|| {
+        problems.push("drops everything but for failsafe ports".into());
+        "the HostEndpoint cannot be taken as it is written".to_owned()
+    });
+    Input::Endpoint(Arc::new(Endpoint {
+        id: EndpointId::Host { name: key.name.clone() },
+        node: spec.node.into(),
+        interface: if named { spec.interface_name } else { String::new() },
+        mac: None,
+        allowed_sources: Vec::new(),
+        broken,
+        labelled: Labelled {
+            labels: Arc::new(labels.into()),
+            parents: spec.profiles.into(),
+            nets,
+            ports: ports(spec.ports.iter().map(|p| (&*p.name, &*p.protocol, p.port))),
+        },
+    }))
 }
 
 fn profile(name: &str, spec: &ProfileSpec, bad: bool, problems: &mut Vec<String>) -> Input {

@@ -99,7 +99,8 @@ impl Graph {
         let active: Vec<&Compiled> = all.into_iter().filter(|p| !p.id.kind.is_staged()).collect();
         let tracked = |p: &Compiled| !p.untracked && !p.pre_dnat;
         let host = matches!(e.id, EndpointId::Host { .. });
-        let closed = if host { self.rivals(key, e)? } else { self.sharing(key, e) };
+        let contested = if host { self.rivals(key, e)? } else { self.sharing(key, e) };
+        let closed = e.broken.clone().or(contested);
         let interface = match e.interface.as_str() {
             "" => Interface::WithAddress,
             "*" if host => Interface::Any,
@@ -142,14 +143,26 @@ impl Graph {
         }))
     }
 
-    /// For a workload: whether another one of the same node has one of its addresses.
+    /// For a workload: whether another one of the same node has its device or one of its addresses.
     fn sharing(&self, key: &Name, e: &Endpoint) -> Option<String> {
+        let advice = "delete the endpoint of the pod that is gone";
+        if let Some(other) = self.same_device(key, e) {
+            return Some(format!("{other} has the same interface {}; {advice}", e.interface));
+        }
         e.labelled.nets.iter().find_map(|net| {
             let other = self.owners.get(net)?.iter().find(|k| {
                 *k != key && matches!(self.inputs.get(*k), Some(Input::Endpoint(o)) if o.node == e.node)
             })?;
-            Some(format!("{other} has the same address {net}; delete the endpoint of the pod that is gone"))
+            Some(format!("{other} has the same address {net}; {advice}"))
         })
+    }
+
+    /// Another workload of the node whose device this one claims.
+    fn same_device(&self, key: &Name, e: &Endpoint) -> Option<&Name> {
+        if e.interface.is_empty() {
+            return None;
+        }
+        self.devices.get(&(e.node.clone(), e.interface.clone()))?.iter().find(|k| *k != key)
     }
 
     /// What is wrong, by resource: each line names the field or the other resource, and what follows from it.
@@ -170,6 +183,17 @@ impl Graph {
             for (key, other) in owners.clone().flat_map(|k| owners.clone().map(move |o| (k, o))) {
                 if key != other {
                     add(key, format!("spec.ipNetworks: {other} has the same address {net}"));
+                }
+            }
+        }
+        for (device, users) in self.devices.iter().filter(|(_, users)| users.len() > 1) {
+            for (key, other) in users.iter().flat_map(|k| users.iter().map(move |o| (k, o))) {
+                if key != other {
+                    let interface = &device.1;
+                    let line = format!(
+                        "spec.interfaceName: {other} has the same interface {interface}: both drop everything"
+                    );
+                    add(key, line);
                 }
             }
         }

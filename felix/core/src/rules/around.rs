@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use brindle_config_core::{Kind, pool::AllowedUse};
+use brindle_config_core::{Kind, pool::AllowedUse, validate};
 use serde_json::Value;
 
 use super::{
@@ -113,7 +113,7 @@ pub fn settings(inputs: &Inputs) -> Settings {
         nat_address: extra("natOutgoingAddress").and_then(Value::as_str).and_then(|a| a.parse().ok()),
         nat_interface: extra("iptablesNATOutgoingInterfaceFilter")
             .and_then(Value::as_str)
-            .filter(|d| !d.is_empty() && d.len() < 16 && !d.contains(['"', ' ', '\n']))
+            .filter(|d| validate::device_name(d))
             .map(str::to_owned),
         ipip: inputs.ipip_wanted(),
         floating: floating::enabled(inputs).then(|| {
@@ -128,6 +128,7 @@ pub fn settings(inputs: &Inputs) -> Settings {
         back_end,
         max_set: extra("maxIpsetSize")
             .and_then(Value::as_u64)
+            .filter(|m| u32::try_from(*m).is_ok())
             .and_then(|m| usize::try_from(m).ok())
             .unwrap_or(1 << 20),
         refresh: refresh.filter(|d| !d.is_zero()).unwrap_or(Duration::from_secs(90)),

@@ -7,7 +7,7 @@ use brindle_config_core::{Key, Kind};
 use brindle_felix_core::{
     calc::{Graph, Scope},
     policy::{
-        active::{EndpointId, Protocol},
+        active::{EndpointId, Interface, Protocol},
         state::PolicyState,
         verdict::{Packet, Place, Reason, Verdict, verdict},
     },
@@ -102,6 +102,20 @@ fn bad_policies_close_those_they_select_and_no_others() {
 }
 
 #[test]
+fn a_policy_of_kubernetes_that_cannot_be_read_closes_its_namespace_or_is_reported() {
+    let broken =
+        |kind, namespace: &str| resource(kind, namespace, "k", json!({"podSelector": "all", "subject": 1}));
+    let c = Cluster::new([broken(Kind::KubernetesNetworkPolicy, "blue")]);
+    assert!(!c.ask("10.0.0.1", "10.0.0.2").allowed() && c.ask("10.0.0.1", "192.0.2.1").allowed());
+    assert!(c.problems().contains("denies everything to those it selects"), "{}", c.problems());
+    for kind in [Kind::ClusterNetworkPolicy, Kind::AdminNetworkPolicy, Kind::BaselineAdminNetworkPolicy] {
+        let c = Cluster::new([broken(kind, "")]);
+        assert!(c.ask("10.0.0.1", "10.0.0.2").allowed(), "{kind:?}");
+        assert!(c.problems().contains("not enforced: whom it selects cannot be told"), "{}", c.problems());
+    }
+}
+
+#[test]
 fn a_global_policy_that_selects_nobody_knows_whom_is_reported_only() {
     let spec = json!({"selector": "app ==", "ingress": [{"action": "Deny"}]});
     let c = Cluster::new([resource(Kind::GlobalNetworkPolicy, "", "g", spec)]);
@@ -116,6 +130,84 @@ fn pods_that_share_an_address_are_closed() {
     assert!(matches!(&v.steps.last().expect("a step").reason, Reason::Closed(_)), "{v:?}");
     assert!(c.ask("10.0.0.1", "192.0.2.1").allowed(), "others go on");
     assert!(c.problems().contains("WorkloadEndpoint(blue/b): spec.ipNetworks: WorkloadEndpoint(blue/twin)"));
+}
+
+#[test]
+fn pods_that_share_a_device_are_closed_until_one_of_them_goes() {
+    let (key, mut value) = pod("blue", "twin", "10.0.0.9");
+    value["spec"]["interfaceName"] = "calib".into();
+    let mut c = Cluster::new([(key.clone(), value)]);
+    for closed in ["10.0.0.2", "10.0.0.9"] {
+        let v = c.ask("10.0.0.1", closed);
+        assert!(matches!(&v.steps.last().expect("a step").reason, Reason::Closed(_)), "{closed}: {v:?}");
+    }
+    assert!(c.ask("10.0.0.1", "192.0.2.1").allowed(), "others go on");
+    let said = c.problems();
+    for name in ["b", "twin"] {
+        assert!(said.contains(&format!("WorkloadEndpoint(blue/{name}): spec.interfaceName: ")), "{said}");
+    }
+    c.graph.delete(&key);
+    for d in c.graph.flush() {
+        c.state.apply(&d).expect("deltas keep their contract");
+    }
+    assert!(c.ask("10.0.0.1", "10.0.0.2").allowed(), "the other one has its device to itself");
+    assert_eq!(c.problems(), "");
+}
+
+#[test]
+fn a_device_the_kernel_cannot_have_closes_its_pod_and_reaches_no_rule() {
+    for bad in [&*"x".repeat(300), "", "*", "cali+", "..", "cali\"b", "cali b", "cali/b", "cali\nb", "cälib"]
+    {
+        let (key, mut value) = pod("blue", "odd", "10.0.0.9");
+        value["spec"]["interfaceName"] = bad.into();
+        let c = Cluster::new([(key, value)]);
+        let v = c.ask("10.0.0.1", "10.0.0.9");
+        assert!(matches!(&v.steps.last().expect("a step").reason, Reason::Closed(_)), "{bad}: {v:?}");
+        assert!(c.ask("10.0.0.1", "10.0.0.2").allowed(), "{bad}: others go on");
+        let id = EndpointId::Workload { namespace: "blue".into(), name: "odd".into() };
+        let interface = &c.state.endpoints.get(&id).expect("it is there").interface;
+        assert!(!matches!(interface, Interface::Name(_)), "{bad}: {interface:?}");
+        let said = c.problems();
+        assert!(said.contains("WorkloadEndpoint(blue/odd): spec.interfaceName"), "{said}");
+        assert!(said.contains("WorkloadEndpoint(blue/odd): drops everything"), "{said}");
+    }
+}
+
+#[test]
+fn a_host_endpoint_that_cannot_be_taken_as_written_closes_its_interface() {
+    let allow = json!(["projectcalico-default-allow"]);
+    let mut shown = String::new();
+    for (what, spec) in [
+        (
+            "address",
+            json!({"node": "n1", "interfaceName": "eth0", "expectedIPs": ["192.0.2.300"], "profiles": allow}),
+        ),
+        ("types", json!({"node": "n1", "interfaceName": "eth0", "profiles": "all"})),
+        (
+            "name",
+            json!({"node": "n1", "interfaceName": "an interface", "expectedIPs": ["192.0.2.1"], "profiles": allow}),
+        ),
+        ("nowhere", json!({"node": "n1", "interfaceName": "an interface", "profiles": allow})),
+        ("nothing", json!({"node": "n1"})),
+    ] {
+        let c = Cluster::new([resource(Kind::HostEndpoint, "", "one", spec)]);
+        let at = Some(EndpointId::Host { name: "one".into() });
+        let ask = |port| {
+            let (src, dst) =
+                ("192.0.2.9".parse().expect("an address"), "192.0.2.1".parse().expect("an address"));
+            let packet =
+                Packet { src, dst, protocol: Protocol::TCP, src_port: 1, dst_port: port, icmp: None };
+            verdict(&c.state, &packet, &Place::Outside(at.clone()), &Place::Host(at.clone())).allowed()
+        };
+        let told = !matches!(what, "nowhere" | "nothing");
+        assert_eq!(c.state.endpoints.contains_key(at.as_ref().expect("it is")), told, "{what}");
+        if told {
+            assert!(!ask(80) && ask(22), "{what}: closed but for failsafe ports");
+        }
+        assert!(c.ask("10.0.0.1", "10.0.0.2").allowed(), "{what}: others go on");
+        shown.push_str(&c.problems());
+    }
+    insta::assert_snapshot!(shown);
 }
 
 #[test]
