@@ -5,20 +5,23 @@ use std::{net::Ipv4Addr, path::PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::cmd::{
-    cluster::ClusterCommandArgs,
-    datastore::DatastoreArgs,
-    documents::{CompletionArgs, ManArgs},
-    ipam::args::IpamArgs,
-    node::NodeArgs,
-    policy::args::PolicyArgs,
-    resource::{
-        args::{DeleteArgs, EditArgs, GetArgs, LabelArgs, PatchArgs, ValidateArgs, WriteArgs},
-        form::Form,
+use crate::{
+    cmd::{
+        cluster::ClusterCommandArgs,
+        datastore::DatastoreArgs,
+        documents::{CompletionArgs, ManArgs},
+        ipam::args::IpamArgs,
+        node::NodeArgs,
+        policy::args::PolicyArgs,
+        resource::{
+            args::{DeleteArgs, EditArgs, GetArgs, LabelArgs, PatchArgs, ValidateArgs, WriteArgs},
+            form::Form,
+        },
+        route::args::RouteArgs,
+        status::args::StatusArgs,
+        version::VersionArgs,
     },
-    route::args::RouteArgs,
-    status::args::StatusArgs,
-    version::VersionArgs,
+    early::EarlyArgs,
 };
 
 /// Exit codes, said in `--help`.
@@ -30,11 +33,13 @@ const EXIT: &str = "Exit codes: 0 all is well; 1 it works but something is degra
 pub(crate) struct Args {
     /// Form of the answer: table or json; with get also wide, yaml, name, custom-columns=.., jsonpath=..,
     /// go-template=.., go-template-file=FILE
-    #[arg(short = 'o', long = "output", global = true, default_value = "table", value_name = "FORM")]
+    #[arg(short = 'o', long = "output", global = true, default_value = "table", value_name = "FORM", value_parser = Form::typed)]
     pub(crate) output: Form,
     /// calicoctl's; versions are compared by `status` and `version --all`, and never in the way.
     #[arg(long, global = true, hide = true)]
     allow_version_mismatch: bool,
+    #[command(flatten)]
+    _early: EarlyArgs,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

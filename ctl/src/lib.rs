@@ -5,6 +5,7 @@
 mod args;
 mod cluster;
 mod cmd;
+mod early;
 mod lab;
 mod meaning;
 mod out;
@@ -35,7 +36,13 @@ pub fn main() -> ExitCode {
         cmd::version::ours(args::Format::Table);
         return ExitCode::SUCCESS;
     }
-    let args = args::Args::parse();
+    let args = match args::Args::try_parse_from(early::arrange(std::env::args_os().collect())) {
+        Ok(args) => args,
+        Err(mut error) => {
+            early::explain(&mut error);
+            error.exit()
+        }
+    };
     let output =
         if args.output == cmd::resource::form::Form::Json { args::Format::Json } else { args::Format::Table };
     match meaning::understand(args).and_then(cmd::run) {

@@ -8,7 +8,10 @@ use brindle_config_core::pool::EncapMode;
 
 use crate::{
     args::{AddCommand, Args, BreakCommand, Command, Families, Format, Ipip, LabCommand},
-    cmd::resource::{self, Verb, form::Form},
+    cmd::{
+        ipam::args::{IpamArgs, IpamCommand},
+        resource::{self, Verb, form::Form},
+    },
     lab::{
         state::Break,
         topology::{IpFamilies, Topology},
@@ -72,11 +75,19 @@ pub(crate) enum LabWhat {
 }
 
 /// Reads meaning into arguments.
-pub(crate) fn understand(args: Args) -> Result<Request> {
+pub(crate) fn understand(mut args: Args) -> Result<Request> {
     let get = matches!(args.command, Command::Get(_));
-    let output = match &args.output {
-        Form::Json => Format::Json,
-        Form::Table => Format::Table,
+    let output = match (&args.output, &mut args.command) {
+        // calicoctl's `ipam check -o FILE`.
+        (Form::Other(file, _), Command::Ipam(IpamArgs { command: IpamCommand::Check(check) }))
+            if check.report.is_none() =>
+        {
+            check.report = Some(file.into());
+            Format::Table
+        }
+        (Form::Other(_, why), _) => bail!("{why}"),
+        (Form::Json, _) => Format::Json,
+        (Form::Table, _) => Format::Table,
         _ if get => Format::Table,
         _ => bail!("this command answers with -o table or -o json; the other forms are those of get"),
     };

@@ -64,6 +64,41 @@ const LINES: &[&str] = &[
     "ipam split 2 --name blue",
     "ipam split 2 --name blue-split -o json",
     "get ippools",
+    "get ippools -l cidr=big,!old",
+    "get ippool split-blue-0 none split-blue-1",
+    "get ippool split-blue-0 none -o json",
+    "get ippools -o custom-columns=NAME:",
+    "get ippools -o custom-columns=NAME,COLOUR",
+    "get tiers,np -n nowhere",
+    "label ippool/split-blue-0 size=half old=no",
+    "label ippool/split-blue-0 size=whole old=no",
+    "label ippool/split-blue-0 size old --remove",
+    "label ippool/split-blue-0",
+    r#"patch ippool/split-blue-0 -p '{"spec": {"ipipMode": "Alwys"}}'"#,
+    "patch ippool/split-blue-0 -p ''",
+    r#"patch ippool/split-blue-0 -t json -p '[{"op": "remove", "path": "/spec/none"}]'"#,
+    "apply -f twice.yaml --dry-run",
+    "apply -f twice.yaml --dry-run --continue",
+    "apply -f foreign.yaml",
+    "validate -f all.yaml -n shop --config none.cfg",
+    "-n nowhere get np",
+    "-l debug -o name get ippools",
+    "--context prod get ippools -o yaml --datastore sqlite:none.db",
+    "--lab none get ippools",
+    "--datastore none get ippools",
+    "get ippools --datastore etcd:http://127.0.0.1:1",
+    "--datastore etcd:http://127.0.0.1:1 status -o json",
+    "get ippools --datastore kubernetes:http://127.0.0.1:1",
+    "get ippools --datastore kubernetes:none",
+    "get ippools -c none.cfg",
+    "create -f all.yaml --datastore sqlite:none/x.db",
+    "ipam check -o report.json",
+    "ipam release --from-report report.json",
+    "ipam check -o json=",
+    "ipam show --ip 10.1.0",
+    "version --poll 0",
+    "node run --ip 192.0.2.1",
+    "convert -f all.yaml",
     "datastore migrate import -f all.yaml",
     "datastore migrate import -f torn.yaml -o json",
     "datastore migrate unlock -o json",
@@ -93,6 +128,9 @@ fn transcript(backend: &Backend) -> String {
     write("changed.yaml", &RESOURCES.replace("natOutgoing: true", "natOutgoing: false"));
     write("bad.yaml", &RESOURCES.replace("10.1.0.0/16", "10.1.0.0/61"));
     write("torn.yaml", "===\n");
+    let first = RESOURCES.split("---").next().unwrap();
+    write("twice.yaml", &format!("{RESOURCES}---\n{first}"));
+    write("foreign.yaml", "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: x}\n");
     LINES.iter().map(|line| backend.run(line) + "\n").collect()
 }
 

@@ -30,7 +30,9 @@ fn refused(said: &str, words: &[&str]) {
 fn a_kubeconfig_that_cannot_be_used_is_named() {
     let backend = Backend::new(Kind::Kubernetes, "trouble-config");
     let with = |config: &str| backend.run(&format!("get ippools --datastore kubernetes:{config}"));
-    refused(&with("/nonexistent/config"), &["/nonexistent/config"]);
+    let said = with("/nonexistent/config");
+    refused(&said, &["kubeconfig /nonexistent/config: No such file", "named by --datastore"]);
+    assert_eq!(said.lines().nth(1).unwrap().matches("/nonexistent/config").count(), 1, "once: {said}");
     let garbage = backend.dir.join("garbage");
     fs::write(&garbage, "- just: a list\n").unwrap();
     refused(&with(&garbage.display().to_string()), &["garbage"]);
@@ -115,12 +117,40 @@ fn what_a_cluster_refuses_is_refused_and_the_rest_is_not_lost() {
     // Nobody there, and there again.
     server.stop();
     let said = backend.run("get ippools");
-    refused(&said, &["datastore unavailable", "Connection refused"]);
+    let words = ["datastore unavailable", "Connection refused", "is the API server running there"];
+    refused(&said, &words);
+    refused(
+        &said,
+        &["named by BRINDLE_DATASTORE", "Ask it: kubectl --kubeconfig DIR/kubeconfig cluster-info"],
+    );
     server.resume();
     until("it answers again", Duration::from_secs(30), || {
         let said = backend.run("get ippools -o name");
         if said.contains("ippool/two") { Ok(()) } else { Err(said) }
     });
+}
+
+#[test]
+fn a_datastore_that_is_not_there_is_told_with_what_to_type() {
+    let backend = Backend::new(Kind::Sqlite, "trouble-nobody");
+    for line in ["get nodes", "status", "apply -f -"] {
+        let said = backend.run(&format!("{line} --datastore etcd:http://127.0.0.1:1 < {}", pool("x", 1)));
+        refused(&said, &["etcd http://127.0.0.1:1", "Connection refused", "(named by --datastore)"]);
+        refused(&said, &["Ask it: etcdctl --endpoints=http://127.0.0.1:1 endpoint health"]);
+    }
+    let said = backend.run("get nodes --datastore sqlite:none.db");
+    refused(
+        &said,
+        &["there is no datastore none.db (named by --datastore)", "name another with --datastore URL"],
+    );
+    refused(&said, &["--lab", "brindle-node run --datastore sqlite:none.db"]);
+    let config = "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nmetadata: {}\n\
+                  spec: {etcdEndpoints: http://127.0.0.1:1}\n";
+    fs::write(backend.dir.join("calico.cfg"), config).unwrap();
+    refused(
+        &backend.run("-c calico.cfg get nodes"),
+        &["Connection refused", "The address is that of calico.cfg"],
+    );
 }
 
 #[test]

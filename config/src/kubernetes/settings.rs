@@ -9,7 +9,7 @@ use crate::hidden::Hidden;
 use brindle_config_core::store::StoreError;
 use kube::{
     Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 
 /// Where an API server is, and as whom to talk to it.
@@ -105,15 +105,20 @@ impl KubeSettings {
 
     async fn of_file(&self, path: &Path) -> Result<Config, StoreError> {
         let shown = path.display().to_string();
-        let fail = |e: kube::config::KubeconfigError| {
-            StoreError::Broken(format!("kubeconfig {shown}: {}; make a new one, or name another", causes(&e)))
+        let fail = |e: KubeconfigError| {
+            let why = match &e {
+                // The file is named already.
+                KubeconfigError::ReadConfig(why, _) => format!("{why}; name another: kubernetes:FILE"),
+                e => format!("{}; make a new one, or name another", causes(e)),
+            };
+            StoreError::Broken(format!("kubeconfig {shown}: {why}"))
         };
         let kubeconfig = Kubeconfig::read_from(path).map_err(fail)?;
         Config::from_custom_kubeconfig(kubeconfig, &self.options()).await.map_err(fail)
     }
 
     async fn of_text(&self, name: &str, text: &Hidden) -> Result<Config, StoreError> {
-        let fail = |e: kube::config::KubeconfigError| {
+        let fail = |e: KubeconfigError| {
             StoreError::Broken(format!("{name}: the kubeconfig in it cannot be used: {}", causes(&e)))
         };
         let kubeconfig = Kubeconfig::from_yaml(&text.0).map_err(fail)?;
@@ -131,9 +136,12 @@ impl KubeSettings {
             });
         }
         Config::from_kubeconfig(&self.options()).await.map_err(|e| {
+            let why = match &e {
+                KubeconfigError::ReadConfig(why, path) => format!("{}: {why}", path.display()),
+                e => causes(e),
+            };
             StoreError::Broken(format!(
-                "kubernetes: neither in a pod (KUBERNETES_SERVICE_HOST is not set) nor a usable kubeconfig: {}; {EXPECTED}",
-                causes(&e)
+                "kubernetes: neither in a pod (KUBERNETES_SERVICE_HOST is not set) nor a usable kubeconfig: {why}; {EXPECTED}"
             ))
         })
     }
@@ -192,7 +200,9 @@ mod tests {
             settings.config().await.expect_err("unusable").to_string()
         };
         let e = fail(&path).await;
-        assert!(e.contains("config") && e.contains("No such file") && !e.contains('\n'), "{e}");
+        assert!(e.contains("No such file") && !e.contains('\n'), "{e}");
+        let shown = path.display().to_string();
+        assert_eq!(e.matches(&shown).count(), 1, "it is named once: {e}");
         for text in ["", "clusters: [", "apiVersion: v1\nkind: Config\ncurrent-context: nowhere\n"] {
             std::fs::write(&path, text).expect("writes");
             let e = fail(&path).await;

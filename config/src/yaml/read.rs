@@ -83,18 +83,22 @@ impl Loading {
         self.errors.push(Problem { place, field: String::new(), message: message.into() });
     }
 
-    /// A resource given twice would win by chance.
+    /// A resource given twice would win by chance: the first one counts, the others are errors.
     fn find_duplicates(&mut self) {
-        let mut seen: BTreeMap<Key, &Origin> = BTreeMap::new();
-        for Loaded { resource, origin } in &self.resources {
+        let mut seen: BTreeMap<Key, Place> = BTreeMap::new();
+        let errors = &mut self.errors;
+        self.resources.retain(|Loaded { resource, origin }| {
             let key = resource.key();
-            if let Some(first) = seen.get(&key) {
-                let message = format!("{key} was given before, at {}", first.place());
-                self.errors.push(origin.problem("metadata.name", message));
+            let first = seen.get(&key);
+            if let Some(first) = first {
+                let message = format!("{key} was given before, at {first}");
+                errors.push(origin.problem("metadata.name", message));
             } else {
-                seen.insert(key, origin);
+                seen.insert(key, origin.place());
+                return true;
             }
-        }
+            false
+        });
     }
 }
 
@@ -341,7 +345,8 @@ fn unknown_kind(kind: &str) -> String {
     let known = Kind::ALL.iter().map(|k| k.as_str()).chain(OTHER_KINDS);
     match Kind::closest(kind).map(Kind::as_str).or_else(|| suggest::closest(kind, known)) {
         Some(meant) => format!("unknown kind {kind:?}; did you mean {meant}?"),
-        None => format!("unknown kind {kind:?}; expected one of {}", Kind::ALL.map(Kind::as_str).join(", ")),
+        // All of them in each of many errors would hide the others.
+        None => format!("unknown kind {kind:?}: none of {API_VERSION}, and no policy of Kubernetes"),
     }
 }
 

@@ -55,9 +55,9 @@ pub(crate) enum Silence {
     Unreachable(String, Option<String>),
 }
 
-/// Another port is not typed but found.
+/// A port is not typed but found.
 fn another(at: &str) -> &'static str {
-    if at.starts_with('/') { " --socket names another" } else { "" }
+    if at.parse::<SocketAddr>().is_err() { " --socket names another" } else { "" }
 }
 
 impl Silence {

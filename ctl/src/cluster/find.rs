@@ -12,7 +12,10 @@ use brindle_config_core::{
 
 use super::{Agent, ClusterArgs, LOCAL_SOCKET, ReachArgs, Where};
 use crate::{
-    cmd::resource::{CALICO, block_on, open_url, url_of},
+    cmd::resource::{
+        block_on,
+        place::{CALICO, Place, VARIABLE, place},
+    },
     lab::{
         state::{self, LabDir},
         topology::AgentKind,
@@ -47,7 +50,7 @@ impl Source {
         match self {
             Self::Lab(name) => format!(" --lab {name}"),
             Self::Store(url) if url == brindle_config::DEFAULT_URL => String::new(),
-            Self::Store(url) if std::env::var("BRINDLE_DATASTORE").is_ok_and(|v| v == *url) => String::new(),
+            Self::Store(url) if std::env::var(VARIABLE).is_ok_and(|v| v == *url) => String::new(),
             Self::Store(url) => format!(" --datastore {url}"),
             Self::Agent(_) => String::new(),
         }
@@ -91,8 +94,9 @@ pub(crate) fn all(args: &ReachArgs) -> Result<Cluster> {
     if args.store.lab.is_some() {
         return lab(args);
     }
-    let url = url_of(&args.store)?;
-    let store = match open_url(&url, false) {
+    let place = place(&args.store)?;
+    let url = place.url.clone();
+    let store = match place.open(false) {
         Ok(store) => store,
         Err(error) => {
             let default = url == brindle_config::DEFAULT_URL;
@@ -118,7 +122,7 @@ pub(crate) fn all(args: &ReachArgs) -> Result<Cluster> {
     let mut cluster = Cluster { source: Source::Store(url), agents, store: Some(store) };
     own(&mut cluster.agents, args);
     if cluster.agents.is_empty() {
-        let url = url_of(&args.store)?;
+        let url = place.url;
         let flag = if url.starts_with(CALICO) { String::new() } else { format!(" --datastore {url}") };
         bail!("{} has no nodes yet; start an agent: brindle-node run{flag}", cluster.source.name());
     }
@@ -179,7 +183,7 @@ fn lab(args: &ReachArgs) -> Result<Cluster> {
             },
         })
         .collect();
-    let store = open_url(&dir.store_url(), false).ok();
+    let store = Place::of_lab(&dir).open(false).ok();
     Ok(Cluster { source: Source::Lab(dir.name().to_owned()), agents, store })
 }
 

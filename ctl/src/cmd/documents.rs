@@ -109,7 +109,8 @@ pub(crate) fn reference() -> Result<Outcome> {
     );
     let _ = writeln!(
         text,
-        "Every command takes `-o, --output FORM` and `-h, --help`. {}\n",
+        "Every command takes `-o, --output FORM` and `-h, --help`. What names the datastore (`--datastore`, `--lab`, `-c`, \
+         `--context`) and `-n` may also stand before the command: `brindlectl --lab tour get nodes`. {}\n",
         command.get_after_help().map(ToString::to_string).unwrap_or_default()
     );
     for sub in shown(&command) {

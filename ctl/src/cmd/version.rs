@@ -1,6 +1,6 @@
 //! `brindlectl version`: this program's, and with `--all` that of every node.
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::{cmp::Ordering, collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use clap::Args;
@@ -22,6 +22,9 @@ pub(crate) struct VersionArgs {
     /// Only this program's (which is also what is printed without --all).
     #[arg(long, conflicts_with = "all")]
     client: bool,
+    /// Ask every node again and again, every so often, until Ctrl-C (`0`: only what the other flags say).
+    #[arg(long, value_name = "TIME", value_parser = interval, conflicts_with = "client")]
+    poll: Option<Duration>,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
@@ -61,12 +64,37 @@ fn advice(versions: &BTreeMap<String, Vec<String>>) -> String {
     format!("\n{}\n", wrap(&text, WIDTH - 2).join("\n  "))
 }
 
+/// `--poll`, where calicoctl has `0` for "once".
+fn interval(text: &str) -> Result<Duration, String> {
+    if text.trim_end_matches(['s', 'm', 'h']) == "0" { Ok(Duration::ZERO) } else { cluster::duration(text) }
+}
+
 /// Carries the command out.
 pub(crate) fn run(args: &VersionArgs, format: Format) -> Result<Outcome> {
-    if !args.all {
+    let Some(every) = args.poll.filter(|p| !p.is_zero()) else {
+        if args.all {
+            return nodes(args, format);
+        }
         ours(format);
         return Ok(Outcome::Ok);
+    };
+    loop {
+        // What cannot be asked now may be asked in a moment.
+        if let Err(e) = nodes(args, format) {
+            out::error(format, &e);
+        }
+        if !out::open() {
+            return Ok(Outcome::Ok);
+        }
+        std::thread::sleep(every);
+        if format == Format::Table {
+            put!("\n");
+        }
     }
+}
+
+/// This program's version and that of every node.
+fn nodes(args: &VersionArgs, format: Format) -> Result<Outcome> {
     let cluster = cluster::find(&args.cluster)?;
     let answers = ask_all(&cluster.agents, |a| a.status(args.cluster.reach.timeout));
     let mut outcome = Outcome::Ok;

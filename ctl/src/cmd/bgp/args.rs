@@ -27,14 +27,8 @@ pub(crate) struct BgpArgs {
     #[arg(long, global = true, value_name = "LAB")]
     pub(super) lab: Option<String>,
     /// With --node or --all: the datastore that knows the nodes.
-    #[arg(
-        long,
-        global = true,
-        env = "BRINDLE_DATASTORE",
-        default_value = brindle_config::DEFAULT_URL,
-        value_name = "URL"
-    )]
-    pub(super) datastore: String,
+    #[arg(long, global = true, value_name = "URL")]
+    pub(super) datastore: Option<String>,
     /// With --node or --all: calicoctl's configuration file that names the datastore.
     #[arg(short = 'c', long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,

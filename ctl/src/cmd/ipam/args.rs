@@ -7,6 +7,11 @@ use ipnet::IpNet;
 
 use crate::cmd::resource::args::StoreArgs;
 
+/// An address, with an example where it is none.
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "expected an address such as 10.0.0.7 or fd00::7".to_owned())
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct IpamArgs {
     #[command(subcommand)]
@@ -36,7 +41,7 @@ pub(crate) struct ShowArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
     /// Only this address.
-    #[arg(long, value_name = "IP", conflicts_with_all = ["show_blocks", "show_borrowed", "show_configuration"])]
+    #[arg(long, value_name = "IP", value_parser = address, conflicts_with_all = ["show_blocks", "show_borrowed", "show_configuration"])]
     pub(crate) ip: Option<IpAddr>,
     /// Each pool's blocks, too.
     #[arg(long)]
@@ -59,7 +64,7 @@ pub(crate) struct CheckArgs {
     /// List the addresses with problems.
     #[arg(long)]
     pub(crate) show_problem_ips: bool,
-    /// Write a report for `ipam release --from-report`.
+    /// Write a report for `ipam release --from-report`; also `-o FILE`, as calicoctl has it.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
     /// The agent's folder; its collector's last findings are shown.
@@ -71,6 +76,7 @@ pub(crate) struct CheckArgs {
 pub(crate) struct WhyArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+    #[arg(value_parser = address)]
     pub(crate) ip: IpAddr,
     /// The agent's folder; it remembers what happened to addresses.
     #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/brindle")]
@@ -82,7 +88,7 @@ pub(crate) struct ReleaseArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
     /// The address.
-    #[arg(long, value_name = "IP", required_unless_present = "from_report")]
+    #[arg(long, value_name = "IP", required_unless_present = "from_report", value_parser = address)]
     pub(crate) ip: Option<IpAddr>,
     /// A report of `ipam check`; of several, only what all name.
     #[arg(long, value_name = "FILE", conflicts_with = "ip")]

@@ -22,7 +22,13 @@ pub(super) fn status(place: &Where, format: Format) -> Result<Outcome> {
         Err(silence) => {
             match format {
                 Format::Json => out::json(&json!({ "running": false, "error": silence.to_string() })),
-                Format::Table => say!("brindle-node is not running: {silence}"),
+                Format::Table => match silence {
+                    Silence::Absent { at, why } => say!(
+                        "brindle-node is not running: nobody answers at {at}: {why}; start it, or name its socket with \
+                         --socket"
+                    ),
+                    other => say!("brindle-node does not answer: {other}"),
+                },
             }
             return Ok(Outcome::Degraded);
         }

@@ -7,14 +7,15 @@ use clap::{Args, ValueEnum};
 /// Which datastore a command speaks to.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StoreArgs {
-    /// The datastore: `sqlite:PATH`, `etcd:http://HOST:2379` or `kubernetes:KUBECONFIG`.
-    #[arg(long, env = "BRINDLE_DATASTORE", default_value = brindle_config::DEFAULT_URL, value_name = "URL")]
-    pub(crate) datastore: String,
+    /// The datastore: `sqlite:PATH`, `etcd:http://HOST:2379` or `kubernetes:KUBECONFIG` (default: `BRINDLE_DATASTORE`, then
+    /// what calicoctl's file and variables say, then `sqlite:/var/lib/brindle/brindle.db`).
+    #[arg(long, value_name = "URL")]
+    pub(crate) datastore: Option<String>,
     /// The datastore of this lab (it wins over --datastore and --config).
     #[arg(long, value_name = "LAB")]
     pub(crate) lab: Option<String>,
-    /// The datastore that calicoctl's configuration file names (kind CalicoAPIConfig; it wins over --datastore). Without
-    /// any of these /etc/calico/calicoctl.cfg is read, if it is there.
+    /// The datastore that this configuration file of calicoctl names (kind CalicoAPIConfig; it wins over --datastore).
+    /// Without any of these /etc/calico/calicoctl.cfg is read, if it is there.
     #[arg(short = 'c', long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// This context of the kubeconfig, instead of its current one.
@@ -40,7 +41,7 @@ pub(crate) struct FileArgs {
 }
 
 /// Namespace of namespaced kinds.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct NamespaceArgs {
     /// The namespace, for kinds that have one, where a resource names none.
     #[arg(short = 'n', long, value_name = "NAMESPACE")]
@@ -66,7 +67,7 @@ pub(crate) struct GetArgs {
     /// Resources of every namespace.
     #[arg(short = 'A', long, visible_short_alias = 'a')]
     pub(crate) all_namespaces: bool,
-    /// Only resources with labels that match this selector.
+    /// Only resources with labels that match this selector, `zone == "a"` or as kubectl has it, `zone=a,!old`.
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     pub(crate) selector: Option<String>,
     /// Leave out what belongs to this cluster (uid, resourceVersion, creationTimestamp, status).
@@ -104,7 +105,21 @@ pub(crate) struct WriteArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ValidateArgs {
     #[command(flatten)]
+    pub(crate) namespace: NamespaceArgs,
+    #[command(flatten)]
     pub(crate) files: FileArgs,
+    /// As with its siblings; nothing is read from there.
+    #[arg(long, hide = true)]
+    datastore: Option<String>,
+    /// As with its siblings; nothing is read from there.
+    #[arg(long, hide = true)]
+    lab: Option<String>,
+    /// calicoctl's; nothing is read from there.
+    #[arg(short = 'c', long, hide = true)]
+    config: Option<PathBuf>,
+    /// calicoctl's; nothing is read from there.
+    #[arg(long, hide = true)]
+    context: Option<String>,
 }
 
 /// `delete`.
@@ -132,16 +147,16 @@ pub(crate) struct DeleteArgs {
 }
 
 /// One resource that exists.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct OneArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
     #[command(flatten)]
     pub(crate) namespace: NamespaceArgs,
-    /// The kind.
+    /// The kind; or KIND/NAME.
     pub(crate) kind: String,
     /// The name of the resource.
-    pub(crate) name: String,
+    pub(crate) name: Option<String>,
 }
 
 /// Form of a patch.
@@ -178,7 +193,7 @@ pub(crate) struct LabelArgs {
     pub(crate) one: OneArgs,
     /// `KEY=VALUE` to set, `KEY` alone for a label without a value; with --remove, `KEY`.
     #[arg(value_name = "KEY[=VALUE]")]
-    pub(crate) label: String,
+    pub(crate) labels: Vec<String>,
     /// Give a label that exists another value.
     #[arg(long)]
     pub(crate) overwrite: bool,

@@ -20,14 +20,28 @@ use crate::{Outcome, args::Format, out};
 
 impl OneArgs {
     fn key(&self) -> Result<Key> {
-        select::key(select::kind(&self.kind)?, self.namespace.namespace.as_deref(), &self.name)
+        let namespace = self.namespace.namespace.as_deref();
+        let (kind, name) = match (self.kind.split_once('/'), &self.name) {
+            (Some((kind, name)), None) => (kind, name),
+            (Some((_, name)), Some(more)) => bail!("one resource at a time: {name} or {more}?"),
+            (None, Some(name)) => (self.kind.as_str(), name.as_str()),
+            (None, None) => {
+                select::kind(&self.kind)?;
+                bail!("which {}? Write its name after the kind", self.kind)
+            }
+        };
+        select::key(select::kind(kind)?, namespace, name)
     }
 }
 
 /// Reads a changed value back into the model; it must still be the same resource and valid.
 fn resource(key: &Key, value: &Value) -> Result<AnyResource> {
-    let resource = AnyResource::from_value(key.kind, value)
-        .map_err(|e| anyhow::anyhow!("{key} would not be valid: {e}"))?;
+    let resource = AnyResource::from_value(key.kind, value).map_err(|e| {
+        // The reader of files says the same with what would be right.
+        let loading = yaml::parse_str("", &value.to_string());
+        let told = loading.errors.first().map(|p| format!("{}: {}", p.field, p.message));
+        anyhow::anyhow!("{key} would not be valid: {}", told.unwrap_or_else(|| e.to_string()))
+    })?;
     if resource.key() != *key {
         bail!("{key} would become {}; kind, namespace and name of a resource cannot change", resource.key());
     }
@@ -38,6 +52,9 @@ fn resource(key: &Key, value: &Value) -> Result<AnyResource> {
 /// `patch`.
 pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
     let key = args.one.key()?;
+    if args.patch.trim().is_empty() {
+        bail!("--patch is empty; expected an object such as {{\"spec\": {{..}}}}");
+    }
     let change: Value = yaml::read_one("--patch", &args.patch)?;
     let operations: Option<json_patch::Patch> = match args.form {
         PatchType::Json => Some(serde_json::from_value(change.clone()).context(
@@ -58,8 +75,9 @@ pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
         let did = write::update(&*store, &key, args.dry_run, |old: &Entry| {
             let mut value = (*old.value).clone();
             match &operations {
-                Some(operations) => json_patch::patch(&mut value, operations)
-                    .with_context(|| format!("--patch does not fit {key}"))?,
+                Some(operations) => {
+                    json_patch::patch(&mut value, operations).map_err(|e| misfit(&key, &e))?
+                }
                 None => json_patch::merge(&mut value, &change),
             }
             let new = resource(&key, &value)?;
@@ -79,34 +97,55 @@ pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
     })
 }
 
+/// An operation that cannot be carried out; they are counted from 1.
+fn misfit(key: &Key, e: &json_patch::PatchError) -> anyhow::Error {
+    anyhow::anyhow!("--patch does not fit {key}: operation {}, at {}: {}", e.operation + 1, e.path, e.kind)
+}
+
+/// One label to set or to remove.
+struct Change<'a> {
+    name: &'a str,
+    value: &'a str,
+    /// What it was before.
+    was: Option<String>,
+}
+
 /// `label`.
 pub(crate) fn label(args: &LabelArgs, format: Format) -> Result<Outcome> {
-    let key = args.one.key()?;
-    let (name, value) = match args.label.split_once('=') {
-        Some((name, value)) => (name, value),
-        None => (args.label.as_str(), ""),
-    };
-    if args.remove && args.label.contains('=') {
-        bail!("--remove takes the key of a label alone: {name}");
+    // What follows KIND/NAME is the first label already.
+    let first = args.one.name.as_ref().filter(|_| args.one.kind.contains('/'));
+    let one = OneArgs { name: args.one.name.clone().filter(|_| first.is_none()), ..args.one.clone() };
+    let key = one.key()?;
+    let mut changes = Vec::new();
+    for label in first.into_iter().chain(&args.labels) {
+        let (name, value) = label.split_once('=').unwrap_or((label, ""));
+        if args.remove && label.contains('=') {
+            bail!("--remove takes the key of a label alone: {name}");
+        }
+        names::qualified(name).map_err(|reason| anyhow::anyhow!("label key {name:?}: {reason}"))?;
+        names::label_value(value).map_err(|reason| anyhow::anyhow!("label value {value:?}: {reason}"))?;
+        changes.push(Change { name, value, was: None });
     }
-    names::qualified(name).map_err(|reason| anyhow::anyhow!("label key {name:?}: {reason}"))?;
-    names::label_value(value).map_err(|reason| anyhow::anyhow!("label value {value:?}: {reason}"))?;
+    if changes.is_empty() {
+        bail!("which label of {key}? Write KEY=VALUE, or KEY with --remove");
+    }
     let store = open(&args.one.store)?;
     block_on(async {
-        let mut was = None;
         let did = write::update(&*store, &key, false, |old: &Entry| {
             let mut new = resource(&key, &old.value)?;
             let labels = &mut new.metadata_mut().labels;
-            was = labels.get(name).cloned();
-            if args.remove {
-                if labels.remove(name).is_none() {
-                    bail!("{key} has no label {name}");
+            for Change { name, value, was } in &mut changes {
+                *was = labels.get(*name).cloned();
+                if args.remove {
+                    if labels.remove(*name).is_none() {
+                        bail!("{key} has no label {name}");
+                    }
+                } else {
+                    if was.as_ref().is_some_and(|v| v != value) && !args.overwrite {
+                        bail!("key {name} is already present. please use '--overwrite' to set a new value");
+                    }
+                    labels.insert((*name).to_owned(), (*value).to_owned());
                 }
-            } else {
-                if was.as_ref().is_some_and(|v| v != value) && !args.overwrite {
-                    bail!("key {name} is already present. please use '--overwrite' to set a new value");
-                }
-                labels.insert(name.to_owned(), value.to_owned());
             }
             Ok(new)
         })
@@ -114,12 +153,14 @@ pub(crate) fn label(args: &LabelArgs, format: Format) -> Result<Outcome> {
         match format {
             Format::Json => report("labelled", &[(key.clone(), did)], false, format),
             Format::Table => {
-                let word = match (args.remove, &was) {
-                    (true, _) => "removed",
-                    (false, Some(_)) => "updated",
-                    (false, None) => "set",
-                };
-                out::say!("Successfully {word} label {name} on '{}' resource '{}'", key.kind, key.name);
+                for Change { name, was, .. } in &changes {
+                    let word = match (args.remove, was) {
+                        (true, _) => "removed",
+                        (false, Some(_)) => "updated",
+                        (false, None) => "set",
+                    };
+                    out::say!("Successfully {word} label {name} on '{}' resource '{}'", key.kind, key.name);
+                }
             }
         }
         Ok(Outcome::Ok)

@@ -20,6 +20,8 @@ pub(crate) enum Form {
     Columns(Vec<Column>),
     Template(Template),
     Go(Box<GoTemplate>),
+    /// None of these: what was typed, which `ipam check` takes for a file as calicoctl does, and what is said elsewhere.
+    Other(String, String),
 }
 
 /// One of `custom-columns=`.
@@ -125,6 +127,30 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
+impl Form {
+    /// What stands behind `-o` on the command line.
+    pub(crate) fn typed(text: &str) -> Result<Self, String> {
+        let word = text.split('=').next().unwrap_or_default();
+        match text.parse() {
+            Err(why) if !WORDS.contains(&word) => Ok(Self::Other(text.to_owned(), why)),
+            other => other,
+        }
+    }
+}
+
+/// The words for forms.
+const WORDS: [&str; 9] = [
+    "table",
+    "wide",
+    "yaml",
+    "json",
+    "name",
+    "custom-columns",
+    "jsonpath",
+    "go-template",
+    "go-template-file",
+];
+
 impl FromStr for Form {
     type Err = String;
 
@@ -138,6 +164,9 @@ impl FromStr for Form {
             ("name", None) => Ok(Self::Name),
             ("custom-columns", Some(list)) if !list.is_empty() => {
                 let columns = list.split(',').map(|c| match c.split_once(':') {
+                    Some((heading, "")) => {
+                        Err(format!("custom-columns: {heading:?} has no path; write {heading}:.path"))
+                    }
                     Some((heading, path)) => {
                         Ok(Column::Path(heading.to_owned(), Box::new(Path::parse(path)?)))
                     }
@@ -164,18 +193,7 @@ impl FromStr for Form {
                 Err(format!("{word} needs a value: {word}={what}"))
             }
             _ => {
-                let known = [
-                    "table",
-                    "wide",
-                    "yaml",
-                    "json",
-                    "name",
-                    "custom-columns",
-                    "jsonpath",
-                    "go-template",
-                    "go-template-file",
-                ];
-                let meant = brindle_config_core::suggest::closest(word, known);
+                let meant = brindle_config_core::suggest::closest(word, WORDS);
                 let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
                 Err(format!(
                     "unrecognized output format '{s}'; expected table, wide, yaml, json, name, \
@@ -227,6 +245,7 @@ mod tests {
             ("go-template-file=/nonexistent/t", "cannot read /nonexistent/t: No such file"),
             ("gotemplate={{.}}", "did you mean go-template?"),
             ("custom-columns=", "needs a value: custom-columns=COLUMN"),
+            ("custom-columns=NAME:", "\"NAME\" has no path; write NAME:.path"),
         ] {
             let e = text.parse::<Form>().expect_err(text);
             assert!(e.contains(part), "{text}: {e}");

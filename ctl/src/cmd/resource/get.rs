@@ -62,11 +62,7 @@ pub(crate) fn get(args: &GetArgs, form: &Form) -> Result<Outcome> {
         !(args.all_namespaces && args.namespace.namespace.is_some()),
         "cannot use both --namespace and --all-namespaces flags at the same time"
     );
-    let selector = args
-        .selector
-        .as_deref()
-        .map(|s| Selector::parse(s).map_err(|e| anyhow::anyhow!("--selector {s:?}: {e}")))
-        .transpose()?;
+    let selector = args.selector.as_deref().map(selector_of).transpose()?;
     let namespace = args.namespace.namespace.as_deref();
     let selection = if args.files.is_empty() {
         select::selection(&args.what, namespace)?
@@ -88,27 +84,60 @@ pub(crate) fn get(args: &GetArgs, form: &Form) -> Result<Outcome> {
         if args.watch || args.watch_only {
             return follow(store, &wanted, &shape, args).await;
         }
-        let mut entries = read(&*store, &wanted).await?;
+        let (mut entries, missing) = read(&*store, &wanted).await?;
         sort_tiers(&mut entries);
-        print::all(entries, &wanted.selection, &shape)?;
-        Ok(Outcome::Ok)
+        // A program takes a list for all that was asked for.
+        let for_people = matches!(form, Form::Table | Form::Wide | Form::Name | Form::Columns(_));
+        if missing.is_none() || (for_people && !entries.is_empty()) {
+            print::all(entries, &wanted.selection, &shape)?;
+        }
+        missing.map_or(Ok(Outcome::Ok), Err)
     })
 }
 
-/// The entries asked for, in key order; a named one that is missing is an error.
-async fn read(store: &dyn Store, wanted: &Wanted<'_>) -> Result<Vec<Entry>> {
+/// The entries asked for, in key order, and the sentence about named ones that are missing.
+async fn read(store: &dyn Store, wanted: &Wanted<'_>) -> Result<(Vec<Entry>, Option<anyhow::Error>)> {
+    let mut absent = Vec::new();
     let mut entries = match &wanted.selection {
         Selection::Kinds(kinds) => store.list(kinds).await?.entries,
         Selection::Named(keys) => {
             let mut entries = Vec::new();
             for key in keys {
-                entries.push(one(store, key).await?);
+                match store.get(key).await {
+                    Ok(e) => entries.push(e),
+                    Err(StoreError::NotFound(key)) => absent.push(missing(store, &key).await.to_string()),
+                    Err(e) => return Err(e).with_context(|| format!("cannot read {key}")),
+                }
             }
             entries
         }
     };
     entries.retain(|e| wanted.takes(e));
-    Ok(entries)
+    Ok((entries, (!absent.is_empty()).then(|| anyhow::anyhow!(absent.join("; ")))))
+}
+
+/// A selector of Calico, or what kubectl takes for one: `zone=a,tier!=db,!old`.
+fn selector_of(text: &str) -> Result<Selector> {
+    let trouble = match Selector::parse(text) {
+        Ok(selector) => return Ok(selector),
+        Err(e) => anyhow::anyhow!("--selector: {e}"),
+    };
+    let term = |term: &str| {
+        let plain = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+        let (key, value, calico) = match (term.split_once("!="), term.split_once('='), term.strip_prefix('!'))
+        {
+            (Some((key, value)), ..) => (key, value, format!("{key} != {value:?}")),
+            (None, Some((key, value)), _) => {
+                let value = value.strip_prefix('=').unwrap_or(value);
+                (key, value, format!("{key} == {value:?}"))
+            }
+            (None, None, Some(key)) => (key, "", format!("!has({key})")),
+            (None, None, None) => (term, "", format!("has({term})")),
+        };
+        (!key.is_empty() && plain(key) && plain(value)).then_some(calico)
+    };
+    let terms: Option<Vec<String>> = text.split(',').map(|t| term(t.trim())).collect();
+    terms.and_then(|t| Selector::parse(&t.join(" && ")).ok()).ok_or(trouble)
 }
 
 /// What is there, then what becomes of it, until somebody ends it. What was shown is kept, to show it once more when it
@@ -247,5 +276,34 @@ pub(super) async fn one(store: &dyn Store, key: &Key) -> Result<Entry> {
         Ok(e) => Ok(e),
         Err(StoreError::NotFound(key)) => Err(missing(store, &key).await),
         Err(e) => Err(e).with_context(|| format!("cannot read {key}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_those_of_calico_and_of_kubectl() {
+        let labels: BTreeMap<String, String> =
+            [("zone", "a"), ("example.org/tier", "web")].map(|(k, v)| (k.into(), v.into())).into();
+        for (text, takes) in [
+            (r#"zone == "a""#, true),
+            ("zone=a", true),
+            ("zone==a", true),
+            ("zone=b", false),
+            ("zone!=a", false),
+            ("zone", true),
+            ("!zone", false),
+            ("zone=a,example.org/tier=web", true),
+            ("zone=a,!example.org/tier", false),
+            ("all()", true),
+        ] {
+            assert_eq!(selector_of(text).unwrap().matches(&labels), takes, "{text}");
+        }
+        for text in ["zone =", "a b", "=x", "zone=a&&", "x == y"] {
+            let e = selector_of(text).expect_err(text).to_string();
+            assert!(e.starts_with("--selector: column") && e.matches(text).count() == 1, "{text}: {e}");
+        }
     }
 }

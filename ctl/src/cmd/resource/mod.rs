@@ -10,16 +10,14 @@ mod gotemplate;
 mod guard;
 mod jsonpath;
 mod load;
+pub(crate) mod place;
 mod print;
 mod select;
 mod write;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use brindle_config_core::store::{Entry, Store};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -28,7 +26,7 @@ use self::{
     args::{DeleteArgs, EditArgs, GetArgs, LabelArgs, PatchArgs, StoreArgs, ValidateArgs, WriteArgs},
     form::Form,
 };
-use crate::{Outcome, args::Format, lab::state::LabDir, out};
+use crate::{Outcome, args::Format, out};
 
 /// One of the commands.
 #[derive(Debug)]
@@ -65,81 +63,9 @@ pub(super) fn open(args: &StoreArgs) -> Result<Arc<dyn Store>> {
     open_with(args, false)
 }
 
-fn open_with(args: &StoreArgs, create: bool) -> Result<Arc<dyn Store>> {
-    open_url(&url_of(args)?, create)
-}
-
-/// The datastore a command is about, by its name.
-pub(crate) fn url_of(args: &StoreArgs) -> Result<String> {
-    match &args.lab {
-        Some(lab) => {
-            let dir = LabDir::of(lab)?;
-            anyhow::ensure!(dir.exists(), "there is no lab {lab:?}; see `brindlectl lab list`");
-            Ok(dir.store_url())
-        }
-        None => {
-            let url = match args.config.clone().or_else(|| default_file(args)) {
-                Some(file) => format!("{CALICO}{}", file.display()),
-                None if args.datastore == brindle_config::DEFAULT_URL => {
-                    let kind = std::env::var("DATASTORE_TYPE").unwrap_or_default();
-                    calico_url(&kind)?.unwrap_or(brindle_config::DEFAULT_URL).to_owned()
-                }
-                None => args.datastore.clone(),
-            };
-            with_context(url, args.context.as_deref())
-        }
-    }
-}
-
-/// Before the path of a configuration file of calicoctl in the name of a datastore; `?context=NAME` may follow.
-pub(crate) const CALICO: &str = "calicoctl:";
-
-/// The file calicoctl reads when nobody says anything.
-fn default_file(args: &StoreArgs) -> Option<PathBuf> {
-    let path = Path::new(brindle_config::apiconfig::DEFAULT_FILE);
-    (args.datastore == brindle_config::DEFAULT_URL && path.exists()).then(|| path.to_owned())
-}
-
-fn with_context(url: String, context: Option<&str>) -> Result<String> {
-    match context {
-        None => Ok(url),
-        Some(context) if url.starts_with("kubernetes:") || url.starts_with(CALICO) => {
-            Ok(format!("{url}?context={context}"))
-        }
-        Some(context) => {
-            anyhow::bail!("--context {context}: the datastore {url} has none; it is not Kubernetes")
-        }
-    }
-}
-
-/// The datastore calicoctl's `DATASTORE_TYPE` names; where it is, ETCD_ENDPOINTS, KUBECONFIG and their like say.
-fn calico_url(kind: &str) -> Result<Option<&'static str>> {
-    match kind {
-        "" => Ok(None),
-        "kubernetes" => Ok(Some("kubernetes:")),
-        "etcdv3" => Ok(Some("etcd:")),
-        other => anyhow::bail!("DATASTORE_TYPE={other}: expected kubernetes or etcdv3"),
-    }
-}
-
-/// Opens a datastore; makes an empty one only if `create`.
-pub(crate) fn open_url(url: &str, create: bool) -> Result<Arc<dyn Store>> {
-    if let Some(file) = url.strip_prefix(CALICO) {
-        let (file, context) = match file.rsplit_once("?context=") {
-            Some((file, context)) => (file, Some(context)),
-            None => (file, None),
-        };
-        return Ok(brindle_config::apiconfig::open(file.as_ref(), context)?);
-    }
-    let store: Result<Arc<dyn Store>, _> = match url.strip_prefix("sqlite:") {
-        Some(path) if !path.is_empty() && !create => {
-            brindle_config::SqliteStore::open_existing(path.as_ref()).map(|s| Arc::new(s) as Arc<dyn Store>)
-        }
-        _ => brindle_config::open(url),
-    };
-    store.with_context(|| {
-        format!("cannot open the datastore {url}; name another with --datastore or BRINDLE_DATASTORE, or a lab with --lab")
-    })
+/// The same; makes an empty one if `create`.
+pub(super) fn open_with(args: &StoreArgs, create: bool) -> Result<Arc<dyn Store>> {
+    place::place(args)?.open(create)
 }
 
 /// Runs store calls to their end. One runtime for the whole command: connections of a store live in the one they were

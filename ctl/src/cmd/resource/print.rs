@@ -63,10 +63,16 @@ pub(super) fn all(entries: Vec<Entry>, selection: &Selection, shape: &Shape<'_>)
             text.end_line();
             filled?;
         }
-        Form::Table | Form::Wide | Form::Columns(_) => {
+        Form::Table | Form::Wide | Form::Columns(_) | Form::Other(..) => {
             // Those of a kind lie together; sorting keeps the order among them.
             values.sort_by_key(|e| e.key.kind);
             let mut rows = Rows::new(shape, false);
+            // Headings say that there is nothing, and of what.
+            if let (Selection::Kinds(kinds), true) = (selection, values.is_empty()) {
+                for kind in kinds {
+                    rows.begin(*kind)?;
+                }
+            }
             for e in values {
                 rows.add(None, e)?;
             }
@@ -130,7 +136,9 @@ impl<'a> Stream<'a> {
                 self.text.end_line();
                 filled?;
             }
-            Form::Table | Form::Wide | Form::Columns(_) => self.rows.add(Some(event), entry.clone())?,
+            Form::Table | Form::Wide | Form::Columns(_) | Form::Other(..) => {
+                self.rows.add(Some(event), entry.clone())?
+            }
         }
         self.documents += 1;
         Ok(())
@@ -262,22 +270,28 @@ impl<'a> Rows<'a> {
         Self { shape, events, of: None, waiting: Table::default(), rows: 0, widths: Vec::new() }
     }
 
-    fn add(&mut self, event: Option<Event>, entry: Entry) -> Result<()> {
-        let kind = entry.key.kind;
-        if self.of.as_ref().is_none_or(|(of, _)| *of != kind) {
-            self.flush();
-            if self.of.is_some() {
-                out::put!("\n");
-            }
-            let columns = Columns::new(kind, self.shape.form, self.shape.everywhere)?;
-            let mut headings = columns.headings();
-            if self.events {
-                headings.insert(0, "EVENT");
-            }
-            self.widths.clear();
-            self.waiting = Table::new(&headings);
-            self.of = Some((kind, columns));
+    /// Rows of this kind come next, under headings of their own.
+    fn begin(&mut self, kind: Kind) -> Result<()> {
+        if self.of.as_ref().is_some_and(|(of, _)| *of == kind) {
+            return Ok(());
         }
+        self.flush();
+        if self.of.is_some() {
+            out::put!("\n");
+        }
+        let columns = Columns::new(kind, self.shape.form, self.shape.everywhere)?;
+        let mut headings = columns.headings();
+        if self.events {
+            headings.insert(0, "EVENT");
+        }
+        self.widths.clear();
+        self.waiting = Table::new(&headings);
+        self.of = Some((kind, columns));
+        Ok(())
+    }
+
+    fn add(&mut self, event: Option<Event>, entry: Entry) -> Result<()> {
+        self.begin(entry.key.kind)?;
         let Some((_, columns)) = &self.of else { return Ok(()) };
         let key = entry.key.clone();
         let mut row = columns.row(&key.namespace, &self.shape.value(entry), &self.shape.facts);

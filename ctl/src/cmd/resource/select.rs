@@ -3,6 +3,8 @@
 use anyhow::{Result, bail, ensure};
 use brindle_config_core::{Key, Kind};
 
+use crate::{lab::progress::wrap, out::WIDTH};
+
 /// What a person asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Selection {
@@ -20,17 +22,22 @@ pub(crate) fn kind(word: &str) -> Result<Kind> {
     match Kind::closest(word) {
         Some(meant) => bail!("unknown kind {word:?}; did you mean {}?", meant.as_str()),
         None => {
-            let all: Vec<_> = Kind::ALL.iter().map(|k| k.as_str()).collect();
-            bail!("unknown kind {word:?}; expected one of {}", all.join(", "))
+            bail!("unknown kind {word:?}; expected one of{}", all_kinds())
         }
     }
+}
+
+/// Every kind in lines of their own; more than one line would hold.
+fn all_kinds() -> String {
+    let all: Vec<_> = Kind::ALL.iter().map(|k| k.plural()).collect();
+    let lines = wrap(&all.join(", "), WIDTH - 2);
+    lines.iter().map(|l| format!("\n  {l}")).collect()
 }
 
 /// Reads words into a selection.
 pub(crate) fn selection(words: &[String], namespace: Option<&str>) -> Result<Selection> {
     let Some(first) = words.first() else {
-        let all: Vec<_> = Kind::ALL.iter().map(|k| k.plural()).collect();
-        bail!("which kind? One of {}; or name files with -f", all.join(", "))
+        bail!("which kind? Name files with -f, or one of{}", all_kinds())
     };
     if first.contains('/') {
         let keys = words.iter().map(|word| {
@@ -86,7 +93,7 @@ mod tests {
             ("", "which kind?"),
             ("ippol", "did you mean IPPool?"),
             ("gnpp", "did you mean GlobalNetworkPolicy?"),
-            ("deployment", "expected one of IPPool"),
+            ("deployment", "expected one of\n  ippools"),
             ("ipp,node x", "one kind"),
             ("ipp/a b", "KIND/NAME"),
             ("ipp/", "may not be empty"),

@@ -215,7 +215,19 @@ async fn put(store: &dyn Store, step: &Step) -> Result<()> {
         Err(StoreError::Conflict(key) | StoreError::Exists(key)) => {
             bail!("update conflict: {key} was changed by somebody else meanwhile; try again")
         }
-        Err(e) => Err(e).with_context(|| format!("cannot write {}", step.key)),
+        Err(e) => Err(failed("write", &step.key, e)),
+    }
+}
+
+/// What the store said, with the resource's name once.
+fn failed(what: &str, key: &Key, e: StoreError) -> anyhow::Error {
+    match e {
+        StoreError::NotFound(_)
+        | StoreError::Exists(_)
+        | StoreError::Conflict(_)
+        | StoreError::Invalid { .. }
+        | StoreError::Refused { .. } => e.into(),
+        e => anyhow::Error::from(e).context(format!("cannot {what} {key}")),
     }
 }
 
@@ -242,7 +254,7 @@ pub(super) async fn update(
         match store.put(key, value, Expect::Revision(old.revision)).await {
             Ok(_) => return Ok(Did::Configured),
             Err(StoreError::Conflict(_)) => {}
-            Err(e) => return Err(e).with_context(|| format!("cannot write {key}")),
+            Err(e) => return Err(failed("write", key, e)),
         }
     }
     bail!("update conflict: {key} is being changed all the time; tried {RACES} times")
@@ -251,7 +263,8 @@ pub(super) async fn update(
 /// `validate`: files alone, no datastore.
 pub(crate) fn validate(args: &ValidateArgs, format: Format) -> Result<Outcome> {
     let f = &args.files;
-    let how = How { recursive: f.recursive, skip_empty: f.skip_empty, namespace: None, go_on: f.go_on };
+    let namespace = args.namespace.namespace.as_deref();
+    let how = How { recursive: f.recursive, skip_empty: f.skip_empty, namespace, go_on: f.go_on };
     let input = load::files(&f.files, how)?;
     let done: Vec<(Key, Did)> = input.resources.iter().map(|l| (l.resource.key(), Did::Unchanged)).collect();
     report("validated", &done, false, format);
@@ -329,7 +342,7 @@ pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
             match store.delete(key, Expect::Any).await {
                 Ok(_) => {}
                 Err(StoreError::NotFound(_)) => *did = Did::Skipped,
-                Err(e) => return Err(e).with_context(|| format!("cannot delete {key}")),
+                Err(e) => return Err(failed("delete", key, e)),
             }
         }
         report("deleted", &done, args.dry_run, format);

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use brindle_config_core::status::{AdminRequest, NodeStatus};
 
 use crate::{
@@ -13,10 +13,7 @@ use crate::{
 
 /// Asks it.
 pub(super) fn ask(place: &Where, limit: Duration) -> Result<Box<NodeStatus>> {
-    let status = place.one(&AdminRequest::Status, limit);
-    let status: NodeStatus =
-        status.context("is brindle-node running here? Its socket is named by --admin-socket")?;
-    Ok(Box::new(status))
+    Ok(Box::new(place.one::<NodeStatus>(&AdminRequest::Status, limit)?))
 }
 
 /// Whether it is well.
