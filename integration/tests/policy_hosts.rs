@@ -2,7 +2,11 @@
 //! client asked for, policy of the host's own traffic sees where it really goes, what is forwarded is not the host's own,
 //! and an endpoint for all interfaces leaves workloads alone; and failsafe ports of IPv6, which need neighbours. Needs root.
 
-use std::{process::Command, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    process::Command,
+    time::Duration,
+};
 
 use brindle_integration::{
     cni::sh,
@@ -13,6 +17,7 @@ use brindle_integration::{
     },
     wait::until_true,
 };
+use brindle_kernel::netns::NetNs;
 use serde_json::{Value, json};
 
 /// A service address that the host's own packets are translated from.
@@ -238,6 +243,79 @@ fn run(back_end: BackEnd) {
     h.expect("host", "ns1/p1", TCP80, true);
     h.expect("ns1/p1", "out1", TCP80, true);
     assert_eq!(h.0.policy().problems, Vec::<String>::new());
+}
+
+/// Datagrams of one flow that is answered once, so that it is established.
+struct Datagrams {
+    server: UdpSocket,
+    client: UdpSocket,
+    to: SocketAddr,
+}
+
+impl Datagrams {
+    fn new(from: &NetNs, at: &NetNs, address: IpAddr) -> Self {
+        let bound = |ns: &NetNs, address: IpAddr, port: u16| {
+            let socket = ns.run(|| UdpSocket::bind((address, port))).expect("the namespace is alive");
+            let socket = socket.expect("nobody else is there");
+            socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket option");
+            socket
+        };
+        let server = bound(at, address, 0);
+        let to = server.local_addr().expect("it is bound");
+        let flow = Self { server, client: bound(from, IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), to };
+        until_true("the flow is established", LONG, || flow.answered());
+        flow
+    }
+
+    fn arrives(&self) -> bool {
+        self.client.send_to(b"x", self.to).is_ok() && self.server.recv_from(&mut [0; 8]).is_ok()
+    }
+
+    fn answered(&self) -> bool {
+        if self.client.send_to(b"x", self.to).is_err() {
+            return false;
+        }
+        let Ok((_, from)) = self.server.recv_from(&mut [0; 8]) else { return false };
+        self.server.send_to(b"y", from).is_ok() && self.client.recv_from(&mut [0; 8]).is_ok()
+    }
+}
+
+#[test]
+fn flows_a_host_endpoint_denies_now_are_cut_and_no_others() {
+    let mut h = Hosts::new(BackEnd::Nftables);
+    h.set([open()]);
+    let lab = &h.0;
+    let ns = |name: &str| NetNs::named(lab.pod(lab.site(name)).ns.name()).expect("the pod is there");
+    let address = |name: &str| lab.sites[lab.site(name)].addresses[0];
+    let (pod, node) = (ns("ns1/p1"), lab.node.ns.ns());
+    let to_pod = Datagrams::new(lab.outside(0), &pod, address("ns1/p1"));
+    let to_host = Datagrams::new(lab.outside(0), node, address("host"));
+    let from_host = Datagrams::new(node, lab.outside(0), address("out1"));
+    let from_pod = Datagrams::new(&pod, lab.outside(0), address("out1"));
+    let beside = Datagrams::new(lab.outside(1), node, address("host"));
+    let beside_pod = Datagrams::new(lab.outside(1), &pod, address("ns1/p1"));
+    let all = [&to_pod, &to_host, &from_host, &from_pod, &beside, &beside_pod];
+    let mut expect = |set: &[Value], flows: [bool; 6]| {
+        let before = h.0.policy().flows_cut;
+        h.0.set(&with(set.iter().cloned()));
+        for (i, (flow, open)) in all.iter().zip(flows).enumerate() {
+            until_true(&format!("flow {i} goes on: {open}"), LONG, || flow.arrives() == open);
+        }
+        (h.0.policy().flows_cut - before, flows.iter().filter(|open| !**open).count())
+    };
+    let deny = |way: &str, forward: bool| {
+        let mut spec = json!({"types": [way], "applyOnForward": forward});
+        spec[way.to_ascii_lowercase()] = json!([{"action": "Deny", "protocol": "UDP"}, {"action": "Allow"}]);
+        on("deny", spec)
+    };
+    // The host's own traffic alone; then what is forwarded, too.
+    let (cut, closed) = expect(&[open(), deny("Ingress", false)], [true, false, true, true, true, true]);
+    assert_eq!((cut, closed), (1, 1), "to the host");
+    expect(&[open()], [true; 6]);
+    let (cut, closed) = expect(&[open(), deny("Egress", true)], [true, true, false, false, true, true]);
+    assert!(cut >= 2 && closed == 2, "{cut}");
+    expect(&[open()], [true; 6]);
+    expect(&[open(), deny("Ingress", true)], [false, false, true, true, true, true]);
 }
 
 #[test]

@@ -2,10 +2,10 @@
 //! is in `checks`.
 
 mod checks;
+mod flows;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,9 +14,8 @@ use brindle_config_core::{Kind, store::SyncEvent};
 use brindle_felix_core::{
     inputs::{Impact, Inputs},
     policy::{
-        active::{EndpointPolicy, Interface, PolicyDelta, Protocol},
+        active::{EndpointPolicy, Interface, PolicyDelta},
         state::PolicyState,
-        verdict::{Packet, Place, place, verdict},
     },
     rules::{
         around::{self, BackEnd, Settings},
@@ -28,12 +27,12 @@ use brindle_felix_core::{
     },
 };
 use brindle_kernel::{
-    netfilter::{Flow, IpVersion, Netfilter, NfError, Variant, VariantChoice, choose},
+    netfilter::{IpVersion, Netfilter, NfError, Variant, VariantChoice, choose},
     netlink::Rtnl,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::checks::Questions;
+use self::{checks::Questions, flows::addresses};
 use super::{
     bridge,
     driver::{DriveError, Driver, Mode},
@@ -516,51 +515,6 @@ impl Engine {
             .collect()
     }
 
-    /// Flows of workloads that went away, and those policy denies now.
-    fn cut_flows(&mut self, changed: &Changed) {
-        if changed.gone.is_empty() && !changed.judge {
-            return;
-        }
-        let alive: BTreeSet<IpAddr> = self
-            .model
-            .endpoints
-            .values()
-            .filter(|e| e.host.is_none())
-            .flat_map(|e| e.addresses.iter().map(ipnet::IpNet::addr))
-            .collect();
-        let gone: BTreeSet<&IpAddr> = changed.gone.iter().filter(|a| !alive.contains(a)).collect();
-        // An address that has a new owner already: its old flows are judged like any.
-        let judge = changed.judge || gone.len() < changed.gone.len();
-        // Packets of the host's own are not policed; without knowing its addresses nothing is judged.
-        let host = if judge { addresses() } else { BTreeMap::new() };
-        for family in self.driver.families().to_vec() {
-            let version = match family {
-                Family::V4 => IpVersion::V4,
-                Family::V6 => IpVersion::V6,
-            };
-            // The kernel walks through all it tracks, of every namespace.
-            if !alive.iter().chain(gone.iter().copied()).any(|a| family.has(&(*a).into())) {
-                continue;
-            }
-            let nf = self.driver.netfilter();
-            let result = nf.flows(version).and_then(|flows| {
-                let ends = |f: &Flow| [f.original.src, f.original.dst, f.reply.src, f.reply.dst];
-                let (mut cut, rest): (Vec<Flow>, Vec<Flow>) =
-                    flows.into_iter().partition(|f| ends(f).iter().any(|a| gone.contains(a)));
-                let local: Vec<Flow> =
-                    rest.into_iter().filter(|f| ends(f).iter().any(|a| alive.contains(a))).collect();
-                if judge && !host.is_empty() {
-                    cut.extend(local.into_iter().filter(|f| denied(&self.state, &host, f)));
-                }
-                if cut.is_empty() { Ok(0) } else { nf.forget(&cut) }
-            });
-            match result {
-                Ok(n) => self.driver.counters.flows_cut += n as u64,
-                Err(e) => tracing::warn!("flows could not be cut: {e}"),
-            }
-        }
-    }
-
     fn publish(&mut self) {
         let settled = self.settled();
         let ready = if settled {
@@ -612,26 +566,6 @@ impl Engine {
     }
 }
 
-/// Whether policy would refuse the first packet of a flow now, with the destination it had after translation.
-fn denied(state: &PolicyState, host: &BTreeMap<IpAddr, String>, flow: &Flow) -> bool {
-    let at = |address: IpAddr| match host.contains_key(&address) {
-        true => Place::Host(None),
-        false => place(state, address),
-    };
-    let packet = Packet {
-        src: flow.original.src,
-        dst: flow.reply.src,
-        protocol: Protocol(flow.protocol),
-        src_port: flow.original.sport,
-        dst_port: flow.reply.sport,
-        icmp: flow.original.icmp,
-    };
-    let (from, to) = (at(packet.src), at(packet.dst));
-    let workload = |p: &Place| matches!(p, Place::Workload(_));
-    // What concerns host endpoints alone is not judged: which interface it came through is not known any more.
-    (workload(&from) || workload(&to)) && !verdict(state, &packet, &from, &to).allowed()
-}
-
 /// Whether one of these devices is still there: then nothing of what let its packets through may stay.
 fn any_exists(devices: &BTreeSet<String>) -> bool {
     let look = || {
@@ -644,20 +578,4 @@ fn any_exists(devices: &BTreeSet<String>) -> bool {
         Ok::<_, brindle_kernel::netlink::NetlinkError>(false)
     };
     !devices.is_empty() && look().unwrap_or(true)
-}
-
-/// Which device has which address; nothing when the kernel does not say.
-fn addresses() -> BTreeMap<IpAddr, String> {
-    let read = || {
-        let mut rtnl = Rtnl::open()?;
-        let names: BTreeMap<u32, String> = rtnl.links()?.into_iter().map(|l| (l.index, l.name)).collect();
-        let all = rtnl.addrs(None)?;
-        Ok::<_, brindle_kernel::netlink::NetlinkError>(
-            all.into_iter().filter_map(|a| Some((a.net.addr(), names.get(&a.link)?.clone()))).collect(),
-        )
-    };
-    read().unwrap_or_else(|e| {
-        tracing::warn!("addresses of this host cannot be read: {e}");
-        BTreeMap::new()
-    })
 }

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::active::{
-    ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, IpSetId, IpSetMember, PolicyDelta, PolicyId,
-    PolicySettings, Protocol, Rule,
+    ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, Interface, IpSetId, IpSetMember, PolicyDelta,
+    PolicyId, PolicySettings, Protocol, Rule,
 };
 
 /// Everything active on a node.
@@ -117,6 +117,25 @@ impl PolicyState {
     /// Whether a set of ports has this one.
     pub(crate) fn has_port(&self, id: &IpSetId, address: IpAddr, protocol: Protocol, port: u16) -> bool {
         self.sets.get(id).is_some_and(|s| s.contains(&IpSetMember::IpPort { address, protocol, port }))
+    }
+
+    /// The host endpoint that stands for a device: one that names it, else one that has an address of it, else the one for
+    /// all. `addresses`: of this host, with their devices.
+    pub fn host_endpoint_at(
+        &self,
+        device: &str,
+        addresses: &BTreeMap<IpAddr, String>,
+    ) -> Option<&EndpointId> {
+        let find = |fits: &dyn Fn(&EndpointPolicy) -> bool| {
+            self.endpoints.values().find(|e| e.host.is_some() && fits(e)).map(|e| &e.id)
+        };
+        let has = |e: &EndpointPolicy| {
+            let mut devices = e.addresses.iter().filter_map(|n| addresses.get(&n.addr()));
+            e.interface == Interface::WithAddress && devices.any(|d| d == device)
+        };
+        find(&|e| matches!(&e.interface, Interface::Name(n) if n == device))
+            .or_else(|| find(&has))
+            .or_else(|| find(&|e| e.interface == Interface::Any && device != "lo"))
     }
 
     /// The workload that has an address.
