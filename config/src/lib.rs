@@ -34,6 +34,12 @@ pub use sqlite::SqliteStore;
 /// Where a fresh installation keeps its resources.
 pub const DEFAULT_URL: &str = "sqlite:/var/lib/brindle/brindle.db";
 
+/// A variable of Calico's tools, which all may also be written with `CALICO_` before them; empty is unset.
+pub fn calico_variable(name: &str) -> Option<String> {
+    let given = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    given(&format!("CALICO_{name}")).or_else(|| given(name))
+}
+
 /// Opens the datastore named by `url`: `sqlite:PATH` (created if missing, the folder must exist), `etcd:ENDPOINTS`
 /// (see [`etcd::EtcdSettings::parse`]), `kubernetes:` (see [`kubernetes::KubeSettings::parse`]) or `memory:`. Servers are
 /// connected to with the first call. Blocks for some milliseconds; not to be called from inside a busy async task.
@@ -42,7 +48,7 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
         Some(("sqlite", path)) if !path.is_empty() => Ok(Arc::new(SqliteStore::open(Path::new(path))?)),
         #[cfg(feature = "etcd")]
         Some(("etcd", rest)) => {
-            let settings = etcd::EtcdSettings::parse(rest, |name| std::env::var(name).ok())?;
+            let settings = etcd::EtcdSettings::parse(rest, calico_variable)?;
             Ok(Arc::new(etcd::EtcdStore::new(settings)))
         }
         #[cfg(feature = "kubernetes")]
@@ -72,7 +78,7 @@ pub fn check_url(url: &str) -> Result<(), StoreError> {
     match url.split_once(':') {
         Some(("sqlite", path)) if !path.is_empty() => Ok(()),
         #[cfg(feature = "etcd")]
-        Some(("etcd", rest)) => etcd::EtcdSettings::parse(rest, |name| std::env::var(name).ok()).map(drop),
+        Some(("etcd", rest)) => etcd::EtcdSettings::parse(rest, calico_variable).map(drop),
         #[cfg(feature = "kubernetes")]
         Some(("kubernetes", rest)) => kubernetes::KubeSettings::parse(rest).map(drop),
         _ => Err(StoreError::Broken(format!(

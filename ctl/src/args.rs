@@ -108,7 +108,7 @@ pub(crate) enum Command {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct LabArgs {
     /// Which lab (default: the one of the topology file, else `lab`).
-    #[arg(long, global = true, value_name = "LAB")]
+    #[arg(long, alias = "lab", global = true, value_name = "LAB")]
     pub(crate) name: Option<String>,
     #[command(subcommand)]
     pub(crate) command: LabCommand,

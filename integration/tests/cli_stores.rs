@@ -225,6 +225,12 @@ fn calicoctls_variables_name_the_datastore() {
             command.env_remove("BRINDLE_DATASTORE").env("DATASTORE_TYPE", kind).env(variable, value);
         let out = command.output().unwrap();
         assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "tier/mine", "{kind}: {out:?}");
+        // With the long names, which win.
+        let mut command = backend.command(&["get", "tier", "mine", "-o", "name"]);
+        command.env_remove("BRINDLE_DATASTORE").env("DATASTORE_TYPE", "none").env(variable, "none");
+        command.env("CALICO_DATASTORE_TYPE", kind).env(format!("CALICO_{variable}"), value);
+        let out = command.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "tier/mine", "{kind}: {out:?}");
     }
     let mut command = etcd.command(&["get", "nodes"]);
     let out = command.env_remove("BRINDLE_DATASTORE").env("DATASTORE_TYPE", "etcd2").output().unwrap();

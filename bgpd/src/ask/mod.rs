@@ -48,8 +48,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) enum Trouble {
     #[error(transparent)]
     Gone(#[from] Gone),
-    #[error("no peer is called {0:?} or has that address; `brindlectl bgp summary` lists them")]
-    NoPeer(String),
+    #[error("no peer is called {0:?} or has that address; {1}")]
+    NoPeer(String, String),
     #[error("{0}")]
     Other(String),
     /// The asker has hung up or does not read.
@@ -113,7 +113,7 @@ async fn reply(
             let wanted = |p: &&_| peer.as_ref().is_none_or(|name| neighbors::is_called(p, name));
             let found: Vec<_> = all.iter().filter(wanted).collect();
             if let (Some(name), true) = (peer.as_ref(), found.is_empty()) {
-                return Err(Trouble::NoPeer(name.clone()));
+                return Err(no_peer(name, all.iter().map(|p| p.name.as_str())));
             }
             found.into_iter().try_for_each(|n| lines.add(n))?;
         }
@@ -168,10 +168,21 @@ pub(crate) async fn find(handle: &Handle, name: &str) -> Result<PeerId, Trouble>
     let wanted = name.to_owned();
     let found = handle
         .look(move |s| {
-            s.speaker?.peers().find(|p| p.name == wanted || p.address.to_string() == wanted).map(|p| p.id)
+            let Some(speaker) = s.speaker else { return Err(Vec::new()) };
+            let mut peers = speaker.peers();
+            let found = peers.find(|p| p.name == wanted || p.address.to_string() == wanted).map(|p| p.id);
+            found.ok_or_else(|| speaker.peers().map(|p| p.name.clone()).collect())
         })
         .await?;
-    found.ok_or_else(|| Trouble::NoPeer(name.to_owned()))
+    found.map_err(|names: Vec<String>| no_peer(name, names.iter().map(String::as_str)))
+}
+
+fn no_peer<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Trouble {
+    let next = match brindle_config_core::suggest::closest(typed, names) {
+        Some(meant) => format!("did you mean {meant}?"),
+        None => "`brindlectl bgp summary` lists them".to_owned(),
+    };
+    Trouble::NoPeer(typed.to_owned(), next)
 }
 
 /// The prefixes of a scan, sorted: IPv4 first.

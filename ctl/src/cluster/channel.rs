@@ -6,7 +6,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::spell;
+use crate::lab::state::ROOT;
 
 /// Longest line of an answer, octets.
 const MAX_LINE: u64 = 256 << 20;
@@ -55,9 +56,14 @@ pub(crate) enum Silence {
     Unreachable(String, Option<String>),
 }
 
-/// A port is not typed but found.
-fn another(at: &str) -> &'static str {
-    if at.parse::<SocketAddr>().is_err() { " --socket names another" } else { "" }
+/// What to type. A port is not typed but found, and so is the socket of a lab.
+fn another(at: &str) -> String {
+    let lab = Path::new(at).strip_prefix(ROOT).ok().and_then(|p| p.components().next());
+    match lab {
+        Some(lab) => format!(" brindlectl lab heal --name {} starts it", lab.as_os_str().display()),
+        None if at.parse::<SocketAddr>().is_err() => " --socket names another".to_owned(),
+        None => String::new(),
+    }
 }
 
 impl Silence {
@@ -277,6 +283,14 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let answer = place.one::<Value>(&AdminRequest::Status, limit);
         assert!(matches!(answer, Err(Silence::Absent { .. })), "{answer:?}");
+    }
+
+    #[test]
+    fn the_next_step_fits_where_nobody_answers() {
+        assert_eq!(another("none.sock"), " --socket names another");
+        assert_eq!(another("[fd00::1]:9180"), "");
+        let lab = format!("{ROOT}/tour/nodes/node2/admin.sock");
+        assert_eq!(another(&lab), " brindlectl lab heal --name tour starts it");
     }
 
     #[test]

@@ -92,7 +92,20 @@ pub(super) fn find(entries: &[Entry], nodes: &Nodes, typed: &str) -> Result<End>
     }
     let Some((namespace, pod)) = typed.split_once('/') else {
         let hep = ends().find(|e| e.key.kind == Kind::HostEndpoint && e.key.name == typed);
-        return hep.map(of).with_context(|| {
+        // As `route` has it: a pod's name alone, where only one has it.
+        let called: Vec<&Entry> = ends()
+            .filter(|e| e.key.kind == Kind::WorkloadEndpoint && text(e, "/spec/pod") == typed)
+            .collect();
+        let pod = match (hep, called.as_slice()) {
+            (None, [only]) => Some(*only),
+            (None, [_, _, ..]) => {
+                let names: Vec<String> =
+                    called.iter().map(|e| format!("{}/{typed}", e.key.namespace)).collect();
+                bail!("{typed:?} may be {}; write one of these", names.join(" or "))
+            }
+            _ => None,
+        };
+        return hep.or(pod).map(of).with_context(|| {
             let names = ends().filter(|e| e.key.kind == Kind::HostEndpoint).map(|e| e.key.name.as_str());
             match brindle_config_core::suggest::closest(typed, names) {
                 Some(meant) => format!("there is no HostEndpoint {typed:?}; did you mean {meant}?"),

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Result, anyhow, bail, ensure};
-use brindle_config::DEFAULT_URL;
+use brindle_config::{DEFAULT_URL, calico_variable};
 use brindle_config_core::{
     Key, Kind,
     store::{Entry, Expect, Listing, Revision, Store, StoreError, StoreFuture, Subscription, Watch},
@@ -35,21 +35,25 @@ pub(crate) fn place(args: &StoreArgs) -> Result<Place> {
         ensure!(dir.exists(), "there is no lab {lab:?}; see `brindlectl lab list`");
         return Ok(Place { url: dir.store_url(), by: format!("--lab {lab}") });
     }
-    let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let given = std::env::var(VARIABLE).ok().filter(|v| !v.is_empty());
     let file = |path: &Path| format!("{CALICO}{}", path.display());
     let default_file = Path::new(brindle_config::apiconfig::DEFAULT_FILE);
     let (url, by) = if let Some(path) = &args.config {
         (file(path), "--config".to_owned())
     } else if let Some(url) = &args.datastore {
         (url.clone(), "--datastore".to_owned())
-    } else if let Some(url) = variable(VARIABLE) {
+    } else if let Some(url) = given {
         (url, VARIABLE.to_owned())
     } else if default_file.exists() {
         (file(default_file), brindle_config::apiconfig::DEFAULT_FILE.to_owned())
     } else {
-        match variable("DATASTORE_TYPE").as_deref() {
+        match calico_variable("DATASTORE_TYPE").as_deref() {
             None => (DEFAULT_URL.to_owned(), "default".to_owned()),
-            Some("kubernetes") => ("kubernetes:".to_owned(), "DATASTORE_TYPE".to_owned()),
+            // The client of Kubernetes does not know the long name.
+            Some("kubernetes") => match std::env::var("CALICO_KUBECONFIG").ok().filter(|v| !v.is_empty()) {
+                Some(file) => (format!("kubernetes:{file}"), "CALICO_KUBECONFIG".to_owned()),
+                None => ("kubernetes:".to_owned(), "DATASTORE_TYPE".to_owned()),
+            },
             Some("etcdv3") => ("etcd:".to_owned(), "DATASTORE_TYPE and ETCD_ENDPOINTS".to_owned()),
             Some(other) => bail!("DATASTORE_TYPE={other}: expected kubernetes or etcdv3"),
         }
@@ -131,7 +135,7 @@ impl Place {
         let named = self.named();
         let shown = |url: &str| brindle_config::shown_url(url);
         if let Some(rest) = self.url.strip_prefix("etcd:") {
-            let given = std::env::var("ETCD_ENDPOINTS").unwrap_or_default();
+            let given = calico_variable("ETCD_ENDPOINTS").unwrap_or_default();
             let hosts = if rest.is_empty() || rest.starts_with('?') { given } else { rest.to_owned() };
             let hosts = shown(&hosts);
             return Some(format!(
