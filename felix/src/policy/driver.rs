@@ -454,7 +454,8 @@ impl Driver {
                 match self.mode {
                     Some(Mode::Iptables(_)) => {
                         let Some(set) = half.sets.get(&name) else { return Ok(false) };
-                        if set.members.len() + added.len() > set.max {
+                        let have = set.members.len();
+                        if have + added.len() > set.max || sets::shrinks(have, removed.len()) {
                             return Ok(false);
                         }
                         // Writing to a String cannot fail. Several changes of one set may repeat a member.

@@ -2,15 +2,21 @@
 
 use std::fs::File;
 
+use brindle_config_core::{
+    ObjectMeta, Resource,
+    felix::FelixConfigurationSpec,
+    store::{Entry, Revision, SyncEvent},
+};
 use brindle_felix::policy::PolicyInput;
 use brindle_felix_core::{
-    policy::active::{IpSetDelta, IpSetId, PolicyDelta},
+    policy::active::{IpSetDelta, IpSetId, IpSetMember, PolicyDelta},
     rules::{endpoint::policy_chain, ir::Family, names, nft_plan},
 };
 use brindle_kernel::{
     fake::FilterWorld,
     netfilter::{IpVersion, Netfilter as _, Tools, Variant},
 };
+use serde_json::json;
 
 use super::{Agent, BACK_ENDS, World, first, id, net, same, second};
 
@@ -82,6 +88,45 @@ fn a_set_a_stranger_uses_stays_until_he_lets_go_and_everything_else_is_enforced(
     agent.tell(PolicyInput::Deltas(vec![PolicyDelta::IpSetDelta(change)]));
     agent.settled();
     assert!(world.state("iptables-nft").iter().any(|l| l.contains("203.0.113.0/24")));
+}
+
+/// A set that outgrows its room is built anew with more, and one that shrinks far with less to walk through; both without
+/// a moment in which the rules that ask it find none.
+#[test]
+fn a_set_grows_beyond_its_room_and_shrinks_by_a_swap_while_rules_ask_it() {
+    let world = World::linux();
+    let agent = Agent::start(&world, "iptables-legacy");
+    agent.tell(PolicyInput::Deltas(first()));
+    agent.settled();
+    let mut spec = FelixConfigurationSpec::default();
+    spec.extra.insert("iptablesBackend".into(), json!("Legacy"));
+    spec.extra.insert("maxIpsetSize".into(), json!(1024));
+    let r = Resource::new(ObjectMeta::named("default"), spec);
+    let value = serde_json::to_value(&r).unwrap().into();
+    let entry = Entry { key: r.key(), revision: Revision(2), value };
+    agent.tell(PolicyInput::Store(vec![SyncEvent::Upsert(entry)]));
+    agent.tell(PolicyInput::Deltas(second()));
+    let members: Vec<_> = (0..3000).map(|i| net(&format!("10.{}.{}.0/24", i / 256, i % 256))).collect();
+    let name = names::set(Family::V4, "s:two");
+    let change = |added: &[IpSetMember], removed: &[IpSetMember]| {
+        let delta =
+            IpSetDelta { id: IpSetId("s:two".into()), added: added.to_vec(), removed: removed.to_vec() };
+        agent.tell(PolicyInput::Deltas(vec![PolicyDelta::IpSetDelta(delta)]));
+        let counters = agent.settled().counters;
+        let state = world.state("iptables-legacy");
+        let create = state.iter().find(|l| l.starts_with(&format!("create {name} "))).cloned();
+        let held = state.iter().filter(|l| l.starts_with(&format!("add {name} "))).count();
+        assert!(state.iter().any(|l| l.contains(&format!("--match-set {name} src"))), "{state:?}");
+        assert!(!state.iter().any(|l| l.contains(&names::temporary(&name))), "{state:?}");
+        (create.expect("the set is there"), held, counters.errors)
+    };
+    let (create, held, errors) = change(&members[..500], &[]);
+    assert!(create.contains("maxelem 1024") && (held, errors) == (502, 0), "{create}, {held}, {errors}");
+    let (create, held, errors) = change(&members[500..], &[]);
+    assert!(create.contains("maxelem 4096") && (held, errors) == (3002, 0), "{create}, {held}, {errors}");
+    let (create, held, errors) = change(&[], &members[..2900]);
+    assert!(create.contains("maxelem 1024") && (held, errors) == (102, 0), "{create}, {held}, {errors}");
+    agent.stop();
 }
 
 #[test]

@@ -188,6 +188,11 @@ pub struct SetPlan {
 /// Removing so many members, and more than half of a set, is done by building it anew and swapping.
 const REBUILD: usize = 1000;
 
+/// Whether so many members go that a set is built anew without them.
+pub fn shrinks(members: usize, gone: usize) -> bool {
+    gone >= REBUILD && gone * 2 > members
+}
+
 /// Plans sets of one family. `max`: FelixConfiguration.maxIpsetSize, exceeded only when a set is larger.
 /// `only`: just these sets are compared.
 pub fn plan(
@@ -207,7 +212,6 @@ pub fn plan(
             return;
         };
         let gone = have.members.difference(&want.members).count();
-        let shrinks = gone >= REBUILD && gone * 2 > have.members.len();
         if have.kind != Some(want.kind) {
             // Not ours, whatever its name: the name says the form. The kernel swaps no sets of different forms, and lets
             // go of this one when no rule refers to it.
@@ -217,7 +221,7 @@ pub fn plan(
             out.made += 1;
             return;
         }
-        if want.members.len() > have.max || shrinks {
+        if want.members.len() > have.max || shrinks(have.members.len(), gone) {
             let temp = temporary(name);
             if actual.contains_key(&temp) {
                 let _ = writeln!(out.before, "destroy {temp}");
