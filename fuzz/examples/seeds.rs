@@ -14,12 +14,20 @@ const FIXTURES: [&str; 3] = [
 ];
 
 /// Inputs by target, one a line.
-const FOUND: [(&str, &str); 5] = [
+const FOUND: [(&str, &str); 13] = [
     ("message", include_str!("../seeds/message.hex")),
     ("open", include_str!("../seeds/open.hex")),
     ("attrs", include_str!("../seeds/attrs.hex")),
     ("nlri", include_str!("../seeds/nlri.hex")),
     ("speaker", include_str!("../seeds/speaker.hex")),
+    ("policy", include_str!("../seeds/policy.hex")),
+    ("yaml", include_str!("../seeds/yaml.hex")),
+    ("selector", include_str!("../seeds/selector.hex")),
+    ("block", include_str!("../seeds/block.hex")),
+    ("cni_proto", include_str!("../seeds/cni_proto.hex")),
+    ("cni_conf", include_str!("../seeds/cni_conf.hex")),
+    ("ipip", include_str!("../seeds/ipip.hex")),
+    ("netlink", include_str!("../seeds/netlink.hex")),
 ];
 
 fn octets(hex: &str) -> Option<Vec<u8>> {
