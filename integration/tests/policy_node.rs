@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use brindle_config_core::{ObjectMeta, policy::NetworkPolicySpec};
+use brindle_config_core::{Key, Kind, ObjectMeta, policy::NetworkPolicySpec};
 use brindle_integration::{
     cni::{CniNode, Container, ping},
     wait::until_true,
@@ -49,4 +49,37 @@ fn a_policy_denies_what_it_does_not_allow_and_a_new_pod_is_never_open() {
     node.put(meta(), open);
     until_true("what the new policy allows passes", LONG, || ping(a.ns.ns(), &ip_b));
     assert!(!ping(c.ns.ns(), &ip_b), "and nobody else");
+}
+
+/// More policies of a tier than stand side by side: each has its word in its turn, and the first one that decides is obeyed.
+#[test]
+fn among_many_policies_of_a_tier_the_first_that_decides_is_obeyed() {
+    let node = CniNode::new("many", "10.88.0.0/24");
+    let (a, b) = (Container::new(), Container::new());
+    let (_, ip_b) = (node.add(&a), node.add(&b).address());
+    let key = |order: usize| Key::new(Kind::NetworkPolicy, Some("default"), &format!("p{order:02}"));
+    let put = |order: usize, rule: serde_json::Value| {
+        let value = serde_json::json!({"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+            "metadata": {"name": key(order).name, "namespace": "default"},
+            "spec": {"order": order, "selector": "all()", "types": ["Ingress"], "ingress": [rule]}});
+        node.put_value(&key(order), &value);
+    };
+    let other = |order: usize| serde_json::json!({"action": "Allow", "protocol": "TCP", "destination": {"ports": [order + 1]}});
+    let icmp = |action: &str| serde_json::json!({"action": action, "protocol": "ICMP"});
+    (0..20).for_each(|order| put(order, other(order)));
+    let expect = |what: &str, wanted: bool| until_true(what, LONG, || ping(a.ns.ns(), &ip_b) == wanted);
+    expect("no policy allows it", false);
+    for order in [0, 7, 8, 15, 19] {
+        put(order, icmp("Allow"));
+        expect(&format!("policy {order} allows it"), true);
+        if order > 0 {
+            put(order - 1, icmp("Deny"));
+            expect(&format!("the policy before {order} denies it"), false);
+            put(order - 1, icmp("Pass"));
+            expect(&format!("the policy before {order} passes it to the profile"), true);
+            put(order - 1, other(order - 1));
+        }
+        put(order, other(order));
+        expect(&format!("policy {order} is about something else again"), false);
+    }
 }

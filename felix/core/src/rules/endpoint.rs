@@ -31,6 +31,10 @@ pub mod prefix {
 pub const FAILSAFE_IN: &str = "brindle-failsafe-in";
 pub const FAILSAFE_OUT: &str = "brindle-failsafe-out";
 
+/// So many policies of a tier stand side by side before a packet one of them accepted returns. Fewer rules for each
+/// endpoint: iptables-legacy writes its whole table anew for every pod. More than one mark a packet does not mind.
+const TOGETHER: usize = 8;
+
 /// Seen from the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
@@ -89,7 +93,8 @@ impl Shape {
         out
     }
 
-    /// Tiers: each policy in turn, as long as none has decided; who accepts returns with the accept mark.
+    /// Tiers: each policy in turn, as long as none has decided; who accepts returns with the accept mark. Neither mark is
+    /// set where a tier begins: what is accepted has returned, and passing is forgotten.
     fn tiers(&self, tiers: &[EndpointTier], inbound: bool, untracked: bool, out: &mut Vec<Rule>) {
         for tier in tiers {
             let policies = if inbound { &tier.ingress } else { &tier.egress };
@@ -97,9 +102,12 @@ impl Shape {
                 continue;
             }
             out.push(self.clear(self.marks.pass).because(format!("tier {}", tier.name)));
-            for id in policies {
+            for (i, id) in policies.iter().enumerate() {
                 let jump = Action::Jump(policy_chain(id, inbound));
-                out.push(Rule::new(vec![self.unmarked(self.marks.pass)], jump));
+                out.push(Rule::new(vec![self.unmarked(self.marks.both())], jump));
+                if (i + 1) % TOGETHER != 0 && i + 1 != policies.len() {
+                    continue;
+                }
                 if untracked {
                     out.push(Rule::new(vec![self.marked(self.marks.accept)], Action::NoTrack));
                 }
@@ -254,3 +262,40 @@ impl Shape {
 pub(super) const ND: [u8; 4] = active::NEIGHBOUR_DISCOVERY;
 /// Queries, reports and ends of membership in multicast groups.
 pub(super) const MULTICAST: [u8; 3] = [130, 131, 132];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::active::PolicyKind;
+
+    #[test]
+    fn fifty_policies_of_a_tier_return_seven_times() {
+        let id = |n: usize| PolicyId {
+            tier: "default".into(),
+            kind: PolicyKind::NetworkPolicy,
+            namespace: "red".into(),
+            name: format!("p{n}"),
+        };
+        let tier = EndpointTier {
+            name: "default".into(),
+            default_action: TierAction::Deny,
+            ingress: (0..50).map(id).collect(),
+            egress: Vec::new(),
+        };
+        let shape = Shape {
+            marks: Marks::default(),
+            deny: Action::Drop,
+            drop_invalid: true,
+            vxlan_port: 4789,
+            allow_vxlan: false,
+            allow_ipip: false,
+        };
+        let mut rules = Vec::new();
+        shape.tiers(&[tier], true, false, &mut rules);
+        let count = |wanted: fn(&Action) -> bool| rules.iter().filter(|r| wanted(&r.action)).count();
+        assert_eq!((count(|a| matches!(a, Action::Jump(_))), count(|a| *a == Action::Return)), (50, 7));
+        // What is accepted has returned before the end of the tier is reached.
+        let last: Vec<&Action> = rules.iter().rev().take(2).map(|r| &r.action).collect();
+        assert_eq!(last, [&Action::Drop, &Action::Return]);
+    }
+}
