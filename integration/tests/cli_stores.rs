@@ -99,6 +99,7 @@ const LINES: &[&str] = &[
     "get ippools -o wide",
     "get bgppeers,bgpfilter,tiers",
     "get gnp,np -A -o wide",
+    "get tier security -o jsonpath={.spec.order}",
     "get np -n shop",
     "get gns,hep -o wide",
     "get felixconfig,bgpconfig,reservation",

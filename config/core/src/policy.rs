@@ -82,12 +82,24 @@ impl<'de> Deserialize<'de> for IntOrString {
     }
 }
 
+/// An order as people and Calico's tools write it: a whole number has no fraction.
+fn as_written<S: serde::Serializer>(order: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
+    /// Beyond, not every whole number is one of these.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match order {
+        None => to.serialize_none(),
+        #[allow(clippy::cast_possible_truncation, reason = "it is whole, and within what both types hold")]
+        Some(n) if n.fract() == 0.0 && n.abs() <= EXACT => to.serialize_i64(*n as i64),
+        Some(n) => to.serialize_f64(*n),
+    }
+}
+
 /// Tier.spec.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TierSpec {
     /// Lower goes first; absent = after all others.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_written")]
     pub order: Option<f64>,
     /// `Deny` (when absent) or `Pass`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,7 +123,7 @@ pub struct PolicySpec {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tier: String,
     /// Lower goes first; absent = after all others.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_written")]
     pub order: Option<f64>,
     /// Empty = everything in reach.
     #[serde(skip_serializing_if = "String::is_empty")]

@@ -325,16 +325,23 @@ fn load_resource(origin: &Origin, list_of: Option<&str>, out: &mut Loading) {
             return;
         }
     };
+    let before = out.warnings.len();
     warn_of_idle_fields(&resource, origin, out);
     match validate::resource(&resource) {
         Ok(()) => out.resources.push(Loaded { resource, origin: origin.clone() }),
-        Err(invalid) => out.errors.extend(invalid.0.into_iter().map(|e| {
-            let shown = if e.value.is_empty() { String::new() } else { format!(", found {:?}", e.value) };
-            // The suggestion is the last word.
-            let hint = e.reason.find("; did you mean ").unwrap_or(e.reason.len());
-            let (reason, hint) = e.reason.split_at(hint);
-            origin.problem(&e.field, format!("{reason}{shown}{hint}"))
-        })),
+        Err(invalid) => {
+            // What is refused is not kept.
+            let refused = |w: &Problem| invalid.0.iter().any(|e| origin.path(&e.field) == w.field);
+            let ours = out.warnings.split_off(before);
+            out.warnings.extend(ours.into_iter().filter(|w| !refused(w)));
+            out.errors.extend(invalid.0.into_iter().map(|e| {
+                let shown = if e.value.is_empty() { String::new() } else { format!(", found {:?}", e.value) };
+                // The suggestion is the last word.
+                let hint = e.reason.find("; did you mean ").unwrap_or(e.reason.len());
+                let (reason, hint) = e.reason.split_at(hint);
+                origin.problem(&e.field, format!("{reason}{shown}{hint}"))
+            }));
+        }
     }
 }
 

@@ -146,7 +146,7 @@ async fn a_missing_definition_holds_up_its_kind_alone_until_it_is_applied() {
         .eventually("tiers are served", async || target.call(http::Method::GET, tiers, None).await.is_ok())
         .await;
     let tier = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "Tier", "metadata": {"name": "t"},
-        "spec": {"order": 1.0}});
+        "spec": {"order": 1}});
     target.server().create(tier).unwrap();
     assert_eq!(told(&mut some, 1).await, ["+t"]);
 }
@@ -181,7 +181,7 @@ async fn a_definition_that_goes_takes_its_resources_with_it() {
     let store: Arc<KubeStore> =
         Arc::new(target.store().looking_for_missing_every(std::time::Duration::from_millis(50)));
     let tier = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "Tier", "metadata": {"name": "t"},
-        "spec": {"order": 1.0}});
+        "spec": {"order": 1}});
     target.server().create(tier.clone()).unwrap();
     let mut tiers = subscribe(&store, &[Kind::Tier]);
     assert_eq!(told(&mut tiers, 2).await, ["+t", "sync"]);

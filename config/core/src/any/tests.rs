@@ -79,7 +79,7 @@ fn full_spec(kind: Kind) -> Value {
             "interfaceName": "cali0123456789a", "mac": "ee:ee:ee:ee:ee:ee",
             "ports": [{"name": "http", "protocol": "TCP", "port": 80, "hostPort": 8080}]})
         }
-        Kind::Tier => json!({"order": 5.0, "defaultAction": "Pass"}),
+        Kind::Tier => json!({"order": 5, "defaultAction": "Pass"}),
         Kind::GlobalNetworkPolicy => full_policy(true, false),
         Kind::NetworkPolicy => full_policy(false, false),
         Kind::StagedGlobalNetworkPolicy => full_policy(true, true),
@@ -123,7 +123,7 @@ fn full_rule(end: &str) -> Value {
 }
 
 fn full_policy(global: bool, staged: bool) -> Value {
-    let mut spec = json!({"tier": "t", "order": 5.0, "selector": "has(a)", "serviceAccountSelector": "has(c)",
+    let mut spec = json!({"tier": "t", "order": 5, "selector": "has(a)", "serviceAccountSelector": "has(c)",
         "types": ["Ingress", "Egress"], "ingress": [full_rule("source")], "egress": [full_rule("destination")]});
     if !staged {
         spec["performanceHints"] = json!(["AssumeNeededOnEveryNode"]);

@@ -67,11 +67,16 @@ pub(super) fn all(entries: Vec<Entry>, selection: &Selection, shape: &Shape<'_>)
             // Those of a kind lie together; sorting keeps the order among them.
             values.sort_by_key(|e| e.key.kind);
             let mut rows = Rows::new(shape, false);
-            // Headings say that there is nothing, and of what.
-            if let (Selection::Kinds(kinds), true) = (selection, values.is_empty()) {
-                for kind in kinds {
-                    rows.begin(*kind)?;
-                }
+            // Headings say that there is nothing, and of what; those of several kinds would not.
+            match selection {
+                Selection::Kinds(kinds) if values.is_empty() => match kinds.as_slice() {
+                    [kind] => rows.begin(*kind)?,
+                    kinds => {
+                        let names: Vec<&str> = kinds.iter().map(|k| k.plural()).collect();
+                        eprintln!("no {}", names.join(", no "));
+                    }
+                },
+                _ => {}
             }
             for e in values {
                 rows.add(None, e)?;
