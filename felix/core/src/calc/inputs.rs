@@ -479,8 +479,11 @@ pub(crate) fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -
         None => {}
         Some("Drop" | "DROP") => out.to_host = ToHostAction::Drop,
         Some(other) => {
+            // Whoever wrote something else did not ask for an open host.
+            out.to_host = ToHostAction::Drop;
             problems.push(format!(
-                "spec.defaultEndpointToHostAction: expected Drop, Accept or Return, found {other:?}"
+                "spec.defaultEndpointToHostAction: expected Drop, Accept or Return, found {other:?}; Drop holds \
+                 until it is mended"
             ));
         }
     }

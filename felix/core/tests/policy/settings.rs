@@ -135,3 +135,10 @@ fn each_back_end_has_fields_of_its_own() {
     assert_eq!((nft.around.deny, nft.refresh.as_secs()), (Action::Reject, 8));
     assert_eq!((iptables.around.deny, iptables.refresh.as_secs()), (Action::Drop, 7));
 }
+
+#[test]
+fn an_action_nobody_knows_does_not_open_the_host() {
+    let of = |text: &str| outcome(&[("default", json!({"defaultEndpointToHostAction": text}))]).1.to_host;
+    assert_eq!((of("Accept"), of("Return")), (ToHostAction::Accept, ToHostAction::Return));
+    assert_eq!((of("Drop"), of("drpo")), (ToHostAction::Drop, ToHostAction::Drop));
+}
