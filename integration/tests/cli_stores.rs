@@ -207,6 +207,29 @@ fn every_command_says_the_same_on_kubernetes() {
     insta::assert_snapshot!("commands", transcript(&Backend::new(Kind::Kubernetes, "kube")));
 }
 
+/// What Kubernetes keeps itself is refused before anything is written, and with `--dry-run` too.
+#[test]
+fn a_file_with_what_kubernetes_keeps_itself_changes_nothing() {
+    let kube = Backend::new(Kind::Kubernetes, "own-kube");
+    let file = "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: mine}\nspec: {order: 7}\n---\n\
+                apiVersion: projectcalico.org/v3\nkind: Profile\nmetadata: {name: kns.x}\n---\n\
+                apiVersion: projectcalico.org/v3\nkind: Node\nmetadata: {name: nobody}\n";
+    let apply = |flags: &str| kube.run(&format!("apply -f -{flags} < {file}"));
+    for flags in ["", " --dry-run"] {
+        let said = apply(flags);
+        assert!(
+            said.contains(":7:7: document 2: kind: Profile(kns.x): profiles follow from Namespaces"),
+            "{said}"
+        );
+        assert!(said.contains("document 3: kind: Node(nobody): there is no such Node"), "{said}");
+        assert!(said.contains("nothing was written") && said.ends_with("[2]\n"), "{said}");
+        assert!(!kube.run("get tiers -o name").contains("mine"), "{said}");
+    }
+    let said = apply(" --continue");
+    assert!(said.ends_with("[1]\n"), "{said}");
+    assert!(kube.run("get tiers -o name").contains("tier/mine"), "{said}");
+}
+
 /// Somebody with calicoctl's variables, and none of ours.
 #[test]
 fn calicoctls_variables_name_the_datastore() {

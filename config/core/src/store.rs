@@ -100,6 +100,12 @@ pub trait Store: Send + Sync {
     /// Writes if the expectation holds. `Exists` for a failed `Absent`, `Conflict` for a failed `Revision`
     /// (`NotFound` when the key is gone altogether).
     fn put<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Revision>;
+    /// Whether the datastore takes this key at all, whatever the value: what writes many things asks before the first. `Ok`
+    /// promises nothing.
+    fn takes<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, ()> {
+        let _ = (key, expect);
+        Box::pin(async { Ok(()) })
+    }
     /// Deletes if the expectation holds (`Absent` is meaningless here and refused as `Conflict`).
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision>;
     /// Changes of the given kinds after `from`, in order.

@@ -363,6 +363,10 @@ impl Store for KubeStore {
         Box::pin(async move { self.inner.put(key, &value, expect).await })
     }
 
+    fn takes<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, ()> {
+        Box::pin(async move { self.inner.takes(key, expect).await })
+    }
+
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {
         Box::pin(async move { self.inner.delete(key, expect).await })
     }

@@ -27,6 +27,13 @@ fn refused(key: &Key, reason: impl Into<String>) -> StoreError {
     StoreError::Refused { key: key.clone(), reason: reason.into() }
 }
 
+fn no_such_node(key: &Key) -> StoreError {
+    refused(
+        key,
+        "there is no such Node in Kubernetes, and kubelets alone make them; is the node's name right?",
+    )
+}
+
 /// Whether another attempt may succeed.
 const fn raced(e: &StoreError) -> bool {
     matches!(e, StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_))
@@ -58,6 +65,15 @@ impl Inner {
             ));
         }
         Ok(place)
+    }
+
+    /// Whether a write can be taken, as far as key and expectation tell.
+    pub(super) async fn takes(&self, key: &Key, expect: Expect) -> Result<(), StoreError> {
+        let place = self.target(key).await?;
+        if place.shape == Shape::Node && expect == Expect::Absent {
+            return Err(no_such_node(key));
+        }
+        Ok(())
     }
 
     pub(super) async fn put(&self, key: &Key, value: &Value, expect: Expect) -> Result<Revision, StoreError> {
@@ -288,10 +304,7 @@ impl Inner {
     ) -> Result<Revision, StoreError> {
         let node: NodeObject = match self.object(place, key, &key.name).await {
             Err(StoreError::NotFound(_)) if !matches!(expect, Expect::Revision(_)) => {
-                return Err(refused(
-                    key,
-                    "there is no such Node in Kubernetes, and kubelets alone make them; is the node's name right?",
-                ));
+                return Err(no_such_node(key));
             }
             found => found?,
         };

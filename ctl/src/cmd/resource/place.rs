@@ -211,6 +211,10 @@ impl Store for Advised {
         self.call(self.inner.put(key, value, expect))
     }
 
+    fn takes<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, ()> {
+        self.call(self.inner.takes(key, expect))
+    }
+
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {
         self.call(self.inner.delete(key, expect))
     }

@@ -127,6 +127,17 @@ async fn plan(store: &dyn Store, verb: Verb, args: &WriteArgs, input: &Input) ->
             }
             None => step(loaded, old.as_ref(), &others)?,
         };
+        let checked = match checked {
+            Some(step) if step.did != Did::Unchanged => match store.takes(&step.key, step.expect).await {
+                Ok(()) => Some(step),
+                Err(StoreError::Refused { reason, .. }) => {
+                    eprintln!("error: {}", loaded.origin.problem("kind", format!("{}: {reason}", step.key)));
+                    None
+                }
+                Err(e) => return Err(e).with_context(|| format!("{} cannot be written", step.key)),
+            },
+            unchanged => unchanged,
+        };
         match checked {
             Some(step) => {
                 others.admit(&loaded.resource);
