@@ -263,6 +263,9 @@ fn host_endpoints_speak_about_what_is_forwarded() {
         p.run("policy trace 192.168.1.2 red/b:443"),
         p.run("policy trace red/d 192.168.1.2:443"),
         p.run("policy trace red/c 203.0.113.9:443 --through eth0 --through eth1"),
+        // "*" stands for every interface but the loopback.
+        p.run("policy trace red/d 203.0.113.9:443 --through eth9"),
+        p.run("policy trace red/d 203.0.113.9:443 --through lo"),
     ];
     insta::assert_snapshot!(screens.concat());
 }

@@ -114,13 +114,11 @@ pub(super) fn doors(
     let all: Vec<&EndpointPolicy> =
         state.endpoints.values().map(|e| &**e).filter(|e| e.host.is_some()).collect();
     let any = all.iter().find(|e| e.interface == Interface::Any);
-    let named = |name: &str| {
-        let exact = all.iter().find(|e| matches!(&e.interface, Interface::Name(n) if n == name));
-        Door {
-            interface: Some(name.to_owned()),
-            endpoint: exact.or(any).map(|e| e.id.clone()),
-            guessed: false,
-        }
+    let named = |name: &str| Door {
+        interface: Some(name.to_owned()),
+        // Which addresses its devices have, only the node knows.
+        endpoint: state.host_endpoint_at(name, &BTreeMap::new()).cloned(),
+        guessed: false,
     };
     let door = |e: &EndpointPolicy, guessed| {
         let interface = match &e.interface {
