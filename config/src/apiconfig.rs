@@ -5,11 +5,11 @@ use std::{path::Path, sync::Arc};
 
 use brindle_config_core::store::{Store, StoreError};
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::json;
 
 use crate::{
     etcd::{EtcdSettings, EtcdStore, Pem},
-    kubernetes::{KubeSettings, KubeStore},
+    hidden::Hidden,
+    kubernetes::{KubeSettings, KubeStore, Overrides},
     yaml,
 };
 
@@ -162,42 +162,30 @@ fn kubernetes_of(
     wrong: Wrong<'_>,
 ) -> Result<KubeSettings, StoreError> {
     let context = context.or(Some(s.k8s_current_context.as_str()).filter(|c| !c.is_empty()));
+    let given = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
+    let over = Overrides {
+        server: given(&s.k8s_api_endpoint),
+        ca: given(&s.k8s_ca_file),
+        cert: given(&s.k8s_cert_file),
+        key: given(&s.k8s_key_file),
+        token: given(&s.k8s_api_token).map(Hidden),
+        insecure: s.k8s_insecure_skip_tls_verify,
+    };
     let settings = if !s.kubeconfig_inline.is_empty() {
         if !s.kubeconfig.is_empty() {
             return Err(wrong("spec.kubeconfigInline", "goes without kubeconfig".into()));
         }
         KubeSettings::inline(name, &s.kubeconfig_inline)
-    } else if !s.k8s_api_endpoint.is_empty() && s.kubeconfig.is_empty() {
-        KubeSettings::inline(name, &spelt_out(s))
+    } else if over.names_a_server() && s.kubeconfig.is_empty() {
+        KubeSettings::single(name)
     } else {
         KubeSettings::parse(&s.kubeconfig)?
     };
+    let settings = settings.with_overrides(over);
     Ok(match context {
         Some(context) => settings.with_context(context),
         None => settings,
     })
-}
-
-/// The kubeconfig that says the same as the single fields.
-fn spelt_out(s: &Spec) -> String {
-    let given = |text: &str| Some(text.to_owned()).filter(|t| !t.is_empty());
-    let config = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "default",
-        "contexts": [{"name": "default", "context": {"cluster": "default", "user": "default"}}],
-        "clusters": [{"name": "default", "cluster": {
-            "server": s.k8s_api_endpoint,
-            "certificate-authority": given(&s.k8s_ca_file),
-            "insecure-skip-tls-verify": s.k8s_insecure_skip_tls_verify,
-        }}],
-        "users": [{"name": "default", "user": {
-            "client-certificate": given(&s.k8s_cert_file),
-            "client-key": given(&s.k8s_key_file),
-            "token": given(&s.k8s_api_token),
-        }}],
-    });
-    config.to_string()
 }
 
 #[cfg(test)]

@@ -215,6 +215,15 @@ fn a_file_with_what_kubernetes_keeps_itself_changes_nothing() {
                 apiVersion: projectcalico.org/v3\nkind: Profile\nmetadata: {name: kns.x}\n---\n\
                 apiVersion: projectcalico.org/v3\nkind: Node\nmetadata: {name: nobody}\n";
     let apply = |flags: &str| kube.run(&format!("apply -f -{flags} < {file}"));
+    // A namespace that is not there is the server's to refuse; asked for each document before the first is written.
+    let lost = "apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: mine}\nspec: {order: 7}\n---\n\
+                apiVersion: projectcalico.org/v3\nkind: NetworkSet\nmetadata: {name: lost, namespace: nowhere}\nspec: {nets: []}\n";
+    for flags in ["", " --dry-run"] {
+        let said = kube.run(&format!("apply -f -{flags} < {lost}"));
+        assert!(said.contains("document 2: kind: NetworkSet(nowhere/lost): namespaces"), "{said}");
+        assert!(said.contains("create it first") && said.ends_with("[2]\n"), "{said}");
+        assert!(!kube.run("get tiers -o name").contains("mine"), "{said}");
+    }
     for flags in ["", " --dry-run"] {
         let said = apply(flags);
         assert!(
@@ -249,6 +258,10 @@ fn calicoctls_variables_name_the_datastore() {
             command.env_remove("BRINDLE_DATASTORE").env("DATASTORE_TYPE", kind).env(variable, value);
         let out = command.output().unwrap();
         assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "tier/mine", "{kind}: {out:?}");
+        // The kind may follow from the variable, as long as this machine has no datastore of its own.
+        let mut command = backend.command(&["get", "tier", "mine", "-o", "name"]);
+        let out = command.env_remove("BRINDLE_DATASTORE").env(variable, value).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "tier/mine", "{variable}: {out:?}");
         // With the long names, which win.
         let mut command = backend.command(&["get", "tier", "mine", "-o", "name"]);
         command.env_remove("BRINDLE_DATASTORE").env("DATASTORE_TYPE", "none").env(variable, "none");
@@ -260,6 +273,37 @@ fn calicoctls_variables_name_the_datastore() {
     let out = command.env_remove("BRINDLE_DATASTORE").env("DATASTORE_TYPE", "etcd2").output().unwrap();
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(said.contains("DATASTORE_TYPE=etcd2: expected kubernetes or etcdv3"), "{said}");
+}
+
+/// A server by single variables, with no kubeconfig, and above one.
+#[test]
+fn single_variables_name_the_api_server() {
+    let kube = Backend::new(Kind::Kubernetes, "env-single");
+    let kubeconfig = kube.url.trim_start_matches("kubernetes:");
+    let config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(kubeconfig).unwrap()).expect("a kubeconfig in JSON");
+    let text =
+        |path: &str| config.pointer(path).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    let ask = |variables: &[(&str, &str)]| {
+        let mut command = kube.command(&["get", "tiers", "-o", "name"]);
+        command.env_remove("BRINDLE_DATASTORE").envs(variables.iter().copied()).output().unwrap()
+    };
+    let made = kube.run(
+        "apply -f - < apiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: mine}\nspec: {order: 7}\n",
+    );
+    assert!(made.ends_with("[0]\n"), "{made}");
+    let (server, token) = (text("/clusters/0/cluster/server"), text("/users/0/user/token"));
+    let login = [
+        ("K8S_API_ENDPOINT", server.as_str()),
+        ("K8S_API_TOKEN", &token),
+        ("K8S_INSECURE_SKIP_TLS_VERIFY", "true"),
+    ];
+    let out = ask(&login);
+    assert!(String::from_utf8_lossy(&out.stdout).contains("tier/mine"), "{out:?}");
+    // A wrong token stands above the kubeconfig's right one.
+    let out = ask(&[("KUBECONFIG", kubeconfig), ("K8S_API_TOKEN", "wrong")]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(2) && said.contains("401 Unauthorized"), "{said}");
 }
 
 /// calicoctl's file, by `-c` and with a context of its kubeconfig.

@@ -78,7 +78,7 @@ impl View {
     pub const KINDS: [Kind; 3] = [Kind::IpPool, Kind::IpReservation, Kind::IpamConfiguration];
 
     /// Reads configuration, pools, reservations and the node's labels: from what the agent follows where it follows them,
-    /// otherwise one listing and one get.
+    /// otherwise one listing and one get. Without a name no node is meant: pools are looked at, not chosen.
     pub async fn load(store: &dyn Store, node: &str) -> Result<Self, IpamError> {
         let entries = store.followed_or_listed(&Self::KINDS).await?;
         let mut view = Self::default();
@@ -110,6 +110,9 @@ impl View {
             }
         }
         view.reservations = Reservations::new(reserved);
+        if node.is_empty() {
+            return Ok(view);
+        }
         match store.get(&Key::new(Kind::Node, None, node)).await {
             Ok(entry) => view.node_labels = decode::<NodeSpec>(&entry)?.resource.metadata.labels,
             Err(StoreError::NotFound(_)) => {}

@@ -100,11 +100,12 @@ pub trait Store: Send + Sync {
     /// Writes if the expectation holds. `Exists` for a failed `Absent`, `Conflict` for a failed `Revision`
     /// (`NotFound` when the key is gone altogether).
     fn put<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Revision>;
-    /// Whether the datastore takes this key at all, whatever the value: what writes many things asks before the first. `Ok`
-    /// promises nothing.
-    fn takes<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, ()> {
+    /// What the datastore would hold after this [`put`](Self::put), or the reason for which it would refuse; nothing is
+    /// written. Who writes many things asks for each before the first. A store that neither fills in nor refuses
+    /// anything gives the value back.
+    fn would_hold<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Value> {
         let _ = (key, expect);
-        Box::pin(async { Ok(()) })
+        Box::pin(async { Ok(value) })
     }
     /// Deletes if the expectation holds (`Absent` is meaningless here and refused as `Conflict`).
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision>;

@@ -78,7 +78,9 @@ fn peer(name: &str) -> Key {
 /// A valid value for `key` that carries `n`.
 fn value(key: &Key, n: u32) -> Value {
     let spec = match key.kind {
-        Kind::IpPool => json!({"cidr": format!("10.{}.{}.0/24", n / 256 % 256, n % 256), "blockSize": 26}),
+        // All that a server fills in by Calico's definitions is there already: what is written comes back as it is.
+        Kind::IpPool => json!({"cidr": format!("10.{}.{}.0/24", n / 256 % 256, n % 256), "blockSize": 26,
+            "assignmentMode": "Automatic", "nodeSelector": "all()"}),
         Kind::NetworkSet => json!({"nets": [format!("10.{}.{}.0/24", n / 256 % 256, n % 256)]}),
         _ => json!({"peerIP": "192.0.2.1", "asNumber": n}),
     };

@@ -111,7 +111,7 @@ pub(super) fn explain(
         (500 | 400, _) if said.contains("too large") || said.contains("larger than max") => {
             invalid(too_large(&said))
         }
-        (422, _) => invalid(if said.is_empty() { "the API server refuses it".into() } else { said }),
+        (422, _) => invalid(if said.is_empty() { "the API server refuses it".into() } else { mistakes(&said) }),
         (429 | 500..=599, _) => {
             StoreError::Unavailable(format!("{server}: {} {resource}: {} {said}", verb.as_str(), status.code))
         }
@@ -123,6 +123,17 @@ pub(super) fn explain(
             broken(format!("{code} for {} of {resource}: {said}; {hint}", verb.as_str()))
         }
         (_, _) => invalid(format!("{} {said}", status.code)),
+    }
+}
+
+/// What is wrong with an object, without the server's note that it did not look further.
+fn mistakes(said: &str) -> String {
+    let note = ", <nil>: Invalid value: null: some validation rules were not checked";
+    let Some((text, _)) = said.split_once(note) else { return said.to_owned() };
+    match text.split_once(" is invalid: [") {
+        // With the note gone it may be one; where it is more, each names its field and none needs the bracket.
+        Some((what, list)) => format!("{what} is invalid: {list}"),
+        None => text.to_owned(),
     }
 }
 
@@ -152,6 +163,22 @@ mod tests {
         let key = name.map(|n| Key::new(kind, Some("ns"), n));
         let status = serde_json::from_value(status).expect("a status");
         explain("kubernetes https://h:6443", verb, &place, key.as_ref(), Failure::Api(status))
+    }
+
+    #[test]
+    fn what_a_schema_refuses_names_fields_and_no_note() {
+        let refused = |text: &str| {
+            let status = json!({"code": 422, "reason": "Invalid", "message": text});
+            said(Verb::Update, Kind::FelixConfiguration, Some("default"), status).to_string()
+        };
+        let one = refused(
+            "FelixConfiguration.projectcalico.org \"default\" is invalid: [spec.floatingIPs: Unsupported value: \"Maybe\": \
+             supported values: \"Enabled\", \"Disabled\", <nil>: Invalid value: null: some validation rules were not checked \
+             because the object was invalid; correct the existing errors to complete validation]",
+        );
+        assert!(one.ends_with(r#"supported values: "Enabled", "Disabled""#) && !one.contains('['), "{one}");
+        let plain = refused("X \"y\" is invalid: [spec.a: Required value, spec.b: Required value]");
+        assert!(plain.ends_with("[spec.a: Required value, spec.b: Required value]"), "{plain}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod map_node;
 mod map_plain;
 mod map_pod;
 mod object;
+mod overrides;
 mod reflector;
 mod settings;
 mod shared;
@@ -37,6 +38,7 @@ use http::Method;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+pub(crate) use self::overrides::Overrides;
 pub use self::settings::KubeSettings;
 use self::{
     client::{Client, Failure, Payload},
@@ -190,8 +192,12 @@ impl Inner {
     }
 
     async fn get(&self, key: &Key) -> Result<Entry, StoreError> {
-        let place = self.place(key).await?;
         let missing = || StoreError::NotFound(key.clone());
+        if key.name.is_empty() {
+            // The path of such an object is the collection's.
+            return Err(missing());
+        }
+        let place = self.place(key).await?;
         for name in self.object_names(&place, key) {
             let path = place.object(&key.namespace, &name);
             let answer = match self.client.call(Method::GET, &path, Payload::None).await {
@@ -363,8 +369,8 @@ impl Store for KubeStore {
         Box::pin(async move { self.inner.put(key, &value, expect).await })
     }
 
-    fn takes<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, ()> {
-        Box::pin(async move { self.inner.takes(key, expect).await })
+    fn would_hold<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Value> {
+        Box::pin(async move { self.inner.would_hold(key, value, expect).await })
     }
 
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {

@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::hidden::Hidden;
+use super::overrides::Overrides;
+use crate::{calico_variable, hidden::Hidden};
 use brindle_config_core::store::StoreError;
 use kube::{
     Config,
@@ -18,6 +19,8 @@ pub struct KubeSettings {
     from: Source,
     /// Of the kubeconfig; its own choice unless given.
     context: Option<String>,
+    /// What stands above the kubeconfig.
+    over: Overrides,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +30,8 @@ enum Source {
     Kubeconfig(PathBuf),
     /// The text of one, and where it stands.
     Inline(String, Hidden),
+    /// No kubeconfig: what stands above one is all. Who says so.
+    Single(String),
     /// Plain HTTP without a login: tests, and `kubectl proxy`.
     Plain(String),
 }
@@ -62,12 +67,23 @@ impl KubeSettings {
             }
             path => Source::Kubeconfig(path.into()),
         };
-        Ok(Self { from, context })
+        Ok(Self { from, context, over: Overrides::default() })
     }
 
     /// A kubeconfig by its text; `name` is where that stands.
     pub(crate) fn inline(name: &str, text: &str) -> Self {
-        Self { from: Source::Inline(name.to_owned(), Hidden(text.to_owned())), context: None }
+        let from = Source::Inline(name.to_owned(), Hidden(text.to_owned()));
+        Self { from, context: None, over: Overrides::default() }
+    }
+
+    /// A server by single fields; `name` is where they stand.
+    pub(crate) fn single(name: &str) -> Self {
+        Self { from: Source::Single(name.to_owned()), context: None, over: Overrides::default() }
+    }
+
+    /// The same with these fields above those of the kubeconfig.
+    pub(crate) fn with_overrides(self, over: Overrides) -> Self {
+        Self { over, ..self }
     }
 
     /// The same with this context of the kubeconfig.
@@ -75,16 +91,12 @@ impl KubeSettings {
         Self { context: Some(context.to_owned()), ..self }
     }
 
-    fn options(&self) -> KubeConfigOptions {
-        KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() }
-    }
-
     /// How messages call the source before the server is known.
     pub(super) fn name(&self) -> String {
         match &self.from {
             Source::Environment => "kubernetes".into(),
             Source::Kubeconfig(path) => format!("kubernetes ({})", path.display()),
-            Source::Inline(name, _) => format!("kubernetes ({name})"),
+            Source::Inline(name, _) | Source::Single(name) => format!("kubernetes ({name})"),
             Source::Plain(url) => format!("kubernetes {url}"),
         }
     }
@@ -95,6 +107,7 @@ impl KubeSettings {
             Source::Plain(url) => Config::new(url.parse().map_err(|e| broken(url, e))?),
             Source::Kubeconfig(path) => self.of_file(path).await?,
             Source::Inline(name, text) => self.of_text(name, text).await?,
+            Source::Single(name) => self.of_single(name, &self.over).await?,
             Source::Environment => self.of_environment().await?,
         };
         // What a call does after a refusal is for its caller to say, who knows what it was for.
@@ -114,7 +127,24 @@ impl KubeSettings {
             StoreError::Broken(format!("kubeconfig {shown}: {why}"))
         };
         let kubeconfig = Kubeconfig::read_from(path).map_err(fail)?;
-        Config::from_custom_kubeconfig(kubeconfig, &self.options()).await.map_err(fail)
+        self.of_kubeconfig(kubeconfig, &self.over, self.context.as_deref()).await.map_err(fail)
+    }
+
+    async fn of_kubeconfig(
+        &self,
+        mut kubeconfig: Kubeconfig,
+        over: &Overrides,
+        context: Option<&str>,
+    ) -> Result<Config, KubeconfigError> {
+        over.apply(&mut kubeconfig, context);
+        let options =
+            KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+        Config::from_custom_kubeconfig(kubeconfig, &options).await
+    }
+
+    async fn of_single(&self, name: &str, over: &Overrides) -> Result<Config, StoreError> {
+        let config = self.of_kubeconfig(Overrides::empty_kubeconfig(), over, None).await;
+        config.map_err(|e| StoreError::Broken(format!("{name}: these cannot be used: {}", causes(&e))))
     }
 
     async fn of_text(&self, name: &str, text: &Hidden) -> Result<Config, StoreError> {
@@ -122,12 +152,19 @@ impl KubeSettings {
             StoreError::Broken(format!("{name}: the kubeconfig in it cannot be used: {}", causes(&e)))
         };
         let kubeconfig = Kubeconfig::from_yaml(&text.0).map_err(fail)?;
-        Config::from_custom_kubeconfig(kubeconfig, &self.options()).await.map_err(fail)
+        self.of_kubeconfig(kubeconfig, &self.over, self.context.as_deref()).await.map_err(fail)
     }
 
+    /// As the variables say: ours are those of Calico's tools, which are kubectl's and more.
     async fn of_environment(&self) -> Result<Config, StoreError> {
         let set = |name: &str| env::var_os(name).is_some_and(|v| !v.is_empty());
-        if !set("KUBECONFIG") && set("KUBERNETES_SERVICE_HOST") && self.context.is_none() {
+        let over = Overrides::of(calico_variable);
+        let named = calico_variable("K8S_CURRENT_CONTEXT");
+        let context = self.context.as_deref().or(named.as_deref());
+        if !set("KUBECONFIG") && over.names_a_server() && context.is_none() {
+            return self.of_single("K8S_API_ENDPOINT and its like", &over).await;
+        }
+        if !set("KUBECONFIG") && set("KUBERNETES_SERVICE_HOST") && context.is_none() {
             return Config::incluster_env().map_err(|e| {
                 StoreError::Broken(format!(
                     "kubernetes: the pod's service account cannot be used: {}; the pod needs automountServiceAccountToken",
@@ -135,7 +172,11 @@ impl KubeSettings {
                 ))
             });
         }
-        Config::from_kubeconfig(&self.options()).await.map_err(|e| {
+        let made = match Kubeconfig::read() {
+            Ok(kubeconfig) => self.of_kubeconfig(kubeconfig, &over, context).await,
+            Err(e) => Err(e),
+        };
+        made.map_err(|e| {
             let why = match &e {
                 KubeconfigError::ReadConfig(why, path) => format!("{}: {why}", path.display()),
                 e => causes(e),

@@ -1,5 +1,7 @@
 //! Writes: what may be written where, and the expectation as the server checks it.
 
+use std::sync::Arc;
+
 use brindle_config_core::{
     Key, Kind, names,
     store::{Expect, Revision, StoreError},
@@ -46,9 +48,30 @@ const fn number(expect: Expect) -> Option<u64> {
     }
 }
 
+/// Whether the server is to keep what it is sent.
+#[derive(Clone, Copy)]
+enum Dry {
+    /// It is.
+    Not,
+    /// It is only to say what it would keep.
+    All,
+}
+
+impl Dry {
+    fn of(self, path: String) -> String {
+        match self {
+            Self::Not => path,
+            Self::All => path + "?dryRun=All",
+        }
+    }
+}
+
 impl Inner {
     /// The collection a resource is written to.
     async fn target(&self, key: &Key) -> Result<Place, StoreError> {
+        if key.name.is_empty() {
+            return Err(refused(key, "it has no name"));
+        }
         if key.kind == Kind::Profile {
             return Err(refused(
                 key,
@@ -67,13 +90,54 @@ impl Inner {
         Ok(place)
     }
 
-    /// Whether a write can be taken, as far as key and expectation tell.
-    pub(super) async fn takes(&self, key: &Key, expect: Expect) -> Result<(), StoreError> {
+    /// What the server would hold after a write: it fills in defaults and judges by the definition's schema, and keeps
+    /// nothing (`dryRun=All`).
+    pub(super) async fn would_hold(
+        &self,
+        key: &Key,
+        value: Value,
+        expect: Expect,
+    ) -> Result<Value, StoreError> {
         let place = self.target(key).await?;
-        if place.shape == Shape::Node && expect == Expect::Absent {
-            return Err(no_such_node(key));
+        let api = match place.shape {
+            Shape::Calico(api) => api,
+            Shape::Node if expect == Expect::Absent => return Err(no_such_node(key)),
+            // Annotations of Kubernetes' objects: nothing is filled in.
+            Shape::Node | Shape::Pod | Shape::Plain => return Ok(value),
+        };
+        let answer = match expect {
+            Expect::Absent => self.create_named(&place, api, key, &value, Dry::All).await,
+            Expect::Revision(at) => self.replace_named(&place, api, key, &value, at, Dry::All).await,
+            Expect::Any => match self.get(key).await {
+                Ok(found) => self.replace_named(&place, api, key, &value, found.revision, Dry::All).await,
+                Err(StoreError::NotFound(_)) => self.create_named(&place, api, key, &value, Dry::All).await,
+                Err(e) => Err(e),
+            },
+        };
+        let answer = match answer {
+            Ok((_, answer)) => answer,
+            // A webhook that acts on more than the object is not asked for a trial; the write itself is.
+            Err(StoreError::Refused { reason, .. }) if reason.contains("does not support dry run") => {
+                return Ok(value);
+            }
+            Err(e) => return Err(e),
+        };
+        let bad = |why: String| {
+            StoreError::Unavailable(format!("{}: the answer about {key}: {why}", self.client.name()))
+        };
+        let mut object: Value = serde_json::from_slice(&answer).map_err(|e| bad(e.to_string()))?;
+        if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            // Nothing was kept: what is new has no revision, and its identity is made up.
+            meta.insert("resourceVersion".into(), "1".into());
+            if value.pointer("/metadata/uid").is_none() {
+                meta.remove("uid");
+                meta.remove("creationTimestamp");
+            }
         }
-        Ok(())
+        match map_crd::read(&place, api, object).map_err(bad)? {
+            Mapped::Put(entry) => Ok(Arc::unwrap_or_clone(entry.value)),
+            Mapped::Nothing { .. } => Ok(value),
+        }
     }
 
     pub(super) async fn put(&self, key: &Key, value: &Value, expect: Expect) -> Result<Revision, StoreError> {
@@ -146,6 +210,19 @@ impl Inner {
         key: &Key,
         value: &Value,
     ) -> Result<Revision, StoreError> {
+        let (name, answer) = self.create_named(place, api, key, value, Dry::Not).await?;
+        self.with_status(place, api, key, &name, value, &answer).await
+    }
+
+    /// Creates the object without its status; its name and the server's answer.
+    async fn create_named(
+        &self,
+        place: &Place,
+        api: Api,
+        key: &Key,
+        value: &Value,
+        dry: Dry,
+    ) -> Result<(String, Vec<u8>), StoreError> {
         let mut names = map_crd::names_of(key, api);
         let name = match (names.pop(), names.pop()) {
             (Some(legacy), Some(plain)) => {
@@ -161,9 +238,9 @@ impl Inner {
             (None, _) => return Err(refused(key, "its name is no name of an object")),
         };
         let object = map_crd::write(place, api, key, &name, value, None);
-        let path = place.collection(Some(&key.namespace));
+        let path = dry.of(place.collection(Some(&key.namespace)));
         let answer = self.send(Verb::Create, place, key, Method::POST, &path, &object).await?;
-        self.with_status(place, api, key, &name, value, &answer).await
+        Ok((name, answer))
     }
 
     async fn replace(
@@ -174,12 +251,26 @@ impl Inner {
         value: &Value,
         at: Revision,
     ) -> Result<Revision, StoreError> {
+        let (name, answer) = self.replace_named(place, api, key, value, at, Dry::Not).await?;
+        self.with_status(place, api, key, &name, value, &answer).await
+    }
+
+    /// The same without its status.
+    async fn replace_named(
+        &self,
+        place: &Place,
+        api: Api,
+        key: &Key,
+        value: &Value,
+        at: Revision,
+        dry: Dry,
+    ) -> Result<(String, Vec<u8>), StoreError> {
         for name in map_crd::names_of(key, api) {
             let object = map_crd::write(place, api, key, &name, value, Some(at.0));
-            let path = place.object(&key.namespace, &name);
+            let path = dry.of(place.object(&key.namespace, &name));
             match self.send(Verb::Update, place, key, Method::PUT, &path, &object).await {
                 Err(StoreError::NotFound(_)) => {}
-                answer => return self.with_status(place, api, key, &name, value, &answer?).await,
+                answer => return Ok((name, answer?)),
             }
         }
         Err(StoreError::NotFound(key.clone()))

@@ -216,6 +216,10 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Answer<Repl
     if kind.namespaced && namespace.is_empty() && !name.is_empty() {
         return Err(Status::page_not_found());
     }
+    // Of one object, and it has no name.
+    if name.is_empty() && path.ends_with('/') {
+        return Err(Status::bad_request("name must be provided"));
+    }
     let target = Target { id, kind, version, namespace, name, sub };
     check_sub(&target)?;
     let accept = head.headers.get(header::ACCEPT).and_then(|a| a.to_str().ok()).unwrap_or("").to_owned();

@@ -6,12 +6,12 @@ use brindle_config_core::{
     Key, Kind, ObjectMeta, Resource,
     ipam::{AffinityState, BlockAffinitySpec, IpamBlockSpec, IpamHandleSpec},
     names,
-    store::{Change, Expect, Store, StoreError, StoreExt as _},
+    store::{Change, Expect, Revision, Store, StoreError, StoreExt as _},
 };
 use http::Method;
 use serde_json::{Value, json};
 
-use super::target::{LONG, Target};
+use super::target::{LONG, Target, definitions};
 
 const V1: &str = "/apis/crd.projectcalico.org/v1";
 
@@ -232,4 +232,65 @@ async fn a_kind_the_cluster_lacks_is_empty_until_it_appears() {
         let batch = tokio::time::timeout(LONG, watch.next()).await.expect("it is told").unwrap();
         assert!(matches!(batch.as_slice(), [Change::Put(e)] if e.key.name == name), "{name}: {batch:?}");
     }
+}
+
+/// What a server would fill in or refuse is known before anything is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_is_asked_what_it_would_hold() {
+    let target = Target::ours_bare().await;
+    for mut definition in definitions() {
+        // As Calico's own definition has it.
+        let mode = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/assignmentMode";
+        if definition["spec"]["names"]["plural"] == "ippools" {
+            let mode = definition.pointer_mut(mode).expect("the pool's schema has it");
+            mode["default"] = json!("Automatic");
+            mode["enum"] = json!(["Automatic", "Manual"]);
+        }
+        target.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition).await;
+    }
+    let store = target.store();
+    let key = Key::new(Kind::IpPool, None, "asked");
+    let pool = |more: Value| {
+        let mut value = json!({"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "asked"},
+            "spec": {"cidr": "10.7.0.0/16"}});
+        value["spec"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        value
+    };
+    let filled = store.would_hold(&key, pool(json!({})), Expect::Absent).await.unwrap();
+    assert_eq!(filled, pool(json!({"assignmentMode": "Automatic"})), "filled in, and nothing made up");
+    let wrong = pool(json!({"assignmentMode": "Sometimes"}));
+    let refused = store.would_hold(&key, wrong.clone(), Expect::Absent).await.unwrap_err().to_string();
+    assert!(refused.contains("spec.assignmentMode: Unsupported value"), "{refused}");
+    assert_eq!(store.get(&key).await, Err(StoreError::NotFound(key.clone())), "nothing was written");
+
+    let first = store.put(&key, pool(json!({})), Expect::Absent).await.unwrap();
+    let stored = store.get(&key).await.unwrap();
+    let same = store.would_hold(&key, pool(json!({})), Expect::Revision(first)).await.unwrap();
+    assert_eq!(same["spec"], stored.value["spec"]);
+    let full = (*stored.value).clone();
+    assert_eq!(store.would_hold(&key, full.clone(), Expect::Any).await.unwrap(), full);
+    assert!(store.would_hold(&key, wrong, Expect::Any).await.is_err());
+    assert_eq!(store.get(&key).await.unwrap().revision, first);
+    let stale = Expect::Revision(Revision(first.0 - 1));
+    assert_eq!(store.would_hold(&key, full, stale).await, Err(StoreError::Conflict(key)));
+    let profile = Key::new(Kind::Profile, None, "kns.x");
+    assert!(matches!(
+        store.would_hold(&profile, json!({}), Expect::Any).await,
+        Err(StoreError::Refused { .. })
+    ));
+}
+
+/// A server takes the path of an object without a name for its collection's, or refuses it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_name_is_not_there_and_never_asked_for() {
+    let target = Target::start().await;
+    let store = target.store();
+    for kind in [Kind::Node, Kind::IpPool] {
+        let key = Key::new(kind, None, "");
+        assert_eq!(store.get(&key).await, Err(StoreError::NotFound(key.clone())));
+        assert!(matches!(store.delete(&key, Expect::Any).await, Err(StoreError::Refused { .. })));
+        assert!(matches!(store.put(&key, json!({}), Expect::Any).await, Err(StoreError::Refused { .. })));
+    }
+    let said = target.call(Method::GET, "/api/v1/nodes/", None).await.unwrap_err();
+    assert_eq!(said, "400 name must be provided");
 }

@@ -195,7 +195,7 @@ fn rule(field: &str, r: &Rule, ingress: bool, errors: &mut Errors) {
         let reason = "services stands in the source of ingress rules and the destination of egress rules";
         errors.add(&format!("{field}.{}.services", misplaced.1), "", reason);
     }
-    if r.extra.contains_key("http") {
+    if r.extra.get("http").is_some_and(|http| !http.is_null()) {
         errors.add(
             &format!("{field}.http"),
             "",

@@ -48,12 +48,8 @@ pub(crate) fn place(args: &StoreArgs) -> Result<Place> {
         (file(default_file), brindle_config::apiconfig::DEFAULT_FILE.to_owned())
     } else {
         match calico_variable("DATASTORE_TYPE").as_deref() {
-            None => (DEFAULT_URL.to_owned(), "default".to_owned()),
-            // The client of Kubernetes does not know the long name.
-            Some("kubernetes") => match std::env::var("CALICO_KUBECONFIG").ok().filter(|v| !v.is_empty()) {
-                Some(file) => (format!("kubernetes:{file}"), "CALICO_KUBECONFIG".to_owned()),
-                None => ("kubernetes:".to_owned(), "DATASTORE_TYPE".to_owned()),
-            },
+            None => unnamed(),
+            Some("kubernetes") => kubernetes("DATASTORE_TYPE"),
             Some("etcdv3") => ("etcd:".to_owned(), "DATASTORE_TYPE and ETCD_ENDPOINTS".to_owned()),
             Some(other) => bail!("DATASTORE_TYPE={other}: expected kubernetes or etcdv3"),
         }
@@ -66,6 +62,27 @@ pub(crate) fn place(args: &StoreArgs) -> Result<Place> {
         Some(context) => bail!("--context {context}: the datastore {url} has none; it is not Kubernetes"),
     };
     Ok(Place { url, by })
+}
+
+/// The API server that variables tell of, or `by`.
+fn kubernetes(by: &str) -> (String, String) {
+    // The client of Kubernetes does not know the long name.
+    match std::env::var("CALICO_KUBECONFIG").ok().filter(|v| !v.is_empty()) {
+        Some(file) => (format!("kubernetes:{file}"), "CALICO_KUBECONFIG".to_owned()),
+        None => ("kubernetes:".to_owned(), by.to_owned()),
+    }
+}
+
+/// Where nothing says which kind of datastore: the one of this machine if it has one, else what calicoctl's and kubectl's
+/// variables tell of.
+fn unnamed() -> (String, String) {
+    let here = DEFAULT_URL.strip_prefix("sqlite:").is_some_and(|path| Path::new(path).exists());
+    let told = ["ETCD_ENDPOINTS", "K8S_API_ENDPOINT", "KUBECONFIG"];
+    match told.into_iter().find(|v| !here && calico_variable(v).is_some()) {
+        Some("ETCD_ENDPOINTS") => ("etcd:".to_owned(), "ETCD_ENDPOINTS".to_owned()),
+        Some(by) => kubernetes(by),
+        None => (DEFAULT_URL.to_owned(), "default".to_owned()),
+    }
 }
 
 impl Place {
@@ -211,8 +228,8 @@ impl Store for Advised {
         self.call(self.inner.put(key, value, expect))
     }
 
-    fn takes<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, ()> {
-        self.call(self.inner.takes(key, expect))
+    fn would_hold<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Value> {
+        self.call(self.inner.would_hold(key, value, expect))
     }
 
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {

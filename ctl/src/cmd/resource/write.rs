@@ -58,6 +58,8 @@ const RACES: usize = 10;
 struct Step {
     key: Key,
     value: Value,
+    /// What the datastore will make of the value.
+    kept: Value,
     did: Did,
     expect: Expect,
 }
@@ -113,7 +115,13 @@ async fn plan(store: &dyn Store, verb: Verb, args: &WriteArgs, input: &Input) ->
         let old = existing(store, &key).await?;
         let refusal = match (verb, &old) {
             (Verb::Create, Some(_)) if args.skip_exists => {
-                steps.push(Step { key, value: Value::Null, did: Did::Skipped, expect: Expect::Any });
+                steps.push(Step {
+                    key,
+                    value: Value::Null,
+                    kept: Value::Null,
+                    did: Did::Skipped,
+                    expect: Expect::Any,
+                });
                 continue;
             }
             (Verb::Create, Some(_)) => Some(format!("resource already exists: {key}; use apply or replace")),
@@ -128,14 +136,7 @@ async fn plan(store: &dyn Store, verb: Verb, args: &WriteArgs, input: &Input) ->
             None => step(loaded, old.as_ref(), &others)?,
         };
         let checked = match checked {
-            Some(step) if step.did != Did::Unchanged => match store.takes(&step.key, step.expect).await {
-                Ok(()) => Some(step),
-                Err(StoreError::Refused { reason, .. }) => {
-                    eprintln!("error: {}", loaded.origin.problem("kind", format!("{}: {reason}", step.key)));
-                    None
-                }
-                Err(e) => return Err(e).with_context(|| format!("{} cannot be written", step.key)),
-            },
+            Some(step) if step.did != Did::Unchanged => asked(store, loaded, old.as_ref(), step).await?,
             unchanged => unchanged,
         };
         match checked {
@@ -147,6 +148,41 @@ async fn plan(store: &dyn Store, verb: Verb, args: &WriteArgs, input: &Input) ->
         }
     }
     Ok((steps, wrong))
+}
+
+/// Asks the datastore what it would make of a step; a refusal is printed and gives `None`. What it would keep as it is
+/// changes nothing.
+async fn asked(
+    store: &dyn Store,
+    loaded: &Loaded,
+    old: Option<&Entry>,
+    mut step: Step,
+) -> Result<Option<Step>> {
+    match store.would_hold(&step.key, step.value.clone(), step.expect).await {
+        Ok(value) => {
+            if old.is_some_and(|old| *old.value == value) {
+                step.did = Did::Unchanged;
+            }
+            step.kept = value;
+            Ok(Some(step))
+        }
+        Err(StoreError::Refused { reason, .. }) => {
+            let (field, reason) = told(&reason);
+            eprintln!("error: {}", loaded.origin.problem(field, format!("{}: {reason}", step.key)));
+            Ok(None)
+        }
+        Err(StoreError::Conflict(key) | StoreError::Exists(key)) => bail!("{}", meanwhile(&key)),
+        Err(e) => Err(e).with_context(|| format!("{} cannot be written", step.key)),
+    }
+}
+
+/// The field an API server's refusal is about, where it names one: `KIND "NAME" is invalid: FIELD: WHY`.
+fn told(reason: &str) -> (&str, &str) {
+    let named = reason.split_once(" is invalid: ").and_then(|(_, rest)| rest.split_once(": "));
+    match named {
+        Some((field, why)) if field.starts_with("spec.") && !field.contains(' ') => (field, why),
+        _ => ("kind", reason),
+    }
 }
 
 async fn existing(store: &dyn Store, key: &Key) -> Result<Option<Entry>> {
@@ -199,7 +235,7 @@ fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Option<
         Some(old) if *old.value == value => (Did::Unchanged, Expect::Any),
         Some(old) => (Did::Configured, Expect::Revision(old.revision)),
     };
-    Ok(Some(Step { key, value, did, expect }))
+    Ok(Some(Step { key, kept: value.clone(), value, did, expect }))
 }
 
 /// What the store will hold: the revision is the store's own; what the cluster gave the old one stays.
@@ -224,10 +260,14 @@ async fn put(store: &dyn Store, step: &Step) -> Result<()> {
     match store.put(&step.key, step.value.clone(), step.expect).await {
         Ok(_) => Ok(()),
         Err(StoreError::Conflict(key) | StoreError::Exists(key)) => {
-            bail!("update conflict: {key} was changed by somebody else meanwhile; try again")
+            bail!("{}", meanwhile(&key))
         }
         Err(e) => Err(failed("write", &step.key, e)),
     }
+}
+
+fn meanwhile(key: &Key) -> String {
+    format!("update conflict: {key} was changed by somebody else meanwhile; try again")
 }
 
 /// What the store said, with the resource's name once.
@@ -260,7 +300,13 @@ pub(super) async fn update(
             return Ok(Did::Unchanged);
         }
         if dry_run {
-            return Ok(Did::Configured);
+            let expect = Expect::Revision(old.revision);
+            return match store.would_hold(key, value, expect).await {
+                Ok(kept) if kept == *old.value => Ok(Did::Unchanged),
+                Ok(_) => Ok(Did::Configured),
+                Err(StoreError::Conflict(_)) => continue,
+                Err(e) => Err(failed("write", key, e)),
+            };
         }
         match store.put(key, value, Expect::Revision(old.revision)).await {
             Ok(_) => return Ok(Did::Configured),
@@ -295,7 +341,7 @@ pub(crate) fn diff(args: &WriteArgs, format: Format) -> Result<Outcome> {
         for step in &steps {
             let old = existing(&*store, &step.key).await?.map(|e| (*e.value).clone());
             let before = old.map_or_else(String::new, plain_yaml);
-            let after = plain_yaml(step.value.clone());
+            let after = plain_yaml(step.kept.clone());
             if before == after {
                 continue;
             }
