@@ -340,6 +340,34 @@ fn a_monitor_that_is_overrun_says_so_and_goes_on() {
 }
 
 #[test]
+fn own_route_changes_take_no_room_from_what_others_do() {
+    let a = Ns::new();
+    let (mut nl, v0) = with_veth(&a);
+    let mut own = a.rtnl();
+    let mut batch = RouteBatcher::open_in(&a.ns).unwrap();
+    let mut mon = Monitor::open_in(&a.ns, &[Group::Links, Group::RoutesV4, Group::RoutesV6]).unwrap();
+    mon.ignore(&[own.port(), batch.port()]);
+    // Room for a few dozen events.
+    mon.set_buffer(16 << 10).unwrap();
+    let route = |dst: &str| Route::new(dst.parse().unwrap()).dev(v0).with_protocol(80);
+    let routes: Vec<Route> =
+        (0..1000).map(|i| route(&format!("10.{}.{}.0/24", 32 + i / 256, i % 256))).collect();
+    for kind in [RouteChange::Add, RouteChange::Replace, RouteChange::Delete] {
+        assert_eq!(batch.apply(&routes.iter().cloned().map(kind).collect::<Vec<_>>()).done, 1000);
+    }
+    own.add_route(&route("2001:db8::/64")).unwrap();
+    assert_eq!(mon.next(Some(Duration::ZERO)).unwrap(), []);
+    // Others are heard, and so is what is no route whoever did it.
+    nl.add_route(&routes[0]).unwrap();
+    assert_eq!(mon.next(Some(Duration::from_secs(10))).unwrap(), [Event::Route(routes[0].clone())]);
+    nl.del_route(&routes[0]).unwrap();
+    assert_eq!(mon.next(Some(Duration::from_secs(10))).unwrap(), [Event::RouteGone(routes[0].clone())]);
+    own.set_mtu(v0, 1234).unwrap();
+    let news = mon.next(Some(Duration::from_secs(10))).unwrap();
+    assert!(matches!(&news[..], [Event::Link(l), ..] if l.mtu == 1234), "{news:?}");
+}
+
+#[test]
 fn a_waiting_monitor_can_be_woken() {
     let a = Ns::new();
     let mut mon = Monitor::open_in(&a.ns, &[Group::Links]).unwrap();

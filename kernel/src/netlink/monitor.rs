@@ -10,6 +10,9 @@ use std::{
     time::Duration,
 };
 
+use nix::libc;
+use socket2::SockFilter;
+
 use super::{
     decode::{self, msg},
     error::NetlinkError,
@@ -109,9 +112,13 @@ impl Monitor {
     }
 
     /// Keeps quiet about route changes that were requested through these sockets ([`super::Rtnl::port`],
-    /// [`super::RouteBatcher::port`]): whoever made them knows.
+    /// [`super::RouteBatcher::port`]): whoever made them knows. The kernel leaves them out by itself, so that they wake
+    /// nobody and take no room from what others do; where it does not, they are read and dropped here.
     pub fn ignore(&mut self, ports: &[u32]) {
         self.ignored.extend(ports.iter().filter(|p| **p != 0));
+        if let Err(e) = self.sock.filter(&without(&self.ignored)) {
+            tracing::debug!("own route changes are read and dropped: {e}");
+        }
     }
 
     /// How many octets of events may wait for [`Self::next`], as far as the kernel goes along (its least is a few
@@ -190,6 +197,32 @@ impl AsFd for Monitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.sock.as_fd()
     }
+}
+
+/// A filter (classic BPF) that lets everything through but route changes these ports asked for.
+fn without(ports: &[u32]) -> Vec<SockFilter> {
+    // Loads are big-endian, the header (type at 4, port at 12) has the order of the machine.
+    let half = |n: u16| u32::from(u16::from_be_bytes(n.to_ne_bytes()));
+    let word = |n: u32| u32::from_be_bytes(n.to_ne_bytes());
+    let load = |size: u32, at: u32| op(libc::BPF_LD | size | libc::BPF_ABS, 0, 0, at);
+    let jump =
+        |value: u32, same: u8, other: u8| op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, same, other, value);
+    // Jumps are short; more ports than there are of ours would be left to the reader.
+    let ports = &ports[..ports.len().min(100)];
+    let count = u8::try_from(ports.len()).unwrap_or(0);
+    let mut all = vec![
+        load(libc::BPF_H, 4),
+        jump(half(msg::NEWROUTE), 1, 0),
+        jump(half(msg::DELROUTE), 0, count + 1),
+        load(libc::BPF_W, 12),
+    ];
+    all.extend((1..=count).rev().zip(ports).map(|(left, port)| jump(word(*port), left, 0)));
+    all.extend([op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX), op(libc::BPF_RET | libc::BPF_K, 0, 0, 0)]);
+    all
+}
+
+fn op(code: u32, same: u8, other: u8, k: u32) -> SockFilter {
+    SockFilter::new(u16::try_from(code).unwrap_or(0), same, other, k)
 }
 
 fn pair() -> std::io::Result<(UnixStream, UnixStream)> {

@@ -16,6 +16,8 @@ use nix::{
     sys::socket::{setsockopt, sockopt},
 };
 
+use socket2::{SockFilter, SockRef};
+
 use super::error::NetlinkError;
 
 /// Kernels fill dump answers up to the size of our buffer, 32 KiB at most.
@@ -91,6 +93,11 @@ impl NlSocket {
 
     pub(crate) fn join(&mut self, group: u32) -> Result<(), NetlinkError> {
         self.sock.add_membership(group).map_err(|e| os("join netlink group", &e))
+    }
+
+    /// Lets the kernel look at what comes before it is queued.
+    pub(crate) fn filter(&self, program: &[SockFilter]) -> std::io::Result<()> {
+        SockRef::from(&self.sock).attach_filter(program)
     }
 
     /// The next sequence number, never 0 (which notifications carry).
