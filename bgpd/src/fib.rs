@@ -25,6 +25,11 @@ impl FibQueue {
         (queue, FibStream { batches: rx })
     }
 
+    /// Whether somebody wants to know.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.batches.as_ref().is_some_and(|tx| !tx.is_closed())
+    }
+
     pub(crate) fn change(&mut self, change: FibChange) {
         if self.batches.is_none() {
             return;

@@ -268,22 +268,31 @@ impl SpeakerTask {
             self.feed(Input::Heard { conn });
         }
         let now = self.now();
+        let forwarding = self.forwarding();
         if let Some(speaker) = &mut self.speaker {
             if let Some(recorder) = &mut self.recorder {
                 recorder.tick(now);
             }
+            speaker.tell_forwarding(forwarding);
             speaker.on_time(now, &mut self.outputs);
         }
         self.act();
     }
 
+    /// Whether anybody is told of changes of forwarding: who programs routes, or who watches.
+    fn forwarding(&self) -> bool {
+        self.fib.is_heard() || self.monitor.receiver_count() > 0
+    }
+
     /// Hands one input to the speaker and carries out what it wants.
     fn feed(&mut self, input: Input) {
         let now = self.now();
+        let forwarding = self.forwarding();
         let Some(speaker) = &mut self.speaker else { return };
         if let Some(recorder) = &mut self.recorder {
             recorder.input(now, &input);
         }
+        speaker.tell_forwarding(forwarding);
         speaker.handle(now, input, &mut self.outputs);
         self.act();
     }

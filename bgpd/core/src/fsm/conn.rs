@@ -645,7 +645,7 @@ impl Conn {
     fn keepalive(&mut self, now: Mono, s: &Session, out: &mut Actions) {
         out.push_back((self.id, Action::Send(Message::Keepalive)));
         if s.keepalive > 0 {
-            self.timers.set(Timer::Keepalive, now.plus_ms(self.jitter.of(u64::from(s.keepalive) * 1_000)));
+            self.timers.set(Timer::Keepalive, self.jitter.together(now, u64::from(s.keepalive) * 1_000));
         }
     }
 }

@@ -101,10 +101,25 @@ impl Jitter {
         }
         ms - self.next() % (quarter + 1)
     }
+
+    /// When a timer of `ms` started at `now` fires: between 75 and 100 per cent of it later, at one of a few moments that
+    /// timers of all connections have in common. Many connections then wake the process a few times instead of once each;
+    /// each still draws its moment by itself.
+    pub const fn together(&mut self, now: Mono, ms: u64) -> Mono {
+        // Powers of two, so that the moments of longer timers are also moments of shorter ones.
+        let Some(step) = (ms / 16).checked_ilog2() else { return now.plus_ms(self.of(ms)) };
+        let step = 1u64 << step;
+        let latest = now.plus_ms(ms).0;
+        // Rounding down takes less than a step away, which is kept back here.
+        let drawn = latest - self.next() % (ms / 4 - step + 2);
+        Mono(drawn - drawn % step)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -127,5 +142,29 @@ mod tests {
         assert!(all.iter().all(|v| (750..=1000).contains(v)));
         assert!(all.iter().any(|v| *v < 800) && all.iter().any(|v| *v > 950));
         assert_eq!(Jitter::new(1).of(3), 3);
+    }
+
+    #[test]
+    fn timers_of_many_connections_fire_within_their_jitter_at_few_moments() {
+        let mut moments = BTreeMap::new();
+        for n in 0..1_000u64 {
+            let (start, mut j) = (Mono(5_000 + n % 100), Jitter::new(n));
+            *moments.entry(j.together(start, 30_000).0).or_insert(0) += 1;
+        }
+        assert!(moments.keys().all(|at| (27_500..=35_099).contains(at)));
+        // Not all at one: the jitter is there to spread what is sent.
+        assert!((6..=9).contains(&moments.len()), "{moments:?}");
+        assert!(moments.values().all(|n| *n < 250), "{moments:?}");
+        // 60 s: some of the same.
+        let longer = Jitter::new(1).together(Mono(3), 60_000).0;
+        assert_eq!(longer % moments.keys().map(|at| at & at.wrapping_neg()).min().unwrap(), 0);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_shared_moment_is_between_three_quarters_and_the_whole(seed: u64, now in 0u64..1 << 40, ms in 0u64..1 << 26) {
+            let at = Jitter::new(seed).together(Mono(now), ms);
+            proptest::prop_assert!((ms - ms / 4..=ms).contains(&(at.0 - now)), "{} {}", at.0 - now, ms);
+        }
     }
 }

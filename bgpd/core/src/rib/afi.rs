@@ -20,7 +20,10 @@ use super::{
     rewrite::add,
     table::{Age, Dest, Path, PathFlags, Table},
 };
-use crate::speaker::{FibChange, LLGR_STALE, Multipath, NO_LLGR, PeerId};
+use crate::{
+    speaker::{FibChange, LLGR_STALE, Multipath, NO_LLGR, PeerId},
+    wire::Nlri,
+};
 
 /// Adj-RIB-In of one peer: which destinations it has sent.
 #[derive(Debug, Default)]
@@ -38,7 +41,8 @@ pub(super) struct ChangeCx<'a> {
     pub multipath: Multipath,
     /// Selection is put off (RFC 4724 section 4.1): paths are only stored.
     pub deferred: bool,
-    pub fib: &'a mut Vec<FibChange>,
+    /// `None`: nobody wants to know of changes of forwarding.
+    pub fib: Option<&'a mut Vec<FibChange>>,
 }
 
 /// A received or own route.
@@ -70,11 +74,15 @@ pub(super) struct Afi<P> {
 /// Least number of empty destinations for a sweep.
 const SWEEP_MIN: usize = 1_024;
 
-/// What is compared to see whether a change is one for others.
+/// What is compared to see whether a change is one for others. Attributes are named by their address: whoever takes a path
+/// out keeps it until the comparison is over.
 struct Before {
-    best: Option<(Attrs, PeerId)>,
+    best: Option<(usize, PeerId)>,
     hops: SmallVec<[IpAddr; 1]>,
 }
+
+/// Destinations looked up together, so that one does not wait for the memory of the other.
+const TOGETHER: usize = 32;
 
 impl<P: Prefix> Afi<P> {
     /// An empty RIB.
@@ -148,32 +156,39 @@ impl<P: Prefix> Afi<P> {
         };
         // An empty destination that is found again is one less to sweep.
         let refilled = !added && dest.paths.is_empty();
-        let mut was_stale = false;
-        match at {
-            Ok(at) => {
-                if let Some(old) = dest.paths.get_mut(at) {
-                    was_stale = old.flags.age == Age::Stale;
-                    *old = path;
-                }
+        let old = match at {
+            Ok(at) => dest.paths.get_mut(at).map(|old| std::mem::replace(old, path)),
+            Err(at) => {
+                dest.paths.insert(at, path);
+                None
             }
-            Err(at) => dest.paths.insert(at, path),
-        }
+        };
         self.empty -= usize::from(refilled);
         let adj = self.adj_in(peer);
         if at.is_err() {
             adj.dests.insert(n);
             adj.paths += 1;
         }
-        if was_stale {
-            adj.stale -= 1;
-        }
+        adj.stale -= usize::from(old.as_ref().is_some_and(|o| o.flags.age == Age::Stale));
         self.after(n, before, cx);
     }
 
-    /// A route is withdrawn; whether it was there.
-    pub(super) fn withdraw(&mut self, prefix: P, peer: PeerId, path_id: u32, cx: &mut ChangeCx<'_>) -> bool {
-        let Some(n) = self.table.get(prefix) else { return false };
-        self.remove(n, peer, |p| p.path_id == path_id, cx) > 0
+    /// Routes of a peer are withdrawn.
+    pub(super) fn withdraw(&mut self, list: &[Nlri<P>], peer: PeerId, cx: &mut ChangeCx<'_>) {
+        let mut next = 0;
+        for some in list.chunks(TOGETHER) {
+            let mut numbers = [None; TOGETHER];
+            for (n, nlri) in numbers.iter_mut().zip(some) {
+                *n = self.table.get_near(nlri.prefix, next);
+                next = n.map_or(next, |n| n.saturating_add(1));
+            }
+            // A number that is given up on the way has no paths, so nothing is removed from it.
+            for (n, nlri) in numbers.iter().zip(some) {
+                if let Some(n) = n {
+                    self.remove(*n, peer, |p| p.path_id == nlri.path_id, cx);
+                }
+            }
+        }
     }
 
     /// Removes paths of a peer from a destination; returns how many.
@@ -185,28 +200,30 @@ impl<P: Prefix> Afi<P> {
         cx: &mut ChangeCx<'_>,
     ) -> usize {
         let dest = self.table.dest_mut(n);
-        if !dest.paths.iter().any(|p| p.peer == peer && which(p)) {
+        let goes = |p: &Path| p.peer == peer && which(p);
+        if !dest.paths.iter().any(goes) {
             return 0;
         }
         let before = Before::of(dest, cx);
-        let (mut gone, mut stale, mut left) = (0, 0, false);
-        dest.paths.retain(|p| {
-            if p.peer != peer {
-                return true;
+        // Mostly it is the only one.
+        let gone: SmallVec<[Path; 1]> = match &dest.paths[..] {
+            [_] => std::mem::take(&mut dest.paths),
+            _ => {
+                let gone = dest.paths.iter().filter(|p| goes(p)).cloned().collect();
+                dest.paths.retain(|p| !goes(p));
+                gone
             }
-            let goes = which(p);
-            gone += usize::from(goes);
-            stale += usize::from(goes && p.flags.age == Age::Stale);
-            left |= !goes;
-            if goes && !self.raw.is_empty() {
+        };
+        let left = dest.paths.iter().any(|p| p.peer == peer);
+        let emptied = dest.paths.is_empty();
+        if !self.raw.is_empty() {
+            for p in &gone {
                 self.raw.remove(&(n, peer, p.path_id));
             }
-            !goes
-        });
-        let emptied = dest.paths.is_empty();
+        }
         let adj = self.adj_in(peer);
-        adj.paths -= gone;
-        adj.stale -= stale;
+        adj.paths -= gone.len();
+        adj.stale -= gone.iter().filter(|p| p.flags.age == Age::Stale).count();
         if !left {
             adj.dests.remove(n);
         }
@@ -215,7 +232,7 @@ impl<P: Prefix> Afi<P> {
         if self.empty >= self.sweep_at {
             self.sweep();
         }
-        gone
+        gone.len()
     }
 
     /// Decides about a destination whose paths have changed, and passes on what follows.
@@ -230,15 +247,13 @@ impl<P: Prefix> Afi<P> {
         );
         dest.settle(&verdict);
         let best = dest.best();
-        let changed = match (&before.best, best) {
-            (None, None) => false,
-            (Some((attrs, peer)), Some(b)) => b.attrs != *attrs || b.peer != *peer,
-            (Some(_), None) | (None, Some(_)) => true,
-        };
-        let hops = next_hops(dest);
-        if hops != before.hops {
-            let from = best.map(|p| p.peer).filter(|p| *p != LOCAL);
-            cx.fib.push(FibChange { prefix: dest.prefix.net(), next_hops: hops, from });
+        let changed = before.best != best.map(|b| (b.attrs.address(), b.peer));
+        if let Some(fib) = &mut cx.fib {
+            let hops = next_hops(dest);
+            if hops != before.hops {
+                let from = best.map(|p| p.peer).filter(|p| *p != LOCAL);
+                fib.push(FibChange { prefix: dest.prefix.net(), next_hops: hops, from });
+            }
         }
         if changed {
             self.groups.propagate(&self.table, n, before.best.map(|(_, p)| p), &mut cx.out);
@@ -312,17 +327,16 @@ impl<P: Prefix> Afi<P> {
             );
             let dest = self.table.dest_mut(n);
             let before = Before::of(dest, cx);
-            let mut changed = false;
+            let mut old: SmallVec<[Attrs; 1]> = SmallVec::new();
             for path in dest.paths.iter_mut().filter(|p| p.peer == peer && p.flags.age == Age::Stale) {
                 let mut set = path.attrs.set();
                 add(&mut set, LLGR_STALE);
                 // A set with no room for one community more stays as it is; it is dropped when the time is over.
                 if let Some(attrs) = cx.out.interner.intern(&set, path.attrs.next_hop()) {
-                    path.attrs = attrs;
-                    changed = true;
+                    old.push(std::mem::replace(&mut path.attrs, attrs));
                 }
             }
-            if changed {
+            if !old.is_empty() {
                 self.after(n, before, cx);
             }
         }
@@ -444,7 +458,8 @@ impl Before {
         if cx.deferred {
             return Self { best: None, hops: SmallVec::new() };
         }
-        Self { best: dest.best().map(|p| (p.attrs.clone(), p.peer)), hops: next_hops(dest) }
+        let hops = if cx.fib.is_some() { next_hops(dest) } else { SmallVec::new() };
+        Self { best: dest.best().map(|p| (p.attrs.address(), p.peer)), hops }
     }
 }
 

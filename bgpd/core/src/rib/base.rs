@@ -135,6 +135,8 @@ pub struct Rib {
     /// Import policies of peers that have one; outlive the session as its stale routes do.
     imports: BTreeMap<PeerId, Policy>,
     ring: Vec<PeerId>,
+    /// Somebody wants to know of changes of forwarding.
+    forwarding: bool,
     fib: Vec<FibChange>,
     packer: Packer,
 }
@@ -151,6 +153,7 @@ impl Rib {
             deferred: cfg.restarting,
             imports: BTreeMap::new(),
             ring: Vec::new(),
+            forwarding: true,
             fib: Vec::new(),
             packer: Packer::new(cfg.seed),
             cfg,
@@ -191,7 +194,7 @@ impl Rib {
             },
             multipath: self.cfg.multipath,
             deferred: self.deferred,
-            fib: &mut self.fib,
+            fib: self.forwarding.then_some(&mut self.fib),
         };
         (&mut self.v4, &mut self.v6, cx)
     }
@@ -209,6 +212,11 @@ impl Rib {
     /// Whether routes wait for such an answer.
     pub fn waits_for_devices(&self) -> bool {
         self.next_hops.waits()
+    }
+
+    /// Whether changes of forwarding are told from now on.
+    pub const fn tell_forwarding(&mut self, wanted: bool) {
+        self.forwarding = wanted;
     }
 
     /// Changes of forwarding.
@@ -377,16 +385,8 @@ impl Rib {
     fn withdraw(&mut self, peer: &RibPeer, prefixes: &Prefixes) {
         let (v4, v6, mut cx) = self.split();
         match prefixes {
-            Prefixes::V4(list) => {
-                for n in list {
-                    v4.withdraw(n.prefix, peer.id, n.path_id, &mut cx);
-                }
-            }
-            Prefixes::V6(list) => {
-                for n in list {
-                    v6.withdraw(n.prefix, peer.id, n.path_id, &mut cx);
-                }
-            }
+            Prefixes::V4(list) => v4.withdraw(list, peer.id, &mut cx),
+            Prefixes::V6(list) => v6.withdraw(list, peer.id, &mut cx),
         }
     }
 

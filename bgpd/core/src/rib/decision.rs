@@ -156,8 +156,10 @@ fn cost(path: &Path, next_hops: &NextHops) -> Option<u32> {
 
 /// Decides among the paths to one prefix. The order of the slice does not matter for what wins.
 pub fn decide(paths: &[Path], cx: &DecisionCx<'_>) -> Verdict {
-    if let [only] = paths {
-        return alone(only, cx);
+    match paths {
+        [] => return Verdict::default(),
+        [only] => return alone(only, cx),
+        _ => {}
     }
     let mut race = Race {
         paths,

@@ -84,12 +84,18 @@ impl Group {
         (table.dest(dest).best()?.peer != peer).then_some(attrs)
     }
 
-    fn set(&mut self, dest: u32, was: Option<PeerId>, owner: Option<PeerId>, attrs: Option<Attrs>) {
+    /// What members should know; returns what it was.
+    fn set(
+        &mut self,
+        dest: u32,
+        was: Option<PeerId>,
+        owner: Option<PeerId>,
+        attrs: Option<Attrs>,
+    ) -> Option<Attrs> {
         let n = dest as usize;
         if n >= self.out.len() {
-            if attrs.is_none() {
-                return;
-            }
+            // Never known, and not to be.
+            attrs.as_ref()?;
             self.out.resize(n + 1, None);
         }
         if self.out[n].is_some() {
@@ -100,7 +106,7 @@ impl Group {
             self.some += 1;
             self.owned(owner, |n| *n += 1);
         }
-        self.out[n] = attrs;
+        std::mem::replace(&mut self.out[n], attrs)
     }
 
     fn owned(&mut self, peer: Option<PeerId>, change: impl FnOnce(&mut usize)) {
@@ -433,8 +439,9 @@ impl Groups {
             if old == new.as_ref() && (new.is_none() || was == owner) {
                 continue;
             }
+            let wanted = new.is_some();
+            let old = group.set(n, was, owner, new);
             if !group.followers.is_empty() && group.is_pending.insert(n) {
-                let old = group.get(n).cloned().zip(was);
                 if group.pending.is_empty() {
                     for peer in &group.followers {
                         if let Some(Some(m)) = self.members.get_mut(peer.0 as usize) {
@@ -442,10 +449,8 @@ impl Groups {
                         }
                     }
                 }
-                group.pending.push_back((n, old));
+                group.pending.push_back((n, old.zip(was)));
             }
-            let wanted = new.is_some();
-            group.set(n, was, owner, new);
             for peer in &group.others {
                 let Some(Some(member)) = self.members.get_mut(peer.0 as usize) else { continue };
                 if let Out::Own(bits) = &mut member.out {

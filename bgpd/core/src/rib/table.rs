@@ -119,6 +119,14 @@ impl<P: Prefix> Table<P> {
         self.index.find(hash, |n| self.dests[*n as usize].prefix == prefix).copied()
     }
 
+    /// The same, with a guess: prefixes often come again in the order they came first.
+    pub(super) fn get_near(&self, prefix: P, guess: u32) -> Option<u32> {
+        match self.dests.get(guess as usize) {
+            Some(d) if d.live && d.prefix == prefix => Some(guess),
+            _ => self.get(prefix),
+        }
+    }
+
     /// The number of a prefix, which is added if need be (then true).
     pub(super) fn get_or_add(&mut self, prefix: P) -> (u32, bool) {
         let hash = self.hasher.hash_one(prefix.key());

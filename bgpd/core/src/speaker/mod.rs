@@ -80,6 +80,12 @@ impl Speaker {
         }
     }
 
+    /// Whether [`Output::Fib`] is wanted from now on; at first it is. A reflector that programs no routes need not find out
+    /// where packets would go.
+    pub const fn tell_forwarding(&mut self, wanted: bool) {
+        self.rib.tell_forwarding(wanted);
+    }
+
     /// One input.
     pub fn handle(&mut self, now: Mono, input: Input, out: &mut VecDeque<Output>) {
         match input {

@@ -3,6 +3,10 @@
 use super::*;
 use crate::wire::{RouteRefresh, Segment, SegmentKind};
 
+fn strs(list: &[String]) -> Vec<&str> {
+    list.iter().map(String::as_str).collect()
+}
+
 fn two() -> Bench {
     let mut b = Bench::new(vec![neighbor(2, AS), neighbor(3, AS), neighbor(4, 65_000)]);
     b.establish(2, open(2, AS));
@@ -32,6 +36,40 @@ fn announcements_replace_and_withdrawals_remove_and_repeats_do_nothing() {
     assert_eq!(b.fib(), []);
     b.message(3, withdraw(&["10.1.0.0/16"]));
     assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![])]);
+}
+
+#[test]
+fn many_are_withdrawn_in_any_order_and_with_strangers_among_them() {
+    let mut b = two();
+    let all: Vec<String> = (0..100).map(|n| format!("10.1.{n}.0/24")).collect();
+    let strange: Vec<String> = (0..100).map(|n| format!("10.2.{n}.0/24")).collect();
+    b.message(2, announce(2, &strs(&all), ibgp()));
+    b.fib();
+    let mixed: Vec<String> =
+        all[..70].iter().rev().zip(&strange).flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
+    b.message(2, withdraw(&strs(&mixed)));
+    let gone = b.fib();
+    assert_eq!(gone.len(), 70);
+    assert!(gone.iter().all(|(p, hops)| hops.is_empty() && all[..70].contains(&p.to_string())));
+    b.message(2, withdraw(&strs(&all)));
+    assert_eq!(b.fib().len(), 30);
+    assert_eq!(b.s.rib.paths(None).count(), 0);
+}
+
+#[test]
+fn forwarding_is_not_told_where_nobody_wants_it_and_routes_are_the_same() {
+    let mut b = two();
+    b.s.tell_forwarding(false);
+    b.message(2, announce(2, &["10.1.0.0/16", "10.2.0.0/16"], ibgp()));
+    b.message(2, withdraw(&["10.2.0.0/16"]));
+    assert_eq!(b.fib(), []);
+    assert_eq!(b.pull(4).iter().flat_map(|u| &u.reach).count(), 1);
+    // From now on, and only what changes.
+    b.s.tell_forwarding(true);
+    b.message(3, announce(3, &["10.1.0.0/16"], AttrSet { local_pref: Some(200), ..ibgp() }));
+    assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![ip(3)])]);
+    b.message(3, withdraw(&["10.1.0.0/16"]));
+    assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![ip(2)])]);
 }
 
 #[test]
