@@ -473,19 +473,21 @@ fn slice(key: &Key, labels: &BTreeMap<String, String>, fields: &Extra) -> Input 
 /// The fields of FelixConfiguration that decide about packets.
 pub(crate) fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -> PolicySettings {
     let mut out = PolicySettings::default();
-    match f.setting("defaultEndpointToHostAction").and_then(Value::as_str) {
-        Some("Accept" | "ACCEPT") => out.to_host = ToHostAction::Accept,
-        Some("Return" | "RETURN") => out.to_host = ToHostAction::Return,
-        None => {}
-        Some("Drop" | "DROP") => out.to_host = ToHostAction::Drop,
-        Some(other) => {
-            // Whoever wrote something else did not ask for an open host.
-            out.to_host = ToHostAction::Drop;
-            problems.push(format!(
-                "spec.defaultEndpointToHostAction: expected Drop, Accept or Return, found {other:?}; Drop holds \
-                 until it is mended"
-            ));
-        }
+    match f.setting("defaultEndpointToHostAction") {
+        None | Some(Value::Null) => {}
+        Some(action) => match action.as_str() {
+            Some("Accept" | "ACCEPT") => out.to_host = ToHostAction::Accept,
+            Some("Return" | "RETURN") => out.to_host = ToHostAction::Return,
+            Some("Drop" | "DROP") => out.to_host = ToHostAction::Drop,
+            _ => {
+                // Whoever wrote something else did not ask for an open host.
+                out.to_host = ToHostAction::Drop;
+                problems.push(format!(
+                    "spec.defaultEndpointToHostAction: expected Drop, Accept or Return, found {action}; Drop holds \
+                     until it is mended"
+                ));
+            }
+        },
     }
     for (field, list) in [
         ("failsafeInboundHostPorts", &mut out.failsafe_inbound),

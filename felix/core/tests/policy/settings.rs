@@ -138,7 +138,23 @@ fn each_back_end_has_fields_of_its_own() {
 
 #[test]
 fn an_action_nobody_knows_does_not_open_the_host() {
-    let of = |text: &str| outcome(&[("default", json!({"defaultEndpointToHostAction": text}))]).1.to_host;
-    assert_eq!((of("Accept"), of("Return")), (ToHostAction::Accept, ToHostAction::Return));
-    assert_eq!((of("Drop"), of("drpo")), (ToHostAction::Drop, ToHostAction::Drop));
+    let of = |value: Value| {
+        let spec = json!({"defaultEndpointToHostAction": value});
+        let mut graph = Graph::new(Scope::Node("n1".into()));
+        let written = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+            "metadata": {"name": "default"}, "spec": spec});
+        graph.put(&Key::new(Kind::FelixConfiguration, None, "default"), &written);
+        let named =
+            graph.problems().values().flatten().any(|p| p.starts_with("spec.defaultEndpointToHostAction:"));
+        (outcome(&[("default", spec)]).1.to_host, named)
+    };
+    for given in ["Accept", "Return", "Drop"] {
+        let (action, named) = of(json!(given));
+        assert_eq!((format!("{action:?}"), named), (given.to_owned(), false));
+    }
+    assert_eq!(of(Value::Null), (ToHostAction::Accept, false), "not given");
+    for wrong in [json!("drpo"), json!(""), json!(5), json!(true), json!(["Accept"]), json!({"Accept": true})]
+    {
+        assert_eq!(of(wrong.clone()), (ToHostAction::Drop, true), "{wrong}");
+    }
 }
