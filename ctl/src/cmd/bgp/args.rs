@@ -23,7 +23,7 @@ pub(crate) struct BgpArgs {
     /// Instead: every node of the cluster, one after the other.
     #[arg(long, global = true)]
     pub(super) all: bool,
-    /// With --node or --all: the lab on this machine they are nodes of.
+    /// The lab on this machine; without --node all its nodes are asked.
     #[arg(long, global = true, value_name = "LAB")]
     pub(super) lab: Option<String>,
     /// With --node or --all: the datastore that knows the nodes.
@@ -49,6 +49,13 @@ pub(crate) struct BgpArgs {
     pub(super) admin_token_file: PathBuf,
     #[command(subcommand)]
     pub(super) command: BgpCommand,
+}
+
+impl BgpArgs {
+    /// Whether every node is asked.
+    pub(super) const fn everywhere(&self) -> bool {
+        self.all || (self.node.is_none() && self.lab.is_some())
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -41,7 +41,7 @@ pub(crate) fn run(args: &BgpArgs, format: Format) -> Result<Outcome> {
         _ => None,
     };
     let targets = targets(args)?;
-    let many = args.all;
+    let many = args.everywhere();
     let mut outcome = Outcome::Ok;
     for (n, target) in targets.iter().enumerate() {
         let show = Show { target, format, many };
@@ -139,8 +139,9 @@ impl Show<'_> {
     ) -> Result<Outcome, Silence> {
         let request = BgpRequest::Routes { table, peer: peer.cloned(), prefix };
         if prefix.is_some() && self.format == Format::Table {
-            put!("{}", screen::candidates(&self.target.all(request)?));
-            return Ok(Outcome::Ok);
+            let paths = self.target.all(request)?;
+            put!("{}", screen::candidates(&paths));
+            return Ok(if paths.is_empty() { Outcome::Degraded } else { Outcome::Ok });
         }
         let decided = table != RouteTable::Advertised;
         let mut piece: Vec<BgpPath> = Vec::new();
@@ -152,7 +153,9 @@ impl Show<'_> {
             put!("{}", screen::routes(piece, first, decided));
             piece.clear();
         };
+        let mut any = false;
         self.target.ask(request, false, |path: BgpPath| {
+            any = true;
             if self.format == Format::Json {
                 return self.json(json!(path));
             }
@@ -174,7 +177,8 @@ impl Show<'_> {
             );
             put!("{prefixes}, {paths}\n");
         }
-        Ok(Outcome::Ok)
+        // A table may be empty; what was asked for by name is missing.
+        Ok(if any || prefix.is_none() { Outcome::Ok } else { Outcome::Degraded })
     }
 
     fn explain(&self, prefix: IpNet, to: Option<&String>) -> Result<Outcome, Silence> {

@@ -24,7 +24,7 @@ pub(super) struct Target {
 
 /// Those the arguments name.
 pub(super) fn targets(args: &BgpArgs) -> Result<Vec<Target>> {
-    if args.node.is_none() && !args.all {
+    if args.node.is_none() && !args.everywhere() {
         let place = Where::Socket(args.socket.clone());
         return Ok(vec![Target { node: None, place, limit: args.timeout }]);
     }
@@ -41,7 +41,7 @@ pub(super) fn targets(args: &BgpArgs) -> Result<Vec<Target>> {
     };
     let cluster = cluster::find(&ClusterArgs { reach, node: args.node.iter().cloned().collect() })?;
     let target = |a: cluster::Agent| Target {
-        node: args.all.then(|| a.at.name.clone()),
+        node: args.everywhere().then(|| a.at.name.clone()),
         place: a.place,
         limit: args.timeout,
     };

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::cmd::resource::args::StoreArgs;
+use crate::{cmd::resource::args::StoreArgs, lab::state::LabDir};
 
 /// An address, with an example where it is none.
 fn address(text: &str) -> Result<IpAddr, String> {
@@ -67,9 +67,32 @@ pub(crate) struct CheckArgs {
     /// Write a report for `ipam release --from-report`; also `-o FILE`, as calicoctl has it.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
-    /// The agent's folder; its collector's last findings are shown.
-    #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/brindle")]
-    pub(crate) state_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) agent: AgentFolder,
+}
+
+/// Where agents keep what they remember.
+#[derive(Debug, Args)]
+pub(crate) struct AgentFolder {
+    /// The agent's folder: what happened to addresses, and what its collector found last (default: those of the lab's
+    /// nodes, or /var/lib/brindle).
+    #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl AgentFolder {
+    /// The folders to look into; of a lab, each node's.
+    pub(crate) fn all(&self, lab: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
+        match (&self.state_dir, lab) {
+            (Some(given), _) => Ok(vec![given.clone()]),
+            (None, None) => Ok(vec![PathBuf::from("/var/lib/brindle")]),
+            (None, Some(lab)) => {
+                let dir = LabDir::of(lab)?;
+                let state = dir.load_existing()?;
+                Ok(state.plan.nodes.iter().map(|n| dir.node(&n.name)).collect())
+            }
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -78,9 +101,8 @@ pub(crate) struct WhyArgs {
     pub(crate) store: StoreArgs,
     #[arg(value_parser = address)]
     pub(crate) ip: IpAddr,
-    /// The agent's folder; it remembers what happened to addresses.
-    #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR", default_value = "/var/lib/brindle")]
-    pub(crate) state_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) agent: AgentFolder,
 }
 
 #[derive(Debug, Args)]

@@ -39,12 +39,21 @@ pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<O
         + c.not_allocated.len()
         + c.idle_handles.len()
         + c.findings.len();
-    let collector = collector(&args.state_dir);
-    if let Some(found) = &collector {
+    let lab = args.store.lab.as_deref();
+    let folders = args.agent.all(lab)?;
+    let collectors: Vec<(Option<String>, Value)> = folders
+        .iter()
+        .filter_map(|f| {
+            let node = lab.and_then(|_| f.file_name()).map(|n| n.to_string_lossy().into_owned());
+            Some((node, collector(f)?))
+        })
+        .collect();
+    for (node, found) in &collectors {
         let count = |what: &str| found.get(what).and_then(Value::as_array).map_or(0, Vec::len);
         let _ = writeln!(
             c.text,
-            "\nThe agent's collector ({}, looked at {}): {} leaked handles, {} waiting for the grace period of {} s.",
+            "\n{} ({}, looked at {}): {} leaked handles, {} waiting for the grace period of {} s.",
+            node.as_ref().map_or("The agent's collector".to_owned(), |n| format!("The collector of {n}")),
             found["mode"].as_str().unwrap_or("?"),
             found["time"].as_str().unwrap_or("?"),
             count("leaks"),
@@ -70,7 +79,9 @@ pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<O
                 "usedNotAllocated": list(&c.not_allocated),
                 "handlesWithoutIPs": c.idle_handles,
                 "records": c.findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "collector": collector,
+                "collector": collectors.iter().find(|(node, _)| node.is_none()).map(|(_, found)| found),
+                "collectors": collectors.iter().filter_map(|(node, found)| Some((node.clone()?, found.clone())))
+                    .collect::<serde_json::Map<String, Value>>(),
             }));
         }
         Format::Table => {

@@ -1,6 +1,6 @@
 //! `ipam why IP`: what the records say about one address, and what the agent remembers of it.
 
-use std::{net::IpAddr, path::Path};
+use std::{net::IpAddr, path::PathBuf};
 
 use anyhow::Result;
 use brindle_config_core::Kind;
@@ -19,7 +19,8 @@ const EVENTS: usize = 20;
 pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outcome> {
     let ip = args.ip;
     let story = story(world, ip, now()?);
-    let history = history(&args.state_dir, ip);
+    let folders = args.agent.all(args.store.lab.as_deref())?;
+    let history = history(&folders, ip);
     if format == Format::Json {
         let facts: serde_json::Map<String, Value> =
             story.facts.iter().map(|(k, v)| ((*k).to_owned(), Value::from(v.clone()))).collect();
@@ -33,10 +34,11 @@ pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outco
         out::say!("  {what:<10}{fact}");
     }
     if history.is_empty() {
-        out::say!(
-            "  history   the agent of this node remembers nothing of it ({})",
-            args.state_dir.display()
-        );
+        let who = match folders.as_slice() {
+            [one] => format!("the agent of this node remembers nothing of it ({})", one.display()),
+            all => format!("none of the {} agents remembers anything of it", all.len()),
+        };
+        out::say!("  history   {who}");
     }
     for (i, e) in history.iter().enumerate() {
         let text = |key: &str| e.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -152,14 +154,20 @@ fn in_block(
     ("in-use", format!("{ip} belongs to {whose}{doubt}"))
 }
 
-/// What the agent of this node remembers of the address, oldest first.
-fn history(state_dir: &Path, ip: IpAddr) -> Vec<Value> {
-    let mut events: Vec<Value> = ["ipam-history.jsonl.old", "ipam-history.jsonl"]
+/// What agents remember of the address, oldest first: each of what it did itself.
+fn history(folders: &[PathBuf], ip: IpAddr) -> Vec<Value> {
+    let files = |folder: &PathBuf| ["ipam-history.jsonl.old", "ipam-history.jsonl"].map(|f| folder.join(f));
+    let mut events: Vec<Value> = folders
         .iter()
-        .filter_map(|f| std::fs::read_to_string(state_dir.join(f)).ok())
+        .flat_map(files)
+        .filter_map(|f| std::fs::read_to_string(f).ok())
         .flat_map(|text| text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect::<Vec<Value>>())
         .filter(|e| e.get("ip").and_then(Value::as_str).and_then(|t| t.parse().ok()) == Some(ip))
         .collect();
+    // Times are written in one form, so their order is that of the text; what one agent wrote stays in its order.
+    if folders.len() > 1 {
+        events.sort_by(|a, b| a["time"].as_str().cmp(&b["time"].as_str()));
+    }
     let skip = events.len().saturating_sub(EVENTS);
     events.drain(..skip);
     events
