@@ -42,9 +42,6 @@ use super::{
 
 /// How long what is left of workloads that have gone stays while nothing else happens, and at most.
 const LINGER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// The heap the thread begins with, less than the allocator has in one piece (64 MiB), and the step it is made in.
-const ROOM: usize = 56 << 20;
-const STEP: usize = 64 << 10;
 /// Batches waiting for the thread; beyond that senders wait.
 const QUEUE: usize = 256;
 /// Batches decided on together at most.
@@ -111,20 +108,8 @@ pub fn spawn_policy(
         tidy: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    let run = move || {
-        make_room();
-        runtime.block_on(engine.run(rx));
-    };
-    std::thread::Builder::new().name("policy".into()).spawn(run)?;
+    std::thread::Builder::new().name("policy".into()).spawn(move || runtime.block_on(engine.run(rx)))?;
     Ok(PolicyHandle { inputs: tx, report })
-}
-
-/// The allocator of glibc extends the heap of a thread page by page, with a call of the kernel for each, a tenth of what the
-/// start costs; but never a second time where it has been. So it goes there once, in steps it does not map apart. What is
-/// not written to is no memory.
-fn make_room() {
-    let room: Vec<Vec<u8>> = (0..ROOM / STEP).map(|_| Vec::with_capacity(STEP)).collect();
-    drop(std::hint::black_box(room));
 }
 
 fn kernel_families() -> Vec<Family> {
@@ -490,8 +475,7 @@ impl Engine {
     fn floats(&self, event: &SyncEvent) -> bool {
         match event {
             SyncEvent::Upsert(entry) if entry.key.kind == Kind::WorkloadEndpoint => {
-                let spec = entry.value.get("spec");
-                spec.is_some_and(|s| s.get("ipNATs").is_some()) || self.inputs.endpoint(&entry.key).is_some()
+                entry.value.pointer("/spec/ipNATs").is_some() || self.inputs.endpoint(&entry.key).is_some()
             }
             SyncEvent::Delete(key) => self.inputs.endpoint(key).is_some(),
             _ => false,
