@@ -1,7 +1,7 @@
 //! Giving memory back: what a program needed to start, and what its allocator keeps without using it.
 #![expect(unsafe_code, reason = "madvise, mallopt and malloc_trim have no safe form")]
 
-use std::{fs, io};
+use std::{fs, io, time::Duration};
 
 /// Lets the allocator of glibc make no more than this many arenas; without it there are up to eight per processor, each
 /// with its own free memory. For the beginning of a program. Elsewhere than with glibc it does nothing.
@@ -13,6 +13,13 @@ pub fn limit_arenas(arenas: u8) {
     }
     #[cfg(not(target_env = "gnu"))]
     let _ = arenas;
+}
+
+/// The processor time this process has used since its start, all threads together; zero where the kernel does not tell.
+#[must_use]
+pub fn processor_time() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)
+        .map_or(Duration::ZERO, Duration::from)
 }
 
 /// Gives free memory of the allocator back to the kernel, and what [`let_program_go`] does. Gives the octets of the
@@ -99,8 +106,10 @@ mod tests {
         limit_arenas(2);
         assert!(give_back().unwrap() > 0);
         // Its text comes back as it is called.
+        let before = processor_time();
         let words: Vec<String> = (0..1000).map(|n| format!("{n}")).collect();
         assert_eq!(words.join("").len(), 2890);
         assert!(give_back().unwrap() > 0);
+        assert!(processor_time() > before);
     }
 }

@@ -319,7 +319,11 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
 /// When an agent's start is over, and now and then, what it needed only for that is given back. In a large cluster, or on a
 /// busy machine, it is over late: the pauses begin anew when policy has read everything.
 async fn give_memory_back(mut policy: tokio::sync::watch::Receiver<brindle_felix::policy::PolicyReport>) {
-    use brindle_kernel::memory::{give_back, let_program_go};
+    use brindle_kernel::memory::{give_back, let_program_go, processor_time};
+    /// A start takes a third of this where nothing is unusual. Where it takes more, the machine is slow or the cluster
+    /// large, and reading pages again costs more than it saves until the agent has come to rest.
+    const BUSY: Duration = Duration::from_millis(500);
+    const REST: u64 = 5_000;
     // A start runs through most of the program once, each moment through another part; free memory it soon needs again.
     let program =
         [100; 5].into_iter().chain([250; 2]).chain([1_000; 8]).map(|ms| (ms, let_program_go as fn() -> _));
@@ -330,16 +334,20 @@ async fn give_memory_back(mut policy: tokio::sync::watch::Receiver<brindle_felix
     let pauses = program.chain(all);
     let mut next = pauses.clone();
     let mut read = false;
-    while let Some((pause, step)) = next.next() {
+    while let Some((mut pause, step)) = next.next() {
         let step = tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(pause)) => step,
             // An error: there is no policy any more, and the agent ends.
             _ = policy.wait_for(|p| p.in_sync), if !read => {
                 read = true;
                 next = pauses.clone();
+                pause = 0;
                 give_back
             }
         };
+        if pause < REST && processor_time() > BUSY {
+            continue;
+        }
         match tokio::task::spawn_blocking(step).await {
             Ok(Ok(octets)) => tracing::debug!(octets, "pages of the program given back"),
             Ok(Err(e)) => return tracing::debug!("memory is not given back: {e}"),

@@ -27,8 +27,8 @@ use super::{
 
 /// Kubernetes namespace of the lab's pods.
 const NAMESPACE: &str = "default";
-/// kubelet's patience with a plugin is longer; a lab wants to know sooner.
-const CNI_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than the plugin's own patience with its agent (70 s): it says what it waited for, which killing it would not.
+const CNI_TIMEOUT: Duration = Duration::from_secs(80);
 /// The specification's code for "try again later", which kubelet does.
 const TRY_AGAIN: u64 = 11;
 /// How long an agent may say so.

@@ -30,9 +30,9 @@ use crate::{Outcome, args::Format};
 /// How many things of the kernel or of processes are done at the same time.
 const WIDTH: usize = 8;
 
-/// How long the slowest thing may take: half a minute, and more for many nodes on few cores.
+/// How long the slowest thing may take: what a slow machine within a busy one needs, and more for many nodes on few cores.
 fn patience(nodes: usize) -> Duration {
-    Duration::from_secs(30) + Duration::from_millis(500) * u32::try_from(nodes).unwrap_or(1000)
+    Duration::from_secs(45) + Duration::from_millis(500) * u32::try_from(nodes).unwrap_or(1000)
 }
 
 /// `lab up`.
