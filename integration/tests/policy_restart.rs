@@ -2,7 +2,10 @@
 //! lost, none of a denied one arrives, and an agent that finds everything as it should be writes nothing. Needs root.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::Duration,
 };
@@ -10,7 +13,7 @@ use std::{
 use brindle_integration::{
     policy::{
         lab::{BackEnd, PolicyLab},
-        world::{k8s, with},
+        world::{gnp, host, k8s, with},
     },
     wait::until,
 };
@@ -108,19 +111,15 @@ fn flow(from: &NetNs, to: &NetNs, address: IpAddr, stop: &AtomicBool, stream: &S
     });
 }
 
+/// What `under_traffic` needs: ns1 takes what comes from `app: a`, ns2 what comes from `app: b`.
+fn policies() -> [serde_json::Value; 2] {
+    let from = |app: &str| json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]});
+    [k8s("ns2", "closed", from("b")), k8s("ns1", "open", from("a"))]
+}
+
 /// Runs `change` while ns1/p1 sends to ns1/p2, which takes it, and to ns2/p1, which does not.
 fn under_traffic(lab: &mut PolicyLab, change: impl FnOnce(&mut PolicyLab)) {
-    let policy = k8s(
-        "ns2",
-        "closed",
-        json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "b"}}}]}]}),
-    );
-    let open = k8s(
-        "ns1",
-        "open",
-        json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}]}]}),
-    );
-    lab.set(&with([policy, open]));
+    lab.set(&with(policies()));
     let ns = |lab: &PolicyLab, name: &str| {
         NetNs::named(lab.pod(lab.site(name)).ns.name()).expect("the pod is there")
     };
@@ -175,4 +174,104 @@ fn changing_the_back_end_loses_nothing_and_passes_nothing() {
             assert_eq!((&*p.back_end, &p.problems), (back_end.name(), &vec![]), "{p:?}");
         }
     });
+}
+
+/// Puts a program in front of one the agent calls. While `arm` is there, its next call that writes ends in the middle: of
+/// several tables the first is written, of sets the first half of the lines, of nftables' one transaction nothing.
+fn stumbling(dir: &Path, tool: &str) {
+    let real = ["/usr/sbin", "/sbin", "/usr/bin"].map(|d| Path::new(d).join(tool));
+    let real = real.iter().find(|p| p.is_file()).unwrap_or_else(|| panic!("{tool} is not installed"));
+    let (writes, part) = match tool {
+        "ipset" => (r#"[ "$1" = restore ]"#, r#"head -n $((lines / 2)) "$all""#),
+        "nft" => (r#"[ "$1" = -f ]"#, "true"),
+        _ => (":", r#"sed '/^COMMIT/q' "$all""#),
+    };
+    let text = format!(
+        r#"#!/bin/sh
+arm={dir}/arm-{tool}
+if {writes} && rm "$arm" 2>/dev/null; then
+    all={dir}/all-{tool}
+    cat >"$all"
+    lines=$(wc -l <"$all")
+    {part} >"$all.part"
+    [ ! -s "$all.part" ] || {real} "$@" <"$all.part" || exit
+    echo "$(wc -l <"$all.part") of $lines" >{dir}/cut-{tool}
+    echo "{tool}: ended in the middle" >&2
+    exit 1
+fi
+exec {real} "$@"
+"#,
+        dir = dir.display(),
+        real = real.display(),
+    );
+    let path = dir.join(tool);
+    fs::write(&path, text).expect("the folder is writable");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it was written");
+}
+
+/// The lines a program let pass, and those it was given.
+fn cut(dir: &Path, tool: &str) -> (usize, usize) {
+    let text = fs::read_to_string(dir.join(format!("cut-{tool}"))).unwrap_or_default();
+    let (part, all) =
+        text.trim().split_once(" of ").unwrap_or_else(|| panic!("{tool} was not asked to write"));
+    (part.parse().expect("a number"), all.parse().expect("a number"))
+}
+
+#[test]
+fn a_write_that_ends_in_its_middle_is_finished_and_passes_nothing() {
+    for (back_end, tools) in [
+        (BackEnd::Legacy, ["iptables-legacy-restore", "ip6tables-legacy-restore", "ipset"].as_slice()),
+        (BackEnd::Nft, &["iptables-nft-restore", "ip6tables-nft-restore", "ipset"]),
+        (BackEnd::Nftables, &["nft"]),
+    ] {
+        let mut lab = PolicyLab::new(back_end);
+        let dir: PathBuf = lab.node.dir.join("stumbling");
+        fs::create_dir(&dir).expect("the node's folder is writable");
+        for tool in tools {
+            stumbling(&dir, tool);
+        }
+        lab.node.kill_agent();
+        lab.node.vars.push(("PATH".into(), format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.display())));
+        lab.node.start_agent();
+        under_traffic(&mut lab, |lab| {
+            for (i, tool) in tools.iter().enumerate() {
+                // Every table and both families: a host endpoint, before DNAT, untracked, and networks that need sets.
+                let nets =
+                    |n: usize| json!([format!("10.{n}.0.0/16"), format!("fd00:{n}::/64"), "10.200.0.0/16"]);
+                let rule =
+                    |n: usize| json!([{"action": "Deny", "source": {"nets": nets(n)}}, {"action": "Allow"}]);
+                let on = |name: &str, more: &str, n: usize| {
+                    let mut spec = json!({"selector": "role == 'host'", "order": 10, "types": ["Ingress"],
+                        "applyOnForward": true, "ingress": rule(n)});
+                    if !more.is_empty() {
+                        spec[more] = true.into();
+                    }
+                    gnp(&format!("{name}-{i}"), spec)
+                };
+                let more = [
+                    host(json!({"profiles": ["projectcalico-default-allow"]})),
+                    on("host", "", 100 + 10 * i),
+                    on("before", "preDNAT", 101 + 10 * i),
+                    on("untracked", "doNotTrack", 102 + 10 * i),
+                ];
+                // All at once, and with what the last agent wrote in force.
+                lab.node.kill_agent();
+                lab.store(&with(policies().into_iter().chain(more)));
+                fs::write(dir.join(format!("arm-{tool}")), "").expect("the folder is writable");
+                lab.node.start_agent();
+                lab.settle();
+                let (part, all) = cut(&dir, tool);
+                assert!(part < all && (*tool == "nft") == (part == 0), "{tool}: {part} of {all}");
+                let p = lab.policy();
+                assert_eq!((p.in_sync, &p.problems), (true, &vec![]), "{tool}: {p:?}");
+            }
+            // The next agent finds nothing to mend.
+            lab.node.kill_agent();
+            lab.node.start_agent();
+            lab.settle();
+            let p = lab.policy();
+            let writes = (p.table_writes, p.set_writes, p.nft_writes, p.repairs);
+            assert_eq!((p.in_sync, writes), (true, (0, 0, 0, 0)), "{back_end:?}: {p:?}");
+        });
+    }
 }

@@ -162,6 +162,12 @@ impl PolicyLab {
     /// Makes the store say this and waits until it is in force. Workload endpoints among the resources lend labels,
     /// ports, profiles and accounts to the real ones; a FelixConfiguration keeps the back end.
     pub fn set(&mut self, resources: &[Value]) {
+        self.store(resources);
+        self.settle();
+    }
+
+    /// Makes the store say this, as [`Self::set`], whether or not there is an agent.
+    pub fn store(&mut self, resources: &[Value]) {
         let mut wanted: BTreeMap<Key, Value> = BTreeMap::new();
         let mut settings = json!({});
         for r in resources {
@@ -192,7 +198,6 @@ impl PolicyLab {
                 self.stored.insert(key, value);
             }
         }
-        self.settle();
     }
 
     /// Rules are to be written with another back end; everything else stays.
