@@ -475,7 +475,8 @@ impl Engine {
     fn floats(&self, event: &SyncEvent) -> bool {
         match event {
             SyncEvent::Upsert(entry) if entry.key.kind == Kind::WorkloadEndpoint => {
-                entry.value.pointer("/spec/ipNATs").is_some() || self.inputs.endpoint(&entry.key).is_some()
+                let spec = entry.value.get("spec");
+                spec.is_some_and(|s| s.get("ipNATs").is_some()) || self.inputs.endpoint(&entry.key).is_some()
             }
             SyncEvent::Delete(key) => self.inputs.endpoint(key).is_some(),
             _ => false,

@@ -2,7 +2,8 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, BTreeSet, btree_map},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map},
+    hash::{Hash, Hasher},
     sync::Arc,
 };
 
@@ -103,6 +104,12 @@ impl Ord for Place {
     }
 }
 
+impl Hash for Place {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
 /// A policy or profile as sent, with the sets it holds.
 type Sent<T> = (Arc<T>, Vec<IpSetId>);
 
@@ -112,7 +119,9 @@ pub struct Graph {
     scope: Scope,
     in_sync: bool,
     told_in_sync: bool,
-    pub(crate) inputs: BTreeMap<Name, Input>,
+    pub(crate) inputs: HashMap<Name, Input>,
+    /// Of these the policies.
+    pub(crate) policies: BTreeSet<Name>,
     pub(crate) bad: BTreeMap<Key, Vec<String>>,
     pub(crate) tiers: BTreeMap<String, (Option<f64>, TierAction)>,
     /// Profile → the resources that make it; the first one counts.
@@ -160,7 +169,8 @@ impl Graph {
             scope,
             in_sync: false,
             told_in_sync: false,
-            inputs: BTreeMap::new(),
+            inputs: HashMap::new(),
+            policies: BTreeSet::new(),
             bad: BTreeMap::new(),
             tiers: tiers.collect(),
             profiles: BTreeMap::new(),
@@ -272,23 +282,17 @@ impl Graph {
         self.local_endpoints.contains(key)
     }
 
-    /// The resources of one kind.
-    pub(crate) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Name, &Input)> {
-        let first = Key { kind, namespace: String::new(), name: String::new() };
-        self.inputs.range::<Key, _>(first..).take_while(move |(k, _)| k.kind == kind)
-    }
-
     pub(crate) fn local_keys(&self, kind: Kind) -> impl Iterator<Item = &Name> {
         self.local_endpoints.iter().filter(move |k| k.kind == kind)
     }
 
     fn change(&mut self, key: &Key, new: Option<Input>) {
-        // One search: the map is the largest there is, and its keys are compared letter by letter.
+        // One search: the map is the largest there is.
         let (key, old) = match &new {
             Some(new) => match self.inputs.entry(Name::new(key.clone())) {
-                btree_map::Entry::Occupied(e) if e.get() == new => return,
-                btree_map::Entry::Occupied(mut e) => (Name::clone(e.key()), Some(e.insert(new.clone()))),
-                btree_map::Entry::Vacant(e) => {
+                hash_map::Entry::Occupied(e) if e.get() == new => return,
+                hash_map::Entry::Occupied(mut e) => (Name::clone(e.key()), Some(e.insert(new.clone()))),
+                hash_map::Entry::Vacant(e) => {
                     let name = Name::clone(e.key());
                     e.insert(new.clone());
                     (name, None)
@@ -356,12 +360,16 @@ impl Graph {
             _ => {
                 let changes = match new {
                     Some(Input::Policy(p)) => {
+                        self.policies.insert(Name::clone(key));
                         let place = Place(Name::clone(key));
                         let changes = self.local.put_selector(&place, p.selector.clone());
                         self.dirty_endpoints.extend(self.local.items(&place).map(|i| Name::clone(&i.0)));
                         changes
                     }
-                    _ => self.local.remove_selector(&Place(Name::clone(key))),
+                    _ => {
+                        self.policies.remove(key);
+                        self.local.remove_selector(&Place(Name::clone(key)))
+                    }
                 };
                 self.dirty_policies.insert(key.clone());
                 self.policy_matches(changes);

@@ -6,7 +6,8 @@
 //! labels.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::Hash,
     sync::Arc,
 };
 
@@ -136,9 +137,9 @@ impl<I> Default for Parent<I> {
     }
 }
 
-/// label → value → members.
+/// label → value → members. Of labels there are few, of values hundreds.
 #[derive(Debug)]
-struct ByLabel<T>(BTreeMap<String, BTreeMap<String, BTreeSet<T>>>);
+struct ByLabel<T>(BTreeMap<String, HashMap<String, BTreeSet<T>>>);
 
 impl<T: Ord + Clone> ByLabel<T> {
     fn add(&mut self, label: &str, value: &str, t: &T) {
@@ -170,7 +171,7 @@ impl<T: Ord + Clone> ByLabel<T> {
     }
 
     fn having(&self, label: &str) -> impl Iterator<Item = &T> {
-        self.0.get(label).into_iter().flat_map(BTreeMap::values).flatten()
+        self.0.get(label).into_iter().flat_map(HashMap::values).flatten()
     }
 
     fn anchored(&self, anchor: &Anchor) -> Vec<T> {
@@ -184,7 +185,7 @@ impl<T: Ord + Clone> ByLabel<T> {
 /// The index. `S` names selectors, `I` items.
 #[derive(Debug)]
 pub(crate) struct LabelIndex<S, I> {
-    items: BTreeMap<I, Item<S>>,
+    items: HashMap<I, Item<S>>,
     selectors: BTreeMap<S, Entry<I>>,
     parents: BTreeMap<String, Parent<I>>,
     items_by_label: ByLabel<I>,
@@ -201,7 +202,7 @@ pub(crate) struct LabelIndex<S, I> {
 impl<S, I> Default for LabelIndex<S, I> {
     fn default() -> Self {
         Self {
-            items: BTreeMap::new(),
+            items: HashMap::new(),
             selectors: BTreeMap::new(),
             parents: BTreeMap::new(),
             items_by_label: ByLabel(BTreeMap::new()),
@@ -214,7 +215,7 @@ impl<S, I> Default for LabelIndex<S, I> {
     }
 }
 
-impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
+impl<S: Ord + Clone, I: Ord + Clone + Hash> LabelIndex<S, I> {
     /// Items a selector matches.
     pub(crate) fn items(&self, s: &S) -> impl Iterator<Item = &I> {
         self.selectors.get(s).into_iter().flat_map(|e| &e.matched)
@@ -242,7 +243,11 @@ impl<S: Ord + Clone, I: Ord + Clone> LabelIndex<S, I> {
             self.items_by_label.add(k, v, id);
         }
         for p in &*parents {
-            self.parents.entry(p.clone()).or_default().children.insert(id.clone());
+            let parent = match self.parents.get_mut(p) {
+                Some(known) => known,
+                None => self.parents.entry(p.clone()).or_default(),
+            };
+            parent.children.insert(id.clone());
         }
         match self.items.get_mut(id) {
             Some(item) => (item.labels, item.parents) = (labels, parents),

@@ -45,18 +45,20 @@ impl Graph {
             _ => None,
         };
         let Some(place) = self.place(key) else { return Vec::new() };
-        let mut all: Vec<&Compiled> = self.local.selectors(&place).filter_map(of).collect();
-        all.sort_by(|a, b| {
-            let tier = |p: &Compiled| self.tier(&p.id.tier);
-            let (known_a, order_a, _) = tier(a);
-            let (known_b, order_b, _) = tier(b);
+        let with_tier = |p: &'_ Compiled| {
+            let (known, order, _) = self.tier(&p.id.tier);
+            (known, order)
+        };
+        let all = self.local.selectors(&place).filter_map(of);
+        let mut all: Vec<((bool, Option<f64>), &Compiled)> = all.map(|p| (with_tier(p), p)).collect();
+        all.sort_by(|((known_a, order_a), a), ((known_b, order_b), b)| {
             known_b
-                .cmp(&known_a)
-                .then_with(|| by_order(order_a, order_b))
+                .cmp(known_a)
+                .then_with(|| by_order(*order_a, *order_b))
                 .then_with(|| a.id.tier.cmp(&b.id.tier))
                 .then_with(|| in_tier(a, b))
         });
-        all
+        all.into_iter().map(|(_, p)| p).collect()
     }
 
     /// Staged policies that match an endpoint, in order.
@@ -169,13 +171,11 @@ impl Graph {
     pub fn problems(&self) -> BTreeMap<Key, Vec<String>> {
         let mut out = self.bad.clone();
         let mut add = |key: &Key, line: String| out.entry(key.clone()).or_default().push(line);
-        for kind in Kind::POLICIES {
-            for (key, input) in self.of_kind(kind) {
-                let Input::Policy(p) = input else { continue };
-                if !self.tiers.contains_key(&p.id.tier) {
-                    let tier = &p.id.tier;
-                    add(key, format!("spec.tier: tier {tier} does not exist: applied last, and then denies"));
-                }
+        for key in &self.policies {
+            let Some(Input::Policy(p)) = self.inputs.get(key) else { continue };
+            if !self.tiers.contains_key(&p.id.tier) {
+                let tier = &p.id.tier;
+                add(key, format!("spec.tier: tier {tier} does not exist: applied last, and then denies"));
             }
         }
         for net in &self.shared {

@@ -2,18 +2,21 @@
 //! those of all.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
 };
 
 use ipnet::IpNet;
 
 use super::{
-    endpoint::{Direction, MULTICAST, ND, Shape, policy_chain, profile_chain},
+    endpoint::{
+        Direction, MULTICAST, ND, Shape, has_chain, list_chain, policies, policy_chain, profile_chain,
+    },
     ir::{Action, Chain, Dispatch, Family, Match, Rule, Table, Way},
     layout::{self, Layout, Surroundings},
 };
-use crate::policy::active::{EndpointId, EndpointPolicy, EndpointTier, Interface, PolicyId};
+use crate::policy::active::{EndpointId, EndpointPolicy, EndpointTier, Interface, PolicyId, TierAction};
 
 /// A shared chain that chains of endpoints jump to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,12 +71,69 @@ impl Names {
     }
 }
 
+/// A tier's policies in one direction, as a chain that all workloads with the same list share.
+#[derive(Debug)]
+struct List {
+    tier: String,
+    default_action: TierAction,
+    inbound: bool,
+    policies: Vec<PolicyId>,
+    chain: Arc<Chain>,
+    uses: Vec<Arc<Use>>,
+}
+
+impl List {
+    fn is(&self, tier: &EndpointTier, inbound: bool) -> bool {
+        self.inbound == inbound
+            && self.tier == tier.name
+            && self.default_action == tier.default_action
+            && self.policies == policies(tier, inbound)
+    }
+}
+
+/// Every [`List`] once, by a digest of what it is made of.
+#[derive(Clone, Debug, Default)]
+struct Lists(HashMap<u64, Vec<Arc<List>>>);
+
+impl Lists {
+    fn of(&mut self, shape: &Shape, tier: &EndpointTier, inbound: bool, names: &mut Names) -> Arc<List> {
+        let mut digest = DefaultHasher::new();
+        (inbound, &tier.name, policies(tier, inbound)).hash(&mut digest);
+        let alike = self.0.entry(digest.finish()).or_default();
+        if let Some(known) = alike.iter().find(|l| l.is(tier, inbound)) {
+            return Arc::clone(known);
+        }
+        let all = policies(tier, inbound);
+        let uses = all.iter().map(|id| PolicyOrProfile::Policy(id.clone(), inbound));
+        let new = Arc::new(List {
+            tier: tier.name.clone(),
+            default_action: tier.default_action,
+            inbound,
+            policies: all.to_vec(),
+            chain: Arc::new(shape.list(&list_chain(tier, inbound), tier, inbound)),
+            uses: uses.map(|what| names.of(Table::Filter, what)).collect(),
+        });
+        alike.push(Arc::clone(&new));
+        new
+    }
+
+    /// Drops those nobody has.
+    fn keep(&mut self) {
+        for alike in self.0.values_mut() {
+            alike.retain(|l| Arc::strong_count(l) > 1);
+        }
+        self.0.retain(|_, alike| !alike.is_empty());
+    }
+}
+
 /// A workload's chains in one family.
 #[derive(Clone, Debug)]
 struct Pod {
     of: Arc<EndpointPolicy>,
     from: Arc<Chain>,
     to: Arc<Chain>,
+    lists: Arc<[Arc<List>]>,
+    /// What stands in these chains themselves.
     uses: Arc<[Arc<Use>]>,
 }
 
@@ -82,6 +142,7 @@ struct Pod {
 pub(super) struct Pods {
     shape: Option<Shape>,
     kept: BTreeMap<Family, BTreeMap<EndpointId, Pod>>,
+    lists: Lists,
     names: Names,
 }
 
@@ -98,32 +159,39 @@ impl Pods {
         used.add(&self.uses(table, tiers, profiles, inbound));
     }
 
-    fn uses(
+    fn uses<'t>(
         &mut self,
         table: Table,
-        tiers: &[EndpointTier],
+        tiers: impl IntoIterator<Item = &'t EndpointTier>,
         profiles: &[String],
         inbound: bool,
     ) -> Vec<Arc<Use>> {
-        let policies = tiers.iter().flat_map(|t| if inbound { &t.ingress } else { &t.egress });
+        let policies = tiers.into_iter().flat_map(|t| policies(t, inbound));
         let policies = policies.map(|id| PolicyOrProfile::Policy(id.clone(), inbound));
         let profiles = profiles.iter().map(|p| PolicyOrProfile::Profile(p.clone(), inbound));
         policies.chain(profiles).map(|what| self.names.of(table, what)).collect()
     }
 
     fn render(&mut self, family: Family, shape: &Shape, dev: &str, e: &Arc<EndpointPolicy>) -> Pod {
-        let mut uses = Vec::new();
-        if e.closed.is_none() {
-            for inbound in [false, true] {
-                uses.extend(self.uses(Table::Filter, &e.tiers, &e.profiles, inbound));
+        let (mut uses, mut lists) = (Vec::new(), Vec::new());
+        let mut chain = |direction: Direction| {
+            let inbound = direction.inbound();
+            let mut own = vec![None; e.tiers.len()];
+            if e.closed.is_none() {
+                for (tier, own) in e.tiers.iter().zip(&mut own).filter(|(t, _)| has_chain(t, inbound)) {
+                    *own = Some(self.lists.of(shape, tier, inbound, &mut self.names));
+                }
+                let rest = e.tiers.iter().filter(|t| !has_chain(t, inbound));
+                uses.extend(self.uses(Table::Filter, rest, &e.profiles, inbound));
             }
-        }
-        Pod {
-            of: Arc::clone(e),
-            from: Arc::new(shape.pod(family, dev, e, Direction::From)),
-            to: Arc::new(shape.pod(family, dev, e, Direction::To)),
-            uses: uses.into(),
-        }
+            let names: Vec<Option<&str>> =
+                own.iter().map(|l| l.as_ref().map(|l: &Arc<List>| l.chain.name.as_str())).collect();
+            let chain = Arc::new(shape.pod(family, dev, e, &names, direction));
+            lists.extend(own.into_iter().flatten());
+            chain
+        };
+        let (from, to) = (chain(Direction::From), chain(Direction::To));
+        Pod { of: Arc::clone(e), from, to, lists: lists.into(), uses: uses.into() }
     }
 
     /// Puts the chains of all workloads and the dispatch to them into a layout.
@@ -138,12 +206,15 @@ impl Pods {
     ) {
         if self.shape.as_ref() != Some(shape) {
             self.kept.clear();
+            self.lists.0.clear();
             self.shape = Some(shape.clone());
         }
         let mut kept = self.kept.remove(&family).unwrap_or_default();
         let (mut from, mut to, mut unnamed) = (Vec::new(), Vec::new(), Vec::new());
         let mut new = false;
         let mut all = 0;
+        // By address: none of them goes before all have been looked at.
+        let mut seen = HashSet::new();
         for (id, e) in endpoints.iter().filter(|(_, e)| e.host.is_none()) {
             let Interface::Name(dev) = &e.interface else { continue };
             if !speaks(e, family) {
@@ -168,9 +239,16 @@ impl Pods {
             out.put_shared(Table::Filter, Arc::clone(&pod.from));
             out.put_shared(Table::Filter, Arc::clone(&pod.to));
             used.add(&pod.uses);
+            for list in &*pod.lists {
+                if seen.insert(Arc::as_ptr(list)) {
+                    out.put_shared(Table::Filter, Arc::clone(&list.chain));
+                    used.add(&list.uses);
+                }
+            }
         }
         if new || kept.len() > all {
             kept.retain(|id, p| endpoints.get(id).is_some_and(|e| Arc::ptr_eq(e, &p.of)));
+            self.lists.keep();
             self.names.0.retain(|_, u| Arc::strong_count(u) > 1);
         }
         let by_address = by_address(family, &unnamed, &kept);
@@ -236,4 +314,82 @@ fn by_address(
 fn speaks(e: &EndpointPolicy, family: Family) -> bool {
     let mut nets = e.addresses.iter().chain(&e.allowed_sources).peekable();
     nets.peek().is_none() || nets.any(|n| family.has(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        policy::active::PolicyKind,
+        rules::{ir::Action, marks::Marks},
+    };
+
+    fn pod(name: &str, policies: &[&str]) -> (EndpointId, Arc<EndpointPolicy>) {
+        let id = |p: &&str| PolicyId {
+            tier: "default".into(),
+            kind: PolicyKind::NetworkPolicy,
+            namespace: "red".into(),
+            name: (*p).to_owned(),
+        };
+        let tier = EndpointTier {
+            name: "default".into(),
+            default_action: TierAction::Deny,
+            ingress: policies.iter().map(id).collect(),
+            egress: Vec::new(),
+        };
+        let e = EndpointPolicy {
+            id: EndpointId::Workload { namespace: "red".into(), name: name.into() },
+            interface: Interface::Name(format!("cali{name}")),
+            addresses: Vec::new(),
+            allowed_sources: Vec::new(),
+            mac: None,
+            closed: None,
+            tiers: vec![tier],
+            host: None,
+            profiles: vec!["kns.red".into()],
+        };
+        (e.id.clone(), Arc::new(e))
+    }
+
+    /// Names of all chains but the policies', and of the policies and profiles in use.
+    fn put(pods: &mut Pods, all: &[(EndpointId, Arc<EndpointPolicy>)]) -> (Vec<String>, Vec<String>) {
+        let (mut out, mut used) = (Layout::default(), Used::default());
+        let shape = Shape {
+            marks: Marks::default(),
+            deny: Action::Drop,
+            drop_invalid: true,
+            vxlan_port: 4789,
+            allow_vxlan: false,
+            allow_ipip: false,
+        };
+        let endpoints = all.iter().cloned().collect();
+        pods.put(Family::V4, &shape, &Surroundings::default(), &endpoints, &mut out, &mut used);
+        let mut uses: Vec<String> = used.all.iter().map(|u| u.name.clone()).collect();
+        uses.sort();
+        (out.chains.into_keys().map(|(_, name)| name).collect(), uses)
+    }
+
+    #[test]
+    fn those_with_the_same_list_share_a_chain_and_the_last_one_takes_it_along() {
+        let mut pods = Pods::default();
+        let (a, b) = (pod("a", &["x", "y", "z"]), pod("b", &["x", "y", "z"]));
+        let other = pod("c", &["y", "x", "z"]);
+        let short = pod("d", &["x", "y"]);
+        let lists = |chains: &[String]| chains.iter().filter(|c| c.starts_with("brindle-gi-")).count();
+        let all = [a.clone(), b.clone(), other, short.clone()];
+        let (chains, uses) = put(&mut pods, &all);
+        assert_eq!((chains.len(), lists(&chains)), (2 * all.len() + 2, 2), "{chains:?}");
+        assert_eq!(uses.len(), 5, "three policies and a profile both ways: {uses:?}");
+        // Who comes and goes changes nothing for others.
+        let before = put(&mut pods, &[a.clone(), b.clone()]);
+        let one = put(&mut pods, std::slice::from_ref(&a));
+        assert_eq!((lists(&before.0), lists(&one.0)), (1, 1));
+        assert!(one.0.iter().all(|c| before.0.contains(c)));
+        assert_eq!(one.1.len(), 5);
+        let (chains, uses) = put(&mut pods, &[short]);
+        assert_eq!((lists(&chains), uses.len()), (0, 4), "{uses:?}");
+        assert!(pods.lists.0.is_empty());
+        assert_eq!(pods.names.0.len(), 4);
+        assert_eq!(put(&mut pods, &[b]), put(&mut Pods::default(), &[pod("b", &["x", "y", "z"])]));
+    }
 }

@@ -103,6 +103,22 @@ fn resources() -> Vec<Value> {
                     "destination": {"ports": [80, "443:444", 8000, 8001, 8002, 8003, 8004, 8005, 8006, 8007, 8008,
                         8009, 8010, 8011, 8012], "notPorts": [1]}}]}),
         ),
+        // Three for those that are not `web`: a list that has a chain of its own.
+        calico(
+            "GlobalNetworkPolicy",
+            "",
+            "late.dns",
+            json!({"tier": "late", "order": 6, "selector": "has(app)", "types": ["Ingress", "Egress"],
+                "ingress": [{"action": "Allow", "protocol": "UDP", "destination": {"ports": [53]}}],
+                "egress": [{"action": "Pass"}]}),
+        ),
+        calico(
+            "GlobalNetworkPolicy",
+            "",
+            "late.ntp",
+            json!({"tier": "late", "order": 7, "selector": "has(app)", "types": ["Ingress"],
+                "ingress": [{"action": "Deny", "protocol": "UDP", "destination": {"ports": [123]}}]}),
+        ),
         calico(
             "GlobalNetworkPolicy",
             "",
