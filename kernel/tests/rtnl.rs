@@ -7,6 +7,7 @@ use std::{
 };
 
 use brindle_kernel::{
+    netfilter::{IpVersion, Netfilter as _, Tools},
     netlink::{
         Addr, Event, Family, Group, Mac, Monitor, Neigh, Op, Route, RouteBatcher, RouteChange, RouteFilter,
         RouteKind, Rtnl, Veth, VethPeer, proto, scope,
@@ -384,4 +385,22 @@ fn blackholes_have_no_way_out_in_either_family() {
     nl.add_route(&Route::blackhole("2001:db8::/48".parse().unwrap()).with_protocol(80)).unwrap();
     let got = nl.routes(&RouteFilter { protocol: Some(80), ..RouteFilter::main() }).unwrap();
     assert_eq!((got[0].kind, got[0].hops.len(), got[0].metric), (RouteKind::Blackhole, 0, 1024));
+}
+
+#[test]
+fn a_table_of_nftables_is_found_by_its_name_and_family() {
+    let a = Ns::new();
+    let list = a.ns.run(|| {
+        let mut nf = Tools::default();
+        let mut look = |input: &str| {
+            if !input.is_empty() {
+                nf.nft(input).unwrap();
+            }
+            [(IpVersion::V4, "mine"), (IpVersion::V6, "mine"), (IpVersion::V4, "other")]
+                .map(|(v, name)| nf.nft_list(v, name).unwrap().is_some_and(|text| text.contains(name)))
+        };
+        [look(""), look("add table ip mine\n"), look("add table ip6 mine\n"), look("delete table ip mine\n")]
+    });
+    let list = list.expect("the namespace is alive");
+    assert_eq!(list, [[false; 3], [true, false, false], [true, true, false], [false, true, false]]);
 }

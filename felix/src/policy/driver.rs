@@ -217,16 +217,29 @@ impl Driver {
     /// Writes what holds until the resources are known, if there are no rules of ours of any make: those of the last run
     /// deny devices they do not know by themselves. Whether it did.
     pub(crate) fn guard(&mut self, waiting: &BTreeMap<Family, Layout>) -> Result<bool, DriveError> {
+        let own = match self.mode {
+            Some(Mode::Iptables(variant)) => Some(variant),
+            Some(Mode::Nft) | None => None,
+        };
+        let any = |tables: &BTreeMap<Table, Actual>| tables.values().any(|t| !t.chains.is_empty());
         for family in self.families.clone() {
             if let Ok(Some(_)) = self.nf.nft_list(ip(family), nft::TABLE) {
                 return Ok(false);
             }
-            for variant in [Variant::Nft, Variant::Legacy] {
+            for variant in [Variant::Nft, Variant::Legacy].into_iter().filter(|v| Some(*v) != own) {
                 if let Ok(Some(text)) = self.nf.probe(variant, ip(family))
-                    && table_plan::parse(&text)?.values().any(|t| !t.chains.is_empty())
+                    && any(&table_plan::parse(&text)?)
                 {
                     return Ok(false);
                 }
+            }
+        }
+        if own.is_some() {
+            // What is written now is compared with this reading; what is written later is not.
+            self.read_again()?;
+            if self.halves.values().any(|half| any(&half.tables)) {
+                self.doubt();
+                return Ok(false);
             }
         }
         self.apply(waiting, None, Leftovers::Remove).map(|()| true)

@@ -1,4 +1,4 @@
-//! Members of nftables' sets and verdict maps by netlink. Before `nft` changes one member it reads those of every set there
+//! Members of nftables' sets and verdict maps by netlink, and whether a table is there. Before `nft` changes one member it reads those of every set there
 //! is: with 550 of them that takes it some 60 ms, whatever the change. A batch here says what changes and nothing else,
 //! and takes effect as a whole or not at all. Only changes of this one kind; everything else is nft's.
 
@@ -16,6 +16,7 @@ use crate::netlink::{
 const NETLINK_NETFILTER: isize = 12;
 /// Subsystem nftables.
 const SUBSYSTEM: u8 = 10;
+const GET_TABLE: u16 = ((SUBSYSTEM as u16) << 8) | 1;
 const NEW_ELEMENT: u16 = ((SUBSYSTEM as u16) << 8) | 12;
 const DELETE_ELEMENT: u16 = ((SUBSYSTEM as u16) << 8) | 14;
 const BEGIN: u16 = 0x10;
@@ -115,6 +116,33 @@ impl Elements {
         Ok(Self { sock: NlSocket::open_protocol(NETLINK_NETFILTER, 1 << 20)? })
     }
 
+    /// Whether there is a table of this name: an answer without a process, for the many starts at which there is none.
+    pub(super) fn has_table(&mut self, version: IpVersion, table: &str) -> Result<bool, NetlinkError> {
+        let what = "look for a table of nftables";
+        let (mut out, mut name) = (Vec::new(), Vec::new());
+        attr(&mut name, 1, &[table.as_bytes(), b"\0"].concat());
+        let seq = self.sock.next_seq();
+        message(&mut out, GET_TABLE, REQUEST, seq, [family(version), 0, 0, 0], &name);
+        self.sock.send(&out, what)?;
+        let limit = Limit::after(ANSWER);
+        loop {
+            let Some(datagram) = self.sock.recv(Some(limit), None, what)? else { continue };
+            for frame in Frames(datagram) {
+                let frame = frame.map_err(|reason| super::conntrack::garbled(what, reason))?;
+                if frame.seq != seq {
+                    continue;
+                }
+                if frame.kind != ERROR {
+                    return Ok(true);
+                }
+                return match super::conntrack::refused(frame.payload, what) {
+                    Err(e) if e.is_not_found() => Ok(false),
+                    other => other.map(|()| true),
+                };
+            }
+        }
+    }
+
     /// Carries out all changes or none. `false`: too many for one batch, nothing was tried.
     pub(super) fn change(&mut self, changes: &[Change]) -> Result<bool, NetlinkError> {
         let what = "change members of nftables sets";
@@ -123,14 +151,10 @@ impl Elements {
         message(&mut out, BEGIN, REQUEST, self.sock.next_seq(), [0, 0, 0, SUBSYSTEM], &[]);
         for (i, c) in changes.iter().enumerate() {
             let (kind, create) = if c.add { (NEW_ELEMENT, CREATE) } else { (DELETE_ELEMENT, 0) };
-            let family = match c.version {
-                IpVersion::V4 => libc::AF_INET,
-                IpVersion::V6 => libc::AF_INET6,
-            };
             // Refusals are always told; the last message's answer comes behind all of them.
             let ack = if i + 1 == changes.len() { ACK } else { 0 };
-            let (seq, family) = (self.sock.next_seq(), u8::try_from(family).unwrap_or(0));
-            message(&mut out, kind, REQUEST | create | ack, seq, [family, 0, 0, 0], &body(c));
+            let seq = self.sock.next_seq();
+            message(&mut out, kind, REQUEST | create | ack, seq, [family(c.version), 0, 0, 0], &body(c));
             asked.push(seq);
         }
         message(&mut out, END, REQUEST, self.sock.next_seq(), [0, 0, 0, SUBSYSTEM], &[]);
@@ -153,6 +177,14 @@ impl Elements {
             }
         }
     }
+}
+
+fn family(version: IpVersion) -> u8 {
+    let family = match version {
+        IpVersion::V4 => libc::AF_INET,
+        IpVersion::V6 => libc::AF_INET6,
+    };
+    u8::try_from(family).unwrap_or(0)
 }
 
 fn message(out: &mut Vec<u8>, kind: u16, flags: u16, seq: u32, generic: [u8; 4], attrs: &[u8]) {

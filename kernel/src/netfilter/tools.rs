@@ -66,6 +66,17 @@ impl Tools {
         std::fs::read_to_string(file).is_ok_and(|t| !t.trim().is_empty())
     }
 
+    /// `None`: the kernel did not say.
+    fn has_table(&mut self, version: IpVersion, table: &str) -> Option<bool> {
+        let mut socket = match self.elements.take() {
+            Some(open) => open,
+            None => Elements::open().ok()?,
+        };
+        let there = socket.has_table(version, table).ok()?;
+        self.elements = Some(socket);
+        Some(there)
+    }
+
     /// iptables-save of one make, whatever was chosen.
     pub fn save_of(&self, variant: Variant, version: IpVersion) -> Result<String, NfError> {
         let program = Self::program(variant, version, "save");
@@ -182,6 +193,10 @@ impl Netfilter for Tools {
             IpVersion::V4 => "ip",
             IpVersion::V6 => "ip6",
         };
+        // What fails here is said better by nft.
+        if self.has_table(version, table) == Some(false) {
+            return Ok(None);
+        }
         match self.run("nft", "nftables", &["-j", "list", "table", family, table], None) {
             Ok(out) => Ok(Some(out.into_text())),
             Err(NfError::Refused { why, .. }) if why.contains("No such file or directory") => Ok(None),
