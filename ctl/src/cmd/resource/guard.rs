@@ -40,9 +40,14 @@ impl Others {
         Ok(Self { all: decoded.collect() })
     }
 
+    /// Whether resources of this kind are held against each other.
+    pub(crate) fn holds(kind: Kind) -> bool {
+        CHECKED.contains(&kind)
+    }
+
     /// Takes a resource as the store will have it.
     pub(crate) fn admit(&mut self, resource: &AnyResource) {
-        if CHECKED.contains(&resource.kind()) {
+        if Self::holds(resource.kind()) {
             self.all.insert(resource.key(), resource.clone());
         }
     }

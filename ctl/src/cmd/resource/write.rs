@@ -7,6 +7,7 @@ use brindle_config_core::{
     AnyResource, Key,
     store::{Entry, Expect, Revision, Store, StoreError},
 };
+use futures::{StreamExt as _, TryStreamExt as _};
 use serde_json::Value;
 use similar::TextDiff;
 
@@ -51,6 +52,8 @@ impl Verb {
     }
 }
 
+/// Questions to the datastore under way at the same time.
+const ABREAST: usize = 16;
 /// How often a write that lost a race is tried again.
 const RACES: usize = 10;
 
@@ -105,71 +108,96 @@ fn read(args: &WriteArgs) -> Result<Input> {
     load::files(&f.files, How { recursive: f.recursive, skip_empty: f.skip_empty, namespace, go_on: f.go_on })
 }
 
-/// What has to be written, and how many resources may not.
+/// What has to be written, and how many resources may not. Whatever one resource needs of the datastore does not wait for
+/// the answers about those before it: a folder is asked about many at a time.
 async fn plan(store: &dyn Store, verb: Verb, args: &WriteArgs, input: &Input) -> Result<(Vec<Step>, usize)> {
     let mut others = Others::read(store).await?;
-    let mut steps = Vec::new();
+    let keys: Vec<Key> = input.resources.iter().map(|l| l.resource.key()).collect();
+    let olds = futures::stream::iter(&keys).map(|key| existing(store, key)).buffered(ABREAST);
+    let olds: Vec<Option<Entry>> = olds.try_collect().await?;
+    let mut steps: Vec<(Step, usize)> = Vec::new();
     let mut wrong = 0;
-    for loaded in &input.resources {
-        let key = loaded.resource.key();
-        let old = existing(store, &key).await?;
-        let refusal = match (verb, &old) {
+    for (at, (loaded, key)) in input.resources.iter().zip(keys).enumerate() {
+        let old = olds.get(at).and_then(Option::as_ref);
+        let refusal = match (verb, old) {
             (Verb::Create, Some(_)) if args.skip_exists => {
-                steps.push(Step {
-                    key,
-                    value: Value::Null,
-                    kept: Value::Null,
-                    did: Did::Skipped,
-                    expect: Expect::Any,
-                });
+                let (value, kept) = (Value::Null, Value::Null);
+                steps.push((Step { key, value, kept, did: Did::Skipped, expect: Expect::Any }, at));
                 continue;
             }
             (Verb::Create, Some(_)) => Some(format!("resource already exists: {key}; use apply or replace")),
             (Verb::Replace, None) => Some(missing(store, &key).await.to_string()),
             _ => None,
         };
-        let checked = match refusal {
+        let mut checked = match refusal {
             Some(refusal) => {
                 eprintln!("error: {}", loaded.origin.problem("metadata.name", refusal));
                 None
             }
-            None => step(loaded, old.as_ref(), &others)?,
+            None => step(loaded, old, &others)?,
         };
-        let checked = match checked {
-            Some(step) if step.did != Did::Unchanged => asked(store, loaded, old.as_ref(), step).await?,
-            unchanged => unchanged,
-        };
+        // The next ones are held against it: it is asked about at once.
+        if Others::holds(loaded.resource.kind())
+            && let Some(step) = &mut checked
+            && let Some(refused) = asked(store, loaded, old, step).await?
+        {
+            eprintln!("error: {refused}");
+            checked = None;
+        }
         match checked {
             Some(step) => {
                 others.admit(&loaded.resource);
-                steps.push(step);
+                steps.push((step, at));
             }
             None => wrong += 1,
+        }
+    }
+    let answers = futures::stream::iter(steps).map(|(mut step, at)| {
+        let (loaded, old) = (input.resources.get(at), olds.get(at).and_then(Option::as_ref));
+        async move {
+            let refused = match loaded {
+                Some(l) if !Others::holds(step.key.kind) => asked(store, l, old, &mut step).await?,
+                _ => None,
+            };
+            anyhow::Ok((step, refused))
+        }
+    });
+    let answers: Vec<(Step, Option<String>)> = answers.buffered(ABREAST).try_collect().await?;
+    let mut steps = Vec::with_capacity(answers.len());
+    for (step, refused) in answers {
+        match refused {
+            Some(refused) => {
+                eprintln!("error: {refused}");
+                wrong += 1;
+            }
+            None => steps.push(step),
         }
     }
     Ok((steps, wrong))
 }
 
-/// Asks the datastore what it would make of a step; a refusal is printed and gives `None`. What it would keep as it is
-/// changes nothing.
+/// Asks the datastore what it would make of a step that changes something; gives why it refuses. What it would keep as it
+/// is changes nothing.
 async fn asked(
     store: &dyn Store,
     loaded: &Loaded,
     old: Option<&Entry>,
-    mut step: Step,
-) -> Result<Option<Step>> {
+    step: &mut Step,
+) -> Result<Option<String>> {
+    if !matches!(step.did, Did::Created | Did::Configured) {
+        return Ok(None);
+    }
     match store.would_hold(&step.key, step.value.clone(), step.expect).await {
         Ok(value) => {
             if old.is_some_and(|old| *old.value == value) {
                 step.did = Did::Unchanged;
             }
             step.kept = value;
-            Ok(Some(step))
+            Ok(None)
         }
         Err(StoreError::Refused { reason, .. }) => {
             let (field, reason) = told(&reason);
-            eprintln!("error: {}", loaded.origin.problem(field, format!("{}: {reason}", step.key)));
-            Ok(None)
+            Ok(Some(loaded.origin.problem(field, format!("{}: {reason}", step.key)).to_string()))
         }
         Err(StoreError::Conflict(key) | StoreError::Exists(key)) => bail!("{}", meanwhile(&key)),
         Err(e) => Err(e).with_context(|| format!("{} cannot be written", step.key)),
