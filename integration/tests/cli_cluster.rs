@@ -210,6 +210,12 @@ fn agents_answer_other_machines_that_know_the_token() {
         inside(&["version", "--all", "--agent", address, "--datastore", "sqlite:/nonexistent/x"]);
     assert_eq!(code, Some(0), "{answer:#?}");
 
+    // A cluster that is named is asked; `--client` is this program's word alone.
+    for (more, nodes) in [("--node=node2", Some(1)), ("--client", None)] {
+        let (code, answer) = inside(&["version", "--agent", address, more]);
+        assert_eq!((code, answer[0]["nodes"].as_array().map(Vec::len)), (Some(0), nodes), "{answer:#?}");
+    }
+
     // Another token, and none.
     let other = lab.dir().join("other-token");
     std::fs::write(&other, "another token, as long as the real one is").unwrap();

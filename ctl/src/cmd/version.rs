@@ -1,4 +1,4 @@
-//! `brindlectl version`: this program's, and with `--all` that of every node.
+//! `brindlectl version`: this program's, and with `--all`, or for a cluster that is named, that of every node.
 
 use std::{cmp::Ordering, collections::BTreeMap, time::Duration};
 
@@ -16,10 +16,11 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(crate) struct VersionArgs {
-    /// Ask every node of the cluster too; exit code 1 when one differs or does not answer.
+    /// Ask every node of the cluster too; exit code 1 when one differs or does not answer. So it is also where --datastore,
+    /// --lab, --config, --context, --agent or --node says which cluster.
     #[arg(long)]
     all: bool,
-    /// Only this program's (which is also what is printed without --all).
+    /// Only this program's, whatever else is said.
     #[arg(long, conflicts_with = "all")]
     client: bool,
     /// Ask every node again and again, every so often, until Ctrl-C (`0`: only what the other flags say).
@@ -27,6 +28,20 @@ pub(crate) struct VersionArgs {
     poll: Option<Duration>,
     #[command(flatten)]
     cluster: ClusterArgs,
+}
+
+impl VersionArgs {
+    /// Whether the command itself says of which cluster: then its nodes are what is asked about.
+    const fn names_cluster(&self) -> bool {
+        let reach = &self.cluster.reach;
+        let store = &reach.store;
+        store.datastore.is_some()
+            || store.lab.is_some()
+            || store.config.is_some()
+            || store.context.is_some()
+            || reach.agent.is_some()
+            || !self.cluster.node.is_empty()
+    }
 }
 
 /// This program's version.
@@ -72,7 +87,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 /// Carries the command out.
 pub(crate) fn run(args: &VersionArgs, format: Format) -> Result<Outcome> {
     let Some(every) = args.poll.filter(|p| !p.is_zero()) else {
-        if args.all {
+        if args.all || (args.names_cluster() && !args.client) {
             return nodes(args, format);
         }
         ours(format);
