@@ -258,7 +258,7 @@ fn settled_text(text: &str) -> String {
         (r"on (\w+): journalctl -u brindle-node -n 20", "LOG OF $1"),
         (r"kubectl -n kube-system logs [^)]*spec\.nodeName=(\w+)\)", "LOG OF $1"),
         (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( \+0000 UTC|Z)?", "TIME"),
-        (r"sequence \d+ of \d+", "sequence N of N"),
+        (r"\b\d{19} of \d{19}\b", "N of N"),
         (r"\b\d+(\.\d+)?(ms|us|s)\b", "T"),
         (r"\b\d+m(\d+s)?\b", "T"),
         (r"\b\d+(\.\d+)?[KM]\b", "SIZE"),

@@ -17,7 +17,12 @@ use brindle_ipam::{
 use serde_json::{Value, json};
 
 use super::{args::CheckArgs, world::World};
-use crate::{Outcome, args::Format, out};
+use crate::{
+    Outcome,
+    args::Format,
+    lab::progress::wrap,
+    out::{self, WIDTH},
+};
 
 /// What was found.
 #[derive(Default)]
@@ -50,9 +55,8 @@ pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<O
         .collect();
     for (node, found) in &collectors {
         let count = |what: &str| found.get(what).and_then(Value::as_array).map_or(0, Vec::len);
-        let _ = writeln!(
-            c.text,
-            "\n{} ({}, looked at {}): {} leaked handles, {} waiting for the grace period of {} s.",
+        let line = format!(
+            "{} ({}, looked at {}): {} leaked handles, {} waiting for the grace period of {} s.",
             node.as_ref().map_or("The agent's collector".to_owned(), |n| format!("The collector of {n}")),
             found["mode"].as_str().unwrap_or("?"),
             found["time"].as_str().unwrap_or("?"),
@@ -60,6 +64,7 @@ pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<O
             count("waiting"),
             found["graceSeconds"]
         );
+        let _ = writeln!(c.text, "\n{}", wrap(&line, WIDTH - 2).join("\n  "));
     }
     let report = report(world, &c);
     if let Some(path) = &args.report {

@@ -11,7 +11,12 @@ use super::{
     args::WhyArgs,
     world::{World, now, workload},
 };
-use crate::{Outcome, args::Format, out};
+use crate::{
+    Outcome,
+    args::Format,
+    lab::progress::wrap,
+    out::{self, WIDTH},
+};
 
 /// Events shown, the newest.
 const EVENTS: usize = 20;
@@ -31,7 +36,7 @@ pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outco
     }
     out::say!("{}", story.summary);
     for (what, fact) in &story.facts {
-        out::say!("  {what:<10}{fact}");
+        line(what, fact);
     }
     if history.is_empty() {
         let who = match folders.as_slice() {
@@ -45,9 +50,17 @@ pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outco
         let what = if i == 0 { "history" } else { "" };
         let whose =
             Some(text("allocatedTo")).filter(|w| !w.is_empty()).map_or(String::new(), |w| format!("{w}, "));
-        out::say!("  {what:<10}{} {:<9} {whose}handle {}", text("time"), text("event"), text("handle"));
+        line(what, &format!("{} {:<9} {whose}handle {}", text("time"), text("event"), text("handle")));
     }
     Ok(Outcome::Ok)
+}
+
+/// One fact, within the width of the screen.
+fn line(what: &str, fact: &str) {
+    const INDENT: usize = 12;
+    for (i, part) in wrap(fact, WIDTH - INDENT).iter().enumerate() {
+        out::say!("  {:<10}{part}", if i == 0 { what } else { "" });
+    }
 }
 
 struct Story {
@@ -140,8 +153,8 @@ fn in_block(
     }
     let attribute = |key: &str| a.attribute.secondary.get(key).map(String::as_str);
     if let Some(given) = attribute("timestamp") {
-        facts
-            .push(("given", format!("{given}, sequence {} of {}", a.sequence, block.spec().sequence_number)));
+        facts.push(("given", given.to_owned()));
+        facts.push(("sequence", format!("{} of {}", a.sequence, block.spec().sequence_number)));
     }
     if let Some(node) = attribute("node") {
         let lent = block.host().is_some_and(|h| h != node);
