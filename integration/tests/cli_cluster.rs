@@ -262,3 +262,66 @@ fn node_commands_answer_on_the_node() {
     assert_eq!(gone.last()["running"], false);
     lab.down();
 }
+
+#[test]
+fn the_only_lab_of_a_machine_is_meant_where_nothing_else_is_named() {
+    let (lab, _) = Lab::up("clo", &["--nodes", "2", "--segments", "1", "--pods-per-node", "1"]);
+    // A machine of its own: no datastore, no agent, and of all labs that may be up beside this test only this one.
+    let machine = std::env::temp_dir().join(lab.name());
+    std::fs::create_dir_all(machine.join("labs").join(lab.name())).unwrap();
+    std::fs::create_dir(machine.join("empty")).unwrap();
+    let alone = format!(
+        "mount --bind /run/brindle-lab/{name} {machine}/labs/{name} && mount --rbind {machine}/labs /run/brindle-lab && \
+         {{ ! test -d /var/lib/brindle || mount --bind {machine}/empty /var/lib/brindle; }} && exec \"$@\"",
+        name = lab.name(),
+        machine = machine.display(),
+    );
+    let run = |args: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "--propagation", "private", "sh", "-c", &alone, "sh"]);
+        command.arg(bins::bin("brindlectl")).args(args);
+        let told =
+            ["BRINDLE_DATASTORE", "DATASTORE_TYPE", "ETCD_ENDPOINTS", "K8S_API_ENDPOINT", "KUBECONFIG"];
+        for variable in told {
+            command.env_remove(variable).env_remove(format!("CALICO_{variable}"));
+        }
+        let out = command.output().expect("unshare can be started");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (out.status.code(), text(&out.stdout), text(&out.stderr))
+    };
+    let note =
+        format!("brindlectl: no datastore is named; this is about lab {:?}, the only one here\n", lab.name());
+    let set = machine.join("set.yaml");
+    std::fs::write(
+        &set,
+        "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkSet\nmetadata: {name: seen}\n",
+    )
+    .unwrap();
+    let set = set.to_str().expect("the path is text");
+
+    let (code, nodes, told) = run(&["get", "nodes"]);
+    assert_eq!((code, nodes.as_str(), told.as_str()), (Some(0), "NAME\nnode1\nnode2\n", ""));
+    assert_eq!(run(&["diff", "-f", set]).0, Some(1), "it is not there yet");
+    let (code, said, told) = run(&["apply", "-f", set]);
+    assert_eq!((code, told), (Some(0), note.clone()), "{said}");
+    assert_eq!(ctl(&["get", "globalnetworkset", "seen", "--lab", lab.name()]).code, 0);
+    let (code, _, told) = run(&["delete", "globalnetworkset", "seen"]);
+    assert_eq!((code, told), (Some(0), note));
+    for asking in [
+        &["ipam", "check"] as &[&str],
+        &["ipam", "show"],
+        &["policy", "trace", "default/p1-1", "default/p2-1:80"],
+        &["route", "p1-1", "p2-1"],
+        &["status"],
+        &["version", "--all"],
+        &["bgp", "summary", "--all"],
+    ] {
+        let (code, said, told) = run(asking);
+        assert_eq!((code, told.as_str()), (Some(0), ""), "{asking:?}: {said}");
+    }
+    let (code, _, told) = run(&["get", "nodes", "--context", "prod"]);
+    assert_eq!(code, Some(2));
+    assert!(told.contains("--context prod") && told.contains(lab.name()), "{told}");
+    std::fs::remove_dir_all(&machine).unwrap();
+    lab.down();
+}

@@ -16,10 +16,7 @@ use crate::{
         block_on,
         place::{CALICO, Place, VARIABLE, place},
     },
-    lab::{
-        state::{self, LabDir},
-        topology::AgentKind,
-    },
+    lab::{state::LabDir, topology::AgentKind},
 };
 
 /// Where the list of nodes comes from.
@@ -91,15 +88,14 @@ pub(crate) fn all(args: &ReachArgs) -> Result<Cluster> {
         let agents = nodes.into_iter().map(|at| token.agent(at)).collect();
         return Ok(Cluster { source: Source::Agent(address.to_string()), agents, store: None });
     }
-    if args.store.lab.is_some() {
-        return lab(args);
-    }
     let place = place(&args.store)?;
+    if let Some(dir) = &place.lab {
+        return lab(dir);
+    }
     let url = place.url.clone();
     let store = match place.open(false) {
         Ok(store) => store,
         Err(error) => {
-            let default = url == brindle_config::DEFAULT_URL;
             if Path::new(LOCAL_SOCKET).exists() {
                 let place = Where::Socket(LOCAL_SOCKET.into());
                 let nodes = ask_nodes(&place, args)?;
@@ -107,9 +103,6 @@ pub(crate) fn all(args: &ReachArgs) -> Result<Cluster> {
                 let mut cluster = Cluster { source: Source::Agent(LOCAL_SOCKET.into()), agents, store: None };
                 own(&mut cluster.agents, args);
                 return Ok(cluster);
-            }
-            if default && state::all()?.len() == 1 {
-                return lab(args);
             }
             return Err(error);
         }
@@ -150,14 +143,7 @@ fn own(agents: &mut [Agent], args: &ReachArgs) {
 }
 
 /// The agents of a lab on this machine, over their sockets.
-fn lab(args: &ReachArgs) -> Result<Cluster> {
-    let dir = match &args.store.lab {
-        Some(name) => LabDir::of(name)?,
-        None => match state::all()?.as_slice() {
-            [only] => only.clone(),
-            _ => bail!("which lab? say --lab"),
-        },
-    };
+fn lab(dir: &LabDir) -> Result<Cluster> {
     let plan = dir.load_existing()?.plan;
     let agents = plan
         .nodes
@@ -183,7 +169,7 @@ fn lab(args: &ReachArgs) -> Result<Cluster> {
             },
         })
         .collect();
-    let store = Place::of_lab(&dir).open(false).ok();
+    let store = Place::of_lab(dir).open(false).ok();
     Ok(Cluster { source: Source::Lab(dir.name().to_owned()), agents, store })
 }
 

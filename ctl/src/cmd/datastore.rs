@@ -16,7 +16,7 @@ use brindle_config_core::{
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::resource::{args::StoreArgs, block_on, open, open_with};
+use super::resource::{args::StoreArgs, block_on, open, open_to_change};
 use crate::{
     Outcome,
     args::Format,
@@ -114,7 +114,7 @@ fn done(format: Format, what: &str, sentence: &str) -> Outcome {
 
 /// Locks or unlocks.
 fn ready(args: &StoreArgs, ready: bool, format: Format) -> Result<Outcome> {
-    let store = open(args)?;
+    let store = open_to_change(args, false)?;
     block_on(set_ready(&*store, ready))?;
     Ok(if ready {
         done(format, "unlocked", "Datastore unlocked.")
@@ -199,7 +199,7 @@ fn import(args: &StoreArgs, file: &std::path::Path, format: Format) -> Result<Ou
     if problems > 0 {
         bail!("{problems} problem{} in {name}; nothing was written", if problems == 1 { "" } else { "s" });
     }
-    let store = open_with(args, true)?;
+    let store = open_to_change(args, true)?;
     let count = loaded.len();
     block_on(async {
         let all: Vec<Kind> = Kind::ALL.into_iter().filter(|k| !FOREIGN.contains(k)).collect();
@@ -252,7 +252,7 @@ fn import(args: &StoreArgs, file: &std::path::Path, format: Format) -> Result<Ou
 
 /// Gives policies their names. What changed meanwhile is left for the next time, and said.
 fn policy_names(args: &PolicyNamesArgs, format: Format) -> Result<Outcome> {
-    let store = open(&args.store)?;
+    let store = open_to_change(&args.store, false)?;
     let (done, mut left) = block_on(async {
         if !args.force {
             may_rename(&*store).await?;

@@ -94,7 +94,7 @@ impl LabState {
 }
 
 /// The directory of one lab.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LabDir {
     path: PathBuf,
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 pub(crate) use grid::Grid;
 pub(crate) use table::Table;
 
-use crate::args::Format;
+use crate::{args::Format, lab::progress::wrap};
 
 /// Columns of the narrowest terminal that must do.
 pub(crate) const WIDTH: usize = 80;
@@ -74,10 +74,29 @@ pub(crate) fn json(value: &impl Serialize) {
     say!("{}", serde_json::to_string(value).expect("answers serialise"));
 }
 
-/// Prints an error: one line on stderr, or an object on stdout.
+/// Prints an error: a line on stderr (cut at words into lines of a screen where a person looks on), or an object on
+/// stdout.
 pub(crate) fn error(format: Format, error: &anyhow::Error) {
     match format {
-        Format::Table => eprintln!("brindlectl: {error:#}"),
+        Format::Table => aside(&format!("brindlectl: {error:#}")),
         Format::Json => json(&serde_json::json!({ "error": format!("{error:#}") })),
     }
+}
+
+/// Tells on stderr what is no part of the answer.
+pub(crate) fn note(text: &str) {
+    aside(&format!("brindlectl: {text}"));
+}
+
+fn aside(text: &str) {
+    let shown = std::io::stderr().is_terminal().then(|| {
+        // What is laid out already, such as what the reader of YAML shows of a file, stays as it is.
+        let laid_out = |line: &str| line.starts_with(' ');
+        let lines = text.lines().map(|line| match laid_out(line) {
+            true => line.to_owned(),
+            false => wrap(line, WIDTH - 2).join("\n  "),
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    });
+    eprintln!("{}", shown.as_deref().unwrap_or(text));
 }

@@ -55,6 +55,9 @@ pub(crate) fn run(args: &BgpArgs, format: Format) -> Result<Outcome> {
                 show.silent(&silence);
                 outcome = Outcome::Degraded;
             }
+            Err(silence @ Silence::Absent { .. }) if args.node.is_none() => {
+                bail!("{silence}, --all asks every node of the cluster")
+            }
             Err(silence) => return Err(silence.into()),
         }
     }

@@ -14,7 +14,7 @@ use self::{
     args::{IpamArgs, IpamCommand},
     world::World,
 };
-use super::resource::{block_on, open};
+use super::resource::{block_on, open, open_to_change};
 use crate::{Outcome, args::Format};
 
 /// Carries a command out.
@@ -27,9 +27,17 @@ pub(crate) fn run(args: &IpamArgs, format: Format) -> Result<Outcome> {
         IpamCommand::Show(a) => show::show(&world(&a.store)?, a, format),
         IpamCommand::Check(a) => check::check(&world(&a.store)?, a, format),
         IpamCommand::Why(a) => why::why(&world(&a.store)?, a, format),
-        IpamCommand::Release(a) => block_on(async { change::release(open(&a.store)?, a, format).await }),
-        IpamCommand::Configure(a) => block_on(async { change::configure(open(&a.store)?, a, format).await }),
-        IpamCommand::Split(a) => block_on(async { change::split(open(&a.store)?, a, format).await }),
-        IpamCommand::Reserve(a) => block_on(async { change::reserve(open(&a.store)?, a, format).await }),
+        IpamCommand::Release(a) => {
+            block_on(async { change::release(open_to_change(&a.store, false)?, a, format).await })
+        }
+        IpamCommand::Configure(a) => {
+            block_on(async { change::configure(open_to_change(&a.store, false)?, a, format).await })
+        }
+        IpamCommand::Split(a) => {
+            block_on(async { change::split(open_to_change(&a.store, false)?, a, format).await })
+        }
+        IpamCommand::Reserve(a) => {
+            block_on(async { change::reserve(open_to_change(&a.store, false)?, a, format).await })
+        }
     }
 }

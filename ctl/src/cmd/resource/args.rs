@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StoreArgs {
     /// The datastore: `sqlite:PATH`, `etcd:http://HOST:2379` or `kubernetes:KUBECONFIG` (default: `BRINDLE_DATASTORE`, then
-    /// what calicoctl's file and variables say, then `sqlite:/var/lib/brindle/brindle.db`).
+    /// what calicoctl's file and variables say, then `sqlite:/var/lib/brindle/brindle.db`, then the only lab here).
     #[arg(long, value_name = "URL")]
     pub(crate) datastore: Option<String>,
     /// The datastore of this lab (it wins over --datastore and --config).

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     Did,
     args::{EditArgs, LabelArgs, OneArgs, PatchArgs, PatchType},
-    block_on, get, open, report, select, shown, write,
+    block_on, get, open_to_change, report, select, shown, write,
 };
 use crate::{Outcome, args::Format, out};
 
@@ -69,7 +69,7 @@ pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
             None
         }
     };
-    let store = open(&args.one.store)?;
+    let store = open_to_change(&args.one.store, false)?;
     block_on(async {
         let mut idle = Vec::new();
         let did = write::update(&*store, &key, args.dry_run, |old: &Entry| {
@@ -129,7 +129,7 @@ pub(crate) fn label(args: &LabelArgs, format: Format) -> Result<Outcome> {
     if changes.is_empty() {
         bail!("which label of {key}? Write KEY=VALUE, or KEY with --remove");
     }
-    let store = open(&args.one.store)?;
+    let store = open_to_change(&args.one.store, false)?;
     block_on(async {
         let did = write::update(&*store, &key, false, |old: &Entry| {
             let mut new = resource(&key, &old.value)?;
@@ -171,7 +171,7 @@ pub(crate) fn label(args: &LabelArgs, format: Format) -> Result<Outcome> {
 pub(crate) fn edit(args: &EditArgs, format: Format) -> Result<Outcome> {
     let key = args.one.key()?;
     super::guard::writable(&key)?;
-    let store = open(&args.one.store)?;
+    let store = open_to_change(&args.one.store, false)?;
     block_on(async {
         let entry = get::one(&*store, &key).await?;
         let before = get::yaml(&shown(&entry));

@@ -57,15 +57,19 @@ pub(crate) fn run(request: Request, format: Format) -> Result<Outcome> {
     }
 }
 
-/// Opens the datastore a command is about. Reading must not make an empty one where there was none; the first
-/// resources may come before the first agent.
+/// Opens the datastore a command is about, to read it: that must not make an empty one where there was none.
 pub(super) fn open(args: &StoreArgs) -> Result<Arc<dyn Store>> {
-    open_with(args, false)
+    place::place(args)?.open(false)
 }
 
-/// The same; makes an empty one if `create`.
-pub(super) fn open_with(args: &StoreArgs, create: bool) -> Result<Arc<dyn Store>> {
-    place::place(args)?.open(create)
+/// Opens it to change what it holds. The first resources may come before the first agent: makes an empty one if `create`.
+pub(super) fn open_to_change(args: &StoreArgs, create: bool) -> Result<Arc<dyn Store>> {
+    let place = place::place(args)?;
+    let store = place.open(create)?;
+    if let Some(note) = place.unasked() {
+        out::note(&note);
+    }
+    Ok(store)
 }
 
 /// Runs store calls to their end. One runtime for the whole command: connections of a store live in the one they were

@@ -12,7 +12,7 @@ use brindle_config_core::{
 use serde_json::Value;
 
 use super::args::StoreArgs;
-use crate::lab::state::LabDir;
+use crate::lab::state::{self, LabDir};
 
 /// Before the path of a configuration file of calicoctl in the name of a datastore; `?context=NAME` may follow.
 pub(crate) const CALICO: &str = "calicoctl:";
@@ -20,12 +20,17 @@ pub(crate) const CALICO: &str = "calicoctl:";
 /// The variable that names a datastore where no flag does.
 pub(crate) const VARIABLE: &str = "BRINDLE_DATASTORE";
 
+/// Who named the datastore of a lab that nobody named.
+const ONLY_LAB: &str = "the only lab";
+
 /// A datastore by its name, and who gave that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) url: String,
     /// A flag, a variable, a file, `the default`.
     by: String,
+    /// The lab whose it is.
+    pub(crate) lab: Option<LabDir>,
 }
 
 /// The datastore the arguments are about.
@@ -33,7 +38,7 @@ pub(crate) fn place(args: &StoreArgs) -> Result<Place> {
     if let Some(lab) = &args.lab {
         let dir = LabDir::of(lab)?;
         ensure!(dir.exists(), "there is no lab {lab:?}; see `brindlectl lab list`");
-        return Ok(Place { url: dir.store_url(), by: format!("--lab {lab}") });
+        return Ok(Place { url: dir.store_url(), by: format!("--lab {lab}"), lab: Some(dir) });
     }
     let given = std::env::var(VARIABLE).ok().filter(|v| !v.is_empty());
     let file = |path: &Path| format!("{CALICO}{}", path.display());
@@ -48,7 +53,15 @@ pub(crate) fn place(args: &StoreArgs) -> Result<Place> {
         (file(default_file), brindle_config::apiconfig::DEFAULT_FILE.to_owned())
     } else {
         match calico_variable("DATASTORE_TYPE").as_deref() {
-            None => unnamed(),
+            None => match unnamed() {
+                Unnamed::Told(url, by) => (url, by),
+                Unnamed::Lab(dir) => {
+                    if let Some(context) = &args.context {
+                        bail!("--context {context}: the datastore of lab {:?} has none", dir.name());
+                    }
+                    return Ok(Place { url: dir.store_url(), by: ONLY_LAB.to_owned(), lab: Some(dir) });
+                }
+            },
             Some("kubernetes") => kubernetes("DATASTORE_TYPE"),
             Some("etcdv3") => ("etcd:".to_owned(), "DATASTORE_TYPE and ETCD_ENDPOINTS".to_owned()),
             Some(other) => bail!("DATASTORE_TYPE={other}: expected kubernetes or etcdv3"),
@@ -61,7 +74,7 @@ pub(crate) fn place(args: &StoreArgs) -> Result<Place> {
         }
         Some(context) => bail!("--context {context}: the datastore {url} has none; it is not Kubernetes"),
     };
-    Ok(Place { url, by })
+    Ok(Place { url, by, lab: None })
 }
 
 /// The API server that variables tell of, or `by`.
@@ -73,22 +86,39 @@ fn kubernetes(by: &str) -> (String, String) {
     }
 }
 
+/// What is meant where nothing says which kind of datastore.
+enum Unnamed {
+    /// A datastore, and who told of it.
+    Told(String, String),
+    Lab(LabDir),
+}
+
 /// Where nothing says which kind of datastore: the one of this machine if it has one, else what calicoctl's and kubectl's
-/// variables tell of.
-fn unnamed() -> (String, String) {
+/// variables tell of, else the only lab of a machine that has no agent of its own.
+fn unnamed() -> Unnamed {
     let here = DEFAULT_URL.strip_prefix("sqlite:").is_some_and(|path| Path::new(path).exists());
     let told = ["ETCD_ENDPOINTS", "K8S_API_ENDPOINT", "KUBECONFIG"];
     match told.into_iter().find(|v| !here && calico_variable(v).is_some()) {
-        Some("ETCD_ENDPOINTS") => ("etcd:".to_owned(), "ETCD_ENDPOINTS".to_owned()),
-        Some(by) => kubernetes(by),
-        None => (DEFAULT_URL.to_owned(), "default".to_owned()),
+        Some("ETCD_ENDPOINTS") => Unnamed::Told("etcd:".to_owned(), "ETCD_ENDPOINTS".to_owned()),
+        Some(by) => {
+            let (url, by) = kubernetes(by);
+            Unnamed::Told(url, by)
+        }
+        None => {
+            // Whoever may not look for labs has none.
+            let alone = !here && !Path::new(crate::cluster::LOCAL_SOCKET).exists();
+            match state::all().ok().filter(|_| alone).as_deref() {
+                Some([only]) => Unnamed::Lab(only.clone()),
+                _ => Unnamed::Told(DEFAULT_URL.to_owned(), "default".to_owned()),
+            }
+        }
     }
 }
 
 impl Place {
     /// A lab's.
     pub(crate) fn of_lab(dir: &LabDir) -> Self {
-        Self { url: dir.store_url(), by: format!("--lab {}", dir.name()) }
+        Self { url: dir.store_url(), by: format!("--lab {}", dir.name()), lab: Some(dir.clone()) }
     }
 
     /// Opens it; makes an empty one only if `create`.
@@ -121,10 +151,17 @@ impl Place {
         }
     }
 
+    /// What to tell who is about to change the datastore of a lab that nobody named.
+    pub(crate) fn unasked(&self) -> Option<String> {
+        let dir = self.lab.as_ref().filter(|_| self.by == ONLY_LAB)?;
+        Some(format!("no datastore is named; this is about lab {:?}, the only one here", dir.name()))
+    }
+
     /// Who named it, to put behind what is said of it.
     fn named(&self) -> String {
         match self.by.as_str() {
             "default" => " (the default datastore)".to_owned(),
+            ONLY_LAB => " (of the only lab here)".to_owned(),
             by => format!(" (named by {by})"),
         }
     }
@@ -268,7 +305,7 @@ mod tests {
     use super::*;
 
     fn advice(url: &str, by: &str) -> Option<String> {
-        Place { url: url.into(), by: by.into() }.advice()
+        Place { url: url.into(), by: by.into(), lab: None }.advice()
     }
 
     #[test]
@@ -292,7 +329,7 @@ mod tests {
     fn a_missing_file_is_told_from_a_missing_folder() {
         let at = |path: PathBuf| {
             let url = format!("sqlite:{}", path.display());
-            Place { url, by: "--datastore".into() }
+            Place { url, by: "--datastore".into(), lab: None }
         };
         let there = std::env::temp_dir();
         let open = |place: Place, create| place.open(create).err().map(|e| e.to_string()).unwrap();

@@ -1,6 +1,8 @@
 //! `create`, `apply`, `replace`, `delete`, `validate`, `diff`. First everything is read and checked, then written;
 //! a document that is wrong keeps all the others out unless `--continue`.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, bail};
 use brindle_config::yaml::Loaded;
 use brindle_config_core::{
@@ -18,7 +20,7 @@ use super::{
     get::{export, missing, yaml},
     guard::{self, Others},
     load::{self, How, Input},
-    open, open_with, report,
+    open_to_change, report,
     select::{self, Selection},
 };
 use crate::{Outcome, args::Format, out};
@@ -70,7 +72,7 @@ struct Step {
 /// `create`, `apply`, `replace`.
 pub(crate) fn write(verb: Verb, args: &WriteArgs, format: Format) -> Result<Outcome> {
     let input = read(args)?;
-    let store = open_with(&args.store, verb != Verb::Replace && !args.dry_run)?;
+    let store = open_to_change(&args.store, verb != Verb::Replace && !args.dry_run)?;
     block_on(async {
         let (steps, wrong) = plan(&*store, verb, args, &input).await?;
         let wrong = wrong + input.wrong;
@@ -108,15 +110,34 @@ fn read(args: &WriteArgs) -> Result<Input> {
     load::files(&f.files, How { recursive: f.recursive, skip_empty: f.skip_empty, namespace, go_on: f.go_on })
 }
 
-/// What has to be written, and how many resources may not. Whatever one resource needs of the datastore does not wait for
-/// the answers about those before it: a folder is asked about many at a time.
+/// What is wrong with each document, by its position in the input.
+type Complaints = BTreeMap<usize, Vec<String>>;
+
+/// What has to be written, and how many resources may not. Says why not in the order of the documents, also where the
+/// datastore fails in the middle of its answers.
 async fn plan(store: &dyn Store, verb: Verb, args: &WriteArgs, input: &Input) -> Result<(Vec<Step>, usize)> {
+    let mut complaints = Complaints::new();
+    let steps = steps(store, verb, args, input, &mut complaints).await;
+    for complaint in complaints.values().flatten() {
+        eprintln!("error: {complaint}");
+    }
+    Ok((steps?, complaints.len()))
+}
+
+/// The steps of a plan. Whatever one resource needs of the datastore does not wait for the answers about those before it:
+/// a folder is asked about many at a time.
+async fn steps(
+    store: &dyn Store,
+    verb: Verb,
+    args: &WriteArgs,
+    input: &Input,
+    complaints: &mut Complaints,
+) -> Result<Vec<Step>> {
     let mut others = Others::read(store).await?;
     let keys: Vec<Key> = input.resources.iter().map(|l| l.resource.key()).collect();
     let olds = futures::stream::iter(&keys).map(|key| existing(store, key)).buffered(ABREAST);
     let olds: Vec<Option<Entry>> = olds.try_collect().await?;
     let mut steps: Vec<(Step, usize)> = Vec::new();
-    let mut wrong = 0;
     for (at, (loaded, key)) in input.resources.iter().zip(keys).enumerate() {
         let old = olds.get(at).and_then(Option::as_ref);
         let refusal = match (verb, old) {
@@ -129,51 +150,49 @@ async fn plan(store: &dyn Store, verb: Verb, args: &WriteArgs, input: &Input) ->
             (Verb::Replace, None) => Some(missing(store, &key).await.to_string()),
             _ => None,
         };
-        let mut checked = match refusal {
-            Some(refusal) => {
-                eprintln!("error: {}", loaded.origin.problem("metadata.name", refusal));
-                None
+        let checked = match refusal {
+            Some(refusal) => Err(vec![loaded.origin.problem("metadata.name", refusal).to_string()]),
+            None => step(loaded, old, &others),
+        };
+        let mut step = match checked {
+            Ok(step) => step,
+            Err(wrong) => {
+                complaints.insert(at, wrong);
+                continue;
             }
-            None => step(loaded, old, &others)?,
         };
         // The next ones are held against it: it is asked about at once.
-        if Others::holds(loaded.resource.kind())
-            && let Some(step) = &mut checked
-            && let Some(refused) = asked(store, loaded, old, step).await?
+        if Others::holds(step.key.kind)
+            && let Some(refused) = asked(store, loaded, old, &mut step).await?
         {
-            eprintln!("error: {refused}");
-            checked = None;
+            complaints.insert(at, vec![refused]);
+            continue;
         }
-        match checked {
-            Some(step) => {
-                others.admit(&loaded.resource);
-                steps.push((step, at));
-            }
-            None => wrong += 1,
-        }
+        others.admit(&loaded.resource);
+        steps.push((step, at));
     }
-    let answers = futures::stream::iter(steps).map(|(mut step, at)| {
-        let (loaded, old) = (input.resources.get(at), olds.get(at).and_then(Option::as_ref));
-        async move {
-            let refused = match loaded {
-                Some(l) if !Others::holds(step.key.kind) => asked(store, l, old, &mut step).await?,
-                _ => None,
-            };
-            anyhow::Ok((step, refused))
-        }
-    });
-    let answers: Vec<(Step, Option<String>)> = answers.buffered(ABREAST).try_collect().await?;
-    let mut steps = Vec::with_capacity(answers.len());
-    for (step, refused) in answers {
+    let mut answers = futures::stream::iter(steps)
+        .map(|(mut step, at)| {
+            let (loaded, old) = (input.resources.get(at), olds.get(at).and_then(Option::as_ref));
+            async move {
+                let refused = match loaded {
+                    Some(l) if !Others::holds(step.key.kind) => asked(store, l, old, &mut step).await?,
+                    _ => None,
+                };
+                anyhow::Ok((step, at, refused))
+            }
+        })
+        .buffered(ABREAST);
+    let mut steps = Vec::new();
+    while let Some((step, at, refused)) = answers.try_next().await? {
         match refused {
             Some(refused) => {
-                eprintln!("error: {refused}");
-                wrong += 1;
+                complaints.insert(at, vec![refused]);
             }
             None => steps.push(step),
         }
     }
-    Ok((steps, wrong))
+    Ok(steps)
 }
 
 /// Asks the datastore what it would make of a step that changes something; gives why it refuses. What it would keep as it
@@ -221,29 +240,21 @@ async fn existing(store: &dyn Store, key: &Key) -> Result<Option<Entry>> {
     }
 }
 
-/// Checks one resource; trouble is printed and gives `None`.
-fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Option<Step>> {
+/// Checks one resource, or says what is wrong with it.
+fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Step, Vec<String>> {
     let key = loaded.resource.key();
-    if let Err(e) = guard::writable(&key) {
-        eprintln!("error: {}", loaded.origin.problem("kind", e.to_string()));
-        return Ok(None);
-    }
-    if let Err(invalid) = others.check(&loaded.resource) {
-        for e in invalid.0 {
-            eprintln!("error: {}", loaded.origin.problem(&e.field, format!("{}: {}", e.value, e.reason)));
-        }
-        return Ok(None);
-    }
+    let wrong = |field: &str, why: String| vec![loaded.origin.problem(field, why).to_string()];
+    guard::writable(&key).map_err(|e| wrong("kind", e.to_string()))?;
+    others.check(&loaded.resource).map_err(|invalid| {
+        let each = invalid.0.iter().flat_map(|e| wrong(&e.field, format!("{}: {}", e.value, e.reason)));
+        each.collect::<Vec<_>>()
+    })?;
     let given = match loaded.resource.metadata().resource_version.as_deref() {
         None | Some("") => None,
         Some(text) => match text.parse() {
             Ok(n) => Some(Revision(n)),
             Err(_) => {
-                let problem = loaded
-                    .origin
-                    .problem("metadata.resourceVersion", format!("expected a number, found {text:?}"));
-                eprintln!("error: {problem}");
-                return Ok(None);
+                return Err(wrong("metadata.resourceVersion", format!("expected a number, found {text:?}")));
             }
         },
     };
@@ -254,8 +265,7 @@ fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Option<
             "update conflict: {key} was changed since revision {} (it is {} now); read it again",
             given.0, old.revision.0
         );
-        eprintln!("error: {}", loaded.origin.problem("metadata.resourceVersion", message));
-        return Ok(None);
+        return Err(wrong("metadata.resourceVersion", message));
     }
     let value = stored_form(&loaded.resource, old);
     let (did, expect) = match old {
@@ -263,7 +273,7 @@ fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Option<
         Some(old) if *old.value == value => (Did::Unchanged, Expect::Any),
         Some(old) => (Did::Configured, Expect::Revision(old.revision)),
     };
-    Ok(Some(Step { key, kept: value.clone(), value, did, expect }))
+    Ok(Step { key, kept: value.clone(), value, did, expect })
 }
 
 /// What the store will hold: the revision is the store's own; what the cluster gave the old one stays.
@@ -359,7 +369,7 @@ pub(crate) fn validate(args: &ValidateArgs, format: Format) -> Result<Outcome> {
 /// `diff`: what apply would change. Exit code 1 when anything would.
 pub(crate) fn diff(args: &WriteArgs, format: Format) -> Result<Outcome> {
     let input = read(args)?;
-    let store = open(&args.store)?;
+    let store = super::open(&args.store)?;
     block_on(async {
         let (steps, wrong) = plan(&*store, Verb::Apply, args, &input).await?;
         if wrong + input.wrong > 0 && !args.files.go_on {
@@ -408,7 +418,7 @@ pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
         let how = How { recursive: args.recursive, skip_empty: false, namespace, go_on: false };
         load::files(&args.files, how)?.resources.into_iter().map(|l| l.resource.key()).collect()
     };
-    let store = open(&args.store)?;
+    let store = open_to_change(&args.store, false)?;
     block_on(async {
         let mut done = Vec::new();
         for key in &keys {
