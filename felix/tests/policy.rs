@@ -727,10 +727,24 @@ fn flows_of_a_pod_that_goes_are_cut_and_no_others() {
     assert!(left.contains(&node.pods[2].v4) && !left.contains(&node.pods[1].v4), "{left:?}");
     node.apply(vec![PolicyDelta::Endpoint(Arc::new(node.endpoint(1, vec![])))]);
     node.udp(0, 1, true);
-    let r = node.apply(vec![PolicyDelta::EndpointRemove(node.endpoint(2, vec![]).id)]);
-    assert!(r.counters.flows_cut >= 1, "{r:?}");
+    let cut = node.apply(vec![]).counters.flows_cut;
+    node.apply(vec![PolicyDelta::EndpointRemove(node.endpoint(2, vec![]).id)]);
+    // One look at all flows is for many that go.
+    let deadline = Instant::now() + LONG;
+    while node.report().counters.flows_cut == cut {
+        assert!(Instant::now() < deadline, "{:?}", flows());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let left = flows();
     assert!(left.contains(&node.pods[1].v4) && !left.contains(&node.pods[2].v4), "{left:?}");
+    // Its address has a new owner, whose policy denies what the former one's allowed: that cannot wait.
+    let mut next = node.endpoint(1, vec![tier(&["deny"], &[])]);
+    next.id = EndpointId::Workload { namespace: "default".into(), name: "n1-k8s-next-eth0".into() };
+    let gone = PolicyDelta::EndpointRemove(node.endpoint(1, vec![]).id);
+    let cut = node.report().counters.flows_cut;
+    let r = node.apply(vec![gone, PolicyDelta::Endpoint(Arc::new(next))]);
+    assert!(r.counters.flows_cut > cut, "{r:?}");
+    assert!(!flows().contains(&node.pods[1].v4), "{:?}", flows());
 }
 
 #[test]

@@ -32,7 +32,10 @@ use brindle_kernel::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::{checks::Questions, flows::addresses};
+use self::{
+    checks::Questions,
+    flows::{Departed, addresses},
+};
 use super::{
     bridge,
     driver::{DriveError, Driver, Mode},
@@ -106,6 +109,7 @@ pub fn spawn_policy(
         questions: Questions::default(),
         urgent: false,
         tidy: None,
+        departed: Departed::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("policy".into()).spawn(move || runtime.block_on(engine.run(rx)))?;
@@ -159,6 +163,7 @@ struct Engine {
     urgent: bool,
     /// When what is left of workloads that have gone is removed, and when at the latest.
     tidy: Option<(Instant, Instant)>,
+    departed: Departed,
 }
 
 /// Whether an input says no more than that workloads have gone.
@@ -173,9 +178,13 @@ impl Engine {
         drop(self.guard());
         loop {
             let tidy = self.tidy.map(|(at, _)| at);
+            let departed = self.departed.due();
             let wake = match self.failed {
-                Some((at, _)) => Some(at),
-                None => self.check_at.filter(|_| self.look.is_none()).into_iter().chain(tidy).min(),
+                Some((at, _)) => departed.into_iter().chain([at]).min(),
+                None => {
+                    let check = self.check_at.filter(|_| self.look.is_none());
+                    check.into_iter().chain(tidy).chain(departed).min()
+                }
             };
             let sleep = async {
                 match wake {
@@ -231,8 +240,8 @@ impl Engine {
                 let _ = who.send(());
             }
             // Somebody waits for the rules; nobody for this.
-            if let Some(changed) = changed {
-                self.cut_flows(&changed);
+            if changed.is_some() || self.departed.due().is_some() {
+                self.cut_flows(&changed.unwrap_or_default(), Instant::now());
                 self.publish();
             }
             self.answer();

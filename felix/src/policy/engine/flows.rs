@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use brindle_felix_core::{
@@ -20,10 +21,35 @@ use brindle_kernel::{
 
 use super::Engine;
 
+/// How long flows of workloads that have gone stay while other changes come, and at most: the kernel walks through all it
+/// tracks, of every namespace, which takes some 10 ms for each family on a large machine.
+const LINGER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// Addresses of workloads that have gone, whose flows are still to be cut.
+#[derive(Debug, Default)]
+pub(super) struct Departed {
+    gone: BTreeSet<IpAddr>,
+    /// When that is done, and when at the latest.
+    due: Option<(Instant, Instant)>,
+}
+
+impl Departed {
+    /// When somebody has to look here again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due.map(|(at, _)| at)
+    }
+}
+
 impl Engine {
-    /// Flows of workloads that went away, and those policy denies now.
-    pub(super) fn cut_flows(&mut self, changed: &Changed) {
-        if changed.gone.is_empty() && !changed.judge {
+    /// Flows that policy denies now, at once; those of workloads that went away when that is due, or when somebody else has
+    /// one of their addresses.
+    pub(super) fn cut_flows(&mut self, changed: &Changed, now: Instant) {
+        if !changed.gone.is_empty() {
+            let latest = self.departed.due.map_or(now + LINGER.1, |(_, latest)| latest);
+            self.departed.due = Some(((now + LINGER.0).min(latest), latest));
+            self.departed.gone.extend(&changed.gone);
+        }
+        if self.departed.gone.is_empty() && !changed.judge {
             return;
         }
         let alive: BTreeSet<IpAddr> = self
@@ -33,9 +59,14 @@ impl Engine {
             .filter(|e| e.host.is_none())
             .flat_map(|e| e.addresses.iter().map(ipnet::IpNet::addr))
             .collect();
-        let gone: BTreeSet<&IpAddr> = changed.gone.iter().filter(|a| !alive.contains(a)).collect();
         // An address that has a new owner already: its old flows are judged like any.
-        let judge = changed.judge || gone.len() < changed.gone.len();
+        let judge = changed.judge || self.departed.gone.iter().any(|a| alive.contains(a));
+        if !judge && self.departed.due.is_some_and(|(at, _)| at > now) {
+            return;
+        }
+        self.departed.due = None;
+        let mut gone = std::mem::take(&mut self.departed.gone);
+        gone.retain(|a| !alive.contains(a));
         // What is the host's own is told by its addresses; without knowing them nothing is judged.
         let host = if judge { addresses() } else { BTreeMap::new() };
         let mut doors = Doors::new(&self.state, &host);
@@ -45,7 +76,7 @@ impl Engine {
                 Family::V6 => IpVersion::V6,
             };
             // The kernel walks through all it tracks, of every namespace.
-            if !doors.any() && !alive.iter().chain(gone.iter().copied()).any(|a| family.has(&(*a).into())) {
+            if !doors.any() && !alive.iter().chain(&gone).any(|a| family.has(&(*a).into())) {
                 continue;
             }
             let nf = self.driver.netfilter();
