@@ -1,7 +1,8 @@
 //! CNI ADD and DEL: brindle with its agent beside Debian's reference `ptp` + `host-local`, turn by turn in the same run,
 //! started the same way. Needs root and `apt-get install containernetworking-plugins`.
 //!
-//! `cargo run --release -p brindle-integration --bin bench-cni [-- ROUNDS]`
+//! `cargo xtask bench cni [-- ROUNDS]`, which hands over the plugin as the image has it (linked statically);
+//! `bench-cni [ROUNDS] [--plugin FILE]` takes the one beside itself.
 #![allow(clippy::print_stdout, reason = "the table is the product")]
 
 use std::{
@@ -36,8 +37,14 @@ struct Contestant {
 }
 
 fn main() -> Result<()> {
-    let rounds: usize =
-        std::env::args().nth(1).map_or(Ok(40), |a| a.parse()).context("ROUNDS is not a number")?;
+    let (mut rounds, mut plugin) = (40, bin("brindle"));
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--plugin" => plugin = words.next().context("--plugin needs a file")?.into(),
+            number => rounds = number.parse().context("ROUNDS is not a number")?,
+        }
+    }
     let ptp = Path::new(REFERENCE).join("ptp");
     ensure!(ptp.exists(), "{} is missing: apt-get install containernetworking-plugins", ptp.display());
     let node = CniNode::new("bench", "10.90.0.0/16");
@@ -49,10 +56,10 @@ fn main() -> Result<()> {
         },
     });
     let mut all = [
-        Contestant { name: "brindle", program: bin("brindle"), conf: node.conf(), times: Times::default() },
+        Contestant { name: "brindle", program: plugin.clone(), conf: node.conf(), times: Times::default() },
         Contestant { name: "ptp + host-local", program: ptp, conf: reference, times: Times::default() },
     ];
-    println!("{}", size()?);
+    println!("{}", size(&plugin)?);
     for round in 0..rounds + WARM_UP {
         for c in &mut all {
             run(&node, c, round >= WARM_UP)?;
@@ -63,10 +70,9 @@ fn main() -> Result<()> {
 }
 
 /// Octets of the plugin, which must start.
-fn size() -> Result<String> {
-    let plugin = bin("brindle");
-    let octets = std::fs::metadata(&plugin)?.len();
-    let out = std::process::Command::new("/usr/bin/env").arg(&plugin).arg("--version").output()?;
+fn size(plugin: &Path) -> Result<String> {
+    let octets = std::fs::metadata(plugin).with_context(|| plugin.display().to_string())?.len();
+    let out = std::process::Command::new("/usr/bin/env").arg(plugin).arg("--version").output()?;
     ensure!(out.status.success(), "{} does not start", plugin.display());
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
     let mib = octets as f64 / f64::from(1 << 20);
@@ -76,7 +82,7 @@ fn size() -> Result<String> {
 /// Calls at a time in a burst.
 const AT_ONCE: usize = 32;
 /// Bursts of each contestant.
-const BURSTS: usize = 5;
+const BURSTS: usize = 15;
 
 /// 32 at a time, turn by turn; then 250 pods of ours on one node.
 fn bursts(node: &CniNode, all: &[Contestant; 2]) -> Result<()> {

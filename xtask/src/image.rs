@@ -107,6 +107,24 @@ fn mib(octets: u64) -> f64 {
     octets as f64 / f64::from(1 << 20)
 }
 
+/// The plugin as the image has it.
+pub(crate) fn plugin() -> Result<PathBuf> {
+    build_static(["brindle-cni"])?;
+    Ok(steps::target()?.join(TARGET).join("dist/brindle"))
+}
+
+/// Builds the programs of packages the way they are shipped.
+fn build_static<'a>(packages: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let installed = Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output()?;
+    if !Path::new(String::from_utf8_lossy(&installed.stdout).trim()).exists() {
+        steps::sh("rustup", &["target", "add", TARGET])
+            .context("programs for a scratch image are linked statically with musl")?;
+    }
+    let mut args = vec!["build", "--locked", "--profile", "dist", "--bins", "--target", TARGET];
+    args.extend(packages.into_iter().flat_map(|p| ["-p", p]));
+    steps::sh("cargo", &args)
+}
+
 /// Ours.
 fn programs(bin: &Path, debug: bool) -> Result<()> {
     fs::create_dir_all(bin)?;
@@ -114,15 +132,7 @@ fn programs(bin: &Path, debug: bool) -> Result<()> {
         steps::build()?;
         steps::target()?.join("debug")
     } else {
-        let installed =
-            Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output()?;
-        if !Path::new(String::from_utf8_lossy(&installed.stdout).trim()).exists() {
-            steps::sh("rustup", &["target", "add", TARGET])
-                .context("programs for a scratch image are linked statically with musl")?;
-        }
-        let mut args = vec!["build", "--locked", "--profile", "dist", "--bins", "--target", TARGET];
-        args.extend(PROGRAMS.iter().flat_map(|p| ["-p", p.1]));
-        steps::sh("cargo", &args)?;
+        build_static(PROGRAMS.iter().map(|p| p.1))?;
         steps::target()?.join(TARGET).join("dist")
     };
     for (program, _, names) in PROGRAMS {

@@ -289,7 +289,12 @@ pub(crate) fn bench(words: &[String]) -> Result<ExitCode> {
                 ipam()?;
             }
             let bin = target()?.join(format!("release/bench-{name}"));
-            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let plugin =
+                if name == "cni" { crate::image::plugin()?.display().to_string() } else { String::new() };
+            if !plugin.is_empty() {
+                args.extend(["--plugin", &plugin]);
+            }
             sh(&bin.to_string_lossy(), &args)?;
         }
     }
