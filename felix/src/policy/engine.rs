@@ -208,6 +208,11 @@ impl Engine {
                     self.urgent = true;
                     self.looked(answer, since);
                 }
+                found = self.departed.walked() => {
+                    self.found(found);
+                    self.publish();
+                    continue;
+                }
                 () = sleep => self.urgent = true,
             }
             for _ in 0..TOGETHER {

@@ -15,9 +15,10 @@ use brindle_felix_core::{
     rules::{ir::Family, model::Changed},
 };
 use brindle_kernel::{
-    netfilter::{Flow, IpVersion},
+    netfilter::{Flow, IpVersion, NfError},
     netlink::Rtnl,
 };
+use tokio::sync::oneshot;
 
 use super::Engine;
 
@@ -26,76 +27,156 @@ use super::Engine;
 const LINGER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Addresses of workloads that have gone, whose flows are still to be cut.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Departed {
     gone: BTreeSet<IpAddr>,
     /// When that is done, and when at the latest.
     due: Option<(Instant, Instant)>,
+    walk: Option<Walk>,
+}
+
+/// The kernel's walk through its flows on a thread of its own, so that nobody waits for it.
+struct Walk {
+    /// Whose flows are looked for.
+    gone: BTreeSet<IpAddr>,
+    answer: oneshot::Receiver<Result<Vec<Flow>, NfError>>,
 }
 
 impl Departed {
     /// When somebody has to look here again.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.due.map(|(at, _)| at)
+        self.due.map(|(at, _)| at).filter(|_| self.walk.is_none())
+    }
+
+    /// The flows a walk has found; it never ends where there is none.
+    pub(super) async fn walked(&mut self) -> Found {
+        let Some(walk) = &mut self.walk else { return std::future::pending().await };
+        let flows = (&mut walk.answer).await;
+        let gone = self.walk.take().map(|w| w.gone).unwrap_or_default();
+        Found { gone, flows: flows.unwrap_or(Ok(Vec::new())) }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &IpAddr> {
+        self.gone.iter().chain(self.walk.iter().flat_map(|w| &w.gone))
+    }
+}
+
+/// What a walk has found.
+pub(super) struct Found {
+    gone: BTreeSet<IpAddr>,
+    flows: Result<Vec<Flow>, NfError>,
+}
+
+fn ends(f: &Flow) -> [IpAddr; 4] {
+    [f.original.src, f.original.dst, f.reply.src, f.reply.dst]
+}
+
+fn version(family: Family) -> IpVersion {
+    match family {
+        Family::V4 => IpVersion::V4,
+        Family::V6 => IpVersion::V6,
     }
 }
 
 impl Engine {
-    /// Flows that policy denies now, at once; those of workloads that went away when that is due, or when somebody else has
-    /// one of their addresses.
+    /// Flows that policy denies now, at once; those of workloads that went away when that is due. Where somebody else has
+    /// an address of theirs, its old flows are judged at once.
     pub(super) fn cut_flows(&mut self, changed: &Changed, now: Instant) {
         if !changed.gone.is_empty() {
             let latest = self.departed.due.map_or(now + LINGER.1, |(_, latest)| latest);
             self.departed.due = Some(((now + LINGER.0).min(latest), latest));
             self.departed.gone.extend(&changed.gone);
         }
-        if self.departed.gone.is_empty() && !changed.judge {
+        if !changed.judge && self.departed.all().next().is_none() {
             return;
         }
-        let alive: BTreeSet<IpAddr> = self
-            .model
-            .endpoints
-            .values()
-            .filter(|e| e.host.is_none())
-            .flat_map(|e| e.addresses.iter().map(ipnet::IpNet::addr))
-            .collect();
-        // An address that has a new owner already: its old flows are judged like any.
-        let judge = changed.judge || self.departed.gone.iter().any(|a| alive.contains(a));
-        if !judge && self.departed.due.is_some_and(|(at, _)| at > now) {
-            return;
+        let alive = self.alive();
+        if changed.judge || self.departed.all().any(|a| alive.contains(a)) {
+            self.departed.due = None;
+            let mut gone = std::mem::take(&mut self.departed.gone);
+            gone.retain(|a| !alive.contains(a));
+            self.judge_flows(&alive, &gone);
+        } else if self.departed.due().is_some_and(|at| at <= now) {
+            self.departed.due = None;
+            let gone = std::mem::take(&mut self.departed.gone);
+            if let Some(gone) = self.walk(gone) {
+                self.judge_flows(&alive, &gone);
+            }
         }
-        self.departed.due = None;
-        let mut gone = std::mem::take(&mut self.departed.gone);
-        gone.retain(|a| !alive.contains(a));
+    }
+
+    fn alive(&self) -> BTreeSet<IpAddr> {
+        let workloads = self.model.endpoints.values().filter(|e| e.host.is_none());
+        workloads.flat_map(|e| e.addresses.iter().map(ipnet::IpNet::addr)).collect()
+    }
+
+    /// Begins to look for flows of addresses; gives them back where there is no thread to be had.
+    fn walk(&mut self, gone: BTreeSet<IpAddr>) -> Option<BTreeSet<IpAddr>> {
+        let mut nf = self.driver.netfilter().again();
+        let mut versions: Vec<(Family, IpVersion)> =
+            self.driver.families().iter().map(|f| (*f, version(*f))).collect();
+        versions.retain(|(family, _)| gone.iter().any(|a| family.has(&(*a).into())));
+        let (tx, answer) = oneshot::channel();
+        let wanted = gone.clone();
+        let work = move || {
+            let flows = versions.into_iter().try_fold(Vec::new(), |mut all, (_, version)| {
+                let flows = nf.flows(version)?;
+                all.extend(flows.into_iter().filter(|f| ends(f).iter().any(|a| wanted.contains(a))));
+                Ok(all)
+            });
+            // Whoever asked may have ended.
+            let _ = tx.send(flows);
+        };
+        match std::thread::Builder::new().name("policy-flows".into()).spawn(work) {
+            Ok(_) => {
+                self.departed.walk = Some(Walk { gone, answer });
+                None
+            }
+            Err(_) => Some(gone),
+        }
+    }
+
+    /// Cuts what a walk has found, but for flows of an address that somebody has meanwhile: those were judged then.
+    pub(super) fn found(&mut self, found: Found) {
+        let alive = self.alive();
+        let result = found.flows.and_then(|mut flows| {
+            flows.retain(|f| ends(f).iter().any(|a| found.gone.contains(a) && !alive.contains(a)));
+            if flows.is_empty() { Ok(0) } else { self.driver.netfilter().forget(&flows) }
+        });
+        self.count(result);
+    }
+
+    fn count(&mut self, cut: Result<usize, NfError>) {
+        match cut {
+            Ok(n) => self.driver.counters.flows_cut += n as u64,
+            Err(e) => tracing::warn!("flows could not be cut: {e}"),
+        }
+    }
+
+    /// Cuts flows of `gone`, and those that policy denies now.
+    fn judge_flows(&mut self, alive: &BTreeSet<IpAddr>, gone: &BTreeSet<IpAddr>) {
         // What is the host's own is told by its addresses; without knowing them nothing is judged.
-        let host = if judge { addresses() } else { BTreeMap::new() };
+        let host = addresses();
         let mut doors = Doors::new(&self.state, &host);
+        let mut results = Vec::new();
         for family in self.driver.families().to_vec() {
-            let version = match family {
-                Family::V4 => IpVersion::V4,
-                Family::V6 => IpVersion::V6,
-            };
             // The kernel walks through all it tracks, of every namespace.
-            if !doors.any() && !alive.iter().chain(&gone).any(|a| family.has(&(*a).into())) {
+            if !doors.any() && !alive.iter().chain(gone).any(|a| family.has(&(*a).into())) {
                 continue;
             }
             let nf = self.driver.netfilter();
-            let result = nf.flows(version).and_then(|flows| {
-                let ends = |f: &Flow| [f.original.src, f.original.dst, f.reply.src, f.reply.dst];
+            results.push(nf.flows(version(family)).and_then(|flows| {
                 let (mut cut, rest): (Vec<Flow>, Vec<Flow>) =
                     flows.into_iter().partition(|f| ends(f).iter().any(|a| gone.contains(a)));
                 let concerned = |f: &Flow| doors.any() || ends(f).iter().any(|a| alive.contains(a));
                 let local: Vec<Flow> = rest.into_iter().filter(concerned).collect();
-                if judge && !host.is_empty() {
+                if !host.is_empty() {
                     cut.extend(local.into_iter().filter(|f| doors.denied(f)));
                 }
                 if cut.is_empty() { Ok(0) } else { nf.forget(&cut) }
-            });
-            match result {
-                Ok(n) => self.driver.counters.flows_cut += n as u64,
-                Err(e) => tracing::warn!("flows could not be cut: {e}"),
-            }
+            }));
         }
+        results.into_iter().for_each(|r| self.count(r));
     }
 }
 
