@@ -319,6 +319,9 @@ fn the_only_lab_of_a_machine_is_meant_where_nothing_else_is_named() {
         let (code, said, told) = run(asking);
         assert_eq!((code, told.as_str()), (Some(0), ""), "{asking:?}: {said}");
     }
+    let pod = run(&["get", "wep", "-o", "jsonpath={.items[0].spec.ipNetworks[0]}"]).1;
+    let address = pod.trim().trim_end_matches("/32");
+    assert!(run(&["ipam", "why", address]).1.contains("Z given "), "what the agents of the lab remember");
     let (code, _, told) = run(&["get", "nodes", "--context", "prod"]);
     assert_eq!(code, Some(2));
     assert!(told.contains("--context prod") && told.contains(lab.name()), "{told}");

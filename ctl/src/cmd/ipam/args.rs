@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::{cmd::resource::args::StoreArgs, lab::state::LabDir};
+use crate::cmd::resource::{args::StoreArgs, place::place};
 
 /// An address, with an example where it is none.
 fn address(text: &str) -> Result<IpAddr, String> {
@@ -81,15 +81,16 @@ pub(crate) struct AgentFolder {
 }
 
 impl AgentFolder {
-    /// The folders to look into; of a lab, each node's.
-    pub(crate) fn all(&self, lab: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
-        match (&self.state_dir, lab) {
-            (Some(given), _) => Ok(vec![given.clone()]),
-            (None, None) => Ok(vec![PathBuf::from("/var/lib/brindle")]),
-            (None, Some(lab)) => {
-                let dir = LabDir::of(lab)?;
+    /// The folders to look into; of the lab that is meant, each node's with its name.
+    pub(crate) fn all(&self, store: &StoreArgs) -> anyhow::Result<Vec<(Option<String>, PathBuf)>> {
+        if let Some(given) = &self.state_dir {
+            return Ok(vec![(None, given.clone())]);
+        }
+        match place(store)?.lab {
+            None => Ok(vec![(None, PathBuf::from("/var/lib/brindle"))]),
+            Some(dir) => {
                 let state = dir.load_existing()?;
-                Ok(state.plan.nodes.iter().map(|n| dir.node(&n.name)).collect())
+                Ok(state.plan.nodes.iter().map(|n| (Some(n.name.clone()), dir.node(&n.name))).collect())
             }
         }
     }

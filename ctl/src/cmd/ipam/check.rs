@@ -44,15 +44,9 @@ pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<O
         + c.not_allocated.len()
         + c.idle_handles.len()
         + c.findings.len();
-    let lab = args.store.lab.as_deref();
-    let folders = args.agent.all(lab)?;
-    let collectors: Vec<(Option<String>, Value)> = folders
-        .iter()
-        .filter_map(|f| {
-            let node = lab.and_then(|_| f.file_name()).map(|n| n.to_string_lossy().into_owned());
-            Some((node, collector(f)?))
-        })
-        .collect();
+    let folders = args.agent.all(&args.store)?;
+    let collectors: Vec<(Option<String>, Value)> =
+        folders.into_iter().filter_map(|(node, folder)| Some((node, collector(&folder)?))).collect();
     for (node, found) in &collectors {
         let count = |what: &str| found.get(what).and_then(Value::as_array).map_or(0, Vec::len);
         let line = format!(

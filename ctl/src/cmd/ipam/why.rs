@@ -24,7 +24,7 @@ const EVENTS: usize = 20;
 pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outcome> {
     let ip = args.ip;
     let story = story(world, ip, now()?);
-    let folders = args.agent.all(args.store.lab.as_deref())?;
+    let folders: Vec<PathBuf> = args.agent.all(&args.store)?.into_iter().map(|(_, folder)| folder).collect();
     let history = history(&folders, ip);
     if format == Format::Json {
         let facts: serde_json::Map<String, Value> =

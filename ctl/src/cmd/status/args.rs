@@ -18,7 +18,6 @@ pub(crate) struct StatusArgs {
         long,
         value_name = "TIME",
         num_args = 0..=1,
-        require_equals = true,
         default_missing_value = "2s",
         value_parser = duration,
         conflicts_with = "wait"
@@ -29,7 +28,6 @@ pub(crate) struct StatusArgs {
         long,
         value_name = "TIME",
         num_args = 0..=1,
-        require_equals = true,
         default_missing_value = "60s",
         value_parser = duration
     )]
