@@ -9,8 +9,8 @@ use brindle_config_core::{
 use brindle_felix::policy::{Calculation, PolicyHandle, PolicyInput, PolicySetup, spawn_policy};
 use brindle_felix_core::{
     calc::{self, Graph, Scope},
-    inputs,
     policy::active::PolicyDelta,
+    rules::around,
 };
 use brindle_kernel::netfilter::Tools;
 
@@ -34,10 +34,11 @@ impl Calculation for Calculated {
     }
 }
 
-/// The kinds that policy follows.
+/// The kinds that policy follows: those that say what is allowed, and those that say in what surroundings. Blocks are not
+/// among them: they change with every pod, and whatever comes makes the thread write what could wait.
 pub(crate) fn kinds() -> Vec<Kind> {
     let mut kinds = calc::KINDS.to_vec();
-    kinds.extend(inputs::KINDS.into_iter().filter(|k| !calc::KINDS.contains(k)));
+    kinds.extend(around::KINDS.into_iter().filter(|k| !calc::KINDS.contains(k)));
     kinds
 }
 
