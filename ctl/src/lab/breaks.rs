@@ -98,9 +98,12 @@ pub(crate) fn break_it(name: &str, what: Break, format: Format) -> Result<Outcom
     let lab = name_flag(name);
     match format {
         Format::Json => out::json(&json!({ "lab": name, "broken": what, "text": done })),
-        Format::Table => crate::out::say!(
-            "{done}\nNext:  brindlectl lab ping{lab}\n       brindlectl lab status{lab}\n       brindlectl lab heal{lab}"
-        ),
+        Format::Table => {
+            out::sentence(&done);
+            out::say!(
+                "Next:  brindlectl lab ping{lab}\n       brindlectl lab status{lab}\n       brindlectl lab heal{lab}"
+            );
+        }
     }
     Ok(Outcome::Ok)
 }

@@ -45,16 +45,16 @@ pub(crate) fn down(name: &str, format: Format) -> Result<Outcome> {
         })),
         Format::Table => {
             if let Some(notice) = notice {
-                crate::out::say!("{notice}");
+                crate::out::sentence(&notice);
             }
             if processes + names.len() + files == 0 {
                 crate::out::say!("lab {name:?}: there is nothing to remove");
             } else {
-                crate::out::say!(
+                crate::out::sentence(&format!(
                     "lab {name:?}: removed {processes} processes, {} namespaces with all links and routes in them, \
                      {files} files",
                     names.len()
-                );
+                ));
             }
         }
     }

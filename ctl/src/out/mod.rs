@@ -68,6 +68,11 @@ macro_rules! say {
 
 pub(crate) use {put, say};
 
+/// Prints a sentence, cut at words into lines of a screen.
+pub(crate) fn sentence(text: &str) {
+    say!("{}", wrap(text, WIDTH - 2).join("\n  "));
+}
+
 /// Prints one JSON value on a line of its own.
 pub(crate) fn json(value: &impl Serialize) {
     // Only maps with keys that are no strings fail, and there are none.

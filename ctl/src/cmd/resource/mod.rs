@@ -144,7 +144,9 @@ fn report(verb: &str, done: &[(brindle_config_core::Key, Did)], dry_run: bool, f
                 for (key, did) in done {
                     out::say!("would be {}: {key}", did.as_str());
                 }
-                out::say!("Dry run: {counted} {what}resource(s) would be {verb}; nothing was written");
+                out::sentence(&format!(
+                    "Dry run: {counted} {what}resource(s) would be {verb}; nothing was written"
+                ));
             } else {
                 out::say!("Successfully {verb} {counted} {what}resource(s)");
             }
