@@ -1,12 +1,14 @@
 //! The store on a Kubernetes API server, in Calico's layout ("Kubernetes datastore"): Calico's kinds are CRDs, Nodes and
 //! Pods carry annotations, Kubernetes' own kinds are read as they are. Compare-and-swap is the server's on
-//! `resourceVersion`; a listing reads each collection in pages; a watch is one stream for each collection.
+//! `resourceVersion`; a listing reads each collection in pages, a follower as a stream where the server has that; a watch is
+//! one stream for each collection.
 //!
 //! Nothing is written twice: a write whose answer was lost is the caller's to look at again, as its expectation decides.
 
 mod client;
 mod cursors;
 mod explain;
+mod initial;
 mod kinds;
 mod map_crd;
 mod map_node;
@@ -87,6 +89,8 @@ struct Inner {
     missing: Duration,
     /// The server knows no [`HOST_NETWORK`].
     old: Arc<AtomicBool>,
+    /// The server does not stream collections.
+    unstreamed: Arc<AtomicBool>,
     /// Collections of which was told that the cluster lacks them.
     told: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -102,6 +106,7 @@ impl KubeStore {
             node: None,
             missing: MISSING,
             old: Arc::default(),
+            unstreamed: Arc::default(),
             told: Arc::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -126,6 +131,7 @@ impl KubeStore {
             node: old.node.clone(),
             missing: old.missing,
             old: Arc::clone(&old.old),
+            unstreamed: Arc::clone(&old.unstreamed),
             told: Arc::clone(&old.told),
         };
         change(&mut inner);

@@ -1,5 +1,5 @@
-//! Keeps the cache of one collection (`shared.rs`) at what the API server has: lists it page by page, then watches it;
-//! lists it again when the server has forgotten where the watch was. Lives as long as somebody reads the cache.
+//! Keeps the cache of one collection (`shared.rs`) at what the API server has: reads it all, then watches it;
+//! reads it again when the server has forgotten where the watch was. Lives as long as somebody reads the cache.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -161,7 +161,7 @@ async fn pass(
             Piece::Begin => shared.begin_listing(),
             Piece::One(entry) => shared.listed(entry, revisions),
         };
-        inner.each(&place, take).await?
+        inner.initial(&place, take).await?
     };
     let from = at.unwrap_or_default();
     let cursor = Cursor::from([(kind, at)]);
