@@ -295,6 +295,22 @@ async fn tls_and_users_let_in_whom_they_should() {
     let e = gone.get(&key).await.unwrap_err().to_string();
     assert!(e.contains("/nonexistent/ca.pem"), "{e}");
 
+    // One that ran out, and is renewed in place: the store that failed with it goes on by itself.
+    let mut late = leaf.clone();
+    late.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let late_key = KeyPair::generate().unwrap();
+    fs::write(server.dir.join("mine.pem"), late.signed_by(&late_key, &issuer).unwrap().pem()).unwrap();
+    fs::write(server.dir.join("mine.key"), late_key.serialize_pem()).unwrap();
+    let mine = format!("ca={}&cert={}&key={}", file("ca.pem"), file("mine.pem"), file("mine.key"));
+    let renewed = EtcdStore::new(server.settings("https", &mine));
+    assert!(matches!(renewed.get(&key).await, Err(StoreError::Unavailable(_))), "it ran out in 2020");
+    fs::write(server.dir.join("mine.pem"), &leaf_pem).unwrap();
+    fs::write(server.dir.join("mine.key"), leaf_key.serialize_pem()).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while let Err(e) = renewed.get(&key).await {
+        assert!(Instant::now() < end, "{e}");
+    }
+
     // Users: root switches authentication on; `reader` may read only.
     let ctl = |args: &[&str]| {
         let out = Command::new("etcdctl")

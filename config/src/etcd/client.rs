@@ -1,9 +1,11 @@
 //! The connection: endpoints, TLS, tokens, deadlines, and what an error of the server means to a caller.
 
-use std::{sync::Mutex, time::Duration};
+use std::{
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
 
 use brindle_config_core::store::StoreError;
-use tokio::sync::OnceCell;
 use tonic::{
     Code, Request, Status, Streaming,
     client::Grpc,
@@ -33,13 +35,19 @@ const LARGEST: usize = 256 << 20;
 /// A client of one cluster; clones of the channel share connections.
 pub(super) struct Client {
     settings: EtcdSettings,
-    channel: OnceCell<Channel>,
+    dialed: Mutex<Option<Dialed>>,
     token: Mutex<Option<MetadataValue<Ascii>>>,
+}
+
+/// What was dialed, and the certificates and keys it was dialed with.
+struct Dialed {
+    channel: Channel,
+    pems: Vec<Vec<u8>>,
 }
 
 impl Client {
     pub(super) fn new(settings: EtcdSettings) -> Self {
-        Self { settings, channel: OnceCell::new(), token: Mutex::new(None) }
+        Self { settings, dialed: Mutex::new(None), token: Mutex::new(None) }
     }
 
     /// The cluster's name in messages.
@@ -48,8 +56,38 @@ impl Client {
     }
 
     /// Connections are made when they are needed, and again when they break.
-    async fn channel(&self) -> Result<Channel, StoreError> {
-        self.channel.get_or_try_init(|| std::future::ready(self.dial())).await.cloned()
+    fn channel(&self) -> Result<Channel, StoreError> {
+        let mut dialed = self.dialed();
+        if let Some(d) = &*dialed {
+            return Ok(d.channel.clone());
+        }
+        let pems = self.pems()?;
+        let channel = self.dial()?;
+        *dialed = Some(Dialed { channel: channel.clone(), pems });
+        Ok(channel)
+    }
+
+    fn dialed(&self) -> MutexGuard<'_, Option<Dialed>> {
+        self.dialed.lock().expect("no code panics while it holds the connection")
+    }
+
+    /// The authority, our certificate and our key as they are now.
+    fn pems(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        let s = &self.settings;
+        let all = [("etcd ca", &s.ca), ("etcd cert", &s.cert), ("etcd key", &s.key)];
+        all.into_iter().filter_map(|(what, pem)| pem.as_ref().map(|p| p.read(what))).collect()
+    }
+
+    /// A call did not get through: certificates are renewed in place (a Secret that is mounted), and those of the
+    /// connection may have run out.
+    fn look_again(&self) {
+        let mut dialed = self.dialed();
+        if let Some(d) = &*dialed
+            && self.pems().is_ok_and(|now| now != d.pems)
+        {
+            tracing::info!("{}: its certificates were renewed; connecting with the new ones", self.name());
+            *dialed = None;
+        }
     }
 
     fn dial(&self) -> Result<Channel, StoreError> {
@@ -126,7 +164,7 @@ impl Client {
         Q: prost::Message + 'static,
         A: prost::Message + Default + 'static,
     {
-        let channel = self.channel().await.map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let channel = self.channel().map_err(|e| Status::failed_precondition(e.to_string()))?;
         let work = async {
             let mut grpc = Self::grpc(channel);
             grpc.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
@@ -138,6 +176,15 @@ impl Client {
                 grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, A>::default()).await?;
             Ok(answer.into_inner())
         };
+        let result = self.in_time(work).await;
+        if matches!(&result, Err(s) if matches!(s.code(), Code::Unavailable | Code::Unknown | Code::DeadlineExceeded))
+        {
+            self.look_again();
+        }
+        result
+    }
+
+    async fn in_time<A>(&self, work: impl Future<Output = Result<A, Status>>) -> Result<A, Status> {
         match tokio::time::timeout(CALL, work).await {
             Ok(result) => result,
             Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", CALL.as_secs()))),
@@ -183,7 +230,7 @@ impl Client {
     ) -> Result<Streaming<WatchResponse>, StoreError> {
         use tokio_stream::StreamExt as _;
         let token = self.token().await?;
-        let channel = self.channel().await?;
+        let channel = self.channel()?;
         let work = async {
             let mut grpc = Self::grpc(channel);
             grpc.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
@@ -198,13 +245,11 @@ impl Client {
             let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
             Ok(grpc.streaming(request, path, codec).await?.into_inner())
         };
-        let opened = match tokio::time::timeout(CALL, work).await {
-            Ok(result) => result,
-            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", CALL.as_secs()))),
-        };
-        opened.map_err(|s: Status| {
+        self.in_time(work).await.map_err(|s: Status| {
             if s.code() == Code::Unauthenticated {
                 self.forget_token();
+            } else {
+                self.look_again();
             }
             self.error(&s)
         })
