@@ -51,6 +51,8 @@ pub struct Facts {
     pub nodes: BTreeSet<String>,
     /// Addresses of endpoints, and the handles of their containers as far as recorded.
     pub endpoints: BTreeMap<IpAddr, BTreeSet<String>>,
+    /// Pods with an endpoint: node, namespace and name.
+    pub pods: BTreeSet<(String, String, String)>,
     /// Endpoints of each node.
     pub by_node: BTreeMap<String, Vec<Key>>,
     pub balancer_pools: Vec<BalancerPool>,
@@ -93,6 +95,9 @@ impl Facts {
                     // No handle: whatever handle holds the address, the endpoint speaks for it.
                     self.endpoints.entry(net.addr()).or_default();
                 }
+                if !spec.pod.is_empty() {
+                    self.pods.insert((spec.node.clone(), e.key.namespace.clone(), spec.pod));
+                }
                 self.by_node.entry(spec.node).or_default().push(e.key.clone());
             }
             Err(error) => self.unreadable.push(error.to_string()),
@@ -128,6 +133,7 @@ impl Facts {
             // A store without nodes is one that somebody else has not filled yet.
             nodes: (!self.nodes.is_empty()).then(|| self.nodes.clone()),
             endpoints: readable.then(|| self.endpoints.clone()),
+            pods: self.pods.clone(),
             ..Evidence::default()
         }
     }

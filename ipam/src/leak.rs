@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Attribute of an address given to another plugin's interface. No endpoint and no route of ours ever knows it, so that
-/// only the runtime can speak for it, and a runtime that keeps no memory of its attachments is silent about the living.
+/// only the runtime can speak for it, and a runtime that keeps no memory of its attachments is silent about the living. Who
+/// hears no runtime goes by its pod and its node: both must be gone.
 pub const FOREIGN: &str = "cni.brindle.dev/foreign-interface";
 
 /// What the witnesses say. `None`: could not be heard.
@@ -32,6 +33,8 @@ pub struct Evidence {
     pub nodes: Option<BTreeSet<String>>,
     /// Addresses of endpoints, with the handles of their containers.
     pub endpoints: Option<BTreeMap<IpAddr, BTreeSet<String>>>,
+    /// Pods that have an endpoint: node, namespace and name. Their other interfaces have none.
+    pub pods: BTreeSet<(String, String, String)>,
     /// Handles of attachments the runtime of this node knows.
     pub attachments: Option<BTreeSet<String>>,
     /// Addresses the kernel of this node has a pod's route to.
@@ -161,6 +164,12 @@ fn node_of<'a>(a: &Allocation<'a>) -> Option<&'a str> {
     a.attribute.secondary.get("node").map(String::as_str)
 }
 
+/// Node, namespace and name of the pod it was given for.
+fn pod_of(a: &Allocation<'_>) -> Option<(String, String, String)> {
+    let text = |key: &str| a.attribute.secondary.get(key).cloned();
+    Some((text("node")?, text("namespace")?, text("pod")?))
+}
+
 fn is_foreign(a: &Allocation<'_>) -> bool {
     a.attribute.secondary.contains_key(FOREIGN)
 }
@@ -217,6 +226,12 @@ fn judge(
         // Under another handle; only the node's own runtime could tell whose it really is.
         return Verdict::Live("an endpoint has it");
     }
+    if is_foreign(a)
+        && pod_of(a).is_some_and(|pod| evidence.pods.contains(&pod))
+        && (gone || evidence.cluster)
+    {
+        return Verdict::Live("its pod lives");
+    }
     if gone {
         return if speaks_for_the_gone(evidence, nodes) {
             Verdict::Leaked("its node is gone")
@@ -225,7 +240,8 @@ fn judge(
         };
     }
     if evidence.cluster {
-        return if of_pod {
+        // That no endpoint has it says nothing of another plugin's interface.
+        return if of_pod && !is_foreign(a) {
             Verdict::Leaked("no endpoint has it")
         } else {
             Verdict::NotJudged("its node knows best")

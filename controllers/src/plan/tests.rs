@@ -19,7 +19,7 @@ use brindle_config_core::{
 };
 use brindle_ipam::{
     Allocator as _, AssignRequest, BlockAllocator, NoPause, Owner, View, Wanted as Count, audit::audit,
-    usage::Blocks,
+    leak::FOREIGN, usage::Blocks,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -93,17 +93,22 @@ impl Cluster {
 
     /// A pod with an address; `known`: also an endpoint.
     async fn pod(&self, node: &str, name: &str, known: bool) -> Option<IpAddr> {
-        let view = View::load(&*self.store, node).await.unwrap();
-        let mut a = BlockAllocator::new(Arc::clone(&self.store), node, Arc::new(NoPause));
-        let attributes = [("node", node), ("namespace", "shop"), ("pod", name)];
-        let attributes = attributes.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        let owner = Owner { handle: format!("net.{name}"), attributes };
-        let request = AssignRequest::for_workload(owner, Count::any(1), Count::default());
-        let ip = a.assign(&request, &view, self.now).await.unwrap().addresses.first()?.ip;
+        let ip = self.address(node, name, &format!("net.{name}"), &[]).await?;
         if known {
             self.endpoint(node, name, ip).await;
         }
         Some(ip)
+    }
+
+    async fn address(&self, node: &str, pod: &str, handle: &str, more: &[(&str, &str)]) -> Option<IpAddr> {
+        let view = View::load(&*self.store, node).await.unwrap();
+        let mut a = BlockAllocator::new(Arc::clone(&self.store), node, Arc::new(NoPause));
+        let attributes =
+            [("node", node), ("namespace", "shop"), ("pod", pod)].into_iter().chain(more.iter().copied());
+        let attributes = attributes.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let owner = Owner { handle: handle.to_owned(), attributes };
+        let request = AssignRequest::for_workload(owner, Count::any(1), Count::default());
+        Some(a.assign(&request, &view, self.now).await.unwrap().addresses.first()?.ip)
     }
 
     async fn endpoint(&self, node: &str, name: &str, ip: IpAddr) {
@@ -205,6 +210,28 @@ async fn leaked_addresses_go_after_their_grace_period_and_live_ones_never() {
     assert_eq!(c.pass(GRACE - 1).await, [] as [String; 0]);
     assert_eq!(c.pass(1).await.len(), 1);
     assert_eq!(audit(&c.facts().await.entries), []);
+}
+
+#[tokio::test]
+async fn addresses_of_another_plugins_interface_stay_until_pod_and_node_are_gone() {
+    let mut c = Cluster::new().await;
+    for node in ["a", "b"] {
+        c.node(node).await;
+    }
+    let foreign = [(FOREIGN, "true")];
+    // The second interface of a pod with an endpoint, and a pod whose only interface is macvlan.
+    c.pod("b", "two", true).await.unwrap();
+    let second = c.address("b", "two", "macvlan.two.net1", &foreign).await.unwrap();
+    let only = c.address("b", "one", "macvlan.one", &foreign).await.unwrap();
+    assert_eq!(c.pass(100 * GRACE).await, [] as [String; 0], "no endpoint ever has them");
+    c.delete(Kind::Node, "b").await;
+    c.pass(GRACE).await;
+    let held = |facts: &Facts, ip| facts.blocks.allocations().any(|(_, a)| a.ip == ip);
+    assert!(held(&c.facts().await, second), "its node is not to be seen, but the pod lives");
+    c.delete(Kind::WorkloadEndpoint, "two").await;
+    c.pass(GRACE).await;
+    let facts = c.facts().await;
+    assert!(!held(&facts, second) && !held(&facts, only), "pod and node are gone");
 }
 
 #[tokio::test]

@@ -51,6 +51,7 @@ impl World {
                     node: n.clone(),
                     nodes: Some(nodes.clone()),
                     endpoints: Some(BTreeMap::new()),
+                    pods: BTreeSet::new(),
                     attachments: Some(BTreeSet::new()),
                     kernel: Some(BTreeSet::new()),
                 };

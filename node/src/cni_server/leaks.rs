@@ -142,9 +142,10 @@ impl Service {
     async fn evidence(&self, cache: &Path, sight: Sight) -> Result<Evidence, Refused> {
         let mut nodes: BTreeSet<String> = BTreeSet::new();
         let mut endpoints: BTreeMap<IpAddr, BTreeSet<String>> = BTreeMap::new();
+        let mut pods = BTreeSet::new();
         let mut each = |entry: Entry| match entry.key.kind {
             Kind::Node => drop(nodes.insert(entry.key.name)),
-            _ => witness(&entry, &mut endpoints),
+            _ => witness(&entry, &mut endpoints, &mut pods),
         };
         let kinds = [Kind::Node, Kind::WorkloadEndpoint];
         if sight == Sight::Now || !self.store.visit_followed(&kinds, &mut each) {
@@ -157,6 +158,7 @@ impl Service {
             // An agent whose own Node is not to be seen does not see the others either.
             nodes: nodes.contains(&self.node).then_some(nodes),
             endpoints: Some(endpoints),
+            pods,
             attachments,
             kernel,
         })
@@ -206,10 +208,17 @@ enum Sight {
 }
 
 /// Takes an endpoint's word for its addresses. One that does not decode is left out.
-fn witness(entry: &Entry, endpoints: &mut BTreeMap<IpAddr, BTreeSet<String>>) {
+fn witness(
+    entry: &Entry,
+    endpoints: &mut BTreeMap<IpAddr, BTreeSet<String>>,
+    pods: &mut BTreeSet<(String, String, String)>,
+) {
     let Ok(endpoint) = decode::<WorkloadEndpointSpec>(entry) else { return };
     let spec = &endpoint.resource.spec;
     let network = endpoint.resource.metadata.annotations.get(NETWORK);
+    if !spec.pod.is_empty() {
+        pods.insert((spec.node.clone(), entry.key.namespace.clone(), spec.pod.clone()));
+    }
     for net in &spec.ip_networks {
         let handles = endpoints.entry(net.addr()).or_default();
         handles.extend(network.map(|n| handle(n, &spec.container_id, &spec.endpoint)));
