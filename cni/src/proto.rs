@@ -15,6 +15,8 @@ use sha1::{Digest, Sha1};
 
 use crate::conf::ValidAttachment;
 
+pub mod handle;
+
 /// Version of this protocol. The agent refuses others with a sentence that says what to update.
 pub const VERSION: u32 = 1;
 /// Largest frame, octets.
@@ -47,14 +49,20 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// Handle that owns the addresses: `<network>.<containerID>`, with the interface for all but eth0 so that a second
-    /// interface is released alone.
+    /// Handle that owns the addresses (see [`handle`]).
     pub fn handle(&self) -> String {
-        if self.ifname == "eth0" {
-            format!("{}.{}", self.network, self.container_id)
-        } else {
-            format!("{}.{}.{}", self.network, self.container_id, self.ifname)
-        }
+        handle::handle(&self.network, &self.container_id, &self.ifname)
+    }
+
+    /// The handle of an earlier agent, where it is another one.
+    pub fn former_handle(&self) -> Option<String> {
+        handle::former(&self.network, &self.container_id, &self.ifname)
+    }
+
+    /// Whether both are of one interface of one container: a DEL need not name the namespace or the pod.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.network, &self.container_id, &self.ifname)
+            == (&other.network, &other.container_id, &other.ifname)
     }
 
     /// Orchestrator field of the endpoint.

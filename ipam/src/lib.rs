@@ -39,5 +39,6 @@ pub use brindle_config_core::time::{self, Now};
 pub use error::IpamError;
 pub use pools::View;
 pub use refusal::{Reason, Refusal};
+pub use release::HeldAddress;
 pub use retry::{NoPause, Pause};
 pub use tunnel::TunnelKind;

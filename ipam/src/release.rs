@@ -20,6 +20,14 @@ use crate::{
     time::Now,
 };
 
+/// An address a handle holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldAddress {
+    pub ip: IpAddr,
+    pub sequence: u64,
+    pub attributes: BTreeMap<String, String>,
+}
+
 impl BlockAllocator {
     pub(crate) async fn free_handle(
         &mut self,
@@ -190,6 +198,11 @@ impl BlockAllocator {
     }
 
     pub(crate) async fn addresses_of(&self, handle: &str) -> Result<Vec<IpAddr>, IpamError> {
+        Ok(self.held_by(handle).await?.into_iter().map(|h| h.ip).collect())
+    }
+
+    /// The addresses of the handle as stored now, with what is recorded of them.
+    pub async fn held_by(&self, handle: &str) -> Result<Vec<HeldAddress>, IpamError> {
         let mut found = Vec::new();
         let Some(record) = self.handles.get(handle).await? else { return Ok(found) };
         for text in record.resource.spec.block.keys() {
@@ -197,7 +210,11 @@ impl BlockAllocator {
             let Some(held) = self.records.block(&cidr).await? else { continue };
             let of_handle =
                 held.block.allocations().filter(|a| a.handle().is_some_and(|h| same_handle(h, handle)));
-            found.extend(of_handle.map(|a| a.ip));
+            found.extend(of_handle.map(|a| HeldAddress {
+                ip: a.ip,
+                sequence: a.sequence,
+                attributes: a.attribute.secondary.clone(),
+            }));
         }
         Ok(found)
     }

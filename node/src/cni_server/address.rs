@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use super::{device, history::Event, now, refused::Refused, service::Service};
 
+/// Attribute of an address: network, container and interface where the handle does not tell them.
+const ATTACHMENT: &str = "cni.brindle.dev/attachment";
+
 /// What a plugin wishes for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wish {
@@ -164,6 +167,11 @@ impl Service {
         if foreign {
             attributes.insert(FOREIGN.into(), "true".into());
         }
+        if a.former_handle().is_some() {
+            // The handle has digests of it.
+            let whole = format!("{}/{}/{}", a.network, a.container_id, a.ifname);
+            attributes.insert(ATTACHMENT.into(), whole);
+        }
         if let Some(pod) = &a.pod {
             attributes.insert("namespace".into(), pod.namespace.clone());
             attributes.insert("pod".into(), pod.name.clone());
@@ -173,12 +181,40 @@ impl Service {
 
     /// The addresses the attachment has, by the records.
     pub(super) async fn addresses(&self, a: &Attachment) -> Result<Vec<IpAddr>, Refused> {
-        Ok(self.reader.by_handle(&a.handle()).await?)
+        let mut all = self.reader.by_handle(&a.handle()).await?;
+        if let Some(former) = a.former_handle() {
+            all.extend(self.held_for(a, &former).await?);
+        }
+        Ok(all)
+    }
+
+    /// What a handle holds that may be this attachment's or another's: nothing, unless all that is recorded speaks for it.
+    async fn held_for(&self, a: &Attachment, handle: &str) -> Result<Vec<IpAddr>, Refused> {
+        let held = self.reader.held_by(handle).await?;
+        if held.is_empty() || self.attached.owners(handle).iter().any(|o| !o.is_same(a)) {
+            return Ok(Vec::new());
+        }
+        // A DEL need not name the pod.
+        let remembered = self.attached.of(a).and_then(|k| k.attachment.pod);
+        let pod = a.pod.clone().or(remembered).map(|p| (p.namespace, p.name));
+        let own = held.iter().all(|h| {
+            let text = |key: &str| h.attributes.get(key).cloned();
+            text("node").as_ref() == Some(&self.node) && text("namespace").zip(text("pod")) == pod
+        });
+        Ok(if own { held.into_iter().map(|h| h.ip).collect() } else { Vec::new() })
     }
 
     /// Gives all addresses of the attachment back.
     pub(super) async fn release(&self, a: &Attachment) -> Result<(), Refused> {
-        self.release_handle(&a.handle(), &whose(a)).await
+        let former = match a.former_handle() {
+            Some(former) if !self.held_for(a, &former).await?.is_empty() => Some(former),
+            _ => None,
+        };
+        self.release_handle(&a.handle(), &whose(a)).await?;
+        match former {
+            Some(former) => self.release_handle(&former, &whose(a)).await,
+            None => Ok(()),
+        }
     }
 
     pub(super) async fn release_handle(&self, handle: &str, whose: &str) -> Result<(), Refused> {

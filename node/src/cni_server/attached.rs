@@ -161,6 +161,14 @@ impl Attached {
         self.lock().values().find(|k| k.is_borrowed() && k.handle == handle).cloned()
     }
 
+    /// Whose handle this is: their own, or one that holds their addresses still.
+    pub(super) fn owners(&self, handle: &str) -> Vec<Attachment> {
+        let of_it = |k: &&Kept| {
+            k.handle.eq_ignore_ascii_case(handle) || k.attachment.handle().eq_ignore_ascii_case(handle)
+        };
+        self.lock().values().filter(of_it).map(|k| k.attachment.clone()).collect()
+    }
+
     /// Remembers, for the agents after this one too.
     pub(super) async fn keep(&self, kept: Kept) -> io::Result<()> {
         let stem = journal::file_stem(&kept.attachment);

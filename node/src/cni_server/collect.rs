@@ -12,7 +12,7 @@ use brindle_config_core::{
 };
 use brindle_ipam::block::Block;
 
-use super::{endpoint::NETWORK, refused::Refused, service::Service};
+use super::{endpoint::NETWORK, leaks::handles_of, refused::Refused, service::Service};
 
 /// Live pods an empty list may take away without being asked twice.
 const FEW: usize = 2;
@@ -38,7 +38,7 @@ impl Service {
         }
         // Addresses whose endpoint was never written, or went without them.
         let keep: Vec<String> =
-            valid.iter().map(|v| attachment(network, &v.container_id, &v.ifname).handle()).collect();
+            valid.iter().flat_map(|v| handles_of(network, &v.container_id, &v.ifname)).collect();
         let mut handles = self.handles_of(network).await?;
         handles.retain(|handle, _| !keep.contains(handle));
         for spec in &going {

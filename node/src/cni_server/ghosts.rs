@@ -18,7 +18,7 @@ use brindle_config_core::{
 
 use super::{
     endpoint::NETWORK,
-    leaks::{LeakArgs, Mode, handle},
+    leaks::{LeakArgs, Mode, handles_of},
     now,
     refused::Refused,
     service::Service,
@@ -36,7 +36,7 @@ pub(super) struct Known {
 
 impl Known {
     fn speaks_for(&self, network: &str, spec: &WorkloadEndpointSpec) -> bool {
-        self.attachments.contains(&handle(network, &spec.container_id, &spec.endpoint))
+        handles_of(network, &spec.container_id, &spec.endpoint).any(|h| self.attachments.contains(&h))
             || spec.ip_networks.iter().any(|n| self.kernel.contains(&n.addr()))
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use brindle_cni::proto::Attachment;
+use brindle_cni::proto::handle;
 use brindle_config_core::{
     Kind,
     store::{Entry, decode},
@@ -117,8 +117,7 @@ impl Service {
 
     /// Asks the witnesses once more, with calls about the container held off, and releases.
     async fn collect_leak(&self, leak: &Leak, collector: &Collector, cache: &Path) -> Result<(), Refused> {
-        let container = leak.handle.split_once('.').map_or(&*leak.handle, |(_, c)| c);
-        let _turn = self.turn_of(container).await;
+        let _turns = self.turns_of_handle(&leak.handle).await;
         let evidence = self.evidence(cache, Sight::Now).await?;
         let blocks = Blocks::read(&self.store.list(&[Kind::IpamBlock]).await?.entries);
         let still = collector.again().look(&blocks, &evidence, 0, now());
@@ -133,6 +132,7 @@ impl Service {
             allocator.release_ips(&leak.releases, &view, now()).await?.released
         };
         drop(allocator);
+        self.attached.forget_handle(&leak.handle).await;
         self.history.note(Event::Collected, &ips, &leak.handle, &leak.allocated_to, &self.node);
         tracing::info!(handle = %leak.handle, addresses = ?ips, cause = leak.why, "leaked addresses collected");
         Ok(())
@@ -221,20 +221,17 @@ fn witness(
     }
     for net in &spec.ip_networks {
         let handles = endpoints.entry(net.addr()).or_default();
-        handles.extend(network.map(|n| handle(n, &spec.container_id, &spec.endpoint)));
+        handles.extend(network.into_iter().flat_map(|n| handles_of(n, &spec.container_id, &spec.endpoint)));
     }
 }
 
-pub(super) fn handle(network: &str, container_id: &str, ifname: &str) -> String {
-    Attachment {
-        container_id: container_id.to_owned(),
-        ifname: ifname.to_owned(),
-        netns: String::new(),
-        netns_id: String::new(),
-        network: network.to_owned(),
-        pod: None,
-    }
-    .handle()
+/// The handle of an attachment, and that of earlier agents.
+pub(super) fn handles_of(network: &str, container_id: &str, ifname: &str) -> impl Iterator<Item = String> {
+    [handle::handle(network, container_id, ifname)].into_iter().chain(handle::former(
+        network,
+        container_id,
+        ifname,
+    ))
 }
 
 /// Handles of the attachments libcni remembers: it writes a file at ADD and removes it at DEL. One that does not read
@@ -258,14 +255,14 @@ fn attachments(cache: &Path) -> Option<BTreeSet<String>> {
         let field = |name: &str| value.get(name).and_then(Value::as_str);
         match (field("networkName"), field("containerId"), field("ifName")) {
             (Some(network), Some(container), Some(ifname)) => {
-                handles.insert(handle(network, container, ifname));
+                handles.extend(handles_of(network, container, ifname));
             }
             // A file of the time before libcni wrote names into it: `network-container-ifname`.
             _ => {
                 let name = path.file_name()?.to_str()?.to_owned();
                 let (rest, ifname) = name.rsplit_once('-')?;
                 let (network, container) = rest.rsplit_once('-')?;
-                handles.insert(handle(network, container, ifname));
+                handles.extend(handles_of(network, container, ifname));
             }
         }
     }

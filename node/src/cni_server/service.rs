@@ -2,7 +2,7 @@
 //! for one container wait for each other; different containers go side by side.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex as StdMutex, PoisonError, Weak, atomic::AtomicBool},
     time::Duration,
@@ -11,7 +11,7 @@ use std::{
 use brindle_cni::{
     error::code,
     fail, journal,
-    proto::{Attachment, Call, HostDevice, Reply},
+    proto::{Attachment, Call, HostDevice, Reply, handle},
 };
 use brindle_config_core::{
     Key, Kind,
@@ -358,22 +358,42 @@ impl Service {
         }
     }
 
-    /// Waits until no other call works on this container.
     pub(super) fn ghosts(&self) -> std::sync::MutexGuard<'_, Ghosts> {
         // Replaced whole, so a panic leaves it usable.
         self.ghosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until no other call works on this container.
     pub(super) async fn turn(&self, a: &Attachment) -> OwnedMutexGuard<()> {
-        self.turn_of(&a.container_id).await
+        self.turn_of(&handle::part(&a.container_id)).await
     }
 
-    pub(super) async fn turn_of(&self, container_id: &str) -> OwnedMutexGuard<()> {
+    /// The turns of whoever this handle may be of: one, but for a handle of an earlier agent that can be read in more ways.
+    /// In order, so that two who wait for the same do not wait for each other.
+    pub(super) async fn turns_of_handle(&self, handle: &str) -> Vec<OwnedMutexGuard<()>> {
+        let mut containers: BTreeSet<String> =
+            self.attached.owners(handle).iter().map(|a| handle::part(&a.container_id).into_owned()).collect();
+        match handle::parts(handle) {
+            Some((_, container)) => drop(containers.insert(container.to_owned())),
+            None => {
+                containers.extend(handle.split('.').skip(1).map(|p| handle::part(p).into_owned()));
+                containers.extend(handle.split_once('.').map(|(_, rest)| handle::part(rest).into_owned()));
+            }
+        }
+        let mut turns = Vec::new();
+        for container in containers {
+            turns.push(self.turn_of(&container).await);
+        }
+        turns
+    }
+
+    /// `container`: as it stands in handles.
+    async fn turn_of(&self, container: &str) -> OwnedMutexGuard<()> {
         let lock = {
             // Poisoned only if inserting into the map panicked, which leaves the map usable.
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
             busy.retain(|_, l| l.strong_count() > 0);
-            let slot = busy.entry(container_id.to_owned()).or_default();
+            let slot = busy.entry(container.to_owned()).or_default();
             slot.upgrade().unwrap_or_else(|| {
                 let lock = Arc::new(Mutex::new(()));
                 *slot = Arc::downgrade(&lock);

@@ -37,6 +37,7 @@ use super::{
 };
 
 mod away;
+mod handles;
 mod late;
 mod power;
 

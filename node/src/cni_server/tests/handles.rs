@@ -1,0 +1,58 @@
+//! Attachments whose names could be taken for each other's, and handles that earlier agents wrote.
+
+use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, NoPause, Owner, View, Wanted};
+
+use super::*;
+
+fn named(network: &str, container: &str, ifname: &str, pod: &str) -> Attachment {
+    let pod = Some(PodRef { namespace: "team".into(), name: pod.into(), uid: String::new() });
+    Attachment { network: network.into(), ifname: ifname.into(), pod, ..attachment(container) }
+}
+
+impl Stage {
+    /// As an earlier agent of the node left it.
+    pub(super) async fn given_under(&self, handle: &str, attributes: &[(&str, &str)]) -> IpNet {
+        let mut allocator = BlockAllocator::new(self.store.clone(), "n1", Arc::new(NoPause));
+        let attributes = attributes.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let owner = Owner { handle: handle.into(), attributes };
+        let request = AssignRequest::for_workload(owner, Wanted::any(1), Wanted::default());
+        let view = View::load(&*self.store, "n1").await.unwrap();
+        allocator.assign(&request, &view, super::super::now()).await.unwrap().addresses[0].ip.into()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attachments_with_look_alike_names_have_an_address_each() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let pairs = [
+        [named("net", "x", "net1", "a"), named("net.x", "net1", "eth0", "b")],
+        [named("net", "ABC", "eth0", "c"), named("net", "abc", "eth0", "d")],
+    ];
+    for [one, other] in &pairs {
+        assert_ne!(s.attach(one).await, s.attach(other).await);
+    }
+    assert_eq!(s.in_use().await, 4);
+    for [one, other] in &pairs {
+        assert_eq!(s.ask(del(other)).await, Reply::Deleted);
+        let check = Call::Check { attachment: one.clone(), addresses: s.attach(one).await, foreign: false };
+        assert_eq!(s.ask(check).await, Reply::Checked, "the other's DEL took nothing of it");
+    }
+    assert_eq!(s.in_use().await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handle_of_an_earlier_agent_is_found_and_released_and_nobody_elses() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let of = |pod| [("node", "n1"), ("namespace", "team"), ("pod", pod)];
+    let a = named("net", "ABC", "eth0", "a");
+    let before = s.given_under("net.ABC", &of("a")).await;
+    assert_eq!(s.attach(&a).await, [before], "an ADD repeated after the agent was replaced");
+    assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
+    assert_eq!(s.in_use().await, 0);
+    // Read as another attachment's, `net.x.net1` is somebody else's.
+    s.given_under("net.x.net1", &of("b")).await;
+    assert_eq!(s.ask(del(&named("net.x", "net1", "eth0", "c"))).await, Reply::Deleted);
+    assert_eq!(s.in_use().await, 1);
+    assert_eq!(s.ask(del(&named("net", "x", "net1", "b"))).await, Reply::Deleted);
+    assert_eq!(s.in_use().await, 0);
+}
