@@ -1,9 +1,13 @@
 //! GC: whatever belongs to the network on this node and not to a valid attachment goes. Runtimes do not ask for this
 //! while they add or delete; an attachment with a call under way is spared all the same, by its turn.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use brindle_cni::{conf::ValidAttachment, error::code, proto::Attachment};
+use brindle_cni::{
+    conf::ValidAttachment,
+    error::code,
+    proto::{Attachment, handle},
+};
 use brindle_config_core::{
     Kind,
     ipam::IpamBlockSpec,
@@ -29,17 +33,21 @@ impl Service {
             valid.iter().any(|v| v.container_id == container && v.ifname == ifname)
         };
         let mut going = Vec::new();
+        let mut networks: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for stored in self.own_endpoints().await? {
             let spec = &stored.resource.spec;
-            let of_network = stored.resource.metadata.annotations.get(NETWORK).is_some_and(|n| n == network);
-            if spec.node == self.node && of_network && !is_valid(&spec.container_id, &spec.endpoint) {
+            let Some(its) = stored.resource.metadata.annotations.get(NETWORK) else { continue };
+            for handle in handles_of(its, &spec.container_id, &spec.endpoint) {
+                networks.entry(handle).or_default().insert(its.clone());
+            }
+            if spec.node == self.node && its == network && !is_valid(&spec.container_id, &spec.endpoint) {
                 going.push(stored.resource.spec);
             }
         }
         // Addresses whose endpoint was never written, or went without them.
         let keep: Vec<String> =
             valid.iter().flat_map(|v| handles_of(network, &v.container_id, &v.ifname)).collect();
-        let mut handles = self.handles_of(network).await?;
+        let mut handles = self.handles_on(network, &networks).await?;
         handles.retain(|handle, _| !keep.contains(handle));
         for spec in &going {
             tracing::info!(container = %spec.container_id, ifname = %spec.endpoint, dry_run, "GC: would go");
@@ -88,10 +96,23 @@ impl Service {
         self.forget(&a, false, None).await
     }
 
-    /// Handles of the network with addresses given by this node.
-    async fn handles_of(&self, network: &str) -> Result<BTreeMap<String, usize>, Refused> {
+    /// Handles of the network with addresses given by this node. Whose a handle is, endpoints (`networks`) and the agent's
+    /// memory say; where nobody does, its own text, if it can be read in one way only.
+    async fn handles_on(
+        &self,
+        network: &str,
+        networks: &BTreeMap<String, BTreeSet<String>>,
+    ) -> Result<BTreeMap<String, usize>, Refused> {
         let listing = self.store.list(&[Kind::IpamBlock]).await?;
-        let prefix = format!("{network}.");
+        let written = handle::part(network);
+        let of_network = |handle: &str| {
+            let mut recorded = networks.get(handle).cloned().unwrap_or_default();
+            recorded.extend(self.attached.owners(handle).into_iter().map(|a| a.network));
+            if recorded.is_empty() {
+                return handle::parts(handle).is_some_and(|(its, _)| its == written);
+            }
+            recorded.iter().all(|its| its == network)
+        };
         let mut handles = BTreeMap::new();
         let block =
             |e: &Entry| decode::<IpamBlockSpec>(e).ok().and_then(|b| Block::from_spec(b.resource.spec).ok());
@@ -99,7 +120,7 @@ impl Service {
             for allocation in block.allocations() {
                 let ours = allocation.attribute.secondary.get("node").is_some_and(|n| *n == self.node);
                 match allocation.handle() {
-                    Some(handle) if ours && handle.starts_with(&prefix) => {
+                    Some(handle) if ours && of_network(handle) => {
                         *handles.entry(handle.to_owned()).or_default() += 1;
                     }
                     _ => {}

@@ -37,6 +37,7 @@ use super::{
 };
 
 mod away;
+mod gc;
 mod handles;
 mod late;
 mod power;
