@@ -14,7 +14,7 @@ use brindle_config_core::{
     store::{Entry, decode},
     workload::WorkloadEndpointSpec,
 };
-use brindle_ipam::block::Block;
+use brindle_ipam::{block::Block, leak::FOREIGN};
 
 use super::{endpoint::NETWORK, leaks::handles_of, refused::Refused, service::Service};
 
@@ -59,7 +59,7 @@ impl Service {
             return Ok(());
         }
         if valid.is_empty() {
-            self.refuse_to_empty(network, &going).await?;
+            self.refuse_to_empty(network, &going, &handles).await?;
         }
         for spec in &going {
             self.collect_endpoint(network, spec).await?;
@@ -72,19 +72,28 @@ impl Service {
     }
 
     /// A runtime that lost its memory names no attachment at all. It is not believed against the kernel.
-    async fn refuse_to_empty(&self, network: &str, going: &[WorkloadEndpointSpec]) -> Result<(), Refused> {
+    /// Of another plugin's interface the kernel tells nothing here: there each handle with addresses counts.
+    async fn refuse_to_empty(
+        &self,
+        network: &str,
+        going: &[WorkloadEndpointSpec],
+        handles: &BTreeMap<String, Holding>,
+    ) -> Result<(), Refused> {
         let mut live = 0_usize;
         for spec in going {
             live += usize::from(super::device::exists(spec.interface_name.clone()).await);
         }
-        if live <= FEW {
+        let foreign = handles.values().filter(|h| h.foreign).count();
+        let why = if live > FEW {
+            format!("{live} have a device in the kernel")
+        } else if foreign > FEW {
+            format!("{foreign} of other plugins' interfaces have addresses")
+        } else {
             return Ok(());
-        }
+        };
         Err(Refused::new(
             code::FAILED,
-            format!(
-                "GC names no valid attachment of {network}, but {live} have a device in the kernel; nothing was collected"
-            ),
+            format!("GC names no valid attachment of {network}, but {why}; nothing was collected"),
             "if they are really gone DEL them one by one, or name one attachment in cni.dev/valid-attachments",
         ))
     }
@@ -102,7 +111,7 @@ impl Service {
         &self,
         network: &str,
         networks: &BTreeMap<String, BTreeSet<String>>,
-    ) -> Result<BTreeMap<String, usize>, Refused> {
+    ) -> Result<BTreeMap<String, Holding>, Refused> {
         let listing = self.store.list(&[Kind::IpamBlock]).await?;
         let written = handle::part(network);
         let of_network = |handle: &str| {
@@ -113,7 +122,7 @@ impl Service {
             }
             recorded.iter().all(|its| its == network)
         };
-        let mut handles = BTreeMap::new();
+        let mut handles: BTreeMap<String, Holding> = BTreeMap::new();
         let block =
             |e: &Entry| decode::<IpamBlockSpec>(e).ok().and_then(|b| Block::from_spec(b.resource.spec).ok());
         for block in listing.entries.iter().filter_map(block) {
@@ -121,7 +130,8 @@ impl Service {
                 let ours = allocation.attribute.secondary.get("node").is_some_and(|n| *n == self.node);
                 match allocation.handle() {
                     Some(handle) if ours && of_network(handle) => {
-                        *handles.entry(handle.to_owned()).or_default() += 1;
+                        let holding = handles.entry(handle.to_owned()).or_default();
+                        holding.foreign |= allocation.attribute.secondary.contains_key(FOREIGN);
                     }
                     _ => {}
                 }
@@ -129,6 +139,13 @@ impl Service {
         }
         Ok(handles)
     }
+}
+
+/// What a handle holds.
+#[derive(Debug, Default)]
+struct Holding {
+    /// For another plugin's interface.
+    foreign: bool,
 }
 
 /// The attachment an endpoint is of: found by its container, for the pod's name would lead to its next sandbox too.

@@ -40,3 +40,24 @@ async fn it_leaves_a_network_alone_whose_name_only_begins_like_its_own() {
     assert_eq!(s.in_use().await, 3, "c3 went, and what only guessing would call its own stays");
     assert_eq!(s.endpoints().await.len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_list_is_not_believed_against_addresses_of_other_plugins_interfaces() {
+    let s = Stage::new("10.1.0.0/24").await;
+    for id in ["c1", "c2", "c3"] {
+        let Reply::Added { .. } = s.ask(ipam_add(&attachment(id))).await else { panic!() };
+    }
+    let (code, msg) = refused(s.ask(gc("net", &[])).await);
+    assert_eq!(
+        (code, msg.as_str()),
+        (
+            code::FAILED,
+            "GC names no valid attachment of net, but 3 of other plugins' interfaces have addresses; nothing was collected"
+        )
+    );
+    assert_eq!(s.in_use().await, 3);
+    assert_eq!(s.ask(gc("net", &["c1"])).await, Reply::Deleted);
+    assert_eq!(s.in_use().await, 1);
+    assert_eq!(s.ask(gc("net", &[])).await, Reply::Deleted, "a few go at a word");
+    assert_eq!(s.in_use().await, 0);
+}
