@@ -9,7 +9,7 @@ use std::{
 
 use brindle_cni::{error::code, proto::Attachment};
 
-use super::refused::Refused;
+use super::{leaks::handles_of, refused::Refused};
 
 /// Who calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,15 @@ impl Claims {
                 all.remove(&name(a));
             }
             mine
+        })
+    }
+
+    /// Whether this is the handle of an attachment that is not registered yet.
+    pub(super) fn hold(&self, handle: &str) -> bool {
+        self.with(|all| {
+            all.keys().any(|(container, ifname, network)| {
+                handles_of(network, container, ifname).any(|h| h.eq_ignore_ascii_case(handle))
+            })
         })
     }
 

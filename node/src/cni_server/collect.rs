@@ -1,5 +1,6 @@
 //! GC: whatever belongs to the network on this node and not to a valid attachment goes. Runtimes do not ask for this
-//! while they add or delete; an attachment with a call under way is spared all the same, by its turn.
+//! while they add or delete; all the same what was seen in the listing is looked at once more in its container's turn, and
+//! what an ADD was given that is not registered yet is spared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,9 +15,16 @@ use brindle_config_core::{
     store::{Entry, decode},
     workload::WorkloadEndpointSpec,
 };
-use brindle_ipam::{block::Block, leak::FOREIGN};
+use brindle_ipam::{Allocator as _, IpamError, Release, View, block::Block, leak::FOREIGN};
 
-use super::{endpoint::NETWORK, leaks::handles_of, refused::Refused, service::Service};
+use super::{
+    endpoint::{Endpoint, NETWORK},
+    history::Event,
+    leaks::handles_of,
+    now,
+    refused::Refused,
+    service::Service,
+};
 
 /// Live pods an empty list may take away without being asked twice.
 const FEW: usize = 2;
@@ -41,7 +49,7 @@ impl Service {
                 networks.entry(handle).or_default().insert(its.clone());
             }
             if spec.node == self.node && its == network && !is_valid(&spec.container_id, &spec.endpoint) {
-                going.push(stored.resource.spec);
+                going.push(stored);
             }
         }
         // Addresses whose endpoint was never written, or went without them.
@@ -49,7 +57,7 @@ impl Service {
             valid.iter().flat_map(|v| handles_of(network, &v.container_id, &v.ifname)).collect();
         let mut handles = self.handles_on(network, &networks).await?;
         handles.retain(|handle, _| !keep.contains(handle));
-        for spec in &going {
+        for spec in going.iter().map(|e| &e.resource.spec) {
             tracing::info!(container = %spec.container_id, ifname = %spec.endpoint, dry_run, "GC: would go");
         }
         for handle in handles.keys() {
@@ -61,13 +69,40 @@ impl Service {
         if valid.is_empty() {
             self.refuse_to_empty(network, &going, &handles).await?;
         }
-        for spec in &going {
-            self.collect_endpoint(network, spec).await?;
+        for stored in &going {
+            self.collect_endpoint(network, stored).await?;
         }
-        for handle in handles.keys() {
-            tracing::info!(%handle, cause = "GC: no valid attachment", "addresses collected");
-            self.release_handle(handle, "").await?;
+        for (handle, holding) in &handles {
+            self.collect_handle(handle, &holding.releases).await?;
         }
+        Ok(())
+    }
+
+    /// Releases what the handle was seen to hold, unless it is given to an ADD under way, or anew since.
+    async fn collect_handle(&self, handle: &str, seen: &[Release]) -> Result<(), Refused> {
+        let _turns = self.turns_of_handle(handle).await;
+        if self.claims.hold(handle) {
+            tracing::info!(%handle, cause = "an ADD under way", "GC: spared");
+            return Ok(());
+        }
+        // The pod's next sandbox was promised these addresses while the datastore was away.
+        if let Some(next) = self.attached.promised(handle) {
+            self.record(&next).await?;
+        }
+        let view = View::load(&*self.store, &self.node).await?;
+        match self.allocator.lock().await.release_ips(seen, &view, now()).await {
+            Ok(report) if report.released.is_empty() => {}
+            Ok(report) => {
+                self.history.note(Event::Collected, &report.released, handle, "", &self.node);
+                tracing::info!(%handle, addresses = ?report.released, cause = "GC: no valid attachment", "addresses collected");
+            }
+            Err(e @ IpamError::Stale(_)) => {
+                tracing::info!(%handle, cause = %e, "GC: spared");
+                return Ok(());
+            }
+            Err(e) => return Err(e.into()),
+        }
+        self.attached.forget_handle(handle).await;
         Ok(())
     }
 
@@ -76,12 +111,12 @@ impl Service {
     async fn refuse_to_empty(
         &self,
         network: &str,
-        going: &[WorkloadEndpointSpec],
+        going: &[Endpoint],
         handles: &BTreeMap<String, Holding>,
     ) -> Result<(), Refused> {
         let mut live = 0_usize;
-        for spec in going {
-            live += usize::from(super::device::exists(spec.interface_name.clone()).await);
+        for e in going {
+            live += usize::from(super::device::exists(e.resource.spec.interface_name.clone()).await);
         }
         let foreign = handles.values().filter(|h| h.foreign).count();
         let why = if live > FEW {
@@ -98,9 +133,19 @@ impl Service {
         ))
     }
 
-    async fn collect_endpoint(&self, network: &str, spec: &WorkloadEndpointSpec) -> Result<(), Refused> {
+    async fn collect_endpoint(&self, network: &str, seen: &Endpoint) -> Result<(), Refused> {
+        let spec = &seen.resource.spec;
         let a = of_endpoint(network, spec);
         let _turn = self.turn(&a).await;
+        let now = self.endpoint(&seen.resource.key()).await?;
+        let same = |e: Endpoint| {
+            e.resource.spec.container_id == spec.container_id
+                && e.resource.spec.ip_networks == spec.ip_networks
+        };
+        if self.claims.hold(&a.handle()) || !now.is_some_and(same) {
+            tracing::info!(container = %a.container_id, cause = "added or deleted just now", "GC: spared");
+            return Ok(());
+        }
         tracing::info!(container = %a.container_id, cause = "GC: no valid attachment", "attachment collected");
         self.forget(&a, false, None).await
     }
@@ -132,6 +177,11 @@ impl Service {
                     Some(handle) if ours && of_network(handle) => {
                         let holding = handles.entry(handle.to_owned()).or_default();
                         holding.foreign |= allocation.attribute.secondary.contains_key(FOREIGN);
+                        holding.releases.push(Release {
+                            ip: allocation.ip,
+                            handle: Some(handle.to_owned()),
+                            sequence: Some(allocation.sequence),
+                        });
                     }
                     _ => {}
                 }
@@ -146,6 +196,8 @@ impl Service {
 struct Holding {
     /// For another plugin's interface.
     foreign: bool,
+    /// To be released if nothing has changed since.
+    releases: Vec<Release>,
 }
 
 /// The attachment an endpoint is of: found by its container, for the pod's name would lead to its next sandbox too.

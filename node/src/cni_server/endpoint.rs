@@ -39,7 +39,7 @@ const CONTAINER: &str = "cni.projectcalico.org/containerID";
 /// Number of the host device: its name alone would also be that of the pod's next sandbox.
 const DEVICE: &str = "cni.brindle.dev/device";
 
-type Endpoint = Stored<WorkloadEndpointSpec>;
+pub(super) type Endpoint = Stored<WorkloadEndpointSpec>;
 
 /// What a CHECK is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

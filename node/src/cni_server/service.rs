@@ -145,6 +145,7 @@ impl Service {
             Call::Register { attachment, host_ifname, mac, addresses, floating } => {
                 let _turn = self.turn(&attachment).await;
                 self.claims.still(&attachment, caller)?;
+                self.still_given(&attachment, &addresses, caller)?;
                 let made = Made { device: host_ifname, mac, addresses, floating };
                 match self.register(&attachment, &made).await {
                     Err(why) if why.is_away() => self.register_remembered(&attachment, &made, why).await,
@@ -235,6 +236,28 @@ impl Service {
         }
         self.remember(a, &addresses, foreign, mtu).await;
         Ok(Reply::Added { addresses, host_ifname, mtu, again })
+    }
+
+    /// Refuses a registration with addresses that were taken back since this connection was given them. What the agent
+    /// remembers says it: each release of a handle ends the memory of it.
+    fn still_given(&self, a: &Attachment, addresses: &[IpNet], caller: Caller) -> Result<(), Refused> {
+        if !caller.was_given {
+            return Ok(());
+        }
+        let kept = self.attached.of(a);
+        let has = |n: &IpNet| kept.as_ref().is_some_and(|k| k.addresses.iter().any(|h| h.addr() == n.addr()));
+        match addresses.iter().find(|n| !has(n)) {
+            None => Ok(()),
+            Some(lost) => Err(Refused::new(
+                code::TRY_AGAIN,
+                format!(
+                    "{} was taken back from container {} before this ADD was done",
+                    lost.addr(),
+                    a.container_id
+                ),
+                "nothing is left of this ADD; it is tried again",
+            )),
+        }
     }
 
     async fn ipam_add(&self, a: &Attachment, wish: Wish) -> Result<Reply, Refused> {

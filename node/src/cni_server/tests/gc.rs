@@ -1,6 +1,6 @@
 //! GC: what it may take, and what it must not.
 
-use super::*;
+use super::{late::Plugin, *};
 
 pub(super) fn ipam_add(a: &Attachment) -> Call {
     Call::IpamAdd {
@@ -60,4 +60,38 @@ async fn an_empty_list_is_not_believed_against_addresses_of_other_plugins_interf
     assert_eq!(s.in_use().await, 1);
     assert_eq!(s.ask(gc("net", &[])).await, Reply::Deleted, "a few go at a word");
     assert_eq!(s.in_use().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_add_under_way_keeps_its_addresses() {
+    let s = Stage::new("10.1.0.0/24").await;
+    s.attach(&attachment("c1")).await;
+    for id in ["c2", "c3"] {
+        let a = attachment(id);
+        let mut plugin = Plugin::of(&s);
+        let (register, _) = plugin.added(&a).await;
+        assert_eq!(s.ask(gc("net", &["c1"])).await, Reply::Deleted);
+        let Call::Register { addresses, .. } = &register else { panic!() };
+        let check = Call::Check { attachment: a.clone(), addresses: addresses.clone(), foreign: false };
+        assert_eq!(plugin.ask(register).await, Reply::Registered);
+        assert_eq!(plugin.ask(check).await, Reply::Checked, "{id}");
+    }
+    assert_eq!(s.ask(gc("net", &["c1"])).await, Reply::Deleted);
+    assert_eq!((s.endpoints().await.len(), s.in_use().await), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_add_whose_addresses_were_taken_back_is_not_registered() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let a = attachment("c1");
+    let mut plugin = Plugin::of(&s);
+    let (register, _) = plugin.added(&a).await;
+    // As a DEL of its addresses alone does it.
+    assert_eq!(s.ask(Call::IpamDel { attachment: a.clone() }).await, Reply::Deleted);
+    let (code, msg) = refused(plugin.ask(register).await);
+    assert_eq!(code, code::TRY_AGAIN);
+    assert!(msg.ends_with("was taken back from container c1 before this ADD was done"), "{msg}");
+    drop(plugin);
+    s.until_in_use(0).await;
+    assert_eq!(s.endpoints().await.len(), 0);
 }

@@ -3,14 +3,14 @@
 use super::*;
 
 /// A connection that stays open.
-struct Plugin(Option<StdStream>);
+pub(super) struct Plugin(Option<StdStream>);
 
 impl Plugin {
-    fn of(s: &Stage) -> Self {
+    pub(super) fn of(s: &Stage) -> Self {
         Self(Some(StdStream::connect(s.folder.join("cni.sock")).unwrap()))
     }
 
-    async fn ask(&mut self, call: Call) -> Reply {
+    pub(super) async fn ask(&mut self, call: Call) -> Reply {
         let mut stream = self.0.take().unwrap();
         let work = move || (proto::ask(&mut stream, call).unwrap(), stream);
         let (reply, stream) = tokio::task::spawn_blocking(work).await.unwrap();
@@ -18,7 +18,7 @@ impl Plugin {
         reply
     }
 
-    async fn added(&mut self, a: &Attachment) -> (Call, bool) {
+    pub(super) async fn added(&mut self, a: &Attachment) -> (Call, bool) {
         let Reply::Added { addresses, host_ifname, again, .. } = self.ask(add(a)).await else {
             panic!("not added")
         };
