@@ -39,6 +39,8 @@ pub(crate) struct ReleaseGuard {
     pub empty: bool,
     /// The block has not been written since it was looked at.
     pub sequence: Option<u64>,
+    /// The time, and how many seconds addresses cool down: those that have no longer count.
+    pub rested: Option<(Now, u32)>,
 }
 
 /// The affinity records of a store.
@@ -136,6 +138,9 @@ impl Affinities {
         if held.block.owner().is_some_and(|h| h != host) {
             self.delete_if_any(affinity.as_ref()).await?;
             return Ok(false);
+        }
+        if let Some((now, seconds)) = guard.rested {
+            held.block.end_cooldown(now, seconds);
         }
         let empty = held.block.is_empty();
         let written = guard.sequence.is_some_and(|s| s != held.block.spec().sequence_number);

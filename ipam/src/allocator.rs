@@ -291,9 +291,11 @@ impl BlockAllocator {
         let guard = match state {
             // Whoever began the release wanted the block gone; addresses still in use argue for keeping it.
             AffinityState::PendingDeletion if empty || !wanted => Some(ReleaseGuard::default()),
-            _ if empty && !wanted => {
-                Some(ReleaseGuard { empty: true, sequence: Some(held.block.spec().sequence_number) })
-            }
+            _ if empty && !wanted => Some(ReleaseGuard {
+                empty: true,
+                sequence: Some(held.block.spec().sequence_number),
+                rested: None,
+            }),
             _ => None,
         };
         if let Some(guard) = guard

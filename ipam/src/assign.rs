@@ -104,13 +104,23 @@ impl BlockAllocator {
         self.use_own(&mut job).await?;
         self.use_remembered(&mut job, max_blocks).await?;
         if job.missing() > 0 {
-            let mut all = self.read_all(view).await?;
+            let mut all = self.read_rested(view, now).await?;
             self.use_own(&mut job).await?;
             self.use_new(&mut job, &mut all, max_blocks).await?;
             self.use_others(&mut job, all).await?;
         }
         let refusal = (job.missing() > 0).then_some(job.refusal);
         Ok((job.got, refusal))
+    }
+
+    /// All blocks, with their cooldowns ended as far as they are over: whether a block has something to give, or is empty,
+    /// is decided by what is free now. The records say so when they are written next.
+    async fn read_rested(&mut self, view: &View, now: Now) -> Result<AllBlocks, IpamError> {
+        let mut all = self.read_all(view).await?;
+        for held in all.values_mut().flatten() {
+            held.block.end_cooldown(now, view.config.ip_cooldown_seconds.unwrap_or(0));
+        }
+        Ok(all)
     }
 
     /// From blocks the host owns.
@@ -206,7 +216,7 @@ impl BlockAllocator {
                     // Others are claiming too: what they took since the listing must be seen, or a host would
                     // collide with each of them in turn.
                     retry.again(|| "the claim of a block".to_owned()).await?;
-                    *all = self.read_all(job.view).await?;
+                    *all = self.read_rested(job.view, job.now).await?;
                 }
             }
         }
@@ -248,7 +258,9 @@ impl BlockAllocator {
             .map(|(cidr, block)| (*cidr, block.owner().map(str::to_owned), block.spec().sequence_number))
             .collect();
         for (cidr, host, sequence) in unused {
-            let guard = ReleaseGuard { empty: true, sequence: Some(sequence) };
+            let cooldown = job.view.config.ip_cooldown_seconds.unwrap_or(0);
+            let guard =
+                ReleaseGuard { empty: true, sequence: Some(sequence), rested: Some((job.now, cooldown)) };
             // Nobody's block has no affinity to go through; the empty name finds none.
             if self.affinities.release(host.as_deref().unwrap_or(""), &cidr, guard).await? {
                 all.remove(&cidr);

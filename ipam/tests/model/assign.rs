@@ -174,6 +174,29 @@ fn an_unused_block_of_another_host_is_taken_over_after_a_minute() {
 }
 
 #[test]
+fn addresses_whose_cooldown_is_over_serve_every_host() {
+    for kept in [0, 1] {
+        let store = SimStore::with_pool("10.0.0.0/30", 30);
+        config(&store, |c| c.ip_cooldown_seconds = Some(60));
+        let (mut a, mut b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+        assert_eq!(a.pod("net.keep", kept).addresses.len(), kept);
+        assert_eq!(a.pod("net.gone", 4 - kept).addresses.len(), 4 - kept);
+        a.release("net.gone");
+        let request = |b: &Host| {
+            AssignRequest::for_workload(b.owner("net.b"), Wanted::any(4 - kept), Wanted::default())
+        };
+        let asked = request(&b);
+        assert_eq!(b.ask(&asked, NOW).addresses.len(), 0, "they cool down");
+        // The block is taken over when nobody has an address in it, otherwise its addresses are borrowed.
+        let given = b.ask(&asked, LATER);
+        assert_eq!(given.refusal(), None);
+        let lender = (kept > 0).then_some("a");
+        assert!(given.addresses.iter().all(|g| g.borrowed_from.as_deref() == lender), "{given:?}");
+        assert_eq!(audit(&store.everything()), []);
+    }
+}
+
+#[test]
 fn pools_are_chosen_by_request_then_by_selectors_and_uses() {
     let store = SimStore::default();
     pool(&store, "east", "10.1.0.0/24", |p| p.node_selector = "zone == 'east'".into());
