@@ -20,6 +20,7 @@ pub mod block;
 pub mod error;
 mod explicit;
 mod handle;
+pub mod idle;
 pub mod leak;
 pub mod names;
 pub mod net;

@@ -241,7 +241,7 @@ impl View {
 
     /// Whether the pool that holds this block still serves the node; a block outside every pool is served by none.
     pub fn still_selected(&self, block: &IpNet, node: &str) -> bool {
-        self.pool_of_net(block).is_some_and(|p| {
+        self.pool_around(block).is_some_and(|p| {
             // The namespace is the request's affair, not the node's.
             let mut any_namespace = p.clone();
             any_namespace.spec.namespace_selector.clear();
@@ -254,7 +254,13 @@ impl View {
         self.pools.iter().find(|p| !p.spec.disabled && p.spec.cidr.contains(&ip))
     }
 
-    fn pool_of_net(&self, net: &IpNet) -> Option<&Pool> {
+    /// Whether no pool has this block, or one that is being deleted. A pool that does not read could.
+    pub(crate) fn without_pool(&self, block: &IpNet) -> bool {
+        self.unreadable.is_empty() && self.pool_around(block).is_none_or(|p| p.terminating)
+    }
+
+    /// The pool that holds the network, enabled or not.
+    pub(crate) fn pool_around(&self, net: &IpNet) -> Option<&Pool> {
         self.pools.iter().find(|p| p.spec.cidr.contains(net))
     }
 }

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use crate::{
+    affinity::ReleaseGuard,
     allocator::{BlockAllocator, ReleaseReport},
     block::{Release, same_handle},
     error::IpamError,
@@ -99,8 +100,8 @@ impl BlockAllocator {
                 None => self.records.block(cidr).await?,
             };
             let Some(mut held) = next else { return Ok(Vec::new()) };
-            let ips = held.block.release_handle(handle, cooldown(view, now));
-            if self.write_released(held).await? {
+            let ips = held.block.release_handle(handle, cooldown(cidr, view, now));
+            if self.write_released(held, view, now).await? {
                 return Ok(ips);
             }
             retry.again(|| format!("block {cidr}")).await?;
@@ -126,11 +127,11 @@ impl BlockAllocator {
                     report.unallocated.extend(group.iter().map(|r| r.ip));
                     break;
                 };
-                let done = match held.block.release(&group, cooldown(view, now)) {
+                let done = match held.block.release(&group, cooldown(&block, view, now)) {
                     Ok(done) => done,
                     Err(e) => return Err(e.into()),
                 };
-                if !done.addresses.is_empty() && !self.write_released(held).await? {
+                if !done.addresses.is_empty() && !self.write_released(held, view, now).await? {
                     retry.again(|| format!("block {block}")).await?;
                     continue;
                 }
@@ -183,16 +184,28 @@ impl BlockAllocator {
         Ok(groups)
     }
 
-    /// Writes a block after a release; one that is empty and nobody's goes.
-    async fn write_released(&mut self, mut held: Held) -> Result<bool, IpamError> {
+    /// Writes a block after a release; one that is empty and nobody's, or of no pool, goes.
+    async fn write_released(&mut self, mut held: Held, view: &View, now: Now) -> Result<bool, IpamError> {
+        let orphan = view.without_pool(&held.block.cidr());
+        if orphan {
+            held.block.end_cooldown(now, 0);
+        }
         if held.block.owner().is_none() && held.block.is_empty() {
             return self.records.delete_block(&held).await;
         }
         if !self.records.swap_block(&mut held).await? {
             return Ok(false);
         }
+        let cidr = held.block.cidr();
+        let sequence = Some(held.block.spec().sequence_number);
+        let last = (orphan && held.block.is_empty()).then(|| held.block.owner().map(str::to_owned)).flatten();
         if held.block.is_of(&self.host) {
-            self.own.insert(held.block.cidr(), held);
+            self.own.insert(cidr, held);
+        }
+        if let Some(owner) = last {
+            // One that is written just now stays, and goes with the address it was written for.
+            let guard = ReleaseGuard { empty: true, sequence, rested: None };
+            self.give_back_of(&owner, &cidr, guard).await?;
         }
         Ok(true)
     }
@@ -220,6 +233,10 @@ impl BlockAllocator {
     }
 }
 
-fn cooldown(view: &View, now: Now) -> Option<Now> {
+/// Where nobody is given an address any more none has to cool down.
+fn cooldown(block: &IpNet, view: &View, now: Now) -> Option<Now> {
+    if view.without_pool(block) {
+        return None;
+    }
     view.config.ip_cooldown_seconds.filter(|s| *s > 0).map(|_| now)
 }

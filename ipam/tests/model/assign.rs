@@ -4,15 +4,15 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use crate::sim::{SimStore, run};
 use brindle_config_core::{
-    ObjectMeta, Resource,
+    Key, Kind, ObjectMeta, Resource,
     ipam::{AffinityState, BlockAffinitySpec, IpamBlockSpec, IpamConfigSpec, IpamHandleSpec},
     node::NodeSpec,
     pool::{AllowedUse, AssignmentMode, IpPoolSpec, IpReservationSpec},
-    store::StoreExt,
+    store::{Expect, Store as _, StoreExt},
 };
 use brindle_ipam::{
     Allocator, AssignRequest, Assignment, BlockAllocator, IpamError, NoPause, Now, Owner, Release,
-    TunnelKind, View, Wanted, audit::audit,
+    TunnelKind, View, Wanted, audit::audit, idle::Idle, usage::Blocks,
 };
 
 const NOW: Now = Now(1_795_400_607_000_000_000);
@@ -404,6 +404,65 @@ fn an_empty_block_goes_back_when_its_pool_no_longer_selects_the_node() {
     run(host.allocator.reload(&view)).unwrap();
     assert_eq!(host.allocator.own_blocks().count(), 0);
     assert!(store.everything().is_empty());
+}
+
+#[test]
+fn a_block_goes_with_its_last_address_when_its_pool_is_gone() {
+    for cooldown in [None, Some(60)] {
+        let store = SimStore::with_pool("10.0.0.0/24", 26);
+        config(&store, |c| c.ip_cooldown_seconds = cooldown);
+        let (mut a, mut b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+        a.pod("net.1", 1);
+        a.pod("net.2", 1);
+        b.pod("net.3", 1);
+        a.release("net.1");
+        run(store.delete(&Key::new(Kind::IpPool, None, "pool-10-0-0-0-24"), Expect::Any)).unwrap();
+        assert_eq!(store.everything().iter().filter(|e| e.key.kind == Kind::IpamBlock).count(), 2);
+        a.release("net.2");
+        assert_eq!(a.allocator.own_blocks().count(), 0);
+        // Whoever releases it.
+        a.release("net.3");
+        let kinds = [Kind::IpamBlock, Kind::BlockAffinity, Kind::IpamHandle];
+        assert!(!store.everything().iter().any(|e| kinds.contains(&e.key.kind)), "{cooldown:?}");
+    }
+}
+
+#[test]
+fn blocks_that_stay_empty_go_back_but_one_of_each_pool() {
+    const GRACE: u64 = 900;
+    let store = SimStore::with_pool("10.0.0.0/24", 30);
+    pool(&store, "other", "10.1.0.0/24", |_| {});
+    let mut a = Host::new(&store, "a");
+    for (handle, count) in [("net.keep", 1), ("net.gone", 11)] {
+        let wanted = Wanted { count, pools: vec!["10.0.0.0/24".into()] };
+        let asked = AssignRequest::for_workload(a.owner(handle), wanted, Wanted::default());
+        assert_eq!(a.ask(&asked, NOW).addresses.len(), count);
+    }
+    a.pod_in("net.other", "other");
+    a.release("net.gone");
+    a.release("net.other");
+    let mut idle = Idle::default();
+    let mut look = |seconds: u64| {
+        let view = run(View::load(&store, "a")).unwrap();
+        idle.look("a", &Blocks::read(&store.everything()), &view, GRACE, Now(NOW.0 + seconds * 1_000_000_000))
+    };
+    assert_eq!(a.allocator.own_blocks().count(), 4);
+    assert_eq!(look(0), []);
+    assert_eq!(look(899), []);
+    let due = look(900);
+    assert_eq!(due.len(), 2, "the other pool's stays");
+    // Used again in between: it is another case.
+    let view = a.view();
+    let used = due[0].cidr.hosts().next().unwrap();
+    let owner = a.owner("net.new");
+    run(a.allocator.assign_ip(used, &owner, AllowedUse::Workload, &view, NOW)).unwrap();
+    let gone: Vec<bool> = due.iter().map(|b| run(a.allocator.give_back(*b, &view, LATER)).unwrap()).collect();
+    assert_eq!(gone, [false, true]);
+    assert_eq!(a.allocator.own_blocks().count(), 3);
+    a.release("net.new");
+    assert_eq!(look(901), [], "its time begins anew");
+    assert_eq!(look(1801).len(), 1);
+    assert_eq!(audit(&store.everything()), []);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use brindle_config_core::{
 };
 use brindle_ipam::{
     Allocator as _, View,
+    idle::Idle,
     leak::{Collector, Evidence, Findings, Leak},
     usage::Blocks,
 };
@@ -72,7 +73,7 @@ impl Service {
         if args.ipam_gc == Mode::Off {
             return std::future::pending().await;
         }
-        let mut collector = Collector::default();
+        let (mut collector, mut idle) = (Collector::default(), Idle::default());
         let every = Duration::from_secs((args.ipam_gc_grace / 3).clamp(1, 300));
         let mut tick = tokio::time::interval(every);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -80,6 +81,9 @@ impl Service {
             tick.tick().await;
             if let Err(refused) = self.look_for_leaks(&mut collector, &args).await {
                 tracing::warn!("cannot look for leaked addresses: {}", refused.msg);
+            }
+            if let Err(refused) = self.look_for_idle_blocks(&mut idle, &args).await {
+                tracing::warn!("cannot look for unused blocks: {}", refused.msg);
             }
         }
     }
@@ -189,7 +193,7 @@ impl Service {
     }
 
     /// The blocks, for a look after which everything is asked again.
-    async fn blocks(&self) -> Result<Blocks, Refused> {
+    pub(super) async fn blocks(&self) -> Result<Blocks, Refused> {
         let mut blocks = Blocks::default();
         let kinds = [Kind::IpamBlock];
         if !self.store.visit_followed(&kinds, &mut |entry| blocks.add(&entry)) {

@@ -15,6 +15,7 @@ mod device;
 mod endpoint;
 mod ghosts;
 mod history;
+mod idle;
 mod leaks;
 mod pause;
 mod refused;
