@@ -209,6 +209,26 @@ fn families_and_second_interfaces_go_their_own_way() {
 }
 
 #[test]
+fn an_agent_that_dies_between_the_families_gives_both_to_the_add_that_is_repeated() {
+    let mut node = CniNode::new("half", "10.133.0.0/24");
+    let six = brindle_config_core::pool::IpPoolSpec::new("fd00:133::/64".parse().unwrap());
+    node.put(brindle_config_core::ObjectMeta::named("six"), six);
+    let mut dual = node.conf();
+    dual["ipam"]["assign_ipv6"] = json!(true);
+    node.kill_agent();
+    node.start_agent_dying_at(Some("agent.add.half"));
+    let c = Container::new();
+    assert!(!node.call("ADD", &c, &dual).ok);
+    node.kill_agent();
+    node.start_agent();
+    let said = node.call("ADD", &c, &dual);
+    assert!(said.ok, "{said:?}");
+    assert_eq!(said.json()["ips"].as_array().unwrap().len(), 2, "{said:?}");
+    assert!(node.call("DEL", &c, &dual).ok);
+    node.settled(&[]);
+}
+
+#[test]
 fn a_container_that_comes_back_after_a_reboot_has_its_address_again() {
     let mut node = CniNode::new("reboot", "10.126.0.0/24");
     let pods: Vec<Container> = (0..3).map(|_| Container::new()).collect();

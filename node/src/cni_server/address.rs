@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use brindle_cni::{error::code, proto::Attachment};
+use brindle_cni::{error::code, fail, proto::Attachment};
 use brindle_config_core::{Key, Kind, pool::AllowedUse, store::StoreError};
-use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, IpamError, Owner, View, Wanted, leak::FOREIGN};
+use brindle_ipam::{
+    Allocator, AssignRequest, BlockAllocator, IpamError, Owner, Release, View, Wanted, leak::FOREIGN,
+};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -28,6 +30,28 @@ pub(super) struct Wish {
     pub(super) foreign: bool,
 }
 
+impl Wish {
+    /// What is left to wish for beside these addresses; `None`: nothing.
+    fn without(&self, have: &[IpAddr]) -> Option<Self> {
+        let mut left = self.clone();
+        left.ips.retain(|ip| !have.contains(ip));
+        if !self.ips.is_empty() {
+            return (!left.ips.is_empty()).then_some(left);
+        }
+        let of =
+            |v6: bool| u8::try_from(have.iter().filter(|ip| ip.is_ipv6() == v6).count()).unwrap_or(u8::MAX);
+        left.num4 = self.num4.saturating_sub(of(false));
+        left.num6 = self.num6.saturating_sub(of(true));
+        (left.num4 > 0 || left.num6 > 0).then_some(left)
+    }
+}
+
+/// IPv4 first.
+fn in_order(mut ips: Vec<IpAddr>) -> Vec<IpNet> {
+    ips.sort_by_key(IpAddr::is_ipv6);
+    ips.into_iter().map(IpNet::from).collect()
+}
+
 /// What an attachment has now.
 #[derive(Clone, Debug)]
 pub(super) struct Given {
@@ -48,9 +72,10 @@ impl Service {
         // What does not depend on each other is asked for at once.
         let (have, namespace, view) =
             tokio::join!(self.addresses(a), namespace, View::load(&*self.store, &self.node));
-        let have = have?;
-        if !have.is_empty() {
-            return Ok(Given { addresses: have.into_iter().map(IpNet::from).collect(), again: true });
+        let mut have = have?;
+        if wish.without(&have).is_none() {
+            let again = !have.is_empty();
+            return Ok(Given { addresses: in_order(have), again });
         }
         let (namespace, view) = (namespace?, view?);
         let mut wish = wish;
@@ -59,21 +84,42 @@ impl Service {
         }
         let labels = namespace.map(|n| n.labels);
         let mut allocator = self.allocator.lock().await;
-        if let Some(addresses) = self.hand_on(&mut allocator, a, &wish, &view).await? {
-            return Ok(Given { addresses, again: false });
+        // What an agent was killed over may be half of it: the rest is given now.
+        let again = !have.is_empty();
+        if let Some(kept) = self.hand_on(&mut allocator, a, &wish, &view).await? {
+            have = kept.iter().map(IpNet::addr).collect();
+        } else if again {
+            have = self.addresses(a).await?;
         }
-        match self.allocate(&mut allocator, a, wish, labels, &view).await {
-            Ok(ips) => {
+        let Some(missing) = wish.without(&have) else {
+            return Ok(Given { addresses: in_order(have), again });
+        };
+        let mut ips = Vec::new();
+        match self.allocate(&mut allocator, a, missing, labels, &view, &mut ips).await {
+            Ok(()) => {
                 self.history.note(Event::Given, &ips, &a.handle(), &whose(a), &self.node);
                 tracing::info!(container = %a.container_id, workload = a.workload(), addresses = ?ips, "addresses given");
-                Ok(Given { addresses: ips.into_iter().map(IpNet::from).collect(), again: false })
+                have.extend(ips);
+                let addresses =
+                    if again { in_order(have) } else { have.into_iter().map(IpNet::from).collect() };
+                Ok(Given { addresses, again })
             }
             Err(refused) => {
                 // One family may have been given before the other was refused.
-                if let Err(e) = allocator.release_handle(&a.handle(), &view, now()).await {
+                // What there was before stays: the pod may be running on it.
+                let back = if again {
+                    let given =
+                        ips.iter().map(|ip| Release { ip: *ip, handle: Some(a.handle()), sequence: None });
+                    allocator.release_ips(&given.collect::<Vec<_>>(), &view, now()).await.map(drop)
+                } else {
+                    allocator.release_handle(&a.handle(), &view, now()).await.map(drop)
+                };
+                if let Err(e) = back {
                     tracing::warn!(handle = %a.handle(), "addresses of a refused request are not back yet: {e}");
                     drop(allocator);
-                    self.note_release(a).await;
+                    if !again {
+                        self.note_release(a).await;
+                    }
                 }
                 Err(refused)
             }
@@ -124,34 +170,45 @@ impl Service {
         wish: Wish,
         namespace_labels: Option<BTreeMap<String, String>>,
         view: &View,
-    ) -> Result<Vec<IpAddr>, Refused> {
+        given: &mut Vec<IpAddr>,
+    ) -> Result<(), Refused> {
         let now = now();
         let owner =
             Owner { handle: a.handle(), attributes: self.attributes(a, &now.attribute(), wish.foreign) };
         if !wish.ips.is_empty() {
-            let mut all = Vec::new();
             for ip in wish.ips {
-                all.push(allocator.assign_ip(ip, &owner, AllowedUse::Workload, view, now).await?.ip);
+                given.push(allocator.assign_ip(ip, &owner, AllowedUse::Workload, view, now).await?.ip);
             }
-            return Ok(all);
+            return Ok(());
         }
-        let request = AssignRequest {
-            owner,
-            v4: Wanted { count: wish.num4.into(), pools: wish.pools4 },
-            v6: Wanted { count: wish.num6.into(), pools: wish.pools6 },
-            intended_use: AllowedUse::Workload,
-            namespace_labels,
-            max_blocks: 0,
-        };
-        let assignment = allocator.assign(&request, view, now).await?;
-        match assignment.refusal() {
-            None => Ok(assignment.addresses.into_iter().map(|a| a.ip).collect()),
-            Some(why) => Err(Refused::new(
-                if why.exhausted() { code::POOL_EXHAUSTED } else { code::CONFIG },
-                format!("no address for {}: {why}", a.workload()),
-                "add an IPPool that serves this node, or free addresses",
-            )),
+        let v4 = Wanted { count: wish.num4.into(), pools: wish.pools4 };
+        let v6 = Wanted { count: wish.num6.into(), pools: wish.pools6 };
+        for (v4, v6) in [(v4, Wanted::default()), (Wanted::default(), v6)] {
+            if v4.count + v6.count == 0 {
+                continue;
+            }
+            if !given.is_empty() {
+                fail::point("agent.add.half");
+            }
+            let request = AssignRequest {
+                owner: owner.clone(),
+                v4,
+                v6,
+                intended_use: AllowedUse::Workload,
+                namespace_labels: namespace_labels.clone(),
+                max_blocks: 0,
+            };
+            let assignment = allocator.assign(&request, view, now).await?;
+            given.extend(assignment.addresses.iter().map(|a| a.ip));
+            if let Some(why) = assignment.refusal() {
+                return Err(Refused::new(
+                    if why.exhausted() { code::POOL_EXHAUSTED } else { code::CONFIG },
+                    format!("no address for {}: {why}", a.workload()),
+                    "add an IPPool that serves this node, or free addresses",
+                ));
+            }
         }
+        Ok(())
     }
 
     pub(super) fn attributes(

@@ -56,3 +56,34 @@ async fn a_handle_of_an_earlier_agent_is_found_and_released_and_nobody_elses() {
     assert_eq!(s.ask(del(&named("net", "x", "net1", "b"))).await, Reply::Deleted);
     assert_eq!(s.in_use().await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_add_is_given_the_family_it_lacks() {
+    let s = Stage::new("10.1.0.0/24").await;
+    s.put(ObjectMeta::named("six"), IpPoolSpec::new("fd00::/122".parse().unwrap())).await;
+    let a = attachment("c1");
+    // The agent was killed between the families.
+    let four = s.given_under("net.c1", &[("node", "n1"), ("namespace", "team"), ("pod", "pod-c1")]).await;
+    let both = |num6| Call::Add {
+        attachment: a.clone(),
+        pools4: vec![],
+        pools6: vec![],
+        num4: 1,
+        num6,
+        ips: vec![],
+        given: vec![],
+        pools_of_pod: false,
+    };
+    let Reply::Added { addresses, again, .. } = s.ask(both(1)).await else { panic!() };
+    assert_eq!((addresses.len(), addresses[0], again), (2, four, true));
+    assert!(addresses[1].addr().is_ipv6());
+    let Reply::Added { addresses: repeated, .. } = s.ask(both(1)).await else { panic!() };
+    assert_eq!(repeated, addresses);
+    // What cannot be had takes nothing from what is.
+    let (code, _) = refused(s.ask(both(200)).await);
+    assert_eq!(code, code::POOL_EXHAUSTED);
+    let Reply::Added { addresses: still, .. } = s.ask(both(1)).await else { panic!() };
+    assert_eq!(still, addresses);
+    assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
+    assert_eq!(s.in_use().await, 0);
+}
