@@ -63,6 +63,15 @@ pub(super) struct Given {
 impl Service {
     /// The attachment's addresses: those it has, else new ones.
     pub(super) async fn assign(&self, a: &Attachment, wish: Wish) -> Result<Given, Refused> {
+        if let Some(twice) =
+            wish.ips.iter().enumerate().find_map(|(n, ip)| wish.ips[..n].contains(ip).then_some(ip))
+        {
+            return Err(Refused::new(
+                code::CONFIG,
+                format!("{twice} is asked for twice"),
+                "name each address once in runtimeConfig.ips or the annotation ipAddrs",
+            ));
+        }
         let namespace = async {
             match &a.pod {
                 Some(pod) => self.namespace(&pod.namespace).await.map(Some),

@@ -2,7 +2,7 @@
 
 use brindle_cni::{error::code, proto::Reply};
 use brindle_config_core::store::StoreError;
-use brindle_ipam::IpamError;
+use brindle_ipam::{IpamError, Reason, Refusal};
 
 /// A refused call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,11 +57,26 @@ impl From<StoreError> for Refused {
     }
 }
 
+/// What to do about a wish that no free address would fulfil.
+fn hint(why: &Refusal) -> &'static str {
+    match why.reasons.first() {
+        Some(Reason::OutsidePools) => "ask for an address of an enabled IPPool, or add one that has it",
+        Some(Reason::UseNotAllowed { .. }) => "ask for an address of a pool whose allowedUses say Workload",
+        Some(Reason::ForeignBlock { .. }) => {
+            "with strictAffinity a node gives addresses of its own blocks alone: ask for another, or pin the pod to that node"
+        }
+        _ => "correct the IPPool, or ask for an address of another one",
+    }
+}
+
 impl From<IpamError> for Refused {
     fn from(e: IpamError) -> Self {
         let (code, hint) = match &e {
             IpamError::Store(store) => return store.clone().into(),
-            IpamError::Refused(_) => (code::POOL_EXHAUSTED, "add an IPPool, or free addresses"),
+            IpamError::Refused(why) if why.exhausted() => {
+                (code::POOL_EXHAUSTED, "add an IPPool, or free addresses")
+            }
+            IpamError::Refused(why) => (code::CONFIG, hint(why)),
             IpamError::Assigned { .. } => {
                 (code::DUPLICATE_ADDRESS, "ask for another address, or delete the pod that has it")
             }

@@ -1,6 +1,7 @@
 //! Attachments whose names could be taken for each other's, and handles that earlier agents wrote.
 
-use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, NoPause, Owner, View, Wanted};
+use brindle_config_core::{ipam::IpamConfigSpec, pool::AllowedUse};
+use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, NoPause, Owner, View, Wanted, block::Block};
 
 use super::*;
 
@@ -18,6 +19,20 @@ impl Stage {
         let request = AssignRequest::for_workload(owner, Wanted::any(1), Wanted::default());
         let view = View::load(&*self.store, "n1").await.unwrap();
         allocator.assign(&request, &view, super::super::now()).await.unwrap().addresses[0].ip.into()
+    }
+}
+
+/// An ADD that asks for these very addresses.
+pub(super) fn add_with(a: &Attachment, ips: &[std::net::IpAddr]) -> Call {
+    Call::Add {
+        attachment: a.clone(),
+        pools4: vec![],
+        pools6: vec![],
+        num4: 1,
+        num6: 0,
+        ips: ips.to_vec(),
+        given: vec![],
+        pools_of_pod: false,
     }
 }
 
@@ -86,4 +101,30 @@ async fn a_repeated_add_is_given_the_family_it_lacks() {
     assert_eq!(still, addresses);
     assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
     assert_eq!(s.in_use().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wish_that_can_never_be_fulfilled_is_an_error_of_configuration() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let tunnels = IpPoolSpec {
+        allowed_uses: vec![AllowedUse::Tunnel],
+        ..IpPoolSpec::new("10.2.0.0/24".parse().unwrap())
+    };
+    s.put(ObjectMeta::named("tunnels"), tunnels).await;
+    let strict = IpamConfigSpec { strict_affinity: true, ..IpamConfigSpec::default() };
+    s.put(ObjectMeta::named("default"), strict).await;
+    let block = Block::new("10.1.0.64/26".parse().unwrap(), "n2", super::super::now()).unwrap();
+    s.put(ObjectMeta::named("10-1-0-64-26"), block.spec().clone()).await;
+    for (ip, said) in [
+        ("192.0.2.1", "not in a configured pool"),
+        ("10.2.0.1", "is not for Workload addresses"),
+        ("10.1.0.65", "belongs to node n2"),
+    ] {
+        let (code, msg) = refused(s.ask(add_with(&attachment("c1"), &[ip.parse().unwrap()])).await);
+        assert_eq!(code, code::CONFIG, "{msg}");
+        assert!(msg.contains(said), "{msg}");
+    }
+    let twice = "10.1.0.1".parse().unwrap();
+    let (code, msg) = refused(s.ask(add_with(&attachment("c1"), &[twice, twice])).await);
+    assert_eq!((code, msg.as_str()), (code::CONFIG, "10.1.0.1 is asked for twice"));
 }
