@@ -33,6 +33,18 @@ impl BlockAllocator {
         if !pool.spec.allows(intended_use) {
             return Err(refused(Reason::UseNotAllowed { pool: pool.name.clone(), wanted: intended_use }));
         }
+        self.assign_in(pool, ip, owner, view, now).await
+    }
+
+    async fn assign_in(
+        &mut self,
+        pool: &Pool,
+        ip: IpAddr,
+        owner: &Owner,
+        view: &View,
+        now: Now,
+    ) -> Result<Assigned, IpamError> {
+        let refused = |reason: Reason| IpamError::Refused(Refusal::from(reason));
         let cidr = net::block_of(ip, pool.spec.block_size()).ok_or_else(|| {
             refused(Reason::BadBlockSize { pool: pool.name.clone(), block_size: pool.spec.block_size() })
         })?;
@@ -60,7 +72,8 @@ impl BlockAllocator {
     }
 
     /// Makes the records say that the owner has this address: they do already, or it is free, or `former` has it, which is
-    /// the same workload's handle of before. Refuses an address of anybody else.
+    /// the same workload's handle of before. Refuses an address of anybody else. The workload has it already, so that what
+    /// became of its pool since does not matter: a disabled one gives no new addresses, and this is none.
     pub async fn keep(
         &mut self,
         ip: IpAddr,
@@ -69,12 +82,12 @@ impl BlockAllocator {
         view: &View,
         now: Now,
     ) -> Result<(), IpamError> {
-        let pool = view.pool_of(ip).ok_or_else(|| IpamError::Refused(Reason::OutsidePools.into()))?;
-        let stored = net::block_of(ip, pool.spec.block_size());
+        let pool = view.pools.iter().find(|p| p.spec.cidr.contains(&ip));
+        let guess = pool.and_then(|p| net::block_of(ip, p.spec.block_size()));
         let mut retry = Retry::new(&self.pause);
-        while let Some(cidr) = stored {
+        while let Some(mut held) = self.stored_block(ip, guess, view).await? {
+            let cidr = held.block.cidr();
             self.own.remove(&cidr);
-            let Some(mut held) = self.records.block(&cidr).await? else { break };
             let holder = held.block.allocation(ip).and_then(|a| a.handle().map(str::to_owned));
             match holder {
                 Some(h) if same_handle(&h, &owner.handle) => return Ok(()),
@@ -93,7 +106,26 @@ impl BlockAllocator {
             }
             retry.again(|| format!("block {cidr}")).await?;
         }
-        self.assign_explicit(ip, owner, AllowedUse::Workload, view, now).await.map(drop)
+        let pool = pool.ok_or_else(|| IpamError::Refused(Reason::OutsidePools.into()))?;
+        self.assign_in(pool, ip, owner, view, now).await.map(drop)
+    }
+
+    /// The stored block that holds the address, if any; `guess` is where it is unless the pools were changed.
+    async fn stored_block(
+        &mut self,
+        ip: IpAddr,
+        guess: Option<IpNet>,
+        view: &View,
+    ) -> Result<Option<Held>, IpamError> {
+        if let Some(cidr) = guess
+            && let Some(held) = self.records.block(&cidr).await?
+        {
+            return Ok(Some(held));
+        }
+        match self.read_all(view).await?.into_iter().find(|(c, _)| c.contains(&ip)) {
+            Some((_, None)) => Err(unreadable(ip)),
+            found => Ok(found.and_then(|(_, held)| held)),
+        }
     }
 
     /// The stored block that holds the address; claimed when there is none.
@@ -117,8 +149,7 @@ impl BlockAllocator {
                 if let Some((_, Some(held))) = other {
                     return Ok(held);
                 }
-                let reason = Reason::Unreadable(format!("the block that holds {ip}"));
-                return Err(IpamError::Refused(reason.into()));
+                return Err(unreadable(ip));
             }
             if let Claim::Ours(held) = self.affinities.claim(&self.host, cidr, now).await? {
                 return Ok(*held);
@@ -126,6 +157,10 @@ impl BlockAllocator {
             retry.again(|| format!("the claim of block {cidr}")).await?;
         }
     }
+}
+
+fn unreadable(ip: IpAddr) -> IpamError {
+    IpamError::Refused(Reason::Unreadable(format!("the block that holds {ip}")).into())
 }
 
 fn assigned(ip: IpAddr, block: IpNet, pool: &Pool, borrowed_from: Option<String>) -> Assigned {

@@ -16,7 +16,7 @@ use brindle_cni::{
     proto::{Attachment, Reply},
 };
 use brindle_config_core::store::Expect;
-use brindle_ipam::{IpamError, Owner, View};
+use brindle_ipam::{IpamError, Owner, Reason, View};
 use ipnet::IpNet;
 
 use super::{
@@ -29,6 +29,18 @@ use super::{
     refused::Refused,
     service::Service,
 };
+
+/// Whether the address is another's, or nobody's and not to be had any more. Any other refusal is none of the pod's: it has
+/// the address, and whoever looks after the records will mend them.
+fn is_lost(e: &IpamError) -> bool {
+    match e {
+        IpamError::Assigned { .. } => true,
+        IpamError::Refused(why) => {
+            why.reasons.iter().any(|r| matches!(r, Reason::OutsidePools | Reason::ForeignBlock { .. }))
+        }
+        _ => false,
+    }
+}
 
 /// How long a pod waits to be guarded.
 const GUARD: Duration = Duration::from_secs(20);
@@ -200,7 +212,7 @@ impl Service {
                                 &self.node,
                             );
                         }
-                        Err(e @ (IpamError::Assigned { .. } | IpamError::Refused(_))) => {
+                        Err(e) if is_lost(&e) => {
                             drop(allocator);
                             return self.lose(kept, &e).await;
                         }

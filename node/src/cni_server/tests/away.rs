@@ -194,3 +194,22 @@ async fn a_damaged_memory_is_said_and_costs_only_its_own_pod() {
     assert_eq!(refused(s.ask(add(&b)).await).0, code::TRY_AGAIN);
     assert!(damaged.with_extension("bad").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_keeps_its_address_when_its_pool_is_disabled() {
+    let mut s = Stage::new("10.1.0.0/24").await;
+    let before = s.attach(&pod("c1", "u1")).await;
+    let disabled = IpPoolSpec { disabled: true, ..IpPoolSpec::new("10.1.0.0/24".parse().unwrap()) };
+    s.put(ObjectMeta::named("pool"), disabled).await;
+    // A reboot, with the datastore there.
+    assert_eq!(s.attach(&pod("c2", "u1")).await, before);
+    assert_eq!(s.ask(del(&pod("c1", "u1"))).await, Reply::Deleted);
+    // And without.
+    s.reboot_without_datastore().await;
+    assert_eq!(s.attach(&pod("c3", "u1")).await, before);
+    s.datastore_returns();
+    s.until_recorded().await;
+    assert_eq!((s.endpoints().await[0].spec.ip_networks.clone(), s.in_use().await), (before.clone(), 1));
+    let check = Call::Check { attachment: pod("c3", "u1"), addresses: before, foreign: false };
+    assert_eq!(s.ask(check).await, Reply::Checked);
+}
