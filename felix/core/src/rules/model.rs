@@ -373,6 +373,10 @@ fn hosts(
     ] {
         dispatches.insert((table, name, way), Default::default());
     }
+    // Whether devices without policy before DNAT of their own must be kept from that of the one for all others.
+    let any_early = any.is_some_and(|e: &Arc<EndpointPolicy>| {
+        e.closed.is_none() && e.host.as_ref().is_some_and(|h| !h.pre_dnat.is_empty())
+    });
     let named = by_device.iter().map(|(d, e)| (Some(d.clone()), *e));
     for (device, e) in named.chain(any.map(|e| (None, &**e))) {
         let Some(host) = &e.host else { continue };
@@ -415,13 +419,21 @@ fn hosts(
             pods.note(Table::Filter, &host.forward, &[], true, used);
             pods.note(Table::Filter, &host.forward, &[], false, used);
         }
+        if e.closed.is_some() {
+            // Nothing is allowed early here, not even by whoever stands for all other interfaces: what has not been
+            // accepted before meets the closed chains of the filter table.
+            if device.is_some() && any_early {
+                put(Table::Mangle, layout::FROM_HEP, Way::In, shape.host_early(&label, &[], f, false));
+            }
+            continue;
+        }
         if !host.untracked.is_empty() && device.is_some() {
             put(Table::Raw, layout::FROM_HEP, Way::In, shape.host_early(&label, &host.untracked, f, true));
             put(Table::Raw, layout::TO_HEP, Way::Out, shape.host_early(&label, &host.untracked, t, true));
             pods.note(Table::Raw, &host.untracked, &[], true, used);
             pods.note(Table::Raw, &host.untracked, &[], false, used);
         }
-        if !host.pre_dnat.is_empty() {
+        if !host.pre_dnat.is_empty() || device.is_some() && any_early {
             put(Table::Mangle, layout::FROM_HEP, Way::In, shape.host_early(&label, &host.pre_dnat, f, false));
             pods.note(Table::Mangle, &host.pre_dnat, &[], true, used);
         }

@@ -1,0 +1,170 @@
+//! Host endpoints: what `verdict` says of a packet and what the rules as rendered do with it.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use brindle_config_core::{Key, Kind};
+use brindle_felix_core::{
+    calc::{Graph, Scope},
+    policy::{
+        active::{EndpointId, Protocol},
+        state::PolicyState,
+        verdict::{Packet, Place, verdict},
+    },
+    rules::layout::Surroundings,
+};
+use serde_json::{Value, json};
+
+use super::walk::Kernel;
+
+/// A node with a pod, an uplink with an address and another one without a name of its own.
+struct Node {
+    state: PolicyState,
+    kernel: Kernel,
+    addresses: BTreeMap<IpAddr, String>,
+    problems: Vec<String>,
+}
+
+/// Where a packet comes from or goes to.
+#[derive(Clone, Copy, Debug)]
+enum Spot {
+    Pod,
+    Host,
+    /// Beyond this device.
+    Beyond(&'static str),
+}
+
+use Spot::{Beyond, Host, Pod};
+
+const TCP: u8 = 6;
+
+fn resource(kind: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": {"name": name}, "spec": spec})
+}
+
+/// A host endpoint with `role: host`.
+fn hep(name: &str, spec: Value) -> Value {
+    let mut r = resource("HostEndpoint", name, spec);
+    r["spec"]["node"] = "n1".into();
+    r["metadata"]["labels"] = json!({"role": "host"});
+    r
+}
+
+/// A policy for host endpoints.
+fn gnp(name: &str, spec: Value) -> Value {
+    let mut r = resource("GlobalNetworkPolicy", name, spec);
+    r["spec"]["selector"] = "role == 'host'".into();
+    r
+}
+
+/// Policies that allow everything before all others.
+fn early() -> [Value; 2] {
+    let allow = json!([{"action": "Allow"}]);
+    [
+        gnp("before", json!({"applyOnForward": true, "preDNAT": true, "ingress": allow})),
+        gnp("raw", json!({"applyOnForward": true, "doNotTrack": true, "ingress": allow, "egress": allow})),
+    ]
+}
+
+impl Node {
+    fn new(resources: &[Value]) -> Self {
+        let pod = json!({"apiVersion": "projectcalico.org/v3", "kind": "WorkloadEndpoint",
+            "metadata": {"name": "p", "namespace": "ns"},
+            "spec": {"orchestrator": "k8s", "node": "n1", "endpoint": "eth0", "interfaceName": "cali1",
+                "profiles": ["kns.ns"], "ipNetworks": ["10.0.0.1/32", "fd00::1/128"]}});
+        let mut graph = Graph::new(Scope::Node("n1".into()));
+        for r in resources.iter().chain([&pod]) {
+            let text = |at: &str| r.pointer(at).and_then(Value::as_str);
+            let kind = Kind::parse_written(text("/apiVersion"), text("/kind").expect("a kind"));
+            let name = text("/metadata/name").expect("a name");
+            graph.put(&Key::new(kind.expect("known"), text("/metadata/namespace"), name), r);
+        }
+        graph.set_in_sync();
+        let deltas = graph.flush();
+        let mut state = PolicyState::default();
+        deltas.iter().for_each(|d| state.apply(d).expect("deltas keep their contract"));
+        let addresses: BTreeMap<IpAddr, String> =
+            [("192.0.2.1", "eth0"), ("fd00:1::1", "eth0"), ("198.51.100.1", "eth1"), ("127.0.0.1", "lo")]
+                .map(|(a, dev)| (a.parse().expect("an address"), dev.to_owned()))
+                .into();
+        let kernel = Kernel::new(&deltas, &Surroundings::default(), &addresses);
+        let of = |(key, lines): (Key, Vec<String>)| lines.into_iter().map(move |l| format!("{key}: {l}"));
+        let problems = graph.problems().into_iter().flat_map(of).collect();
+        Self { state, kernel, addresses, problems }
+    }
+
+    fn address(spot: Spot, v4: bool) -> IpAddr {
+        let (four, six) = match spot {
+            Pod => ("10.0.0.1", "fd00::1"),
+            Host => ("192.0.2.1", "fd00:1::1"),
+            Beyond(_) => ("203.0.113.1", "fd00:2::1"),
+        };
+        if v4 { four } else { six }.parse().expect("an address")
+    }
+
+    /// Whether it gets through: both must say the same.
+    #[track_caller]
+    fn lets(&self, from: Spot, to: Spot, packet: Packet) -> bool {
+        let pod = || EndpointId::Workload { namespace: "ns".into(), name: "p".into() };
+        let by = |device: &str| self.state.host_endpoint_at(device, &self.addresses).cloned();
+        let place = |own: Spot, other: Spot| match (own, other) {
+            (Pod, _) => Place::Workload(pod()),
+            (Beyond(dev), _) => Place::Outside(by(dev)),
+            (Host, Beyond(dev)) => Place::Host(by(dev)),
+            (Host, _) => Place::Host(by("cali1")),
+        };
+        let said = verdict(&self.state, &packet, &place(from, to), &place(to, from));
+        let device = |spot| match spot {
+            Pod => Some("cali1".to_owned()),
+            Beyond(dev) => Some(dev.to_owned()),
+            Host => None,
+        };
+        let done = self.kernel.lets(&packet, device(from), device(to));
+        assert_eq!(
+            said.allowed(),
+            done,
+            "{from:?} to {to:?} {packet:?}: the kernel {done}, verdict {said:#?}"
+        );
+        done
+    }
+
+    #[track_caller]
+    fn tcp(&self, from: Spot, to: Spot, port: u16) -> bool {
+        self.port(from, to, TCP, port, true)
+    }
+
+    #[track_caller]
+    fn port(&self, from: Spot, to: Spot, protocol: u8, dst_port: u16, v4: bool) -> bool {
+        let (src, dst) = (Self::address(from, v4), Self::address(to, v4));
+        let protocol = Protocol(protocol);
+        self.lets(from, to, Packet { src, dst, protocol, src_port: 40_000, dst_port, icmp: None })
+    }
+}
+
+#[test]
+fn closed_means_closed_for_policies_that_come_early_too() {
+    let contested = [hep("a", json!({"interfaceName": "eth0"})), hep("b", json!({"interfaceName": "eth0"}))];
+    let broken = [hep("a", json!({"interfaceName": "eth0", "expectedIPs": ["nonsense"]}))];
+    for closed in [&contested[..], &broken] {
+        for others in [&[][..], &[hep("other", json!({"interfaceName": "*"}))]] {
+            let node = Node::new(&[closed, &early(), others].concat());
+            for (from, to) in [(Beyond("eth0"), Host), (Host, Beyond("eth0")), (Beyond("eth0"), Pod)] {
+                assert!(!node.tcp(from, to, 80), "{from:?} to {to:?}");
+            }
+            // What policy never closes stays open.
+            assert!(node.tcp(Beyond("eth0"), Host, 22) && node.tcp(Host, Beyond("eth0"), 6443));
+            assert!(!node.tcp(Beyond("eth0"), Pod, 22), "failsafe ports are the host's own");
+        }
+    }
+    let open = Node::new(&[&contested[..1], &early()].concat());
+    assert!(open.tcp(Beyond("eth0"), Host, 80) && open.tcp(Host, Beyond("eth0"), 80));
+}
+
+#[test]
+fn policy_before_dnat_of_all_interfaces_is_not_that_of_one_with_a_host_endpoint_of_its_own() {
+    let mut own = hep("own", json!({"interfaceName": "eth0"}));
+    own["metadata"]["labels"] = json!({});
+    let all = hep("all", json!({"interfaceName": "*"}));
+    let node = Node::new(&[own, all, early()[0].clone()]);
+    assert!(node.tcp(Beyond("eth1"), Host, 80));
+    assert!(!node.tcp(Beyond("eth0"), Host, 80));
+}
