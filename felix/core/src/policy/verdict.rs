@@ -200,9 +200,9 @@ impl<'a> Asked<'a> {
         let allowed = action != ToHostAction::Drop;
         self.say(Some(workload), Direction::Egress, allowed, Reason::ToHost(action));
         let Some(e) = hep.and_then(|id| self.state.endpoints.get(id)) else { return };
-        // Named interfaces are not where the packet comes in.
+        // Named interfaces are not where the packet comes in, and policy before DNAT is not for workloads.
         if action == ToHostAction::Return && e.interface == Interface::Any {
-            self.host(hep, Direction::Ingress);
+            self.own(&e.id.clone(), &EndpointPolicy::clone(e), Direction::Ingress);
         }
     }
 
@@ -214,14 +214,19 @@ impl<'a> Asked<'a> {
         if let Some(decided) = self.early(&id, &e, &host, direction, true) {
             return decided;
         }
+        self.own(&id, &e, direction)
+    }
+
+    /// The policy of a host endpoint for the node's own traffic that nothing decided early.
+    fn own(&mut self, id: &EndpointId, e: &EndpointPolicy, direction: Direction) -> bool {
         if let Some(reason) = self.failsafe(direction, true) {
-            return self.say(Some(&id), direction, true, reason);
+            return self.say(Some(id), direction, true, reason);
         }
         if let Some(reason) = &e.closed {
-            return self.say(Some(&id), direction, false, Reason::Closed(reason.clone()));
+            return self.say(Some(id), direction, false, Reason::Closed(reason.clone()));
         }
-        let (allowed, reason) = self.tiers_and_profiles(&e, direction);
-        self.say(Some(&id), direction, allowed, reason)
+        let (allowed, reason) = self.tiers_and_profiles(e, direction);
+        self.say(Some(id), direction, allowed, reason)
     }
 
     /// Traffic that comes in at a host endpoint and goes on.

@@ -386,8 +386,11 @@ fn hosts(
             match &device {
                 Some(d) => entries.push((d.clone(), chain.name.clone())),
                 None => {
-                    // Never the traffic of local workloads.
-                    for p in &around.prefixes {
+                    // Never the traffic of local workloads, but for what they send to the host when
+                    // defaultEndpointToHostAction leaves that to the host's own policy: nothing else of theirs comes
+                    // here.
+                    let to_host = table == Table::Filter && name == layout::FROM_HEP;
+                    for p in around.prefixes.iter().filter(|_| !to_host) {
                         let iface = super::ir::Iface::Prefix(p.clone());
                         let m = match way {
                             Way::In => super::ir::Match::In { iface, not: false },

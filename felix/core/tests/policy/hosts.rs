@@ -168,3 +168,31 @@ fn policy_before_dnat_of_all_interfaces_is_not_that_of_one_with_a_host_endpoint_
     assert!(node.tcp(Beyond("eth1"), Host, 80));
     assert!(!node.tcp(Beyond("eth0"), Host, 80));
 }
+
+/// What the FelixConfiguration says about pods that speak to their own host.
+fn to_host(action: &str) -> Value {
+    resource("FelixConfiguration", "default", json!({ "defaultEndpointToHostAction": action }))
+}
+
+#[test]
+fn what_is_returned_to_the_host_meets_the_policy_of_all_interfaces() {
+    let all = hep("all", json!({"interfaceName": "*"}));
+    let policy = gnp(
+        "host",
+        json!({"ingress": [{"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}}]}),
+    );
+    let node = Node::new(&[all.clone(), policy.clone(), to_host("Return")]);
+    assert!(node.tcp(Pod, Host, 80) && !node.tcp(Pod, Host, 81));
+    assert!(node.tcp(Pod, Host, 22), "a failsafe port");
+    assert!(node.tcp(Host, Pod, 81) && node.tcp(Pod, Beyond("eth0"), 81), "of no other traffic of workloads");
+    // Policy before DNAT is not for them.
+    let node = Node::new(&[all.clone(), early()[0].clone(), to_host("Return")]);
+    assert!(!node.tcp(Pod, Host, 80) && node.tcp(Beyond("eth0"), Host, 80));
+    for (action, allowed) in [("Accept", true), ("Drop", false)] {
+        let node = Node::new(&[all.clone(), policy.clone(), to_host(action)]);
+        assert_eq!((node.tcp(Pod, Host, 80), node.tcp(Pod, Host, 81)), (allowed, allowed), "{action}");
+    }
+    // One with a name is not where a pod's packets come in.
+    let node = Node::new(&[hep("named", json!({"interfaceName": "eth0"})), policy, to_host("Return")]);
+    assert!(node.tcp(Pod, Host, 81));
+}
