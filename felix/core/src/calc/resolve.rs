@@ -13,6 +13,9 @@ use crate::policy::active::{
     EndpointId, EndpointPolicy, EndpointTier, HostPolicy, Interface, PolicyId, TierAction,
 };
 
+/// `interfaceName` of a host endpoint for all of them.
+const ALL_INTERFACES: &str = "*";
+
 /// Numbers in order, then those without one.
 fn by_order(a: Option<f64>, b: Option<f64>) -> Ordering {
     match (a, b) {
@@ -105,7 +108,7 @@ impl Graph {
         let closed = e.broken.clone().or(contested);
         let interface = match e.interface.as_str() {
             "" => Interface::WithAddress,
-            "*" if host => Interface::Any,
+            ALL_INTERFACES if host => Interface::Any,
             name => Interface::Name(name.to_owned()),
         };
         Some(EndpointPolicy {
@@ -117,7 +120,8 @@ impl Graph {
             closed,
             tiers: self.tiers_of(&active, tracked, false),
             host: host.then(|| HostPolicy {
-                untracked: self.tiers_of(&active, |p| p.untracked, true),
+                // The dataplane has no untracked policy for all interfaces at once, as Calico has none.
+                untracked: self.tiers_of(&active, |p| p.untracked && e.interface != ALL_INTERFACES, true),
                 pre_dnat: self.tiers_of(&active, |p| p.pre_dnat, true),
                 forward: self.tiers_of(&active, |p| tracked(p) && p.forward, false),
             }),
@@ -199,6 +203,13 @@ impl Graph {
         }
         for key in self.local_keys(Kind::HostEndpoint) {
             let Some(Input::Endpoint(e)) = self.inputs.get(key) else { continue };
+            let untracked = self.matching(key).into_iter().filter(|p| p.untracked && !p.id.kind.is_staged());
+            for p in untracked.filter(|_| e.interface == ALL_INTERFACES) {
+                let line = format!(
+                    "spec.doNotTrack: not enforced on {key}: there is no untracked policy for interfaceName \"*\""
+                );
+                add(&policy_key(&p.id), line);
+            }
             match self.rivals(key, e) {
                 None => add(key, "not used: a HostEndpoint of a lower name has the same interface".into()),
                 Some(Some(reason)) => add(key, format!("drops everything: {reason}")),
@@ -207,4 +218,9 @@ impl Graph {
         }
         out
     }
+}
+
+/// The resource of a policy that may be untracked.
+fn policy_key(id: &PolicyId) -> Key {
+    Key::new(Kind::GlobalNetworkPolicy, None, &id.name)
 }

@@ -430,7 +430,7 @@ fn hosts(
             }
             continue;
         }
-        if !host.untracked.is_empty() && device.is_some() {
+        if !host.untracked.is_empty() {
             put(Table::Raw, layout::FROM_HEP, Way::In, shape.host_early(&label, &host.untracked, f, true));
             put(Table::Raw, layout::TO_HEP, Way::Out, shape.host_early(&label, &host.untracked, t, true));
             pods.note(Table::Raw, &host.untracked, &[], true, used);

@@ -196,3 +196,23 @@ fn what_is_returned_to_the_host_meets_the_policy_of_all_interfaces() {
     let node = Node::new(&[hep("named", json!({"interfaceName": "eth0"})), policy, to_host("Return")]);
     assert!(node.tcp(Pod, Host, 81));
 }
+
+#[test]
+fn no_untracked_policy_is_enforced_on_all_interfaces_at_once_and_that_is_said() {
+    let all = || hep("all", json!({"interfaceName": "*"}));
+    let deny = gnp(
+        "raw",
+        json!({"applyOnForward": true, "doNotTrack": true, "ingress": [{"action": "Deny"}],
+            "egress": [{"action": "Deny"}]}),
+    );
+    let allow = gnp("host", json!({"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}]}));
+    let node = Node::new(&[all(), deny.clone(), allow.clone()]);
+    assert!(node.tcp(Beyond("eth1"), Host, 80) && node.tcp(Host, Beyond("eth1"), 80));
+    assert!(
+        matches!(&*node.problems, [one] if one.starts_with("GlobalNetworkPolicy(raw): spec.doNotTrack: not enforced")),
+        "{:?}",
+        node.problems
+    );
+    let node = Node::new(&[hep("named", json!({"interfaceName": "eth0"})), deny, allow]);
+    assert!(!node.tcp(Beyond("eth0"), Host, 80) && node.problems.is_empty());
+}
