@@ -116,8 +116,12 @@ fn peer(p: &KubePeer) -> Result<EntityRule, String> {
     match (p, &p.ip_block) {
         (KubePeer { pod_selector: None, namespace_selector: None, .. }, Some(block)) => {
             let net = |s: &str| s.parse::<ipnet::IpNet>().map_err(|_| format!("{s:?}: expected a CIDR"));
-            net(&block.cidr)?;
-            block.except.iter().try_for_each(|e| net(e).map(drop))?;
+            let whole = net(&block.cidr)?;
+            for except in &block.except {
+                if !whole.contains(&net(except)?) {
+                    return Err(format!("except {except}: lies outside of cidr {}", block.cidr));
+                }
+            }
             Ok(EntityRule {
                 nets: vec![block.cidr.clone()],
                 not_nets: block.except.clone(),

@@ -190,6 +190,7 @@ fn rule(field: &str, r: &Rule, ingress: bool, errors: &mut Errors) {
     }
     entity(&format!("{field}.source"), &r.source, proto, r, errors);
     entity(&format!("{field}.destination"), &r.destination, proto, r, errors);
+    one_family(field, r, errors);
     let misplaced = if ingress { (&r.destination, "destination") } else { (&r.source, "source") };
     if misplaced.0.services.is_some() {
         let reason = "services stands in the source of ingress rules and the destination of egress rules";
@@ -201,6 +202,32 @@ fn rule(field: &str, r: &Rule, ingress: bool, errors: &mut Errors) {
             "",
             "HTTP matches are not enforced by this version; remove the rule",
         );
+    }
+}
+
+/// A packet is of one family: what a rule says of networks of the other one is never true of it.
+fn one_family(field: &str, r: &Rule, errors: &mut Errors) {
+    let lists = [
+        ("source.nets", &r.source.nets),
+        ("source.notNets", &r.source.not_nets),
+        ("destination.nets", &r.destination.nets),
+        ("destination.notNets", &r.destination.not_nets),
+    ];
+    let mut first: Option<(IpNet, String)> = None;
+    for (name, list) in lists {
+        for (i, text) in list.iter().take(MAX_NETS).enumerate() {
+            let at = format!("{field}.{name}[{i}]");
+            // One that cannot be read is named elsewhere.
+            match (net(text), &first) {
+                (Ok(IpNet::V4(_)), Some((IpNet::V6(_), other)))
+                | (Ok(IpNet::V6(_)), Some((IpNet::V4(_), other))) => {
+                    let reason = format!("is not of the family of {other}; write a rule for each family");
+                    return errors.add(&at, text, reason);
+                }
+                (Ok(found), None) => first = Some((found, at)),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -318,5 +345,41 @@ pub(super) fn converted(result: Result<Converted, (String, String)>, errors: &mu
     match result {
         Err((field, reason)) => errors.add(&field, "", reason),
         Ok(done) => done.problems.into_iter().for_each(|(field, reason)| errors.add(&field, "", reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::{AnyResource, Kind, validate};
+
+    fn said(kind: Kind, name: &str, spec: Value) -> Vec<String> {
+        let value = json!({"apiVersion": "projectcalico.org/v3", "kind": kind.as_str(),
+            "metadata": {"name": name}, "spec": spec});
+        let read = AnyResource::from_value(kind, &value).expect("it has the right types");
+        let errors = validate::resource(&read).err().map(|e| e.0).unwrap_or_default();
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn networks_of_a_rule_are_of_one_family() {
+        let of = |source: Value, destination: Value| {
+            let rule = json!({"action": "Allow", "source": source, "destination": destination});
+            said(Kind::GlobalNetworkPolicy, "g", json!({"ingress": [rule]}))
+        };
+        let (v4, v6) = (json!(["10.0.0.0/8"]), json!(["fd00::/8", "fd01::1"]));
+        for side in ["nets", "notNets"] {
+            for other in ["nets", "notNets"] {
+                assert_eq!(of(json!({side: v4}), json!({other: v4})), Vec::<String>::new());
+                let found = of(json!({side: v4}), json!({other: v6}));
+                let wanted = format!(
+                    "spec.ingress[0].destination.{other}[0] = 'fd00::/8' (is not of the family of \
+                     spec.ingress[0].source.{side}[0]; write a rule for each family)"
+                );
+                assert_eq!(found, [wanted]);
+            }
+        }
+        assert_eq!(of(json!({"nets": ["fd00::/8", "10.0.0.1"]}), json!({})).len(), 1);
     }
 }

@@ -305,8 +305,8 @@ impl Rule {
         }
     }
 
-    /// Whether a packet of this family can match at all: a rule whose positive nets are all of the other family, or
-    /// whose protocol is the other family's ICMP, renders nothing.
+    /// Whether a packet of this family can match at all. A rule is for the families of its nets: one whose nets or
+    /// notNets of an end are all of the other family, or whose protocol is the other family's ICMP, renders nothing.
     pub fn applies_to(&self, version: IpVersion) -> bool {
         let has = |nets: &[IpNet]| nets.is_empty() || nets.iter().any(|n| IpVersion::of_net(n) == version);
         let other_icmp = match version {
@@ -315,8 +315,7 @@ impl Rule {
         };
         self.ip_version.is_none_or(|v| v == version)
             && self.protocol != Some(other_icmp)
-            && has(&self.src.nets)
-            && has(&self.dst.nets)
+            && [&self.src, &self.dst].into_iter().all(|side| has(&side.nets) && has(&side.not_nets))
     }
 
     /// Every IP set it refers to.
@@ -611,6 +610,11 @@ mod tests {
         assert!(rule.applies_to(IpVersion::V4) && rule.applies_to(IpVersion::V6));
         rule.dst.nets = vec!["fd00::/8".parse().expect("a prefix")];
         assert!(!rule.applies_to(IpVersion::V4) && rule.applies_to(IpVersion::V6));
+        let mut not = Rule::any(Action::Allow, Why::default());
+        not.src.not_nets = vec!["10.0.0.0/8".parse().expect("a prefix")];
+        assert!(not.applies_to(IpVersion::V4) && !not.applies_to(IpVersion::V6));
+        not.dst.nets = rule.dst.nets;
+        assert!(!not.applies_to(IpVersion::V4) && !not.applies_to(IpVersion::V6), "no packet has both");
         let mut icmp = Rule::any(Action::Allow, Why::default());
         icmp.protocol = Some(Protocol::ICMP);
         assert!(icmp.applies_to(IpVersion::V4) && !icmp.applies_to(IpVersion::V6));

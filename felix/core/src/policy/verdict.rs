@@ -379,7 +379,7 @@ impl<'a> Asked<'a> {
         let icmp = |want: &Icmp| {
             p.icmp.is_some_and(|(kind, code)| kind == want.kind && want.code.is_none_or(|c| c == code))
         };
-        r.ip_version.is_none_or(|v| v == IpVersion::of(p.src))
+        r.applies_to(IpVersion::of(p.src))
             && r.protocol.is_none_or(|want| want == p.protocol)
             && r.not_protocol.is_none_or(|not| not != p.protocol)
             && r.icmp.as_ref().is_none_or(icmp)

@@ -475,6 +475,12 @@ fn calico_rule(w: &World<'_>, r: &Value, namespace: &str, flow: &Flow) -> bool {
         })
     };
     let given = |name: &str| r.get(name).filter(|v| !v.is_null());
+    // All networks of a rule are of one family, and so are the packets it is about.
+    let lists = ["/source/nets", "/source/notNets", "/destination/nets", "/destination/notNets"];
+    let other = |n: &&Value| n.as_str().is_some_and(|n| n.contains(':')) != (version == 6);
+    if lists.iter().flat_map(|at| list(r, at)).any(|n| other(&n)) {
+        return false;
+    }
     given("ipVersion").is_none_or(|v| v.as_u64() == Some(version))
         && given("protocol").is_none_or(|p| number_of(p) == flow.protocol)
         && given("notProtocol").is_none_or(|p| number_of(p) != flow.protocol)
