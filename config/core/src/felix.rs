@@ -44,7 +44,7 @@ pub struct FelixConfigurationSpec {
 
 impl FelixConfigurationSpec {
     /// Fields that are acted on though they stay among the others, sorted.
-    pub const SETTINGS: [&str; 23] = [
+    pub const SETTINGS: [&str; 24] = [
         "allowIPIPPacketsFromWorkloads",
         "allowVXLANPacketsFromWorkloads",
         "chainInsertMode",
@@ -68,12 +68,19 @@ impl FelixConfigurationSpec {
         "nftablesMode",
         "nftablesRefreshInterval",
         "vxlanPort",
+        "workloadSourceSpoofing",
     ];
 
     /// One of [`Self::SETTINGS`], as it is written.
     pub fn setting(&self, name: &str) -> Option<&Value> {
         debug_assert!(Self::SETTINGS.contains(&name), "{name} is acted on: it belongs to SETTINGS");
         self.extra.get(name)
+    }
+
+    /// Whether pods that ask for it may send from addresses that are not theirs (`workloadSourceSpoofing`).
+    pub fn source_spoofing(&self) -> bool {
+        let text = self.setting("workloadSourceSpoofing").and_then(Value::as_str);
+        text.is_some_and(|t| t.eq_ignore_ascii_case("Any"))
     }
 }
 

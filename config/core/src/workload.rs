@@ -108,3 +108,12 @@ impl Spec for WorkloadEndpointSpec {
 pub fn endpoint_name(node: &str, orchestrator: &str, workload: &str, endpoint: &str) -> String {
     [node, orchestrator, workload, endpoint].map(|p| p.replace('-', "--")).join("-")
 }
+
+/// Annotation of a pod and its endpoint: prefixes it wants to send from beside its own addresses, as a list in JSON.
+pub const ALLOWED_SOURCES: &str = "cni.projectcalico.org/allowedSourcePrefixes";
+
+/// Reads [`ALLOWED_SOURCES`]; what cannot be read is left out, so that it allows nothing.
+pub fn allowed_sources(annotation: &str) -> Vec<IpNet> {
+    let texts: Vec<String> = serde_json::from_str(annotation).unwrap_or_default();
+    texts.iter().filter_map(|t| crate::validate::policy::net(t).ok()).collect()
+}

@@ -255,7 +255,9 @@ impl Desired {
 
     /// Endpoints, and the routes to their addresses.
     fn refresh_endpoints(&mut self, inputs: &Inputs, metric: u32) -> BTreeMap<RouteKey, Route> {
-        let protocol = inputs.felix().device_route_protocol.unwrap_or(PROTO_DEVICE);
+        let felix = inputs.felix();
+        let protocol = felix.device_route_protocol.unwrap_or(PROTO_DEVICE);
+        let spoofing = felix.source_spoofing();
         let mut pods = BTreeMap::new();
         self.endpoints.clear();
         for (key, w) in &inputs.endpoints {
@@ -274,7 +276,7 @@ impl Desired {
                     )),
                 }
             }
-            let settings = sysctl::device(&dev, &w.ip_networks);
+            let settings = sysctl::device(&dev, &w.ip_networks, spoofing && inputs.spoofers.contains(key));
             let endpoint = Endpoint { dev, addresses: w.ip_networks.clone(), mac: w.mac.clone(), settings };
             self.endpoints.insert(key.clone(), endpoint);
         }

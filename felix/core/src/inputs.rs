@@ -15,7 +15,7 @@ use brindle_config_core::{
     pool::IpPoolSpec,
     store::{Entry, SyncEvent, decode},
     validate,
-    workload::WorkloadEndpointSpec,
+    workload::{ALLOWED_SOURCES, WorkloadEndpointSpec, allowed_sources},
 };
 use ipnet::{IpNet, Ipv4Net};
 
@@ -59,6 +59,8 @@ pub struct Inputs {
     pub(crate) nodes: BTreeMap<String, NodeSpec>,
     /// Endpoints of this node only.
     pub(crate) endpoints: BTreeMap<Key, WorkloadEndpointSpec>,
+    /// Those of them that ask for foreign sources.
+    pub(crate) spoofers: BTreeSet<Key>,
     pub(crate) felix: BTreeMap<String, FelixConfigurationSpec>,
     /// Ranges for services, of BGPConfiguration `default`.
     pub(crate) services: Vec<IpNet>,
@@ -79,6 +81,7 @@ impl Inputs {
             blocks: BTreeMap::new(),
             nodes: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            spoofers: BTreeSet::new(),
             felix: BTreeMap::new(),
             services: Vec::new(),
             fib: BTreeMap::new(),
@@ -274,20 +277,32 @@ impl Inputs {
             }
             Kind::WorkloadEndpoint => {
                 let node = self.node.clone();
-                put(&mut self.endpoints, &mut self.bad, e, Key::clone, |mut w: WorkloadEndpointSpec| {
-                    // No route and no setting for what is no device; the calculation of policy names it.
-                    if !validate::device_name(&w.interface_name) {
-                        w.interface_name.clear();
-                    }
-                    (w.node == node).then_some(w)
-                })
+                let changed =
+                    put(&mut self.endpoints, &mut self.bad, e, Key::clone, |mut w: WorkloadEndpointSpec| {
+                        // No route and no setting for what is no device; the calculation of policy names it.
+                        if !validate::device_name(&w.interface_name) {
+                            w.interface_name.clear();
+                        }
+                        (w.node == node).then_some(w)
+                    });
+                changed | self.spoofs(e)
             }
             // The kinds of policy are for `calc`.
             _ => false,
         }
     }
 
+    /// Takes in whether an endpoint of this node asks for sources that are not its own.
+    fn spoofs(&mut self, e: &Entry) -> bool {
+        let annotations = e.value.get("metadata").and_then(|m| m.get("annotations"));
+        let asked = annotations.and_then(|a| a.get(ALLOWED_SOURCES)).and_then(|a| a.as_str());
+        let asks =
+            asked.is_some_and(|a| !allowed_sources(a).is_empty()) && self.endpoints.contains_key(&e.key);
+        if asks { self.spoofers.insert(e.key.clone()) } else { self.spoofers.remove(&e.key) }
+    }
+
     fn delete(&mut self, key: &Key) -> bool {
+        self.spoofers.remove(key);
         let was_bad = self.bad.remove(key).is_some() | self.doubtful.remove(key).is_some();
         let had = match key.kind {
             Kind::IpPool => self.pools.remove(&key.name).is_some(),

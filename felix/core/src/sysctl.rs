@@ -23,7 +23,9 @@ pub fn host(ipv6: bool) -> Vec<Setting> {
 }
 
 /// Settings of a pod device. `proxy_delay` 0: else the first packet to 169.254.1.1 may wait 0.8 s for the answer.
-pub fn device(dev: &str, addresses: &[IpNet]) -> Vec<Setting> {
+/// `spoofs`: the pod may send from foreign addresses, which the kernel must not drop before the rules see them; those
+/// rules still know its sources.
+pub fn device(dev: &str, addresses: &[IpNet], spoofs: bool) -> Vec<Setting> {
     let mut all = Vec::new();
     if addresses.iter().any(|a| a.addr().is_ipv4()) {
         all.extend([
@@ -31,7 +33,7 @@ pub fn device(dev: &str, addresses: &[IpNet]) -> Vec<Setting> {
             set(format!("net/ipv4/neigh/{dev}/proxy_delay"), "0"),
             set(format!("net/ipv4/conf/{dev}/proxy_arp"), "1"),
             set(format!("net/ipv4/conf/{dev}/forwarding"), "1"),
-            set(format!("net/ipv4/conf/{dev}/rp_filter"), "1"),
+            set(format!("net/ipv4/conf/{dev}/rp_filter"), if spoofs { "0" } else { "1" }),
         ]);
     }
     if addresses.iter().any(|a| a.addr().is_ipv6()) {
@@ -42,4 +44,18 @@ pub fn device(dev: &str, addresses: &[IpNet]) -> Vec<Setting> {
         ]);
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_drops_foreign_sources_unless_the_pod_may_use_some() {
+        for (spoofs, value) in [(false, "1"), (true, "0")] {
+            let all = device("cali1", &["10.0.0.1/32".parse().expect("a prefix")], spoofs);
+            let found = all.iter().find(|s| s.path == "net/ipv4/conf/cali1/rp_filter").map(|s| s.value);
+            assert_eq!(found, Some(value));
+        }
+    }
 }

@@ -148,7 +148,7 @@ pub struct Graph {
     wanted_profiles: BTreeMap<String, usize>,
     /// FelixConfigurations by name, `default` and this node's.
     felix: BTreeMap<String, Extra>,
-    settings: PolicySettings,
+    pub(crate) settings: PolicySettings,
     dirty_policies: BTreeSet<Name>,
     dirty_profiles: BTreeSet<String>,
     dirty_endpoints: BTreeSet<Name>,
@@ -333,7 +333,11 @@ impl Graph {
                     Some(Input::Settings(s)) => self.felix.insert(key.name.clone(), s.extra.clone()),
                     _ => self.felix.remove(&key.name),
                 };
+                let spoofing = self.settings.source_spoofing;
                 self.settings = self.effective();
+                if spoofing != self.settings.source_spoofing {
+                    self.dirty_endpoints.extend(self.local_endpoints.iter().cloned());
+                }
             }
             Kind::Profile | Kind::Namespace | Kind::ServiceAccount => {
                 for (input, there) in [(old, false), (new, true)] {

@@ -11,6 +11,7 @@ use brindle_config_core::{
     policy::{HostEndpointSpec, PolicySpec, ProfileSpec},
     validate,
     validate::policy as read,
+    workload,
     workload_view::WorkloadView,
 };
 use ipnet::IpNet;
@@ -51,6 +52,7 @@ pub(crate) struct Endpoint {
     /// Host endpoints: a name, `*`, or empty for one that is found by its addresses.
     pub(crate) interface: String,
     pub(crate) mac: Option<String>,
+    /// What it asks for; whether it gets it is a matter of the settings.
     pub(crate) allowed_sources: Vec<IpNet>,
     /// Why it cannot be taken as written: everything is denied.
     pub(crate) broken: Option<String>,
@@ -351,9 +353,7 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
                     parents.push(profile);
                 }
             }
-            let allowed = r.metadata.annotations.get("cni.projectcalico.org/allowedSourcePrefixes");
-            let allowed =
-                allowed.and_then(|a| serde_json::from_str::<Vec<String>>(a).ok()).unwrap_or_default();
+            let allowed = r.metadata.annotations.get(workload::ALLOWED_SOURCES);
             // A device of no rule is denied.
             let broken = (!validate::device_name(&r.spec.interface_name)).then(|| {
                 problems.push("drops everything".into());
@@ -364,7 +364,7 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
                 node: r.spec.node.into(),
                 interface: if broken.is_some() { String::new() } else { r.spec.interface_name },
                 mac: Some(r.spec.mac).filter(|m| !m.is_empty()),
-                allowed_sources: allowed.iter().filter_map(|p| read::net(p).ok()).collect(),
+                allowed_sources: allowed.map(|a| workload::allowed_sources(a)).unwrap_or_default(),
                 broken,
                 labelled: Labelled {
                     labels: Arc::new(labels.into()),
@@ -508,6 +508,14 @@ pub(crate) fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -
             }
         }
     }
+    match f.setting("workloadSourceSpoofing") {
+        None | Some(Value::Null) => {}
+        Some(v) if v.as_str().is_some_and(|t| ["any", "disabled"].contains(&&*t.to_ascii_lowercase())) => {}
+        Some(v) => problems.push(format!(
+            "spec.workloadSourceSpoofing: expected Any or Disabled, found {v}; Disabled holds until it is mended"
+        )),
+    }
+    out.source_spoofing = f.source_spoofing();
     let flag = |name: &str| f.setting(name).and_then(Value::as_bool) == Some(true);
     out.allow_vxlan_from_workloads = flag("allowVXLANPacketsFromWorkloads");
     out.allow_ipip_from_workloads = flag("allowIPIPPacketsFromWorkloads");

@@ -115,7 +115,11 @@ impl Graph {
             id: e.id.clone(),
             interface,
             addresses: e.labelled.nets.clone(),
-            allowed_sources: e.allowed_sources.clone(),
+            allowed_sources: if self.settings.source_spoofing {
+                e.allowed_sources.clone()
+            } else {
+                Vec::new()
+            },
             mac: e.mac.clone(),
             closed,
             tiers: self.tiers_of(&active, tracked, false),

@@ -501,7 +501,7 @@ pub struct EndpointPolicy {
     /// Addresses of the endpoint: sources that are legitimate from a workload, `expectedIPs` of a host endpoint.
     pub addresses: Vec<IpNet>,
     /// Prefixes a workload may use as source beside its addresses
-    /// (`cni.projectcalico.org/allowedSourcePrefixes`).
+    /// (`cni.projectcalico.org/allowedSourcePrefixes`); none unless [`PolicySettings::source_spoofing`].
     pub allowed_sources: Vec<IpNet>,
     /// MAC inside the pod, `ee:ee:ee:ee:ee:ee`, when known.
     pub mac: Option<String>,
@@ -551,6 +551,9 @@ pub struct PolicySettings {
     pub allow_vxlan_from_workloads: bool,
     /// Drop IPIP (protocol 4) that workloads send, unless allowed.
     pub allow_ipip_from_workloads: bool,
+    /// Whether workloads may ask for sources that are not theirs (`workloadSourceSpoofing` is Any). Whoever makes a pod
+    /// writes its annotations; this is for whoever runs the cluster to decide.
+    pub source_spoofing: bool,
 }
 
 impl Default for PolicySettings {
@@ -568,6 +571,7 @@ impl Default for PolicySettings {
             failsafe_outbound: [list(udp, &[53, 67]), list(tcp, &common)].concat(),
             allow_vxlan_from_workloads: false,
             allow_ipip_from_workloads: false,
+            source_spoofing: false,
         }
     }
 }

@@ -11,6 +11,8 @@ use brindle_config_core::{
 };
 use brindle_felix_core::{
     calc::{Graph, Scope},
+    desire::desire,
+    host::HostView,
     inputs::Inputs,
     policy::active::{PolicyDelta, PolicySettings, ToHostAction},
     rules::{
@@ -58,6 +60,7 @@ fn the_list_of_fields_that_act_is_what_acts() {
     let values = [
         json!(true),
         json!("Enabled"),
+        json!("Any"),
         json!("Append"),
         json!("Reject"),
         json!("Return"),
@@ -157,4 +160,44 @@ fn an_action_nobody_knows_does_not_open_the_host() {
     {
         assert_eq!(of(wrong.clone()), (ToHostAction::Drop, true), "{wrong}");
     }
+}
+
+#[test]
+fn pods_send_from_foreign_addresses_only_where_the_cluster_lets_them() {
+    let mut graph = Graph::new(Scope::Node("n1".into()));
+    let mut inputs = Inputs::new("n1");
+    let mut put = |kind, namespace: Option<&str>, value: &Value| {
+        let key = Key::new(kind, namespace, value["metadata"]["name"].as_str().expect("a name"));
+        graph.put(&key, value);
+        graph.set_in_sync();
+        inputs.apply(&SyncEvent::Upsert(Entry {
+            key,
+            revision: Revision(1),
+            value: Arc::new(value.clone()),
+        }));
+        let desired = desire(&inputs, &HostView::default(), &"tunl0".into());
+        let filter = "net/ipv4/conf/cali1/rp_filter";
+        let settings = desired.endpoints.values().flat_map(|e| &e.settings);
+        let filter = settings.filter(|s| s.path == filter).map(|s| s.value).last();
+        let sources = graph.flush().into_iter().find_map(|d| match d {
+            PolicyDelta::Endpoint(e) => Some(e.allowed_sources.len()),
+            _ => None,
+        });
+        (sources, filter)
+    };
+    let pod = json!({"apiVersion": "projectcalico.org/v3", "kind": "WorkloadEndpoint",
+        "metadata": {"name": "p", "namespace": "ns",
+            "annotations": {"cni.projectcalico.org/allowedSourcePrefixes": "[\"192.0.2.0/24\", \"nonsense\"]"}},
+        "spec": {"orchestrator": "k8s", "node": "n1", "endpoint": "eth0", "interfaceName": "cali1",
+            "profiles": ["kns.ns"], "ipNetworks": ["10.0.0.1/32"]}});
+    let felix = |value: Value| {
+        json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+            "metadata": {"name": "default"}, "spec": {"workloadSourceSpoofing": value}})
+    };
+    assert_eq!(put(Kind::WorkloadEndpoint, Some("ns"), &pod), (Some(0), Some("1")), "nobody allowed it");
+    let mut set = |value| put(Kind::FelixConfiguration, None, &felix(value));
+    assert_eq!(set(json!("Any")), (Some(1), Some("0")));
+    assert_eq!(set(json!("Disabled")), (Some(0), Some("1")));
+    assert_eq!(set(json!("any")), (Some(1), Some("0")));
+    assert_eq!(set(json!(true)), (Some(0), Some("1")), "what cannot be read allows nothing");
 }
