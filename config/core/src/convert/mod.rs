@@ -53,4 +53,6 @@ pub struct Converted {
     pub egress_from: Vec<u32>,
     /// What could not be converted: field and reason. What allows was left out, what denies or passes denies all.
     pub problems: Vec<(String, String)>,
+    /// Not even the directions it is about can be told: whoever is selected is to be closed.
+    pub broken: bool,
 }

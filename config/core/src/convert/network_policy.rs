@@ -46,6 +46,15 @@ fn convert(pods: &LabelSelector, rules: &KubeRules) -> Result<Converted, (String
         },
         ..Converted::default()
     };
+    for (i, t) in rules.policy_types.iter().enumerate() {
+        if !matches!(t.as_str(), "Ingress" | "Egress") {
+            let meant = crate::suggest::closest(t, ["Ingress", "Egress"]);
+            let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
+            let reason = format!("expected Ingress or Egress, found {t:?}{hint}");
+            out.problems.push((format!("spec.policyTypes[{i}]"), reason));
+            out.broken = true;
+        }
+    }
     for (i, r) in (0u32..).zip(ingress) {
         match rule(&r.from, &r.ports, false) {
             Ok(made) => {

@@ -123,9 +123,11 @@ pub(crate) fn closed(id: PolicyId, spec: &PolicySpec) -> Option<Compiled> {
         // A cluster-wide policy of which nobody knows whom it selects would close the cluster.
         (Err(_), None) => return None,
     };
+    // A type nobody knows may have been meant for either direction.
+    let known = |t: &String| matches!(t.as_str(), "Ingress" | "Egress");
     let (ingress, egress) = match spec.directions() {
-        (false, false) => (true, true),
-        both => both,
+        both if spec.types.iter().all(known) && both != (false, false) => both,
+        _ => (true, true),
     };
     let deny = |yes: bool| {
         let why = Why { index: 0, annotations: vec![("invalid".into(), "the policy cannot be read".into())] };

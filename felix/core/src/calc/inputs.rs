@@ -272,6 +272,9 @@ fn converted(key: &Key, result: Result<Converted, (String, String)>, problems: &
         let spec = PolicySpec { selector: "!".into(), ..PolicySpec::default() };
         return closed(key, &spec, problems);
     };
+    if done.broken {
+        return closed(key, &done.spec, problems);
+    }
     let from = (done.ingress_from.as_slice(), done.egress_from.as_slice());
     match compile::policy(id(key, kind, done.spec.tier()), &done.spec, Some(from)) {
         Ok(policy) => Input::Policy(Arc::new(policy)),

@@ -116,6 +116,25 @@ fn a_policy_of_kubernetes_that_cannot_be_read_closes_its_namespace_or_is_reporte
 }
 
 #[test]
+fn a_type_nobody_knows_closes_both_ways() {
+    for (kind, field) in [(Kind::KubernetesNetworkPolicy, "policyTypes"), (Kind::NetworkPolicy, "types")] {
+        for types in [json!(["ingress"]), json!(["Foo"]), json!(["Ingress", "Egres"])] {
+            let mut spec = json!({ field: types });
+            if kind == Kind::KubernetesNetworkPolicy {
+                spec["podSelector"] = json!({});
+                (spec["ingress"], spec["egress"]) = (json!([{}]), json!([{}]));
+            }
+            let c = Cluster::new([resource(kind, "blue", "p", spec)]);
+            assert!(!c.ask("10.0.0.1", "10.0.0.2").allowed(), "{kind} {types}");
+            assert!(!c.ask("10.0.0.2", "192.0.2.1").allowed(), "{kind} {types}");
+            assert!(c.ask("10.0.0.1", "192.0.2.1").allowed(), "{kind} {types}: others go on");
+            assert!(c.problems().contains(&format!("spec.{field}[")), "{}", c.problems());
+            assert!(c.problems().contains("denies everything to those it selects"), "{}", c.problems());
+        }
+    }
+}
+
+#[test]
 fn a_global_policy_that_selects_nobody_knows_whom_is_reported_only() {
     let spec = json!({"selector": "app ==", "ingress": [{"action": "Deny"}]});
     let c = Cluster::new([resource(Kind::GlobalNetworkPolicy, "", "g", spec)]);
