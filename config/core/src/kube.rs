@@ -3,6 +3,8 @@
 //! BaselineAdminNetworkPolicy (`v1alpha1`), Namespace, ServiceAccount, EndpointSlice. `convert` makes Calico's
 //! resources of them.
 
+pub(crate) mod unknown;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -64,7 +66,7 @@ pub struct KubernetesNetworkPolicySpec {
 impl Spec for KubernetesNetworkPolicySpec {
     const KIND: Kind = Kind::KubernetesNetworkPolicy;
     fn extras(&self) -> Vec<(String, &Extra)> {
-        vec![(String::new(), &self.rules.extra)]
+        unknown::in_network_policy(&self.pod_selector, &self.rules)
     }
 }
 
@@ -295,7 +297,7 @@ macro_rules! cluster_kinds {
         impl Spec for $name {
             const KIND: Kind = Kind::$kind;
             fn extras(&self) -> Vec<(String, &Extra)> {
-                vec![(String::new(), &self.0.extra)]
+                unknown::in_cluster_policy(&self.0)
             }
         }
     )*};

@@ -371,7 +371,7 @@ pub struct StagedKubernetesNetworkPolicySpec {
 impl Spec for StagedKubernetesNetworkPolicySpec {
     const KIND: Kind = Kind::StagedKubernetesNetworkPolicy;
     fn extras(&self) -> Vec<(String, &Extra)> {
-        vec![(String::new(), &self.rules.extra)]
+        crate::kube::unknown::in_network_policy(&self.pod_selector, &self.rules)
     }
 }
 
