@@ -33,8 +33,8 @@ pub const PREFIX_NAMESPACE: &str = "pcns.";
 /// Before the labels that come from the service account.
 pub const PREFIX_SERVICE_ACCOUNT: &str = "pcsa.";
 
-/// Tiers that exist without a resource: name, order, whether the default action is Pass. A Tier of the same name
-/// replaces them.
+/// Tiers that exist without a resource: name, order, whether the default action is Pass. A Tier of the same name says the
+/// same.
 pub const BUILT_IN_TIERS: [(&str, f64, bool); 5] = [
     ("default", crate::policy::DEFAULT_TIER_ORDER, false),
     ("kube-admin", 1000.0, true),
@@ -42,6 +42,11 @@ pub const BUILT_IN_TIERS: [(&str, f64, bool); 5] = [
     ("adminnetworkpolicy", 1000.0, true),
     ("baselineadminnetworkpolicy", 10_000_000.0, true),
 ];
+
+/// The order of a built-in tier, and whether its default action is Pass.
+pub fn built_in_tier(name: &str) -> Option<(f64, bool)> {
+    BUILT_IN_TIERS.into_iter().find(|t| t.0 == name).map(|(_, order, pass)| (order, pass))
+}
 
 /// A policy in Calico's form.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::Errors;
 use crate::{
     Selector,
-    convert::Converted,
+    convert::{Converted, built_in_tier},
     policy::{
         EntityRule, HostEndpointSpec, IcmpFields, IntOrString, PolicySpec, ProfileSpec, Rule, SetSpec,
         TierSpec,
@@ -90,8 +90,17 @@ pub fn net(text: &str) -> Result<IpNet, String> {
 
 pub(super) fn check_tier(name: &str, t: &TierSpec, errors: &mut Errors) {
     errors.one_of("spec.defaultAction", t.default_action.as_ref(), &["Deny", "Pass"]);
-    if name == "default" && t.default_action.as_deref() == Some("Pass") {
-        errors.add("spec.defaultAction", "Pass", "the tier default always denies");
+    // Whoever could move these would decide about policies of others.
+    if let Some((order, pass)) = built_in_tier(name) {
+        if let Some(other) = t.order.filter(|o| *o != order) {
+            errors.add("spec.order", other, format!("the order of tier {name} is {order}"));
+        }
+        let action = if pass { "Pass" } else { "Deny" };
+        if let Some(other) =
+            t.default_action.as_deref().filter(|a| ["Pass", "Deny"].contains(a) && *a != action)
+        {
+            errors.add("spec.defaultAction", other, format!("the default action of tier {name} is {action}"));
+        }
     }
     check_order(t.order, errors);
 }
@@ -360,6 +369,27 @@ mod tests {
         let read = AnyResource::from_value(kind, &value).expect("it has the right types");
         let errors = validate::resource(&read).err().map(|e| e.0).unwrap_or_default();
         errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn built_in_tiers_stay_where_they_are() {
+        let tier = |name: &str, spec: Value| said(Kind::Tier, name, spec);
+        for (name, order, action) in [
+            ("default", 1_000_000.0, "Deny"),
+            ("kube-admin", 1000.0, "Pass"),
+            ("kube-baseline", 10_000_000.0, "Pass"),
+        ] {
+            assert_eq!(tier(name, json!({"order": order, "defaultAction": action})), Vec::<String>::new());
+            assert_eq!(tier(name, json!({})), Vec::<String>::new());
+            let other = if action == "Deny" { "Pass" } else { "Deny" };
+            let found = tier(name, json!({"order": 5.0, "defaultAction": other}));
+            let wanted = [
+                format!("spec.order = '5' (the order of tier {name} is {order})"),
+                format!("spec.defaultAction = '{other}' (the default action of tier {name} is {action})"),
+            ];
+            assert_eq!(found, wanted);
+        }
+        assert_eq!(tier("mine", json!({"order": 5.0, "defaultAction": "Pass"})), Vec::<String>::new());
     }
 
     #[test]

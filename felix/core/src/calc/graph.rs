@@ -319,10 +319,9 @@ impl Graph {
                     }
                     _ => {
                         self.tiers.remove(&key.name);
-                        let built_in = convert::BUILT_IN_TIERS.iter().find(|t| t.0 == key.name);
-                        if let Some((name, order, pass)) = built_in {
-                            let action = if *pass { TierAction::Pass } else { TierAction::Deny };
-                            self.tiers.insert((*name).to_owned(), (Some(*order), action));
+                        if let Some((order, pass)) = convert::built_in_tier(&key.name) {
+                            let action = if pass { TierAction::Pass } else { TierAction::Deny };
+                            self.tiers.insert(key.name.clone(), (Some(order), action));
                         }
                     }
                 }

@@ -302,6 +302,12 @@ fn calico(key: &Key, spec: &PolicySpec, bad: bool, problems: &mut Vec<String>) -
 fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -> Input {
     match resource {
         AnyResource::Tier(r) => {
+            if let Some((order, pass)) = convert::built_in_tier(&key.name) {
+                if bad {
+                    problems.push("its built-in order and default action hold".into());
+                }
+                return Input::Tier(Some(order), if pass { TierAction::Pass } else { TierAction::Deny });
+            }
             let pass = r.spec.default_action.as_deref() == Some("Pass") && !bad;
             Input::Tier(
                 r.spec.order.filter(|o| o.is_finite()),

@@ -135,6 +135,34 @@ fn a_type_nobody_knows_closes_both_ways() {
 }
 
 #[test]
+fn a_built_in_tier_stays_what_it_is_whatever_the_store_says() {
+    // Baseline denies what nobody allows; moved before `default`, or made to deny, it would cut everything off.
+    let tier = |name, spec| resource(Kind::Tier, "", name, spec);
+    let baseline = resource(
+        Kind::ClusterNetworkPolicy,
+        "",
+        "b",
+        json!({"tier": "Baseline", "priority": 1, "subject": {"namespaces": {}},
+            "ingress": [{"action": "Deny", "from": [{"namespaces": {}}]}]}),
+    );
+    let allow = resource(Kind::NetworkPolicy, "blue", "a", json!({"ingress": [{"action": "Allow"}]}));
+    for moved in [
+        tier("kube-baseline", json!({"order": 1, "defaultAction": "Deny"})),
+        tier("kube-baseline", json!({"order": "first"})),
+        tier("default", json!({"order": 99_999_999, "defaultAction": "Pass"})),
+    ] {
+        let c = Cluster::new([baseline.clone(), allow.clone(), moved.clone()]);
+        assert!(c.ask("10.0.0.1", "10.0.0.2").allowed(), "{moved:?}");
+        assert!(!c.problems().is_empty(), "{moved:?}");
+        let c = Cluster::new([
+            moved,
+            resource(Kind::NetworkPolicy, "blue", "none", json!({"types": ["Ingress"]})),
+        ]);
+        assert!(!c.ask("10.0.0.1", "10.0.0.2").allowed(), "the end of tier default denies");
+    }
+}
+
+#[test]
 fn a_global_policy_that_selects_nobody_knows_whom_is_reported_only() {
     let spec = json!({"selector": "app ==", "ingress": [{"action": "Deny"}]});
     let c = Cluster::new([resource(Kind::GlobalNetworkPolicy, "", "g", spec)]);
