@@ -150,6 +150,23 @@ pub(super) fn check(p: &PolicySpec, global: bool, errors: &mut Errors) {
     }
     rules("spec.ingress", &p.ingress, true, errors);
     rules("spec.egress", &p.egress, false, errors);
+    // Elsewhere the policy's own namespace is meant.
+    if global {
+        services_have_namespaces(p, errors);
+    }
+}
+
+fn services_have_namespaces(p: &PolicySpec, errors: &mut Errors) {
+    for (list, rules) in [("ingress", &p.ingress), ("egress", &p.egress)] {
+        for (i, r) in rules.iter().enumerate() {
+            for (end, e) in [("source", &r.source), ("destination", &r.destination)] {
+                if e.services.as_ref().is_some_and(|s| s.namespace.is_empty()) {
+                    let field = format!("spec.{list}[{i}].{end}.services.namespace");
+                    errors.add(&field, "", "is required: a GlobalNetworkPolicy is in no namespace");
+                }
+            }
+        }
+    }
 }
 
 pub(super) fn check_profile(p: &ProfileSpec, errors: &mut Errors) {
@@ -390,6 +407,28 @@ mod tests {
             assert_eq!(found, wanted);
         }
         assert_eq!(tier("mine", json!({"order": 5.0, "defaultAction": "Pass"})), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_service_of_a_global_policy_needs_a_namespace() {
+        let of = |kind, service: Value| {
+            let rule = json!({"action": "Allow", "destination": {"services": service}});
+            let spec = json!({"egress": [rule]});
+            let value = json!({"apiVersion": "projectcalico.org/v3", "kind": Kind::as_str(kind),
+                "metadata": {"name": "p", "namespace": (kind == Kind::NetworkPolicy).then_some("ns")}, "spec": spec});
+            let read = AnyResource::from_value(kind, &value).expect("it has the right types");
+            validate::resource(&read).err().map(|e| e.to_string())
+        };
+        let (bare, full) = (json!({"name": "web"}), json!({"name": "web", "namespace": "shop"}));
+        assert_eq!(
+            of(Kind::GlobalNetworkPolicy, bare.clone()).as_deref(),
+            Some(
+                "error with field spec.egress[0].destination.services.namespace = '' (is required: a \
+                 GlobalNetworkPolicy is in no namespace)"
+            )
+        );
+        assert_eq!(of(Kind::GlobalNetworkPolicy, full), None);
+        assert_eq!(of(Kind::NetworkPolicy, bare), None, "its own namespace is meant");
     }
 
     #[test]
