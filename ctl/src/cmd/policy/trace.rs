@@ -240,6 +240,9 @@ fn why(step: &Step) -> String {
         Reason::UnknownEndpoint => "the endpoint's policy is not known".into(),
         Reason::Failsafe => "failsafe port".into(),
         Reason::Discovery => "neighbor discovery, which failsafe ports need over IPv6".into(),
+        Reason::ToRouter => {
+            "to its own node: neighbor discovery and multicast listener reports are always taken".into()
+        }
         Reason::ToHost(action) => {
             let action = match action {
                 ToHostAction::Drop => "Drop",

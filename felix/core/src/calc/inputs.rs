@@ -526,6 +526,8 @@ pub(crate) fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -
     }
     out.source_spoofing = f.source_spoofing();
     let flag = |name: &str| f.setting(name).and_then(Value::as_bool) == Some(true);
+    let port = f.setting("vxlanPort").and_then(Value::as_u64).and_then(|p| u16::try_from(p).ok());
+    out.vxlan_port = port.filter(|p| *p > 0).unwrap_or(out.vxlan_port);
     out.allow_vxlan_from_workloads = flag("allowVXLANPacketsFromWorkloads");
     out.allow_ipip_from_workloads = flag("allowIPIPPacketsFromWorkloads");
     out

@@ -539,6 +539,10 @@ pub struct Failsafe {
 /// Types of ICMPv6: router and neighbour solicitations and advertisements.
 pub const NEIGHBOUR_DISCOVERY: [u8; 4] = [133, 134, 135, 136];
 
+/// Types of ICMPv6 that the host takes from its workloads whatever policy says: it is their router and their neighbour, and
+/// listens to what they listen to. Not router advertisements: no workload is a router of its host.
+pub const FROM_WORKLOADS: [u8; 6] = [130, 131, 132, 133, 135, 136];
+
 /// The part of FelixConfiguration that decides about packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicySettings {
@@ -547,8 +551,10 @@ pub struct PolicySettings {
     pub failsafe_inbound: Vec<Failsafe>,
     /// Open from the host.
     pub failsafe_outbound: Vec<Failsafe>,
-    /// Drop VXLAN (udp 4789) that workloads send, unless allowed.
+    /// Drop VXLAN (UDP to [`Self::vxlan_port`]) that workloads send, unless allowed.
     pub allow_vxlan_from_workloads: bool,
+    /// `vxlanPort`.
+    pub vxlan_port: u16,
     /// Drop IPIP (protocol 4) that workloads send, unless allowed.
     pub allow_ipip_from_workloads: bool,
     /// Whether workloads may ask for sources that are not theirs (`workloadSourceSpoofing` is Any). Whoever makes a pod
@@ -570,6 +576,7 @@ impl Default for PolicySettings {
             failsafe_inbound: [list(tcp, &[22]), list(udp, &[68]), list(tcp, &common)].concat(),
             failsafe_outbound: [list(udp, &[53, 67]), list(tcp, &common)].concat(),
             allow_vxlan_from_workloads: false,
+            vxlan_port: 4789,
             allow_ipip_from_workloads: false,
             source_spoofing: false,
         }

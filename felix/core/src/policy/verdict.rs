@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     active::{
-        Action, EndpointId, EndpointPolicy, EndpointTier, Failsafe, HostPolicy, Icmp, Interface, IpVersion,
-        NEIGHBOUR_DISCOVERY, PolicyId, PortRange, Protocol, Rule, Side, TierAction, ToHostAction,
+        Action, EndpointId, EndpointPolicy, EndpointTier, FROM_WORKLOADS, Failsafe, HostPolicy, Icmp,
+        Interface, IpVersion, NEIGHBOUR_DISCOVERY, PolicyId, PortRange, Protocol, Rule, Side, TierAction,
+        ToHostAction,
     },
     state::PolicyState,
 };
@@ -73,6 +74,8 @@ pub enum Reason {
     Failsafe,
     /// Neighbour discovery, without which nobody reaches such a port over IPv6.
     Discovery,
+    /// Discovery and multicast listener reports of a workload, which its host always takes.
+    ToRouter,
     /// `defaultEndpointToHostAction`.
     ToHost(ToHostAction),
     /// The node's own processes always reach its workloads.
@@ -142,6 +145,9 @@ impl<'a> Asked<'a> {
 
     fn run(&mut self, from: &Place, to: &Place) {
         match (from, to) {
+            (Place::Workload(w), Place::Host(_)) if self.to_its_router() => {
+                self.say(Some(w), Direction::Egress, true, Reason::ToRouter);
+            }
             (Place::Workload(w), _) => {
                 if !self.workload(w, Direction::Egress) {
                     return;
@@ -187,10 +193,15 @@ impl<'a> Asked<'a> {
         self.say(Some(id), direction, allowed, reason)
     }
 
+    /// Whether the packet is for the router and neighbour that the host is to its workloads.
+    fn to_its_router(&self) -> bool {
+        self.packet.protocol == Protocol::ICMPV6
+            && self.packet.icmp.is_some_and(|(kind, _)| FROM_WORKLOADS.contains(&kind))
+    }
+
     fn encapsulated(&self) -> bool {
-        const VXLAN: u16 = 4789;
         let (p, s) = (self.packet, &self.state.settings);
-        p.protocol == Protocol::UDP && p.dst_port == VXLAN && !s.allow_vxlan_from_workloads
+        p.protocol == Protocol::UDP && p.dst_port == s.vxlan_port && !s.allow_vxlan_from_workloads
             || p.protocol == Protocol::IPIP && !s.allow_ipip_from_workloads
     }
 

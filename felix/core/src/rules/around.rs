@@ -96,10 +96,6 @@ pub fn settings(inputs: &Inputs) -> Settings {
             Some(p) if !p.is_empty() => format!("{p}: "),
             _ => defaults.log_prefix,
         },
-        vxlan_port: extra("vxlanPort")
-            .and_then(Value::as_u64)
-            .and_then(|p| u16::try_from(p).ok())
-            .unwrap_or(4789),
         pools: pools.map(|p| (p.cidr.trunc(), p.nat_outgoing)).collect(),
         nodes: inputs
             .nodes

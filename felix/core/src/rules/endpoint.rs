@@ -221,7 +221,7 @@ impl Shape {
         if direction == Direction::From {
             if family == Family::V6 {
                 // Neighbour discovery from link-local addresses; the host answers or ignores it.
-                for kind in ND {
+                for kind in ND_FROM_WORKLOADS {
                     rules.push(Rule::new(
                         vec![
                             Match::Proto { number: 58, not: false },
@@ -323,8 +323,8 @@ impl Shape {
 
 /// Neighbour discovery: router and neighbour solicitations and advertisements.
 pub(super) const ND: [u8; 4] = active::NEIGHBOUR_DISCOVERY;
-/// Queries, reports and ends of membership in multicast groups.
-pub(super) const MULTICAST: [u8; 3] = [130, 131, 132];
+/// What of it workloads may send: they are nobody's routers.
+pub(super) const ND_FROM_WORKLOADS: [u8; 3] = [133, 135, 136];
 
 #[cfg(test)]
 mod tests {

@@ -20,14 +20,14 @@ use std::{
 use ipnet::{IpNet, Ipv6Net};
 
 use super::{
-    endpoint::{FAILSAFE_IN, FAILSAFE_OUT, MULTICAST, ND},
+    endpoint::{FAILSAFE_IN, FAILSAFE_OUT, ND, ND_FROM_WORKLOADS},
     ir::{Action, Chain, Dispatch, Family, Hook, Iface, Match, Place, Ports, Rule, Table},
     marks::Marks,
     names,
     policy::{ALLOW, PASS},
     sets::{Member, SetKind, WantedSet, WantedSets, holdable},
 };
-use crate::policy::active::{Failsafe, PolicySettings, ToHostAction};
+use crate::policy::active::{FROM_WORKLOADS, Failsafe, PolicySettings, ToHostAction};
 
 /// Dispatch chains.
 pub const FROM_WL: &str = "brindle-from-wl";
@@ -57,7 +57,6 @@ pub struct Surroundings {
     /// Drop what connection tracking cannot place, unless disableConntrackInvalidCheck.
     pub drop_invalid: bool,
     pub log_prefix: String,
-    pub vxlan_port: u16,
     /// Pools, and whether packets leaving them are masqueraded.
     pub pools: Vec<(IpNet, bool)>,
     /// Addresses of nodes and of externalNodesList.
@@ -86,7 +85,6 @@ impl Default for Surroundings {
             deny: Action::Drop,
             drop_invalid: true,
             log_prefix: "calico-packet: ".into(),
-            vxlan_port: 4789,
             pools: Vec::new(),
             nodes: Vec::new(),
             exclude_nodes: false,
@@ -188,7 +186,7 @@ pub(super) fn fixed(
     });
     rules.extend(may_spoof);
     if !v4 {
-        for kind in ND {
+        for kind in ND_FROM_WORKLOADS {
             let nd = Match::Icmp { kind, code: None, not: false };
             rules.extend(from_workloads(s).map(|dev| {
                 let icmp = Match::Proto { number: 58, not: false };
@@ -258,7 +256,7 @@ pub(super) fn fixed(
     let mut rules = Vec::new();
     if !v4 {
         // The host is the router and neighbour of its workloads: multicast listener reports and discovery.
-        for kind in MULTICAST.into_iter().chain(ND) {
+        for kind in FROM_WORKLOADS {
             let icmp = Match::Icmp { kind, code: None, not: false };
             rules.push(accept(vec![Match::Proto { number: 58, not: false }, icmp]));
         }

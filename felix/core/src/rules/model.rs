@@ -254,7 +254,7 @@ impl Model {
             marks: around.marks,
             deny: around.deny.clone(),
             drop_invalid: around.drop_invalid,
-            vxlan_port: around.vxlan_port,
+            vxlan_port: self.settings.vxlan_port,
             allow_vxlan: self.settings.allow_vxlan_from_workloads,
             allow_ipip: self.settings.allow_ipip_from_workloads,
         };

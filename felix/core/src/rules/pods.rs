@@ -10,13 +10,13 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    endpoint::{
-        Direction, MULTICAST, ND, Shape, has_chain, list_chain, policies, policy_chain, profile_chain,
-    },
+    endpoint::{Direction, Shape, has_chain, list_chain, policies, policy_chain, profile_chain},
     ir::{Action, Chain, Dispatch, Family, Match, Rule, Table, Way},
     layout::{self, Layout, Surroundings},
 };
-use crate::policy::active::{EndpointId, EndpointPolicy, EndpointTier, Interface, PolicyId, TierAction};
+use crate::policy::active::{
+    EndpointId, EndpointPolicy, EndpointTier, FROM_WORKLOADS, Interface, PolicyId, TierAction,
+};
 
 /// A shared chain that chains of endpoints jump to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -284,7 +284,7 @@ fn by_address(
     }
     if family == Family::V6 {
         // On a bridge workloads find each other without the host, from addresses that are nobody's alone.
-        for kind in MULTICAST.into_iter().chain(ND) {
+        for kind in FROM_WORKLOADS {
             let icmp =
                 vec![Match::Proto { number: 58, not: false }, Match::Icmp { kind, code: None, not: false }];
             from.push(Rule::new(icmp, Action::Accept));

@@ -216,3 +216,32 @@ fn no_untracked_policy_is_enforced_on_all_interfaces_at_once_and_that_is_said() 
     let node = Node::new(&[hep("named", json!({"interfaceName": "eth0"})), deny, allow]);
     assert!(!node.tcp(Beyond("eth0"), Host, 80) && node.problems.is_empty());
 }
+
+#[test]
+fn the_port_of_vxlan_is_what_the_configuration_says() {
+    const UDP: u8 = 17;
+    let felix = |spec| resource("FelixConfiguration", "default", spec);
+    for (port, other, spec) in [(4789, 4790, json!({})), (4790, 4789, json!({"vxlanPort": 4790}))] {
+        let node = Node::new(&[felix(spec)]);
+        assert!(!node.port(Pod, Beyond("eth0"), UDP, port, true), "{port}");
+        assert!(node.port(Pod, Beyond("eth0"), UDP, other, true), "{other}");
+    }
+    let node = Node::new(&[felix(json!({"vxlanPort": 4790, "allowVXLANPacketsFromWorkloads": true}))]);
+    assert!(node.port(Pod, Beyond("eth0"), UDP, 4790, true));
+}
+
+#[test]
+fn a_host_takes_from_its_pods_what_a_router_has_to_and_no_advertisements_of_routers() {
+    let drop = Node::new(&[to_host("Drop")]);
+    let icmp = |kind| Packet {
+        src: Node::address(Pod, false),
+        dst: Node::address(Host, false),
+        protocol: Protocol::ICMPV6,
+        src_port: 0,
+        dst_port: 0,
+        icmp: Some((kind, 0)),
+    };
+    for kind in 128..=140 {
+        assert_eq!(drop.lets(Pod, Host, icmp(kind)), matches!(kind, 130..=133 | 135 | 136), "{kind}");
+    }
+}

@@ -200,7 +200,12 @@ pub(crate) fn allowed(resources: &[Value], flow: &Flow) -> bool {
     }
     let first = match &flow.from {
         Spot::Pod(ns, name) => {
-            let vxlan = flow.protocol == 17 && flow.dst_port == 4789;
+            // The host is the router and neighbour of its pods; none of them is its router (134).
+            let router = flow.icmp.is_some_and(|(kind, _)| [130, 131, 132, 133, 135, 136].contains(&kind));
+            if flow.protocol == 58 && router && matches!(flow.to, Spot::Host(_)) {
+                return true;
+            }
+            let vxlan = flow.protocol == 17 && u64::from(flow.dst_port) == vxlan_port(&w);
             !vxlan && flow.protocol != 4 && endpoint(&w, pod(ns, name), flow, "egress")
         }
         Spot::Host(_) => true,
@@ -229,6 +234,12 @@ pub(crate) fn allowed(resources: &[Value], flow: &Flow) -> bool {
 fn to_host(w: &World<'_>) -> bool {
     let felix = w.named("FelixConfiguration", "", "default");
     felix.is_none_or(|f| text(f, "/spec/defaultEndpointToHostAction") != "Drop")
+}
+
+/// The port of VXLAN, which pods do not send.
+fn vxlan_port(w: &World<'_>) -> u64 {
+    let felix = w.named("FelixConfiguration", "", "default");
+    felix.and_then(|f| f["spec"]["vxlanPort"].as_u64()).unwrap_or(4789)
 }
 
 fn host(w: &World<'_>, h: &Value, flow: &Flow, direction: &str) -> bool {
