@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use brindle_config_core::{Kind, pool::AllowedUse, validate};
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
@@ -100,9 +101,8 @@ pub fn settings(inputs: &Inputs) -> Settings {
         nodes: inputs
             .nodes
             .values()
-            .filter_map(|n| n.ipv4())
-            .map(Into::into)
-            .chain(felix.external_nodes_list.iter().filter_map(|s| s.parse().ok()))
+            .flat_map(|n| n.ips().map(IpNet::from))
+            .chain(felix.external_nodes_list.iter().filter_map(|s| validate::policy::net(s).ok()))
             .collect(),
         exclude_nodes: text("natOutgoingExclusions") == "ippoolsandhostips",
         nat_ports,

@@ -59,8 +59,8 @@ pub struct Surroundings {
     pub log_prefix: String,
     /// Pools, and whether packets leaving them are masqueraded.
     pub pools: Vec<(IpNet, bool)>,
-    /// Addresses of nodes and of externalNodesList.
-    pub nodes: Vec<IpAddr>,
+    /// Addresses of nodes; addresses and networks of externalNodesList.
+    pub nodes: Vec<IpNet>,
     /// natOutgoingExclusions = IPPoolsAndHostIPs.
     pub exclude_nodes: bool,
     /// natPortRange.
@@ -138,7 +138,7 @@ pub(super) fn sets(family: Family, s: &Surroundings) -> WantedSets {
     let mut put = |id: &str, set: WantedSet| out.insert(names::set(family, id), Arc::new(set));
     put(POOLS, of(&mut s.pools.iter().map(|(n, _)| *n)));
     put(MASQ, of(&mut s.pools.iter().filter(|(_, masq)| *masq).map(|(n, _)| *n)));
-    put(NODES, of(&mut s.nodes.iter().map(|a| IpNet::from(*a))));
+    put(NODES, of(&mut s.nodes.iter().copied()));
     out
 }
 

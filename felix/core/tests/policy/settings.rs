@@ -201,3 +201,21 @@ fn pods_send_from_foreign_addresses_only_where_the_cluster_lets_them() {
     assert_eq!(set(json!("any")), (Some(1), Some("0")));
     assert_eq!(set(json!(true)), (Some(0), Some("1")), "what cannot be read allows nothing");
 }
+
+#[test]
+fn nodes_are_all_addresses_of_nodes_and_what_is_said_of_others() {
+    let mut inputs = Inputs::new("n1");
+    let mut put = |kind: Kind, name: &str, spec: Value| {
+        let key = Key::new(kind, None, name);
+        let value = json!({"apiVersion": "projectcalico.org/v3", "kind": kind.as_str(),
+            "metadata": {"name": name}, "spec": spec});
+        inputs.apply(&SyncEvent::Upsert(Entry { key, revision: Revision(1), value: Arc::new(value) }));
+    };
+    let bgp = json!({"ipv4Address": "192.0.2.2/24", "ipv6Address": "2001:db8::2/64"});
+    put(Kind::Node, "n2", json!({ "bgp": bgp }));
+    let external = json!({"externalNodesList": ["198.51.100.0/24", "203.0.113.7", "2001:db8:1::/48"]});
+    put(Kind::FelixConfiguration, "default", external);
+    let nodes: Vec<String> = around::settings(&inputs).around.nodes.iter().map(ToString::to_string).collect();
+    let wanted = ["192.0.2.2/32", "2001:db8::2/128", "198.51.100.0/24", "203.0.113.7/32", "2001:db8:1::/48"];
+    assert_eq!(nodes, wanted);
+}
