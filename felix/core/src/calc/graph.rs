@@ -234,6 +234,13 @@ impl Graph {
         } else {
             self.bad.insert(key.clone(), problems)
         };
+        if key.kind == Kind::FelixConfiguration
+            && input == Input::Nothing
+            && self.felix.contains_key(&key.name)
+        {
+            // Nothing of it can be read: what was said before holds. Defaults might open the host.
+            return;
+        }
         self.change(key, Some(input));
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use brindle_config_core::{
-    AnyResource, Key, Kind,
+    AnyResource, Key, Kind, ObjectMeta, Resource,
     convert::{self, ClusterKind, Converted},
     felix::FelixConfigurationSpec,
     kube::EndpointSlice,
@@ -236,6 +236,23 @@ fn from_broken(key: &Key, value: &Value, problems: &mut Vec<String>) -> Input {
             ..HostEndpointSpec::default()
         };
         return host_endpoint(key, BTreeMap::new(), spec, true, problems);
+    }
+    if key.kind == Kind::FelixConfiguration {
+        // One field of a wrong type says nothing about the others.
+        let Some(Value::Object(spec)) = value.get("spec") else { return Input::Nothing };
+        let known = spec.iter().filter(|(name, _)| FelixConfigurationSpec::SETTINGS.contains(&name.as_str()));
+        let extra = known.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let read = FelixConfigurationSpec { extra, ..Default::default() };
+        let resource =
+            AnyResource::FelixConfiguration(Resource::new(ObjectMeta::named(&key.name), read.clone()));
+        if let Err(e) = validate::resource(&resource) {
+            problems.extend(
+                e.0.iter().map(ToString::to_string).filter(|e| !problems.contains(e)).collect::<Vec<_>>(),
+            );
+        }
+        problems.push("its other fields about policy hold".into());
+        settings(&read, problems);
+        return Input::Settings(Box::new(read));
     }
     if policy_kind(key.kind).is_none() {
         return Input::Nothing;
@@ -484,17 +501,14 @@ pub(crate) fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -
     let mut out = PolicySettings::default();
     match f.setting("defaultEndpointToHostAction") {
         None | Some(Value::Null) => {}
-        Some(action) => match action.as_str() {
-            Some("Accept" | "ACCEPT") => out.to_host = ToHostAction::Accept,
-            Some("Return" | "RETURN") => out.to_host = ToHostAction::Return,
-            Some("Drop" | "DROP") => out.to_host = ToHostAction::Drop,
+        Some(action) => match action.as_str().map(str::to_ascii_lowercase).as_deref() {
+            Some("accept") => out.to_host = ToHostAction::Accept,
+            Some("return") => out.to_host = ToHostAction::Return,
+            Some("drop") => out.to_host = ToHostAction::Drop,
             _ => {
                 // Whoever wrote something else did not ask for an open host.
                 out.to_host = ToHostAction::Drop;
-                problems.push(format!(
-                    "spec.defaultEndpointToHostAction: expected Drop, Accept or Return, found {action}; Drop holds \
-                     until it is mended"
-                ));
+                problems.push("spec.defaultEndpointToHostAction: Drop holds until it is mended".into());
             }
         },
     }
@@ -511,18 +525,10 @@ pub(crate) fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -
             let parsed = net.map(read::net).transpose();
             match (Protocol::from_name(protocol), port, parsed) {
                 (Some(protocol), Some(port), Ok(net)) => list.push(Failsafe { protocol, port, net }),
-                _ => problems.push(format!(
-                    "spec.{field}[{i}]: expected protocol, port from 0 to 65535 and a CIDR as net"
-                )),
+                // Named by validation.
+                _ => problems.push(format!("spec.{field}[{i}]: left out until it is mended")),
             }
         }
-    }
-    match f.setting("workloadSourceSpoofing") {
-        None | Some(Value::Null) => {}
-        Some(v) if v.as_str().is_some_and(|t| ["any", "disabled"].contains(&&*t.to_ascii_lowercase())) => {}
-        Some(v) => problems.push(format!(
-            "spec.workloadSourceSpoofing: expected Any or Disabled, found {v}; Disabled holds until it is mended"
-        )),
     }
     out.source_spoofing = f.source_spoofing();
     let flag = |name: &str| f.setting(name).and_then(Value::as_bool) == Some(true);

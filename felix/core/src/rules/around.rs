@@ -80,11 +80,8 @@ pub fn settings(inputs: &Inputs) -> Settings {
         .and_then(Value::as_str)
         .is_some_and(|a| a.eq_ignore_ascii_case("reject"));
     let deny = if rejects { Action::Reject } else { Action::Drop };
-    let nat_ports = extra("natPortRange").and_then(Value::as_str).and_then(|r| {
-        let (first, last) = r.split_once(':')?;
-        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-        (first <= last).then_some(Ports { first, last })
-    });
+    let nat_ports = extra("natPortRange").and_then(|v| validate::nat_port_range(v).ok());
+    let nat_ports = nat_ports.map(|(first, last)| Ports { first, last });
     let defaults = Surroundings::default();
     let pools =
         inputs.pools.values().filter(|p| p.allows(AllowedUse::Workload) || p.allows(AllowedUse::Tunnel));

@@ -219,3 +219,37 @@ fn nodes_are_all_addresses_of_nodes_and_what_is_said_of_others() {
     let wanted = ["192.0.2.2/32", "2001:db8::2/128", "198.51.100.0/24", "203.0.113.7/32", "2001:db8:1::/48"];
     assert_eq!(nodes, wanted);
 }
+
+#[test]
+fn one_field_of_a_wrong_type_leaves_the_others_in_force() {
+    let mut graph = Graph::new(Scope::Node("n1".into()));
+    let key = Key::new(Kind::FelixConfiguration, None, "default");
+    let mut put = |spec: Value| {
+        let value = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+            "metadata": {"name": "default"}, "spec": spec});
+        graph.put(&key, &value);
+        graph.set_in_sync();
+        let said: Vec<String> = graph.problems().into_values().flatten().collect();
+        let settings = graph.flush().into_iter().find_map(|d| match d {
+            PolicyDelta::Settings(s) => Some(s),
+            _ => None,
+        });
+        (settings, said.join("; "))
+    };
+    let closed = json!({"defaultEndpointToHostAction": "Drop", "failsafeInboundHostPorts": [],
+        "routeRefreshInterval": 90, "vxlanPort": "4790"});
+    let (settings, said) = put(closed);
+    let settings = settings.expect("they are sent");
+    assert_eq!((settings.to_host, settings.failsafe_inbound.len()), (ToHostAction::Drop, 0));
+    assert_eq!(settings.vxlan_port, 4789);
+    for field in ["routeRefreshInterval", "spec.vxlanPort"] {
+        assert!(said.contains(field), "{field}: {said}");
+    }
+    // Nothing can be read at all: what was said before holds.
+    for nothing in [json!("all"), json!([])] {
+        let (settings, said) = put(nothing);
+        assert!(settings.is_none() && !said.is_empty(), "{settings:?} {said}");
+    }
+    let (settings, said) = put(json!({}));
+    assert_eq!((settings.map(|s| s.to_host), said.as_str()), (Some(ToHostAction::Accept), ""));
+}
