@@ -36,6 +36,13 @@ pub struct Wishes {
 }
 
 impl Wishes {
+    /// What an ADD was granted and a later command has to know: that the pod's addresses have no record. What was refused
+    /// then is no concern of it.
+    pub fn granted(annotations: &BTreeMap<String, String>, allowed: FeatureControl) -> Self {
+        let unmanaged = Self::read(annotations, allowed).map(|w| w.unmanaged).unwrap_or_default();
+        Self { unmanaged, ..Self::default() }
+    }
+
     /// Reads them. Other annotations mean nothing here.
     pub fn read(annotations: &BTreeMap<String, String>, allowed: FeatureControl) -> Result<Self, CniError> {
         let get = |name: &str| annotations.get(&format!("{PREFIX}{name}")).filter(|v| !v.is_empty());

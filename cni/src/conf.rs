@@ -12,9 +12,10 @@ use serde_json::Value;
 
 use crate::{
     annotations::{FeatureControl, Wishes},
-    env::{NAME_RULE, is_name},
+    env::{Command, NAME_RULE, is_name},
     error::{CniError, code},
     result::Answer,
+    undo,
 };
 
 /// Versions of the specification served, oldest first.
@@ -242,8 +243,9 @@ pub fn version_hint(input: &[u8]) -> String {
 }
 
 impl Conf {
-    /// Reads and checks a configuration.
-    pub fn parse(input: &[u8]) -> Result<Self, CniError> {
+    /// Reads and checks a configuration as far as this command needs it: what is wished for concerns ADD alone, and a DEL
+    /// must not fail for what an ADD was refused for.
+    pub fn parse(input: &[u8], command: Command) -> Result<Self, CniError> {
         if input.iter().all(u8::is_ascii_whitespace) {
             return Err(CniError::new(code::DECODE, "no network configuration on standard input")
                 .hint("container runtimes write it there; by hand: CNI_COMMAND=... brindle < FILE"));
@@ -254,7 +256,8 @@ impl Conf {
                 Err(e) => CniError::new(code::DECODE, format!("network configuration: {e}")),
             });
         }
-        let mut de = serde_json::Deserializer::from_slice(input);
+        let reduced = if command == Command::Del { undo::needed(input) } else { None };
+        let mut de = serde_json::Deserializer::from_slice(reduced.as_deref().unwrap_or(input));
         let raw: RawConf = serde_path_to_error::deserialize(&mut de).map_err(|e| {
             let (path, inner) = (e.path().to_string(), e.inner());
             // Broken JSON is code 6; JSON of the wrong shape is an invalid configuration.
@@ -264,10 +267,10 @@ impl Conf {
             CniError::new(code, format!("network configuration: {at}{inner}"))
         })?;
         de.end().map_err(|e| CniError::new(code::DECODE, format!("network configuration: {e}")))?;
-        Self::check(raw)
+        Self::check(raw, command)
     }
 
-    fn check(raw: RawConf) -> Result<Self, CniError> {
+    fn check(raw: RawConf, command: Command) -> Result<Self, CniError> {
         let version = if raw.version.is_empty() {
             return Err(CniError::new(code::VERSION, "network configuration: cniVersion is missing"));
         } else {
@@ -288,24 +291,30 @@ impl Conf {
             return Err(CniError::config(format!("mtu: {} is not between 68 and 65535", raw.mtu)));
         }
         let delegate = DELEGATES.contains(&&*raw.ipam.kind).then(|| raw.ipam.kind.clone());
-        if raw.ipam.kind != IPAM && delegate.is_none() {
+        // Whoever asks to take it back was given nothing under it.
+        if raw.ipam.kind != IPAM && delegate.is_none() && command != Command::Del {
             return Err(CniError::new(
                 code::FIELD,
                 format!("ipam.type: {:?} is not supported", raw.ipam.kind),
             )
             .hint(format!("use {IPAM:?}, or one of {}", DELEGATES.join(", "))));
         }
-        let wishes = Wishes::read(&raw.runtime.annotations, raw.feature_control)?;
+        let asks = command == Command::Add;
+        let wishes = if asks {
+            Wishes::read(&raw.runtime.annotations, raw.feature_control)?
+        } else {
+            Wishes::granted(&raw.runtime.annotations, raw.feature_control)
+        };
         let configured = (raw.ipam.assign_ipv4.unwrap_or(true), raw.ipam.assign_ipv6.unwrap_or(false));
         let (ipv4, ipv6) = wishes.families.unwrap_or(configured);
-        if delegate.is_some() && !(wishes.ips.is_empty() && wishes.unmanaged.is_empty()) {
+        if asks && delegate.is_some() && !(wishes.ips.is_empty() && wishes.unmanaged.is_empty()) {
             return Err(CniError::new(
                 code::FIELD,
                 format!("the pod's annotation asks for an address, but ipam.type is {:?}", raw.ipam.kind),
             )
             .hint(format!("use {IPAM:?} for this network, or remove the annotation")));
         }
-        if !ipv4 && !ipv6 {
+        if asks && !ipv4 && !ipv6 {
             return Err(CniError::config(
                 "ipam: assign_ipv4 and assign_ipv6 are both false: no address is asked for",
             )
@@ -318,10 +327,11 @@ impl Conf {
         } else {
             (raw.ipam.ipv4_pools, raw.ipam.ipv6_pools)
         };
-        let mut ips = ips("runtimeConfig.ips", &raw.runtime.ips)?;
-        if ips.is_empty() {
-            ips = wishes.ips;
+        let mut wished = if asks { ips("runtimeConfig.ips", &raw.runtime.ips)? } else { Vec::new() };
+        if wished.is_empty() {
+            wished = wishes.ips;
         }
+        let wished_mac = if asks { mac("runtimeConfig.mac", &raw.runtime.mac)? } else { None };
         let mut warnings = Vec::new();
         if raw.policy.is_some() {
             warnings.push("policy: has no effect; the agent reads policies from its datastore".to_owned());
@@ -331,10 +341,10 @@ impl Conf {
             sockets: paths("agent_socket", [&raw.agent_socket, &raw.ipam.agent_socket], &SOCKETS)?,
             state_dir: paths("state_dir", [&raw.state_dir, &raw.ipam.state_dir], &[STATE_DIR])?
                 .swap_remove(0),
-            ips,
+            ips: wished,
             unmanaged: wishes.unmanaged,
             floating: wishes.floating,
-            mac: mac("runtimeConfig.mac", &raw.runtime.mac)?.or(wishes.mac),
+            mac: wished_mac.or(wishes.mac),
             ipv4_pools: pools("ipam.ipv4_pools", ipv4_pools, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?,
             ipv6_pools: pools("ipam.ipv6_pools", ipv6_pools, IpAddr::V6(Ipv6Addr::UNSPECIFIED))?,
             pools_of_pod,
@@ -407,7 +417,7 @@ mod tests {
     use super::*;
 
     fn parse(json: &str) -> Result<Conf, CniError> {
-        Conf::parse(json.as_bytes())
+        Conf::parse(json.as_bytes(), Command::Add)
     }
 
     #[test]
@@ -490,10 +500,45 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_an_add_is_refused_for_hinders_no_other_command() {
+        let annotated = |name: &str, value: &str| {
+            format!(
+                r#"{{"cniVersion":"1.1.0","name":"n","runtimeConfig":{{
+                    "io.kubernetes.cri.pod-annotations":{{"cni.projectcalico.org/{name}":{value:?}}}}}}}"#
+            )
+        };
+        let wishes = [
+            annotated("ipAddrs", "garbage"),
+            annotated("ipAddrsNoIpam", r#"["192.0.2.7"]"#),
+            annotated("hwAddr", "x"),
+            annotated("ipFamilies", "[]"),
+            annotated("floatingIPs", r#"["192.0.2.1"]"#),
+            annotated("ipv4pools", "{}"),
+            r#"{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"ips":["x"],"mac":"y"}}"#.to_owned(),
+            r#"{"cniVersion":"1.1.0","name":"n","ipam":{"assign_ipv4":false}}"#.to_owned(),
+        ];
+        for json in &wishes {
+            assert!(parse(json).is_err(), "{json}");
+            for command in [Command::Del, Command::Check, Command::Gc] {
+                let conf = Conf::parse(json.as_bytes(), command).unwrap();
+                assert!(conf.ips.is_empty() && conf.unmanaged.is_empty() && conf.mac.is_none(), "{json}");
+            }
+        }
+        // CHECK must know that such addresses have no record.
+        let allowed = annotated("ipAddrsNoIpam", r#"["192.0.2.7"]"#).replacen(
+            '{',
+            r#"{"feature_control":{"ip_addrs_no_ipam":true},"#,
+            1,
+        );
+        assert_eq!(Conf::parse(allowed.as_bytes(), Command::Check).unwrap().unmanaged.len(), 1);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Conf::parse(&bytes);
+            let _ = Conf::parse(&bytes, Command::Add);
+            let _ = Conf::parse(&bytes, Command::Del);
             let _ = version_hint(&bytes);
         }
     }

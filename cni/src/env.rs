@@ -76,15 +76,24 @@ impl Attachment {
         check_id("CNI_CONTAINERID", &container_id)?;
         let ifname = required(lookup, "CNI_IFNAME")?;
         check_ifname("CNI_IFNAME", &ifname)?;
-        let netns = optional(lookup, "CNI_NETNS")?;
-        let netns = match netns {
-            Some(path) => Some(check_netns(&path)?),
-            None if command == Command::Del => None,
-            None => return Err(missing("CNI_NETNS")),
-        };
-        let args = Args::parse(&optional(lookup, "CNI_ARGS")?.unwrap_or_default())?;
+        if command == Command::Del {
+            // No ADD succeeded with what is wrong here, and a DEL that cannot succeed is repeated for ever.
+            let netns =
+                lenient(optional(lookup, "CNI_NETNS")).flatten().and_then(|path| lenient(check_netns(&path)));
+            let args = lenient(optional(lookup, "CNI_ARGS")).flatten().unwrap_or_default();
+            return Ok(Self { container_id, ifname, netns, args: Args::whose(&args) });
+        }
+        let netns = optional(lookup, "CNI_NETNS")?.ok_or_else(|| missing("CNI_NETNS"))?;
+        let netns = Some(check_netns(&netns)?);
+        let args = optional(lookup, "CNI_ARGS")?.unwrap_or_default();
+        let args = if command == Command::Add { Args::parse(&args)? } else { Args::whose(&args) };
         Ok(Self { container_id, ifname, netns, args })
     }
+}
+
+/// What is wrong is said and left out.
+fn lenient<T>(read: Result<T, CniError>) -> Option<T> {
+    read.inspect_err(|e| eprintln!("brindle: {}; left out", e.message)).ok()
 }
 
 fn missing(name: &str) -> CniError {
@@ -146,6 +155,18 @@ fn check_netns(text: &str) -> Result<PathBuf, CniError> {
 }
 
 impl Args {
+    /// Which pod it is; nothing else is looked at.
+    fn whose(text: &str) -> Self {
+        let mut args = Self::default();
+        for pair in text.split(';').filter(|p| p.starts_with("K8S_POD_")) {
+            let Some(read) = lenient(Self::parse(pair)) else { continue };
+            args.pod_namespace = read.pod_namespace.or(args.pod_namespace);
+            args.pod_name = read.pod_name.or(args.pod_name);
+            args.pod_uid = read.pod_uid.or(args.pod_uid);
+        }
+        args
+    }
+
     /// Parses `K=V;K=V`.
     pub fn parse(text: &str) -> Result<Self, CniError> {
         let mut args = Self::default();
@@ -252,6 +273,24 @@ mod tests {
         let vars: Vec<_> = GOOD.iter().copied().filter(|(k, _)| *k != "CNI_NETNS").collect();
         assert_eq!(read(Command::Del, &vars).unwrap().netns, None);
         assert_eq!(read(Command::Check, &vars).unwrap_err().code, 4);
+    }
+
+    #[test]
+    fn del_leaves_out_what_no_add_succeeded_with() {
+        let wrong = [
+            ("CNI_ARGS", "IP=300.1.1.1;K8S_POD_NAME=web-0;MAC=x;nonsense;K8S_POD_NAMESPACE=default"),
+            ("CNI_NETNS", "netns/../x"),
+        ];
+        for (variable, value) in wrong {
+            let mut vars = GOOD.to_vec();
+            vars.retain(|(k, _)| *k != variable);
+            vars.push((variable, value));
+            assert_eq!(read(Command::Add, &vars).unwrap_err().code, 4, "{variable}");
+            let a = read(Command::Del, &vars).unwrap();
+            assert_eq!(a.args.pod_name.as_deref(), Some("web-0"));
+            assert_eq!(a.args.pod_namespace.as_deref(), Some("default"));
+            assert_eq!((a.args.ip, a.args.mac), (None, None));
+        }
     }
 
     proptest! {

@@ -15,6 +15,7 @@ pub mod names;
 pub mod plugin;
 pub mod proto;
 pub mod result;
+mod undo;
 mod veth;
 
 pub use error::CniError;

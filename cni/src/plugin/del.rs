@@ -49,6 +49,11 @@ fn device(call: &Invocation, host: &mut Rtnl) -> Result<Option<HostDevice>, CniE
         Ok(pod) => pod,
         // Gone, and the interface with it.
         Err(e) if e.code == code::CONTAINER => return Ok(None),
+        // No ADD made anything there.
+        Err(e) if e.code == code::ENVIRONMENT => {
+            eprintln!("brindle: {}; left alone", e.message);
+            return Ok(None);
+        }
         Err(e) => return Err(e),
     };
     match veth::find(host, &pod, &call.runtime.ifname) {

@@ -21,7 +21,9 @@ pub(super) fn run(conf: &Conf, runtime: &Attachment, command: Command) -> Result
         return Ok(None);
     };
     let pod = match open_pod(path) {
-        Err(e) if command == Command::Del && e.code == code::CONTAINER => return Ok(None),
+        Err(e) if command == Command::Del && matches!(e.code, code::CONTAINER | code::ENVIRONMENT) => {
+            return Ok(None);
+        }
         pod => pod?,
     };
     let mut kernel = Rtnl::open_in(&pod)?;

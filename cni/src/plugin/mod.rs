@@ -127,7 +127,7 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
     if command == Command::Version {
         return Ok(Some(result::versions(&conf::version_hint(input))));
     }
-    let conf = Conf::parse(input)?;
+    let conf = Conf::parse(input, command)?;
     for warning in &conf.warnings {
         eprintln!("{}: {warning}", program.name());
     }

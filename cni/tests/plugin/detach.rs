@@ -6,7 +6,7 @@ use brindle_cni::{
 };
 use serde_json::json;
 
-use crate::stage::{BRINDLE_IPAM, Host, Ns, content, journal_folder};
+use crate::stage::{BRINDLE, BRINDLE_IPAM, Host, Ns, content, journal_folder};
 
 #[test]
 fn del_removes_the_pair_and_may_be_repeated() {
@@ -53,6 +53,32 @@ fn del_needs_neither_namespace_nor_an_earlier_add() {
         assert!(said.ok, "{said:?}");
     }
     assert_eq!(agent.calls(), ["del", "del"]);
+}
+
+#[test]
+fn del_succeeds_whatever_its_add_was_refused_for() {
+    let (host, pod) = (Host::new("delwish"), Ns::new("delwishpod"));
+    let agent = host.agent(content);
+    let annotated = |name: &str, value: &str| {
+        let mut conf = host.conf();
+        let key = format!("cni.projectcalico.org/{name}");
+        conf["runtimeConfig"] = json!({ "io.kubernetes.cri.pod-annotations": { key: value } });
+        conf
+    };
+    let mut ips = host.conf();
+    ips["runtimeConfig"] = json!({ "ips": ["x"] });
+    for conf in [annotated("ipAddrs", "garbage"), annotated("ipAddrsNoIpam", "[\"192.0.2.7\"]"), ips] {
+        for program in [BRINDLE, BRINDLE_IPAM] {
+            assert_eq!(host.program(program, "ADD", "c1", &pod.path(), &conf).code(), 7, "{conf}");
+            let said = host.program(program, "DEL", "c1", &pod.path(), &conf);
+            assert!(said.ok, "{conf}: {said:?}");
+        }
+    }
+    assert_eq!(agent.calls(), ["del", "ipam-del", "del", "ipam-del", "del", "ipam-del"]);
+    for netns in ["/proc/self/ns/net", "/dev/null", "/run/netns/../x"] {
+        let said = host.del("c1", netns);
+        assert!(said.ok, "{netns}: {said:?}");
+    }
 }
 
 #[test]
