@@ -3,6 +3,8 @@
 use brindle_kernel::netlink::Mac;
 use sha1::{Digest, Sha1};
 
+use crate::proto::Attachment;
+
 /// MAC of every host side device; proxy ARP answers with it.
 pub const HOST_MAC: Mac = Mac([0xee; 6]);
 /// Longest device name (IFNAMSIZ − 1).
@@ -19,6 +21,14 @@ pub fn container_mac(container_id: &str, ifname: &str) -> Mac {
     Mac(mac)
 }
 
+/// Whether a host device of this name is the attachment's, whatever prefix the agent was told to give such names.
+pub fn is_device_of(attachment: &Attachment, device: &str) -> bool {
+    // Fewer digits of the hash than these five would fit by chance.
+    (0..=MAX_IFNAME - 5)
+        .filter_map(|n| device.get(..n))
+        .any(|prefix| attachment.host_ifname(prefix) == device)
+}
+
 /// SHA-1 of the bytes, in hex.
 pub fn sha1_hex(bytes: &[u8]) -> String {
     Sha1::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
@@ -27,6 +37,25 @@ pub fn sha1_hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_known_by_its_attachment_under_any_prefix() {
+        let of = |id: &str| Attachment {
+            container_id: id.into(),
+            ifname: "eth0".into(),
+            netns: String::new(),
+            netns_id: String::new(),
+            network: "n".into(),
+            pod: None,
+        };
+        for prefix in ["cali", "", "c", "tenant-a-"] {
+            let device = of("c1").host_ifname(prefix);
+            assert!(is_device_of(&of("c1"), &device), "{device}");
+            assert!(!is_device_of(&of("c2"), &device), "{device}");
+        }
+        assert!(!is_device_of(&of("c1"), "veth4f1d2a3b"));
+        assert!(!is_device_of(&of("c1"), ""));
+    }
 
     #[test]
     fn macs_are_local_unicast_and_repeat() {

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use brindle_kernel::netlink::Rtnl;
+use brindle_kernel::netlink::{Link, Rtnl};
 
 use super::{DEL_PATIENCE, Invocation, open_pod};
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     error::{CniError, code},
     fail,
     journal::{self, Record},
+    names,
     proto::{Attachment, Call, HostDevice, Reply},
     veth::{self, Pair},
 };
@@ -57,7 +58,18 @@ fn device(call: &Invocation, host: &mut Rtnl) -> Result<Option<HostDevice>, CniE
         Err(e) => return Err(e),
     };
     match veth::find(host, &pod, &call.runtime.ifname) {
-        Ok(Some(Pair { host, .. })) => Ok(Some(HostDevice { index: host.index, name: host.name })),
+        Ok(Some(Pair { host, .. })) if is_ours(call, &host) => {
+            Ok(Some(HostDevice { index: host.index, name: host.name }))
+        }
+        // Another plugin's, or another attachment's: runtimes send a DEL also after an ADD that was refused for it.
+        Ok(Some(Pair { host, .. })) => {
+            let Attachment { ifname, .. } = &call.attachment;
+            eprintln!(
+                "brindle: {ifname} in {pod} behind {} is not of this attachment; left alone",
+                host.name
+            );
+            Ok(None)
+        }
         Ok(None) => Ok(None),
         Err(e) if e.code == code::ATTACHED => {
             eprintln!("brindle: {e}; left alone");
@@ -65,6 +77,13 @@ fn device(call: &Invocation, host: &mut Rtnl) -> Result<Option<HostDevice>, CniE
         }
         Err(e) => Err(e),
     }
+}
+
+/// Whether the host end was made for this attachment. A DEL may come without the arguments that named the pod; then the MAC
+/// decides, which other plugins do not use.
+fn is_ours(call: &Invocation, host: &Link) -> bool {
+    names::is_device_of(&call.attachment, &host.name)
+        || (call.attachment.pod.is_none() && host.mac == Some(names::HOST_MAC))
 }
 
 /// Tells the agent, or the journal. True when the agent deletes the device.

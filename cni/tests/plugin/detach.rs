@@ -4,6 +4,7 @@ use brindle_cni::{
     error::code,
     proto::{Call, Reply},
 };
+use brindle_kernel::netlink::{Veth, VethPeer};
 use serde_json::json;
 
 use crate::stage::{BRINDLE, BRINDLE_IPAM, Host, Ns, content, journal_folder};
@@ -89,6 +90,34 @@ fn del_leaves_a_foreign_interface_alone() {
     let said = host.del("c1", &pod.path());
     assert!(said.ok && said.err.contains("left alone"), "{said:?}");
     assert!(pod.link("eth0").is_some());
+}
+
+#[test]
+fn del_leaves_the_pair_of_another_plugin_or_attachment_alone() {
+    let (host, pod) = (Host::new("delptp"), Ns::new("delptppod"));
+    let mine = VethPeer { name: "eth0", mac: None, netns: Some(&pod.ns) };
+    host.ns.rtnl().add_veth(&Veth { name: "veth0a1b2c3d", peer: mine, ..Veth::default() }).unwrap();
+    let agent = host.agent(content);
+    assert_eq!(host.add("c1", &pod).code(), u64::from(code::ATTACHED));
+    let said = host.del("c1", &pod.path());
+    assert!(said.ok && said.err.contains("behind veth0a1b2c3d is not of this attachment"), "{said:?}");
+    let Call::Del { device: None, .. } = agent.call(2) else { panic!("{:?}", agent.calls()) };
+    assert_eq!((host.ns.devices().len(), pod.devices().len()), (1, 1));
+    drop(agent);
+    assert!(host.del("c1", &pod.path()).ok);
+    assert_eq!((host.ns.devices().len(), pod.devices().len()), (1, 1), "nor without an agent");
+}
+
+#[test]
+fn del_of_a_refused_container_leaves_the_one_in_its_place_alone() {
+    let (host, pod) = (Host::new("delother"), Ns::new("delotherpod"));
+    let _agent = host.agent(content);
+    assert!(host.add("c1", &pod).ok);
+    assert_eq!(host.add("c2", &pod).code(), u64::from(code::ATTACHED));
+    assert!(host.del("c2", &pod.path()).ok);
+    assert_eq!((host.ns.devices().len(), pod.devices().len()), (1, 1));
+    assert!(host.del("c1", &pod.path()).ok);
+    assert_eq!((host.ns.devices().len(), pod.devices().len()), (0, 0));
 }
 
 #[test]
