@@ -24,7 +24,12 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
     attachment.netns_id = format!("{}:{}", pod.id().dev, pod.id().inode);
 
     let (pools4, pools6, num4, num6, ips) = call.wish();
-    let given = call.given()?;
+    // Nobody may give back what a running pod has, whatever its ADD is repeated for.
+    let given = call.given().inspect_err(|_| {
+        if !lives(call, &mut host) {
+            give_back(call);
+        }
+    })?;
     let pools_of_pod = call.conf.pools_of_pod;
     let request =
         Call::Add { attachment: attachment.clone(), pools4, pools6, num4, num6, ips, given, pools_of_pod };
@@ -71,7 +76,13 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
     Ok(answer(call, &wiring, before))
 }
 
-/// Addresses of another IPAM plugin, after an ADD that failed.
+/// Whether a device of this attachment is there from before.
+fn lives(call: &Invocation, host: &mut Rtnl) -> bool {
+    let links = host.links().unwrap_or_default();
+    links.iter().any(|l| names::is_device_of(&call.attachment, &l.name))
+}
+
+/// Addresses of another IPAM plugin, after an ADD that failed, be it its own: so the specification has it.
 fn give_back(call: &Invocation) {
     if let Some(Err(e)) = call.delegate.as_ref().map(Delegate::del) {
         eprintln!("brindle: {e}");

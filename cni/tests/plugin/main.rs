@@ -1,6 +1,7 @@
 //! The real programs, started as a runtime starts them, against an agent played by the test.
 
 mod attach;
+mod delegated;
 mod detach;
 mod loopback;
 mod stage;

@@ -272,13 +272,14 @@ impl Host {
 
     pub(crate) fn program(&self, program: &str, command: &str, id: &str, netns: &str, conf: &Value) -> Said {
         let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{id}");
+        let path = format!("{}:/opt/cni/bin", self.folder.0.display());
         let vars = [
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", id),
             ("CNI_IFNAME", "eth0"),
             ("CNI_NETNS", netns),
             ("CNI_ARGS", &args),
-            ("CNI_PATH", "/opt/cni/bin"),
+            ("CNI_PATH", &path),
         ];
         let input = serde_json::to_vec(conf).unwrap();
         self.ns.ns.run(|| start(program, &vars, &input, |_| {})).unwrap()
