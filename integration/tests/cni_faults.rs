@@ -306,6 +306,8 @@ fn host_local_and_static_give_addresses_to_our_interface() {
         assert!(said.address().starts_with(prefix), "{said:?}");
         assert!(said.out.contains("/32"), "{said:?}");
         assert!(node.pings(&said.address()));
+        let again = node.call("ADD", &c, &conf);
+        assert_eq!(again.out, said.out, "the same answer again: {again:?}");
         assert_eq!(node.handles().0, Vec::<String>::new(), "nothing is taken from the pools");
         let mut check = conf.clone();
         check["prevResult"] = said.json();

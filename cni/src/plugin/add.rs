@@ -1,7 +1,10 @@
 //! ADD: addresses from the agent, the pair, the pod's end, the endpoint at the agent, the result. Whatever fails, what
 //! was made before it is taken back: a runtime that never sends the DEL still finds nothing left.
 
-use brindle_kernel::netlink::{Mac, Rtnl};
+use brindle_kernel::{
+    netlink::{Mac, Rtnl},
+    netns::NetNs,
+};
 use ipnet::IpNet;
 
 use super::{Invocation, delegate::Delegate, open_pod};
@@ -24,12 +27,19 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
     attachment.netns_id = format!("{}:{}", pod.id().dev, pod.id().inode);
 
     let (pools4, pools6, num4, num6, ips) = call.wish();
+    let mac = mac(call);
+    let before_this = given_before(call, &mut host, &pod, mac)?;
+    let repeated = !before_this.is_empty();
     // Nobody may give back what a running pod has, whatever its ADD is repeated for.
-    let given = call.given().inspect_err(|_| {
-        if !lives(call, &mut host) {
-            give_back(call);
-        }
-    })?;
+    let given = if repeated {
+        before_this
+    } else {
+        call.given().inspect_err(|_| {
+            if !lives(call, &mut host) {
+                give_back(call);
+            }
+        })?
+    };
     let pools_of_pod = call.conf.pools_of_pod;
     let request =
         Call::Add { attachment: attachment.clone(), pools4, pools6, num4, num6, ips, given, pools_of_pod };
@@ -38,11 +48,15 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
         Ok(other) => Err(Agent::unexpected(&other)),
         Err(e) => Err(e.into()),
     };
-    let (addresses, host_ifname, mtu, again) = added.inspect_err(|_| give_back(call))?;
+    let (addresses, host_ifname, mtu, again) = added.inspect_err(|_| {
+        if !repeated {
+            give_back(call);
+        }
+    })?;
+    let again = again || repeated;
     fail::point("add.given");
     let mut undo = Undo { agent, attachment: Some(attachment.clone()), device: None, armed: !again };
 
-    let mac = mac(call);
     let wiring = Wiring {
         host_ifname: host_ifname.clone(),
         ifname: attachment.ifname.clone(),
@@ -76,6 +90,20 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
     Ok(answer(call, &wiring, before))
 }
 
+/// The addresses that another IPAM plugin gave for this very attachment, when its ADD is repeated: they are those of the
+/// device, for it would refuse to give them twice. None while there is no such device.
+fn given_before(call: &Invocation, host: &mut Rtnl, pod: &NetNs, mac: Mac) -> Result<Vec<IpNet>, CniError> {
+    let found = if call.delegate.is_some() { veth::find(host, pod, &call.runtime.ifname) } else { Ok(None) };
+    // What is in the way is refused where the device is made.
+    let Ok(Some(pair)) = found else { return Ok(Vec::new()) };
+    if !names::is_device_of(&call.attachment, &pair.host.name) || pair.container.mac != Some(mac) {
+        return Ok(Vec::new());
+    }
+    let addrs = Rtnl::open_in(pod)?.addrs(Some(pair.container.index))?;
+    // The kernel's own link-local ones have the length of a network.
+    Ok(addrs.into_iter().map(|a| a.net).filter(|n| n.prefix_len() == n.max_prefix_len()).collect())
+}
+
 /// Whether a device of this attachment is there from before.
 fn lives(call: &Invocation, host: &mut Rtnl) -> bool {
     let links = host.links().unwrap_or_default();
@@ -94,12 +122,7 @@ fn mac(call: &Invocation) -> Mac {
     wished.unwrap_or_else(|| names::container_mac(&call.runtime.container_id, &call.runtime.ifname))
 }
 
-fn wire(
-    wiring: &Wiring,
-    host: &mut Rtnl,
-    pod: &brindle_kernel::netns::NetNs,
-    undo: &mut Undo,
-) -> Result<(), CniError> {
+fn wire(wiring: &Wiring, host: &mut Rtnl, pod: &NetNs, undo: &mut Undo) -> Result<(), CniError> {
     if wiring.create(host, pod)? == Created::New {
         undo.device = Some(wiring.host_ifname.clone());
     }
@@ -112,7 +135,7 @@ fn wire(
 }
 
 /// Our descriptor kept the namespace alive; the runtime may have deleted it all the same.
-fn still_there(call: &Invocation, pod: &brindle_kernel::netns::NetNs) -> Result<(), CniError> {
+fn still_there(call: &Invocation, pod: &NetNs) -> Result<(), CniError> {
     let path = call.runtime.netns.as_deref().unwrap_or_else(|| pod.path());
     match open_pod(path) {
         Ok(now) if now == *pod => Ok(()),

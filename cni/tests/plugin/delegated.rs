@@ -1,7 +1,17 @@
 //! Addresses of another IPAM plugin: what it is asked, and that nothing stays with it.
 
-use std::os::unix::fs::PermissionsExt;
+use std::{
+    os::unix::fs::PermissionsExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use brindle_cni::{
+    error::code,
+    proto::{Call, Reply},
+};
 use serde_json::{Value, json};
 
 use crate::stage::{Host, Ns, content};
@@ -36,4 +46,43 @@ fn a_delegate_whose_add_failed_is_asked_to_give_back() {
         assert_eq!(calls(&host), "ADD DEL ", "{name}");
         assert_eq!(agent.calls(), Vec::<&str>::new(), "nothing was asked of the agent");
     }
+}
+
+#[test]
+fn a_repeated_add_gives_what_the_delegate_gave_and_takes_nothing_back() {
+    let (host, pod) = (Host::new("delagain"), Ns::new("delagain"));
+    // As host-local has it: the second time it is refused.
+    let mark = host.folder.0.join("given");
+    let add = format!(
+        r#"if [ -e {0} ]; then echo '{{"code":999,"msg":"duplicate allocation"}}'; exit 1; fi
+        echo > {0}; echo '{{"cniVersion":"1.0.0","ips":[{{"address":"10.7.0.2/24"}}]}}'"#,
+        mark.display()
+    );
+    let conf = played(&host, &add);
+    let refuse = Arc::new(AtomicBool::new(false));
+    let refused = Arc::clone(&refuse);
+    let agent = host.agent(move |call| match call {
+        Call::Add { attachment, given, .. } => Some(Reply::Added {
+            addresses: given.clone(),
+            host_ifname: attachment.host_ifname("cali"),
+            mtu: 0,
+            again: false,
+        }),
+        Call::Register { .. } if refused.load(Ordering::Relaxed) => {
+            Some(Reply::Error { code: code::NOT_READY, msg: "late".into(), details: String::new() })
+        }
+        other => content(other),
+    });
+    let first = host.plugin("ADD", "c1", &pod.path(), &conf);
+    assert!(first.ok && first.out.contains("10.7.0.2/32"), "{first:?}");
+    let second = host.plugin("ADD", "c1", &pod.path(), &conf);
+    assert_eq!(second.out, first.out, "{second:?}");
+    refuse.store(true, Ordering::Relaxed);
+    assert_eq!(host.plugin("ADD", "c1", &pod.path(), &conf).code(), u64::from(code::NOT_READY));
+    // The same container in another namespace is refused by the other plugin; the one that runs keeps its address.
+    let elsewhere = Ns::new("delagain2");
+    assert_eq!(host.plugin("ADD", "c1", &elsewhere.path(), &conf).code(), 999);
+    assert_eq!(calls(&host), "ADD ADD ");
+    assert!(!agent.calls().contains(&"del"), "{:?}", agent.calls());
+    assert!(pod.link("eth0").is_some());
 }
