@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use brindle_kernel::{
     netlink::{
         Addr, Link, Mac, Neigh, NetlinkError, Op, Route, RouteFilter, Rtnl, Veth, VethPeer, addr_flag,
+        neigh_state,
     },
     netns::NetNs,
     sysctl,
@@ -43,6 +44,13 @@ pub(crate) struct Wiring {
     pub mtu: Option<u32>,
     pub addresses: Vec<IpNet>,
     pub forwarding: bool,
+}
+
+/// What the result of an ADD says of one end; none where it says nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Said {
+    pub mac: Option<Mac>,
+    pub mtu: Option<u32>,
 }
 
 /// What [`Wiring::create`] found.
@@ -181,8 +189,13 @@ impl Wiring {
         set(conf(&self.ifname, "accept_dad"), "0")
     }
 
-    /// What differs from how it should be; nothing if all is well.
-    pub(crate) fn differences(&self, host: &mut Rtnl, pod: &NetNs) -> Result<Vec<String>, CniError> {
+    /// What differs from how it should be, and from what was said of the pod's end and the host's; nothing if all is well.
+    pub(crate) fn differences(
+        &self,
+        said: [Said; 2],
+        host: &mut Rtnl,
+        pod: &NetNs,
+    ) -> Result<Vec<String>, CniError> {
         let mut wrong = Vec::new();
         let Some(pair) = find(host, pod, &self.ifname)? else {
             return Ok(vec![format!("{} does not exist in {pod}", self.ifname)]);
@@ -190,18 +203,26 @@ impl Wiring {
         if pair.host.name != self.host_ifname {
             wrong.push(format!("the host end is {}, not {}", pair.host.name, self.host_ifname));
         }
-        for (link, place) in [(&pair.container, "in the pod"), (&pair.host, "on the host")] {
+        let ends = [(&pair.container, "in the pod"), (&pair.host, "on the host")];
+        for ((link, place), said) in ends.into_iter().zip(said) {
             if !link.up {
                 wrong.push(format!("{} {place} is down", link.name));
+            }
+            if let Some(mac) = said.mac.filter(|m| link.mac != Some(*m)) {
+                wrong.push(format!("{} {place} has the MAC {}, not {mac}", link.name, shown(link.mac)));
+            }
+            if let Some(mtu) = said.mtu.filter(|m| link.mtu != *m) {
+                wrong.push(format!("{} {place} has the MTU {}, not {mtu}", link.name, link.mtu));
             }
         }
         let inside = pod.run(|| -> Result<_, NetlinkError> {
             let mut pod = Rtnl::open()?;
             // In whichever table: a later plugin of the list (sbr) moves them.
             let of_it = RouteFilter { dev: Some(pair.container.index), ..RouteFilter::default() };
-            Ok((pod.addrs(Some(pair.container.index))?, pod.routes(&of_it)?))
+            let index = Some(pair.container.index);
+            Ok((pod.addrs(index)?, pod.routes(&of_it)?, pod.neighs(index)?))
         });
-        let (addrs, routes) = inside.map_err(|e| CniError::new(code::IO, e.to_string()))??;
+        let (addrs, routes, neighs) = inside.map_err(|e| CniError::new(code::IO, e.to_string()))??;
         for want in &self.addresses {
             if !addrs.iter().any(|a| a.net == *want) {
                 wrong.push(format!("{} lacks the address {want}", self.ifname));
@@ -211,6 +232,20 @@ impl Wiring {
             let there = routes.iter().any(|r| r.dst == want.dst && r.hops == want.hops);
             if !there {
                 wrong.push(format!("the pod lacks the route {want}"));
+            }
+        }
+        for gateway in self.gateways() {
+            // One that was learned may be forgotten, and nobody may answer then.
+            let told = neighs.iter().find(|n| n.addr == gateway && n.state & neigh_state::PERMANENT != 0);
+            match told {
+                None => wrong.push(format!("the pod lacks the permanent neighbour {gateway}")),
+                Some(n) if n.mac != pair.host.mac => wrong.push(format!(
+                    "the pod sends to {gateway} at {}, but {} has the MAC {}",
+                    shown(n.mac),
+                    pair.host.name,
+                    shown(pair.host.mac)
+                )),
+                Some(_) => {}
             }
         }
         let on_host = host.routes(&RouteFilter { dev: Some(pair.host.index), ..RouteFilter::main() })?;
@@ -229,6 +264,10 @@ pub(crate) fn remove(host: &mut Rtnl, name: &str) -> Result<(), CniError> {
         Err(e) if !e.is_not_found() => Err(e.into()),
         _ => Ok(()),
     }
+}
+
+fn shown(mac: Option<Mac>) -> String {
+    mac.map_or_else(|| "none".to_owned(), |m| m.to_string())
 }
 
 fn vanished(ifname: &str) -> CniError {

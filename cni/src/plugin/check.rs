@@ -8,7 +8,8 @@ use crate::{
     error::{CniError, code},
     names,
     proto::{Call, Reply},
-    veth::Wiring,
+    result::Interface,
+    veth::{Said, Wiring},
 };
 
 pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
@@ -17,11 +18,9 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
     })?;
     let (ifname, sandbox) = (&call.runtime.ifname, &call.attachment.netns);
     let ours = result.interfaces.iter().position(|i| i.name == *ifname && i.sandbox == *sandbox);
-    let host_ifname = ours
-        .and_then(|at| at.checked_sub(1))
-        .and_then(|at| result.interfaces.get(at))
-        .filter(|host| host.sandbox.is_empty())
-        .map(|host| host.name.clone())
+    let (container, host) = ours
+        .and_then(|at| Some((result.interfaces.get(at)?, result.interfaces.get(at.checked_sub(1)?)?)))
+        .filter(|(_, host)| host.sandbox.is_empty())
         .ok_or_else(|| {
             CniError::config(format!(
                 "prevResult.interfaces: no {ifname} in {sandbox} behind its host device"
@@ -31,8 +30,9 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
     if addresses.is_empty() {
         return Err(CniError::config(format!("prevResult.ips: no address of {ifname} in {sandbox}")));
     }
+    let said = [said(container)?, said(host)?];
     let wiring = Wiring {
-        host_ifname,
+        host_ifname: host.name.clone(),
         ifname: ifname.clone(),
         mac: names::container_mac(&call.runtime.container_id, ifname),
         mtu: None,
@@ -40,7 +40,7 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
         forwarding: false,
     };
     let pod = call.pod()?;
-    let wrong = wiring.differences(&mut Rtnl::open()?, &pod)?;
+    let wrong = wiring.differences(said, &mut Rtnl::open()?, &pod)?;
     if !wrong.is_empty() {
         return Err(
             CniError::new(code::FAILED, wrong.join("; ")).hint("delete the pod; it will be made anew")
@@ -54,4 +54,12 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
         Reply::Checked => Ok(()),
         other => Err(Agent::unexpected(&other)),
     }
+}
+
+/// What a result says of a device, as far as its version of the specification has words for it.
+fn said(device: &Interface) -> Result<Said, CniError> {
+    let Interface { name, mac, mtu, .. } = device;
+    let wrong = |_| CniError::config(format!("prevResult.interfaces: {name}: {mac:?} is not a MAC address"));
+    let mac = if mac.is_empty() { None } else { Some(mac.parse().map_err(wrong)?) };
+    Ok(Said { mac, mtu: Some(*mtu).filter(|m| *m != 0) })
 }

@@ -295,6 +295,44 @@ fn check_agrees_after_add_and_names_each_difference() {
 }
 
 #[test]
+fn check_sees_what_cuts_a_pod_off() {
+    let (host, pod) = (Host { version: "1.1.0", ..Host::new("checkmac") }, Ns::new("checkmacpod"));
+    let _agent = host.agent(content);
+    let result = host.add("c1", &pod).json();
+    let (outer, inner) = (host.ns.link(&host_device("c1")).unwrap(), pod.link("eth0").unwrap());
+    let addr: ipnet::IpNet = "10.9.0.1/32".parse().unwrap();
+    host.ns.rtnl().add_route(&Route::new(addr).dev(outer.index)).unwrap();
+    assert!(host.check("c1", &pod, result.clone()).ok);
+    let finds = |want: &str| {
+        let said = host.check("c1", &pod, result.clone());
+        assert_eq!(said.code(), u64::from(code::FAILED), "{want}");
+        assert!(said.message().contains(want), "{want}: {said:?}");
+    };
+
+    let other = Mac([2, 0, 0, 0, 0, 9]);
+    host.ns.rtnl().set_mac(outer.index, other).unwrap();
+    finds("on the host has the MAC 02:00:00:00:00:09, not ee:ee:ee:ee:ee:ee");
+    finds(&format!("at ee:ee:ee:ee:ee:ee, but {} has the MAC 02:00:00:00:00:09", outer.name));
+    host.ns.rtnl().set_mac(outer.index, Mac([0xee; 6])).unwrap();
+
+    pod.rtnl().set_mac(inner.index, other).unwrap();
+    finds("eth0 in the pod has the MAC 02:00:00:00:00:09, not ");
+    pod.rtnl().set_mac(inner.index, inner.mac.unwrap()).unwrap();
+    // The kernel forgets neighbours with the MAC; an ADD again mends that.
+    finds("the pod lacks the permanent neighbour 169.254.1.1");
+    assert!(host.add("c1", &pod).ok);
+
+    pod.rtnl().set_mtu(inner.index, 1300).unwrap();
+    finds("eth0 in the pod has the MTU 1300, not 1480");
+    pod.rtnl().set_mtu(inner.index, 1480).unwrap();
+    let said = host.check("c1", &pod, result.clone());
+    assert!(said.ok, "as it was: {said:?}");
+
+    pod.rtnl().del_neigh(inner.index, "169.254.1.1".parse().unwrap()).unwrap();
+    finds("the pod lacks the permanent neighbour 169.254.1.1");
+}
+
+#[test]
 fn an_mtu_and_mac_of_the_configuration_win() {
     let (host, pod) = (Host::new("mtu"), Ns::new("mtupod"));
     let _agent = host.agent(content);
