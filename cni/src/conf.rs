@@ -322,11 +322,10 @@ impl Conf {
         }
         let pod_cidr = delegate.is_some() && raw.ipam.takes_pod_cidr();
         let pools_of_pod = !(wishes.ipv4_pools.is_empty() && wishes.ipv6_pools.is_empty());
-        let (ipv4_pools, ipv6_pools) = if pools_of_pod {
-            (wishes.ipv4_pools, wishes.ipv6_pools)
-        } else {
-            (raw.ipam.ipv4_pools, raw.ipam.ipv6_pools)
-        };
+        // A wish for one family says nothing of the other.
+        let either = |wished: Vec<String>, configured| if wished.is_empty() { configured } else { wished };
+        let ipv4_pools = either(wishes.ipv4_pools, raw.ipam.ipv4_pools);
+        let ipv6_pools = either(wishes.ipv6_pools, raw.ipam.ipv6_pools);
         let mut wished = if asks { ips("runtimeConfig.ips", &raw.runtime.ips)? } else { Vec::new() };
         if wished.is_empty() {
             wished = wishes.ips;
@@ -453,6 +452,21 @@ mod tests {
         assert_eq!(c.ips, ["10.0.0.9".parse::<IpAddr>().unwrap()]);
         assert_eq!(c.mac.unwrap().to_string(), "02:00:00:00:00:09");
         assert_eq!(conf("\"10.0.0.3\"").ips, ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn pools_of_a_pod_for_one_family_leave_the_other_as_configured() {
+        let conf = |family: &str, pool: &str| {
+            let conf = parse(&format!(
+                r#"{{"cniVersion":"1.0.0","name":"n","ipam":{{"ipv4_pools":["four"],"ipv6_pools":["six"]}},
+                "runtimeConfig":{{"io.kubernetes.cri.pod-annotations":{{
+                "cni.projectcalico.org/{family}pools":"[\"{pool}\"]"}}}}}}"#
+            ))
+            .unwrap();
+            (conf.ipv4_pools.concat(), conf.ipv6_pools.concat(), conf.pools_of_pod)
+        };
+        assert_eq!(conf("ipv4", "blue"), ("blue".into(), "six".into(), true));
+        assert_eq!(conf("ipv6", "blue"), ("four".into(), "blue".into(), true));
     }
 
     #[test]
