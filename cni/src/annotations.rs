@@ -7,13 +7,16 @@ use std::{collections::BTreeMap, net::IpAddr};
 use brindle_kernel::netlink::Mac;
 use serde::Deserialize;
 
-use crate::error::{CniError, code};
+use crate::{
+    env::is_station,
+    error::{CniError, code},
+};
 
 const PREFIX: &str = "cni.projectcalico.org/";
 
 /// Which annotations the configuration lets pods use (`feature_control`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 pub struct FeatureControl {
     pub ip_addrs_no_ipam: bool,
     pub floating_ips: bool,
@@ -129,7 +132,11 @@ fn families(texts: &[String]) -> Result<(bool, bool), CniError> {
 }
 
 fn mac(text: &str) -> Result<Mac, CniError> {
-    text.parse().map_err(|_| wrong("hwAddr", format!("is {text:?}, which is no MAC address")))
+    let mac = text.parse().map_err(|_| wrong("hwAddr", format!("is {text:?}, which is no MAC address")))?;
+    if is_station(mac) {
+        return Ok(mac);
+    }
+    Err(wrong("hwAddr", format!("is {text:?}, which is not the address of one station")))
 }
 
 #[cfg(test)]
@@ -180,6 +187,8 @@ mod tests {
             (vec![("ipFamilies", r#"["IPv5"]"#)], 7, "\"IPv5\""),
             (vec![("ipFamilies", "[]")], 7, "no family"),
             (vec![("hwAddr", "x")], 7, "no MAC address"),
+            (vec![("hwAddr", "ff:ff:ff:ff:ff:ff")], 7, "not the address of one station"),
+            (vec![("hwAddr", "00:00:00:00:00:00")], 7, "not the address of one station"),
             (vec![("ipv4pools", "{}")], 7, "ipv4pools is no JSON list"),
             (vec![("floatingIPs", "192.0.2.1")], 7, "floatingIPs is no JSON list"),
             (vec![("floatingIPs", r#"["192.0.2.1/32"]"#)], 7, "\"192.0.2.1/32\", which is no address"),

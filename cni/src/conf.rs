@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     annotations::{FeatureControl, Wishes},
-    env::{Command, NAME_RULE, is_name},
+    env::{Command, NAME_RULE, is_name, is_station},
     error::{CniError, code},
     result::Answer,
     undo,
@@ -65,7 +65,7 @@ impl Version {
 
 /// The `dns` section; handed on to the result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 pub struct Dns {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
@@ -78,7 +78,7 @@ pub struct Dns {
 }
 
 #[derive(Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 struct RawIpam {
     #[serde(rename = "type")]
     kind: String,
@@ -173,7 +173,7 @@ struct RawConf {
 
 /// `container_settings`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 pub struct ContainerSettings {
     /// Let the pod forward packets.
     pub allow_ip_forwarding: bool,
@@ -181,7 +181,7 @@ pub struct ContainerSettings {
 
 /// `runtimeConfig`, for the capabilities this plugin declares.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 struct RuntimeConfig {
     ips: Vec<String>,
     mac: String,
@@ -394,7 +394,9 @@ fn mac(field: &str, text: &str) -> Result<Option<brindle_kernel::netlink::Mac>, 
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| CniError::config(format!("{field}: {text:?} is not a MAC address")))
+    let wrong = |what: &str| CniError::config(format!("{field}: {text:?} is not {what}"));
+    let mac = text.parse().map_err(|_| wrong("a MAC address"))?;
+    if is_station(mac) { Ok(Some(mac)) } else { Err(wrong("the address of one station")) }
 }
 
 fn pools(field: &str, pools: Vec<String>, family: IpAddr) -> Result<Vec<String>, CniError> {
@@ -502,6 +504,16 @@ mod tests {
                 "ipam.ipv4_pools",
             ),
             (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"ipv4_pools":[7]}}"#, 7, "ipam.ipv4_pools[0]"),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","ipam":null}"#,
+                7,
+                "ipam: invalid type: null, expected an object",
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"mac":"01:00:5e:00:00:01"}}"#,
+                7,
+                "runtimeConfig.mac: \"01:00:5e:00:00:01\" is not the address of one station",
+            ),
             (r#"{"cniVersion":"1.0.0","name":"n","agent_socket":"cni.sock"}"#, 7, "agent_socket"),
             (r#"{"cniVersion":"1.0.0","name":"n","state_dir":"x"}"#, 7, "state_dir"),
             (r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"ips":["x"]}}"#, 7, "runtimeConfig.ips"),

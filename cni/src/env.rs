@@ -76,6 +76,9 @@ impl Attachment {
         check_id("CNI_CONTAINERID", &container_id)?;
         let ifname = required(lookup, "CNI_IFNAME")?;
         check_ifname("CNI_IFNAME", &ifname)?;
+        if command == Command::Add {
+            check_new_ifname("CNI_IFNAME", &ifname)?;
+        }
         if command == Command::Del {
             // No ADD succeeded with what is wrong here, and a DEL that cannot succeed is repeated for ever.
             let netns =
@@ -122,6 +125,11 @@ pub(crate) fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
+/// Whether a device can have this MAC: neither a group's nor none at all.
+pub(crate) fn is_station(mac: brindle_kernel::netlink::Mac) -> bool {
+    mac.0[0] & 1 == 0 && mac.0 != [0; 6]
+}
+
 fn check_id(variable: &str, id: &str) -> Result<(), CniError> {
     if is_name(id) {
         return Ok(());
@@ -141,6 +149,16 @@ fn check_ifname(variable: &str, name: &str) -> Result<(), CniError> {
         return bad("it contains '/', ':' or white space");
     }
     Ok(())
+}
+
+/// Names that the kernel takes for something else: those of settings of all devices, and patterns it completes.
+fn check_new_ifname(variable: &str, name: &str) -> Result<(), CniError> {
+    let why = match name {
+        "all" | "default" => "the kernel's settings of all devices have this name",
+        _ if name.contains('%') => "it contains '%', which the kernel replaces by a number",
+        _ => return Ok(()),
+    };
+    Err(CniError::env(format!("{variable} {name:?} is not valid: {why}")))
 }
 
 /// An absolute path without detours. Whether it is a network namespace is found out when it is opened.
@@ -197,7 +215,7 @@ impl Args {
                 "MAC" if !value.is_empty() => {
                     let mac: brindle_kernel::netlink::Mac =
                         value.parse().map_err(|_| invalid("not a MAC address"))?;
-                    if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
+                    if !is_station(mac) {
                         return Err(invalid("not the address of one station"));
                     }
                     args.mac = Some(mac);
@@ -249,6 +267,9 @@ mod tests {
             ("CNI_IFNAME", "a/b", "contains '/'"),
             ("CNI_IFNAME", "a b", "white space"),
             ("CNI_IFNAME", "..", "not a device name"),
+            ("CNI_IFNAME", "all", "settings of all devices"),
+            ("CNI_IFNAME", "default", "settings of all devices"),
+            ("CNI_IFNAME", "eth%d", "contains '%'"),
             ("CNI_NETNS", "", "CNI_NETNS is missing"),
             ("CNI_NETNS", "netns/x", "not an absolute path"),
             ("CNI_NETNS", "/run/netns/../../etc/passwd", "without '..'"),

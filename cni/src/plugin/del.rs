@@ -10,7 +10,7 @@ use std::{
 
 use brindle_kernel::netlink::{Link, Rtnl};
 
-use super::{DEL_PATIENCE, Invocation, open_pod};
+use super::{DEL_PATIENCE, Invocation, open_netns};
 use crate::{
     client::{Agent, CallError},
     error::{CniError, code},
@@ -46,7 +46,7 @@ pub(super) fn del(call: &Invocation) -> Result<(), CniError> {
 /// The host end of the container's interface, if it is there to be found.
 fn device(call: &Invocation, host: &mut Rtnl) -> Result<Option<HostDevice>, CniError> {
     let Some(path) = call.runtime.netns.as_deref() else { return Ok(None) };
-    let pod = match open_pod(path) {
+    let pod = match open_netns(path) {
         Ok(pod) => pod,
         // Gone, and the interface with it.
         Err(e) if e.code == code::CONTAINER => return Ok(None),

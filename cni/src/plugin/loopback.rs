@@ -4,7 +4,7 @@
 use brindle_kernel::netlink::Rtnl;
 use ipnet::IpNet;
 
-use super::open_pod;
+use super::open_netns;
 use crate::{
     conf::Conf,
     env::{Attachment, Command},
@@ -20,7 +20,7 @@ pub(super) fn run(conf: &Conf, runtime: &Attachment, command: Command) -> Result
         // Only a DEL may come without: what was in the namespace is gone with it.
         return Ok(None);
     };
-    let pod = match open_pod(path) {
+    let pod = match open_netns(path) {
         Err(e) if command == Command::Del && matches!(e.code, code::CONTAINER | code::ENVIRONMENT) => {
             return Ok(None);
         }

@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(70);
 /// A DEL rather goes into the journal than wait.
 const DEL_PATIENCE: Duration = Duration::from_secs(20);
 
+/// EINVAL.
+const INVALID: i32 = 22;
+
 /// Which of the programs this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -252,7 +255,21 @@ impl Invocation {
     /// Opens the pod's namespace.
     fn pod(&self) -> Result<NetNs, CniError> {
         let path = self.runtime.netns.as_deref().ok_or_else(|| CniError::env("CNI_NETNS is missing"))?;
-        open_pod(path)
+        open_netns(path)
+    }
+}
+
+/// As [`open_pod`], and refuses a namespace of another kind before anything is done: one thread's visit shows it.
+fn open_netns(path: &Path) -> Result<NetNs, CniError> {
+    let pod = open_pod(path)?;
+    match pod.run(|| ()) {
+        Err(e) if e.errno() == INVALID => Err(CniError::env(format!(
+            "CNI_NETNS {} is a namespace of another kind, not a network namespace",
+            path.display()
+        ))
+        .hint("give the network namespace, like /run/netns/NAME or /proc/PID/ns/net")),
+        // What else is wrong is said by what comes next.
+        _ => Ok(pod),
     }
 }
 

@@ -254,13 +254,15 @@ fn a_namespace_that_vanishes_during_add_is_said_and_nothing_is_left() {
 }
 
 #[test]
-fn a_namespace_of_another_kind_is_refused_and_the_address_goes_back() {
+fn a_namespace_of_another_kind_is_refused_before_anything_is_done() {
     let host = Host::new("kind");
     let agent = host.agent(content);
     let said = host.plugin("ADD", "c1", "/proc/self/ns/mnt", &host.conf());
-    assert!(!said.ok, "{said:?}");
-    assert_eq!(agent.calls(), ["add", "del"]);
+    assert_eq!(said.code(), u64::from(code::ENVIRONMENT), "{said:?}");
+    assert!(said.message().contains("of another kind, not a network namespace"), "{said:?}");
+    assert_eq!(agent.calls(), Vec::<&str>::new());
     assert_eq!(host.ns.devices().len(), 0);
+    assert!(host.del("c1", "/proc/self/ns/mnt").ok, "and it can be deleted");
 }
 
 #[test]
