@@ -5,8 +5,15 @@ use ipnet::IpNet;
 use super::{Errors, Invalid};
 use crate::pool::{AllowedUse, EncapMode, IpPoolSpec, IpReservationSpec};
 
-/// Addresses that never leave a link: no pool may touch them.
-const LINK_LOCAL: [&str; 2] = ["169.254.0.0/16", "fe80::/10"];
+/// Addresses no pod can have: those that never leave a link or a host, and those of groups. No pool may touch them.
+const UNFIT: [(&str, &str); 6] = [
+    ("link-local", "169.254.0.0/16"),
+    ("link-local", "fe80::/10"),
+    ("loopback", "127.0.0.0/8"),
+    ("loopback", "::1/128"),
+    ("multicast", "224.0.0.0/4"),
+    ("multicast", "ff00::/8"),
+];
 
 /// Whether two prefixes share an address.
 pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
@@ -18,9 +25,9 @@ pub(super) fn check(p: &IpPoolSpec, errors: &mut Errors) {
     if cidr != cidr.trunc() {
         errors.add("spec.cidr", cidr, format!("bits behind the prefix are set; write {}", cidr.trunc()));
     }
-    let link_local = LINK_LOCAL.iter().filter_map(|s| s.parse::<IpNet>().ok());
-    if let Some(reserved) = link_local.into_iter().find(|r| overlap(r, &cidr)) {
-        errors.add("spec.cidr", cidr, format!("overlaps the link-local range {reserved}"));
+    let unfit = UNFIT.iter().filter_map(|(what, s)| Some((what, s.parse::<IpNet>().ok()?)));
+    if let Some((what, range)) = unfit.into_iter().find(|(_, r)| overlap(r, &cidr)) {
+        errors.add("spec.cidr", cidr, format!("overlaps the {what} range {range}"));
     }
     let encapsulated = p.ipip_mode != EncapMode::Never || p.vxlan_mode != EncapMode::Never;
     if p.ipip_mode != EncapMode::Never && p.vxlan_mode != EncapMode::Never {

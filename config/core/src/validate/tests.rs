@@ -54,6 +54,23 @@ fn pools_that_calico_refuses_are_refused() {
 }
 
 #[test]
+fn pools_of_addresses_no_pod_can_have_are_refused() {
+    for (cidr, what) in [
+        ("127.0.0.0/8", "loopback range 127.0.0.0/8"),
+        ("127.1.0.0/16", "loopback range 127.0.0.0/8"),
+        ("::1/128", "loopback range ::1/128"),
+        ("224.0.0.0/4", "multicast range 224.0.0.0/4"),
+        ("239.1.0.0/16", "multicast range 224.0.0.0/4"),
+        ("ff00::/8", "multicast range ff00::/8"),
+        ("169.254.0.0/16", "link-local range 169.254.0.0/16"),
+        ("fe80::/10", "link-local range fe80::/10"),
+    ] {
+        let said = errors(Kind::IpPool, "unfit", json!({"cidr": cidr}));
+        assert!(said.contains(&format!("overlaps the {what}")), "{said}");
+    }
+}
+
+#[test]
 fn pools_that_calico_accepts_are_accepted() {
     accepted(
         Kind::IpPool,
