@@ -90,6 +90,20 @@ impl Cluster {
         }
     }
 
+    /// Gives one address of node1's blocks to a handle with these attributes.
+    fn hold(&self, handle: &str, attributes: &[(&str, &str)], v6: bool) -> std::net::IpAddr {
+        let mut all = BTreeMap::from([("node".to_owned(), "node1".to_owned())]);
+        all.extend(attributes.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+        let owner = Owner { handle: handle.into(), attributes: all };
+        let mut a = BlockAllocator::new(Arc::clone(&self.store), "node1", Arc::new(NoPause));
+        let (v4, v6) = (Wanted::any(usize::from(!v6)), Wanted::any(usize::from(v6)));
+        let given = self.runtime.block_on(async {
+            let view = View::load(&*self.store, "node1").await.unwrap();
+            a.assign(&AssignRequest::for_workload(owner, v4, v6), &view, NOW).await.unwrap()
+        });
+        given.addresses[0].ip
+    }
+
     fn run(&self, line: &str) -> String {
         let out = Command::new(env!("CARGO_BIN_EXE_brindlectl"))
             .args(line.split_whitespace())
@@ -191,6 +205,38 @@ fn what_is_wrong_is_found_and_released_by_report() {
         "ipam check",
     ]);
     insta::assert_snapshot!(first + &second);
+}
+
+#[test]
+fn every_tunnel_address_a_node_names_is_in_use() {
+    let c = Cluster::new("tunnels");
+    let kinds = ["ipip", "vxlan", "vxlanV6", "wireguard", "wireguardV6"];
+    let ips: Vec<std::net::IpAddr> = kinds
+        .iter()
+        .map(|kind| {
+            c.hold(
+                &format!("{kind}-node1"),
+                &[("type", &format!("{kind}TunnelAddress"))],
+                kind.ends_with("V6"),
+            )
+        })
+        .collect();
+    let said = c.run("ipam check");
+    assert!(said.contains("Found 5 IPs that are allocated in IPAM but not actually in use."), "{said}");
+    let node = serde_json::json!({
+        "apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "node1"}, "spec": {
+            "bgp": {"ipv4IPIPTunnelAddr": ips[0]}, "ipv4VXLANTunnelAddr": ips[1], "ipv6VXLANTunnelAddr": ips[2],
+            "wireguard": {"interfaceIPv4Address": ips[3], "interfaceIPv6Address": ips[4]},
+        },
+    });
+    let key = Key::new(Kind::Node, None, "node1");
+    c.runtime.block_on(c.store.put(&key, node, Expect::Any)).unwrap();
+    c.lock(false);
+    let said = c.run("ipam check --report r.json");
+    assert!(said.contains("Found 5 node tunnel IPs."), "{said}");
+    assert!(said.contains("found 0 problems"), "{said}");
+    let said = c.run("ipam release --from-report r.json");
+    assert!(said.contains("Released 0 IPs successfully"), "{said}");
 }
 
 #[test]

@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, bail};
 use brindle_config_core::{
     Kind,
     felix::ClusterInformationSpec,
-    node::NodeSpec,
     store::{Entry, Revision, Store, StoreError, StoreExt as _, Stored, decode},
     workload::WorkloadEndpointSpec,
 };
 use brindle_ipam::{Now, View, usage::Blocks};
+use serde_json::Value;
 
 /// The records.
 pub(super) struct World {
@@ -77,15 +77,25 @@ impl World {
         users
     }
 
-    /// Tunnel addresses the Nodes name.
+    /// Tunnel addresses the Nodes name: of IPIP, VXLAN and WireGuard, both families.
     pub(super) fn tunnels(&self) -> BTreeMap<IpAddr, Vec<String>> {
+        const FIELDS: [&str; 5] = [
+            "/spec/bgp/ipv4IPIPTunnelAddr",
+            "/spec/ipv4VXLANTunnelAddr",
+            "/spec/ipv6VXLANTunnelAddr",
+            "/spec/wireguard/interfaceIPv4Address",
+            "/spec/wireguard/interfaceIPv6Address",
+        ];
         let mut users: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
+        // By its fields: what else is wrong with a Node makes its addresses no less used.
         for entry in self.entries.iter().filter(|e| e.key.kind == Kind::Node) {
-            let Ok(node) = decode::<NodeSpec>(entry) else { continue };
-            let spec = node.resource.spec;
-            let ipip = spec.bgp.as_ref().and_then(|b| b.ipv4_ipip_tunnel_addr);
-            for ip in [ipip, spec.ipv4_vxlan_tunnel_addr].into_iter().flatten() {
-                users.entry(ip.into()).or_default().push(format!("tunnel of node {}", entry.key.name));
+            let text = |field: &&str| entry.value.pointer(field).and_then(Value::as_str);
+            for ip in FIELDS.iter().filter_map(text).filter_map(|t| t.parse().ok()) {
+                let whose = format!("tunnel of node {}", entry.key.name);
+                let by = users.entry(ip).or_default();
+                if !by.contains(&whose) {
+                    by.push(whose);
+                }
             }
         }
         users
