@@ -239,6 +239,48 @@ fn every_tunnel_address_a_node_names_is_in_use() {
     assert!(said.contains("Released 0 IPs successfully"), "{said}");
 }
 
+fn put_raw(c: &Cluster, kind: Kind, namespace: Option<&str>, value: serde_json::Value) {
+    let key = Key::new(kind, namespace, value["metadata"]["name"].as_str().unwrap());
+    c.runtime.block_on(c.store.put(&key, value, Expect::Any)).unwrap();
+}
+
+/// A LoadBalancer service `shop/NAME`, and the address it holds.
+fn service(c: &Cluster, name: &str) -> std::net::IpAddr {
+    let handle = brindle_config_core::names::load_balancer_handle(name, "shop", "u1");
+    let ip = c.hold(&handle, &[("service", name), ("namespace", "shop"), ("type", "LoadBalancer")], false);
+    let value = serde_json::json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": "shop", "uid": "u1"},
+        "spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": [{"ip": ip}]}},
+    });
+    put_raw(c, Kind::Service, Some("shop"), value);
+    ip
+}
+
+#[test]
+fn what_something_uses_is_released_by_force_alone() {
+    let c = Cluster::new("guards");
+    let tunnel = c.hold("ipip-tunnel-addr-node1", &[("type", "ipipTunnelAddress")], false);
+    let node = serde_json::json!({"apiVersion": "projectcalico.org/v3", "kind": "Node",
+        "metadata": {"name": "node1"}, "spec": {"bgp": {"ipv4IPIPTunnelAddr": tunnel}}});
+    put_raw(&c, Kind::Node, None, node);
+    let balancer = service(&c, "web");
+    let pod = [("pod", "lan"), ("namespace", "default"), ("cni.brindle.dev/foreign-interface", "true")];
+    let foreign = c.hold("lan.c1", &pod, false);
+    let said = c.run("ipam check --show-problem-ips");
+    assert!(said.contains("found 0 problems"), "{said}");
+    for (ip, want) in [
+        (tunnel, "is in use by tunnel of node node1; use --force"),
+        (balancer, "is in use by service shop/web; use --force"),
+        (foreign, "was given to default/lan for another plugin's interface"),
+    ] {
+        let said = c.run(&format!("ipam release --ip {ip}"));
+        assert!(said.contains(want) && said.ends_with("[2]\n"), "{said}");
+        let said = c.run(&format!("ipam release --ip {ip} --force"));
+        assert!(said.contains("Successfully released") && said.ends_with("[0]\n"), "{said}");
+    }
+}
+
 #[test]
 fn the_configuration_is_changed_only_where_it_makes_sense() {
     let c = Cluster::new("configure");

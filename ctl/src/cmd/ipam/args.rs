@@ -116,7 +116,8 @@ pub(crate) struct ReleaseArgs {
     /// A report of `ipam check`; of several, only what all name.
     #[arg(long, value_name = "FILE", conflicts_with = "ip")]
     pub(crate) from_report: Vec<PathBuf>,
-    /// Although the datastore is not locked, or an endpoint still has the address.
+    /// Although the datastore is not locked, or an endpoint, a node's tunnel, a service or another plugin's interface may
+    /// still have the address.
     #[arg(long)]
     pub(crate) force: bool,
 }

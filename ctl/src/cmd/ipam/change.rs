@@ -26,9 +26,8 @@ pub(super) async fn release(store: Arc<dyn Store>, args: &ReleaseArgs, format: F
     let world = World::read(&*store).await?;
     let mut allocator = BlockAllocator::new(Arc::clone(&store), NOBODY, Arc::new(NoPause));
     if let Some(ip) = args.ip {
-        let users = world.workloads().remove(&ip);
-        if let Some(by) = users.filter(|_| !args.force) {
-            bail!("{ip} is in use by {}; delete the pod, or use --force", by.join(", "));
+        if !args.force {
+            unused(&world, ip)?;
         }
         let report = allocator.release_ips(&[Release::of(ip)], &world.view, now()?).await?;
         let done = !report.released.is_empty();
@@ -78,6 +77,23 @@ pub(super) async fn release(store: Arc<dyn Store>, args: &ReleaseArgs, format: F
         }
     }
     Ok(if failed.is_empty() { Outcome::Ok } else { Outcome::Degraded })
+}
+
+/// Refuses to release what something uses, or may use.
+fn unused(world: &World, ip: IpAddr) -> Result<()> {
+    if let Some(by) = world.workloads().remove(&ip) {
+        bail!("{ip} is in use by {}; delete the pod, or use --force", by.join(", "));
+    }
+    if let Some(by) = world.users().remove(&ip) {
+        bail!("{ip} is in use by {}; use --force to give it back all the same", by.join(", "));
+    }
+    if let Some(whose) = world.foreign(ip) {
+        bail!(
+            "{ip} was given to {whose} for another plugin's interface; no record tells whether that is still there: \
+             use --force if it is gone"
+        );
+    }
+    Ok(())
 }
 
 /// Records of handles without addresses, as the report saw them.

@@ -115,14 +115,10 @@ fn look(world: &World, args: &CheckArgs) -> Checked {
         let _ = writeln!(t, "  {}", p.spec.cidr);
     }
     let active = world.view.pools.iter().filter(|p| !p.spec.disabled).count();
-    let (workloads, tunnels) = (world.workloads(), world.tunnels());
+    let used = world.users();
     let _ = writeln!(t, "Found {active} active IP pools.\n\nLoading all nodes.");
-    let _ = writeln!(t, "Found {} node tunnel IPs.\n\nLoading all workload endpoints.", tunnels.len());
-    let mut used = workloads.clone();
-    for (ip, by) in &tunnels {
-        used.entry(*ip).or_default().extend(by.iter().cloned());
-    }
-    let _ = writeln!(t, "Found {} workload IPs.", workloads.len());
+    let _ = writeln!(t, "Found {} node tunnel IPs.\n", world.tunnels().len());
+    let _ = writeln!(t, "Loading all workload endpoints.\nFound {} workload IPs.", world.workloads().len());
     let _ = writeln!(t, "Workloads and nodes are using {} IPs.\n", used.len());
     if args.show_all_ips {
         for (ip, owners) in &allocated {
@@ -177,7 +173,7 @@ fn unused(
 fn judged(world: &World, ip: IpAddr) -> bool {
     let allocation = world.blocks.of(ip).and_then(|b| b.allocation(ip));
     allocation.is_some_and(|a| {
-        a.attribute.secondary.contains_key("pod")
+        (a.attribute.secondary.contains_key("pod") && world.foreign(ip).is_none())
             || a.attribute.secondary.get("type").is_some_and(|t| t.ends_with("TunnelAddress"))
     })
 }
@@ -266,10 +262,7 @@ fn collector(state_dir: &Path) -> Option<Value> {
 
 /// calicoctl's report.
 fn report(world: &World, c: &Checked) -> Value {
-    let mut used = world.workloads();
-    for (ip, by) in world.tunnels() {
-        used.entry(ip).or_default().extend(by);
-    }
+    let used = world.users();
     let leaked: BTreeSet<IpAddr> = c.allocated_unused.iter().map(|(ip, _)| *ip).collect();
     let mut allocations: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for (b, a) in world.blocks.allocations() {

@@ -1,19 +1,25 @@
 //! What the `ipam` commands look at: one consistent listing of all that has to do with addresses.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
 use brindle_config_core::{
-    Kind,
+    Key, Kind,
     felix::ClusterInformationSpec,
+    names::{handle_name, load_balancer_handle},
+    pool::AllowedUse,
     store::{Entry, Revision, Store, StoreError, StoreExt as _, Stored, decode},
     workload::WorkloadEndpointSpec,
 };
-use brindle_ipam::{Now, View, usage::Blocks};
+use brindle_ipam::{
+    Now, View,
+    leak::FOREIGN,
+    usage::{Blocks, allocated_to},
+};
 use serde_json::Value;
 
 /// The records.
@@ -22,9 +28,14 @@ pub(super) struct World {
     pub(super) entries: Vec<Entry>,
     pub(super) blocks: Blocks,
     pub(super) endpoints: Vec<Stored<WorkloadEndpointSpec>>,
+    /// Why they could not be read, where they could not: not everybody may.
+    pub(super) services: Result<Vec<Entry>, StoreError>,
     pub(super) cluster: ClusterInformationSpec,
     pub(super) cluster_revision: Revision,
 }
+
+/// What handles of LoadBalancer services begin with.
+pub(super) const BALANCER: &str = "lb-";
 
 const KINDS: [Kind; 5] =
     [Kind::IpamBlock, Kind::BlockAffinity, Kind::IpamHandle, Kind::WorkloadEndpoint, Kind::Node];
@@ -35,6 +46,7 @@ impl World {
         // No node is meant: pools are looked at, not chosen.
         let view = View::load(store, "").await?;
         let entries = store.list(&KINDS).await?.entries;
+        let services = store.list(&[Kind::Service]).await.map(|listing| listing.entries);
         let endpoints = entries
             .iter()
             .filter(|e| e.key.kind == Kind::WorkloadEndpoint)
@@ -46,7 +58,8 @@ impl World {
             Err(StoreError::NotFound(_)) => Default::default(),
             Err(e) => return Err(e.into()),
         };
-        Ok(Self { view, blocks: Blocks::read(&entries), entries, endpoints, cluster, cluster_revision })
+        let blocks = Blocks::read(&entries);
+        Ok(Self { view, blocks, entries, endpoints, services, cluster, cluster_revision })
     }
 
     /// Whether somebody locked the datastore.
@@ -99,6 +112,55 @@ impl World {
             }
         }
         users
+    }
+}
+
+impl World {
+    /// Addresses of LoadBalancer services: what their handles hold, and what they show of pools for load balancers (other
+    /// load balancers have addresses of their own).
+    pub(super) fn balancers(&self) -> BTreeMap<IpAddr, Vec<String>> {
+        let mut held: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (_, a) in self.blocks.allocations() {
+            if let Some(handle) = a.handle().filter(|h| h.starts_with(BALANCER)) {
+                held.entry(handle_name(handle)).or_default().insert(a.ip);
+            }
+        }
+        let ours = |ip: &IpAddr| {
+            let mut pools = self.view.pools.iter().filter(|p| p.spec.allows(AllowedUse::LoadBalancer));
+            pools.any(|p| p.spec.cidr.contains(ip))
+        };
+        let mut users: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
+        for entry in self.services.iter().flatten() {
+            let text = |path: &str| entry.value.pointer(path).and_then(Value::as_str).unwrap_or_default();
+            if text("/spec/type") != "LoadBalancer" {
+                continue;
+            }
+            let Key { namespace, name, .. } = &entry.key;
+            let handle = load_balancer_handle(name, namespace, text("/metadata/uid"));
+            let mut ips = held.remove(&handle_name(&handle)).unwrap_or_default();
+            let shown = entry.value.pointer("/status/loadBalancer/ingress").and_then(Value::as_array);
+            let shown = shown.into_iter().flatten().filter_map(|i| i.get("ip")?.as_str()?.parse().ok());
+            ips.extend(shown.filter(ours));
+            for ip in ips {
+                users.entry(ip).or_default().push(format!("service {namespace}/{name}"));
+            }
+        }
+        users
+    }
+
+    /// Every address something uses, and what.
+    pub(super) fn users(&self) -> BTreeMap<IpAddr, Vec<String>> {
+        let mut users = self.workloads();
+        for (ip, by) in self.tunnels().into_iter().chain(self.balancers()) {
+            users.entry(ip).or_default().extend(by);
+        }
+        users
+    }
+
+    /// Whom an address on another plugin's interface was given to: nothing here tells whether that is still there.
+    pub(super) fn foreign(&self, ip: IpAddr) -> Option<String> {
+        let a = self.blocks.of(ip)?.allocation(ip).filter(|a| !a.cooling())?;
+        a.attribute.secondary.contains_key(FOREIGN).then(|| allocated_to(&a))
     }
 }
 
