@@ -258,6 +258,30 @@ fn service(c: &Cluster, name: &str) -> std::net::IpAddr {
 }
 
 #[test]
+fn an_address_of_a_service_that_is_gone_is_a_problem() {
+    let c = Cluster::new("services");
+    let (web, gone) = (service(&c, "web"), service(&c, "gone"));
+    // Another load balancer's service.
+    let other = serde_json::json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "other", "namespace": "shop"}, "spec": {"type": "LoadBalancer"},
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}}});
+    put_raw(&c, Kind::Service, Some("shop"), other);
+    let said = c.run("ipam check --show-problem-ips");
+    let section =
+        "Loading all service load balancer IPs.\nFound 2 service load balancer IPs.\n\nLoading all workload";
+    assert!(said.contains(section) && said.contains("found 0 problems"), "{said}");
+    let key = Key::new(Kind::Service, Some("shop"), "gone");
+    c.runtime.block_on(c.store.delete(&key, Expect::Any)).unwrap();
+    let said = c.run("ipam check --show-problem-ips");
+    assert!(said.contains(&format!("  {gone} leaked; owner ")), "{said}");
+    assert!(
+        said.contains("Found 1 service load balancer IPs.") && said.contains("found 1 problems"),
+        "{said}"
+    );
+    assert!(!said.contains(&format!("{web} leaked")), "{said}");
+}
+
+#[test]
 fn what_something_uses_is_released_by_force_alone() {
     let c = Cluster::new("guards");
     let tunnel = c.hold("ipip-tunnel-addr-node1", &[("type", "ipipTunnelAddress")], false);

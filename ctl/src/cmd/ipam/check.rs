@@ -16,7 +16,10 @@ use brindle_ipam::{
 };
 use serde_json::{Value, json};
 
-use super::{args::CheckArgs, world::World};
+use super::{
+    args::CheckArgs,
+    world::{World, service_of},
+};
 use crate::{
     Outcome,
     args::Format,
@@ -118,6 +121,11 @@ fn look(world: &World, args: &CheckArgs) -> Checked {
     let used = world.users();
     let _ = writeln!(t, "Found {active} active IP pools.\n\nLoading all nodes.");
     let _ = writeln!(t, "Found {} node tunnel IPs.\n", world.tunnels().len());
+    let _ = writeln!(t, "Loading all service load balancer IPs.");
+    let _ = match &world.services {
+        Ok(_) => writeln!(t, "Found {} service load balancer IPs.\n", world.balancers().len()),
+        Err(why) => writeln!(t, "Services cannot be read, so their IPs are not checked: {why}\n"),
+    };
     let _ = writeln!(t, "Loading all workload endpoints.\nFound {} workload IPs.", world.workloads().len());
     let _ = writeln!(t, "Workloads and nodes are using {} IPs.\n", used.len());
     if args.show_all_ips {
@@ -168,13 +176,14 @@ fn unused(
     let _ = writeln!(t, "Found {n} IPs that are allocated in IPAM but not actually in use.");
 }
 
-/// Addresses without a pod may be in use by what no endpoint shows: `brindle-ipam` under another plugin, a load
-/// balancer, an operator.
+/// Addresses without a pod may be in use by what no endpoint shows: `brindle-ipam` under another plugin, an operator. One of
+/// a service is judged where services can be read.
 fn judged(world: &World, ip: IpAddr) -> bool {
     let allocation = world.blocks.of(ip).and_then(|b| b.allocation(ip));
     allocation.is_some_and(|a| {
         (a.attribute.secondary.contains_key("pod") && world.foreign(ip).is_none())
             || a.attribute.secondary.get("type").is_some_and(|t| t.ends_with("TunnelAddress"))
+            || (world.services.is_ok() && service_of(&a).is_some())
     })
 }
 

@@ -17,6 +17,7 @@ use brindle_config_core::{
 };
 use brindle_ipam::{
     Now, View,
+    block::Allocation,
     leak::FOREIGN,
     usage::{Blocks, allocated_to},
 };
@@ -35,7 +36,7 @@ pub(super) struct World {
 }
 
 /// What handles of LoadBalancer services begin with.
-pub(super) const BALANCER: &str = "lb-";
+const BALANCER: &str = "lb-";
 
 const KINDS: [Kind; 5] =
     [Kind::IpamBlock, Kind::BlockAffinity, Kind::IpamHandle, Kind::WorkloadEndpoint, Kind::Node];
@@ -162,6 +163,13 @@ impl World {
         let a = self.blocks.of(ip)?.allocation(ip).filter(|a| !a.cooling())?;
         a.attribute.secondary.contains_key(FOREIGN).then(|| allocated_to(&a))
     }
+}
+
+/// The LoadBalancer service an address was given to, `namespace/name`.
+pub(super) fn service_of(a: &Allocation<'_>) -> Option<String> {
+    let attribute = |key: &str| a.attribute.secondary.get(key);
+    a.handle().filter(|h| h.starts_with(BALANCER))?;
+    Some(format!("{}/{}", attribute("namespace")?, attribute("service")?))
 }
 
 /// `namespace/pod`, else the container.
