@@ -161,6 +161,7 @@ fn tools(root: &Path, ours: &Path) -> Result<()> {
         "tmp",
         "dev/net",
         "var/lib/brindle",
+        "var/lib/cni",
         "host/opt/cni/bin",
         "host/etc/cni/net.d",
         "host/proc/sys/net",

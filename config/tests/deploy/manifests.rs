@@ -1,6 +1,6 @@
 //! The overlays and deploy/brindle.yaml: rendered, whole, and consistent in themselves.
 
-use std::{collections::BTreeMap, process::Command};
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use brindle_config::yaml::to_yaml_documents;
 use serde_json::Value;
@@ -111,6 +111,32 @@ fn manifests_refer_to_what_exists() {
                 "{name}: {o}"
             );
         }
+    }
+}
+
+/// Without the runtime's record of attachments no agent collects a leaked address.
+#[test]
+fn the_agent_sees_what_the_runtime_remembers() {
+    let help = read("docs/reference/brindle-node.md");
+    let (_, rest) = help.split_once("BRINDLE_CNI_CACHE").expect("the argument has a variable");
+    let (_, rest) = rest.split_once("[default: ").expect("and a default");
+    let folder = Path::new(rest.split(']').next().unwrap_or_default());
+    for name in OVERLAYS {
+        let objects = overlay(name);
+        let (_, spec) = pods(&objects).into_iter().find(|p| p.0 == "brindle-node").expect("a DaemonSet");
+        let agent = &spec["containers"][0];
+        assert!(
+            !list(agent, "env").any(|e| e["name"] == "BRINDLE_CNI_CACHE"),
+            "{name}: the default is asked for"
+        );
+        let within = |m: &&Value| m["mountPath"].as_str().is_some_and(|p| folder.starts_with(p));
+        let mount = list(agent, "volumeMounts").find(within);
+        let mount = mount.unwrap_or_else(|| panic!("{name}: nothing is mounted at {}", folder.display()));
+        assert_eq!(mount["readOnly"], true, "{name}");
+        let volume = list(spec, "volumes").find(|v| v["name"] == mount["name"]).expect("its volume");
+        assert_eq!(volume["hostPath"]["path"], mount["mountPath"], "{name}");
+        // A node that never had a pod has no such folder yet; the runtime makes what is below.
+        assert_eq!(volume["hostPath"]["type"], "DirectoryOrCreate", "{name}");
     }
 }
 

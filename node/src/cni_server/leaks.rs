@@ -73,6 +73,12 @@ impl Service {
         if args.ipam_gc == Mode::Off {
             return std::future::pending().await;
         }
+        if !args.cni_cache.is_dir() {
+            tracing::info!(
+                folder = %args.cni_cache.display(),
+                "the container runtime's record of attachments is not there; leaked addresses of this node are collected once it is"
+            );
+        }
         let (mut collector, mut idle) = (Collector::default(), Idle::default());
         let every = Duration::from_secs((args.ipam_gc_grace / 3).clamp(1, 300));
         let mut tick = tokio::time::interval(every);
