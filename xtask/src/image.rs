@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{chown, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -60,6 +60,9 @@ const TOOLS: [(&str, &[&str]); 4] = [
 /// calls. One has 2.5 MiB; what else a conflist may name is the node's to have. `loopback`, which runtimes call, is ours.
 const PLUGINS: [&str; 1] = ["portmap"];
 const PLUGIN_DIR: &str = "/usr/lib/cni";
+
+/// Whose the node's folders are where `install-cni` is tried: not root's.
+const OTHER_USER: u32 = 4242;
 
 /// `cargo xtask image [--debug]`.
 pub(crate) fn build(args: &[String]) -> Result<()> {
@@ -310,6 +313,18 @@ fn prove(podman: &Podman, tag: &str) -> Result<()> {
     Ok(())
 }
 
+/// The capabilities that the DaemonSet adds to one of its containers.
+fn granted(container: &str) -> Result<Vec<String>> {
+    let manifest = "deploy/base/node/daemonset.yaml";
+    let text = fs::read_to_string(manifest).context(manifest)?;
+    let name = format!("- name: {container}\n");
+    let (_, rest) = text.split_once(&name).with_context(|| format!("{manifest} has no {container}"))?;
+    // The next container's are not this one's.
+    let own = rest.split("\n        - name: ").next().unwrap_or_default();
+    let added = own.split_once("add: [").and_then(|(_, list)| list.split_once(']'));
+    Ok(added.map(|(list, _)| list.split(", ").map(str::to_owned).collect()).unwrap_or_default())
+}
+
 /// podman with a storage of its own, as it must be on machines without much.
 struct Podman {
     folder: PathBuf,
@@ -356,13 +371,18 @@ impl Podman {
         self.run(&args)
     }
 
-    /// What the init container does: plugins on the node, each a file of its own that knows its name.
+    /// What the init container does, with what the manifest grants it, in a folder of another user: plugins on the node,
+    /// each a file of its own that knows its name.
     fn installs(&self, tag: &str) -> Result<()> {
         let node = self.folder.join("node");
         fs::create_dir_all(&node)?;
+        chown(&node, Some(OTHER_USER), Some(OTHER_USER))?;
         let mount = format!("{}:/host/opt/cni/bin", node.display());
         let install = ["install-cni", "--plugins-only", "--bin-dir", "/host/opt/cni/bin"];
-        let run = ["run", "--rm", "--network", "none", "--read-only", "-v", &mount, tag];
+        let capabilities = granted("install-cni")?;
+        let mut run = vec!["run", "--rm", "--network", "none", "--read-only", "--cap-drop", "all"];
+        run.extend(capabilities.iter().flat_map(|c| ["--cap-add", c.as_str()]));
+        run.extend(["-v", mount.as_str(), tag]);
         self.run(&[&run[..], &install[..]].concat())?;
         for name in ["brindle", "brindle-ipam", "loopback"] {
             let out = Command::new(node.join(name)).arg("--version").output().context(name)?;
@@ -394,5 +414,18 @@ impl Podman {
     /// The image is in the archive; the storage is large.
     fn forget(&self) -> Result<()> {
         fs::remove_dir_all(&self.folder).with_context(|| self.folder.display().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_the_manifest() {
+        std::env::set_current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
+        assert_eq!(granted("install-cni").unwrap(), ["DAC_OVERRIDE"]);
+        assert!(granted("brindle-node").unwrap().contains(&"NET_ADMIN".to_owned()));
+        assert!(granted("nobody").is_err());
     }
 }

@@ -153,8 +153,12 @@ fn pods_have_no_more_than_they_need() {
                 let added: Vec<_> =
                     list(&security["capabilities"], "add").filter_map(Value::as_str).collect();
                 let allowed: &[&str] = match c["name"].as_str() {
-                    Some("brindle-node") if name == "policy-only" => &["NET_ADMIN", "NET_RAW"],
-                    Some("brindle-node") => &["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE"],
+                    Some("brindle-node") if name == "policy-only" => {
+                        &["NET_ADMIN", "NET_RAW", "DAC_OVERRIDE"]
+                    }
+                    Some("brindle-node") => &["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE", "DAC_OVERRIDE"],
+                    // Folders of the host that may be another user's.
+                    Some("install-cni") => &["DAC_OVERRIDE"],
                     _ => &[],
                 };
                 assert_eq!(added, allowed, "{name} {pod} {}", c["name"]);
