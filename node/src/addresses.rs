@@ -1,5 +1,6 @@
-//! This node's addresses: gathers what `autodetect` chooses from, publishes the choice on the Node resource, and looks
-//! again from time to time when it was autodetected (Calico `monitor-addresses`).
+//! This node's addresses: gathers what `autodetect` chooses from, publishes the choice on the Node resource, writes it
+//! again when the Node has lost it, and looks again from time to time when it was autodetected (Calico
+//! `monitor-addresses`).
 
 use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
@@ -9,11 +10,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use brindle_config_core::{
+    Key, Kind, Resource,
     node::NodeSpec,
-    store::{Store, StoreError, StoreExt},
+    status::ADMIN_ADDRESS,
+    store::{Store, StoreError, StoreExt, SyncEvent, decode},
 };
 use brindle_kernel::netlink::Rtnl;
 use ipnet::IpNet;
+use tokio::time::Instant;
 
 use crate::{
     admin_tcp,
@@ -37,39 +41,121 @@ pub(crate) async fn publish(
     Ok(addresses)
 }
 
-/// Looks again every `AUTODETECT_POLL_INTERVAL`, as long as the agent runs. What cannot be found any more stays.
-pub(crate) async fn monitor(
+/// As long as the agent runs: what the own Node loses is written again (a kubelet that registers anew makes a bare one),
+/// and every `AUTODETECT_POLL_INTERVAL` the address is looked for again. What cannot be found any more stays.
+pub(crate) async fn keep(
     store: Arc<dyn Store>,
     settings: Settings,
     mut published: Vec<IpNet>,
     admin: Option<SocketAddr>,
 ) {
     let auto = [settings.address, settings.address6].contains(&OwnAddress::Autodetect);
-    let pause = settings.cluster.poll_interval;
-    if !auto || pause.is_zero() {
-        return;
-    }
+    let pause = Some(settings.cluster.poll_interval).filter(|pause| auto && !pause.is_zero());
+    let mut events = brindle_config::sync::follow(store.clone(), vec![Kind::Node]);
+    let key = Key::new(Kind::Node, None, &settings.node_name);
+    let mut look = pause.map(|pause| Instant::now() + pause);
+    let mut again = None;
+    // As the Node has them.
+    let mut stored = published.clone();
     loop {
-        tokio::time::sleep(pause).await;
-        let found = match choose(&*store, &settings).await {
-            Ok(choices) => choices,
-            Err(e) => {
-                tracing::warn!("{e:#}; the published address stays");
+        let lacks = tokio::select! {
+            batch = events.recv() => {
+                let Some(batch) = batch else { return };
+                match own(&batch, &key) {
+                    None => continue,
+                    // Nobody but whoever deleted it makes it again, and the speaker says that it is not there.
+                    Some(None) => false,
+                    Some(Some(node)) => {
+                        stored = nets(&node.spec);
+                        lacks(&node, &published, admin)
+                    }
+                }
+            }
+            () = until(again) => match store.get_as::<NodeSpec>(None, &key.name).await {
+                Ok(found) => lacks(&found.resource, &published, admin),
+                Err(StoreError::NotFound(_)) => false,
+                Err(_) => true,
+            },
+            () = until(look) => {
+                look = pause.map(|pause| Instant::now() + pause);
+                look_again(&*store, &settings, &stored, &mut published, admin).await;
                 continue;
             }
         };
-        let addresses: Vec<_> = found.iter().map(|c| c.address).collect();
-        if addresses == published {
+        again = None;
+        if !lacks {
             continue;
         }
-        let why = found.iter().map(|c| c.why.as_str()).collect::<Vec<_>>().join("; ");
-        match write(&*store, &settings, &addresses, admin).await {
-            Ok(()) => {
-                tracing::info!(old = ?published, new = ?addresses, cause = %why, "this node's address");
-                published = addresses;
+        match write(&*store, &settings, &published, admin).await {
+            Ok(()) => tracing::info!(
+                new = ?published,
+                cause = "the Node had lost them, as one that is registered anew has",
+                "this node's addresses are written again"
+            ),
+            Err(e) => {
+                tracing::warn!("{e:#}; this node's addresses are not in its Node; trying again");
+                again = Some(Instant::now() + RETRY);
             }
-            Err(e) => tracing::warn!("{e:#}; the published address stays"),
         }
+    }
+}
+
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a batch says last of this node: nothing, that it is gone, or what it is.
+fn own(batch: &[SyncEvent], key: &Key) -> Option<Option<Resource<NodeSpec>>> {
+    batch.iter().rev().find_map(|event| match event {
+        SyncEvent::Upsert(entry) if entry.key == *key => {
+            // One that does not decode is the speaker's to complain of.
+            decode(entry).ok().map(|found| Some(found.resource))
+        }
+        SyncEvent::Delete(gone) if gone == key => Some(None),
+        _ => None,
+    })
+}
+
+/// Whether the stored Node has less than was published. Another address than ours is somebody's wish.
+fn lacks(node: &Resource<NodeSpec>, published: &[IpNet], admin: Option<SocketAddr>) -> bool {
+    let spec = &node.spec;
+    let lost = |a: &IpNet| spec.ips().all(|ip| ip.is_ipv4() != a.addr().is_ipv4());
+    published.iter().any(lost) || admin.is_some() && !node.metadata.annotations.contains_key(ADMIN_ADDRESS)
+}
+
+/// The addresses a Node has, IPv4 first.
+fn nets(node: &NodeSpec) -> Vec<IpNet> {
+    let Some(bgp) = &node.bgp else { return Vec::new() };
+    let v4 = bgp.ipv4_address.map(|a| IpNet::V4(a.0));
+    v4.into_iter().chain(bgp.ipv6_address.map(|a| IpNet::V6(a.0))).collect()
+}
+
+/// Chooses again, and publishes what is not as it is stored.
+async fn look_again(
+    store: &dyn Store,
+    settings: &Settings,
+    stored: &[IpNet],
+    published: &mut Vec<IpNet>,
+    admin: Option<SocketAddr>,
+) {
+    let found = match choose(store, settings).await {
+        Ok(choices) => choices,
+        Err(e) => return tracing::warn!("{e:#}; the published address stays"),
+    };
+    let addresses: Vec<_> = found.iter().map(|c| c.address).collect();
+    if addresses == *published && addresses == stored {
+        return;
+    }
+    let why = found.iter().map(|c| c.why.as_str()).collect::<Vec<_>>().join("; ");
+    match write(store, settings, &addresses, admin).await {
+        Ok(()) => {
+            tracing::info!(old = ?stored, new = ?addresses, cause = %why, "this node's address");
+            *published = addresses;
+        }
+        Err(e) => tracing::warn!("{e:#}; the published address stays"),
     }
 }
 
@@ -144,12 +230,34 @@ fn source_towards(to: &str, v6: bool) -> Result<IpAddr, String> {
     Ok(ip)
 }
 
+/// After how long a write that failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 /// How long the default pause between two looks is.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
+    use brindle_config_core::{ObjectMeta, node::NodeAddress};
+
     use super::*;
+
+    #[test]
+    fn only_what_is_missing_is_lacking() {
+        let published: Vec<IpNet> = ["10.0.0.5/24", "fd00::5/64"].map(|a| a.parse().unwrap()).into();
+        let admin = Some("10.0.0.5:9180".parse().unwrap());
+        let mut node = Resource::new(ObjectMeta::named("n1"), NodeSpec::default());
+        assert!(lacks(&node, &published[..1], None));
+        assert!(!lacks(&node, &[], None));
+        let bgp = node.spec.bgp.get_or_insert_default();
+        bgp.ipv4_address = Some(NodeAddress("10.0.0.99/24".parse().unwrap()));
+        assert!(!lacks(&node, &published[..1], None), "somebody else's word stands");
+        assert!(lacks(&node, &published, None), "one family is lost");
+        node.spec.bgp.get_or_insert_default().ipv6_address = Some(NodeAddress("fd00::5/64".parse().unwrap()));
+        assert!(!lacks(&node, &published, None));
+        assert!(lacks(&node, &published, admin));
+        node.metadata.annotations.insert(ADMIN_ADDRESS.into(), "10.0.0.5:9180".into());
+        assert!(!lacks(&node, &published, admin));
+    }
 
     #[test]
     fn what_is_only_reached_over_loopback_gives_no_address() {

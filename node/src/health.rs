@@ -4,14 +4,18 @@
 //! Live: the threads that do the work answer. Ready: the datastore was read, routes and policy are in the kernel, and
 //! BGP was tried with every peer. A peer that is away makes this node unready only for the first [`GRACE`], so that a
 //! rolling update waits for the sessions to come back; after that its absence is its own affair (calico-node's
-//! readiness in contrast wants one session, whoever is to blame).
+//! readiness in contrast wants one session, whoever is to blame). A node the speaker cannot speak for is never ready.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use brindle_admin::http::{self, Answer};
-use brindle_config_core::status::{
-    BgpStatus, PeerStatus,
-    health::{Check, Health, Probe},
+use brindle_bgpd::peers::Problem;
+use brindle_config_core::{
+    Key, Kind,
+    status::{
+        BgpStatus, PeerStatus,
+        health::{Check, Health, Probe},
+    },
 };
 use brindle_felix::{FelixInput, Report, policy::PolicyReport};
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
@@ -23,12 +27,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long sessions are waited for after the start.
 pub(crate) const GRACE: Duration = Duration::from_secs(30);
 
+/// What the speaker cannot do as configured.
+pub(crate) type BgpProblems = tokio::sync::watch::Receiver<Option<Vec<Problem>>>;
+
 /// Whom to ask.
 #[derive(Clone)]
 pub(crate) struct Sources {
     pub(crate) felix: brindle_felix::Handle,
     pub(crate) policy: brindle_felix::policy::PolicyHandle,
     pub(crate) bgp: Option<brindle_bgpd::Handle>,
+    pub(crate) bgp_problems: Option<BgpProblems>,
+    /// This node's name.
+    pub(crate) node: String,
     pub(crate) drain: Arc<Drain>,
     pub(crate) started: std::time::Instant,
 }
@@ -49,19 +59,34 @@ impl Sources {
             }
         };
         let (felix, bgp) = tokio::join!(felix, bgp);
-        judge(felix.as_ref(), &self.policy.report(), bgp, self.drain.state(), self.started.elapsed())
+        let own = self.own_problem();
+        let bgp = Speaker { status: bgp, own, drain: self.drain.state() };
+        judge(felix.as_ref(), &self.policy.report(), bgp, self.started.elapsed())
+    }
+
+    /// What keeps the speaker from speaking for this node. Problems with others are not this node's.
+    fn own_problem(&self) -> Option<String> {
+        let all = self.bgp_problems.as_ref()?.borrow();
+        let own = Key::new(Kind::Node, None, &self.node);
+        let said: Vec<String> =
+            all.iter().flatten().filter(|p| p.about == own).map(ToString::to_string).collect();
+        (!said.is_empty()).then(|| said.join("; "))
     }
 }
 
-/// What the answers mean. `felix`: none if it did not answer; `bgp`: none if there is no speaker, `Some(None)` if it
-/// did not answer; `drain`: why there is no speaker any more.
-fn judge(
-    felix: Option<&Report>,
-    policy: &PolicyReport,
-    bgp: Option<Option<BgpStatus>>,
+/// What is known of the speaker.
+struct Speaker {
+    /// None if there is no speaker, `Some(None)` if it did not answer.
+    status: Option<Option<BgpStatus>>,
+    /// What is wrong with the configuration of its own node.
+    own: Option<String>,
+    /// Why there is no speaker any more.
     drain: Option<&'static str>,
-    uptime: Duration,
-) -> Health {
+}
+
+/// What the answers mean. `felix`: none if it did not answer.
+fn judge(felix: Option<&Report>, policy: &PolicyReport, speaker: Speaker, uptime: Duration) -> Health {
+    let Speaker { status: bgp, own, drain } = speaker;
     let check = |name: &str, vital, verdict: Result<String, String>| {
         let ok = verdict.is_ok();
         Check { name: name.into(), ok, vital, reason: verdict.unwrap_or_else(|e| e) }
@@ -101,11 +126,12 @@ fn judge(
         Err("has not been written yet".into())
     };
     checks.push(check("policy", false, policy));
-    let sessions = match (drain, bgp) {
-        (Some(why), _) => Err(why.to_owned()),
-        (None, Some(Some(status))) => sessions(&status.peers, uptime),
-        (None, Some(None)) => Err("unknown: the speaker does not answer".into()),
-        (None, None) => Ok("not asked for".into()),
+    let sessions = match (drain, own, bgp) {
+        (Some(why), ..) => Err(why.to_owned()),
+        (None, Some(problem), _) => Err(problem),
+        (None, None, Some(Some(status))) => sessions(&status.peers, uptime),
+        (None, None, Some(None)) => Err("unknown: the speaker does not answer".into()),
+        (None, None, None) => Ok("not asked for".into()),
     };
     checks.push(check("bgp", false, sessions));
     Health { checks }
@@ -192,26 +218,30 @@ mod tests {
 
     const LATER: Duration = Duration::from_secs(60);
 
+    fn speaks(status: Option<Option<BgpStatus>>) -> Speaker {
+        Speaker { status, own: None, drain: None }
+    }
+
     #[test]
     fn a_node_that_does_everything_is_ready() {
         let (report, policy) = good();
-        let health = judge(Some(&report), &policy, Some(Some(BgpStatus::default())), None, Duration::ZERO);
+        let health = judge(Some(&report), &policy, speaks(Some(Some(BgpStatus::default()))), Duration::ZERO);
         assert_eq!(failing(&health), [""; 0]);
-        let health = judge(Some(&report), &policy, None, None, Duration::ZERO);
+        let health = judge(Some(&report), &policy, speaks(None), Duration::ZERO);
         assert!(health.ok(Probe::Ready), "{}", health.text(Probe::Ready));
     }
 
     #[test]
     fn each_part_that_is_not_there_yet_is_named() {
         let (report, policy) = good();
-        let health = judge(Some(&Report::default()), &PolicyReport::default(), None, None, LATER);
+        let health = judge(Some(&Report::default()), &PolicyReport::default(), speaks(None), LATER);
         assert_eq!(failing(&health), ["datastore", "policy"]);
         assert!(health.ok(Probe::Live));
-        let health = judge(None, &policy, Some(None), None, LATER);
+        let health = judge(None, &policy, speaks(Some(None)), LATER);
         assert_eq!(failing(&health), ["felix", "bgpd", "bgp"]);
         assert!(!health.ok(Probe::Live));
         let broken = Report { problems: vec!["no device eth0".into()], ..report };
-        let health = judge(Some(&broken), &policy, None, None, LATER);
+        let health = judge(Some(&broken), &policy, speaks(None), LATER);
         assert!(health.text(Probe::Ready).contains("[-] routes: no device eth0"));
     }
 
@@ -230,9 +260,21 @@ mod tests {
     #[test]
     fn a_drained_node_is_live_and_not_ready() {
         let (report, policy) = good();
-        let health = judge(Some(&report), &policy, Some(None), Some("drained"), LATER);
+        let drained = Speaker { drain: Some("drained"), ..speaks(Some(None)) };
+        let health = judge(Some(&report), &policy, drained, LATER);
         assert_eq!(failing(&health), ["bgp"]);
         assert!(health.ok(Probe::Live));
+    }
+
+    #[test]
+    fn a_node_the_speaker_cannot_speak_for_is_live_and_not_ready() {
+        let (report, policy) = good();
+        let own = Some("Node(n1): has no address".to_owned());
+        let speaker = Speaker { own, ..speaks(Some(Some(BgpStatus::default()))) };
+        let health = judge(Some(&report), &policy, speaker, LATER);
+        assert!(health.ok(Probe::Live));
+        assert_eq!(failing(&health), ["bgp"]);
+        assert!(health.text(Probe::Ready).contains("[-] bgp: Node(n1): has no address"));
     }
 
     #[test]

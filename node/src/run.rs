@@ -29,7 +29,8 @@ use crate::{
     addresses, admin, admin_tcp, calico_status, defaults,
     drain::Drain,
     felix_env::FelixEnv,
-    health, local_socket, lock, path,
+    health::{self, BgpProblems},
+    local_socket, lock, path,
     settings::{Networking, Settings, on_kubernetes},
     tunnel_address,
     waiting::{self, Dataplanes, Early},
@@ -73,6 +74,8 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
         felix: felix.clone(),
         policy: policy.clone(),
         bgp: bgp.clone(),
+        bgp_problems: bgp_problems.clone(),
+        node: settings.node_name.clone(),
         drain: Arc::clone(&drain),
         started,
     };
@@ -146,8 +149,6 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     tracing::info!(cause = "a signal", "agent ends; kernel routes stay");
     Ok(())
 }
-
-type BgpProblems = tokio::sync::watch::Receiver<Option<Vec<brindle_bgpd::peers::Problem>>>;
 
 /// The speaker's problems as lines.
 fn told(problems: Option<&BgpProblems>) -> Vec<String> {
@@ -266,13 +267,14 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
     };
 
     tokio::spawn(give_memory_back(policy.watch()));
-    tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone()));
+    let v4 = published.iter().any(|a| a.addr().is_ipv4());
+    tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone(), v4));
     tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
     let cni = match cni {
         Some(cni) => cni,
         None => crate::cni_server::start(settings, &store, &felix, &policy).await?,
     };
-    tokio::spawn(addresses::monitor(store.clone(), settings.clone(), published, admin));
+    tokio::spawn(addresses::keep(store.clone(), settings.clone(), published, admin));
     if settings.cluster.install_cni {
         // Not one of the runtime's few threads: it may sleep for long.
         let socket = settings.cni_socket.clone();

@@ -72,6 +72,8 @@ impl Early {
                     felix: felix.clone(),
                     policy: policy.clone(),
                     bgp: None,
+                    bgp_problems: None,
+                    node: settings.node_name.clone(),
                     drain: Arc::new(Drain::new(None)),
                     started,
                 };
