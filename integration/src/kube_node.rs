@@ -110,6 +110,14 @@ impl KubeNode {
         text.lines().skip(skip).collect::<Vec<_>>().join("\n")
     }
 
+    /// Whether `brindle-node probe` is content (`what`: `--live` or `--ready`), and what it says.
+    pub fn probe(&self, what: &str) -> (bool, String) {
+        let mut command = Command::new(bin("brindle-node"));
+        let out = command.args(["probe", what, "--state-dir"]).arg(&self.dir).output();
+        let out = out.expect("the program starts");
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
     /// What the agent says of itself over its admin socket; None while nobody listens.
     pub fn status(&self) -> Option<Value> {
         let mut c = UnixStream::connect(self.dir.join("admin.sock")).ok()?;

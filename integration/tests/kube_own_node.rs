@@ -1,10 +1,9 @@
 //! The agent and the Node object of its own node: what it wrote there comes back when the object is made anew, and while it
 //! is away the agent says that it is not ready. Needs root.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, time::Duration};
 
 use brindle_integration::{
-    bins::bin,
     kube_node::KubeNode,
     wait::{until, until_true},
 };
@@ -24,15 +23,8 @@ fn node(tag: &str) -> KubeNode {
     node
 }
 
-/// Exit code and words of `brindle-node probe`.
-fn probe(node: &KubeNode, what: &str) -> (bool, String) {
-    let out = Command::new(bin("brindle-node")).args(["probe", what, "--state-dir"]).arg(&node.dir).output();
-    let out = out.expect("the program starts");
-    (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
-}
-
 fn ready(node: &KubeNode) {
-    until("the agent is ready", LONG, || match probe(node, "--ready") {
+    until("the agent is ready", LONG, || match node.probe("--ready") {
         (true, _) => Ok(()),
         (false, text) => Err(format!("{text}\n{}", node.log())),
     });
@@ -68,11 +60,11 @@ fn what_the_own_node_loses_is_written_again() {
     assert!(listens(&node));
 
     node.server.delete(NODE, ("", "node-a")).unwrap_or_else(|s| panic!("{}", s.message));
-    until("without its Node it is not ready", LONG, || match probe(&node, "--ready") {
+    until("without its Node it is not ready", LONG, || match node.probe("--ready") {
         (false, text) if text.contains("[-] bgp: Node(node-a)") => Ok(()),
         (_, text) => Err(text),
     });
-    let (live, text) = probe(&node, "--live");
+    let (live, text) = node.probe("--live");
     assert!(live, "{text}");
     until_true("nobody is spoken for", LONG, || !listens(&node));
 

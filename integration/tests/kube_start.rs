@@ -58,12 +58,25 @@ fn an_agent_that_starts_without_its_server_waits_and_touches_nothing() {
     assert!(text.contains("127.0.0.1:6443"), "the cause names the server: {text}");
     assert!(fs::metadata(format!("/proc/{}/exe", node.pid())).is_ok(), "it runs");
     assert_eq!(kernel(&node), before, "nothing in the kernel was touched");
+    // What kubelet asks of a pod whose API server is away.
+    let (live, said) = node.probe("--live");
+    assert!(live, "{said}");
+    let (ready, said) = node.probe("--ready");
+    assert!(!ready && said.contains("[-] datastore: waiting for kubernetes:"), "{said}");
+    assert!(said.contains("127.0.0.1:6443"), "{said}");
+    let said = node.status().expect("somebody answers").to_string();
+    assert!(said.contains("the agent has not started yet; waiting for kubernetes:"), "{said}");
 
     node.server.resume();
     node.wait_for_agent(LONG);
     let text = log(&node);
     assert_eq!(text.matches(WAITS).count(), 1, "said once: {text}");
     assert!(text.contains("the datastore answers"), "{text}");
+    until_true("the whole agent answers", LONG, || node.status().is_some_and(|s| s["node"] == "node-a"));
+    until("it is ready", LONG, || match node.probe("--ready") {
+        (true, _) => Ok(()),
+        (false, said) => Err(said),
+    });
 }
 
 #[test]

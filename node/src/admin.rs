@@ -23,7 +23,7 @@ const MAX_REQUEST: u64 = 64 * 1024;
 const MAX_CLIENTS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Answers questions; given by the composition root.
+/// Answers questions; given by the composition root. One about BGP comes here only if nobody speaks it.
 pub(crate) type Answer =
     Arc<dyn Fn(AdminRequest) -> Pin<Box<dyn Future<Output = Value> + Send>> + Send + Sync>;
 
@@ -64,15 +64,12 @@ pub(crate) async fn client(
             Ok(AdminRequest::Bgp(BgpRequest::MrtDump { .. })) if from == From::Elsewhere => {
                 json!(End::Error("writes a file on this node: ask over its own admin socket".into()))
             }
-            Ok(AdminRequest::Bgp(request)) => match bgp {
-                Some(handle) => {
-                    let gone = async { drop(lines.next_line().await) };
-                    brindle_bgpd::ask::answer(handle, request, &mut write, gone).await?;
-                    timeout(PATIENCE, write.flush()).await??;
-                    continue;
-                }
-                None => json!(End::Error("this agent runs with --networking none".into())),
-            },
+            Ok(AdminRequest::Bgp(request)) if let Some(handle) = bgp => {
+                let gone = async { drop(lines.next_line().await) };
+                brindle_bgpd::ask::answer(handle, request, &mut write, gone).await?;
+                timeout(PATIENCE, write.flush()).await??;
+                continue;
+            }
             Ok(request) => answer(request).await,
             Err(e) => json!({"error": format!("not a request this agent knows: {e}")}),
         };

@@ -20,7 +20,7 @@ use brindle_config_core::{
 use brindle_felix::{FelixInput, Report, policy::PolicyReport};
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
-use crate::drain::Drain;
+use crate::{drain::Drain, waiting::Wait};
 
 /// How long a part may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,6 +41,8 @@ pub(crate) struct Sources {
     pub(crate) node: String,
     pub(crate) drain: Arc<Drain>,
     pub(crate) started: std::time::Instant,
+    /// The agent waits for its datastore.
+    pub(crate) waits: Option<Arc<Wait>>,
 }
 
 impl Sources {
@@ -61,7 +63,8 @@ impl Sources {
         let (felix, bgp) = tokio::join!(felix, bgp);
         let own = self.own_problem();
         let bgp = Speaker { status: bgp, own, drain: self.drain.state() };
-        judge(felix.as_ref(), &self.policy.report(), bgp, self.started.elapsed())
+        let waits = self.waits.as_ref().map(|w| w.text());
+        judge(felix.as_ref(), &self.policy.report(), bgp, waits, self.started.elapsed())
     }
 
     /// What keeps the speaker from speaking for this node. Problems with others are not this node's.
@@ -84,8 +87,14 @@ struct Speaker {
     drain: Option<&'static str>,
 }
 
-/// What the answers mean. `felix`: none if it did not answer.
-fn judge(felix: Option<&Report>, policy: &PolicyReport, speaker: Speaker, uptime: Duration) -> Health {
+/// What the answers mean. `felix`: none if it did not answer; `waits`: why the start is not over.
+fn judge(
+    felix: Option<&Report>,
+    policy: &PolicyReport,
+    speaker: Speaker,
+    waits: Option<String>,
+    uptime: Duration,
+) -> Health {
     let Speaker { status: bgp, own, drain } = speaker;
     let check = |name: &str, vital, verdict: Result<String, String>| {
         let ok = verdict.is_ok();
@@ -102,9 +111,15 @@ fn judge(felix: Option<&Report>, policy: &PolicyReport, speaker: Speaker, uptime
         (Some(why), _) => Ok(why.to_owned()),
         (None, Some(None)) => Err(stuck("the speaker")),
         (None, Some(Some(_))) => Ok("answers".into()),
+        (None, None) if waits.is_some() => Ok("starts when the datastore answers".into()),
         (None, None) => Ok("not asked for (--networking none)".into()),
     };
     checks.push(check("bgpd", true, speaker));
+    if let Some(why) = waits {
+        // The checks that follow would only say what comes of it.
+        checks.push(check("datastore", false, Err(why)));
+        return Health { checks };
+    }
     if let Some(report) = felix {
         let read = report.pod_mtu != 0;
         let store = if read { Ok("read".into()) } else { Err("has not been read yet".into()) };
@@ -225,23 +240,24 @@ mod tests {
     #[test]
     fn a_node_that_does_everything_is_ready() {
         let (report, policy) = good();
-        let health = judge(Some(&report), &policy, speaks(Some(Some(BgpStatus::default()))), Duration::ZERO);
+        let health =
+            judge(Some(&report), &policy, speaks(Some(Some(BgpStatus::default()))), None, Duration::ZERO);
         assert_eq!(failing(&health), [""; 0]);
-        let health = judge(Some(&report), &policy, speaks(None), Duration::ZERO);
+        let health = judge(Some(&report), &policy, speaks(None), None, Duration::ZERO);
         assert!(health.ok(Probe::Ready), "{}", health.text(Probe::Ready));
     }
 
     #[test]
     fn each_part_that_is_not_there_yet_is_named() {
         let (report, policy) = good();
-        let health = judge(Some(&Report::default()), &PolicyReport::default(), speaks(None), LATER);
+        let health = judge(Some(&Report::default()), &PolicyReport::default(), speaks(None), None, LATER);
         assert_eq!(failing(&health), ["datastore", "policy"]);
         assert!(health.ok(Probe::Live));
-        let health = judge(None, &policy, speaks(Some(None)), LATER);
+        let health = judge(None, &policy, speaks(Some(None)), None, LATER);
         assert_eq!(failing(&health), ["felix", "bgpd", "bgp"]);
         assert!(!health.ok(Probe::Live));
         let broken = Report { problems: vec!["no device eth0".into()], ..report };
-        let health = judge(Some(&broken), &policy, speaks(None), LATER);
+        let health = judge(Some(&broken), &policy, speaks(None), None, LATER);
         assert!(health.text(Probe::Ready).contains("[-] routes: no device eth0"));
     }
 
@@ -261,7 +277,7 @@ mod tests {
     fn a_drained_node_is_live_and_not_ready() {
         let (report, policy) = good();
         let drained = Speaker { drain: Some("drained"), ..speaks(Some(None)) };
-        let health = judge(Some(&report), &policy, drained, LATER);
+        let health = judge(Some(&report), &policy, drained, None, LATER);
         assert_eq!(failing(&health), ["bgp"]);
         assert!(health.ok(Probe::Live));
     }
@@ -271,10 +287,22 @@ mod tests {
         let (report, policy) = good();
         let own = Some("Node(n1): has no address".to_owned());
         let speaker = Speaker { own, ..speaks(Some(Some(BgpStatus::default()))) };
-        let health = judge(Some(&report), &policy, speaker, LATER);
+        let health = judge(Some(&report), &policy, speaker, None, LATER);
         assert!(health.ok(Probe::Live));
         assert_eq!(failing(&health), ["bgp"]);
         assert!(health.text(Probe::Ready).contains("[-] bgp: Node(n1): has no address"));
+    }
+
+    #[test]
+    fn a_node_that_waits_for_its_datastore_is_live_and_says_so() {
+        let waits = Some("waits".to_owned());
+        let health =
+            judge(Some(&Report::default()), &PolicyReport::default(), speaks(None), waits.clone(), LATER);
+        assert!(health.ok(Probe::Live));
+        assert_eq!(failing(&health), ["datastore"]);
+        assert!(health.text(Probe::Ready).contains("[-] datastore: waits"));
+        let health = judge(None, &PolicyReport::default(), speaks(None), waits, LATER);
+        assert!(!health.ok(Probe::Live));
     }
 
     #[test]

@@ -1,6 +1,12 @@
 //! The agent's unix sockets: bound for root only, a bounded number of connections served at a time.
 
-use std::{future::Future, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use tokio::{
@@ -20,6 +26,12 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot restrict {}", path.display()))?;
     Ok(listener)
+}
+
+/// The same socket once more: who serves one may end while the other keeps it open.
+pub(crate) fn twin(listener: &UnixListener) -> Result<UnixListener> {
+    let twin = listener.as_fd().try_clone_to_owned().context("cannot share a socket")?;
+    UnixListener::from_std(twin.into()).context("cannot share a socket")
 }
 
 /// Serves connections until dropped, `most` at a time; further ones wait in the socket's queue.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use brindle_config_core::{
     node::NodeSpec,
-    status::{AdminRequest, BgpStatus, NodeAt, NodeStatus, PodStatus},
+    status::{AdminRequest, BgpStatus, NodeAt, NodeStatus, PodStatus, bgp::End},
     store::{Store, StoreExt},
     workload::WorkloadEndpointSpec,
 };
@@ -78,6 +78,7 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
         node: settings.node_name.clone(),
         drain: Arc::clone(&drain),
         started,
+        waits: None,
     };
     if let Some(listener) = health {
         tokio::spawn(health::serve(listener, sources.clone()));
@@ -115,7 +116,9 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
                         Ok(done) => serde_json::to_value(done).unwrap_or(Value::Null),
                         Err(e) => json!({"error": format!("{e:#}")}),
                     },
-                    AdminRequest::Bgp(_) => json!({"error": "answered by several lines"}),
+                    AdminRequest::Bgp(_) => {
+                        json!(End::Error("this agent runs with --networking none".into()))
+                    }
                     AdminRequest::Routes => serde_json::to_value(felix.report().encap).unwrap_or(Value::Null),
                 }
             })
@@ -206,23 +209,29 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
             Err(why) if waiting::is_worth_it(&why, settings) => {
                 let early = match &mut early {
                     Some(early) => early,
-                    None => early.insert(Early::start(settings, &store, &env, started).await?),
+                    None => early.insert(Early::start(settings, &store, &env, started, &why).await?),
                 };
                 early.wait(&why).await;
             }
             Err(why) => return Err(waiting::explained(why)),
         }
     };
-    let early = match early {
-        Some(early) => Some(early.end().await),
-        None => None,
+    let (early, listener) = match early {
+        Some(early) => {
+            let (dataplanes, cni, listener) = early.end().await;
+            (Some((dataplanes, cni)), Some(listener))
+        }
+        None => (None, None),
     };
     let nodename = settings.state_dir.join(waiting::NODENAME);
     std::fs::write(&nodename, format!("{}\n", settings.node_name))
         .with_context(|| format!("cannot write {}", nodename.display()))?;
 
     // Bound before anything is written to the kernel: whoever can connect finds a starting agent, not a dead one.
-    let listener = local_socket::bind(&settings.admin_socket)?;
+    let listener = match listener {
+        Some(listener) => listener,
+        None => local_socket::bind(&settings.admin_socket)?,
+    };
     let health = match settings.cluster.health {
         Some(address) => Some(health::listen(address).await?),
         None => None,

@@ -1,19 +1,26 @@
 //! The start of an agent whose datastore is away. On a node where an agent ran before, pods come back after a reboot and
 //! must not wait for another machine: routes, policy and the CNI server start at once, with what the last agent left,
-//! and everything else when the datastore answers. A first start has nothing to go by and ends with what is wrong, but as
+//! and everything else when the datastore answers. Probes are answered meanwhile: it lives, and is not ready. A first start has nothing to go by and ends with what is wrong, but as
 //! a pod of a cluster, which the cluster itself has told where its API server is.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use brindle_config_core::store::{Store, StoreError};
+use brindle_config_core::{
+    status::{AdminRequest, bgp::End},
+    store::{Store, StoreError},
+};
 use brindle_felix::{CarrierPolicy, policy::PolicyHandle};
-use tokio::task::JoinHandle;
+use serde_json::{Value, json};
+use tokio::{net::UnixListener, task::JoinHandle};
 
 use crate::{
-    cni_server,
+    admin, cni_server,
     drain::Drain,
     felix_env::FelixEnv,
-    health, policy,
+    health, local_socket, policy,
     settings::{Carrier, Settings},
 };
 
@@ -45,11 +52,61 @@ impl Dataplanes {
     }
 }
 
+/// What is waited for, since when, and why.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    datastore: String,
+    since: Instant,
+    why: Mutex<String>,
+}
+
+impl Wait {
+    fn new(datastore: &str, why: &anyhow::Error) -> Self {
+        let datastore = brindle_config::shown_url(datastore);
+        Self { datastore, since: Instant::now(), why: Mutex::new(format!("{why:#}")) }
+    }
+
+    /// The last reason.
+    fn set(&self, why: &str) {
+        // A string is whole after each statement.
+        why.clone_into(&mut self.why.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// As a check's reason.
+    pub(crate) fn text(&self) -> String {
+        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        format!("waiting for {} for {} s: {why}", self.datastore, self.since.elapsed().as_secs())
+    }
+
+    /// To whoever asks for something else.
+    fn refusal(&self) -> String {
+        format!("the agent has not started yet; {}; pods that were here before are served", self.text())
+    }
+}
+
+/// What is answered on the admin socket meanwhile.
+fn answers(sources: health::Sources, waits: Arc<Wait>) -> admin::Answer {
+    Arc::new(move |request| {
+        let (sources, waits) = (sources.clone(), Arc::clone(&waits));
+        Box::pin(async move {
+            match request {
+                AdminRequest::Health => serde_json::to_value(sources.health().await).unwrap_or(Value::Null),
+                AdminRequest::Bgp(_) => json!(End::Error(waits.refusal())),
+                _ => json!({"error": waits.refusal()}),
+            }
+        })
+    })
+}
+
 /// The parts of an agent that waits for its datastore.
 pub(crate) struct Early {
     pub(crate) dataplanes: Dataplanes,
     pub(crate) cni: cni_server::Server,
     health: Option<JoinHandle<()>>,
+    /// The admin socket, and who answers there meanwhile.
+    listener: UnixListener,
+    admin: JoinHandle<()>,
+    waits: Arc<Wait>,
     pause: Duration,
     told: String,
     in_cluster: bool,
@@ -61,30 +118,38 @@ impl Early {
         settings: &Settings,
         store: &Arc<dyn Store>,
         env: &FelixEnv,
-        started: std::time::Instant,
+        started: Instant,
+        why: &anyhow::Error,
     ) -> anyhow::Result<Self> {
+        let listener = local_socket::bind(&settings.admin_socket)?;
         let dataplanes = Dataplanes::start(settings, store, env)?;
         let Dataplanes { policy, felix } = &dataplanes;
+        let waits = Arc::new(Wait::new(&settings.datastore, why));
+        let sources = health::Sources {
+            felix: felix.clone(),
+            policy: policy.clone(),
+            bgp: None,
+            bgp_problems: None,
+            node: settings.node_name.clone(),
+            drain: Arc::new(Drain::new(None)),
+            started,
+            waits: Some(Arc::clone(&waits)),
+        };
+        // First of all: kubelet's probes ask here whether the agent lives.
+        let answers = answers(sources.clone(), Arc::clone(&waits));
+        let admin = tokio::spawn(admin::serve(local_socket::twin(&listener)?, answers, None));
         let cni = cni_server::start(settings, store, felix, policy).await?;
         let health = match settings.cluster.health {
-            Some(address) => {
-                let sources = health::Sources {
-                    felix: felix.clone(),
-                    policy: policy.clone(),
-                    bgp: None,
-                    bgp_problems: None,
-                    node: settings.node_name.clone(),
-                    drain: Arc::new(Drain::new(None)),
-                    started,
-                };
-                Some(tokio::spawn(health::serve(health::listen(address).await?, sources)))
-            }
+            Some(address) => Some(tokio::spawn(health::serve(health::listen(address).await?, sources))),
             None => None,
         };
         Ok(Self {
             dataplanes,
             cni,
             health,
+            listener,
+            admin,
+            waits,
             pause: PAUSE.0,
             told: String::new(),
             in_cluster: in_cluster(&settings.datastore),
@@ -94,6 +159,7 @@ impl Early {
     /// Says why it waits, if that is news, and waits.
     pub(crate) async fn wait(&mut self, why: &anyhow::Error) {
         let why = format!("{why:#}");
+        self.waits.set(&why);
         if self.told != why {
             let hint = if self.in_cluster {
                 "; the address is a service's, so kube-proxy must run on this node, or KUBERNETES_SERVICE_HOST and \
@@ -108,15 +174,17 @@ impl Early {
         self.pause = (self.pause * 2).min(PAUSE.1);
     }
 
-    /// The wait is over: what the whole agent starts anew is given free.
-    pub(crate) async fn end(self) -> (Dataplanes, cni_server::Server) {
+    /// The wait is over: what the whole agent starts anew is given free. Who asks at the admin socket now is answered by
+    /// the whole agent.
+    pub(crate) async fn end(self) -> (Dataplanes, cni_server::Server, UnixListener) {
         tracing::info!(old = "waiting", new = "starting", cause = "the datastore answers", "agent");
         if let Some(health) = self.health {
             health.abort();
             // Cancelled: its port is free now.
             drop(health.await);
         }
-        (self.dataplanes, self.cni)
+        self.admin.abort();
+        (self.dataplanes, self.cni, self.listener)
     }
 }
 
