@@ -99,6 +99,11 @@ impl KubeNode {
         self.agent.as_ref().expect("the agent was started").pid()
     }
 
+    /// Waits for the agent to end by itself; its exit code.
+    pub fn end_of_agent(&mut self, limit: Duration) -> Option<i32> {
+        self.agent.take().expect("the agent was started").wait(limit).code()
+    }
+
     pub fn stop_agent(&mut self) {
         self.agent = None;
     }

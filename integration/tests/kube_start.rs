@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 
 use brindle_integration::{
     cni::Container,
+    kube::ApiServer,
     kube_node::{AGENT, KubeNode},
     wait::{until, until_true},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(90);
 const WAITS: &str = "waiting for the datastore";
@@ -77,6 +78,52 @@ fn an_agent_that_starts_without_its_server_waits_and_touches_nothing() {
         (true, _) => Ok(()),
         (false, said) => Err(said),
     });
+}
+
+#[test]
+fn an_agent_that_is_not_let_in_waits_where_one_ran_before_and_ends_elsewhere() {
+    let mut node = node("kdoor");
+    let kubeconfig = node.dir.join("agent.kubeconfig");
+    let good = fs::read_to_string(&kubeconfig).unwrap();
+    let (kind, name) = (("rbac.authorization.k8s.io/v1", "ClusterRole"), ("", "brindle-node"));
+    let rules = node.server.get(kind, name).expect("it was loaded")["rules"].clone();
+    let allow = |server: &ApiServer, rules: &Value| {
+        let patch = json!({"rules": rules});
+        server.patch(kind, name, "", &patch).unwrap_or_else(|s| panic!("{}", s.message));
+    };
+
+    // A first agent has nothing to go by.
+    node.server.write_kubeconfig(&kubeconfig, "not-a-token");
+    node.start_agent(&[]);
+    assert_eq!(node.end_of_agent(LONG), Some(2));
+    assert!(log(&node).contains("401 Unauthorized"), "{}", log(&node));
+
+    fs::write(&kubeconfig, &good).unwrap();
+    node.start_agent(&[]);
+    node.wait_for_agent(LONG);
+    node.stop_agent();
+    fs::remove_file(node.dir.join("agent.log")).unwrap();
+
+    node.server.write_kubeconfig(&kubeconfig, "not-a-token");
+    node.start_agent(&[]);
+    let waits_for = |what: &str| {
+        until(what, LONG, || match node.probe("--ready") {
+            (false, said) if said.contains("[-] datastore: ") && said.contains(what) => Ok(()),
+            (_, said) => Err(format!("{said}\n{}", node.log())),
+        });
+        let (live, said) = node.probe("--live");
+        assert!(live, "{said}");
+    };
+    waits_for("401 Unauthorized");
+    allow(&node.server, &json!([]));
+    fs::write(&kubeconfig, &good).unwrap();
+    waits_for("no right to ");
+    allow(&node.server, &rules);
+    until("it is ready", LONG, || match node.probe("--ready") {
+        (true, _) => Ok(()),
+        (false, said) => Err(format!("{said}\n{}", node.log())),
+    });
+    assert_eq!(log(&node).matches(WAITS).count(), 2, "each reason is said once: {}", log(&node));
 }
 
 #[test]

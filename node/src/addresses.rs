@@ -33,11 +33,12 @@ pub(crate) async fn publish(
     admin: Option<SocketAddr>,
 ) -> Result<Vec<IpNet>> {
     let choices = choose(store, settings).await?;
+    let addresses: Vec<_> = choices.iter().map(|c| c.address).collect();
+    write(store, settings, &addresses, admin).await?;
+    // Said once: an agent that waits for its datastore comes here again and again.
     for choice in &choices {
         tracing::info!(address = %choice.address, cause = %choice.why, "this node's address");
     }
-    let addresses: Vec<_> = choices.iter().map(|c| c.address).collect();
-    write(store, settings, &addresses, admin).await?;
     Ok(addresses)
 }
 

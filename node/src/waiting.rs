@@ -1,4 +1,4 @@
-//! The start of an agent whose datastore is away. On a node where an agent ran before, pods come back after a reboot and
+//! The start of an agent whose datastore is away, or does not let it in. On a node where an agent ran before, pods come back after a reboot and
 //! must not wait for another machine: routes, policy and the CNI server start at once, with what the last agent left,
 //! and everything else when the datastore answers. Probes are answered meanwhile: it lives, and is not ready. A first start has nothing to go by and ends with what is wrong, but as
 //! a pod of a cluster, which the cluster itself has told where its API server is.
@@ -9,6 +9,7 @@ use std::{
 };
 
 use brindle_config_core::{
+    Kind,
     status::{AdminRequest, bgp::End},
     store::{Store, StoreError},
 };
@@ -108,6 +109,7 @@ pub(crate) struct Early {
     admin: JoinHandle<()>,
     waits: Arc<Wait>,
     pause: Duration,
+    /// The [`gist`] of what was said last.
     told: String,
     in_cluster: bool,
 }
@@ -158,17 +160,18 @@ impl Early {
 
     /// Says why it waits, if that is news, and waits.
     pub(crate) async fn wait(&mut self, why: &anyhow::Error) {
+        let away = is_away(why);
         let why = format!("{why:#}");
         self.waits.set(&why);
-        if self.told != why {
-            let hint = if self.in_cluster {
+        if self.told != gist(&why) {
+            let hint = if self.in_cluster && away {
                 "; the address is a service's, so kube-proxy must run on this node, or KUBERNETES_SERVICE_HOST and \
                  KUBERNETES_SERVICE_PORT name the API server itself"
             } else {
                 ""
             };
             tracing::warn!(cause = %why, "waiting for the datastore; pods that were here before are served{hint}");
-            self.told = why;
+            self.told = gist(&why);
         }
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(PAUSE.1);
@@ -188,13 +191,21 @@ impl Early {
     }
 }
 
-/// Whether waiting makes sense: the datastore does not answer, and this node has been served before, or the agent is a pod.
-/// On a new node it starts beside kube-proxy, without which there is no way to the API server's service yet; ending would
-/// make kubelet wait longer before each next try.
+/// Whether waiting makes sense. On a node that has been served before it does whenever the datastore does not answer or
+/// does not serve this agent: a clock that is wrong after a reboot makes tokens and certificates invalid, and pods of
+/// before must not wait for it. On a new node only a pod waits, and only for an answer: it starts beside kube-proxy,
+/// without which there is no way to the API server's service yet; ending would make kubelet wait longer before each next
+/// try.
 pub(crate) fn is_worth_it(why: &anyhow::Error, settings: &Settings) -> bool {
-    let served = || std::fs::read_to_string(settings.state_dir.join(NODENAME));
-    is_away(why)
-        && (in_cluster(&settings.datastore) || served().is_ok_and(|name| name.trim() == settings.node_name))
+    let served = || {
+        std::fs::read_to_string(settings.state_dir.join(NODENAME))
+            .is_ok_and(|name| name.trim() == settings.node_name)
+    };
+    if is_away(why) {
+        return in_cluster(&settings.datastore) || served();
+    }
+    // What is wrong with a file of this machine, waiting does not mend.
+    !settings.datastore.starts_with("sqlite:") && is_refusal(why) && served()
 }
 
 /// The API server of the cluster this is a pod of.
@@ -217,5 +228,52 @@ fn is_away(why: &anyhow::Error) -> bool {
     causes.any(|e| matches!(e, StoreError::Unavailable(_)))
 }
 
+/// Whether the datastore answers, and does not serve this agent: 401, 403, a certificate that is not valid (yet), or no Node
+/// to write to (kubelet may be about to register it anew).
+fn is_refusal(why: &anyhow::Error) -> bool {
+    let mut causes = why.chain().filter_map(|e| e.downcast_ref::<StoreError>());
+    causes.any(|e| match e {
+        StoreError::Broken(_) => true,
+        StoreError::Refused { key, .. } => key.kind == Kind::Node,
+        _ => false,
+    })
+}
+
+/// A reason without its figures: those of a certificate's age change every second, which is no news.
+fn gist(why: &str) -> String {
+    why.chars().filter(|c| !c.is_ascii_digit()).collect()
+}
+
 /// The file below the state folder that says which node an agent served here.
 pub(crate) const NODENAME: &str = "nodename";
+
+#[cfg(test)]
+mod tests {
+    use brindle_config_core::Key;
+
+    use super::*;
+
+    #[test]
+    fn what_a_datastore_refuses_is_told_from_what_is_wrong_here() {
+        let node = Key::new(Kind::Node, None, "n1");
+        let pool = Key::new(Kind::IpPool, None, "p");
+        let refused = |key| StoreError::Refused { key, reason: "no".into() };
+        for (e, away, refusal) in [
+            (StoreError::Unavailable("x".into()), true, false),
+            (StoreError::Broken("401 Unauthorized".into()), false, true),
+            (refused(node), false, true),
+            (refused(pool.clone()), false, false),
+            (StoreError::Invalid { key: pool, reason: "x".into() }, false, false),
+        ] {
+            let e = anyhow::Error::new(e).context("cannot read Node(n1)");
+            assert_eq!((is_away(&e), is_refusal(&e)), (away, refusal), "{e:#}");
+        }
+        assert!(!is_refusal(&anyhow::anyhow!("conflicting node detected")));
+    }
+
+    #[test]
+    fn figures_are_no_news() {
+        assert_eq!(gist("not valid before 200 (7 s)"), gist("not valid before 200 (6 s)"));
+        assert_ne!(gist("401 Unauthorized"), gist("no right to list"));
+    }
+}
