@@ -223,7 +223,9 @@ pub(crate) fn give_back() {
 }
 
 fn init_log(format: LogFormat, level: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(level).with_context(|| format!("log level {level:?}")).map_err(usage)?;
+    let filter = EnvFilter::try_new(brindle_admin::log::filter(level))
+        .with_context(|| format!("log level {level:?}"))
+        .map_err(usage)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(false).try_init(),

@@ -161,7 +161,7 @@ impl fmt::Debug for Log {
 impl Log {
     /// Lets through what a filter says; a filter that cannot be read changes nothing.
     pub fn set(&self, filter: &str) {
-        let changed = EnvFilter::try_new(filter).map(|f| (self.0)(f));
+        let changed = EnvFilter::try_new(brindle_admin::log::filter(filter)).map(|f| (self.0)(f));
         if !matches!(changed, Ok(true)) {
             tracing::warn!(filter, "the log cannot be changed; it goes on as it was");
         }
@@ -246,7 +246,8 @@ fn host_name() -> Option<String> {
 }
 
 fn start_log(format: LogFormat, filter: &str) -> Result<Log> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log-level {filter:?}"))?;
+    let filter = EnvFilter::try_new(brindle_admin::log::filter(filter))
+        .with_context(|| format!("--log-level {filter:?}"))?;
     let colours = std::io::stderr().is_terminal();
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);

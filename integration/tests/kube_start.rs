@@ -65,6 +65,17 @@ fn an_agent_that_starts_without_its_server_waits_and_touches_nothing() {
     let (ready, said) = node.probe("--ready");
     assert!(!ready && said.contains("[-] datastore: waiting for kubernetes:"), "{said}");
     assert!(said.contains("127.0.0.1:6443"), "{said}");
+    // Long enough for some attempts, each of which the client of the API server has an ERROR for.
+    until("it has waited for a while", LONG, || {
+        let (_, said) = node.probe("--ready");
+        let seconds = said.split_once(" s: ").and_then(|(head, _)| head.rsplit_once(" for "));
+        match seconds.and_then(|(_, n)| n.parse::<u64>().ok()) {
+            Some(n) if n >= 3 => Ok(()),
+            _ => Err(said),
+        }
+    });
+    let errors = log(&node).lines().filter(|l| l.contains("ERROR") || l.contains("kube_client")).count();
+    assert_eq!(errors, 0, "what is waited for is said once: {}", log(&node));
     let said = node.status().expect("somebody answers").to_string();
     assert!(said.contains("the agent has not started yet; waiting for kubernetes:"), "{said}");
 

@@ -80,7 +80,8 @@ pub(crate) struct RunArgs {
     metrics: Option<std::net::SocketAddr>,
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// error, warn, info, debug, trace, or a filter such as info,brindle_bgpd=debug
+    /// error, warn, info, debug, trace, or a filter such as info,brindle_bgpd=debug; the API server's client
+    /// (kube_client) is silent unless it is named or everything is asked for
     #[arg(long, env = "BRINDLE_LOG", value_name = "FILTER", default_value = "info")]
     log_level: String,
 }
@@ -197,7 +198,8 @@ impl Settings {
 
     /// Starts logging to standard error.
     pub(crate) fn init_log(&self) -> Result<(), String> {
-        let filter = EnvFilter::try_new(&self.log_filter).map_err(|e| format!("--log-level: {e}"))?;
+        let filter = brindle_admin::log::filter(&self.log_filter);
+        let filter = EnvFilter::try_new(filter).map_err(|e| format!("--log-level: {e}"))?;
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         match self.log_format {
             LogFormat::Text => builder.with_ansi(false).try_init(),
