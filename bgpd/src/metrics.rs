@@ -13,8 +13,11 @@ use crate::{
     handle::{Gone, Handle},
 };
 
-/// Name, type, help: every metric of the speaker, in the order of the text.
-pub const METRICS: [(&str, &str, &str); 20] = [
+/// Name, type, help.
+pub type Metric = (&'static str, &'static str, &'static str);
+
+/// Every metric of the speaker, in the order of the text.
+pub const METRICS: [Metric; 18] = [
     ("brindle_bgp_info", "gauge", "1, with version, AS and router identifier as labels."),
     ("brindle_bgp_peer_state", "gauge", "1 for the state the session is in, 0 for the others."),
     ("brindle_bgp_peer_up", "gauge", "1 if the session is established."),
@@ -37,30 +40,55 @@ pub const METRICS: [(&str, &str, &str); 20] = [
         "gauge",
         "Longest turn of the last one to two minutes: the wait of others.",
     ),
+];
+
+/// Those of any process.
+pub const PROCESS: [Metric; 2] = [
     ("brindle_process_resident_bytes", "gauge", "Resident set of this process."),
     ("brindle_process_cpu_seconds_total", "counter", "Processor time of this process, user and system."),
 ];
 
 const STATES: [&str; 6] = ["Idle", "Connect", "Active", "OpenSent", "OpenConfirm", "Established"];
 
-/// The text under construction.
-#[derive(Default)]
-struct Text {
+/// The text under construction: the metrics of a table, in its order.
+#[derive(Debug)]
+pub struct Text {
+    table: &'static [Metric],
     out: String,
     metric: usize,
 }
 
 impl Text {
+    /// Nothing yet.
+    #[must_use]
+    pub const fn new(table: &'static [Metric]) -> Self {
+        Self { table, out: String::new(), metric: 0 }
+    }
+
     /// Begins the next metric of the table, which must be this one.
-    fn metric(&mut self, name: &str) {
-        let (table, kind, help) = METRICS.get(self.metric).copied().unwrap_or_default();
+    pub fn metric(&mut self, name: &str) {
+        let (table, kind, help) = self.table.get(self.metric).copied().unwrap_or_default();
         debug_assert_eq!(table, name, "metrics come in the order of the table");
         self.metric += 1;
         let _ = write!(self.out, "# HELP {table} {help}\n# TYPE {table} {kind}\n");
     }
 
-    fn value(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
-        let (name, ..) = METRICS.get(self.metric.saturating_sub(1)).copied().unwrap_or_default();
+    /// A whole metric without labels.
+    pub fn one(&mut self, name: &str, value: impl std::fmt::Display) {
+        self.metric(name);
+        self.value(&[], value);
+    }
+
+    /// The whole text.
+    #[must_use]
+    pub fn done(self) -> String {
+        debug_assert_eq!(self.metric, self.table.len(), "every metric of the table was written");
+        self.out
+    }
+
+    /// One value of the metric that was begun last.
+    pub fn value(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let (name, ..) = self.table.get(self.metric.saturating_sub(1)).copied().unwrap_or_default();
         self.out.push_str(name);
         let mut open = '{';
         for (label, text) in labels {
@@ -95,8 +123,11 @@ struct Scrape {
     lag: Duration,
 }
 
-/// Every metric of the speaker.
-pub(crate) async fn text(handle: &Handle) -> Result<String, Gone> {
+/// Every metric of the speaker and of its process.
+///
+/// # Errors
+/// The speaker has ended.
+pub async fn text(handle: &Handle) -> Result<String, Gone> {
     let unusable = ask::unusable(handle).await?;
     let scrape = handle
         .look(move |s| Scrape {
@@ -115,7 +146,7 @@ pub(crate) async fn text(handle: &Handle) -> Result<String, Gone> {
 }
 
 fn render(s: &Scrape) -> String {
-    let mut t = Text::default();
+    let mut t = Text::new(&METRICS);
     t.metric("brindle_bgp_info");
     let asn = s.asn.to_string();
     t.value(&[("version", env!("CARGO_PKG_VERSION")), ("asn", &asn), ("router_id", &s.router_id)], 1);
@@ -181,12 +212,16 @@ fn render(s: &Scrape) -> String {
     t.value(&[], s.busy.as_secs_f64());
     t.metric("brindle_bgp_loop_lag_seconds");
     t.value(&[], s.lag.as_secs_f64());
-    t.metric("brindle_process_resident_bytes");
-    t.value(&[], resident_bytes());
-    t.metric("brindle_process_cpu_seconds_total");
-    t.value(&[], cpu_seconds());
-    debug_assert_eq!(t.metric, METRICS.len(), "every metric of the table was written");
-    t.out
+    t.done() + &process()
+}
+
+/// What any process says of itself.
+#[must_use]
+pub fn process() -> String {
+    let mut t = Text::new(&PROCESS);
+    t.one("brindle_process_resident_bytes", resident_bytes());
+    t.one("brindle_process_cpu_seconds_total", cpu_seconds());
+    t.done()
 }
 
 const fn kinds(m: &Messages) -> [(&'static str, u64); 5] {
@@ -277,15 +312,16 @@ mod tests {
         let written: BTreeSet<&str> =
             text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split(['{', ' ']).next()).collect();
         let documented: BTreeSet<&str> = include_str!("../../docs/metrics.md")
-            .lines()
+            // What follows are those of other programs.
+            .split("\n## ")
+            .take(1)
+            .flat_map(str::lines)
             .filter_map(|l| l.strip_prefix("| `brindle_"))
-            // Those of another program.
-            .filter(|l| !l.starts_with("controllers_"))
             .filter_map(|l| l.split('`').next())
             .collect();
         let written: BTreeSet<&str> = written.iter().filter_map(|n| n.strip_prefix("brindle_")).collect();
         assert_eq!(written, documented);
-        assert_eq!(written.len(), METRICS.len());
+        assert_eq!(written.len(), METRICS.len() + PROCESS.len());
     }
 
     #[test]

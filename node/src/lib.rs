@@ -17,6 +17,7 @@ mod identity;
 mod install_cni;
 mod local_socket;
 mod lock;
+mod metrics;
 mod path;
 mod policy;
 mod probe;

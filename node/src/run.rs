@@ -30,7 +30,7 @@ use crate::{
     drain::Drain,
     felix_env::FelixEnv,
     health::{self, BgpProblems},
-    local_socket, lock, path,
+    local_socket, lock, metrics, path,
     settings::{Networking, Settings, on_kubernetes},
     tunnel_address,
     waiting::{self, Dataplanes, Early},
@@ -202,6 +202,11 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
     if !env.unknown.is_empty() {
         tracing::warn!("these mean nothing to this agent: {}", env.unknown.join(" "));
     }
+    let metrics = metrics::Sources::new(&store, &settings.node_name);
+    if let Some(address) = settings.metrics {
+        let listener = brindle_bgpd::metrics::listen(address).await?;
+        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics)));
+    }
     let mut early: Option<Early> = None;
     let published = loop {
         match enter(&*store, settings, admin).await {
@@ -209,7 +214,11 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
             Err(why) if waiting::is_worth_it(&why, settings) => {
                 let early = match &mut early {
                     Some(early) => early,
-                    None => early.insert(Early::start(settings, &store, &env, started, &why).await?),
+                    None => {
+                        let early = early.insert(Early::start(settings, &store, &env, started, &why).await?);
+                        metrics.parts(&early.dataplanes, &early.cni);
+                        early
+                    }
                 };
                 early.wait(&why).await;
             }
@@ -236,14 +245,11 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
         Some(address) => Some(health::listen(address).await?),
         None => None,
     };
-    let scrapes = match settings.metrics {
-        Some(address) => Some(brindle_bgpd::metrics::listen(address).await?),
-        None => None,
-    };
-    let (Dataplanes { policy, felix }, cni) = match early {
+    let (dataplanes, cni) = match early {
         Some((dataplanes, cni)) => (dataplanes, Some(cni)),
         None => (Dataplanes::start(settings, &store, &env)?, None),
     };
+    let Dataplanes { policy, felix } = dataplanes.clone();
     // Routes need the pods of this node alone; policy follows all of them by itself.
     let own = store.for_node(&settings.node_name).unwrap_or_else(|| store.clone());
     let floating = env.floating_ips();
@@ -263,9 +269,7 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
     let (bgp, speaker) = match settings.networking {
         Networking::Bgp => {
             let speaker = speak(settings, &store, floating, &felix).await?;
-            if let Some(listener) = scrapes {
-                tokio::spawn(brindle_bgpd::metrics::serve(listener, speaker.running.handle.clone()));
-            }
+            metrics.bgp(&speaker.running.handle);
             (Some(speaker.running.handle.clone()), Some(speaker))
         }
         Networking::None => {
@@ -283,6 +287,7 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
         Some(cni) => cni,
         None => crate::cni_server::start(settings, &store, &felix, &policy).await?,
     };
+    metrics.parts(&dataplanes, &cni);
     tokio::spawn(addresses::keep(store.clone(), settings.clone(), published, admin));
     if settings.cluster.install_cni {
         // Not one of the runtime's few threads: it may sleep for long.

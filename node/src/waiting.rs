@@ -29,6 +29,7 @@ use crate::{
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// What writes to the kernel.
+#[derive(Clone)]
 pub(crate) struct Dataplanes {
     pub(crate) policy: PolicyHandle,
     pub(crate) felix: brindle_felix::Handle,

@@ -1,13 +1,14 @@
 //! The agent's side of the CNI protocol ([`brindle_cni::proto`]): a unix socket only root may use ([`socket`]), one
 //! session per plugin ([`session`]; [`claims`] tells whose an unfinished ADD is), and behind them the [`service`] that
 //! gives addresses ([`address`]), records endpoints ([`endpoint`]), deletes devices ([`device`]) and carries out what the
-//! journal says ([`replay`]). What it gave it remembers ([`attached`]), for the time when the datastore is away
+//! journal says ([`replay`]); [`calls`] counts them. What it gave it remembers ([`attached`]), for the time when the datastore is away
 //! ([`remembered`]).
 //!
 //! Nothing here decides who gets which address (`brindle-ipam`) or programs a route (felix).
 
 mod address;
 mod attached;
+mod calls;
 mod claims;
 mod collect;
 mod dataplane;
@@ -29,6 +30,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use brindle_config_core::store::Store;
 use brindle_ipam::View;
+pub(crate) use calls::Calls;
 pub(crate) use dataplane::Dataplane;
 pub(crate) use leaks::LeakArgs;
 pub(crate) use pause::{Jitter, now};

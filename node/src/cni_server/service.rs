@@ -27,6 +27,7 @@ use super::{
     CniServerSettings, Dataplane, Jitter,
     address::{Given, Wish},
     attached::{Attached, Kept},
+    calls::Calls,
     claims::{Caller, Claims},
     device::Deletions,
     endpoint::{Announced, Checked, Made},
@@ -59,6 +60,7 @@ pub(super) struct Service {
     /// The store was seen to give endpoints labels or profiles of its own (Kubernetes: those of the pod).
     pub(super) knows_more: AtomicBool,
     pub(super) claims: Claims,
+    pub(super) calls: Arc<Calls>,
     /// One lock per container with calls under way.
     busy: StdMutex<BTreeMap<String, Weak<Mutex<()>>>>,
     ghosts: StdMutex<Ghosts>,
@@ -84,6 +86,7 @@ impl Service {
             announced: Announced::default(),
             knows_more: AtomicBool::new(false),
             claims: Claims::default(),
+            calls: Arc::default(),
             busy: StdMutex::new(BTreeMap::new()),
             ghosts: StdMutex::default(),
             status_said: StdMutex::default(),

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{claims::Caller, service::Service};
+use super::{calls, claims::Caller, service::Service};
 
 /// A plugin that has begun a frame ends it at once, or is stuck. Between ADD and its registration it does its netlink.
 const FRAME: Duration = Duration::from_secs(5);
@@ -106,6 +106,7 @@ impl Session {
             return error(code::PROTOCOL, msg, MISFIT);
         }
         let subject = Subject::of(&request.call);
+        let command = calls::command(&request.call);
         let connection = self.connection;
         let was_given = match &subject {
             Subject::Settled(a) => self.open.iter().any(|o| o.attachment == *a),
@@ -114,7 +115,7 @@ impl Session {
         let caller = Caller { connection, was_given };
         let service = Arc::clone(&self.service);
         let mut call = tokio::spawn(async move { service.call(request.call, caller).await });
-        match timeout(CALL, &mut call).await {
+        let reply = match timeout(CALL, &mut call).await {
             Ok(Ok(reply)) => {
                 self.remember(subject, &reply);
                 reply
@@ -133,7 +134,9 @@ impl Session {
                 });
                 error(code::TRY_AGAIN, format!("not done within {CALL:?}"), "see the agent's log")
             }
-        }
+        };
+        self.service.calls.count(command, &reply);
+        reply
     }
 
     fn remember(&mut self, subject: Subject, reply: &Reply) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use tokio::task::JoinHandle;
 
-use super::{CniServerSettings, service::Service, session};
+use super::{CniServerSettings, calls::Calls, service::Service, session};
 use crate::local_socket;
 
 /// Sessions at a time; more wait in the socket's queue. kubelet starts pods in bursts.
@@ -14,9 +14,15 @@ const MAX_SESSIONS: usize = 256;
 /// A running server. Dropping it ends it.
 pub(crate) struct Server {
     tasks: [JoinHandle<()>; 3],
+    calls: Arc<Calls>,
 }
 
 impl Server {
+    /// What was asked so far, as it goes on.
+    pub(crate) fn calls(&self) -> Arc<Calls> {
+        Arc::clone(&self.calls)
+    }
+
     /// Completes when the server has ended, which it does only by a defect.
     pub(crate) async fn ended(mut self) {
         let [serve, replay, collect] = &mut self.tasks;
@@ -40,11 +46,12 @@ pub(super) async fn spawn(settings: CniServerSettings) -> Result<Server> {
     service.replay().await;
     service.warm().await;
     let listener = local_socket::bind(&settings.socket)?;
+    let calls = Arc::clone(&service.calls);
     let replay = tokio::spawn(Arc::clone(&service).keep_replaying());
     let collect = tokio::spawn(Arc::clone(&service).keep_collecting(settings.leaks));
     let serve = tokio::spawn(local_socket::serve(listener, MAX_SESSIONS, move |stream| {
         let service = Arc::clone(&service);
         async move { session::serve(stream, service).await }
     }));
-    Ok(Server { tasks: [serve, replay, collect] })
+    Ok(Server { tasks: [serve, replay, collect], calls })
 }
