@@ -20,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     admin,
     daemon::{Daemon, Source, run},
+    log,
     replay::Replay,
     settings::{DEFAULT_ADMIN_SOCKET, LogFormat, Settings},
     show,
@@ -198,7 +199,7 @@ fn daemon(args: RunArgs) -> Result<()> {
     give_back();
     let log = settings.as_ref().map(|s| s.log.clone()).unwrap_or_default();
     let level = args.log_level.or(log.level).unwrap_or_else(|| "info".into());
-    init_log(args.log_format.unwrap_or(log.format), &level)?;
+    let _flush = init_log(args.log_format.unwrap_or(log.format), &level)?;
     let of_file = settings.as_ref().map(|s| s.admin_socket.clone());
     let admin_socket = args.admin_socket.or(of_file).unwrap_or_else(|| DEFAULT_ADMIN_SOCKET.into());
     // One thread: all routes are one task's, and what the others do is little and made of system calls.
@@ -222,16 +223,11 @@ pub(crate) fn give_back() {
     }
 }
 
-fn init_log(format: LogFormat, level: &str) -> Result<()> {
+fn init_log(format: LogFormat, level: &str) -> Result<log::Flush> {
     let filter = EnvFilter::try_new(brindle_admin::log::filter(level))
         .with_context(|| format!("log level {level:?}"))
         .map_err(usage)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => builder.with_ansi(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    }
-    .map_err(|e| anyhow::anyhow!("cannot start logging: {e}"))
+    log::to_stderr(format, filter).map_err(anyhow::Error::msg)
 }
 
 fn socket(ask: &AskArgs) -> Result<PathBuf> {

@@ -27,6 +27,7 @@ mod follow;
 mod handle;
 pub mod import;
 mod listeners;
+pub mod log;
 pub mod metrics;
 pub mod mrt;
 pub mod peers;

@@ -5,6 +5,7 @@ mod support;
 use std::{
     collections::{BTreeSet, VecDeque},
     fs,
+    io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -194,6 +195,47 @@ async fn a_recorded_run_replays_to_the_same_routes() {
     let speaker = speaker.unwrap();
     let best: BTreeSet<String> = speaker.rib(None).filter(|p| p.best).map(|p| p.prefix.to_string()).collect();
     assert_eq!(best, BTreeSet::from(expected));
+}
+
+#[tokio::test]
+async fn a_log_nobody_reads_holds_up_no_session() {
+    use std::os::unix::fs::OpenOptionsExt;
+    const O_NONBLOCK: i32 = 0o4000;
+    let dir = Dir::new("unread");
+    let (us, a) = (address(), address());
+    let file = config(&dir, us, &[a], &["10.1.0.0/26"]);
+    let fifo = dir.path("log");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    // Whoever opens both ends waits for nobody.
+    let mut ours = fs::File::options().read(true).write(true).custom_flags(O_NONBLOCK).open(&fifo).unwrap();
+    while ours.write(&[b'x'; 4096]).is_ok() {}
+    while ours.write(b"x").is_ok() {}
+    let stderr = fs::File::options().read(true).write(true).open(&fifo).unwrap();
+    let daemon = Daemon(Command::new(PROGRAM).args(["--config", &file]).stderr(stderr).spawn().unwrap());
+    listening(us).await;
+    let mut node = Node::start(a, 64512, vec![peer(a, us, 64512)], &["10.2.0.0/26"]).await;
+    node.established(us).await;
+    node.knows(&["10.1.0.0/26", "10.2.0.0/26"]).await;
+    // It goes on: each of these is a line in its log, too.
+    for _ in 0..3 {
+        node.change(|d| d.peers.clear()).await;
+        node.change(|d| d.peers = vec![peer(a, us, 64512)]).await;
+        node.established(us).await;
+    }
+    let (mut log, mut buf) = (Vec::new(), [0; 4096]);
+    while !String::from_utf8_lossy(&log).contains("brindle-bgpd runs") {
+        match ours.read(&mut buf) {
+            Ok(n) => log.extend_from_slice(&buf[..n]),
+            Err(_) => sleep(std::time::Duration::from_millis(10)).await,
+        }
+    }
+    assert_eq!(daemon.term(), Some(0));
+    while let Ok(n @ 1..) = ours.read(&mut buf) {
+        log.extend_from_slice(&buf[..n]);
+    }
+    let log = String::from_utf8_lossy(&log);
+    assert!(log.contains("new=Established") && log.contains("BGP shuts down"), "{log}");
+    assert!(!log.contains("left out"), "{log}");
 }
 
 #[tokio::test]

@@ -72,10 +72,13 @@ pub fn main() -> ExitCode {
             }
         },
     };
-    if let Err(e) = settings.init_log() {
-        eprintln!("brindle-node: {e}");
-        return ExitCode::from(2);
-    }
+    let _flush = match settings.init_log() {
+        Ok(flush) => flush,
+        Err(e) => {
+            eprintln!("brindle-node: {e}");
+            return ExitCode::from(2);
+        }
+    };
     match run::run(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(run::Failure::Setup(e)) => {

@@ -196,16 +196,15 @@ impl Settings {
         ["--log-format", format, "--log-level", &self.log_filter].map(str::to_owned).into()
     }
 
-    /// Starts logging to standard error.
-    pub(crate) fn init_log(&self) -> Result<(), String> {
+    /// Starts logging to standard error, in whole until the guard is dropped.
+    pub(crate) fn init_log(&self) -> Result<brindle_bgpd::log::Flush, String> {
         let filter = brindle_admin::log::filter(&self.log_filter);
         let filter = EnvFilter::try_new(filter).map_err(|e| format!("--log-level: {e}"))?;
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        match self.log_format {
-            LogFormat::Text => builder.with_ansi(false).try_init(),
-            LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        }
-        .map_err(|e| format!("cannot start logging: {e}"))
+        let format = match self.log_format {
+            LogFormat::Text => brindle_bgpd::settings::LogFormat::Text,
+            LogFormat::Json => brindle_bgpd::settings::LogFormat::Json,
+        };
+        brindle_bgpd::log::to_stderr(format, filter)
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) const fn command(call: &Call) -> usize {
     match call {
         Call::Ping => 0,
         Call::PodCidrs => 1,
-        Call::Status => 2,
+        Call::Status { .. } => 2,
         Call::Add { .. } => 3,
         Call::Register { .. } => 4,
         Call::Del { .. } => 5,
