@@ -5,9 +5,15 @@
 //! then nothing is applied before they, too, are complete: a plan without their addresses would withdraw what an
 //! earlier run of this node announced.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
-use brindle_bgpd_core::speaker::{PeerConfig, SpeakerConfig};
+use brindle_bgpd_core::speaker::PeerConfig;
 use brindle_config::sync;
 use brindle_config_core::{
     key::{Key, Kind},
@@ -71,6 +77,7 @@ pub fn from_store(
         pods,
         mesh: Mesh::default(),
         sessions: Vec::new(),
+        leaving: BTreeSet::new(),
         identity: None,
         origin: Instant::now(),
     };
@@ -119,7 +126,10 @@ struct Feeder {
     mesh: Mesh,
     /// Mesh sessions as they were last asked for.
     sessions: Vec<PeerConfig>,
-    identity: Option<SpeakerConfig>,
+    /// Addresses of those that stay only until what replaces them carries their routes.
+    leaving: BTreeSet<IpAddr>,
+    /// AS and router id.
+    identity: Option<(u32, Ipv4Addr)>,
     origin: Instant,
 }
 
@@ -251,7 +261,7 @@ impl Feeder {
     async fn tick(&mut self) -> Result<(), Gone> {
         let mut changed = false;
         if self.mesh.reason().is_some() {
-            let coverage = self.handle.coverage().await?;
+            let coverage = self.handle.coverage(self.leaving.clone()).await?;
             let left = coverage.to_string();
             let before = self.mesh.reason().map(str::to_owned);
             match self.mesh.on(Event::Observed { now: self.origin.elapsed(), coverage }) {
@@ -296,31 +306,43 @@ impl Feeder {
 
     /// Keeps mesh sessions the configuration no longer wants until what replaces them carries their routes.
     fn keep_mesh(&mut self, plan: &mut Plan) {
-        if plan.speaker != self.identity {
+        let identity = plan.speaker.as_ref().map(|s| (s.asn, s.router_id));
+        if identity != self.identity {
             // Another identity is another speaker: its sessions start anew in any case.
             self.sessions.clear();
-            self.identity.clone_from(&plan.speaker);
+            self.identity = identity;
         }
+        let reflects = plan.speaker.as_ref().is_some_and(|s| s.cluster_id.is_some());
         let old = std::mem::take(&mut self.sessions);
         let left: Vec<PeerConfig> = old
             .into_iter()
             .filter(|p| {
                 self.state.is_node_address(p.address) && plan.peers.iter().all(|q| q.address != p.address)
             })
+            // While there is a mesh, only a reflector has left it.
+            .filter(|p| !plan.mesh || self.state.is_reflector(p.address))
             .collect();
-        let event = if plan.mesh {
+        let event = if plan.mesh && left.is_empty() {
             Event::Wanted
         } else {
             Event::Unwanted {
                 now: self.origin.elapsed(),
                 present: !left.is_empty(),
-                replaced: plan.peers.iter().any(|p| p.kind != MESH),
+                // A reflector is about to get other sessions, if it has none yet.
+                replaced: plan.mesh || reflects || plan.peers.iter().any(|p| p.kind != MESH),
             }
         };
-        if self.mesh.on(event) == Step::Keep {
+        self.leaving.clear();
+        let step = self.mesh.on(event);
+        if step == Step::Keep {
+            self.leaving = left.iter().map(|p| p.address).collect();
+            let why = match (plan.mesh, reflects) {
+                (true, _) => "nodes of the mesh have become reflectors",
+                (false, true) => "this node has become a reflector",
+                (false, false) => "spec.nodeToNodeMeshEnabled is false",
+            };
             let what = format!(
-                "spec.nodeToNodeMeshEnabled is false; {} mesh sessions stay until the others carry their routes, {} s \
-                 at most: {}",
+                "{why}; {} mesh sessions stay until the others carry their routes, {} s at most: {}",
                 left.len(),
                 BOUND.as_secs(),
                 self.mesh.reason().unwrap_or_default()
@@ -329,6 +351,10 @@ impl Feeder {
             plan.problems.sort();
             plan.peers.extend(left);
             plan.peers.sort_by_key(|p| p.address);
+        }
+        if plan.mesh && step == Step::Follow {
+            // Those who left it are gone; it is there for the others, and for the next one who leaves it.
+            self.mesh.on(Event::Wanted);
         }
         self.sessions = plan.peers.iter().filter(|p| p.kind == MESH).cloned().collect();
     }
@@ -455,6 +481,55 @@ mod tests {
         assert_eq!(plan.peers.len(), 2, "c and d have the same address: {plan:?}");
         while follower.problems().is_none_or(|p| p.is_empty()) {
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// A node of the mesh becomes a reflector by an annotation, before anybody has made a BGPPeer for it.
+    #[tokio::test(start_paused = true)]
+    async fn mesh_sessions_of_a_new_reflector_stay_until_others_carry_their_routes() {
+        for new in ["a", "b"] {
+            let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+            for (name, ip) in [("a", "10.0.0.1/24"), ("b", "10.0.0.2/24"), ("c", "10.0.0.3/24")] {
+                store.put_as(&node(name, ip), Expect::Absent).await.unwrap();
+            }
+            let (orders, mut taken) = mpsc::channel(4);
+            let handle =
+                Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
+            let follower = from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), None, handle);
+            let mut covered = None;
+            let mut plans: Vec<Vec<String>> = Vec::new();
+            // All sessions; with that of the new reflector (or all of its own) kept; without.
+            while plans.len() < 3 {
+                match taken.recv().await {
+                    Some(Order::Apply(desired, answer)) => {
+                        answer.send(vec![]).unwrap();
+                        let peers: Vec<String> = desired.peers.iter().map(|p| p.name.clone()).collect();
+                        if plans.last() == Some(&peers) && plans.len() == 2 {
+                            continue;
+                        }
+                        plans.push(peers);
+                        if plans.len() == 1 {
+                            let ip = if new == "a" { "10.0.0.1/24" } else { "10.0.0.2/24" };
+                            let mut node = node(new, ip);
+                            let bgp = node.spec.bgp.as_mut().unwrap();
+                            bgp.route_reflector_cluster_id = Some([9, 9, 9, 9].into());
+                            store.put_as(&node, Expect::Any).await.unwrap();
+                        }
+                    }
+                    Some(Order::Coverage(leaving, answer)) => {
+                        covered = Some(leaving);
+                        answer.send(Default::default()).unwrap();
+                    }
+                    _ => panic!("expected a plan, or a question"),
+                }
+            }
+            let both = ["b", "c"].map(str::to_owned).to_vec();
+            let left = if new == "a" { vec![] } else { vec!["c".to_owned()] };
+            assert_eq!(plans, [both.clone(), both, left]);
+            let leaving: &[[u8; 4]] =
+                if new == "a" { &[[10, 0, 0, 2], [10, 0, 0, 3]] } else { &[[10, 0, 0, 2]] };
+            assert_eq!(covered, Some(leaving.iter().map(|a| IpAddr::from(*a)).collect()));
+            drop(follower);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the rest of a process holds of a running speaker: questions and orders in, routes out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -34,7 +34,7 @@ pub struct Gone;
 /// What a speaker should be. Applied as a whole; what is the same as before is not disturbed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
-    /// `None`: nothing to speak for; sessions are closed. Another AS, router id or cluster id restarts all sessions.
+    /// `None`: nothing to speak for; sessions are closed. Another AS or router id restarts all sessions.
     pub speaker: Option<SpeakerConfig>,
     pub listen: Vec<SocketAddr>,
     pub peers: Vec<PeerConfig>,
@@ -128,7 +128,8 @@ pub(crate) enum Order {
     Reset(String, String, oneshot::Sender<bool>),
     Drain(oneshot::Sender<()>),
     Status(oneshot::Sender<BgpStatus>),
-    Coverage(oneshot::Sender<Coverage>),
+    /// How far the other sessions carry what is learnt over those with these addresses.
+    Coverage(BTreeSet<IpAddr>, oneshot::Sender<Coverage>),
     Rib(Option<IpNet>, oneshot::Sender<Vec<RibPath>>),
     /// Runs in the speaker task, so what it does must be little: a page of a table, not a table.
     Look(Box<dyn FnOnce(&Seen<'_>) + Send>),
@@ -227,12 +228,12 @@ impl Handle {
         self.ask(Order::Status).await
     }
 
-    /// How far the sessions outside the mesh have come in replacing it.
+    /// How far the other sessions have come in replacing those with `leaving`.
     ///
     /// # Errors
     /// [`Gone`].
-    pub(crate) async fn coverage(&self) -> Result<Coverage, Gone> {
-        self.ask(Order::Coverage).await
+    pub(crate) async fn coverage(&self, leaving: BTreeSet<IpAddr>) -> Result<Coverage, Gone> {
+        self.ask(|tx| Order::Coverage(leaving, tx)).await
     }
 
     /// The Loc-RIB, or one prefix of it, with every path and the step of the decision that chose or rejected it.

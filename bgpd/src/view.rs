@@ -1,7 +1,8 @@
 //! What a speaker looks like from outside: status and routes as plain values.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -59,12 +60,16 @@ pub(crate) fn service(v: &Verdict) -> ServiceRoute {
 }
 
 /// How far the sessions outside the mesh have come in replacing it.
-pub(crate) fn coverage(speaker: &Speaker) -> Coverage {
+pub(crate) fn coverage(speaker: &Speaker, leaving: &BTreeSet<IpAddr>) -> Coverage {
     let mut coverage = Coverage::default();
     let mut mesh = HashSet::new();
     for p in speaker.peers() {
-        if p.kind == MESH {
+        if leaving.contains(&p.address) {
             mesh.insert(p.id);
+            continue;
+        }
+        if p.kind == MESH {
+            // It stays, and nobody waits for it.
             continue;
         }
         let who = format!("{} ({})", p.name, p.address);

@@ -45,6 +45,30 @@ async fn two_daemons_exchange_and_withdraw_routes() {
     a.knows(&["10.1.1.0/26", "10.1.2.3/32"]).await;
 }
 
+/// Nobody is told of these in an OPEN.
+#[tokio::test]
+async fn cluster_local_pref_and_limits_change_while_sessions_go_on() {
+    let (mut a, b) = pair().await;
+    b.knows(&["10.1.0.0/26", "10.2.0.0/26"]).await;
+    for n in 1..4 {
+        a.change(|d| {
+            let speaker = d.speaker.as_mut().unwrap();
+            speaker.cluster_id = Some(Ipv4Addr::new(9, 9, 9, n));
+            speaker.local_pref = 100 + u32::from(n);
+            speaker.max_paths = 1_000 + usize::from(n);
+        })
+        .await;
+        b.until("the new LOCAL_PREF", async || {
+            let rib = b.running.handle.rib(Some("10.1.0.0/26".parse().unwrap())).await.unwrap();
+            let pref = rib.first().and_then(|p| p.local_pref);
+            (pref == Some(100 + u32::from(n))).then_some(()).ok_or(format!("{rib:?}"))
+        })
+        .await;
+    }
+    let after = b.peer(a.address).await;
+    assert_eq!((after.state.as_str(), after.last_error), ("Established", None));
+}
+
 #[tokio::test]
 async fn the_fib_stream_has_what_others_announce_and_says_when_it_is_complete() {
     let (mut a, b) = pair().await;

@@ -49,7 +49,7 @@ pub struct Plan {
     pub peers: Vec<PeerConfig>,
     /// In prefix order.
     pub routes: Vec<LocalRoute>,
-    /// Whether the configuration wants the node-to-node mesh.
+    /// Whether the configuration wants the node-to-node mesh, and this node in it.
     pub mesh: bool,
     /// Peers that are reached through a gateway: their address, and the gateway. In address order.
     pub statics: Vec<(IpAddr, IpAddr)>,

@@ -79,7 +79,7 @@ fn build(state: &ClusterState, own: &NodeFacts, plan: &mut Plan, problems: &mut 
     });
     let mut sessions = Sessions::default();
     bgp_peers::collect(&cx, &mut sessions, problems);
-    plan.mesh = cx.global.node_to_node_mesh_enabled.unwrap_or(true);
+    plan.mesh = cx.global.node_to_node_mesh_enabled.unwrap_or(true) && cx.cluster_id.is_none();
     mesh(&cx, &mut sessions, problems);
     plan.statics = sessions.statics.iter().map(|(peer, gateway)| (*peer, *gateway)).collect();
     let peering = cx.peering(problems);

@@ -169,6 +169,12 @@ impl ClusterState {
         self.nodes.values().any(|n| n.spec.ips().any(|ip| ip == address))
     }
 
+    /// Whether that node is a route reflector.
+    pub fn is_reflector(&self, address: IpAddr) -> bool {
+        let mut nodes = self.nodes.values().filter(|n| n.spec.ips().any(|ip| ip == address));
+        nodes.any(|n| super::sessions::cluster_id(n).is_some())
+    }
+
     pub(super) fn secret(&self, name: &str, key: &str) -> Option<&str> {
         self.secrets.get(&(name.to_owned(), key.to_owned())).map(String::as_str)
     }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use brindle_bgpd_core::speaker::{
-    Clear, ConnId, DynamicPeers, FibChange, Input, LocalRoute, Multipath, PeerConfig, PeerId, Speaker,
-    SpeakerConfig,
+    Clear, ConnId, DynamicPeers, FibChange, Input, LocalRoute, Multipath, PeerConfig, PeerId, Routing,
+    Speaker, SpeakerConfig,
 };
 use ipnet::IpNet;
 use tokio::time::timeout;
@@ -45,8 +45,9 @@ impl SpeakerTask {
                 let status = self.speaker.as_ref().map(|s| view::status(s, now, listen));
                 let _ = answer.send(status.unwrap_or_default());
             }
-            Order::Coverage(answer) => {
-                let _ = answer.send(self.speaker.as_ref().map(view::coverage).unwrap_or_default());
+            Order::Coverage(leaving, answer) => {
+                let _ = answer
+                    .send(self.speaker.as_ref().map(|s| view::coverage(s, &leaving)).unwrap_or_default());
             }
             Order::Rib(prefix, answer) => {
                 let _ = answer.send(self.speaker.as_ref().map_or_else(Vec::new, |s| view::rib(s, prefix)));
@@ -76,14 +77,16 @@ impl SpeakerTask {
     }
 
     fn apply(&mut self, desired: Desired) -> Vec<ListenError> {
-        // Ranges of dynamic neighbors and the number of paths in use are no part of who we are.
-        let (wanted, dynamic, multipath) = split(desired.speaker);
-        if wanted != self.identity {
-            self.restart(wanted);
-        }
+        let Adjustable { dynamic, multipath, routing } = self.become_who(desired.speaker);
         self.set_dynamic(dynamic);
         if self.speaker.as_ref().is_some_and(|s| s.config().multipath != multipath) {
             self.feed(Input::SetMultipath(multipath));
+        }
+        if let Some(old) = self.speaker.as_ref().map(|s| s.config().routing()).filter(|old| *old != routing) {
+            info!(?old, new = ?routing, "routes are treated anew; sessions go on");
+            self.feed(Input::SetRouting(routing));
+            // Own routes get another LOCAL_PREF when they are said again.
+            self.routes = None;
         }
         // Routes first: a session that comes up has them to send.
         self.set_imports(desired.imports);
@@ -93,6 +96,15 @@ impl SpeakerTask {
         self.services = desired.services;
         self.set_peers(desired.peers);
         if self.speaker.is_some() { self.listeners.apply(&desired.listen) } else { self.listeners.apply(&[]) }
+    }
+
+    /// Starts another speaker if this is another identity; what is left can be told to the present one.
+    fn become_who(&mut self, wanted: Option<SpeakerConfig>) -> Adjustable {
+        let (who, rest) = split(wanted);
+        if who != self.identity {
+            self.restart(who, rest.routing);
+        }
+        rest
     }
 
     fn set_peers(&mut self, peers: Vec<PeerConfig>) {
@@ -218,7 +230,7 @@ impl SpeakerTask {
     }
 
     /// Another identity is another speaker: the sessions of the old one end.
-    fn restart(&mut self, config: Option<SpeakerConfig>) {
+    fn restart(&mut self, config: Option<SpeakerConfig>, routing: Routing) {
         if self.speaker.is_some() {
             info!(old = ?self.identity, new = ?config, "the speaker's identity changed; sessions restart");
             self.feed(Input::Shutdown);
@@ -234,6 +246,7 @@ impl SpeakerTask {
         self.statics.clear();
         self.speaker = config.map(|mut config| {
             config.seed = random();
+            config.set_routing(routing);
             config.restarting |= std::mem::take(&mut self.restarting);
             if let Some(recorder) = &mut self.recorder {
                 recorder.speaker(&config);
@@ -262,14 +275,27 @@ impl SpeakerTask {
     }
 }
 
-/// Who we are, and what may change without another identity: the ranges of dynamic neighbors, and how many paths are
-/// used.
-fn split(speaker: Option<SpeakerConfig>) -> (Option<SpeakerConfig>, Vec<DynamicPeers>, Multipath) {
+/// What may change without another identity.
+struct Adjustable {
+    dynamic: Vec<DynamicPeers>,
+    multipath: Multipath,
+    routing: Routing,
+}
+
+/// Who we are, as far as peers have agreed to it, and the rest.
+fn split(speaker: Option<SpeakerConfig>) -> (Option<SpeakerConfig>, Adjustable) {
     const ONE: Multipath = Multipath::up_to(1);
-    let Some(mut speaker) = speaker else { return (None, Vec::new(), ONE) };
-    let dynamic = std::mem::take(&mut speaker.dynamic);
-    let multipath = std::mem::replace(&mut speaker.multipath, ONE);
-    (Some(speaker), dynamic, multipath)
+    const NONE: Routing = Routing { cluster_id: None, local_pref: 0, max_paths: 0 };
+    let Some(mut speaker) = speaker else {
+        return (None, Adjustable { dynamic: Vec::new(), multipath: ONE, routing: NONE });
+    };
+    let rest = Adjustable {
+        dynamic: std::mem::take(&mut speaker.dynamic),
+        multipath: std::mem::replace(&mut speaker.multipath, ONE),
+        routing: speaker.routing(),
+    };
+    speaker.set_routing(NONE);
+    (Some(speaker), rest)
 }
 
 /// Seed for jitter and hash tables: the standard library's random hash keys, which need no further dependency.

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     bits::Bits,
     decision::{DecisionCx, decide},
     group::{Groups, OutCx},
-    import::{Invalid, Screen, Screened},
+    import::{Invalid, Screen, Screened, judge_next_hop},
     prefix::Prefix,
     rewrite::add,
     table::{Age, Dest, Path, PathFlags, Table},
@@ -111,6 +111,11 @@ impl<P: Prefix> Afi<P> {
 
     fn adj_in_ref(&self, peer: PeerId) -> Option<&AdjIn> {
         if peer == LOCAL { Some(&self.own) } else { self.ins.get(peer.0 as usize) }
+    }
+
+    /// One more than the greatest number of a peer that has sent anything.
+    pub(super) fn neighbors(&self) -> u32 {
+        u32::try_from(self.ins.len()).unwrap_or(u32::MAX)
     }
 
     /// Paths a peer has sent.
@@ -380,6 +385,29 @@ impl<P: Prefix> Afi<P> {
         }
     }
 
+    /// The interner was emptied, for what is computed of attributes is another now: every path gets its set from it
+    /// again, is decided about and told again.
+    pub(super) fn intern_again(&mut self, cx: &mut ChangeCx<'_>) {
+        self.groups.forget();
+        for raw in self.raw.values_mut() {
+            if let Some(again) = cx.out.interner.intern(&raw.set(), raw.next_hop()) {
+                *raw = again;
+            }
+        }
+        let all: Vec<u32> = self.table.iter().map(|(n, _)| n).collect();
+        for n in all {
+            let dest = self.table.dest_mut(n);
+            let before = Before::of(dest, cx);
+            let mut old: SmallVec<[Attrs; 1]> = SmallVec::new();
+            for path in &mut dest.paths {
+                if let Some(again) = cx.out.interner.intern(&path.attrs.set(), path.attrs.next_hop()) {
+                    old.push(std::mem::replace(&mut path.attrs, again));
+                }
+            }
+            self.after(n, before, cx);
+        }
+    }
+
     /// The import policy of a peer has changed, or what is known of these next hops of its routes: they are judged again,
     /// from their attributes as they came.
     pub(super) fn screen(
@@ -389,25 +417,57 @@ impl<P: Prefix> Afi<P> {
         hops: Option<&BTreeSet<IpAddr>>,
         cx: &mut ChangeCx<'_>,
     ) {
+        let judge = |net, path: &Path, raw: &Attrs, cx: &mut ChangeCx<'_>| {
+            let asked = matches!(path.bad, None | Some(Invalid::Filtered(_) | Invalid::NoDevice))
+                && hops.is_none_or(|hops| path.attrs.next_hop().is_some_and(|h| hops.contains(&h.ip())));
+            asked.then(|| screen.judge(net, raw, cx.out.interner, cx.out.next_hops))
+        };
+        self.judge_again(peer, judge, cx);
+    }
+
+    /// Our cluster is another: routes of an internal peer that had passed the old one may be used, those that have
+    /// passed the new one may not (RFC 4456 section 8).
+    pub(super) fn cluster_changed(
+        &mut self,
+        peer: PeerId,
+        cluster: Ipv4Addr,
+        screen: &mut Screen<'_>,
+        cx: &mut ChangeCx<'_>,
+    ) {
+        let judge = |net, path: &Path, raw: &Attrs, cx: &mut ChangeCx<'_>| {
+            let looped = path.bad == Some(Invalid::ClusterLoop);
+            let loops = raw.set().cluster_list.contains(&cluster);
+            if loops == looped || matches!(path.bad, Some(Invalid::AsLoop | Invalid::OriginatorLoop)) {
+                return None;
+            }
+            let hop = raw.next_hop();
+            let bad = match hop.filter(|_| !loops).map(|h| judge_next_hop(&h, cx.out.next_hops)) {
+                _ if loops => Some(Invalid::ClusterLoop),
+                Some(Some(bad)) => Some(bad),
+                _ => return Some(screen.judge(net, raw, cx.out.interner, cx.out.next_hops)),
+            };
+            Some(Screened { attrs: raw.clone(), raw: None, bad })
+        };
+        self.judge_again(peer, judge, cx);
+    }
+
+    /// Asks again about what a peer has sent, as it came; `judge` says `None` where nothing changes.
+    fn judge_again(
+        &mut self,
+        peer: PeerId,
+        mut judge: impl FnMut(IpNet, &Path, &Attrs, &mut ChangeCx<'_>) -> Option<Screened>,
+        cx: &mut ChangeCx<'_>,
+    ) {
         let dests: Vec<u32> = self.adj_in_ref(peer).map(|i| i.dests.iter().collect()).unwrap_or_default();
         for n in dests {
             let dest = self.table.dest(n);
             let prefix = dest.prefix;
-            let paths: SmallVec<[Path; 1]> = dest
-                .paths
-                .iter()
-                .filter(|p| {
-                    p.peer == peer && matches!(p.bad, None | Some(Invalid::Filtered(_) | Invalid::NoDevice))
-                })
-                .filter(|p| {
-                    hops.is_none_or(|hops| p.attrs.next_hop().is_some_and(|h| hops.contains(&h.ip())))
-                })
-                .cloned()
-                .collect();
+            let paths: SmallVec<[Path; 1]> = dest.paths.iter().filter(|p| p.peer == peer).cloned().collect();
             for path in paths {
                 let raw = self.raw.get(&(n, peer, path.path_id)).unwrap_or(&path.attrs).clone();
-                let Screened { attrs, raw, bad } =
-                    screen.judge(prefix.net(), &raw, cx.out.interner, cx.out.next_hops);
+                let Some(Screened { attrs, raw, bad }) = judge(prefix.net(), &path, &raw, cx) else {
+                    continue;
+                };
                 let new = NewPath { peer, path_id: path.path_id, attrs, ebgp: path.flags.ebgp, bad, raw };
                 self.announce(prefix, new, cx);
                 // It was not confirmed by this.

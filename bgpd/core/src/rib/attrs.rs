@@ -232,6 +232,18 @@ impl Interner {
         Some(attrs)
     }
 
+    /// Another LOCAL_PREF of normal routes. True if ranks depend on it: they do from here on, and every set in use must
+    /// be interned again.
+    pub fn set_normal(&mut self, normal: u32) -> bool {
+        let old = std::mem::replace(&mut self.normal, normal);
+        let other = old != normal && (self.classic.is_some() || old.max(normal) >= CLASSIC_SCALE_END);
+        if other {
+            self.live = HashTable::new();
+            self.sweep_at = Self::SWEEP_MIN;
+        }
+        other
+    }
+
     /// Slots in the table, dead ones included.
     pub fn len(&self) -> usize {
         self.live.len()

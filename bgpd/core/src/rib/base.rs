@@ -16,7 +16,7 @@ use super::{
     afi::{Afi, ChangeCx, NewPath, next_hops},
     attrs::Interner,
     decision::Step,
-    export::{ExportCx, GroupKey},
+    export::GroupKey,
     group::OutCx,
     import::{ImportCx, Invalid, Screen, Screened, judge_next_hop},
     pack::Packer,
@@ -34,6 +34,8 @@ use crate::{
     wire::{AttrSet, Nlri, Prefixes, Update, WireCx},
 };
 
+mod routing;
+
 /// A neighbor with a session, as the RIB needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RibPeer {
@@ -46,6 +48,8 @@ pub struct RibPeer {
     pub local_address: IpAddr,
     /// The AS we present.
     pub local_asn: u32,
+    /// Our cluster as a reflector: our router identifier unless configured (RFC 4456 section 7).
+    pub cluster_id: Ipv4Addr,
     pub allow_own_as: u8,
     pub next_hop: NextHopPolicy,
     pub policy: Arc<ExportPolicy>,
@@ -69,6 +73,7 @@ impl RibPeer {
             ibgp: self.ibgp,
             client: self.client,
             local_asn: self.local_asn,
+            cluster_id: self.cluster_id,
             local_address: self.local_address,
             next_hop: self.next_hop,
             policy: Arc::clone(&self.policy),
@@ -176,20 +181,13 @@ impl Rib {
         &self.next_hops
     }
 
-    /// Who we are as a reflector: our cluster is our router identifier unless configured (RFC 4456 section 7).
-    pub(super) fn export_cx(&self) -> ExportCx {
-        ExportCx { cluster_id: self.cfg.cluster_id.unwrap_or(self.cfg.router_id) }
-    }
-
     /// The parts a change works on.
     fn split(&mut self) -> (&mut Afi<Ipv4Net>, &mut Afi<Ipv6Net>, ChangeCx<'_>) {
-        let export = self.export_cx();
         let cx = ChangeCx {
             out: OutCx {
                 sources: &self.sources,
                 interner: &mut self.interner,
                 next_hops: &mut self.next_hops,
-                export,
                 ring: &mut self.ring,
             },
             multipath: self.cfg.multipath,

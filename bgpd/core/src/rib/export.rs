@@ -41,6 +41,8 @@ pub(super) struct GroupKey {
     pub client: bool,
     /// The AS we present.
     pub local_asn: u32,
+    /// Our identity as a reflector.
+    pub cluster_id: Ipv4Addr,
     /// Our end of the session.
     pub local_address: IpAddr,
     pub next_hop: NextHopPolicy,
@@ -69,18 +71,11 @@ pub(super) fn device<'a>(policy: &Policy, next_hops: &'a NextHops, attrs: &Attrs
     next_hops.device(attrs.next_hop()?.ip())
 }
 
-/// Our identity as a reflector.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ExportCx {
-    pub cluster_id: Ipv4Addr,
-}
-
 impl GroupKey {
     /// The attributes to advertise with, or `None`: not to be advertised to this group.
     pub(super) fn attributes<P: Prefix>(
         &self,
         c: &Candidate<'_>,
-        cx: ExportCx,
         rule: Option<u16>,
     ) -> Option<(AttrSet, NextHop)> {
         let entry = c.attrs;
@@ -115,7 +110,7 @@ impl GroupKey {
             prepend(&mut set, self.local_asn);
         } else if reflected {
             set.originator_id = Some(set.originator_id.unwrap_or(c.source.router_id));
-            set.cluster_list.insert(0, cx.cluster_id);
+            set.cluster_list.insert(0, self.cluster_id);
         }
         self.rewrite.preference(&mut set, self.ibgp);
         Some((set, next_hop))
@@ -159,7 +154,6 @@ impl GroupKey {
         &self,
         prefix: P,
         c: &Candidate<'_>,
-        cx: ExportCx,
         interner: &mut Interner,
         memo: &mut Memo,
     ) -> Option<Attrs> {
@@ -174,7 +168,7 @@ impl GroupKey {
         {
             return answer.clone();
         }
-        let answer = self.attributes::<P>(c, cx, rule).and_then(|(set, hop)| {
+        let answer = self.attributes::<P>(c, rule).and_then(|(set, hop)| {
             let attrs = interner.intern(&set, Some(hop))?;
             // What leaves no room for a prefix cannot be said, so it is not to be known.
             leaves_room::<P>(&attrs, &self.write, &mut memo.scratch).then_some(attrs)
@@ -199,7 +193,7 @@ mod tests {
     use super::*;
     use crate::{speaker::SpeakerConfig, wire::AsPath};
 
-    const CX: ExportCx = ExportCx { cluster_id: Ipv4Addr::new(9, 9, 9, 9) };
+    const CLUSTER: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
 
     fn interner() -> Interner {
         Interner::new(&SpeakerConfig::new(1, Ipv4Addr::LOCALHOST))
@@ -210,6 +204,7 @@ mod tests {
             ibgp,
             client,
             local_asn: 65_000,
+            cluster_id: CLUSTER,
             local_address: "10.0.0.1".parse().unwrap(),
             next_hop: NextHopPolicy::Auto,
             policy: Arc::default(),
@@ -237,7 +232,6 @@ mod tests {
         let attrs = interner().intern(&set, next_hop).unwrap();
         g.attributes::<Ipv4Net>(
             &Candidate { attrs: &attrs, peer, source: s, next_hops: &NextHops::default() },
-            CX,
             None,
         )
     }
@@ -291,7 +285,7 @@ mod tests {
             assert_eq!(out.is_some(), told, "{from_client} {to_client}");
             if let Some((out, h)) = out {
                 assert_eq!(out.originator_id, Some(Ipv4Addr::new(2, 2, 2, 2)));
-                assert_eq!(out.cluster_list[..], [CX.cluster_id]);
+                assert_eq!(out.cluster_list[..], [CLUSTER]);
                 assert_eq!(Some(h), hop9);
             }
         }
@@ -302,7 +296,7 @@ mod tests {
         };
         let (out, _) = ask(&group(true, true), &source(true, false), PeerId(1), set, hop9).unwrap();
         assert_eq!(out.originator_id, Some(Ipv4Addr::new(3, 3, 3, 3)));
-        assert_eq!(out.cluster_list[..], [CX.cluster_id, Ipv4Addr::new(8, 8, 8, 8)]);
+        assert_eq!(out.cluster_list[..], [CLUSTER, Ipv4Addr::new(8, 8, 8, 8)]);
     }
 
     #[test]
@@ -331,7 +325,7 @@ mod tests {
         let attrs = i.intern(&learned(), Some(hop("10.9.9.9"))).unwrap();
         let s = source(false, false);
         let c = Candidate { attrs: &attrs, peer: PeerId(1), source: &s, next_hops: &NextHops::default() };
-        let mut told = |p: &str| g.export::<Ipv4Net>(p.parse().unwrap(), &c, CX, &mut i, &mut memo).is_some();
+        let mut told = |p: &str| g.export::<Ipv4Net>(p.parse().unwrap(), &c, &mut i, &mut memo).is_some();
         assert!(told("10.2.0.0/26"));
         assert!(!told("10.1.2.0/26"));
         assert!(!told("10.1.0.0/16"));

@@ -15,7 +15,7 @@ use super::{
     attrs::{Attrs, Interner},
     bits::Bits,
     decision::DecisionCx,
-    export::{Candidate, ExportCx, GroupKey, Memo},
+    export::{Candidate, GroupKey, Memo},
     pack::Packer,
     paths_out::{PathIds, PathsOut, Told, chosen},
     peers::{NextHops, Sources},
@@ -209,7 +209,6 @@ pub(super) struct OutCx<'a> {
     pub sources: &'a Sources,
     pub next_hops: &'a mut NextHops,
     pub interner: &'a mut Interner,
-    pub export: ExportCx,
     /// Neighbors for which there is something to pull now and was not before.
     pub ring: &'a mut Vec<PeerId>,
 }
@@ -581,5 +580,5 @@ fn answer<P: Prefix>(group: &mut Group, dest: &Dest<P>, cx: &mut OutCx<'_>) -> O
         source: cx.sources.get(best.peer),
         next_hops: cx.next_hops,
     };
-    group.key.export(dest.prefix, &candidate, cx.export, cx.interner, &mut group.memo)
+    group.key.export(dest.prefix, &candidate, cx.interner, &mut group.memo)
 }

@@ -80,6 +80,12 @@ impl ImportCx<'_> {
         } else if set.local_pref.is_none() {
             set.local_pref = Some(self.speaker.classic_local_pref.unwrap_or(self.speaker.local_pref));
         }
+        let bad = self.loops(set);
+        self.inward.apply(set);
+        bad.or(self.inward.closed.then_some(Invalid::NoPolicy))
+    }
+
+    fn loops(&self, set: &AttrSet) -> Option<Invalid> {
         let own = set
             .as_path
             .0
@@ -96,8 +102,7 @@ impl ImportCx<'_> {
         if set.cluster_list.contains(&self.cluster_id()) {
             return Some(Invalid::ClusterLoop);
         }
-        self.inward.apply(set);
-        self.inward.closed.then_some(Invalid::NoPolicy)
+        None
     }
 }
 

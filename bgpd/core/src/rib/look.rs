@@ -12,7 +12,7 @@ use super::{
     afi::Afi,
     base::{Rib, RibPeer},
     bits::Bits,
-    export::{Candidate, ExportCx, GroupKey, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED, device},
+    export::{Candidate, GroupKey, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED, device},
     import::Reading,
     peers::{NextHops, Sources},
     prefix::Prefix,
@@ -152,10 +152,9 @@ impl Rib {
         if self.deferred() {
             return Export::Withheld(Withheld::Deferred);
         }
-        let cx = self.export_cx();
         match prefix {
-            IpNet::V4(p) => export(self.v4(), (self.sources(), self.next_hops()), peer, p, cx),
-            IpNet::V6(p) => export(self.v6(), (self.sources(), self.next_hops()), peer, p, cx),
+            IpNet::V4(p) => export(self.v4(), (self.sources(), self.next_hops()), peer, p),
+            IpNet::V6(p) => export(self.v6(), (self.sources(), self.next_hops()), peer, p),
         }
     }
 
@@ -237,7 +236,6 @@ fn export<P: Prefix>(
     (sources, next_hops): (&Sources, &NextHops),
     peer: &RibPeer,
     prefix: P,
-    cx: ExportCx,
 ) -> Export {
     let withheld = Export::Withheld;
     let Some(n) = afi.table.get(prefix).filter(|n| !afi.table.dest(*n).paths.is_empty()) else {
@@ -258,7 +256,7 @@ fn export<P: Prefix>(
         Some(rule) => rule,
         None => return withheld(refused(&key, prefix, &candidate)),
     };
-    if let Some(why) = key.refusal::<P>(&candidate, cx, rule) {
+    if let Some(why) = key.refusal::<P>(&candidate, rule) {
         return withheld(why);
     }
     if afi.groups.late(peer.id).contains(n) { Export::Waiting } else { withheld(Withheld::TooLong) }
@@ -288,8 +286,8 @@ fn refused<P: Prefix>(key: &GroupKey, prefix: P, c: &Candidate<'_>) -> Withheld 
 
 impl GroupKey {
     /// Why [`attributes`](Self::attributes) refuses a path; `None` if it does not.
-    fn refusal<P: Prefix>(&self, c: &Candidate<'_>, cx: ExportCx, rule: Option<u16>) -> Option<Withheld> {
-        if self.attributes::<P>(c, cx, rule).is_some() {
+    fn refusal<P: Prefix>(&self, c: &Candidate<'_>, rule: Option<u16>) -> Option<Withheld> {
+        if self.attributes::<P>(c, rule).is_some() {
             return None;
         }
         let communities = c.attrs.set().communities;

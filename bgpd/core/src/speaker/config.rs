@@ -228,6 +228,7 @@ impl Input {
             Self::Reset { .. } => "Reset",
             Self::SetDynamic(_) => "SetDynamic",
             Self::SetMultipath(_) => "SetMultipath",
+            Self::SetRouting(_) => "SetRouting",
             Self::Drain => "Drain",
             Self::Shutdown => "Shutdown",
         }

@@ -31,11 +31,12 @@ pub struct ConnId(pub u64);
 pub struct SpeakerConfig {
     pub asn: u32,
     pub router_id: Ipv4Addr,
-    /// Set on a route reflector (RFC 4456).
+    /// Set on a route reflector (RFC 4456). [`Input::SetRouting`] changes it.
     pub cluster_id: Option<Ipv4Addr>,
     /// Seed of timer jitter and of the hash tables; the driver draws it at random.
     pub seed: u64,
     /// LOCAL_PREF of own routes towards iBGP peers. Calico sends 2147483647 - 1024 for a route of normal priority.
+    /// [`Input::SetRouting`] changes it.
     pub local_pref: u32,
     /// LOCAL_PREF of routes from eBGP peers (they carry none).
     pub ebgp_local_pref: u32,
@@ -55,6 +56,7 @@ pub struct SpeakerConfig {
     #[serde(default)]
     pub dynamic: Vec<DynamicPeers>,
     /// Paths of all peers together; the peer that exceeds it is dismissed (Cease 6/8, RFC 4486). 0: no limit.
+    /// [`Input::SetRouting`] changes it.
     #[serde(default)]
     pub max_paths: usize,
 }
@@ -81,6 +83,28 @@ impl SpeakerConfig {
             max_paths: 0,
         }
     }
+
+    /// What of this is no part of who we are.
+    pub const fn routing(&self) -> Routing {
+        Routing { cluster_id: self.cluster_id, local_pref: self.local_pref, max_paths: self.max_paths }
+    }
+
+    /// Changes that.
+    pub const fn set_routing(&mut self, routing: Routing) {
+        let Routing { cluster_id, local_pref, max_paths } = routing;
+        self.cluster_id = cluster_id;
+        self.local_pref = local_pref;
+        self.max_paths = max_paths;
+    }
+}
+
+/// What a speaker does with routes without any peer having agreed to it: fields of [`SpeakerConfig`] that can change
+/// while sessions go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Routing {
+    pub cluster_id: Option<Ipv4Addr>,
+    pub local_pref: u32,
+    pub max_paths: usize,
 }
 
 /// How many paths that are as good as the best are used beside it. The best and its equals are always of one kind:
@@ -337,6 +361,9 @@ pub enum Input {
     SetDynamic(Vec<DynamicPeers>),
     /// Other bounds for equal-cost paths.
     SetMultipath(Multipath),
+    /// Another cluster, LOCAL_PREF or limit of paths. Own routes get the new LOCAL_PREF when they are said again
+    /// ([`Self::SetLocalRoutes`]).
+    SetRouting(Routing),
     /// We are about to leave: everything is advertised again with GRACEFUL_SHUTDOWN, to internal peers with
     /// LOCAL_PREF 0 (RFC 8326). Some time later comes `Shutdown`.
     Drain,

@@ -135,6 +135,7 @@ impl Speaker {
                 self.cfg.multipath = bounds;
                 self.rib.set_multipath(bounds);
             }
+            Input::SetRouting(routing) => self.set_routing(routing, out),
             Input::Drain => self.drain(out),
             Input::Shutdown => {
                 self.stopped = true;

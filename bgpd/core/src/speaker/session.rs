@@ -5,7 +5,8 @@ use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    Clear, ConnId, Event, ExportPolicy, Output, PeerConfig, PeerId, PrefixAction, Speaker, SpeakerConfig,
+    Clear, ConnId, Event, ExportPolicy, Output, PeerConfig, PeerId, PrefixAction, Routing, Speaker,
+    SpeakerConfig,
     neighbor::{Neighbor, Up},
 };
 use crate::{
@@ -33,6 +34,7 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session, own: &SpeakerConfig, 
         address: cfg.address,
         local_address: session.ends.local.ip().to_canonical(),
         local_asn: session.local_asn,
+        cluster_id: own.cluster_id.unwrap_or(own.router_id),
         allow_own_as: cfg.allow_own_as,
         next_hop: cfg.next_hop,
         policy: Arc::new(cfg.export.clone()),
@@ -135,6 +137,23 @@ impl Speaker {
         for id in all {
             self.treat_anew(id);
             for family in Family::ALL {
+                self.originate_default(id, family, out);
+            }
+        }
+    }
+
+    /// Another cluster, LOCAL_PREF or limit of paths: routes are treated anew, sessions go on.
+    pub(super) fn set_routing(&mut self, routing: Routing, out: &mut VecDeque<Output>) {
+        let old = self.cfg.routing();
+        // The limit of paths counts from the next UPDATE on.
+        self.cfg.set_routing(routing);
+        self.rib.set_routing(routing);
+        let all: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in all {
+            if routing.cluster_id != old.cluster_id {
+                self.treat_anew(id);
+            }
+            for family in Family::ALL.into_iter().filter(|_| routing.local_pref != old.local_pref) {
                 self.originate_default(id, family, out);
             }
         }

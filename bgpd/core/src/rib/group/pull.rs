@@ -163,7 +163,7 @@ fn wanted<P: Prefix>(
             source: cx.sources.get(path.peer),
             next_hops: cx.next_hops,
         };
-        let attrs = group.key.export(dest.prefix, &candidate, cx.export, cx.interner, &mut group.memo);
+        let attrs = group.key.export(dest.prefix, &candidate, cx.interner, &mut group.memo);
         told.extend(attrs.map(|a| (ids.hold(path), a)));
     }
     told

@@ -6,6 +6,7 @@ mod policy;
 mod refresh;
 mod restarts;
 mod routes;
+mod routing;
 
 use std::{
     collections::{BTreeMap, VecDeque},
