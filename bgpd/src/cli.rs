@@ -132,10 +132,11 @@ struct RunArgs {
     /// Where `brindle-bgpd status` asks [default: adminSocket of the file, else /run/brindle-bgpd.sock]
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
-    /// Write every input of the speaker to this file, one JSON line each, for `brindle-bgpd replay`
+    /// Write every input of the speaker to this file, one JSON line each, for `brindle-bgpd replay`. A recording that is
+    /// there is kept: this one goes to FILE.1, FILE.2, ...
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
-    /// Largest size of the recording; it ends there
+    /// Largest size of the recordings; they end there
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     record_limit: u64,
     /// Answer Prometheus at http://ADDR:PORT/metrics (docs/metrics.md)
@@ -287,6 +288,9 @@ fn replay(file: &Path, trace: bool) -> Result<()> {
         .with_context(name)?;
     out.flush().or_else(closed_pipe)?;
     if trace {
+        if let Some(line) = replay.torn {
+            eprintln!("{}: line {line} is cut off; all before it was run", file.display());
+        }
         return Ok(());
     }
     let mut text = Vec::new();

@@ -45,6 +45,6 @@ pub use self::{
     follow::{Follower, from_store},
     handle::{AskKernel, Desired, FibBatch, FibStream, Gone, Handle, ListenError, Running},
     secrets::DEFAULT_SECRETS,
-    spawn::spawn,
+    spawn::{spawn, spawn_recorded},
     view::RibPath,
 };

@@ -38,11 +38,30 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// `most`: the largest size of the file, octets.
+    /// Begins a recording. Those of earlier runs are what somebody is after: they are kept, and this one goes into
+    /// `PATH.1`, `PATH.2`, and so on. `most`: the largest size of all of them together, octets.
     pub(crate) fn create(path: &Path, most: u64) -> io::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        Ok(Self { path: path.to_owned(), out: Some(BufWriter::new(file)), left: most })
+        let mut left = most;
+        let mut to = path.to_owned();
+        for n in 1_u32.. {
+            match std::fs::metadata(&to) {
+                Ok(there) if there.is_file() && there.len() > 0 => left = left.saturating_sub(there.len()),
+                _ => break,
+            }
+            let mut next = path.as_os_str().to_owned();
+            next.push(format!(".{n}"));
+            to = next.into();
+        }
+        if to != path {
+            warn!(kept = %path.display(), file = %to.display(), "recordings of earlier runs are kept; going on in a new file");
+        }
+        if left == 0 {
+            warn!(file = %path.display(), "nothing is recorded: those of earlier runs have the largest size (--record-limit)");
+            return Ok(Self { path: to, out: None, left });
+        }
+        let file = File::options().append(true).create(true).mode(0o600).open(&to)?;
+        Ok(Self { path: to, out: Some(BufWriter::new(file)), left })
     }
 
     pub(crate) fn speaker(&mut self, speaker: &SpeakerConfig) {
@@ -112,6 +131,28 @@ impl Write for Counted<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn earlier_recordings_are_kept_and_count() {
+        let dir = std::env::temp_dir().join(format!("bt-{}-kept", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("r.jsonl");
+        let run = |at| {
+            let mut recorder = Recorder::create(&path, 150).unwrap();
+            recorder.tick(Mono(at));
+            recorder.flush();
+        };
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+        std::fs::write(&path, "").unwrap();
+        (1..=3).for_each(run);
+        for (name, at) in [("r.jsonl", 1), ("r.jsonl.1", 2), ("r.jsonl.2", 3)] {
+            assert_eq!(read(name), format!("{{\"at\":{at},\"tick\":true}}\n"));
+        }
+        std::fs::write(dir.join("r.jsonl.3"), [b'x'; 100]).unwrap();
+        run(5);
+        assert_eq!(read("r.jsonl.4"), "", "there is no room for more");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn a_recording_stops_at_its_limit_and_says_so_in_the_file() {

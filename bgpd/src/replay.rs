@@ -57,6 +57,8 @@ pub enum ReplayError {
     Line { line: usize, why: String },
     #[error("line {0}: an input before the first speaker; the file has lost its beginning")]
     NoSpeaker(usize),
+    #[error("there is no recording in it")]
+    Empty,
     #[error("cannot read: {0}")]
     Read(#[from] std::io::Error),
 }
@@ -67,6 +69,8 @@ pub struct Replay {
     speaker: Option<Speaker>,
     write: BTreeMap<ConnId, WireCx>,
     lines: usize,
+    /// The last line, if the speaker ended while it wrote it.
+    pub torn: Option<usize>,
     /// Inputs, and moments when only time passed.
     pub inputs: usize,
     pub ticks: usize,
@@ -77,19 +81,29 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Runs a recording to its end; `each` is told everything the speaker did.
+    /// Runs a recording to its end; `each` is told everything the speaker did. A last line that is not whole is what a
+    /// crash leaves: it is left out, and `torn` says so.
     ///
     /// # Errors
     /// [`ReplayError`], with the line. What came before it was run.
-    pub fn run(&mut self, from: impl BufRead, mut each: impl FnMut(&Did)) -> Result<(), ReplayError> {
-        for line in from.split(b'\n') {
-            let line = line?;
+    pub fn run(&mut self, mut from: impl BufRead, mut each: impl FnMut(&Did)) -> Result<(), ReplayError> {
+        let mut line = Vec::new();
+        while from.read_until(b'\n', &mut line)? > 0 {
+            let text = std::mem::take(&mut line);
+            let whole = text.strip_suffix(b"\n");
             self.lines += 1;
-            if line.is_empty() {
+            if whole.is_some_and(<[u8]>::is_empty) {
                 continue;
             }
-            let parsed = serde_json::from_slice(&line);
-            match parsed.map_err(|e| ReplayError::Line { line: self.lines, why: e.to_string() })? {
+            let parsed = match serde_json::from_slice(&text) {
+                Ok(parsed) => parsed,
+                Err(_) if whole.is_none() => {
+                    self.torn = Some(self.lines);
+                    break;
+                }
+                Err(e) => return Err(ReplayError::Line { line: self.lines, why: e.to_string() }),
+            };
+            match parsed {
                 Line::Speaker { speaker } => {
                     self.speaker = Some(Speaker::new(*speaker));
                     self.write.clear();
@@ -105,7 +119,7 @@ impl Replay {
                 Line::Stopped { .. } => {}
             }
         }
-        Ok(())
+        if self.speaker.is_none() { Err(ReplayError::Empty) } else { Ok(()) }
     }
 
     fn step(
@@ -162,6 +176,12 @@ impl Replay {
     /// # Errors
     /// Those of `to`.
     pub fn report(&self, to: &mut impl Write) -> std::io::Result<()> {
+        if let Some(line) = self.torn {
+            writeln!(
+                to,
+                "line {line} is cut off: the speaker ended while it was written; all before it was run"
+            )?;
+        }
         writeln!(
             to,
             "{} inputs and {} ticks over {}.{:03} s; {} outputs, {} UPDATEs sent\n",
@@ -187,7 +207,28 @@ mod tests {
     #[test]
     fn mistakes_name_the_line() {
         let run = |text: &str| Replay::default().run(text.as_bytes(), |_| {}).unwrap_err().to_string();
+        for empty in ["", "\n", "{\"speaker\": {\"as"] {
+            assert_eq!(run(empty), "there is no recording in it", "{empty:?}");
+        }
         assert!(run("{\"at\":1,\"tick\":true}\n").starts_with("line 1: an input before"));
         assert!(run("\n\nhello\n").starts_with("line 3: not a line of a recording"));
+    }
+
+    #[test]
+    fn a_last_line_that_is_cut_off_is_said_and_all_before_it_is_run() {
+        let config = serde_json::to_string(&SpeakerConfig::new(1, [10, 0, 0, 1].into())).unwrap();
+        let text = format!("{{\"speaker\":{config}}}\n{{\"at\":1,\"tick\":true}}\n{{\"at\":2,\"inp");
+        let mut replay = Replay::default();
+        replay.run(text.as_bytes(), |_| {}).unwrap();
+        assert_eq!((replay.ticks, replay.torn), (1, Some(3)));
+        let mut report = Vec::new();
+        replay.report(&mut report).unwrap();
+        assert!(report.starts_with(b"line 3 is cut off"));
+        // Whole but for its end.
+        let mut replay = Replay::default();
+        replay
+            .run(format!("{{\"speaker\":{config}}}\n{{\"at\":1,\"tick\":true}}").as_bytes(), |_| {})
+            .unwrap();
+        assert_eq!((replay.ticks, replay.torn), (1, None));
     }
 }

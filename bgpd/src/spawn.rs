@@ -1,5 +1,7 @@
 //! Starting a speaker inside a process.
 
+use std::{io, path::Path};
+
 use tokio::sync::{broadcast, mpsc};
 
 use crate::{
@@ -19,6 +21,14 @@ const EVENTS: usize = 1_024;
 /// Drop the [`FibStream`] if nobody programs routes.
 pub fn spawn(restarting: bool) -> (Running, FibStream) {
     start(None, restarting)
+}
+
+/// The same, with every input written to a file, as `brindle-bgpd --record` does; `most`: its largest size, octets.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn spawn_recorded(restarting: bool, record: &Path, most: u64) -> io::Result<(Running, FibStream)> {
+    Ok(start(Some(Recorder::create(record, most)?), restarting))
 }
 
 pub(crate) fn start(recorder: Option<Recorder>, restarting: bool) -> (Running, FibStream) {
