@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, BufRead, BufReader, Write},
-    os::unix::{fs::PermissionsExt, net::UnixStream as BlockingStream},
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixStream as BlockingStream,
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -34,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum AdminError {
     #[error("{}: another brindle-bgpd answers there; stop it, or choose another admin socket", .0.display())]
     Taken(PathBuf),
+    #[error("{}: there is a file that is no socket, which is left alone; choose another admin socket", .0.display())]
+    NoSocket(PathBuf),
     #[error("{}: cannot listen: {why}", path.display())]
     Bind { path: PathBuf, why: io::Error },
     #[error("{}: no answer: {why}; is brindle-bgpd running, and is this its admin socket?", path.display())]
@@ -50,7 +55,7 @@ pub struct AdminSocket {
 }
 
 impl AdminSocket {
-    /// Binds, mode 0600. A socket nobody answers on is replaced.
+    /// Binds, mode 0600. A socket nobody answers on is replaced; anything else that is there is not ours.
     ///
     /// # Errors
     /// [`AdminError`].
@@ -59,8 +64,12 @@ impl AdminSocket {
         if BlockingStream::connect(path).is_ok() {
             return Err(AdminError::Taken(path.into()));
         }
-        let replaced = match std::fs::remove_file(path) {
-            Ok(()) => true,
+        let replaced = match std::fs::symlink_metadata(path) {
+            Ok(there) if there.file_type().is_socket() => {
+                std::fs::remove_file(path).map_err(fail)?;
+                true
+            }
+            Ok(_) => return Err(AdminError::NoSocket(path.into())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => false,
             Err(e) => return Err(fail(e)),
         };
@@ -205,4 +214,28 @@ pub fn ask_bgp<T: serde::de::DeserializeOwned>(
         }
     }
     Err(fail(io::ErrorKind::UnexpectedEof.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_socket_of_before_is_replaced() {
+        let dir = std::env::temp_dir().join(format!("bt-{}-admin", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("sock");
+        std::fs::write(&path, "notes").unwrap();
+        let e = AdminSocket::bind(&path).unwrap_err().to_string();
+        assert!(e.starts_with(&path.display().to_string()) && e.contains("is no socket"), "{e}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "notes");
+        std::fs::remove_file(&path).unwrap();
+
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let left = AdminSocket::bind(&path).unwrap();
+        assert!(left.replaced());
+        drop(left);
+        assert!(!AdminSocket::bind(&path).unwrap().replaced());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }
