@@ -276,14 +276,35 @@ impl Service {
             Some(former) if !self.held_for(a, &former).await?.is_empty() => Some(former),
             _ => None,
         };
-        self.release_handle(&a.handle(), &whose(a)).await?;
-        match former {
-            Some(former) => self.release_handle(&former, &whose(a)).await,
-            None => Ok(()),
+        let mut back = self.release_handle(&a.handle(), &whose(a)).await?;
+        if let Some(former) = former {
+            back += self.release_handle(&former, &whose(a)).await?;
         }
+        if back == 0
+            && let Some(old) = self.held_as_workload(a).await?
+        {
+            self.release_handle(&old, &whose(a)).await?;
+        }
+        Ok(())
     }
 
-    pub(super) async fn release_handle(&self, handle: &str, whose: &str) -> Result<(), Refused> {
+    /// The handle an old Calico gave the pod, `<namespace>.<pod>`, if it holds something of it that no endpoint has. Only
+    /// asked for where the attachment's own handle held nothing.
+    async fn held_as_workload(&self, a: &Attachment) -> Result<Option<String>, Refused> {
+        let Some(pod) = a.pod.as_ref().filter(|_| a.ifname == "eth0") else { return Ok(None) };
+        let handle = format!("{}.{}", pod.namespace, pod.name);
+        let held = self.held_for(a, &handle).await?;
+        if held.is_empty() {
+            return Ok(None);
+        }
+        let there = self.endpoint(&self.endpoint_key(a)).await?;
+        let in_use =
+            there.is_some_and(|e| e.resource.spec.ip_networks.iter().any(|n| held.contains(&n.addr())));
+        Ok((!in_use).then_some(handle))
+    }
+
+    /// Says how many addresses came back.
+    pub(super) async fn release_handle(&self, handle: &str, whose: &str) -> Result<usize, Refused> {
         let view = View::load(&*self.store, &self.node).await?;
         let back = self.allocator.lock().await.release_handle(handle, &view, now()).await?;
         if !back.is_empty() {
@@ -291,7 +312,7 @@ impl Service {
             tracing::info!(%handle, addresses = ?back, "addresses returned");
         }
         self.attached.forget_handle(handle).await;
-        Ok(())
+        Ok(back.len())
     }
 }
 

@@ -128,3 +128,23 @@ async fn a_wish_that_can_never_be_fulfilled_is_an_error_of_configuration() {
     let (code, msg) = refused(s.ask(add_with(&attachment("c1"), &[twice, twice])).await);
     assert_eq!((code, msg.as_str()), (code::CONFIG, "10.1.0.1 is asked for twice"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_old_calico_gave_a_pod_under_its_name_goes_with_it() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let of = |node, pod| [("node", node), ("namespace", "team"), ("pod", pod)];
+    s.given_under("team.pod-c1", &of("n1", "pod-c1")).await;
+    // By its name this could be the pod's, by what is recorded it is another node's.
+    s.given_under("team.pod-c2", &of("n2", "pod-c2")).await;
+    // A new sandbox of the pod has an address of its own; the old one's goes when nobody uses it.
+    let next = attachment("c1");
+    s.attach(&next).await;
+    for container in ["c1-old", "c2"] {
+        let pod = attachment(if container == "c2" { "c2" } else { "c1" }).pod;
+        let a = Attachment { pod, ..attachment(container) };
+        assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
+    }
+    assert_eq!(s.in_use().await, 2, "the new sandbox's and the other node's");
+    assert_eq!(s.ask(del(&next)).await, Reply::Deleted);
+    assert_eq!(s.in_use().await, 1);
+}
