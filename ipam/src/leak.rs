@@ -20,6 +20,8 @@ use crate::{
 /// hears no runtime goes by its pod and its node: both must be gone.
 pub const FOREIGN: &str = "cni.brindle.dev/foreign-interface";
 
+const GONE: &str = "its node is gone";
+
 /// What the witnesses say. `None`: could not be heard.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
@@ -152,7 +154,9 @@ impl Collector {
                     .collect(),
                 twice: held.iter().any(|a| owners.get(&a.ip).is_some_and(|o| o.len() > 1)),
             };
-            let list = if now.secs_since(since) >= grace { &mut found.leaks } else { &mut found.waiting };
+            let patience = if why == GONE { patience(evidence) } else { 0 };
+            let wait = grace.saturating_mul(patience.saturating_add(1));
+            let list = if now.secs_since(since) >= wait { &mut found.leaks } else { &mut found.waiting };
             list.push(leak);
         }
         self.since = suspects;
@@ -206,11 +210,7 @@ fn judge(
     let Some(nodes) = &evidence.nodes else { return Verdict::Unknown("the list of nodes") };
     let gone = !nodes.contains(node);
     if tunnel {
-        return if gone && speaks_for_the_gone(evidence, nodes) {
-            Verdict::Leaked("its node is gone")
-        } else {
-            Verdict::NotJudged("a tunnel device's")
-        };
+        return if gone { Verdict::Leaked(GONE) } else { Verdict::NotJudged("a tunnel device's") };
     }
     // `<network>.<container>` is how attachments are named; what is named otherwise was taken by hand.
     if !of_pod && !handle.contains('.') {
@@ -233,11 +233,7 @@ fn judge(
         return Verdict::Live("its pod lives");
     }
     if gone {
-        return if speaks_for_the_gone(evidence, nodes) {
-            Verdict::Leaked("its node is gone")
-        } else {
-            Verdict::NotJudged("another node collects for those that are gone")
-        };
+        return Verdict::Leaked(GONE);
     }
     if evidence.cluster {
         // That no endpoint has it says nothing of another plugin's interface.
@@ -279,7 +275,10 @@ fn judge(
     Verdict::Leaked("no endpoint, no container and no route know it")
 }
 
-/// One node looks after what vanished nodes left: the first by name.
-fn speaks_for_the_gone(evidence: &Evidence, nodes: &BTreeSet<String>) -> bool {
-    evidence.cluster || nodes.first().is_some_and(|n| *n == evidence.node)
+/// How many more grace periods an agent leaves what vanished nodes left to those before it by name. Whether these live it
+/// cannot tell; the first that does is quicker than the rest, and who comes second finds nothing to release.
+fn patience(evidence: &Evidence) -> u64 {
+    let nodes = evidence.nodes.iter().flatten();
+    let before = nodes.filter(|n| !evidence.cluster && **n < evidence.node).count();
+    u64::try_from(before).unwrap_or(u64::MAX)
 }

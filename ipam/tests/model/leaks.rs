@@ -298,3 +298,20 @@ fn an_address_of_another_plugins_interface_goes_only_with_proof() {
     w.collect(&mut collectors, hour(3001));
     assert_eq!(w.collect(&mut collectors, hour(3002)), ["net.never-seen".to_owned()].into());
 }
+
+#[test]
+fn what_a_vanished_node_left_is_collected_also_when_the_first_nodes_agent_is_dead() {
+    let mut w = World::new(6);
+    let mut gone = w.allocator("gone");
+    let (handle, _) = w.pod(&mut gone, "gone");
+    run(w.store.delete_node("gone"));
+    // Its Node is there, its agent is not.
+    w.evidence.remove("a");
+    let mut collectors = BTreeMap::new();
+    let at = |graces: u64| Now(NOW.0 + graces * GRACE * 1_000_000_000);
+    for graces in [0, 1] {
+        assert_eq!(w.collect(&mut collectors, at(graces)), BTreeSet::new(), "{graces}: it is a's to collect");
+    }
+    assert_eq!(w.collect(&mut collectors, at(2)), [handle].into(), "b is next");
+    assert_eq!(w.collect(&mut collectors, at(3)), BTreeSet::new());
+}
