@@ -282,6 +282,43 @@ fn an_address_of_a_service_that_is_gone_is_a_problem() {
 }
 
 #[test]
+fn what_record_and_use_say_against_each_other_is_told() {
+    let c = Cluster::new("conflict");
+    c.pod("node1", "web", 0, true);
+    let ip = "10.65.0.0";
+    std::fs::write(
+        c.dir.join("ipam-history.jsonl"),
+        format!(
+            "{{\"time\":\"2026-11-23T02:23:27Z\",\"event\":\"given\",\"ip\":\"{ip}\",\"handle\":\"h\"}}\n"
+        ),
+    )
+    .unwrap();
+    assert!(!c.run(&format!("ipam why {ip}")).contains("by hand"));
+    c.run(&format!("ipam release --ip {ip} --force"));
+    let said = c.run(&format!("ipam why {ip}"));
+    let plain = said.replace('\n', " ");
+    assert!(
+        plain.contains(&format!("{ip} is free, yet default/web uses it: record and use contradict")),
+        "{said}"
+    );
+    assert!(said.contains("  released  by hand or by another agent"), "{said}");
+    assert!(c.run(&format!("-o json ipam why {ip}")).contains("\"state\":\"conflict\""));
+
+    let ip = service(&c, "shop");
+    assert!(
+        c.run(&format!("ipam why {ip}"))
+            .starts_with(&format!("$ brindlectl ipam why {ip}\n{ip} belongs to service shop/shop\n"))
+    );
+    let block = "10.65.0.12/30";
+    let value = serde_json::json!({"apiVersion": "projectcalico.org/v3", "kind": "IPAMBlock",
+        "metadata": {"name": "10-65-0-12-30"}, "spec": {"cidr": block, "affinity": "virtual:load-balancer",
+        "allocations": [null, null, null, null], "unallocated": [0, 1, 2, 3], "attributes": []}});
+    put_raw(&c, Kind::IpamBlock, None, value);
+    let said = c.run("ipam why 10.65.0.13");
+    assert!(said.contains(&format!("block     {block} of LoadBalancer services, no node's")), "{said}");
+}
+
+#[test]
 fn what_something_uses_is_released_by_force_alone() {
     let c = Cluster::new("guards");
     let tunnel = c.hold("ipip-tunnel-addr-node1", &[("type", "ipipTunnelAddress")], false);

@@ -4,12 +4,12 @@ use std::{net::IpAddr, path::PathBuf};
 
 use anyhow::Result;
 use brindle_config_core::Kind;
-use brindle_ipam::{Now, block::Block, net, usage::allocated_to};
+use brindle_ipam::{Now, block::Block, names::LOAD_BALANCER, net, usage::allocated_to};
 use serde_json::{Value, json};
 
 use super::{
     args::WhyArgs,
-    world::{World, now, workload},
+    world::{World, now, service_of, workload},
 };
 use crate::{
     Outcome,
@@ -38,6 +38,10 @@ pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outco
     for (what, fact) in &story.facts {
         line(what, fact);
     }
+    let last = history.last().and_then(|e| e.get("event")?.as_str());
+    if story.state != "in-use" && matches!(last, Some("given" | "kept")) {
+        line("released", "by hand or by another agent: no history of this one tells of that");
+    }
     if history.is_empty() {
         let who = match folders.as_slice() {
             [one] => format!("the agent of this node remembers nothing of it ({})", one.display()),
@@ -64,7 +68,8 @@ fn line(what: &str, fact: &str) {
 }
 
 struct Story {
-    /// `in-use`, `cooling`, `reserved`, `free`, `outside`.
+    /// `in-use`, `cooling`, `reserved`, `free`, `outside`; `conflict` when the record says that nobody has it and something
+    /// uses it.
     state: &'static str,
     summary: String,
     facts: Vec<(&'static str, String)>,
@@ -79,8 +84,12 @@ fn story(world: &World, ip: IpAddr, now: Now) -> Story {
     }
     let block = world.blocks.of(ip);
     if let Some(b) = block {
-        let owner =
-            b.host().map_or_else(|| "of nobody, it only drains".to_owned(), |h| format!("of node {h}"));
+        let owner = match (b.host(), b.owner()) {
+            (Some(node), _) => format!("of node {node}"),
+            (None, Some(LOAD_BALANCER)) => "of LoadBalancer services, no node's".to_owned(),
+            (None, Some(other)) => format!("of {other}, no node's"),
+            (None, None) => "of nobody, it only drains".to_owned(),
+        };
         let since = b.claimed().map_or_else(String::new, |c| format!(", claimed {}", c.rfc3339()));
         facts.push(("block", format!("{} {owner}{since}", b.cidr())));
     }
@@ -99,6 +108,12 @@ fn story(world: &World, ip: IpAddr, now: Now) -> Story {
             ),
         ));
     }
+    for (what, by) in [("tunnel", world.tunnels()), ("service", world.balancers())] {
+        if let Some(by) = by.get(&ip) {
+            let names = by.iter().map(|b| b.split_once(' ').map_or(b.as_str(), |(_, name)| name));
+            facts.push((what, names.collect::<Vec<_>>().join(", ")));
+        }
+    }
     let (state, summary) = match (block, pool) {
         (Some(b), _) => in_block(world, ip, b, endpoint.is_some(), now, &mut facts),
         (None, None) => ("outside", format!("{ip} is in no IP pool: it is never given")),
@@ -106,6 +121,15 @@ fn story(world: &World, ip: IpAddr, now: Now) -> Story {
             ("reserved", format!("{ip} is reserved: it is given only to who asks for it"))
         }
         (None, Some(_)) => ("free", format!("{ip} is free: no node has claimed its block yet")),
+    };
+    let users = world.users().remove(&ip).unwrap_or_default().join(", ");
+    let (state, summary) = match state {
+        _ if users.is_empty() || state == "in-use" => (state, summary),
+        "outside" => (state, format!("{summary}; {users} uses it")),
+        _ => {
+            facts.push(("see", "`brindlectl ipam check`".to_owned()));
+            ("conflict", format!("{summary}, yet {users} uses it: record and use contradict"))
+        }
     };
     Story { state, summary, facts }
 }
@@ -161,9 +185,15 @@ fn in_block(
         facts
             .push(("node", format!("{node}{}", if lent { ", borrowed from the block's owner" } else { "" })));
     }
-    let whose = allocated_to(&a);
-    let unused = attribute("pod").is_some() && !endpoint;
-    let doubt = if unused { ", but no endpoint has it: `brindlectl ipam check`" } else { "" };
+    let service = service_of(&a);
+    let gone = service.is_some() && world.services.is_ok() && !world.balancers().contains_key(&ip);
+    let unused = attribute("pod").is_some() && !endpoint && world.foreign(ip).is_none();
+    let whose = service.map_or_else(|| allocated_to(&a), |s| format!("service {s}"));
+    let doubt = match (unused, gone) {
+        (true, _) => ", but no endpoint has it: `brindlectl ipam check`",
+        (_, true) => ", but there is no such service: `brindlectl ipam check`",
+        _ => "",
+    };
     ("in-use", format!("{ip} belongs to {whose}{doubt}"))
 }
 
