@@ -319,6 +319,29 @@ fn what_record_and_use_say_against_each_other_is_told() {
 }
 
 #[test]
+fn a_reservation_is_checked_before_it_is_written() {
+    let c = Cluster::new("reserve");
+    for (line, want) in [
+        ("ipam reserve 10.65.0.1 --name ../x", "--name \"../x\": a name has lower case letters"),
+        ("ipam reserve 10.65.0.1 --name Bad", "--name \"Bad\": a name has lower case letters"),
+        ("ipam reserve --remove 10.65.0.1", "there is no IPReservation reserved"),
+    ] {
+        let said = c.run(line);
+        assert!(said.contains(want) && said.ends_with("[2]\n"), "{said}");
+    }
+    let said = c.run("ipam reserve 10.65.0.1 10.65.0.1/32 10.65.0.4/30");
+    assert!(said.contains("IPReservation reserved: 10.65.0.1/32, 10.65.0.4/30\n"), "{said}");
+    let said = c.run("ipam reserve --remove 10.65.0.1 10.65.0.9");
+    assert!(said.contains("10.65.0.9/32 is not in IPReservation reserved"), "{said}");
+    let said = c.run("ipam reserve --remove 10.65.0.5");
+    assert!(said.contains("not reserved by itself: IPReservation reserved has 10.65.0.4/30"), "{said}");
+    let said = c.run("ipam reserve --remove 10.65.0.1 10.65.0.4/30");
+    assert!(said.contains("IPReservation reserved: deleted, it is empty"), "{said}");
+    let gone = c.runtime.block_on(c.store.get(&Key::new(Kind::IpReservation, None, "reserved")));
+    assert!(gone.is_err());
+}
+
+#[test]
 fn what_something_uses_is_released_by_force_alone() {
     let c = Cluster::new("guards");
     let tunnel = c.hold("ipip-tunnel-addr-node1", &[("type", "ipipTunnelAddress")], false);

@@ -8,6 +8,7 @@ use brindle_config_core::{
     ipam::IpamConfigSpec,
     pool::{IpPoolSpec, IpReservationSpec},
     store::{Expect, Revision, Store, StoreError, StoreExt as _},
+    validate::names::subdomain,
 };
 use brindle_ipam::{Allocator as _, BlockAllocator, NoPause, Release};
 use ipnet::IpNet;
@@ -276,10 +277,14 @@ pub(super) async fn split(store: Arc<dyn Store>, args: &SplitArgs, format: Forma
 }
 
 pub(super) async fn reserve(store: Arc<dyn Store>, args: &ReserveArgs, format: Format) -> Result<Outcome> {
-    let mut nets = Vec::new();
+    subdomain(&args.name).map_err(|why| anyhow::anyhow!("--name {:?}: {why}", args.name))?;
+    let mut nets: Vec<IpNet> = Vec::new();
     for text in &args.cidrs {
         let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-        nets.push(net.map_err(|_| anyhow::anyhow!("{text:?} is neither an address nor a CIDR"))?.trunc());
+        let net = net.map_err(|_| anyhow::anyhow!("{text:?} is neither an address nor a CIDR"))?.trunc();
+        if !nets.contains(&net) {
+            nets.push(net);
+        }
     }
     let world = World::read(&*store).await?;
     let (mut resource, expect) = match store.get_as::<IpReservationSpec>(None, &args.name).await {
@@ -291,11 +296,27 @@ pub(super) async fn reserve(store: Arc<dyn Store>, args: &ReserveArgs, format: F
         Err(e) => return Err(e.into()),
     };
     let list = &mut resource.spec.reserved_cidrs;
+    if args.remove {
+        let reserved: Vec<IpNet> = list.iter().map(IpNet::trunc).collect();
+        if let Some(net) = nets.iter().find(|n| !reserved.contains(n)) {
+            match reserved.iter().find(|r| r.contains(net)) {
+                Some(whole) => {
+                    bail!("{net} is not reserved by itself: IPReservation {} has {whole}", args.name)
+                }
+                None => bail!("{net} is not in IPReservation {}", args.name),
+            }
+        }
+    }
     list.retain(|r| !nets.contains(&r.trunc()));
     if !args.remove {
         list.extend(&nets);
     }
-    store.put_as(&resource, expect).await?;
+    if list.is_empty() {
+        // One that reserves nothing is only in the way.
+        store.delete(&resource.key(), expect).await?;
+    } else {
+        store.put_as(&resource, expect).await?;
+    }
     // Who has one already keeps it; that is worth a word.
     let held: Vec<String> = world
         .endpoints
@@ -311,7 +332,7 @@ pub(super) async fn reserve(store: Arc<dyn Store>, args: &ReserveArgs, format: F
             out::say!(
                 "IPReservation {}: {}",
                 args.name,
-                if now.is_empty() { "empty".into() } else { now.join(", ") }
+                if now.is_empty() { "deleted, it is empty".into() } else { now.join(", ") }
             );
             if !held.is_empty() {
                 out::say!("in use, and left to their pods: {}", held.join(", "));
