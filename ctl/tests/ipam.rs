@@ -342,6 +342,25 @@ fn a_reservation_is_checked_before_it_is_written() {
 }
 
 #[test]
+fn parts_of_a_pool_have_its_labels_and_annotations() {
+    let c = Cluster::new("split");
+    let meta = ObjectMeta {
+        labels: BTreeMap::from([("tier".into(), "gold".into())]),
+        annotations: BTreeMap::from([("owner".into(), "net".into())]),
+        ..ObjectMeta::named("default-pool")
+    };
+    let spec = IpPoolSpec { block_size_raw: Some(30), ..IpPoolSpec::new("10.65.0.0/28".parse().unwrap()) };
+    c.put(meta, spec);
+    let said = c.run("ipam split 2 --name default-pool --force");
+    assert!(said.ends_with("[0]\n"), "{said}");
+    for part in ["split-default-pool-0", "split-default-pool-1"] {
+        let found = c.runtime.block_on(c.store.get_as::<IpPoolSpec>(None, part)).unwrap().resource.metadata;
+        assert_eq!(found.labels.get("tier").map(String::as_str), Some("gold"));
+        assert_eq!(found.annotations.get("owner").map(String::as_str), Some("net"));
+    }
+}
+
+#[test]
 fn what_something_uses_is_released_by_force_alone() {
     let c = Cluster::new("guards");
     let tunnel = c.hold("ipip-tunnel-addr-node1", &[("type", "ipipTunnelAddress")], false);

@@ -246,11 +246,20 @@ pub(super) async fn split(store: Arc<dyn Store>, args: &SplitArgs, format: Forma
         pool.spec.block_size()
     );
     let cidrs: Vec<IpNet> = pool.spec.cidr.subnets(length)?.collect();
+    let whole = store.get_as::<IpPoolSpec>(None, &pool.name).await?.resource.metadata;
+    let mut annotations = whole.annotations;
+    // What kubectl applied was the whole.
+    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     let mut names = Vec::new();
     for (i, cidr) in cidrs.iter().enumerate() {
         let name = format!("split-{}-{i}", pool.name);
         let spec = IpPoolSpec { cidr: *cidr, ..pool.spec.clone() };
-        let resource = Resource::new(ObjectMeta::named(&name), spec);
+        let meta = ObjectMeta {
+            labels: whole.labels.clone(),
+            annotations: annotations.clone(),
+            ..ObjectMeta::named(&name)
+        };
+        let resource = Resource::new(meta, spec);
         match store.put_as(&resource, Expect::Absent).await {
             Ok(_) => {}
             // Left by a split that was interrupted: the same, or somebody else's.
