@@ -217,23 +217,33 @@ fn reflectors_are_wired_as_the_page_says() {
     for block in blocks("README.md", "On a cluster") {
         typist.types(block.split_once("kubectl -n kube-system rollout").expect("the last step looks").0);
     }
-    for (name, ip) in [("NODE-A", "192.0.2.1"), ("NODE-B", "192.0.2.2")] {
-        let name = name.to_lowercase();
+    let parts = kustomize::render("deploy/reflectors");
+    let deployment = parts.iter().find(|o| o["kind"] == "Deployment").expect("the reflectors");
+    let annotations = &deployment["spec"]["template"]["metadata"]["annotations"];
+    // The third is not bound to a node yet.
+    for (name, ip) in [("node-a", "192.0.2.1"), ("node-b", "fd00::1"), ("node-c", "")] {
         typist
             .server
             .create(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}))
             .unwrap();
-        let pod = json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": format!("brindle-rr-{name}"), "namespace": "kube-system", "labels": {"k8s-app": "brindle-rr"}},
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": format!("brindle-rr-{name}"), "namespace": "kube-system", "labels": {"k8s-app": "brindle-rr"},
+                "annotations": annotations},
             "spec": {"nodeName": name, "hostNetwork": true, "containers": [{"name": "c", "image": "i:1"}]},
             "status": {"phase": "Running", "podIP": ip, "hostIP": ip, "podIPs": [{"ip": ip}]}});
+        if ip.is_empty() {
+            pod["status"] = json!({"phase": "Pending"});
+        }
         typist.server.apply(pod).unwrap();
     }
     for block in blocks("docs/kubernetes.md", "Route reflectors") {
         typist.types(&block.replace("NODE-A", "node-a").replace("NODE-B", "node-b"));
     }
     let peers = typist.server.list(("crd.projectcalico.org/v1", "BGPPeer"));
-    assert_eq!(peers.len(), 2, "{peers:#?}");
+    let mut wired: Vec<String> =
+        peers.iter().map(|p| format!("{} {}", p["spec"]["peerIP"], p["spec"]["asNumber"])).collect();
+    wired.sort();
+    assert_eq!(wired, [r#""192.0.2.1:1790" 64512"#, r#""[fd00::1]:1790" 64512"#]);
     let config =
         typist.server.get(("crd.projectcalico.org/v1", "BGPConfiguration"), ("", "default")).unwrap();
     assert_eq!(config["spec"]["nodeToNodeMeshEnabled"], false);

@@ -281,6 +281,7 @@ fn the_reflectors_of_the_manifests_have_a_configuration_without_mistakes() {
     let inner = map.split_once("  brindle-bgpd.yaml: |\n").expect("the file in the ConfigMap").1;
     let text: String = inner.lines().map(|l| format!("{}\n", l.strip_prefix("    ").unwrap_or(l))).collect();
     let s = Settings::parse(&file, &text).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(s.desired.speaker.unwrap().dynamic.len(), 1);
+    // Clients of both families.
+    assert_eq!(s.desired.speaker.unwrap().dynamic.len(), 2);
     assert!(!s.drain_time.is_zero());
 }

@@ -70,16 +70,21 @@ fn generate() {
     let controllers = Some(".Values.controllers.enabled");
     make(&format!("{base}/cluster/controllers.yaml"), "controllers.yaml", &places, controllers);
     let reflectors = Some(".Values.reflectors.enabled");
+    let second = "      - name: nodes-ipv6\n        range: \"::/0\"\n        max: 5000\n        template: {asNumber: 64512, reflectorClient: true}\n";
+    let valued = second.replace("\"::/0\"", "{{ .Values.reflectors.rangeIPv6 | quote }}");
+    let optional = format!("    {{{{- if .Values.reflectors.rangeIPv6 }}}}\n{valued}    {{{{- end }}}}\n");
     let places = [
+        (second, &*optional),
         // Numbers of values are floating point to Helm: without int64 a large AS number is printed as 4.2e+09.
         ("asNumber: 64512", "asNumber: {{ .Values.reflectors.asNumber | int64 }}"),
-        ("range: 0.0.0.0/0", "range: {{ .Values.reflectors.range }}"),
+        ("range: \"0.0.0.0/0\"", "range: {{ .Values.reflectors.range | quote }}"),
     ];
     make("deploy/reflectors/config.yaml", "reflectors-config.yaml", &places, reflectors);
     let token = "      automountServiceAccountToken: false\n";
     let places = [
         (token, &*format!("{token}{SECRETS}")),
         ("replicas: 2", "replicas: {{ .Values.reflectors.replicas }}"),
+        ("as-number: \"64512\"", "as-number: {{ .Values.reflectors.asNumber | int64 | quote }}"),
     ];
     make("deploy/reflectors/deployment.yaml", "reflectors.yaml", &places, reflectors);
     for file in files("deploy/crds", ".yaml").iter().filter(|f| !f.ends_with("kustomization.yaml")) {
@@ -110,8 +115,7 @@ fn values_reach_their_places() {
             "pullSecrets": [{"name": "key"}]});
         v["config"]["CALICO_IPV4POOL_CIDR"] = "10.244.0.0/16".into();
         v["controllers"]["enabled"] = false.into();
-        v["reflectors"] =
-            json!({"enabled": true, "replicas": 3, "asNumber": 4200000000u32, "range": "192.0.2.0/24"});
+        v["reflectors"] = json!({"enabled": true, "replicas": 3, "asNumber": 4200000000u32, "range": "192.0.2.0/24", "rangeIPv6": ""});
         v["node"]["resources"] = json!({"limits": {"memory": "1Gi"}});
     });
     let get = |kind: &str, name: &str| {
@@ -128,7 +132,10 @@ fn values_reach_their_places() {
     assert_eq!(get("Deployment", "brindle-rr").unwrap()["spec"]["replicas"], 3);
     let rr =
         get("ConfigMap", "brindle-rr").unwrap()["data"]["brindle-bgpd.yaml"].as_str().unwrap().to_owned();
-    assert!(rr.contains("asNumber: 4200000000\n") && rr.contains("range: 192.0.2.0/24\n"), "{rr}");
+    assert!(rr.contains("asNumber: 4200000000\n") && rr.contains("range: \"192.0.2.0/24\"\n"), "{rr}");
+    assert!(!rr.contains("ipv6"), "an empty range lets nobody in: {rr}");
+    let template = &get("Deployment", "brindle-rr").unwrap()["spec"]["template"];
+    assert_eq!(template["metadata"]["annotations"]["brindle.dev/as-number"], "4200000000");
     assert!(rr.contains("template: {asNumber: 4200000000, reflectorClient: true}"), "{rr}");
 }
 

@@ -140,6 +140,25 @@ fn the_agent_sees_what_the_runtime_remembers() {
     }
 }
 
+/// Whoever changes the reflectors' AS number must change both.
+#[test]
+fn reflectors_are_told_one_as_number() {
+    let objects = overlay("reflectors");
+    let of = |kind: &str| {
+        let mut all = objects.iter().filter(|o| o["kind"] == kind && o["metadata"]["name"] == "brindle-rr");
+        all.next().expect(kind)
+    };
+    let told = &of("Deployment")["spec"]["template"]["metadata"]["annotations"]["brindle.dev/as-number"];
+    let told = told.as_str().expect("a text");
+    let file = of("ConfigMap")["data"]["brindle-bgpd.yaml"].as_str().expect("the file");
+    let there: Vec<&str> = file
+        .split("asNumber: ")
+        .skip(1)
+        .map(|r| r.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default())
+        .collect();
+    assert_eq!(there, [told; 3]);
+}
+
 #[test]
 fn pods_have_no_more_than_they_need() {
     for name in OVERLAYS {
