@@ -22,6 +22,9 @@ pub(crate) struct EarlyArgs {
     /// The datastore that this configuration file of calicoctl names.
     #[arg(short = 'c', long = "config", id = "early_config", value_name = "FILE")]
     _config: Option<OsString>,
+    /// The cluster of this kubeconfig.
+    #[arg(long = "kubeconfig", id = "early_kubeconfig", value_name = "FILE")]
+    _kubeconfig: Option<OsString>,
     /// This context of the kubeconfig.
     #[arg(long = "context", id = "early_context", value_name = "NAME")]
     _context: Option<OsString>,
@@ -34,8 +37,14 @@ pub(crate) struct EarlyArgs {
 }
 
 /// Flags with a value that are moved behind the command.
-const MOVED: [(&str, &str); 5] =
-    [("--datastore", ""), ("--lab", ""), ("--config", "-c"), ("--context", ""), ("--namespace", "-n")];
+const MOVED: [(&str, &str); 6] = [
+    ("--datastore", ""),
+    ("--lab", ""),
+    ("--config", "-c"),
+    ("--kubeconfig", ""),
+    ("--context", ""),
+    ("--namespace", "-n"),
+];
 /// Flags that stay before it, and those of them that have a value.
 const STAY: [(&str, &str, bool); 3] =
     [("--output", "-o", true), ("--log-level", "-l", true), ("--allow-version-mismatch", "", false)];
@@ -101,6 +110,7 @@ mod tests {
         for (typed, wanted) in [
             ("get nodes", "get nodes"),
             ("--datastore x get nodes", "get nodes --datastore x"),
+            ("--kubeconfig k get nodes", "get nodes --kubeconfig k"),
             ("--datastore=x -c f --context=c ipam show", "ipam show --datastore=x -c f --context=c"),
             ("-cf get -n a", "get -n a -cf"),
             ("-o json --lab l status --watch", "-o json status --watch --lab l"),

@@ -17,7 +17,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct VersionArgs {
     /// Ask every node of the cluster too; exit code 1 when one differs or does not answer. So it is also where --datastore,
-    /// --lab, --config, --context, --agent or --node says which cluster.
+    /// --lab, --config, --kubeconfig, --context, --agent or --node says which cluster.
     #[arg(long)]
     all: bool,
     /// Only this program's, whatever else is said.
@@ -38,6 +38,7 @@ impl VersionArgs {
         store.datastore.is_some()
             || store.lab.is_some()
             || store.config.is_some()
+            || store.kubeconfig.is_some()
             || store.context.is_some()
             || reach.agent.is_some()
             || !self.cluster.node.is_empty()

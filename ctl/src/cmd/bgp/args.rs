@@ -32,6 +32,9 @@ pub(crate) struct BgpArgs {
     /// With --node or --all: calicoctl's configuration file that names the datastore.
     #[arg(short = 'c', long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// With --node or --all: the kubeconfig of the cluster.
+    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["datastore", "lab", "config"])]
+    pub(super) kubeconfig: Option<PathBuf>,
     /// With --node or --all: this context of the kubeconfig.
     #[arg(long, global = true, value_name = "NAME")]
     pub(super) context: Option<String>,

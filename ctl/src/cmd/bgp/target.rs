@@ -33,6 +33,7 @@ pub(super) fn targets(args: &BgpArgs) -> Result<Vec<Target>> {
             datastore: args.datastore.clone(),
             lab: args.lab.clone(),
             config: args.config.clone(),
+            kubeconfig: args.kubeconfig.clone(),
             context: args.context.clone(),
         },
         timeout: args.timeout,

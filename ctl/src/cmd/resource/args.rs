@@ -18,6 +18,9 @@ pub(crate) struct StoreArgs {
     /// Without any of these /etc/calico/calicoctl.cfg is read, if it is there.
     #[arg(short = 'c', long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// The cluster of this kubeconfig: the same as `--datastore kubernetes:FILE`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["datastore", "lab", "config"])]
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// This context of the kubeconfig, instead of its current one.
     #[arg(long, value_name = "NAME")]
     pub(crate) context: Option<String>,
@@ -117,6 +120,9 @@ pub(crate) struct ValidateArgs {
     /// calicoctl's; nothing is read from there.
     #[arg(short = 'c', long, hide = true)]
     config: Option<PathBuf>,
+    /// As with its siblings; nothing is read from there.
+    #[arg(long, hide = true)]
+    kubeconfig: Option<PathBuf>,
     /// calicoctl's; nothing is read from there.
     #[arg(long, hide = true)]
     context: Option<String>,

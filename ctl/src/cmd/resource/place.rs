@@ -45,6 +45,8 @@ pub(crate) fn place(args: &StoreArgs) -> Result<Place> {
     let default_file = Path::new(brindle_config::apiconfig::DEFAULT_FILE);
     let (url, by) = if let Some(path) = &args.config {
         (file(path), "--config".to_owned())
+    } else if let Some(path) = &args.kubeconfig {
+        (format!("kubernetes:{}", path.display()), "--kubeconfig".to_owned())
     } else if let Some(url) = &args.datastore {
         (url.clone(), "--datastore".to_owned())
     } else if let Some(url) = given {
@@ -323,6 +325,20 @@ mod tests {
         assert!(advice("kubernetes:http://h:8001", "x").unwrap().ends_with("curl http://h:8001/version"));
         assert!(advice("calicoctl:/c?context=x", "--config").unwrap().ends_with("that of /c"));
         assert_eq!(advice("sqlite:/x", "x"), None);
+    }
+
+    #[test]
+    fn a_kubeconfig_is_the_datastore_of_its_cluster() {
+        let args = |context: Option<&str>| StoreArgs {
+            datastore: None,
+            lab: None,
+            config: None,
+            kubeconfig: Some("/etc/k".into()),
+            context: context.map(str::to_owned),
+        };
+        let Place { url, by, .. } = place(&args(Some("prod"))).unwrap();
+        assert_eq!((url.as_str(), by.as_str()), ("kubernetes:/etc/k?context=prod", "--kubeconfig"));
+        assert_eq!(place(&args(None)).unwrap().url, "kubernetes:/etc/k");
     }
 
     #[test]
