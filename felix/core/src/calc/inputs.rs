@@ -6,7 +6,7 @@ use brindle_config_core::{
     AnyResource, Key, Kind, ObjectMeta, Resource,
     convert::{self, ClusterKind, Converted},
     felix::FelixConfigurationSpec,
-    kube::EndpointSlice,
+    kube::{ClusterPolicySpec, EndpointSlice},
     meta::Extra,
     policy::{HostEndpointSpec, PolicySpec, ProfileSpec},
     validate,
@@ -15,7 +15,7 @@ use brindle_config_core::{
     workload_view::WorkloadView,
 };
 use ipnet::IpNet;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     compile::{self, Compiled, Sets},
@@ -186,7 +186,7 @@ pub(crate) fn read(key: &Key, value: &Value) -> (Input, Vec<String>) {
         Ok(()) => Vec::new(),
         Err(e) => e.0.iter().map(ToString::to_string).collect(),
     };
-    let input = of(key, resource, !problems.is_empty(), &mut problems);
+    let input = of(key, value, resource, !problems.is_empty(), &mut problems);
     (input, problems)
 }
 
@@ -263,6 +263,9 @@ fn from_broken(key: &Key, value: &Value, problems: &mut Vec<String>) -> Input {
     if kept.iter().any(|name| spec.get(*name).is_some_and(|v| !v.is_string() && !v.is_null())) {
         return Input::Nothing;
     }
+    if let Some(input) = cluster_closed(key, value, problems) {
+        return input;
+    }
     let kubernetes = !matches!(
         key.kind,
         Kind::GlobalNetworkPolicy
@@ -283,9 +286,48 @@ fn from_broken(key: &Key, value: &Value, problems: &mut Vec<String>) -> Input {
     closed(key, &spec, problems)
 }
 
-fn converted(key: &Key, result: Result<Converted, (String, String)>, problems: &mut Vec<String>) -> Input {
+/// A cluster-wide policy of Kubernetes of which nothing but the subject has to make sense: it closes those, in the
+/// directions it speaks of.
+fn cluster_closed(key: &Key, value: &Value, problems: &mut Vec<String>) -> Option<Input> {
+    let kind = match key.kind {
+        Kind::ClusterNetworkPolicy => ClusterKind::Cluster,
+        Kind::AdminNetworkPolicy => ClusterKind::Admin,
+        Kind::BaselineAdminNetworkPolicy => ClusterKind::Baseline,
+        _ => return None,
+    };
+    let spec = value.get("spec")?;
+    let subject = serde_json::from_value(spec.get("subject")?.clone()).ok()?;
+    let tier = spec.get("tier").and_then(Value::as_str).filter(|t| matches!(*t, "Admin" | "Baseline"));
+    // What cannot be told goes before others.
+    let priority =
+        spec.get("priority").and_then(Value::as_i64).filter(|n| (0..=1000).contains(n)).unwrap_or(0);
+    let whom = ClusterPolicySpec {
+        tier: Some(tier.unwrap_or("Admin").to_owned()),
+        priority: Some(priority),
+        subject,
+        ..ClusterPolicySpec::default()
+    };
+    let mut policy = convert::cluster_policy(kind, &whom).ok()?.spec;
+    let speaks = |name: &str| {
+        !matches!(spec.get(name), None | Some(Value::Null)) && spec.get(name) != Some(&json!([]))
+    };
+    for (name, direction) in [("ingress", "Ingress"), ("egress", "Egress")] {
+        policy.types.extend(speaks(name).then(|| direction.to_owned()));
+    }
+    Some(closed(key, &policy, problems))
+}
+
+fn converted(
+    key: &Key,
+    value: &Value,
+    result: Result<Converted, (String, String)>,
+    problems: &mut Vec<String>,
+) -> Input {
     let Some(kind) = policy_kind(key.kind) else { return Input::Nothing };
     let Ok(done) = result else {
+        if let Some(input) = cluster_closed(key, value, problems) {
+            return input;
+        }
         let spec = PolicySpec { selector: "!".into(), ..PolicySpec::default() };
         return closed(key, &spec, problems);
     };
@@ -316,7 +358,7 @@ fn calico(key: &Key, spec: &PolicySpec, bad: bool, problems: &mut Vec<String>) -
     }
 }
 
-fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -> Input {
+fn of(key: &Key, value: &Value, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -> Input {
     match resource {
         AnyResource::Tier(r) => {
             if let Some((order, pass)) = convert::built_in_tier(&key.name) {
@@ -337,19 +379,19 @@ fn of(key: &Key, resource: AnyResource, bad: bool, problems: &mut Vec<String>) -
         AnyResource::StagedNetworkPolicy(r) => calico(key, &r.spec.0, bad, problems),
         // Parts that do not convert are left out or deny; the rest stands.
         AnyResource::KubernetesNetworkPolicy(r) => {
-            converted(key, convert::kubernetes_policy(&r.spec), problems)
+            converted(key, value, convert::kubernetes_policy(&r.spec), problems)
         }
         AnyResource::StagedKubernetesNetworkPolicy(r) => {
-            converted(key, convert::staged_kubernetes_policy(&r.spec), problems)
+            converted(key, value, convert::staged_kubernetes_policy(&r.spec), problems)
         }
         AnyResource::ClusterNetworkPolicy(r) => {
-            converted(key, convert::cluster_policy(ClusterKind::Cluster, &r.spec.0), problems)
+            converted(key, value, convert::cluster_policy(ClusterKind::Cluster, &r.spec.0), problems)
         }
         AnyResource::AdminNetworkPolicy(r) => {
-            converted(key, convert::cluster_policy(ClusterKind::Admin, &r.spec.0), problems)
+            converted(key, value, convert::cluster_policy(ClusterKind::Admin, &r.spec.0), problems)
         }
         AnyResource::BaselineAdminNetworkPolicy(r) => {
-            converted(key, convert::cluster_policy(ClusterKind::Baseline, &r.spec.0), problems)
+            converted(key, value, convert::cluster_policy(ClusterKind::Baseline, &r.spec.0), problems)
         }
         AnyResource::Profile(r) => profile(&r.metadata.name, &r.spec, bad, problems),
         AnyResource::Namespace(r) => {
@@ -541,8 +583,6 @@ pub(crate) fn settings(f: &FelixConfigurationSpec, problems: &mut Vec<String>) -
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     /// Each value that may stand somewhere: right, wrong, of another type.

@@ -116,6 +116,41 @@ fn a_policy_of_kubernetes_that_cannot_be_read_closes_its_namespace_or_is_reporte
 }
 
 #[test]
+fn a_cluster_wide_policy_of_kubernetes_closes_its_subject_when_the_rest_cannot_be_read() {
+    let subject = json!({"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "blue"}}});
+    for (kind, action) in [
+        (Kind::ClusterNetworkPolicy, "Accept"),
+        (Kind::AdminNetworkPolicy, "Allow"),
+        (Kind::BaselineAdminNetworkPolicy, "Allow"),
+    ] {
+        let ingress = json!([{"action": action, "from": [{"namespaces": {}}]}]);
+        for (field, wrong) in [
+            ("priority", json!("high")),
+            ("priority", json!(5000)),
+            ("tier", json!("Admn")),
+            ("tier", json!(1)),
+            ("ingress", json!({"action": action})),
+            ("ingress", json!([{"action": 1}])),
+        ] {
+            let mut spec = json!({"tier": "Admin", "priority": 1, "subject": subject, "ingress": ingress});
+            spec[field] = wrong.clone();
+            let c = Cluster::new([resource(kind, "", "default", spec)]);
+            let what = format!("{kind} {field} {wrong}: {}", c.problems());
+            // These have no such field, or what they have of it means nothing.
+            if kind != Kind::ClusterNetworkPolicy && field == "tier" && wrong.is_string()
+                || kind == Kind::BaselineAdminNetworkPolicy && field == "priority" && wrong.is_number()
+            {
+                assert!(c.ask("10.0.0.1", "10.0.0.2").allowed(), "{what}");
+                continue;
+            }
+            assert!(!c.ask("10.0.0.1", "10.0.0.2").allowed(), "{what}");
+            assert!(c.ask("10.0.0.2", "10.0.0.1").allowed(), "{what}: it speaks of no other direction");
+            assert!(c.problems().contains("denies everything to those it selects"), "{what}");
+        }
+    }
+}
+
+#[test]
 fn a_type_nobody_knows_closes_both_ways() {
     for (kind, field) in [(Kind::KubernetesNetworkPolicy, "policyTypes"), (Kind::NetworkPolicy, "types")] {
         for types in [json!(["ingress"]), json!(["Foo"]), json!(["Ingress", "Egres"])] {
