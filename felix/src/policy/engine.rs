@@ -3,9 +3,11 @@
 
 mod checks;
 mod flows;
+mod moves;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,6 +37,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::{
     checks::Questions,
     flows::{Departed, addresses},
+    moves::Moves,
 };
 use super::{
     bridge,
@@ -98,6 +101,9 @@ pub fn spawn_policy(
         look_took: Duration::ZERO,
         compared: Instant::now(),
         resources: Vec::new(),
+        addresses: BTreeMap::new(),
+        moves: None,
+        rivals: Vec::new(),
         heard: false,
         revision: 0,
         mode_problem: None,
@@ -146,6 +152,11 @@ struct Engine {
     look_took: Duration,
     compared: Instant,
     resources: Vec<String>,
+    /// Of this host, with their devices, while host endpoints are known by them; who tells of changes; and host endpoints
+    /// that others stand in the way of there.
+    addresses: BTreeMap<IpAddr, String>,
+    moves: Option<Moves>,
+    rivals: Vec<String>,
     /// Resources changed: what is wrong with them may have.
     heard: bool,
     /// The latest revision taken in.
@@ -198,7 +209,14 @@ impl Engine {
                     None => std::future::pending().await,
                 }
             };
+            let moved = async {
+                match &mut self.moves {
+                    Some(moves) => moves.next().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = moved => self.urgent = true,
                 input = rx.recv() => match input {
                     Some(input) => self.take(input),
                     None => return,
@@ -362,6 +380,7 @@ impl Engine {
             self.postpone(now);
             return None;
         }
+        self.look_at_addresses();
         let found = std::mem::take(&mut self.found);
         let check = self.check(now) || found;
         let tidy = self.tidy.is_some_and(|(at, _)| at <= now);
@@ -515,9 +534,28 @@ impl Engine {
         }
     }
 
-    fn layouts(&mut self) -> BTreeMap<Family, Layout> {
+    /// Which device a host endpoint known by its addresses stands for may change with every address of this host. That is
+    /// a change like others: nobody has touched our rules.
+    fn look_at_addresses(&mut self) {
         let by_address = self.model.endpoints.values().any(|e| e.interface == Interface::WithAddress);
-        let addresses = if by_address { addresses() } else { BTreeMap::new() };
+        if by_address {
+            // Whoever listens hears of what happens after the look.
+            self.moves.get_or_insert_with(Moves::begin);
+        } else {
+            self.moves = None;
+        }
+        let now = if by_address { addresses() } else { BTreeMap::new() };
+        if now != self.addresses {
+            self.addresses = now;
+            self.pending.rules = true;
+            self.pending.judge = true;
+        }
+        let rivals = self.model.rivals(&self.addresses);
+        super::named::log(&self.rivals, &rivals);
+        self.rivals = rivals;
+    }
+
+    fn layouts(&mut self) -> BTreeMap<Family, Layout> {
         let mut style = Style { deny: self.settings.around.deny.clone(), ..Style::iptables() };
         style.log_prefix.clone_from(&self.settings.around.log_prefix);
         if self.driver.mode() == Some(Mode::Nft) {
@@ -526,7 +564,7 @@ impl Engine {
         let families = self.driver.families().to_vec();
         families
             .into_iter()
-            .map(|f| (f, self.model.layout(f, &self.settings.around, &style, &addresses)))
+            .map(|f| (f, self.model.layout(f, &self.settings.around, &style, &self.addresses)))
             .collect()
     }
 
@@ -553,7 +591,7 @@ impl Engine {
                 None => Arc::clone(&self.report.borrow().ready),
             },
             problems,
-            resources: self.resources.clone(),
+            resources: self.resources.iter().chain(&self.rivals).cloned().collect(),
             policies: self.model.policies.len(),
             sets: self.model.set_count(),
             revision: if settled && self.mode_problem.is_none() {

@@ -1,6 +1,7 @@
 //! Policy against a real kernel with real packets, in namespaces of the test's own, with each back end: who may talk to
 //! whom, what a restart writes, what a stranger can undo, and that changing the back end opens nothing. Needs root.
 
+mod addresses;
 mod flows;
 
 use std::{
