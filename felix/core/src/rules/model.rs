@@ -220,6 +220,23 @@ impl Model {
             .clone()
     }
 
+    /// Host endpoints for whose device another one stands, which only addresses tell: a line each.
+    pub fn rivals(&self, address_of: &BTreeMap<IpAddr, String>) -> Vec<String> {
+        let hosts: Vec<_> = self.endpoints.values().filter(|e| e.host.is_some()).cloned().collect();
+        let (_, without) = by_device(&hosts, address_of);
+        let name = |e: &EndpointPolicy| match &e.id {
+            EndpointId::Host { name } | EndpointId::Workload { name, .. } => format!("HostEndpoint({name})"),
+        };
+        let line = |(e, device, first): &(&EndpointPolicy, String, &EndpointPolicy)| {
+            let why = match first.interface {
+                Interface::Name(_) => "names it",
+                _ => "has an address of it and a lower name",
+            };
+            format!("{}: not used on {device}: {} {why}; delete one of them", name(e), name(first))
+        };
+        without.iter().map(line).collect()
+    }
+
     /// What holds while the resources are not known: flows of workloads go on, new ones are denied.
     pub fn waiting(family: Family, around: &Surroundings, style: &Style) -> Layout {
         let mut out = Self::default().layout(family, around, style, &BTreeMap::new());
@@ -333,6 +350,32 @@ fn shared_chain(
     }
 }
 
+/// Device → host endpoint; a device named explicitly beats one found by address, the lowest name wins. And those that go
+/// without, each with the device and who has it.
+fn by_device<'a>(
+    endpoints: &'a [Arc<EndpointPolicy>],
+    address_of: &BTreeMap<IpAddr, String>,
+) -> (BTreeMap<String, &'a EndpointPolicy>, Vec<(&'a EndpointPolicy, String, &'a EndpointPolicy)>) {
+    let mut taken: BTreeMap<String, &EndpointPolicy> = BTreeMap::new();
+    let mut without = Vec::new();
+    for e in endpoints {
+        if let Interface::Name(dev) = &e.interface {
+            taken.entry(dev.clone()).or_insert(e);
+        }
+    }
+    for e in endpoints.iter().filter(|e| e.interface == Interface::WithAddress) {
+        let devices: BTreeSet<&String> =
+            e.addresses.iter().filter_map(|n| address_of.get(&n.addr())).collect();
+        for dev in devices {
+            match taken.get(dev) {
+                None => drop(taken.insert(dev.clone(), e)),
+                Some(first) => without.push((&**e, dev.clone(), *first)),
+            }
+        }
+    }
+    (taken, without)
+}
+
 fn hosts(
     shape: &Shape,
     around: &Surroundings,
@@ -342,23 +385,8 @@ fn hosts(
     pods: &mut Pods,
     used: &mut Used,
 ) {
-    // Device → endpoint; a device named explicitly beats one found by address, the lowest name wins.
-    let mut by_device: BTreeMap<String, &EndpointPolicy> = BTreeMap::new();
-    let mut any = None;
-    for e in endpoints {
-        match &e.interface {
-            Interface::Name(dev) => {
-                by_device.entry(dev.clone()).or_insert(e);
-            }
-            Interface::Any => any = any.or(Some(e)),
-            Interface::WithAddress => {}
-        }
-    }
-    for e in endpoints.iter().filter(|e| e.interface == Interface::WithAddress) {
-        for dev in e.addresses.iter().filter_map(|n| address_of.get(&n.addr())) {
-            by_device.entry(dev.clone()).or_insert(e);
-        }
-    }
+    let (by_device, _) = by_device(endpoints, address_of);
+    let any = endpoints.iter().find(|e| e.interface == Interface::Any);
     type Parts = (Vec<(String, String)>, Vec<Rule>);
     let mut dispatches: BTreeMap<(Table, &'static str, Way), Parts> = BTreeMap::new();
     for (table, name, way) in [

@@ -10,7 +10,7 @@ use brindle_felix_core::{
         state::PolicyState,
         verdict::{Packet, Place, verdict},
     },
-    rules::layout::Surroundings,
+    rules::{layout::Surroundings, model::Model},
 };
 use serde_json::{Value, json};
 
@@ -22,6 +22,7 @@ struct Node {
     kernel: Kernel,
     addresses: BTreeMap<IpAddr, String>,
     problems: Vec<String>,
+    model: Model,
 }
 
 /// Where a packet comes from or goes to.
@@ -89,7 +90,9 @@ impl Node {
         let kernel = Kernel::new(&deltas, &Surroundings::default(), &addresses);
         let of = |(key, lines): (Key, Vec<String>)| lines.into_iter().map(move |l| format!("{key}: {l}"));
         let problems = graph.problems().into_iter().flat_map(of).collect();
-        Self { state, kernel, addresses, problems }
+        let mut model = Model::default();
+        deltas.into_iter().for_each(|d| model.apply(d));
+        Self { state, kernel, addresses, problems, model }
     }
 
     fn address(spot: Spot, v4: bool) -> IpAddr {
@@ -244,4 +247,26 @@ fn a_host_takes_from_its_pods_what_a_router_has_to_and_no_advertisements_of_rout
     for kind in 128..=140 {
         assert_eq!(drop.lets(Pod, Host, icmp(kind)), matches!(kind, 130..=133 | 135 | 136), "{kind}");
     }
+}
+
+#[test]
+fn who_goes_without_a_device_is_named() {
+    let node = Node::new(&[
+        hep("a", json!({"expectedIPs": ["192.0.2.1", "fd00:1::1"]})),
+        hep("b", json!({"interfaceName": "eth0"})),
+        hep("c", json!({"expectedIPs": ["198.51.100.1"]})),
+        hep("d", json!({"expectedIPs": ["198.51.100.2"]})),
+        gnp("g", json!({"ingress": [{"action": "Allow", "protocol": "TCP"}]})),
+    ]);
+    let mut addresses = node.addresses.clone();
+    addresses.insert("198.51.100.2".parse().expect("an address"), "eth1".into());
+    let said = node.model.rivals(&addresses);
+    assert_eq!(
+        said,
+        [
+            "HostEndpoint(a): not used on eth0: HostEndpoint(b) names it; delete one of them",
+            "HostEndpoint(d): not used on eth1: HostEndpoint(c) has an address of it and a lower name; delete one of them",
+        ]
+    );
+    assert!(node.tcp(Beyond("eth0"), Host, 80) && node.model.rivals(&BTreeMap::new()).is_empty());
 }
