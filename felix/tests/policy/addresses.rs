@@ -21,12 +21,6 @@ fn a_host_endpoint_known_by_its_address_is_enforced_as_soon_as_the_address_is_th
         ip(&far, "link set up0 up");
         ip(&far, "addr add 10.99.0.2/24 dev up0");
         let _server = node.ns.run(|| TcpListener::bind("0.0.0.0:80").unwrap());
-        let reached = |want: bool| {
-            let deadline = Instant::now() + LONG;
-            while far.run(|| tcp("10.99.0.1:80".parse().unwrap())) != want {
-                assert!(Instant::now() < deadline, "{back_end:?}: wanted {want}\n{}", node.dump());
-            }
-        };
         let host = EndpointPolicy {
             id: EndpointId::Host { name: "up".into() },
             interface: Interface::WithAddress,
@@ -37,6 +31,12 @@ fn a_host_endpoint_known_by_its_address_is_enforced_as_soon_as_the_address_is_th
             ..node.endpoint(0, Vec::new())
         };
         node.start(back_end);
+        let reached = |want: bool| {
+            let deadline = Instant::now() + LONG;
+            while far.run(|| tcp("10.99.0.1:80".parse().unwrap())) != want {
+                assert!(Instant::now() < deadline, "{back_end:?}: wanted {want}\n{}", node.dump());
+            }
+        };
         let mut all = node.everything(&[], &[]);
         all.insert(all.len() - 1, PolicyDelta::Endpoint(Arc::new(host)));
         node.apply(all);

@@ -258,13 +258,13 @@ fn from_broken(key: &Key, value: &Value, problems: &mut Vec<String>) -> Input {
         return Input::Nothing;
     }
     let Some(spec) = value.get("spec").and_then(Value::as_object) else { return Input::Nothing };
+    if let Some(input) = cluster_closed(key, value, problems) {
+        return input;
+    }
     let kept = ["tier", "selector", "namespaceSelector", "serviceAccountSelector"];
     let text = |name: &str| spec.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     if kept.iter().any(|name| spec.get(*name).is_some_and(|v| !v.is_string() && !v.is_null())) {
         return Input::Nothing;
-    }
-    if let Some(input) = cluster_closed(key, value, problems) {
-        return input;
     }
     let kubernetes = !matches!(
         key.kind,

@@ -192,8 +192,10 @@ fn has_ports(protocol: u8) -> bool {
 pub(crate) fn allowed(resources: &[Value], flow: &Flow) -> bool {
     let w = World(resources);
     let pod = |ns: &str, name: &str| w.named("WorkloadEndpoint", ns, name).expect("the pod is there");
+    // `h` is the one of the interface the flow tells of; where that has none, the one for all interfaces.
+    let any = w.0.iter().find(|r| kind(r) == "HostEndpoint" && text(r, "/spec/interfaceName") == "*");
     let hep = w.named("HostEndpoint", "", "h");
-    let hep_in = |by: bool| hep.filter(|_| by);
+    let hep_in = |by: bool| hep.filter(|_| by).or(any);
     // Traffic from the pods' own host is never policed.
     if let (Spot::Host(_), Spot::Pod(..) | Spot::Host(_)) = (&flow.from, &flow.to) {
         return true;
@@ -222,8 +224,13 @@ pub(crate) fn allowed(resources: &[Value], flow: &Flow) -> bool {
     first
         && match (&flow.from, &flow.to) {
             (_, Spot::Pod(ns, name)) => endpoint(&w, pod(ns, name), flow, "ingress"),
-            (Spot::Pod(..), Spot::Host(_)) => to_host(&w),
-            (Spot::Outside(_), Spot::Host(by)) => hep_in(*by).is_none_or(|h| host(&w, h, flow, "ingress")),
+            (Spot::Pod(..), Spot::Host(_)) => match to_host(&w) {
+                "Drop" => false,
+                // Goes on to the host's own policy; a pod's packets come in at no interface with a name.
+                "Return" => any.is_none_or(|h| own(&w, h, flow, "ingress", failsafe(flow, "ingress"))),
+                _ => true,
+            },
+            (Spot::Outside(by), Spot::Host(_)) => hep_in(*by).is_none_or(|h| host(&w, h, flow, "ingress")),
             (Spot::Host(_), Spot::Outside(by)) => hep_in(*by).is_none_or(|h| host(&w, h, flow, "egress")),
             (_, Spot::Outside(by)) => hep_in(*by).is_none_or(|h| forward(&w, h, flow, "egress")),
             (Spot::Host(_), Spot::Host(_)) => true,
@@ -231,9 +238,23 @@ pub(crate) fn allowed(resources: &[Value], flow: &Flow) -> bool {
 }
 
 /// defaultEndpointToHostAction of the FelixConfiguration `default`; Accept when it does not say.
-fn to_host(w: &World<'_>) -> bool {
+fn to_host<'a>(w: &World<'a>) -> &'a str {
     let felix = w.named("FelixConfiguration", "", "default");
-    felix.is_none_or(|f| text(f, "/spec/defaultEndpointToHostAction") != "Drop")
+    felix.map(|f| text(f, "/spec/defaultEndpointToHostAction")).unwrap_or_default()
+}
+
+/// Whether another host endpoint stands for the same interface: then everything but failsafe ports is closed.
+fn contested(w: &World<'_>, h: &Value) -> bool {
+    let place = |r: &Value| match text(r, "/spec/interfaceName") {
+        "" => r["spec"]["expectedIPs"].clone(),
+        name => name.into(),
+    };
+    w.0.iter().filter(|r| kind(r) == "HostEndpoint" && place(r) == place(h)).count() > 1
+}
+
+/// The policy of a host endpoint for the node's own traffic. `open`: to a failsafe port.
+fn own(w: &World<'_>, h: &Value, flow: &Flow, direction: &str, open: bool) -> bool {
+    open || !contested(w, h) && endpoint(w, h, flow, direction)
 }
 
 /// The port of VXLAN, which pods do not send.
@@ -246,7 +267,7 @@ fn host(w: &World<'_>, h: &Value, flow: &Flow, direction: &str) -> bool {
     // Failsafe ports are reached over IPv6 by those who find the host's MAC address.
     let discovery = flow.protocol == 58 && flow.icmp.is_some_and(|(kind, _)| (133..=136).contains(&kind));
     let open = failsafe(flow, direction) || discovery;
-    early(w, h, flow, direction, open).unwrap_or_else(|| open || endpoint(w, h, flow, direction))
+    early(w, h, flow, direction, open).unwrap_or_else(|| own(w, h, flow, direction, open))
 }
 
 fn failsafe(flow: &Flow, direction: &str) -> bool {
@@ -270,7 +291,14 @@ fn flag(p: &Value, name: &str) -> bool {
 
 /// Untracked, then pre-DNAT policy of a host endpoint. Their tiers never drop at the end. `open`: to a failsafe port.
 fn early(w: &World<'_>, h: &Value, flow: &Flow, direction: &str, open: bool) -> Option<bool> {
+    if contested(w, h) {
+        return None;
+    }
     for name in ["doNotTrack", "preDNAT"] {
+        // Nothing is left untracked on all interfaces at once.
+        if name == "doNotTrack" && text(h, "/spec/interfaceName") == "*" {
+            continue;
+        }
         if name == "preDNAT" && direction == "egress" {
             continue;
         }
@@ -296,6 +324,9 @@ fn plain(p: &Value) -> bool {
 }
 
 fn forward(w: &World<'_>, h: &Value, flow: &Flow, direction: &str) -> bool {
+    if contested(w, h) {
+        return false;
+    }
     tiers(w, h, flow, direction, &|p| plain(p) && flag(p, "applyOnForward"), false).unwrap_or(true)
 }
 
