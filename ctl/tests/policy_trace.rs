@@ -298,3 +298,44 @@ fn what_cannot_be_traced_is_told_with_what_to_do() {
     ];
     insta::assert_snapshot!(screens.concat());
 }
+
+const BOTH_FAMILIES: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: n-k8s-a-eth0, namespace: red}
+spec: {orchestrator: k8s, node: n, pod: a, endpoint: eth0, interfaceName: cali1, ipNetworks: [10.0.0.1/32, "fd00::1/128"], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: n-k8s-b-eth0, namespace: red}
+spec: {orchestrator: k8s, node: n, pod: b, endpoint: eth0, interfaceName: cali2, ipNetworks: [10.0.0.2/32, "fd00::2/128"], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: by-address}
+spec: {node: n, expectedIPs: [192.0.2.1]}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: named}
+spec: {node: n, interfaceName: eth1, expectedIPs: [192.0.2.1], profiles: [projectcalico-default-allow]}
+"#;
+
+#[test]
+fn each_end_is_what_was_meant() {
+    let p = Place::with("trace-both", BOTH_FAMILIES);
+    let of = |line: &str, parts: &[&str]| {
+        let screen = p.run(line);
+        for part in parts {
+            assert!(screen.contains(part), "{part:?} is missing:\n{screen}");
+        }
+    };
+    of("policy trace red/a red/b --proto icmpv6", &["fd00::1", "fd00::2", "allowed"]);
+    of("policy trace red/a red/b --proto icmp", &["10.0.0.1", "10.0.0.2", "allowed"]);
+    of("policy trace red/a fd00::2", &["write [fd00::2]:PORT"]);
+    of("policy trace red/a red/a:80", &["The packet never leaves the pod", "allowed", "[0]"]);
+    // A name of an interface goes before an address, and --through before both.
+    of("policy trace 198.51.100.1 192.0.2.1:80", &["HostEndpoint named", "allowed"]);
+    of("policy trace 198.51.100.1 192.0.2.1:80 --through by-address", &["HostEndpoint by-address", "denied"]);
+    of("policy trace 198.51.100.1 192.0.2.1:80 --through named", &["HostEndpoint named", "allowed"]);
+}

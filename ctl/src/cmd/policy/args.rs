@@ -32,9 +32,9 @@ pub(crate) struct TraceArgs {
     /// The source port of the packet.
     #[arg(long, default_value_t = 49152, value_name = "PORT")]
     pub(crate) source_port: u16,
-    /// Type and code of the ICMP packet.
-    #[arg(long, default_value = "8/0", value_name = "TYPE/CODE")]
-    pub(crate) icmp: String,
+    /// Type and code of the ICMP packet; an echo request (8/0, of ICMPv6 128/0) unless given.
+    #[arg(long, value_name = "TYPE/CODE")]
+    pub(crate) icmp: Option<String>,
     /// The interface by which the packet leaves or enters nodes, or the HostEndpoint that stands for it on its node (may
     /// be given for each node). Without it: the tunnel where the pool wants one, otherwise all that have a HostEndpoint.
     #[arg(long, value_name = "INTERFACE")]

@@ -19,6 +19,8 @@ pub(super) struct End {
     pub(super) endpoint: Option<EndpointId>,
     /// Of the node itself, by an interface nobody named.
     pub(super) host: bool,
+    /// A host endpoint that was found by its address.
+    pub(super) by_address: bool,
     pub(super) node: Option<String>,
     /// All it has, or the one that was typed.
     pub(super) addresses: Vec<IpAddr>,
@@ -71,6 +73,7 @@ fn of(e: &Entry) -> End {
         name,
         endpoint: Some(id),
         host: false,
+        by_address: false,
         node: Some(text(e, "/spec/node").to_owned()),
         addresses: addresses(e),
     }
@@ -81,13 +84,25 @@ pub(super) fn find(entries: &[Entry], nodes: &Nodes, typed: &str) -> Result<End>
     let ends =
         || entries.iter().filter(|e| matches!(e.key.kind, Kind::WorkloadEndpoint | Kind::HostEndpoint));
     if let Ok(address) = typed.parse::<IpAddr>() {
-        let known = ends().find(|e| addresses(e).contains(&address)).map(of);
+        // A host endpoint that names its interface goes before one that is known by its addresses alone.
+        let all = ends().filter(|e| addresses(e).contains(&address));
+        let unnamed =
+            |e: &&Entry| e.key.kind == Kind::HostEndpoint && text(e, "/spec/interfaceName").is_empty();
+        let known = all.min_by_key(|e| (unnamed(e), e.key.clone())).map(of);
         let outside = || {
             let node = nodes.at(address).map(str::to_owned);
-            End { name: typed.to_owned(), endpoint: None, host: node.is_some(), node, addresses: Vec::new() }
+            End {
+                name: typed.to_owned(),
+                endpoint: None,
+                host: node.is_some(),
+                by_address: false,
+                node,
+                addresses: Vec::new(),
+            }
         };
         let mut end = known.unwrap_or_else(outside);
         end.addresses = vec![address];
+        end.by_address = matches!(end.endpoint, Some(EndpointId::Host { .. }));
         return Ok(end);
     }
     let Some((namespace, pod)) = typed.split_once('/') else {

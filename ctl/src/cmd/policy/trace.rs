@@ -1,6 +1,6 @@
 //! `policy trace A B:PORT`: the verdict on a packet, node by node, with the rule that decided at each end.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail};
 use brindle_config_core::{policy::IntOrString, store::Entry, validate::policy as read};
@@ -48,15 +48,30 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
         Protocol(read::protocol(&protocol).map_err(|e| anyhow::anyhow!("--proto {}: {e}", args.proto))?);
     let (to, port) = ends::with_port(&args.to)?;
     match (protocol.has_ports(), port) {
-        (true, None) => bail!("{to}: a port is needed with {protocol}; write {to}:PORT"),
+        (true, None) => {
+            let end = if to.parse::<Ipv6Addr>().is_ok() { format!("[{to}]") } else { to.to_owned() };
+            bail!("{to}: a port is needed with {protocol}; write {end}:PORT")
+        }
         (false, Some(_)) => bail!("{}: {protocol} has no ports; leave the port out", args.to),
         _ => {}
     }
     let nodes = Nodes::new(entries);
     let through = Through::new(entries, &args.through)?;
-    let (from, to) = (ends::find(entries, &nodes, &args.from)?, ends::find(entries, &nodes, to)?);
-    let (src, dst) = addresses(&from, &to)?;
-    let icmp = matches!(protocol, Protocol::ICMP | Protocol::ICMPV6).then(|| icmp(&args.icmp)).transpose()?;
+    let end = |typed: &str| -> Result<End> {
+        let mut end = ends::find(entries, &nodes, typed)?;
+        // Whoever says which interface it is means that one, whatever the address is known by.
+        if end.by_address && through.says(end.node.as_deref()) {
+            (end.endpoint, end.host) = (None, true);
+        }
+        Ok(end)
+    };
+    let (from, to) = (end(&args.from)?, end(to)?);
+    let (src, dst) = addresses(&from, &to, protocol)?;
+    let icmp = match protocol {
+        Protocol::ICMP => Some(icmp(args.icmp.as_deref().unwrap_or("8/0"))?),
+        Protocol::ICMPV6 => Some(icmp(args.icmp.as_deref().unwrap_or("128/0"))?),
+        _ => None,
+    };
     let ports = protocol.has_ports();
     let packet = Packet {
         src,
@@ -69,7 +84,9 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
     let mut problems = Vec::new();
     let mut steps = Vec::new();
     let mut fate = Fate::Allowed;
-    for leg in legs(&from, &to) {
+    // What a pod sends to itself meets no rule of the node.
+    let legs = if to_itself(&from, &to) { Vec::new() } else { legs(&from, &to) };
+    for leg in legs {
         let mut graph = Graph::new(Scope::Node(leg.node.clone()));
         entries.iter().for_each(|e| graph.put(&e.key, &e.value));
         graph.set_in_sync();
@@ -134,9 +151,18 @@ fn icmp(typed: &str) -> Result<(u8, u8)> {
     Ok((octet(kind)?, octet(code)?))
 }
 
-/// An address of each, of the same family; IPv4 first.
-fn addresses(from: &End, to: &End) -> Result<(IpAddr, IpAddr)> {
-    for v4 in [true, false] {
+fn to_itself(from: &End, to: &End) -> bool {
+    matches!(from.endpoint, Some(EndpointId::Workload { .. })) && from.endpoint == to.endpoint
+}
+
+/// An address of each, of the same family; IPv4 first, unless the protocol is one of IPv6.
+fn addresses(from: &End, to: &End, protocol: Protocol) -> Result<(IpAddr, IpAddr)> {
+    let families: &[bool] = match protocol {
+        Protocol::ICMP => &[true],
+        Protocol::ICMPV6 => &[false],
+        _ => &[true, false],
+    };
+    for &v4 in families {
         let of = |e: &End| e.addresses.iter().copied().find(|a| a.is_ipv4() == v4);
         if let (Some(a), Some(b)) = (of(from), of(to)) {
             return Ok((a, b));
@@ -147,7 +173,17 @@ fn addresses(from: &End, to: &End) -> Result<(IpAddr, IpAddr)> {
             bail!("{} has no address in its resource; give the address instead", e.name);
         }
     }
-    bail!("{} and {} have no addresses of the same family", from.name, to.name)
+    match families {
+        [v4] => {
+            let family = if *v4 { "IPv4" } else { "IPv6" };
+            bail!(
+                "{} and {} do not both have an {family} address, which {protocol} needs",
+                from.name,
+                to.name
+            )
+        }
+        _ => bail!("{} and {} have no addresses of the same family", from.name, to.name),
+    }
 }
 
 /// One side of a node.
@@ -278,7 +314,9 @@ fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], f
         true => paint("allowed", Mood::Good, colours),
         false => paint("denied", Mood::Bad, colours),
     };
-    if steps.is_empty() {
+    if to_itself(from, to) {
+        say!("The packet never leaves the pod: no policy looks at it.");
+    } else if steps.is_empty() {
         say!("Neither end is an endpoint of this cluster: no policy looks at it.");
     }
     for s in steps {

@@ -81,6 +81,8 @@ impl Nodes {
 #[derive(Debug)]
 pub(super) struct Through {
     endpoints: BTreeSet<EndpointId>,
+    /// The nodes they are on.
+    nodes: BTreeSet<String>,
     interface: Option<String>,
 }
 
@@ -95,10 +97,22 @@ impl Through {
                 interfaces.last().map_or("", |s| s.as_str())
             );
         }
+        let node = |name: &&String| {
+            let of = entries.iter().find(|e| e.key.kind == Kind::HostEndpoint && e.key.name == **name)?;
+            Some(of.value.pointer("/spec/node")?.as_str()?.to_owned())
+        };
         Ok(Self {
+            nodes: endpoints.iter().filter_map(node).collect(),
             endpoints: endpoints.into_iter().map(|n| EndpointId::Host { name: n.clone() }).collect(),
             interface: interfaces.first().map(|s| (*s).clone()),
         })
+    }
+}
+
+impl Through {
+    /// Whether it says which interface of a node is meant.
+    pub(super) fn says(&self, node: Option<&str>) -> bool {
+        node.is_some_and(|n| self.interface.is_some() || self.nodes.contains(n))
     }
 }
 
