@@ -50,11 +50,16 @@ struct Spec {
     host_network: bool,
     #[serde(deserialize_with = "or_default")]
     containers: Vec<Container>,
+    #[serde(deserialize_with = "or_default")]
+    init_containers: Vec<Container>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Container {
+    /// Of an init container: Always makes it run as long as the pod.
+    #[serde(rename = "restartPolicy")]
+    restart_policy: String,
     #[serde(deserialize_with = "or_default")]
     ports: Vec<Port>,
 }
@@ -205,7 +210,9 @@ pub(super) fn read(pod: &PodObject) -> Result<Mapped, String> {
             spec.insert(field.into(), json!(text));
         }
     }
-    let ports = pod.spec.containers.iter().flat_map(|c| &c.ports);
+    // Other init containers have ended before anybody asks the pod.
+    let sidecars = pod.spec.init_containers.iter().filter(|c| c.restart_policy == "Always");
+    let ports = pod.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
     let ports: Vec<Value> = ports.filter(|p| !p.name.is_empty() || p.host_port != 0).map(port).collect();
     if !ports.is_empty() {
         spec.insert("ports".into(), json!(ports));

@@ -15,7 +15,10 @@ fn pod(annotations: &Value, status: &Value) -> PodObject {
         "spec": {"nodeName": "node-1", "serviceAccountName": "builder", "containers": [
             {"name": "c", "image": "i", "ports": [
                 {"name": "http", "containerPort": 80}, {"containerPort": 81},
-                {"containerPort": 82, "hostPort": 8082, "protocol": "UDP"}]}]},
+                {"containerPort": 82, "hostPort": 8082, "protocol": "UDP"}]}],
+            "initContainers": [
+                {"name": "proxy", "restartPolicy": "Always", "ports": [{"name": "admin", "containerPort": 15000}]},
+                {"name": "setup", "ports": [{"name": "gone", "containerPort": 1}]}]},
         "status": status,
     }))
     .expect("parses")
@@ -57,7 +60,8 @@ fn a_pod_is_calicos_endpoint() {
                 // SHA-1 of "default.web-0"
                 "interfaceName": interface_name("default", "web-0"),
                 "ports": [{"name": "http", "protocol": "TCP", "port": 80},
-                    {"name": "", "protocol": "UDP", "port": 82, "hostPort": 8082}]}})
+                    {"name": "", "protocol": "UDP", "port": 82, "hostPort": 8082},
+                    {"name": "admin", "protocol": "TCP", "port": 15000}]}})
     );
     decode::<WorkloadEndpointSpec>(&e).expect("decodes");
 }
