@@ -298,16 +298,18 @@ impl Model {
                     let p = self.policies.get(id).cloned();
                     self.shared(family, name.clone(), style, |sets| {
                         let rules = p.as_ref().map(|p| if *inbound { &p.inbound } else { &p.outbound });
-                        shared_chain(family, style, name, &id.to_string(), *inbound, rules, sets)
+                        let style = style.naming(&id.tier, id.kind.short(), &id.namespace, &id.name);
+                        shared_chain(family, &style, name, &id.to_string(), *inbound, rules, sets)
                     })
                 }
                 PolicyOrProfile::Profile(profile, inbound) => {
                     let p = self.profiles.get(profile).cloned();
                     self.shared(family, name.clone(), style, |sets| {
                         let rules = p.as_ref().map(|p| if *inbound { &p.inbound } else { &p.outbound });
+                        let style = style.naming("", "profile", "", profile);
                         shared_chain(
                             family,
-                            style,
+                            &style,
                             name,
                             &format!("Profile {profile}"),
                             *inbound,

@@ -37,6 +37,39 @@ impl Style {
     }
 }
 
+impl Style {
+    /// The same, with the words of `logPrefix` filled in: `%t` the tier, `%k` the short kind, `%p` namespace and name, `%n` the
+    /// name; `%%` is a `%`, and what else begins with one stays.
+    #[must_use]
+    pub fn naming(&self, tier: &str, kind: &str, namespace: &str, name: &str) -> Self {
+        let mut log_prefix = String::new();
+        let mut rest = self.log_prefix.chars();
+        while let Some(c) = rest.next() {
+            let mut ahead = rest.clone();
+            let word = match (c, ahead.next()) {
+                ('%', Some('t')) => tier,
+                ('%', Some('k')) => kind,
+                ('%', Some('n')) => name,
+                ('%', Some('p')) => {
+                    if !namespace.is_empty() {
+                        log_prefix.push_str(namespace);
+                        log_prefix.push('/');
+                    }
+                    name
+                }
+                ('%', Some('%')) => "%",
+                _ => {
+                    log_prefix.push(c);
+                    continue;
+                }
+            };
+            rest = ahead;
+            log_prefix.push_str(word);
+        }
+        Self { log_prefix, ..self.clone() }
+    }
+}
+
 /// Sets that rules brought with them: name → set.
 pub type Anonymous = WantedSets;
 
@@ -192,4 +225,21 @@ fn alternatives(family: Family, style: &Style, side: &Side, end: End) -> Vec<Opt
     let numbers = iptables::split(&ports(&side.ports), style.places).into_iter().map(|g| end.ports(g, false));
     let named = side.named_ports.iter().map(|s| end.port_set(names::set(family, &s.0), false));
     numbers.chain(named).map(Some).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prefix_of_logs_names_the_policy() {
+        let of = |prefix: &str, namespace: &str| {
+            let style = Style { log_prefix: prefix.into(), ..Style::iptables() };
+            style.naming("security", "np", namespace, "web").log_prefix
+        };
+        assert_eq!(of("%t %k %p: ", "shop"), "security np shop/web: ");
+        assert_eq!(of("%n|%p: ", ""), "web|web: ");
+        assert_eq!(of("calico-packet: ", "shop"), "calico-packet: ");
+        assert_eq!(of("100%% %x %", "shop"), "100% %x %");
+    }
 }
