@@ -43,6 +43,7 @@ use super::{
     bridge,
     driver::{DriveError, Driver, Mode},
     handle::{PolicyHandle, PolicyInput, PolicyReport, PolicySetup},
+    ipvs,
     readback::Look,
 };
 
@@ -104,6 +105,7 @@ pub fn spawn_policy(
         addresses: BTreeMap::new(),
         moves: None,
         rivals: Vec::new(),
+        ipvs: None,
         heard: false,
         revision: 0,
         mode_problem: None,
@@ -157,6 +159,8 @@ struct Engine {
     addresses: BTreeMap<IpAddr, String>,
     moves: Option<Moves>,
     rivals: Vec<String>,
+    /// What does not hold beside kube-proxy's IPVS. Told, but no reason to call the node broken.
+    ipvs: Option<String>,
     /// Resources changed: what is wrong with them may have.
     heard: bool,
     /// The latest revision taken in.
@@ -442,6 +446,11 @@ impl Engine {
             }
             self.bridge_problem = bridge;
         }
+        let ipvs = ipvs::problem();
+        if let Some(why) = ipvs.as_ref().filter(|_| self.ipvs.is_none()) {
+            tracing::error!("{why}");
+        }
+        self.ipvs = ipvs;
         let changed = std::mem::take(&mut self.pending);
         let wrote = !changed.is_empty() || repaired || !self.applied;
         self.applied = true;
@@ -591,7 +600,7 @@ impl Engine {
                 None => Arc::clone(&self.report.borrow().ready),
             },
             problems,
-            resources: self.resources.iter().chain(&self.rivals).cloned().collect(),
+            resources: self.ipvs.iter().chain(&self.resources).chain(&self.rivals).cloned().collect(),
             policies: self.model.policies.len(),
             sets: self.model.set_count(),
             revision: if settled && self.mode_problem.is_none() {

@@ -14,6 +14,7 @@ mod bridge;
 mod driver;
 mod engine;
 mod handle;
+mod ipvs;
 mod named;
 mod readback;
 

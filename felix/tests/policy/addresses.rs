@@ -1,4 +1,5 @@
-//! Host endpoints that are known by an address of this host: what becomes of them when it comes and goes.
+//! Host endpoints that are known by an address of this host: what becomes of them when it comes and goes. And what is said
+//! when somebody else's devices keep packets from policy.
 
 use super::*;
 
@@ -49,4 +50,14 @@ fn a_host_endpoint_known_by_its_address_is_enforced_as_soon_as_the_address_is_th
         let report = node.report();
         assert_eq!(report.counters.repairs, 0, "{back_end:?}: nobody has touched the rules");
     }
+}
+
+#[test]
+fn that_kube_proxy_in_ipvs_mode_passes_policy_by_is_said() {
+    let mut node = Node::new(2);
+    ip(&node.ns, "link add kube-ipvs0 type veth peer name other");
+    node.start(BackEnd::Nftables);
+    let report = node.apply(node.everything(&[], &[]));
+    assert!(report.resources.iter().any(|l| l.starts_with("kube-proxy is in IPVS mode")), "{report:?}");
+    assert!(report.problems.is_empty(), "{report:?}");
 }
