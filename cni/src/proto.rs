@@ -101,8 +101,21 @@ pub enum Call {
     Ping,
     /// Which addresses belong to pods of this node (podCIDRs), for `usePodCidr`.
     PodCidrs,
-    /// Whether an ADD can be served now.
-    Status,
+    /// Whether an ADD can be served now. Without any of these: one of some pod, from whichever pool.
+    Status {
+        /// Another IPAM plugin gives the addresses: pools do not matter.
+        #[serde(default)]
+        given: bool,
+        #[serde(default)]
+        pools4: Vec<String>,
+        #[serde(default)]
+        pools6: Vec<String>,
+        /// As of ADD; both 0: not told.
+        #[serde(default)]
+        num4: u8,
+        #[serde(default)]
+        num6: u8,
+    },
     /// Addresses and a host device name for an attachment. Asked twice for one attachment, the same are given.
     Add {
         attachment: Attachment,
@@ -177,6 +190,13 @@ pub enum Call {
         #[serde(default)]
         dry_run: bool,
     },
+}
+
+impl Call {
+    /// [`Call::Status`] of no network in particular.
+    pub fn status() -> Self {
+        Self::Status { given: false, pools4: Vec::new(), pools6: Vec::new(), num4: 0, num6: 0 }
+    }
 }
 
 /// The host end of a pair, named twice so that a device that took either number or name since is not hit.
@@ -309,6 +329,12 @@ mod tests {
         let len = body_len(frame[..4].try_into().unwrap()).unwrap();
         assert_eq!(len, frame.len() - 4);
         assert_eq!(decode::<Request>(&frame[4..]).unwrap(), request);
+    }
+
+    #[test]
+    fn a_status_of_an_earlier_plugin_asks_for_nothing_in_particular() {
+        let old: Request = decode(br#"{"version":1,"call":"status"}"#).unwrap();
+        assert_eq!(old.call, Call::status());
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl BlockAllocator {
             if job.missing() == 0 || owned >= limit as usize {
                 break;
             }
-            let Some(cidr) = self.unclaimed(job, &taken.blocks) else { break };
+            let Some(cidr) = self.unclaimed(&job.pools, job.view, job.now, &taken.blocks) else { break };
             taken.blocks.insert(cidr);
             if let Claim::Ours(held) = self.affinities.claim(&self.host, &cidr, job.now).await? {
                 let (ips, held) = self.take(*held, job, true).await?;
@@ -189,7 +189,7 @@ impl BlockAllocator {
                 job.refusal.push(Reason::AutoAllocateOff);
                 return Ok(());
             }
-            let cidr = match self.unclaimed(job, all) {
+            let cidr = match self.unclaimed(&job.pools, job.view, job.now, all) {
                 Some(cidr) => cidr,
                 None => match self.reclaim(job, all).await? {
                     Some(cidr) => cidr,
@@ -224,15 +224,15 @@ impl BlockAllocator {
     }
 
     /// The first block of the allowed pools that overlaps no stored one, from the host's own starting point.
-    fn unclaimed(&self, job: &Job<'_>, all: &impl Occupied) -> Option<IpNet> {
-        for pool in &job.pools {
+    fn unclaimed(&self, pools: &[&Pool], view: &View, now: Now, all: &impl Occupied) -> Option<IpNet> {
+        for pool in pools {
             let size = pool.spec.block_size();
             let single = matches!((&pool.spec.cidr, size), (IpNet::V4(_), 32) | (IpNet::V6(_), 128));
             // For blocks of one address a steady start would make every claim walk over all earlier ones.
-            let seed = if single { job.now.0 } else { net::host_seed(&self.host) };
+            let seed = if single { now.0 } else { net::host_seed(&self.host) };
             let mut walk = BlockWalk::new(pool.spec.cidr, size, seed);
             while let Some(block) = walk.next() {
-                if let Some(reserved) = job.view.reservations.covering(&block) {
+                if let Some(reserved) = view.reservations.covering(&block) {
                     walk.pass_over(reserved);
                 } else if !overlaps(all, &block) {
                     return Some(block);
@@ -240,6 +240,31 @@ impl BlockAllocator {
             }
         }
         None
+    }
+
+    /// Whether there is nothing to give from these pools, as far as is remembered: own blocks have no address left, no block
+    /// is unclaimed, and there is none to borrow from. What is not known counts as room. No store is asked.
+    pub fn seems_full(&self, pools: &[IpNet], view: &View, now: Now) -> bool {
+        let Some(taken) = self.taken.as_ref().filter(|t| t.pools == division(view)) else { return false };
+        let pools: Vec<&Pool> = view.pools.iter().filter(|p| pools.contains(&p.spec.cidr)).collect();
+        let within = |c: &IpNet| pools.iter().any(|p| p.spec.cidr.contains(c));
+        let cooldown = view.config.ip_cooldown_seconds.unwrap_or(0);
+        let has_room = |held: &Held| {
+            let mut rested = held.block.clone();
+            rested.end_cooldown(now, cooldown);
+            rested.free_count(&view.reservations) > 0
+        };
+        let own: Vec<&Held> = self.own.iter().filter(|(c, _)| within(c)).map(|(_, h)| h).collect();
+        if own.iter().any(|h| has_room(h)) {
+            return false;
+        }
+        let lenders = taken.blocks.iter().any(|c| within(c) && !self.own.contains_key(c));
+        if lenders && !view.config.strict_affinity {
+            return false;
+        }
+        let may_claim = view.config.auto_allocate_blocks
+            && own.len() < limit(0, view.config.max_blocks_per_host) as usize;
+        !may_claim || self.unclaimed(&pools, view, now, &taken.blocks).is_none()
     }
 
     /// Frees an unused block of another host and returns it for a claim.

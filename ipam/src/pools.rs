@@ -159,6 +159,14 @@ impl View {
         Ok(chosen)
     }
 
+    /// Networks of the pools that could serve some pod of the node; its namespace may leave fewer.
+    pub fn serving(&self, node: &str, family: Family, requested: &[String]) -> Result<Vec<IpNet>, Refusal> {
+        let mut any = self.clone();
+        any.pools.iter_mut().for_each(|p| p.spec.namespace_selector.clear());
+        let pools = any.choose(node, family, requested, AllowedUse::Workload, None)?;
+        Ok(pools.iter().map(|p| p.spec.cidr).collect())
+    }
+
     fn requested(
         &self,
         family: Family,

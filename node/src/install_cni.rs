@@ -77,7 +77,7 @@ pub(crate) fn run(args: &InstallArgs) -> Result<Vec<String>> {
     if args.plugins_only {
         return Ok(done);
     }
-    wait_for_agent(&args.cni_socket, Duration::from_secs(args.wait))?;
+    wait_for_agent(&args.cni_socket, &text, Duration::from_secs(args.wait))?;
     write_conflist(args, &conflist, &text, &mut done)?;
     Ok(done)
 }
@@ -93,7 +93,7 @@ pub(crate) fn conflist_for(cni_socket: &Path) -> Result<Vec<String>> {
     cni_socket.clone_into(&mut args.cni_socket);
     let conflist = args.net_dir.join(&args.conf_name);
     let text = conflist_text(&args)?;
-    wait_for_agent(cni_socket, Duration::from_secs(args.wait))?;
+    wait_for_agent(cni_socket, &text, Duration::from_secs(args.wait))?;
     let mut done = Vec::new();
     write_conflist(&args, &conflist, &text, &mut done)?;
     Ok(done)
@@ -229,11 +229,22 @@ fn remove(args: &InstallArgs, conflist: &Path) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// Waits until the agent says that it could serve an ADD.
-fn wait_for_agent(socket: &Path, limit: Duration) -> Result<()> {
+/// What is asked of the agent: where the conflist has another IPAM plugin, pools do not matter.
+fn question(conflist: &str) -> Call {
+    let value: Value = serde_json::from_str(conflist).unwrap_or_default();
+    let plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
+    let kind = |p: &Value| p.pointer("/ipam/type").and_then(Value::as_str).map(str::to_owned);
+    let mut ours = plugins.filter(|p| p.get("type").is_some_and(|t| t == BINARIES[0])).filter_map(kind);
+    let given = ours.next().is_some_and(|kind| matches!(&*kind, "host-local" | "static"));
+    Call::Status { given, pools4: Vec::new(), pools6: Vec::new(), num4: 0, num6: 0 }
+}
+
+/// Waits until the agent says that it could serve an ADD of this conflist.
+fn wait_for_agent(socket: &Path, conflist: &str, limit: Duration) -> Result<()> {
+    let asked = question(conflist);
     let deadline = Instant::now() + limit;
     loop {
-        let why = match ask(socket) {
+        let why = match ask(socket, asked.clone()) {
             Ok(()) => return Ok(()),
             Err(why) => why,
         };
@@ -246,14 +257,14 @@ fn wait_for_agent(socket: &Path, limit: Duration) -> Result<()> {
     }
 }
 
-fn ask(socket: &Path) -> Result<(), String> {
+fn ask(socket: &Path, asked: Call) -> Result<(), String> {
     let mut stream = UnixStream::connect(socket).map_err(|e| format!("{}: {e}", socket.display()))?;
     let patience = Some(Duration::from_secs(5));
     stream
         .set_read_timeout(patience)
         .and_then(|()| stream.set_write_timeout(patience))
         .map_err(|e| e.to_string())?;
-    match proto::ask(&mut stream, Call::Status).map_err(|e| e.to_string())? {
+    match proto::ask(&mut stream, asked).map_err(|e| e.to_string())? {
         Reply::Pong { .. } => Ok(()),
         Reply::Error { msg, .. } => Err(msg),
         other => Err(format!("it answers {other:?}")),
@@ -311,6 +322,15 @@ mod tests {
                 stream.write_all(&proto::encode(&reply).unwrap()).unwrap();
             }
         });
+    }
+
+    #[test]
+    fn an_agent_need_have_no_pool_where_another_plugin_gives_addresses() {
+        for (ipam, want) in [("host-local", true), ("brindle-ipam", false)] {
+            let text =
+                json!({"name": "n", "plugins": [{"type": "brindle", "ipam": {"type": ipam}}]}).to_string();
+            assert!(matches!(question(&text), Call::Status { given, .. } if given == want), "{ipam}");
+        }
     }
 
     #[test]

@@ -306,7 +306,14 @@ fn status(conf: &Conf, input: &[u8]) -> Result<(), CniError> {
         CniError { code, ..e }
     };
     let mut agent = Agent::connect(&conf.sockets, Duration::from_secs(5)).map_err(|e| down(e.error()))?;
-    match agent.call(Call::Status).map_err(|e| down(e.into()))? {
+    let asked = Call::Status {
+        given: conf.delegate.is_some(),
+        pools4: conf.ipv4_pools.clone(),
+        pools6: conf.ipv6_pools.clone(),
+        num4: conf.ipv4.into(),
+        num6: conf.ipv6.into(),
+    };
+    match agent.call(asked).map_err(|e| down(e.into()))? {
         Reply::Pong { .. } => forward(conf, input, "STATUS"),
         other => Err(Agent::unexpected(&other)),
     }

@@ -130,7 +130,7 @@ impl PlayedAgent {
 fn name(call: &Call) -> &'static str {
     match call {
         Call::Ping => "ping",
-        Call::Status => "status",
+        Call::Status { .. } => "status",
         Call::PodCidrs => "pod-cidrs",
         Call::Add { .. } => "add",
         Call::Register { .. } => "register",
@@ -173,7 +173,7 @@ impl Drop for PlayedAgent {
 /// Gives 10.9.0.1 and is content with everything.
 pub(crate) fn content(call: &Call) -> Option<Reply> {
     Some(match call {
-        Call::Ping | Call::Status => Reply::Pong { node: "n1".into(), version: "0".into() },
+        Call::Ping | Call::Status { .. } => Reply::Pong { node: "n1".into(), version: "0".into() },
         Call::Add { attachment, .. } | Call::IpamAdd { attachment, .. } => Reply::Added {
             addresses: vec!["10.9.0.1/32".parse().unwrap()],
             host_ifname: attachment.host_ifname("cali"),

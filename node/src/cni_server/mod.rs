@@ -22,6 +22,7 @@ mod pause;
 mod refused;
 mod remembered;
 mod replay;
+mod room;
 mod service;
 mod session;
 mod socket;

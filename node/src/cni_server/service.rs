@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex as StdMutex, PoisonError, Weak, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use brindle_cni::{
@@ -66,6 +66,8 @@ pub(super) struct Service {
     ghosts: StdMutex<Ghosts>,
     /// What STATUS was refused with last; empty when it was not.
     status_said: StdMutex<String>,
+    /// When the blocks were last read because STATUS found no room in what is remembered.
+    pub(super) read_for_status: StdMutex<Option<Instant>>,
 }
 
 impl Service {
@@ -90,6 +92,7 @@ impl Service {
             busy: StdMutex::new(BTreeMap::new()),
             ghosts: StdMutex::default(),
             status_said: StdMutex::default(),
+            read_for_status: StdMutex::default(),
         }
     }
 
@@ -106,7 +109,7 @@ impl Service {
 
     /// Carries out a call.
     pub(super) async fn call(&self, call: Call, caller: Caller) -> Reply {
-        let asked = matches!(call, Call::Status);
+        let asked = matches!(call, Call::Status { .. });
         let done = self.carry_out(call, caller).await;
         // Runtimes and the conflist's writer ask again and again; the answer is news when it is another one.
         let news = !asked || {
@@ -125,7 +128,10 @@ impl Service {
     async fn carry_out(&self, call: Call, caller: Caller) -> Result<Reply, Refused> {
         match call {
             Call::Ping => Ok(self.pong()),
-            Call::Status => self.status().await,
+            Call::Status { given, pools4, pools6, num4, num6 } => {
+                let wish = Wish { pools4, pools6, num4, num6, ..Wish::default() };
+                self.status((!given).then_some(&wish)).await
+            }
             Call::PodCidrs => Ok(Reply::PodCidrs { cidrs: self.pod_cidrs().await? }),
             Call::Add { attachment, pools4, pools6, num4, num6, ips, given, pools_of_pod } => {
                 let _turn = self.turn(&attachment).await;
@@ -194,8 +200,8 @@ impl Service {
         Reply::Pong { node: self.node.clone(), version: env!("CARGO_PKG_VERSION").to_owned() }
     }
 
-    /// Whether an ADD could be served.
-    async fn status(&self) -> Result<Reply, Refused> {
+    /// Whether an ADD could be served. No wish: another plugin gives the addresses.
+    async fn status(&self, wish: Option<&Wish>) -> Result<Reply, Refused> {
         // Without its datastore the agent keeps what is there, but hears of nothing new: pods that run may not reach
         // those made since. A lock is no such thing.
         let not_now = |r: Refused| {
@@ -203,9 +209,8 @@ impl Service {
             Refused { code: if limited { code::LIMITED } else { code::NOT_AVAILABLE }, ..r }
         };
         self.unlocked().await.map_err(not_now)?;
-        let view = View::load(&*self.store, &self.node).await.map_err(|e| not_now(e.into()))?;
-        if !view.pools.iter().any(|p| !p.spec.disabled && !p.terminating) {
-            return Err(Refused::new(code::NOT_AVAILABLE, "no IP pool is enabled", "create an IPPool"));
+        if let Some(wish) = wish {
+            self.has_room(wish).await.map_err(not_now)?;
         }
         let mtu = self.dataplane.mtu(Duration::ZERO).await;
         mtu.map_err(|e| Refused::new(code::NOT_AVAILABLE, e, "see the agent's log"))?;

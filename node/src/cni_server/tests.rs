@@ -41,6 +41,7 @@ mod gc;
 mod handles;
 mod late;
 mod power;
+mod room;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -420,7 +421,7 @@ async fn a_locked_cluster_refuses_add_and_puts_del_off() {
     s.lock(false).await;
     let (code, msg) = refused(s.ask(add(&attachment("c2"))).await);
     assert_eq!((code, msg.as_str()), (11, "Calico is currently not ready to process requests"));
-    assert_eq!(refused(s.ask(Call::Status).await).0, code::NOT_AVAILABLE);
+    assert_eq!(refused(s.ask(Call::status()).await).0, code::NOT_AVAILABLE);
     assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
     assert_eq!((s.in_use().await, s.journal()), (1, 1));
     s.lock(true).await;
@@ -563,16 +564,16 @@ async fn nonsense_is_answered_and_the_server_lives_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn status_tells_a_lock_from_a_datastore_that_is_away() {
     let s = Stage::new("10.1.0.0/24").await;
-    assert!(matches!(s.ask(Call::Status).await, Reply::Pong { .. }));
+    assert!(matches!(s.ask(Call::status()).await, Reply::Pong { .. }));
     s.store.off.store(true, Ordering::Relaxed);
-    assert_eq!(refused(s.ask(Call::Status).await).0, code::LIMITED);
+    assert_eq!(refused(s.ask(Call::status()).await).0, code::LIMITED);
     s.store.off.store(false, Ordering::Relaxed);
     s.put(
         ObjectMeta::named("default"),
         ClusterInformationSpec { datastore_ready: Some(false), ..ClusterInformationSpec::default() },
     )
     .await;
-    assert_eq!(refused(s.ask(Call::Status).await).0, code::NOT_AVAILABLE);
+    assert_eq!(refused(s.ask(Call::status()).await).0, code::NOT_AVAILABLE);
 }
 
 #[tokio::test(flavor = "multi_thread")]
