@@ -17,7 +17,7 @@ use crate::{
     cni::{self, Said},
     kube::ApiServer,
     netns::TestNs,
-    process::Running,
+    process::{self, Running},
     transcript,
     wait::until,
 };
@@ -142,6 +142,12 @@ impl KubeNode {
 impl Drop for KubeNode {
     fn drop(&mut self) {
         self.agent = None;
+        // The carrier of tunnels outlives its agent on purpose.
+        for (pid, line) in process::naming(&self.dir.to_string_lossy()) {
+            if line.contains("brindle-ipip") {
+                let _ = Command::new("kill").arg(pid.to_string()).status();
+            }
+        }
         if std::thread::panicking() {
             eprintln!("---- the agent said last:\n{}", self.log());
         } else {

@@ -52,7 +52,7 @@ fn listen(mut monitor: Monitor, tx: &mpsc::Sender<()>) {
             // What was lost may have been one.
             Ok(_) | Err(NetlinkError::Overrun { .. }) => {
                 // One that waits already says as much.
-                drop(tx.try_send(()));
+                let _ = tx.try_send(());
             }
             Err(e) => {
                 tracing::warn!("changed addresses of this host are found by slow checks: {e}");
