@@ -124,8 +124,6 @@ const RESERVED: &[(&str, &str)] = &[
     ("create clusterinformations", "the identity of a new cluster"),
     ("update clusterinformations", "the identity of a new cluster"),
     ("patch nodes/status", "addresses that changed"),
-    ("update nodes/status", "addresses that changed"),
-    ("patch caliconodestatuses", "asked for by CalicoNodeStatus"),
     ("update caliconodestatuses", "asked for by CalicoNodeStatus"),
     ("create blockaffinities", "the native API group"),
     ("create ipamblocks", "the native API group"),
