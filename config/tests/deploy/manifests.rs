@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, process::Command};
 
 use brindle_config::yaml::to_yaml_documents;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     kustomize::{identity, render, sorted},
@@ -164,6 +164,12 @@ fn pods_have_no_more_than_they_need() {
     for name in OVERLAYS {
         for (pod, spec) in pods(&overlay(name)) {
             assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{name} {pod}");
+            // The image holds programs of one architecture.
+            assert_eq!(spec["nodeSelector"]["kubernetes.io/arch"], "amd64", "{name} {pod}");
+            // Whoever writes into folders of the host must be allowed to by SELinux too, and nobody else.
+            let host = list(spec, "volumes").any(|v| !v["hostPath"].is_null());
+            let label = &spec["securityContext"]["seLinuxOptions"];
+            assert_eq!(*label == json!({"level": "s0", "type": "spc_t"}), host, "{name} {pod}");
             for c in list(spec, "containers").chain(list(spec, "initContainers")) {
                 let security = &c["securityContext"];
                 assert_eq!(security["readOnlyRootFilesystem"], true, "{name} {pod}");
