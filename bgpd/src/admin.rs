@@ -41,6 +41,9 @@ pub enum AdminError {
     NoSocket(PathBuf),
     #[error("{}: cannot listen: {why}", path.display())]
     Bind { path: PathBuf, why: io::Error },
+    /// It answered.
+    #[error("{0}")]
+    Refused(String),
     #[error("{}: no answer: {why}; is brindle-bgpd running, and is this its admin socket?", path.display())]
     Ask { path: PathBuf, why: io::Error },
 }
@@ -175,7 +178,7 @@ fn rss_kib() -> u64 {
 /// Asks a running daemon one question.
 ///
 /// # Errors
-/// [`AdminError::Ask`] when nobody answers, also when what answers is an error.
+/// [`AdminError::Ask`] when nobody answers, [`AdminError::Refused`] when what answers is an error.
 pub fn ask(path: &Path, request: &AdminRequest) -> Result<Value, AdminError> {
     let fail = |why| AdminError::Ask { path: path.into(), why };
     let mut stream = BlockingStream::connect(path).map_err(fail)?;
@@ -186,7 +189,7 @@ pub fn ask(path: &Path, request: &AdminRequest) -> Result<Value, AdminError> {
     BufReader::new(stream).read_line(&mut reply).map_err(fail)?;
     let reply: Value = serde_json::from_str(&reply).map_err(|e| fail(io::Error::other(e)))?;
     match reply.get("error").and_then(Value::as_str) {
-        Some(e) => Err(fail(io::Error::other(e.to_owned()))),
+        Some(e) => Err(AdminError::Refused(e.to_owned())),
         None => Ok(reply),
     }
 }
@@ -194,7 +197,7 @@ pub fn ask(path: &Path, request: &AdminRequest) -> Result<Value, AdminError> {
 /// Asks a running daemon about BGP; the lines of its answer.
 ///
 /// # Errors
-/// [`AdminError::Ask`] when nobody answers, also when what answers is an error.
+/// [`AdminError::Ask`] when nobody answers, [`AdminError::Refused`] when what answers is an error.
 pub fn ask_bgp<T: serde::de::DeserializeOwned>(
     path: &Path,
     request: BgpRequest,
@@ -209,7 +212,7 @@ pub fn ask_bgp<T: serde::de::DeserializeOwned>(
         let line = line.map_err(fail)?;
         match serde_json::from_str(&line) {
             Ok(End::End { .. }) => return Ok(answers),
-            Ok(End::Error(e)) => return Err(fail(io::Error::other(e))),
+            Ok(End::Error(e)) => return Err(AdminError::Refused(e)),
             Err(_) => answers.push(serde_json::from_str(&line).map_err(|e| fail(e.into()))?),
         }
     }

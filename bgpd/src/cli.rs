@@ -252,13 +252,19 @@ fn status(args: &AskArgs) -> Result<()> {
 
 fn rib(prefix: Option<IpNet>, args: &AskArgs) -> Result<()> {
     let reply = admin::ask(&socket(args)?, &AdminRequest::Rib { prefix })?;
+    let none = reply.as_array().is_some_and(Vec::is_empty);
     match args.output {
-        Format::Json => print(&format!("{reply:#}\n")),
+        Format::Table if none && prefix.is_some() => {}
+        Format::Json => print(&format!("{reply:#}\n"))?,
         Format::Table => {
             let paths: Vec<RibPath> =
                 serde_json::from_value(reply).context("the answer is not understood")?;
-            print(&show::rib(&paths))
+            print(&show::rib(&paths))?;
         }
+    }
+    match prefix.filter(|_| none) {
+        Some(prefix) => anyhow::bail!("{prefix}: there is no such route"),
+        None => Ok(()),
     }
 }
 

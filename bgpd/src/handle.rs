@@ -116,6 +116,8 @@ pub(crate) struct Seen<'a> {
     /// Connections of strangers.
     pub(crate) refused: u64,
     pub(crate) services: &'a Arc<[Verdict]>,
+    /// Somebody in this process programs routes.
+    pub(crate) programs: bool,
 }
 
 pub(crate) enum Order {

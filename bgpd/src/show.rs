@@ -50,7 +50,7 @@ pub fn status(s: &NodeStatus) -> String {
 /// `brindle-bgpd rib`.
 pub fn rib(paths: &[RibPath]) -> String {
     if paths.is_empty() {
-        return "no such route\n".into();
+        return "no routes\n".into();
     }
     let mut out = String::from("* best, + equal-cost, s stale\n\n");
     let mut rows =
@@ -175,6 +175,6 @@ mod tests {
         *  203.0.113.0/24  -          own    100   -    i          best
            203.0.113.0/24  192.0.2.1  tor-1  100   -    64601 1 i  an own route is preferred
         ");
-        assert_eq!(rib(&[]), "no such route\n");
+        assert_eq!(rib(&[]), "no routes\n");
     }
 }

@@ -147,7 +147,12 @@ fn installed(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet) -> Vec<Finding> {
         Some(_) => {
             let hops: Vec<String> =
                 paths.iter().filter(|p| p.multipath).filter_map(|p| Some(p.next_hop?.to_string())).collect();
-            (true, format!("handed to route programming via {}", hops.join(" and ")))
+            let hops = hops.join(" and ");
+            if s.programs {
+                (true, format!("handed to route programming via {hops}"))
+            } else {
+                (false, format!("this speaker programs no kernel routes; it would be via {hops}"))
+            }
         }
         None if speaker.deferred() => (false, "selection waits for the other peers after our restart".into()),
         None => (false, "no path may be used".into()),

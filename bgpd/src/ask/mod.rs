@@ -245,11 +245,12 @@ fn paths(s: &Seen<'_>, which: Scan, page: &[IpNet]) -> Vec<BgpPath> {
     let Some(speaker) = s.speaker else { return Vec::new() };
     let names = view::names(speaker);
     if let Scan::Told(peer) = which {
-        let name = names.get(&peer).cloned();
+        // To whom is what was asked: from whom is news.
+        let from = |prefix, id| speaker.told_from(prefix, id).and_then(|from| names.get(&from).cloned());
         let told = page.iter().flat_map(|p| speaker.told(peer, *p).into_iter().map(|t| (*p, t)));
         return told
             .map(|(prefix, (path_id, set, hop))| BgpPath {
-                peer: name.clone(),
+                peer: from(prefix, path_id),
                 path_id,
                 next_hop: hop,
                 why: "advertised".into(),
@@ -286,16 +287,21 @@ async fn clear(
                 .map(|p| {
                     let caps = p.session.as_ref().map(|s| s.capabilities.clone()).unwrap_or_default();
                     let refresh = caps.iter().any(|c| c.code() == 2);
-                    (p.address.to_string(), p.name, p.state.to_string(), refresh)
+                    let config = s.speaker.and_then(|s| s.peer_config(p.id));
+                    let shut = config.is_some_and(|c| c.session.shutdown.is_some());
+                    (p.address.to_string(), p.name, p.state.to_string(), refresh, shut)
                 })
                 .collect::<Vec<_>>()
         })
         .await?;
     let mut report = Vec::with_capacity(peers.len());
-    for (address, name, state, refresh) in peers {
+    for (address, name, state, refresh, shut) in peers {
         let mut did = Vec::new();
         let mut done = true;
-        if how == ClearHow::Hard {
+        if shut {
+            done = false;
+            did.push("is shut down (`shutdown` in its configuration): nothing to clear".to_owned());
+        } else if how == ClearHow::Hard {
             done = handle.clear(&address, Clear::Reset).await?;
             did.push("session reset".to_owned());
         } else if state == "Established" {

@@ -104,6 +104,7 @@ fn neighbor(s: &Seen<'_>, p: PeerStatus, unusable: &Unusable) -> Neighbor {
             restart_time: s.restart.map(|r| r.time),
         }),
         last_error: p.last_error,
+        note: p.note,
         address: Some(p.address),
         port: p.port,
         name: p.name,

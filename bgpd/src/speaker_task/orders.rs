@@ -70,6 +70,7 @@ impl SpeakerTask {
                 listeners: &self.listeners,
                 refused: self.refused.total,
                 services: &self.services,
+                programs: self.fib.is_heard(),
             }),
             Order::Archive(archive) => self.archive = Some(archive),
             Order::Shutdown(_) => {}

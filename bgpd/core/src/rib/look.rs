@@ -63,6 +63,12 @@ pub enum Withheld {
     NotReflected,
     /// The next hop cannot stand in a message of this family.
     NextHopFamily,
+    /// RFC 8212.
+    NoPolicy,
+    /// RFC 9494: an external neighbor that does not know long-lived stale routes.
+    LongLived,
+    /// It gets a default route of ours instead of any in the RIB.
+    OwnDefault,
     /// Another setting of the neighbor.
     Settings,
     /// Its attributes leave no room for a prefix in a message of this session.
@@ -84,6 +90,13 @@ impl fmt::Display for Withheld {
             Self::NoExport => "it carries the community no-export, and the peer is in another AS",
             Self::NotReflected => "iBGP to iBGP, and neither side is a reflector client of ours",
             Self::NextHopFamily => "its next hop is of the other address family",
+            Self::NoPolicy => {
+                "no policy for this external peer (RFC 8212): give it filters or an export, or set acceptAll"
+            }
+            Self::LongLived => {
+                "it is kept long after its peer went away, and this peer does not know such routes (RFC 9494)"
+            }
+            Self::OwnDefault => "this peer gets a default route of our own (defaultOriginate)",
             Self::Settings => "a setting of this peer keeps it back",
             Self::TooLong => "its attributes do not fit into one message",
         };
@@ -139,6 +152,15 @@ impl Rib {
             IpNet::V4(p) => told(self.v4(), peer, p),
             IpNet::V6(p) => told(self.v6(), peer, p),
         }
+    }
+
+    /// Whose path was told about a prefix under an identifier of [`told`](Self::told); `None`: our own.
+    pub fn told_from(&self, prefix: IpNet, id: u32) -> Option<PeerId> {
+        let from = match prefix {
+            IpNet::V4(p) => told_from(self.v4(), p, id),
+            IpNet::V6(p) => told_from(self.v6(), p, id),
+        };
+        from.filter(|peer| *peer != LOCAL)
     }
 
     /// Whether a neighbor with a session knows of a prefix, and if not, why.
@@ -231,6 +253,13 @@ fn told<P: Prefix>(afi: &Afi<P>, peer: PeerId, prefix: P) -> Vec<(u32, AttrSet, 
     all.into_iter().map(|(id, a)| (id, a.set(), a.next_hop().map(|h| h.ip()))).collect()
 }
 
+fn told_from<P: Prefix>(afi: &Afi<P>, prefix: P, id: u32) -> Option<PeerId> {
+    if id != 0 {
+        return afi.groups.owner(id);
+    }
+    afi.table.dest(afi.table.get(prefix)?).best().map(|p| p.peer)
+}
+
 fn export<P: Prefix>(
     afi: &Afi<P>,
     (sources, next_hops): (&Sources, &NextHops),
@@ -250,7 +279,7 @@ fn export<P: Prefix>(
     let candidate =
         Candidate { attrs: &best.attrs, peer: best.peer, source: sources.get(best.peer), next_hops };
     if key.rewrite.default_route && prefix.net().prefix_len() == 0 {
-        return withheld(Withheld::Settings);
+        return withheld(Withheld::OwnDefault);
     }
     let rule = match key.rule(prefix.net(), &candidate, &mut Reading::default()) {
         Some(rule) => rule,
@@ -292,12 +321,16 @@ impl GroupKey {
         }
         let communities = c.attrs.set().communities;
         let internal = c.peer != LOCAL && c.source.ibgp && self.ibgp;
-        Some(if communities.contains(&NO_ADVERTISE) {
+        Some(if self.rewrite.closed {
+            Withheld::NoPolicy
+        } else if communities.contains(&NO_ADVERTISE) {
             Withheld::NoAdvertise
         } else if !self.ibgp
             && (communities.contains(&NO_EXPORT) || communities.contains(&NO_EXPORT_SUBCONFED))
         {
             Withheld::NoExport
+        } else if !self.rewrite.permits(&c.attrs.set(), self.ibgp) {
+            Withheld::LongLived
         } else if internal && !(c.source.client || self.client) {
             Withheld::NotReflected
         } else if c.attrs.next_hop().is_some_and(|h| !P::fits(&h))

@@ -54,6 +54,12 @@ impl PathIds {
         }
     }
 
+    /// Whose path has an identifier of ours.
+    pub(super) fn owner(&self, id: u32) -> Option<PeerId> {
+        let n = usize::try_from(id).ok()?.checked_sub(1)?;
+        self.used.get(n).map(|((peer, _), _)| *peer)
+    }
+
     /// How many are in use.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

@@ -40,6 +40,11 @@ impl Speaker {
         self.rib.told(peer, prefix)
     }
 
+    /// Whose path that is; `None`: our own.
+    pub fn told_from(&self, prefix: IpNet, id: u32) -> Option<PeerId> {
+        self.rib.told_from(prefix, id)
+    }
+
     /// Whether a neighbor knows of a prefix, and if not, why; `None` without a session.
     pub fn export(&self, peer: PeerId, prefix: IpNet) -> Option<Export> {
         let up = self.peers.get(&peer)?.up.as_ref()?;

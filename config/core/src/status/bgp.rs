@@ -130,6 +130,8 @@ pub struct Neighbor {
     /// What brought it into this state.
     pub cause: String,
     pub last_error: Option<String>,
+    /// What to know of a session that is up: that it carries nothing for want of a policy (RFC 8212).
+    pub note: Option<String>,
     /// Sessions that were established since the start.
     pub sessions: u32,
     pub received: usize,

@@ -26,10 +26,9 @@ pub(super) fn speaker(s: &SpeakerFacts) -> String {
 }
 
 /// One line per peer.
-pub(super) fn summary(peers: &[Neighbor], colours: bool) -> String {
+pub(super) fn summary(peers: &[Neighbor], terminal: bool) -> String {
     let mut table = Table::new(&["PEER", "AS", "STATE", "SINCE", "RCVD", "ACC", "ADV", "LAST ERROR"]);
     for p in peers {
-        let up = p.state == "Established";
         table.row([
             p.name.clone(),
             p.asn.to_string(),
@@ -38,17 +37,18 @@ pub(super) fn summary(peers: &[Neighbor], colours: bool) -> String {
             p.received.to_string(),
             p.accepted.to_string(),
             p.advertised.to_string(),
-            // What ended an earlier session is history once the next one is up.
-            p.last_error.clone().filter(|_| !up).unwrap_or_default(),
+            // A session that is up and carries nothing is worse than one that ended some time.
+            p.note.clone().or_else(|| p.last_error.clone()).unwrap_or_default(),
         ]);
     }
     let mut text = String::new();
     for line in table.render().lines() {
-        let line = cut(line, WIDTH);
+        // A program that reads on has no margin.
+        let line = if terminal { cut(line, WIDTH) } else { line.trim_end().to_owned() };
         let line = match line.find("Established") {
-            Some(_) => line.replacen("Established", &paint("Established", Mood::Good, colours), 1),
+            Some(_) => line.replacen("Established", &paint("Established", Mood::Good, terminal), 1),
             None => ["Active", "Connect", "Idle", "OpenSent", "OpenConfirm"].iter().fold(line, |l, s| {
-                l.replacen(&format!("  {s} "), &format!("  {} ", paint(s, Mood::Bad, colours)), 1)
+                l.replacen(&format!("  {s} "), &format!("  {} ", paint(s, Mood::Bad, terminal)), 1)
             }),
         };
         text.push_str(&line);
@@ -67,6 +67,9 @@ pub(super) fn neighbor(p: &Neighbor) -> String {
     let told = p.last_error.as_deref() == Some(p.cause.as_str());
     if p.state != "Established" && !p.cause.is_empty() && !told {
         field(&mut text, "because", &p.cause);
+    }
+    if let Some(note) = &p.note {
+        field(&mut text, "note", note);
     }
     if let Some(error) = &p.last_error {
         field(&mut text, "last error", error);

@@ -7,6 +7,11 @@ use crate::{
 };
 
 impl Groups {
+    /// Whose path somebody was told under an identifier of ours.
+    pub(in super::super) fn owner(&self, id: u32) -> Option<PeerId> {
+        self.ids.owner(id)
+    }
+
     /// Destinations a neighbor has not been told the latest of.
     pub(in super::super) fn late(&self, peer: PeerId) -> Bits {
         let mut late = Bits::default();

@@ -243,6 +243,16 @@ fn external_peers_without_policy_give_and_get_nothing_where_rfc_8212_is_on() {
     b.message(3, announce(3, &["10.3.0.0/24"], via(&[65_003])));
     assert!(b.told(3).is_empty() && b.told(2).is_empty());
     assert_eq!(b.why("10.3.0.0/24"), ["there is no policy for this external peer (RFC 8212)"]);
+    let why = |b: &Bench| match b.s.export(PeerId(1), net("10.2.0.0/24")) {
+        Some(crate::rib::Export::Withheld(why)) => why.to_string(),
+        other => format!("{other:?}"),
+    };
+    assert!(why(&b).starts_with("no policy for this external peer (RFC 8212)"), "{}", why(&b));
+    // Nor of what is kept only because its peer is long gone.
+    let mut b = two(|_, _| {});
+    let stale = AttrSet { communities: [LLGR_STALE].into_iter().collect(), ..via(&[65_002]) };
+    b.message(2, announce(2, &["10.2.0.0/24"], stale));
+    assert!(why(&b).contains("RFC 9494"), "{}", why(&b));
     // Internal peers need none.
     let mut inside = neighbor(2, AS);
     inside.attributes.require_policy = true;
