@@ -139,6 +139,19 @@ async fn start(daemon: &Daemon, running: &Running) -> Result<Option<Follower>> {
     }
 }
 
+/// Settings that differ from those of the start, and are used only there.
+fn only_at_start(daemon: &Daemon, new: &Settings) -> Vec<&'static str> {
+    let Some(old) = &daemon.settings else { return Vec::new() };
+    [
+        ("adminSocket", old.admin_socket != new.admin_socket),
+        ("log", old.log != new.log),
+        ("mrt", old.mrt != new.mrt),
+    ]
+    .into_iter()
+    .filter_map(|(field, differs)| differs.then_some(field))
+    .collect()
+}
+
 /// Reads the file again; the drain time is the only setting the caller holds.
 async fn reload(daemon: &Daemon, running: &Running) -> Option<Duration> {
     let Source::File(file) = &daemon.source else {
@@ -159,8 +172,8 @@ async fn reload(daemon: &Daemon, running: &Running) -> Option<Duration> {
         }
     };
     let drain_time = settings.drain_time;
-    if settings.admin_socket != daemon.admin_socket {
-        warn!("SIGHUP: adminSocket changes only with a restart");
+    for field in only_at_start(daemon, &settings) {
+        warn!("SIGHUP: {field} changes only with a restart");
     }
     match running.handle.apply(settings.desired).await {
         Ok(failed) => {
@@ -172,4 +185,34 @@ async fn reload(daemon: &Daemon, running: &Running) -> Option<Duration> {
         Err(e) => error!(error = %e, "SIGHUP"),
     }
     Some(drain_time)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_needs_a_restart_is_named() {
+        let read = |more: &str| {
+            Settings::parse(Path::new("x.yaml"), &format!("asNumber: 1\nrouterID: 10.0.0.1\n{more}")).unwrap()
+        };
+        let daemon = Daemon {
+            source: Source::File("x.yaml".into()),
+            // Given on the command line: the file's is not used.
+            admin_socket: "/given".into(),
+            record: None,
+            record_limit: 0,
+            metrics: None,
+            router_id: None,
+            settings: Some(read("")),
+        };
+        let named = |more: &str| only_at_start(&daemon, &read(more)).join(" ");
+        assert_eq!(named("drainTime: 5\nlocalPref: 200\n"), "");
+        assert_eq!(
+            named("adminSocket: /x\nlog: {level: debug}\nmrt: {directory: /y}\n"),
+            "adminSocket log mrt"
+        );
+    }
 }

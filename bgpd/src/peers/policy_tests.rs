@@ -115,12 +115,18 @@ fn a_gateway_to_a_peer_becomes_a_static_route() {
 #[test]
 fn settings_without_effect_are_named() {
     let plan = cluster(&[
-        (Kind::BgpConfiguration, "default", json!({"logSeverityScreen": "Debug"})),
+        (
+            Kind::BgpConfiguration,
+            "default",
+            json!({"logSeverityScreen": "Debug", "programClusterRoutes": "Disabled", "ignoredInterfaces": ["eth1"]}),
+        ),
         (Kind::BgpConfiguration, "node.a", json!({"bindMode": "NodeIP", "listenPort": 1790})),
     ]);
     let all: String = plan.problems.iter().map(|p| format!("{p}\n")).collect();
     for text in [
         "BGPConfiguration(default): spec.logSeverityScreen has no effect",
+        "BGPConfiguration(default): spec.programClusterRoutes has no effect",
+        "BGPConfiguration(default): spec.ignoredInterfaces has no effect",
         "BGPConfiguration(node.a): spec.bindMode is only read in BGPConfiguration default",
     ] {
         assert!(all.contains(text), "{all}");

@@ -153,6 +153,16 @@ impl<'a> Cx<'a> {
             if !matches!(c.log_severity_screen.as_str(), "" | "Info" | "info") {
                 problem("spec.logSeverityScreen has no effect; use the agent's --log-level");
             }
+            if c.program_cluster_routes.as_deref().is_some_and(|v| v != "Enabled") {
+                problem(
+                    "spec.programClusterRoutes has no effect; the agent programs the routes to other nodes in any case",
+                );
+            }
+            if !c.ignored_interfaces.is_empty() {
+                problem(
+                    "spec.ignoredInterfaces has no effect; routes of devices are announced only where rules ask for them",
+                );
+            }
             if name == "default" {
                 continue;
             }
