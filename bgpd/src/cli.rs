@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -21,6 +22,7 @@ use crate::{
     admin,
     daemon::{Daemon, Source, run},
     log,
+    mrt::MrtSettings,
     replay::Replay,
     settings::{DEFAULT_ADMIN_SOCKET, LogFormat, Settings},
     show,
@@ -129,6 +131,14 @@ struct RunArgs {
     /// With --datastore: folder of the secrets with TCP-MD5 passwords, DIR/NAME/KEY
     #[arg(long, value_name = "DIR", requires = "datastore", default_value = crate::DEFAULT_SECRETS)]
     secrets: PathBuf,
+    /// With --datastore: how long peers may move traffic away before the sessions end at SIGTERM (RFC 8326); a file says
+    /// drainTime
+    #[arg(long, value_name = "SECONDS", requires = "datastore", default_value_t = 0)]
+    drain: u16,
+    /// With --datastore: keep MRT files there, updates in files of 15 minutes and the table every 2 hours, 96 of each; a
+    /// file says mrt
+    #[arg(long, value_name = "DIR", requires = "datastore")]
+    mrt_dir: Option<PathBuf>,
     /// Where `brindle-bgpd status` asks [default: adminSocket of the file, else /run/brindle-bgpd.sock]
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
@@ -213,6 +223,8 @@ fn daemon(args: RunArgs) -> Result<()> {
         record_limit: args.record_limit.saturating_mul(1 << 20),
         metrics: args.metrics,
         router_id: args.router_id,
+        drain_time: settings.as_ref().map_or(Duration::from_secs(args.drain.into()), |s| s.drain_time),
+        mrt: settings.as_ref().map_or_else(|| args.mrt_dir.map(MrtSettings::usual), |s| s.mrt.clone()),
         settings,
     }))
 }
@@ -355,6 +367,7 @@ mod tests {
         for good in [
             &["brindle-bgpd", "--config", "x.yaml"][..],
             &["brindle-bgpd", "--datastore", "sqlite:x", "--node", "n"],
+            &["brindle-bgpd", "--datastore", "x", "--node", "n", "--drain", "5", "--mrt-dir", "/x"],
             &["brindle-bgpd", "status"],
             &["brindle-bgpd", "rib", "10.0.0.0/24", "-o", "json"],
             &["brindle-bgpd", "check", "-c", "x.yaml"],

@@ -18,7 +18,8 @@ use crate::{
     cli::give_back,
     follow::{Follower, from_store},
     handle::Running,
-    metrics, mrt,
+    metrics,
+    mrt::{self, MrtSettings},
     record::Recorder,
     settings::Settings,
     spawn,
@@ -43,6 +44,9 @@ pub struct Daemon {
     pub metrics: Option<SocketAddr>,
     /// Instead of the file's.
     pub router_id: Option<Ipv4Addr>,
+    /// How long peers may react to our leaving (RFC 8326), until a file says otherwise.
+    pub drain_time: Duration,
+    pub mrt: Option<MrtSettings>,
     /// The file's content as read at start, to be applied first. `None` with a datastore.
     pub settings: Option<Settings>,
 }
@@ -78,7 +82,7 @@ pub async fn run(daemon: Daemon) -> Result<()> {
     // Nobody programs routes here.
     drop(fib);
     let _follower = start(&daemon, &running).await?;
-    let _mrt = match daemon.settings.as_ref().and_then(|s| s.mrt.as_ref()) {
+    let _mrt = match &daemon.mrt {
         Some(settings) => Some(mrt::start(settings, &running.handle).await?),
         None => None,
     };
@@ -90,7 +94,7 @@ pub async fn run(daemon: Daemon) -> Result<()> {
     give_back();
     info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "brindle-bgpd runs");
 
-    let mut drain_time = daemon.settings.as_ref().map_or(Duration::ZERO, |s| s.drain_time);
+    let mut drain_time = daemon.drain_time;
     loop {
         tokio::select! {
             _ = term.recv() => break,
@@ -206,6 +210,8 @@ mod tests {
             record_limit: 0,
             metrics: None,
             router_id: None,
+            drain_time: Duration::ZERO,
+            mrt: None,
             settings: Some(read("")),
         };
         let named = |more: &str| only_at_start(&daemon, &read(more)).join(" ");

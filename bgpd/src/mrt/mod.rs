@@ -39,6 +39,13 @@ pub struct MrtSettings {
     pub keep: usize,
 }
 
+impl MrtSettings {
+    /// The intervals of the public archives.
+    pub fn usual(directory: PathBuf) -> Self {
+        Self { directory, updates_interval: 900, table_interval: 7_200, keep: ninety_six() }
+    }
+}
+
 const fn ninety_six() -> usize {
     96
 }
