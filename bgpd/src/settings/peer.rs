@@ -60,6 +60,8 @@ pub(super) struct Peer {
     remove_private_as: bool,
     honour_graceful_shutdown: Option<bool>,
     default_originate: bool,
+    #[serde(rename = "enforceFirstAS")]
+    enforce_first_as: Option<bool>,
     accept_all: bool,
     max_prefixes: Option<u32>,
     prefix_limits: Limits,
@@ -323,6 +325,7 @@ impl Check<'_> {
             local_as_show_own: !p.replace_as.unwrap_or(true),
             honour_shutdown: p.honour_graceful_shutdown,
             default_route: p.default_originate,
+            enforce_first_as: p.enforce_first_as.unwrap_or(true),
             require_policy: !(common.accept_all || p.accept_all),
         };
         Ok(peer)

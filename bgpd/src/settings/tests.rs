@@ -63,6 +63,7 @@ fn the_example_shows_every_field_and_is_valid() {
         "restartTime",
         "reflectorClient",
         "allowOwnAS",
+        "enforceFirstAS",
         "maxPrefixes",
         "nextHop",
         "ttlSecurity",

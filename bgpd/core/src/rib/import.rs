@@ -18,13 +18,17 @@ use super::{
 use crate::{
     policy::{Decision, Facts, Policy},
     speaker::SpeakerConfig,
-    wire::{AttrSet, NextHop},
+    wire::{AttrSet, NextHop, SegmentKind},
 };
 
 /// Why a received route is not usable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Invalid {
     AsLoop,
+    /// An external peer must be in the path (RFC 4271 section 5.1.2).
+    EmptyPath,
+    /// The path begins with another AS than the peer's.
+    FirstAs,
     OriginatorLoop,
     ClusterLoop,
     OwnNextHop,
@@ -40,6 +44,8 @@ impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Filtered(_) => "rejected by an import filter",
+            Self::EmptyPath => "the AS_PATH of an external peer is empty",
+            Self::FirstAs => "the AS_PATH does not begin with the peer's AS (enforceFirstAS)",
             Self::AsLoop => "our AS is in the AS_PATH",
             Self::OriginatorLoop => "the ORIGINATOR_ID is ours",
             Self::ClusterLoop => "our cluster is in the CLUSTER_LIST",
@@ -86,6 +92,14 @@ impl ImportCx<'_> {
     }
 
     fn loops(&self, set: &AttrSet) -> Option<Invalid> {
+        if !self.ibgp {
+            let first = set.as_path.0.first();
+            let Some(first) = first else { return Some(Invalid::EmptyPath) };
+            let named = first.kind == SegmentKind::Sequence;
+            if self.inward.first_as.is_some_and(|asn| !named || first.asns.first() != Some(&asn)) {
+                return Some(Invalid::FirstAs);
+            }
+        }
         let own = set
             .as_path
             .0
@@ -226,7 +240,8 @@ pub(super) fn judge_next_hop(hop: &NextHop, next_hops: &NextHops) -> Option<Inva
         IpAddr::V4(a) => {
             !(a.is_unspecified() || a.is_multicast() || a.is_broadcast() || a.octets().first() == Some(&0))
         }
-        IpAddr::V6(a) => !(a.is_unspecified() || a.is_multicast()),
+        // An IPv4 address is written as one, or it belongs to nobody (RFC 4291 section 2.5.5.2).
+        IpAddr::V6(a) => !(a.is_unspecified() || a.is_multicast() || a.to_ipv4_mapped().is_some()),
     };
     (!unicast).then_some(Invalid::NextHop)
 }

@@ -32,6 +32,8 @@ pub struct Rewrite {
 /// Treatment of routes of a neighbor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Inward {
+    /// Its AS, if AS_PATH must begin with it.
+    pub first_as: Option<u32>,
     /// Put in front of AS_PATH.
     pub prepend: Option<u32>,
     /// GRACEFUL_SHUTDOWN means LOCAL_PREF 0.
@@ -190,7 +192,7 @@ mod tests {
     fn graceful_shutdown_is_honoured_where_it_is_to_be() {
         for (honour_shutdown, pref) in [(true, 0), (false, 100)] {
             let mut s = set(&[9], &[GRACEFUL_SHUTDOWN]);
-            Inward { honour_shutdown, prepend: Some(3), closed: false }.apply(&mut s);
+            Inward { honour_shutdown, prepend: Some(3), ..Inward::default() }.apply(&mut s);
             assert_eq!((s.local_pref, s.as_path), (Some(pref), AsPath::sequence([3, 9])));
         }
     }

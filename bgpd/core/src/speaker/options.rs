@@ -117,6 +117,8 @@ pub struct RouteOptions {
     pub honour_shutdown: Option<bool>,
     /// A default route is originated towards this peer, whatever the RIB holds.
     pub default_route: bool,
+    /// The first AS in what an external peer sends must be its own.
+    pub enforce_first_as: bool,
     /// An external peer needs a policy, else nothing is accepted from it and nothing sent to it (RFC 8212).
     pub require_policy: bool,
 }
@@ -126,6 +128,7 @@ impl RouteOptions {
     pub(crate) fn changes_import(&self, new: &Self) -> bool {
         self.local_as_prepend != new.local_as_prepend
             || self.honour_shutdown != new.honour_shutdown
+            || self.enforce_first_as != new.enforce_first_as
             || self.require_policy != new.require_policy
     }
 }

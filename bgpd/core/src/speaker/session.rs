@@ -54,6 +54,7 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session, own: &SpeakerConfig, 
         inward: Inward {
             prepend: local_as.filter(|_| options.local_as_prepend),
             honour_shutdown: options.honour_shutdown.unwrap_or(external),
+            first_as: Some(session.remote_asn).filter(|_| options.enforce_first_as && external),
             closed: closed_in,
         },
     }

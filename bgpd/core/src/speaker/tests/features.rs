@@ -280,6 +280,37 @@ fn import_options_are_applied_by_asking_again_and_not_by_a_reset() {
 }
 
 #[test]
+fn an_external_path_begins_with_the_peers_as_where_that_is_asked_for_and_is_never_empty() {
+    for (enforce, other) in
+        [(true, "the AS_PATH does not begin with the peer's AS (enforceFirstAS)"), (false, "best")]
+    {
+        let mut b = two(|_, c| c.attributes.enforce_first_as = enforce);
+        let known = ["10.2.0.0/24"];
+        b.message(2, announce(2, &known, via(&[65_002, 7])));
+        assert_eq!(b.told(3), [net("10.2.0.0/24")]);
+        let mut usable = true;
+        for (path, why) in [
+            (&[7, 65_002][..], other),
+            (&[], "the AS_PATH of an external peer is empty"),
+            (&[65_002], "best"),
+        ] {
+            b.message(2, announce(2, &known, via(path)));
+            assert_eq!(b.why("10.2.0.0/24"), [why], "{path:?}");
+            let withdrawn = b.pull(3).iter().any(|u| !u.withdrawn.is_empty());
+            let was = std::mem::replace(&mut usable, why == "best");
+            assert_eq!(withdrawn, was && !usable, "{path:?}");
+        }
+    }
+    // Inside the AS a path is empty where the route begins.
+    let mut inside = neighbor(2, AS);
+    inside.attributes.enforce_first_as = true;
+    let mut b = Bench::new(vec![inside]);
+    b.establish(2, open(2, AS));
+    b.message(2, announce(2, &["10.2.0.0/24"], ibgp()));
+    assert_eq!(b.why("10.2.0.0/24"), ["best"]);
+}
+
+#[test]
 fn as_override_private_numbers_and_local_as() {
     let mut b = two(|n, c| c.attributes.as_override = n == 3);
     b.message(2, announce(2, &["10.2.0.0/24"], via(&[65_002, 65_003, 7])));
