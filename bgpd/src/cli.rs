@@ -16,7 +16,6 @@ use brindle_config_core::status::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use tracing_subscriber::EnvFilter;
 
 use crate::{
     admin,
@@ -237,9 +236,8 @@ pub(crate) fn give_back() {
 }
 
 fn init_log(format: LogFormat, level: &str) -> Result<log::Flush> {
-    let filter = EnvFilter::try_new(brindle_admin::log::filter(level))
-        .with_context(|| format!("log level {level:?}"))
-        .map_err(usage)?;
+    let filter = log::filter(&brindle_admin::log::filter(level))
+        .map_err(|e| usage(anyhow::anyhow!("log level {level:?}: {e}")))?;
     log::to_stderr(format, filter).map_err(anyhow::Error::msg)
 }
 
@@ -322,6 +320,9 @@ fn closed_pipe(e: std::io::Error) -> std::io::Result<()> {
 
 fn check(file: &Path) -> Result<()> {
     let settings = Settings::read(file).map_err(usage)?;
+    for warning in settings.warnings() {
+        eprintln!("{}: warning: {warning}", file.display());
+    }
     let d = &settings.desired;
     print(&format!(
         "{}: ok: {} peers, {} dynamic ranges, {} routes to announce\n",

@@ -39,6 +39,22 @@ pub fn to_stderr(format: LogFormat, filter: EnvFilter) -> Result<Flush, String> 
     Ok(flush)
 }
 
+/// Understands a level, or a filter such as `info,brindle_bgpd=debug`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn filter(text: &str) -> Result<EnvFilter, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for part in text.split(',').map(str::trim) {
+        // A mistyped level would be taken as the name of a module that says nothing.
+        let module = part.contains(['=', '[', '_', ':']);
+        if !(module || LEVELS.iter().any(|l| l.eq_ignore_ascii_case(part))) {
+            return Err(format!("{part:?}: expected one of {}, or MODULE=LEVEL", LEVELS.join(", ")));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|e| e.to_string())
+}
+
 fn start(out: impl Write + Send + 'static, room: usize) -> io::Result<(Lines, Flush)> {
     let shared = Arc::new(Shared { room, ..Shared::default() });
     let of_writer = Arc::clone(&shared);
@@ -205,6 +221,19 @@ mod tests {
             (100, Some(true)),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_mistyped_level_is_no_module() {
+        for good in ["info", "WARN", "info,brindle_bgpd=debug", "brindle_bgpd", "off"] {
+            filter(good).unwrap();
+        }
+        for (bad, words) in
+            [("loud", "\"loud\": expected one of"), ("", "expected"), ("brindle=loud", "expected")]
+        {
+            let e = filter(bad).unwrap_err();
+            assert!(e.contains(words), "{e}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ use self::{
 };
 use crate::{communities, handle::Desired, mrt::MrtSettings, peers::filters::compile};
 
+mod checks;
 mod imports;
 mod peer;
 
@@ -245,7 +246,11 @@ impl Check<'_> {
         let common = Common { asn, accept_all: raw.accept_all, filters: &filters };
         let ranges = raw.dynamic.iter().map(|d| &d.template);
         let reflects = raw.peers.iter().chain(ranges).any(|p| p.reflector_client);
-        let mut seen: HashMap<IpAddr, usize> = HashMap::new();
+        if let Some(Err(what)) = raw.log.level.as_deref().map(crate::log::filter) {
+            return self.fail("log.level", what);
+        }
+        let mut seen: HashMap<(IpAddr, u16), usize> = HashMap::new();
+        let mut names: HashMap<String, usize> = HashMap::new();
         let mut peers = Vec::with_capacity(raw.peers.len());
         let speaker = SpeakerConfig {
             cluster_id: raw.cluster_id.or(reflects.then_some(raw.router_id)),
@@ -259,14 +264,28 @@ impl Check<'_> {
         for (i, peer) in raw.peers.into_iter().enumerate() {
             let at = format!("peers[{i}]");
             let Some(address) = peer.address else { return self.fail(at, "address is missing") };
-            if let Some(first) = seen.insert(address, i) {
-                let what = format!("{address} is the address of peers[{first}] already");
+            if let Some(what) = checks::unicast(address) {
                 return self.fail(format!("{at}.address"), what);
             }
             if peer.as_number.is_none() {
                 return self.fail(at, "asNumber is missing");
             }
-            peers.push(self.peer(&at, address, peer, &common)?);
+            let peer = self.peer(&at, address, peer, &common)?;
+            // Several speakers at one address are told apart by their ports.
+            if let Some(first) = seen.insert((address.to_canonical(), peer.port), i) {
+                let what = format!("{address} is the address of peers[{first}] already, with the same port");
+                return self.fail(format!("{at}.address"), what);
+            }
+            if let Some(what) = checks::peer_name(&peer.name) {
+                return self.fail(format!("{at}.name"), what);
+            }
+            if let Some(first) = names.insert(peer.name.clone(), i)
+                && peer.name != address.to_string()
+            {
+                let what = format!("{} is the name of peers[{first}] already", peer.name);
+                return self.fail(format!("{at}.name"), what);
+            }
+            peers.push(peer);
         }
         let mut routes: HashMap<IpNet, usize> = HashMap::new();
         let mut announced = Vec::with_capacity(raw.announce.len());
@@ -310,6 +329,20 @@ impl Check<'_> {
                     return self.fail(format!("filters[{i}].{at}.{field}"), "there is no such field");
                 }
             }
+            let families = [
+                ("importV4", &spec.import_v4, true),
+                ("exportV4", &spec.export_v4, true),
+                ("importV6", &spec.import_v6, false),
+                ("exportV6", &spec.export_v6, false),
+            ];
+            for (field, rules, v4) in families {
+                if let Some((k, what)) = checks::family(rules, v4) {
+                    return self.fail(format!("filters[{i}].{field}[{k}].cidr"), what);
+                }
+            }
+            if let Some(what) = checks::name(&f.name) {
+                return self.fail(format!("filters[{i}].name"), what);
+            }
             if let Err(e) = compile([(f.name.as_str(), &spec)]) {
                 let text = e.strip_prefix(&format!("{}: ", f.name)).unwrap_or(&e);
                 let (field, what) = text.split_once(": ").unwrap_or(("", text));
@@ -327,6 +360,9 @@ impl Check<'_> {
         let fail = |field: &str, what: String| self.fail(format!("announce[{i}].{field}"), what);
         if prefix != prefix.trunc() {
             return fail("prefix", format!("{prefix} has host bits set; write {}", prefix.trunc()));
+        }
+        if let Some(what) = a.next_hop.and_then(checks::unicast) {
+            return fail("nextHop", what);
         }
         let next_hop = match (a.next_hop, prefix) {
             (None, _) => None,

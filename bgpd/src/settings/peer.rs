@@ -20,7 +20,7 @@ use brindle_kernel::tcp::MD5_KEY_MAX;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::Check;
+use super::{Check, checks};
 use crate::peers::filters::compile;
 
 #[derive(Default, Deserialize)]
@@ -166,6 +166,9 @@ impl Check<'_> {
             if r.max == 0 {
                 return self.fail(format!("{at}.max"), "0 lets nobody in; leave the range out");
             }
+            if let Some(what) = r.name.as_deref().and_then(checks::name) {
+                return self.fail(format!("{at}.name"), what);
+            }
             let place = format!("{at}.template");
             if r.template.address.is_some() {
                 return self.fail(format!("{place}.address"), "a range has no address of its own");
@@ -211,6 +214,30 @@ impl Check<'_> {
         }
         if matches!(p.hold_time, Some(1 | 2)) {
             return fail("holdTime", "must be 0 or at least 3 (RFC 4271 section 4.2)".into());
+        }
+        let hold = p.hold_time.unwrap_or_else(|| PeerConfig::new("", address, asn).hold_time);
+        if let Some((field, what)) = checks::times(hold, p.keepalive, p.send_hold_time) {
+            return fail(field, what);
+        }
+        if p.port == Some(0) {
+            return fail("port", "expected 1 to 65535".into());
+        }
+        let texts = [("shutdown", p.shutdown.as_deref()), ("farewell", Some(p.farewell.as_str()))];
+        for (field, text) in texts {
+            if let Some(what) = text.and_then(checks::text) {
+                return fail(field, what);
+            }
+        }
+        if let Some(what) = p.interface.as_deref().and_then(checks::interface) {
+            return fail("interface", what);
+        }
+        let limits = [
+            ("maxPrefixes", p.max_prefixes),
+            ("prefixLimits.ipv4", p.prefix_limits.ipv4),
+            ("prefixLimits.ipv6", p.prefix_limits.ipv6),
+        ];
+        if let Some((field, _)) = limits.iter().find(|(_, limit)| *limit == Some(0)) {
+            return fail(field, "0 lets no route in; reject them with a filter".into());
         }
         if p.restart_time.is_some_and(|t| t > 4095) {
             return fail("restartTime", "at most 4095 (RFC 4724 section 3)".into());

@@ -241,6 +241,47 @@ fn every_mistake_is_named_with_file_line_and_field() {
             "peers[0].filters[0]: there is no filter g in filters",
         ),
         ("listen: [localhost]\n", 3, "listen[0]"),
+        ("log:\n  level: loud\n", 4, "log.level: \"loud\": expected one of"),
+        (
+            "announce:\n  - prefix: 10.0.0.0/24\n    nextHop: 224.0.0.1\n",
+            5,
+            "nextHop: 224.0.0.1 is no unicast",
+        ),
+        (
+            "filters:\n  - name: f\n    importV4:\n      - {cidr: \"fd00::/8\", matchOperator: In, action: Accept}\n",
+            6,
+            "filters[0].importV4[0].cidr: fd00::/8 is not of the family",
+        ),
+        ("filters:\n  - name: \"a\\nb\"\n", 4, "filters[0].name: \"a\\nb\" has control characters"),
+        ("peers:\n  - {address: 0.0.0.0, asNumber: 1}\n", 4, "peers[0].address: 0.0.0.0 is no unicast"),
+        ("peers:\n  - {address: 255.255.255.255, asNumber: 1}\n", 4, "is no unicast"),
+        ("peers:\n  - {address: \"ff02::1\", asNumber: 1}\n", 4, "is no unicast"),
+        ("peers:\n  - {address: \"::ffff:10.0.0.2\", asNumber: 1}\n", 4, "write 10.0.0.2"),
+        ("peers:\n  - {address: 10.0.0.2, asNumber: 1, port: 0}\n", 4, "peers[0].port: expected"),
+        (
+            "peers:\n  - {address: 10.0.0.2, asNumber: 1, interface: sixteen-letters-}\n",
+            4,
+            "peers[0].interface: \"sixteen-letters-\": a device's name",
+        ),
+        ("peers:\n  - {address: 10.0.0.2, asNumber: 1, name: all}\n", 4, "peers[0].name: commands"),
+        ("peers:\n  - {address: 10.0.0.2, asNumber: 1, name: \"a\\tb\"}\n", 4, "has control characters"),
+        (
+            "peers:\n  - {address: 10.0.0.2, asNumber: 1, name: a}\n  - {address: 10.0.0.3, asNumber: 1, name: a}\n",
+            5,
+            "peers[1].name: a is the name of peers[0] already",
+        ),
+        (
+            "peers:\n  - {address: 10.0.0.2, asNumber: 1, holdTime: 90, keepalive: 31}\n",
+            4,
+            "peers[0].keepalive: at most a third of holdTime, 30 s",
+        ),
+        ("peers:\n  - {address: 10.0.0.2, asNumber: 1, holdTime: 0, keepalive: 3}\n", 4, "there are none"),
+        (
+            "peers:\n  - {address: 10.0.0.2, asNumber: 1, holdTime: 90, sendHoldTime: 60}\n",
+            4,
+            "peers[0].sendHoldTime: must be more than holdTime, 90 s",
+        ),
+        ("peers:\n  - {address: 10.0.0.2, asNumber: 1, maxPrefixes: 0}\n", 4, "maxPrefixes: 0 lets no"),
         ("listenn: [0.0.0.0]\n", 3, "unknown field \"listenn\"; did you mean listen?"),
         ("vrf: red\n", 3, "unknown field \"vrf\"; there are asNumber, "),
         ("peers: [\n", 3, ""),
@@ -255,6 +296,36 @@ fn every_mistake_is_named_with_file_line_and_field() {
     );
     let missing = Settings::read(Path::new("/nonexistent/x.yaml")).unwrap_err().to_string();
     assert!(missing.starts_with("/nonexistent/x.yaml: cannot be read"), "{missing}");
+}
+
+#[test]
+fn a_goodbye_has_an_end_and_one_address_may_have_two_speakers() {
+    let text = |n: usize, port: u16| {
+        let farewell = "x".repeat(n);
+        format!(
+            "asNumber: 64512\nrouterID: 10.0.0.1\npeers:\n  - {{address: 10.0.0.2, asNumber: 1, farewell: {farewell}}}\n  \
+             - {{address: 10.0.0.2, asNumber: 1, port: {port}}}\n"
+        )
+    };
+    assert_eq!(parse(&text(255, 1179)).unwrap().desired.peers.len(), 2);
+    assert!(parse(&text(256, 1179)).unwrap_err().contains("farewell: has 256 octets"));
+    assert!(parse(&text(1, 179)).unwrap_err().contains("already, with the same port"));
+}
+
+#[test]
+fn routes_that_no_next_hop_can_be_said_for_are_warned_about() {
+    let warned = |peer: &str, more: &str| {
+        let text = format!(
+            "asNumber: 64512\nrouterID: 10.0.0.1\npeers:\n  - {{address: 10.0.0.2, {peer}}}\n\
+             announce:\n  - {{prefix: \"fd00::/64\"{more}}}\n"
+        );
+        parse(&text).unwrap().warnings().join("\n")
+    };
+    let both = "families: [ipv4, ipv6]";
+    assert_eq!(warned("asNumber: 64512", ""), "", "it carries no IPv6");
+    assert!(warned(&format!("asNumber: 64512, {both}"), "").contains("set announce[].nextHop"));
+    assert_eq!(warned(&format!("asNumber: 64512, {both}"), ", nextHop: \"fd00::1\""), "");
+    assert!(warned(&format!("asNumber: 1, {both}"), "").contains("set nextHop: keep"));
 }
 
 #[test]
