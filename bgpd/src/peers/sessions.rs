@@ -18,7 +18,7 @@ use std::{
 
 use brindle_bgpd_core::{
     af::Family,
-    speaker::{ExportPolicy, NextHopPolicy, PeerConfig, SpeakerConfig},
+    speaker::{AddPath, AddPathSend, ExportPolicy, NextHopPolicy, PeerConfig, SpeakerConfig},
 };
 use brindle_config_core::{
     bgp::{BgpConfigurationSpec, BgpPassword, DEFAULT_AS, NextHopMode},
@@ -344,6 +344,15 @@ fn session(cx: &Cx<'_>, s: &Settings, r: &Remote<'_>, own_ip: Option<IpAddr>) ->
         port: r.port,
         local_address: own_ip.filter(|_| s.use_node_ip),
         local_asn: s.local_asn,
+        // As Calico offers it. In a mesh everybody has its own routes to tell, one path each.
+        add_path: AddPath {
+            receive: !external,
+            send: (!external).then_some(if s.kind == "mesh" {
+                AddPathSend::Single
+            } else {
+                AddPathSend::All
+            }),
+        },
         passive: r.passive,
         // Calico runs one daemon per family, so a session carries the family of its addresses.
         families: vec![if r.address.is_ipv4() { Family::Ipv4Unicast } else { Family::Ipv6Unicast }],

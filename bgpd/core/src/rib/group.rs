@@ -325,7 +325,13 @@ impl Groups {
         if with_paths {
             let mut paths = match old {
                 Some(Member { out: Out::Paths(p), .. }) => p,
-                _ => PathsOut::new(self.seed ^ u64::from(peer.0)),
+                old => {
+                    let mut paths = PathsOut::new(self.seed ^ u64::from(peer.0));
+                    if let Some(Member { out: Out::Own(bits), .. }) = &old {
+                        paths.after_single(bits);
+                    }
+                    paths
+                }
             };
             for (n, dest) in table.iter() {
                 if !dest.paths.is_empty() {

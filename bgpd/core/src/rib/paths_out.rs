@@ -76,12 +76,25 @@ pub(super) struct PathsOut {
     /// Destinations to look at; those it was told something of.
     pub(super) bits: AdjOut,
     told: HashMap<u32, Told, FixedState>,
+    /// Destinations it was told one path of, without an identifier of ours: before it was told several.
+    single: Bits,
     count: usize,
 }
 
 impl PathsOut {
     pub(super) fn new(seed: u64) -> Self {
-        Self { bits: AdjOut::default(), told: HashMap::with_hasher(FixedState::with_seed(seed)), count: 0 }
+        Self {
+            bits: AdjOut::default(),
+            told: HashMap::with_hasher(FixedState::with_seed(seed)),
+            single: Bits::default(),
+            count: 0,
+        }
+    }
+
+    /// From now on it is told several paths; so far it was told one, under 0, of these destinations.
+    pub(super) fn after_single(&mut self, old: &AdjOut) {
+        self.bits.told.union(&old.told);
+        self.single.union(&old.told);
     }
 
     /// How many paths it was told.
@@ -105,6 +118,9 @@ impl PathsOut {
         mut say: impl FnMut(u32, Option<&Attrs>),
     ) {
         let old = self.told.remove(&dest).unwrap_or_default();
+        if self.single.remove(dest) {
+            say(0, None);
+        }
         self.count -= old.len();
         for (id, _) in old.iter().filter(|(id, _)| !want.iter().any(|(w, _)| w == id)) {
             say(*id, None);
@@ -144,6 +160,7 @@ pub(super) fn chosen<'a>(
     let best = match send {
         AddPathSend::All => return usable.collect(),
         AddPathSend::Best(n) => usize::from(n.get()),
+        AddPathSend::Single => 1,
     };
     // The best, then the best of the rest, and so on: LOCAL_PREF and MED of what is left decide each time.
     let mut rest: Vec<Path> = usable.cloned().collect();

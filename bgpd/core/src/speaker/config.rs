@@ -29,6 +29,10 @@ fn compatible(old: &PeerConfig, new: &PeerConfig, established: bool) -> bool {
     old.next_hop = new.next_hop;
     old.max_prefixes = new.max_prefixes;
     old.attributes = new.attributes;
+    // Agreed on is whether there are identifiers, not how many.
+    if old.add_path.send.is_some() && new.add_path.send.is_some() {
+        old.add_path.send = new.add_path.send;
+    }
     // What is not said in an OPEN and is no option of the socket.
     old.session.prefixes = new.session.prefixes;
     old.session.restart_limit = new.session.restart_limit;

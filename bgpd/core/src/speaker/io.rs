@@ -173,6 +173,9 @@ pub enum AddPathSend {
     All,
     /// The best, the best of the rest, and so on.
     Best(NonZeroU8),
+    /// Only the best, under identifier 0, at the cost of a neighbor without add-path. It is agreed on all the same, so
+    /// that the neighbor can be told more later without a new session.
+    Single,
 }
 
 /// A neighbor.

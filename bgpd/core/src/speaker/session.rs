@@ -5,8 +5,8 @@ use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    Clear, ConnId, Event, ExportPolicy, Output, PeerConfig, PeerId, PrefixAction, Routing, Speaker,
-    SpeakerConfig,
+    AddPathSend, Clear, ConnId, Event, ExportPolicy, Output, PeerConfig, PeerId, PrefixAction, Routing,
+    Speaker, SpeakerConfig,
     neighbor::{Neighbor, Up},
 };
 use crate::{
@@ -40,7 +40,9 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session, own: &SpeakerConfig, 
         policy: Arc::new(cfg.export.clone()),
         import: cfg.import.clone(),
         families: session.families,
-        add_path: PerFamily::from_fn(|f| cfg.add_path.send.filter(|_| session.write.add_path(f))),
+        add_path: PerFamily::from_fn(|f| {
+            cfg.add_path.send.filter(|send| session.write.add_path(f) && *send != AddPathSend::Single)
+        }),
         write: session.write,
         rewrite: Rewrite {
             override_as: (options.as_override && external).then_some(session.remote_asn),
@@ -52,9 +54,9 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session, own: &SpeakerConfig, 
             closed: closed_out,
         },
         inward: Inward {
+            first_as: Some(session.remote_asn).filter(|_| options.enforce_first_as && external),
             prepend: local_as.filter(|_| options.local_as_prepend),
             honour_shutdown: options.honour_shutdown.unwrap_or(external),
-            first_as: Some(session.remote_asn).filter(|_| options.enforce_first_as && external),
             closed: closed_in,
         },
     }
@@ -164,7 +166,11 @@ impl Speaker {
     pub(super) fn treat_anew(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if let Some(mut up) = peer.up.take() {
-            let rib = rib_peer(peer, &up.session, &self.cfg, self.draining);
+            let mut rib = rib_peer(peer, &up.session, &self.cfg, self.draining);
+            // Who was told several paths is told several as long as the session lasts.
+            for family in Family::ALL {
+                rib.add_path[family] = rib.add_path[family].or(up.rib.add_path[family]);
+            }
             self.rib.peer_changed(&up.rib, &rib);
             up.rib = rib;
             peer.up = Some(up);

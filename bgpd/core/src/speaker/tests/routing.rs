@@ -98,3 +98,53 @@ fn another_limit_of_paths_counts_from_the_next_update() {
     b.message(2, announce(2, &["10.9.2.0/24"], ibgp()));
     assert_eq!(b.notifications(), [(6, 8)]);
 }
+
+#[test]
+fn a_neighbor_with_identifiers_is_told_more_paths_without_a_new_session() {
+    let with = |send| PeerConfig {
+        add_path: AddPath { receive: true, send: Some(send) },
+        reflector_client: true,
+        ..neighbor(4, AS)
+    };
+    let others = [neighbor(2, AS), neighbor(3, AS)];
+    let all = |send| others.iter().cloned().chain([with(send)]).collect::<Vec<_>>();
+    let mut b = Bench::new(all(AddPathSend::Single));
+    for n in [2, 3] {
+        b.establish(n, open(n, AS));
+    }
+    let mut ours = open(4, AS);
+    ours.capabilities.push(Capability::AddPath(vec![(1, 1, 3)]));
+    b.establish(4, ours);
+    let (shared, gone) = ("10.9.0.0/24", "10.9.1.0/24");
+    for n in [2, 3] {
+        b.message(n, announce(n, &[shared], ibgp()));
+    }
+    b.message(2, announce(2, &[gone], ibgp()));
+    // What it holds at the end, by prefix and identifier, and what was sent: as a receiver has it.
+    let mut held = std::collections::BTreeSet::new();
+    let mut read = |b: &mut Bench| {
+        for u in b.pull(4) {
+            for list in u.withdrawn {
+                let Prefixes::V4(list) = list else { panic!() };
+                list.iter().for_each(|n| assert!(held.remove(&(n.prefix.to_string(), n.path_id)), "{n:?}"));
+            }
+            for reach in u.reach {
+                let Prefixes::V4(list) = reach.prefixes else { panic!() };
+                held.extend(list.iter().map(|n| (n.prefix.to_string(), n.path_id)));
+            }
+        }
+        held.iter().map(|(p, id)| format!("{p} {id}")).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&mut b), ["10.9.0.0/24 0", "10.9.1.0/24 0"]);
+    b.out.clear();
+    b.message(2, withdraw(&[gone]));
+    b.input(Input::SetPeers(all(AddPathSend::All)));
+    assert_eq!(b.notifications(), []);
+    let now = read(&mut b);
+    assert!(now.len() == 2 && now.iter().all(|p| p.starts_with(shared) && !p.ends_with(" 0")), "{now:?}");
+    // Back: as many as before, until the session ends.
+    b.input(Input::SetPeers(all(AddPathSend::Single)));
+    assert_eq!((b.notifications(), read(&mut b).len()), (vec![], 2));
+    b.message(2, withdraw(&[shared]));
+    assert_eq!(read(&mut b).len(), 1);
+}
