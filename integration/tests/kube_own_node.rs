@@ -1,9 +1,10 @@
 //! The agent and the Node object of its own node: what it wrote there comes back when the object is made anew, and while it
 //! is away the agent says that it is not ready. Needs root.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use brindle_integration::{
+    bins::bin,
     kube_node::KubeNode,
     wait::{until, until_true},
 };
@@ -46,6 +47,58 @@ fn written(node: &KubeNode, before: &[Option<String>; 2]) {
         let now = annotations(node);
         if now == *before { Ok(()) } else { Err(format!("{now:?}\n{}", node.log())) }
     });
+}
+
+/// The condition NetworkUnavailable: status and reason.
+fn unavailable(node: &KubeNode) -> Option<[String; 2]> {
+    let object = node.server.get(NODE, ("", "node-a"))?;
+    let all = object["status"]["conditions"].as_array()?;
+    let c = all.iter().find(|c| c["type"] == "NetworkUnavailable")?;
+    Some(["status", "reason"].map(|f| c[f].as_str().unwrap_or_default().to_owned()))
+}
+
+/// A new Node of a cloud: its network is not there until somebody says so.
+fn register_in_a_cloud(node: &KubeNode) {
+    let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}, "status": {
+        "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
+        "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"},
+            {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}]}});
+    node.server.apply(object).unwrap_or_else(|s| panic!("{}", s.message));
+}
+
+fn says(node: &KubeNode, status: &str, reason: &str) {
+    until(reason, LONG, || match unavailable(node) {
+        Some([s, r]) if s == status && r == reason => Ok(()),
+        other => Err(format!("{other:?}\n{}", node.log())),
+    });
+}
+
+#[test]
+fn the_cluster_is_told_that_the_nodes_network_is_there() {
+    let mut node = node("kthere");
+    register_in_a_cloud(&node);
+    node.start_agent(&[]);
+    says(&node, "False", "BrindleIsUp");
+    let conditions =
+        node.server.get(NODE, ("", "node-a")).expect("it is there")["status"]["conditions"].clone();
+    assert!(
+        conditions.as_array().is_some_and(|all| all.iter().any(|c| c["reason"] == "KubeletReady")),
+        "{conditions}"
+    );
+    ready(&node);
+
+    // A new object: whoever made it says so again.
+    node.server.delete(NODE, ("", "node-a")).unwrap_or_else(|s| panic!("{}", s.message));
+    register_in_a_cloud(&node);
+    says(&node, "False", "BrindleIsUp");
+
+    let mut drain = Command::new(bin("brindle-node"));
+    let out = drain.args(["drain", "--wait", "0", "--state-dir"]).arg(&node.dir).output();
+    assert!(out.expect("the program starts").status.success());
+    says(&node, "True", "BrindleIsDown");
+    node.stop_agent();
+    node.start_agent(&[]);
+    says(&node, "False", "BrindleIsUp");
 }
 
 #[test]

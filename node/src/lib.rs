@@ -9,6 +9,7 @@ mod autodetect;
 mod calico_status;
 mod cluster;
 mod cni_server;
+mod condition;
 mod defaults;
 mod drain;
 mod felix_env;

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    addresses, admin, admin_tcp, calico_status, defaults,
+    addresses, admin, admin_tcp, calico_status, condition, defaults,
     drain::Drain,
     felix_env::FelixEnv,
     health::{self, BgpProblems},
@@ -83,7 +83,11 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     if let Some(listener) = health {
         tokio::spawn(health::serve(listener, sources.clone()));
     }
+    if on_kubernetes(&settings.datastore) {
+        tokio::spawn(condition::keep(Arc::clone(&store), sources.clone()));
+    }
     let on_signal = Arc::clone(&drain);
+    let end_of = Arc::clone(&store);
     let answer: admin::Answer = {
         let (settings, store, felix, bgp) =
             (Arc::new(settings.clone()), store.clone(), felix.clone(), bgp.clone());
@@ -113,7 +117,10 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
                         serde_json::to_value(sources.health().await).unwrap_or(Value::Null)
                     }
                     AdminRequest::Drain { wait } => match drain.run(Duration::from_secs(wait)).await {
-                        Ok(done) => serde_json::to_value(done).unwrap_or(Value::Null),
+                        Ok(done) => {
+                            condition::down(&*store, &settings.node_name).await;
+                            serde_json::to_value(done).unwrap_or(Value::Null)
+                        }
                         Err(e) => json!({"error": format!("{e:#}")}),
                     },
                     AdminRequest::Bgp(_) => {
@@ -141,8 +148,9 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     if !settings.cluster.drain.is_zero() && !on_signal.is_done() {
         tokio::select! {
             done = on_signal.run(settings.cluster.drain) => {
-                if let Err(e) = done {
-                    tracing::warn!("cannot drain: {e:#}");
+                match done {
+                    Ok(_) => condition::down(&*end_of, &settings.node_name).await,
+                    Err(e) => tracing::warn!("cannot drain: {e:#}"),
                 }
             }
             _ = term.recv() => tracing::info!("a second signal: not waiting for peers any longer"),

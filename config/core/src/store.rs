@@ -92,6 +92,17 @@ pub trait Subscription: Send {
     fn next(&mut self) -> StoreFuture<'_, Vec<SyncEvent>>;
 }
 
+/// What is said of a node's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkWord {
+    pub available: bool,
+    /// One word, as conditions have it.
+    pub reason: &'static str,
+    pub message: &'static str,
+    /// RFC 3339.
+    pub at: String,
+}
+
 /// A datastore.
 pub trait Store: Send + Sync {
     fn get<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Entry>;
@@ -109,6 +120,12 @@ pub trait Store: Send + Sync {
     }
     /// Deletes if the expectation holds (`Absent` is meaningless here and refused as `Conflict`).
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision>;
+    /// Says in the cluster's own record of a node whether its network is there, where there is such a record: Kubernetes'
+    /// condition NetworkUnavailable. Whether something was written.
+    fn say_network<'a>(&'a self, node: &'a str, word: &'a NetworkWord) -> StoreFuture<'a, bool> {
+        let _ = (node, word);
+        Box::pin(async { Ok(false) })
+    }
     /// Changes of the given kinds after `from`, in order.
     fn watch<'a>(&'a self, kinds: &'a [Kind], from: Revision) -> StoreFuture<'a, Box<dyn Watch>>;
     /// The same datastore, of whose WorkloadEndpoints listings and watches hold those of one node only, where the server

@@ -33,7 +33,9 @@ use std::{
 
 use brindle_config_core::{
     Key, Kind,
-    store::{Entry, Expect, Listing, Revision, Store, StoreError, StoreFuture, Subscription, Watch},
+    store::{
+        Entry, Expect, Listing, NetworkWord, Revision, Store, StoreError, StoreFuture, Subscription, Watch,
+    },
 };
 use futures::{StreamExt, TryStreamExt};
 use http::Method;
@@ -377,6 +379,10 @@ impl Store for KubeStore {
 
     fn would_hold<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Value> {
         Box::pin(async move { self.inner.would_hold(key, value, expect).await })
+    }
+
+    fn say_network<'a>(&'a self, node: &'a str, word: &'a NetworkWord) -> StoreFuture<'a, bool> {
+        Box::pin(async move { self.inner.say_network(node, word).await })
     }
 
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use brindle_config_core::{
     Key, Kind, names,
-    store::{Expect, Revision, StoreError},
+    store::{Expect, NetworkWord, Revision, StoreError},
 };
 use http::Method;
 use serde::de::DeserializeOwned;
@@ -405,6 +405,42 @@ impl Inner {
         let patch = map_node::patch(&node, value, number(expect)).map_err(|reason| refused(key, reason))?;
         let path = format!("{}/status", place.object("", &key.name));
         self.write(Verb::PatchStatus, place, key, Method::PATCH, &path, &patch).await
+    }
+
+    /// The condition NetworkUnavailable of a Node, as Calico's agent sets it. A merge patch replaces the whole list, so it
+    /// names the revision that the others were read at.
+    pub(super) async fn say_network(&self, node: &str, word: &NetworkWord) -> Result<bool, StoreError> {
+        const KIND: &str = "NetworkUnavailable";
+        let key = Key::new(Kind::Node, None, node);
+        let place = self.place(&key).await?;
+        let path = format!("{}/status", place.object("", node));
+        let status = if word.available { "False" } else { "True" };
+        for attempt in 0..ATTEMPTS {
+            let found: Value = self.object(&place, &key, node).await?;
+            let all = found.pointer("/status/conditions").and_then(Value::as_array);
+            let mut conditions = all.cloned().unwrap_or_default();
+            let old = conditions.iter().find(|c| c["type"] == KIND);
+            if old.is_some_and(|c| c["status"] == status && c["reason"] == word.reason) {
+                return Ok(false);
+            }
+            let since = old
+                .filter(|c| c["status"] == status)
+                .map_or(json!(word.at), |c| c["lastTransitionTime"].clone());
+            let new = json!({"type": KIND, "status": status, "reason": word.reason, "message": word.message,
+                "lastHeartbeatTime": word.at, "lastTransitionTime": since});
+            match conditions.iter_mut().find(|c| c["type"] == KIND) {
+                Some(old) => *old = new,
+                None => conditions.push(new),
+            }
+            let at = found.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
+            let patch = json!({"metadata": {"resourceVersion": at}, "status": {"conditions": conditions}});
+            match self.write(Verb::PatchStatus, &place, &key, Method::PATCH, &path, &patch).await {
+                Ok(_) => return Ok(true),
+                Err(StoreError::Conflict(_)) => tokio::time::sleep(jitter::back_off(attempt)).await,
+                Err(e) => return Err(e),
+            }
+        }
+        Err(StoreError::Conflict(key))
     }
 
     async fn put_endpoint(
