@@ -118,7 +118,7 @@ pub(super) fn explain(
         (code @ (405 | 415), _) => {
             let hint = match place.shape {
                 Shape::Calico(_) => "is something else serving this API?",
-                _ => "the API server is older than Brindle needs (1.30)",
+                _ => "the API server is older than Brindle needs (1.21)",
             };
             broken(format!("{code} for {} of {resource}: {said}; {hint}", verb.as_str()))
         }
