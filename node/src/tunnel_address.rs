@@ -35,7 +35,7 @@ pub(crate) async fn keep(store: Arc<dyn Store>, node: String, v4: bool) {
     while let Some(batch) = events.recv().await {
         let first = batch.iter().any(|e| matches!(e, SyncEvent::InSync));
         in_sync |= first;
-        let pools = batch.iter().any(|e| of_pool(e));
+        let pools = batch.iter().any(of_pool);
         note(&mut said, &batch, &key);
         // Nodes change all the time; this one counts when it says something else than what was left.
         if !in_sync || !(first || pools || said != left) {

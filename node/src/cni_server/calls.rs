@@ -71,7 +71,7 @@ mod tests {
         let gc = Call::Gc { network: "n".into(), valid: Vec::new(), dry_run: false };
         calls.count(command(&gc), &Reply::Deleted);
         calls.count(
-            command(&Call::Status),
+            command(&Call::status()),
             &Reply::Error { code: 50, msg: String::new(), details: String::new() },
         );
         let counted: Vec<_> = calls.all().filter(|(.., n)| *n > 0).collect();

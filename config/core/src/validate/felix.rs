@@ -63,10 +63,10 @@ fn setting(name: &str, value: &Value, errors: &mut Errors) {
     match name {
         "allowIPIPPacketsFromWorkloads"
         | "allowVXLANPacketsFromWorkloads"
-        | "disableConntrackInvalidCheck" => {
-            if !value.is_boolean() {
-                wrong("expected true or false".into());
-            }
+        | "disableConntrackInvalidCheck"
+            if !value.is_boolean() =>
+        {
+            wrong("expected true or false".into());
         }
         "failsafeInboundHostPorts" | "failsafeOutboundHostPorts" => match value.as_array() {
             Some(list) => failsafes(&field, list, errors),
@@ -87,35 +87,25 @@ fn setting(name: &str, value: &Value, errors: &mut Errors) {
             Some(t) => errors.duration(&field, Some(&t.to_owned())),
             None => wrong("expected a duration such as 90s".into()),
         },
-        "iptablesNATOutgoingInterfaceFilter" => {
-            if !text.is_some_and(super::device_name) {
-                wrong("expected the name of an interface".into());
-            }
+        "iptablesNATOutgoingInterfaceFilter" if !text.is_some_and(super::device_name) => {
+            wrong("expected the name of an interface".into());
         }
-        "logPrefix" => {
-            if text.is_none() {
-                wrong("expected a text".into());
-            }
+        "logPrefix" if text.is_none() => {
+            wrong("expected a text".into());
         }
-        "maxIpsetSize" => {
-            if !number(1, u32::MAX.into()) {
-                wrong(format!("expected 1 to {}", u32::MAX));
-            }
+        "maxIpsetSize" if !number(1, u32::MAX.into()) => {
+            wrong(format!("expected 1 to {}", u32::MAX));
         }
-        "natOutgoingAddress" => {
-            if !text.is_some_and(|t| t.parse::<IpAddr>().is_ok()) {
-                wrong("expected an IP address".into());
-            }
+        "natOutgoingAddress" if text.is_none_or(|t| t.parse::<IpAddr>().is_err()) => {
+            wrong("expected an IP address".into());
         }
         "natPortRange" => {
             if let Err(reason) = nat_port_range(value) {
                 wrong(reason);
             }
         }
-        "vxlanPort" => {
-            if !number(1, u16::MAX.into()) {
-                wrong("expected a port from 1 to 65535".into());
-            }
+        "vxlanPort" if !number(1, u16::MAX.into()) => {
+            wrong("expected a port from 1 to 65535".into());
         }
         _ => {}
     }

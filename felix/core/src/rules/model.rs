@@ -352,12 +352,15 @@ fn shared_chain(
     }
 }
 
+/// A host endpoint without a device of its own, the device, and whom it belongs to.
+type Passed<'a> = (&'a EndpointPolicy, String, &'a EndpointPolicy);
+
 /// Device → host endpoint; a device named explicitly beats one found by address, the lowest name wins. And those that go
 /// without, each with the device and who has it.
 fn by_device<'a>(
     endpoints: &'a [Arc<EndpointPolicy>],
     address_of: &BTreeMap<IpAddr, String>,
-) -> (BTreeMap<String, &'a EndpointPolicy>, Vec<(&'a EndpointPolicy, String, &'a EndpointPolicy)>) {
+) -> (BTreeMap<String, &'a EndpointPolicy>, Vec<Passed<'a>>) {
     let mut taken: BTreeMap<String, &EndpointPolicy> = BTreeMap::new();
     let mut without = Vec::new();
     for e in endpoints {
