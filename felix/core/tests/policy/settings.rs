@@ -177,7 +177,7 @@ fn pods_send_from_foreign_addresses_only_where_the_cluster_lets_them() {
         }));
         let desired = desire(&inputs, &HostView::default(), &"tunl0".into());
         let filter = "net/ipv4/conf/cali1/rp_filter";
-        let settings = desired.endpoints.values().flat_map(|e| &e.settings);
+        let mut settings = desired.endpoints.values().flat_map(|e| &e.settings);
         let filter = settings.rfind(|s| s.path == filter).map(|s| s.value);
         let sources = graph.flush().into_iter().find_map(|d| match d {
             PolicyDelta::Endpoint(e) => Some(e.allowed_sources.len()),
