@@ -108,10 +108,13 @@ impl<'a> Brindle<'a> {
         })
     }
 
-    /// `brindle-bgpd rib [PREFIX]`.
+    /// `brindle-bgpd rib [PREFIX]`; a prefix without a route has an empty list.
     pub fn rib(&self, prefix: Option<&str>) -> Result<Value, String> {
         let args: Vec<&str> = ["rib"].into_iter().chain(prefix).collect();
-        serde_json::from_str(&self.ask(&args)?).map_err(|e| e.to_string())
+        match self.ask(&args) {
+            Err(e) if e.contains("there is no such route") => Ok(Value::Array(Vec::new())),
+            said => serde_json::from_str(&said?).map_err(|e| e.to_string()),
+        }
     }
 
     /// Waits until the prefix is there (or gone).
