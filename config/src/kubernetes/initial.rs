@@ -9,17 +9,16 @@ use serde::de::IgnoredAny;
 
 use super::{
     Inner, Piece,
-    client::Failure,
+    client::{Failure, Lines},
     kinds::Place,
     object::{self, Event, Mapped, Stub},
+    watch,
 };
 
 /// Annotation of the bookmark behind the last object.
 const END: &str = "k8s.io/initial-events-end";
 /// How long a stream may be silent before pages are asked for: the server may have to read up first.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long the server keeps a stream that comes to no end.
-const SECONDS: u64 = 120;
 
 /// Why a stream is of no use; pages will say what is wrong, if something is.
 enum Not {
@@ -29,17 +28,17 @@ enum Not {
 }
 
 impl Inner {
-    /// Reads a collection for a follower: as a stream where the server has that, else page by page. Returns its version;
-    /// `None` when the cluster may lack it and does.
+    /// Reads a collection for a follower: as a stream where the server has that, which then goes on with what changes, else
+    /// page by page. Returns its version (`None` when the cluster may lack it and does) and the stream.
     pub(super) async fn initial(
         &self,
         place: &Place,
         mut take: impl FnMut(Piece) + Send,
-    ) -> Result<Option<Revision>, StoreError> {
+    ) -> Result<(Option<Revision>, Option<Lines>), StoreError> {
         if !self.unstreamed.load(Ordering::Relaxed) {
             take(Piece::Begin);
             match self.streamed(place, &mut take).await {
-                Ok(at) => return Ok(Some(at)),
+                Ok((at, lines)) => return Ok((Some(at), Some(lines))),
                 Err(Not::Refused(why)) => {
                     if !self.unstreamed.swap(true, Ordering::Relaxed) {
                         tracing::debug!(
@@ -53,14 +52,19 @@ impl Inner {
                 }
             }
         }
-        self.each(place, take).await
+        Ok((self.each(place, take).await?, None))
     }
 
-    async fn streamed(&self, place: &Place, take: &mut (impl FnMut(Piece) + Send)) -> Result<Revision, Not> {
+    async fn streamed(
+        &self,
+        place: &Place,
+        take: &mut (impl FnMut(Piece) + Send),
+    ) -> Result<(Revision, Lines), Not> {
         let path = format!(
             "{}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true\
-             &timeoutSeconds={SECONDS}{}",
+             &timeoutSeconds={}{}",
             place.collection(None),
+            watch::seconds(),
             self.selection(place)
         );
         let mut lines = self.client.lines(&path).await.map_err(|failure| match failure {
@@ -75,7 +79,7 @@ impl Inner {
             let line = line.map_err(Not::Broken)?;
             let line = line.ok_or_else(|| Not::Broken("it ended before all was told".into()))?;
             if let Some(at) = one(place, &line, take).map_err(Not::Broken)? {
-                return Ok(at);
+                return Ok((at, lines));
             }
         }
     }

@@ -14,7 +14,6 @@ use tokio::task::JoinHandle;
 
 use super::{
     Inner, Piece,
-    cursors::Cursor,
     kinds::{Api, Place, Shape},
     shared::Shared,
     watch::KubeWatch,
@@ -155,7 +154,7 @@ async fn pass(
     // Objects of Kubernetes change all the time in ways that no resource shows. Who writes Calico's with an expectation
     // needs their revision.
     let revisions = matches!(place.shape, Shape::Calico(_));
-    let at = {
+    let (at, lines) = {
         let _turn = inner.turns.acquire().await;
         let take = |piece| match piece {
             Piece::Begin => shared.begin_listing(),
@@ -163,11 +162,9 @@ async fn pass(
         };
         inner.initial(&place, take).await?
     };
-    let from = at.unwrap_or_default();
-    let cursor = Cursor::from([(kind, at)]);
-    let mut watch = KubeWatch::open(inner, vec![place], &cursor, from).await?;
+    let mut watch = KubeWatch::go_on(inner, place, at, lines).await?;
     inner.reflectors.over(trouble);
-    shared.end_listing(from);
+    shared.end_listing(at.unwrap_or_default());
     loop {
         let changes = watch.next().await?;
         *attempt = 0;

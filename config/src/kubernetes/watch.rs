@@ -31,7 +31,7 @@ use crate::jitter;
 
 /// A stream that is silent for so long is opened again: bookmarks come every minute, and a dead connection says nothing.
 const SILENCE: Duration = Duration::from_secs(100);
-/// How long the server is asked to keep a stream: uneven, so that agents do not all come back together.
+/// How long a stream is kept, at least and how much longer at most: uneven, so that agents do not all come back together.
 const STREAM_SECONDS: (u64, u64) = (300, 300);
 /// How long a watch waits for its streams before it is given out.
 const OPENING: Duration = Duration::from_secs(3);
@@ -54,19 +54,26 @@ impl KubeWatch {
         cursor: &Cursor,
         from: Revision,
     ) -> Result<Self, StoreError> {
-        let mut all: Vec<_> = places
-            .into_iter()
-            .map(|place| Collection {
-                inner: Arc::clone(inner),
-                at: cursor.get(&place.kind).copied().flatten(),
-                place,
-                from,
-                lines: None,
-                seen: HashMap::new(),
-                attempt: 0,
-                trouble: None,
-            })
-            .collect();
+        let all = places.into_iter().map(|place| {
+            let at = cursor.get(&place.kind).copied().flatten();
+            Collection::new(inner, place, at, from)
+        });
+        Self::of(all.collect()).await
+    }
+
+    /// Goes on with a collection where reading it ended: with the stream itself, if it was one.
+    pub(super) async fn go_on(
+        inner: &Arc<Inner>,
+        place: Place,
+        at: Option<Revision>,
+        lines: Option<Lines>,
+    ) -> Result<Self, StoreError> {
+        let mut one = Collection::new(inner, place, at, at.unwrap_or_default());
+        one.lines = lines;
+        Self::of(vec![one]).await
+    }
+
+    async fn of(mut all: Vec<Collection>) -> Result<Self, StoreError> {
         // A server that is slow or away is tried again while the watch waits.
         let opened = all.iter_mut().map(|one| tokio::time::timeout(OPENING, one.begin()));
         for result in futures::future::join_all(opened).await {
@@ -138,9 +145,22 @@ enum End {
 }
 
 impl Collection {
+    fn new(inner: &Arc<Inner>, place: Place, at: Option<Revision>, from: Revision) -> Self {
+        Self {
+            inner: Arc::clone(inner),
+            at,
+            place,
+            from,
+            lines: None,
+            seen: HashMap::new(),
+            attempt: 0,
+            trouble: None,
+        }
+    }
+
     /// The first try at its stream.
     async fn begin(&mut self) -> Result<(), End> {
-        if let Some(at) = self.at {
+        if let Some(at) = self.at.filter(|_| self.lines.is_none()) {
             self.lines = Some(self.open(at).await?);
         }
         Ok(())
@@ -205,7 +225,7 @@ impl Collection {
     }
 
     async fn open(&mut self, at: Revision) -> Result<Lines, End> {
-        let seconds = STREAM_SECONDS.0 + jitter::below(STREAM_SECONDS.1);
+        let seconds = seconds();
         let path = format!(
             "{}?watch=true&allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}{}",
             self.place.collection(None),
@@ -347,6 +367,11 @@ impl Collection {
         }
         Ok(Some(Change::Delete { key, revision }))
     }
+}
+
+/// How long the server is asked to keep a stream.
+pub(super) fn seconds() -> u64 {
+    STREAM_SECONDS.0 + jitter::below(STREAM_SECONDS.1)
 }
 
 fn hash(of: &impl Hash) -> u64 {
