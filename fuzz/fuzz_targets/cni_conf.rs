@@ -16,7 +16,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let version = version_hint(data);
-    match Conf::parse(data) {
+    match Conf::parse(data, Command::Add) {
         Err(e) => check_error(&version, &e),
         Ok(conf) => match conf.prev_answer() {
             Err(e) => check_error(&version, &e),

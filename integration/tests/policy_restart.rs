@@ -18,7 +18,7 @@ use brindle_integration::{
     wait::until,
 };
 use brindle_kernel::netns::NetNs;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PORT: u16 = 7000;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -236,10 +236,11 @@ fn a_write_that_ends_in_its_middle_is_finished_and_passes_nothing() {
         under_traffic(&mut lab, |lab| {
             for (i, tool) in tools.iter().enumerate() {
                 // Every table and both families: a host endpoint, before DNAT, untracked, and networks that need sets.
-                let nets =
-                    |n: usize| json!([format!("10.{n}.0.0/16"), format!("fd00:{n}::/64"), "10.200.0.0/16"]);
-                let rule =
-                    |n: usize| json!([{"action": "Deny", "source": {"nets": nets(n)}}, {"action": "Allow"}]);
+                let deny = |nets: Value| json!({"action": "Deny", "source": {"nets": nets}});
+                let rule = |n: usize| {
+                    json!([deny(json!([format!("10.{n}.0.0/16"), "10.200.0.0/16"])),
+                        deny(json!([format!("fd00:{n}::/64"), "fd00:200::/64"])), {"action": "Allow"}])
+                };
                 let on = |name: &str, more: &str, n: usize| {
                     let mut spec = json!({"selector": "role == 'host'", "order": 10, "types": ["Ingress"],
                         "applyOnForward": true, "ingress": rule(n)});
