@@ -66,9 +66,13 @@ impl Random {
 
     /// A whole cluster, seen from node `n1`, where all its pods are.
     pub(crate) fn resources(&mut self) -> Vec<Value> {
-        // Said aloud, because the default is Accept.
+        let mut felix =
+            json!({"defaultEndpointToHostAction": self.pick(&["Drop", "Drop", "Accept", "Return"])});
+        if self.once(4) {
+            felix["vxlanPort"] = 4790.into();
+        }
         let mut out = vec![json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
-            "metadata": {"name": "default"}, "spec": {"defaultEndpointToHostAction": "Drop"}})];
+            "metadata": {"name": "default"}, "spec": felix})];
         for (i, ns) in SPACES.iter().enumerate() {
             if !self.once(5) {
                 let labels = self.labels(true);
@@ -109,14 +113,7 @@ impl Random {
             set["metadata"]["labels"] = self.labels(false);
             out.push(set);
         }
-        let mut hep = Self::calico(
-            "HostEndpoint",
-            "",
-            "h",
-            json!({"node": "n1", "interfaceName": "eth0", "expectedIPs": ["192.168.0.1"]}),
-        );
-        hep["metadata"]["labels"] = self.labels(false);
-        out.push(hep);
+        self.host_endpoints(&mut out);
         for name in ["first", "second"] {
             let mut spec = json!({"order": self.pick(&[10.0, 20.0, 2_000_000.0])});
             if self.once(2) {
@@ -132,15 +129,40 @@ impl Random {
             "endpoints": [{"addresses": backends}], "ports": [{"port": 80, "protocol": "TCP"}]}));
         for i in 0..1 + self.below(7) {
             let policy = self.policy(i);
-            out.push(policy);
+            // There is one baseline of that name.
+            if !out.iter().any(|r| r["kind"] == policy["kind"] && r["metadata"] == policy["metadata"]) {
+                out.push(policy);
+            }
         }
         out
+    }
+
+    /// One for `eth0`, by name or by its address, perhaps contested; perhaps one for all other interfaces.
+    fn host_endpoints(&mut self, out: &mut Vec<Value>) {
+        let mut put = |r: &mut Self, name: &str, spec: &Value| {
+            let mut hep = Self::calico("HostEndpoint", "", name, spec.clone());
+            hep["metadata"]["labels"] = r.labels(false);
+            out.push(hep);
+        };
+        let ips = ["192.168.0.1", "fd00:1::1"];
+        let own = self.pick(&[
+            json!({"node": "n1", "interfaceName": "eth0", "expectedIPs": ips}),
+            json!({"node": "n1", "expectedIPs": ips}),
+        ]);
+        put(self, "h", &own);
+        if self.once(8) {
+            put(self, "i", &own);
+        }
+        if self.once(3) {
+            put(self, "x", &json!({"node": "n1", "interfaceName": "*"}));
+        }
     }
 
     fn policy(&mut self, i: usize) -> Value {
         let name = format!("policy{i}");
         let ns = self.pick(&SPACES);
-        match self.below(7) {
+        match self.below(8) {
+            7 => self.admin(&name),
             0 | 1 => {
                 let spec = self.kubernetes();
                 json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
@@ -218,24 +240,17 @@ impl Random {
             r["ipVersion"] = self.pick(&[4, 6]).into();
         }
         let ports = matches!(protocol, "TCP" | "UDP" | "SCTP");
+        // All networks of a rule are of one family.
+        let six = r["ipVersion"].as_u64().map_or_else(|| self.once(6), |v| v == 6);
         for (side, peer) in [("source", !egress), ("destination", egress)] {
             if self.once(2) {
-                let version = r["ipVersion"].as_u64();
-                r[side] = self.entity(ns, peer, ports, protocol.is_empty(), version, side == "destination");
+                r[side] = self.entity(ns, peer, ports, protocol.is_empty(), six, side == "destination");
             }
         }
         r
     }
 
-    fn entity(
-        &mut self,
-        ns: &str,
-        peer: bool,
-        ports: bool,
-        any: bool,
-        version: Option<u64>,
-        dst: bool,
-    ) -> Value {
+    fn entity(&mut self, ns: &str, peer: bool, ports: bool, any: bool, six: bool, dst: bool) -> Value {
         let mut e = json!({});
         if peer && !ports && self.once(6) {
             e["services"] = json!({"name": "web", "namespace": "ns1"});
@@ -244,7 +259,10 @@ impl Random {
             }
             return e;
         }
-        if self.once(4) && version != Some(6) {
+        if six && self.once(3) {
+            e[self.pick(&["nets", "notNets"])] =
+                json!([self.pick(&["fd00::/112", "fd00:2::/64", "fd00::1:0/112"])]);
+        } else if !six && self.once(4) {
             let nets = ["10.0.0.0/24", "10.0.1.2", "10.9.0.0/16", "192.168.0.0/16", "0.0.0.0/0"];
             e[self.pick(&["nets", "nets", "notNets"])] =
                 json!([self.pick(&nets[..4]), self.pick(&nets[..3])]);
@@ -364,6 +382,44 @@ impl Random {
             "ingress": ingress, "egress": egress})
     }
 
+    /// AdminNetworkPolicy or BaselineAdminNetworkPolicy.
+    fn admin(&mut self, name: &str) -> Value {
+        let baseline = self.once(3);
+        let (kind, name) = match baseline {
+            true => ("BaselineAdminNetworkPolicy", "default"),
+            false => ("AdminNetworkPolicy", name),
+        };
+        let actions: &[&str] = if baseline { &["Allow", "Deny"] } else { &["Allow", "Deny", "Pass"] };
+        let peer = |r: &mut Self| match r.once(2) {
+            true => json!({"namespaces": r.selector(true)}),
+            false => {
+                json!({"pods": {"namespaceSelector": r.selector(true), "podSelector": r.selector(false)}})
+            }
+        };
+        let rules = |r: &mut Self, field: &str| -> Vec<Value> {
+            (0..r.below(3))
+                .map(|_| {
+                    let peers: Vec<Value> = (0..1 + r.below(2)).map(|_| peer(r)).collect();
+                    let mut rule = json!({"action": r.pick(actions), field: peers});
+                    if r.once(2) {
+                        rule["ports"] = r.pick(&[
+                            json!([{"portNumber": {"protocol": "TCP", "port": 80}}]),
+                            json!([{"portRange": {"protocol": "UDP", "start": 50, "end": 60}}, {"namedPort": "http"}]),
+                        ]);
+                    }
+                    rule
+                })
+                .collect()
+        };
+        let mut spec =
+            json!({"subject": peer(self), "ingress": rules(self, "from"), "egress": rules(self, "to")});
+        if !baseline {
+            spec["priority"] = self.below(50).into();
+        }
+        json!({"apiVersion": "policy.networking.k8s.io/v1alpha1", "kind": kind, "metadata": {"name": name},
+            "spec": spec})
+    }
+
     fn spot(&mut self) -> (Spot, [IpAddr; 2]) {
         let v6 = |text: String| text.parse::<IpAddr>().expect("an address");
         match self.below(8) {
@@ -387,14 +443,15 @@ impl Random {
         let family = usize::from(self.once(5));
         let protocol = self.pick(&[6, 6, 6, 17, 17, 132, if family == 1 { 58 } else { 1 }, 47, 4]);
         let ported = matches!(protocol, 6 | 17 | 132);
-        let port = self.pick(&[80, 80, 81, 53, 22, 443, 85, 86, 4789]);
+        let port = self.pick(&[80, 80, 81, 53, 22, 443, 85, 86, 4789, 4790]);
         Flow {
             src: src[family],
             dst: dst[family],
             protocol,
             src_port: if ported { self.pick(&[80, 81, 40_000]) } else { 0 },
             dst_port: if ported { port } else { 0 },
-            icmp: matches!(protocol, 1 | 58).then(|| self.pick(&[(8, 0), (3, 1), (128, 0), (135, 0)])),
+            icmp: matches!(protocol, 1 | 58)
+                .then(|| self.pick(&[(8, 0), (3, 1), (128, 0), (135, 0), (134, 0)])),
             from,
             to,
         }
