@@ -93,6 +93,10 @@ fn one(place: &Place, line: &[u8], take: &mut impl FnMut(Piece)) -> Result<Optio
         "ADDED" | "MODIFIED" => {
             match object::read_event(place, line) {
                 Ok(Mapped::Put(entry)) => take(Piece::One(entry)),
+                // As with what is deleted: an earlier line may have told it as something.
+                Ok(Mapped::Nothing { .. }) if event.kind == "MODIFIED" => {
+                    return Err("an object stopped being one of ours before all was told".into());
+                }
                 Ok(Mapped::Nothing { .. }) => {}
                 // One broken object must not hide the others.
                 Err(why) => tracing::warn!(resource = %place.resource(), "left out of a listing: {why}"),
@@ -151,5 +155,26 @@ mod tests {
         assert!(run(&["{"]).1.unwrap_err().starts_with("no event"));
         const BAD: &str = r#"{"type":"ADDED","object":{"metadata":{"name":7}}}"#;
         assert_eq!(run(&[BAD, A]).0, ["a"], "one that cannot be read hides no other");
+    }
+
+    #[test]
+    fn a_pod_that_loses_its_address_while_the_stream_is_read_is_not_kept() {
+        let place = Place::of(Kind::WorkloadEndpoint, Api::V1).unwrap();
+        let line = |kind: &str, status: &str| {
+            format!(
+                r#"{{"type":"{kind}","object":{{"metadata":{{"name":"p","namespace":"a","uid":"u",
+                "resourceVersion":"5"}},"spec":{{"nodeName":"n1"}},"status":{status}}}}}"#
+            )
+        };
+        let mut told = 0;
+        let mut take = |piece: Piece| told += usize::from(matches!(piece, Piece::One(_)));
+        let up = line("ADDED", r#"{"phase":"Running","podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"}]}"#);
+        let waiting = line("ADDED", r#"{"phase":"Pending"}"#);
+        let done = line("MODIFIED", r#"{"phase":"Pending"}"#);
+        assert_eq!(one(&place, up.as_bytes(), &mut take), Ok(None));
+        assert_eq!(one(&place, waiting.as_bytes(), &mut take), Ok(None), "nothing was told of it before");
+        let why = one(&place, done.as_bytes(), &mut take).unwrap_err();
+        assert!(why.ends_with("before all was told"), "{why}");
+        assert_eq!(told, 1);
     }
 }
