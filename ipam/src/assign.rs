@@ -123,6 +123,35 @@ impl BlockAllocator {
         Ok(all)
     }
 
+    /// The addresses [`crate::Allocator::assign`] is about to give of blocks the host owns, as remembered, in the order it
+    /// gives them; none where that is not enough. Another host may be given one first: only what is recorded counts. Changes
+    /// nothing and asks no store.
+    pub fn foresee(&self, request: &AssignRequest, view: &View, now: Now) -> Vec<IpAddr> {
+        let mut all = Vec::new();
+        for (family, wanted) in [(Family::V4, &request.v4), (Family::V6, &request.v6)] {
+            let namespace = request.namespace_labels.as_ref();
+            let until = all.len() + wanted.count;
+            if wanted.count == 0 {
+                continue;
+            }
+            let Ok(pools) = view.choose(&self.host, family, &wanted.pools, request.intended_use, namespace)
+            else {
+                return Vec::new();
+            };
+            for (cidr, held) in &self.own {
+                if all.len() < until && pools.iter().any(|p| p.spec.cidr.contains(cidr)) {
+                    let mut block = held.block.clone();
+                    block.end_cooldown(now, view.config.ip_cooldown_seconds.unwrap_or(0));
+                    all.extend(block.auto_assign(until - all.len(), &request.owner, &view.reservations));
+                }
+            }
+            if all.len() < until {
+                return Vec::new();
+            }
+        }
+        all
+    }
+
     /// From blocks the host owns.
     async fn use_own(&mut self, job: &mut Job<'_>) -> Result<(), IpamError> {
         let candidates: Vec<IpNet> = self.own.keys().filter(|c| job.pool_of(c).is_some()).copied().collect();

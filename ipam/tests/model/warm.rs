@@ -39,6 +39,40 @@ fn a_warm_add_is_one_compare_and_swap_beside_the_creation_of_its_handle() {
     );
 }
 
+#[test]
+fn what_is_foreseen_is_what_is_given_and_costs_the_store_nothing() {
+    let store = SimStore::with_pool("10.0.0.0/25", 26);
+    let mut a = BlockAllocator::new(Arc::new(store.clone()), "n0", Arc::new(NoPause));
+    let view = run(View::load(&store, "n0")).unwrap();
+    let request = |n: usize, count: usize| {
+        let owner = Owner { handle: format!("net.c{n}"), attributes: BTreeMap::new() };
+        AssignRequest::for_workload(owner, Wanted::any(count), Wanted::default())
+    };
+    assert!(a.foresee(&request(0, 1), &view, NOW).is_empty(), "no block yet");
+    let mut unforeseen = Vec::new();
+    for n in 0..64 {
+        let wish = request(n, 1 + n % 3);
+        store.calls();
+        let foreseen = a.foresee(&wish, &view, NOW);
+        assert!(of_ipam(&store.calls()).is_empty());
+        let given = run(a.assign(&wish, &view, NOW)).unwrap();
+        let ips: Vec<_> = given.addresses.iter().map(|g| g.ip).collect();
+        assert_eq!(ips.len(), 1 + n % 3, "{:?}", given.refusal());
+        if foreseen.is_empty() {
+            unforeseen.push(n);
+        } else {
+            assert_eq!(foreseen, ips);
+        }
+        // So that the free ones are not in order.
+        if n % 5 == 4 {
+            run(a.release_handle(&format!("net.c{}", n - 2), &view, NOW)).unwrap();
+        }
+    }
+    assert_eq!(unforeseen.len(), 2, "once for each block that had to be claimed: {unforeseen:?}");
+    let none = AssignRequest { v4: Wanted { count: 1, pools: vec!["nowhere".into()] }, ..request(99, 1) };
+    assert!(a.foresee(&none, &view, NOW).is_empty());
+}
+
 /// Blocks of other nodes, all in the pool.
 fn crowd(blocks: usize) -> SimStore {
     let store = SimStore::with_pool("10.0.0.0/11", 26);

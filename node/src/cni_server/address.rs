@@ -58,11 +58,34 @@ pub(super) struct Given {
     pub(super) addresses: Vec<IpNet>,
     /// It had them before.
     pub(super) again: bool,
+    /// The dataplane was told of them before they were recorded.
+    pub(super) announced: bool,
 }
 
 impl Service {
-    /// The attachment's addresses: those it has, else new ones.
-    pub(super) async fn assign(&self, a: &Attachment, wish: Wish) -> Result<Given, Refused> {
+    /// The attachment's addresses: those it has, else new ones. With `announce` the dataplane is told of new ones that can
+    /// be foreseen, so that policy is written while they are recorded; taken back if it comes otherwise.
+    pub(super) async fn assign(
+        &self,
+        a: &Attachment,
+        wish: Wish,
+        announce: bool,
+    ) -> Result<Given, Refused> {
+        let mut foreseen = Vec::new();
+        let given = self.assign_foreseen(a, wish, announce.then_some(&mut foreseen)).await;
+        let kept = given.as_ref().is_ok_and(|g| g.addresses == foreseen && !g.again);
+        if !kept && !foreseen.is_empty() {
+            self.withdraw(a).await;
+        }
+        given.map(|given| Given { announced: kept, ..given })
+    }
+
+    async fn assign_foreseen(
+        &self,
+        a: &Attachment,
+        wish: Wish,
+        foreseen: Option<&mut Vec<IpNet>>,
+    ) -> Result<Given, Refused> {
         if let Some(twice) =
             wish.ips.iter().enumerate().find_map(|(n, ip)| wish.ips[..n].contains(ip).then_some(ip))
         {
@@ -84,7 +107,7 @@ impl Service {
         let mut have = have?;
         if wish.without(&have).is_none() {
             let again = !have.is_empty();
-            return Ok(Given { addresses: in_order(have), again });
+            return Ok(Given { addresses: in_order(have), again, announced: false });
         }
         let (namespace, view) = (namespace?, view?);
         let mut wish = wish;
@@ -101,8 +124,14 @@ impl Service {
             have = self.addresses(a).await?;
         }
         let Some(missing) = wish.without(&have) else {
-            return Ok(Given { addresses: in_order(have), again });
+            return Ok(Given { addresses: in_order(have), again, announced: false });
         };
+        if let Some(foreseen) = foreseen.filter(|_| !again) {
+            *foreseen = self.foresee(&allocator, a, &missing, labels.as_ref(), &view);
+            if !foreseen.is_empty() {
+                self.announce(a, a.host_ifname(&self.pod_prefix()), foreseen.clone()).await;
+            }
+        }
         let mut ips = Vec::new();
         match self.allocate(&mut allocator, a, missing, labels, &view, &mut ips).await {
             Ok(()) => {
@@ -111,7 +140,7 @@ impl Service {
                 have.extend(ips);
                 let addresses =
                     if again { in_order(have) } else { have.into_iter().map(IpNet::from).collect() };
-                Ok(Given { addresses, again })
+                Ok(Given { addresses, again, announced: false })
             }
             Err(refused) => {
                 // One family may have been given before the other was refused.
@@ -170,6 +199,29 @@ impl Service {
         tracing::info!(container = %a.container_id, workload = a.workload(), addresses = ?ips,
             cause = "its former sandbox is gone", "addresses kept");
         Ok(Some(former.addresses))
+    }
+
+    /// What [`Self::allocate`] will give, as far as the node's own blocks tell.
+    fn foresee(
+        &self,
+        allocator: &BlockAllocator,
+        a: &Attachment,
+        wish: &Wish,
+        namespace_labels: Option<&BTreeMap<String, String>>,
+        view: &View,
+    ) -> Vec<IpNet> {
+        if !wish.ips.is_empty() {
+            return Vec::new();
+        }
+        let request = AssignRequest {
+            owner: Owner { handle: a.handle(), attributes: BTreeMap::new() },
+            v4: Wanted { count: wish.num4.into(), pools: wish.pools4.clone() },
+            v6: Wanted { count: wish.num6.into(), pools: wish.pools6.clone() },
+            intended_use: AllowedUse::Workload,
+            namespace_labels: namespace_labels.cloned(),
+            max_blocks: 0,
+        };
+        allocator.foresee(&request, view, now()).into_iter().map(IpNet::from).collect()
     }
 
     async fn allocate(

@@ -137,7 +137,7 @@ impl Service {
 
     /// Takes the container's announcement back: its endpoint is not in the store. Its turn keeps this and what the store
     /// says about it in order.
-    async fn withdraw(&self, a: &Attachment) {
+    pub(super) async fn withdraw(&self, a: &Attachment) {
         let key = self.endpoint_key(a);
         let mine = {
             let mut all = lock(&self.announced);

@@ -230,16 +230,16 @@ impl Service {
         })?;
         let foreign = !given.is_empty();
         let given = if given.is_empty() {
-            self.assign(a, wish).await?
+            // An endpoint of the pod's former sandbox stays in force until it is replaced.
+            self.assign(a, wish, !known).await?
         } else {
             let addresses = given.into_iter().map(|n| IpNet::from(n.addr())).collect();
-            Given { addresses, again: false }
+            Given { addresses, again: false, announced: false }
         };
         fail::point("agent.add.assigned");
-        let (addresses, again) = (given.addresses, given.again);
+        let Given { addresses, again, announced } = given;
         let host_ifname = a.host_ifname(&self.pod_prefix());
-        // An endpoint of the pod's former sandbox stays in force until it is replaced.
-        if !(known || again) {
+        if !(known || again || announced) {
             self.announce(a, host_ifname.clone(), addresses.clone()).await;
         }
         self.remember(a, &addresses, foreign, mtu).await;
@@ -272,7 +272,7 @@ impl Service {
         let (unlocked, promised) = tokio::join!(self.unlocked(), self.promised(a));
         unlocked?;
         self.settle(promised).await?;
-        let Given { addresses, again } = self.assign(a, wish).await?;
+        let Given { addresses, again, .. } = self.assign(a, wish, false).await?;
         self.remember(a, &addresses, false, 0).await;
         Ok(Reply::Added { addresses, host_ifname: String::new(), mtu: 0, again })
     }

@@ -58,6 +58,8 @@ struct Stub {
     prefixes: std::sync::Mutex<Vec<String>>,
     /// `+` and `-` with the endpoint's name, in order.
     announced: std::sync::Mutex<Vec<String>>,
+    /// Of the endpoint it was told of last.
+    addresses: std::sync::Mutex<Vec<IpNet>>,
 }
 
 impl Dataplane for Stub {
@@ -71,6 +73,8 @@ impl Dataplane for Stub {
 
     fn announce(&self, endpoint: Entry) -> Answer<'_, ()> {
         self.announced.lock().unwrap().push(format!("+{}", endpoint.key.name));
+        let networks = endpoint.value.pointer("/spec/ipNetworks").cloned().unwrap_or_default();
+        *self.addresses.lock().unwrap() = serde_json::from_value(networks).unwrap();
         Box::pin(async { Ok(()) })
     }
 
@@ -227,6 +231,10 @@ impl Stage {
             assert!(Instant::now() < deadline, "still {} addresses", self.in_use().await);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    fn last_announced(&self) -> Vec<IpNet> {
+        self.dataplane.addresses.lock().unwrap().clone()
     }
 
     fn announced(&self) -> Vec<String> {

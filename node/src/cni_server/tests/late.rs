@@ -1,5 +1,9 @@
 //! Frames of plugins that were killed: read after somebody else's DEL or ADD of the same container.
 
+use std::collections::BTreeMap;
+
+use brindle_ipam::{Allocator, AssignRequest, BlockAllocator, NoPause, Owner, View, Wanted};
+
 use super::*;
 
 /// A connection that stays open.
@@ -73,4 +77,33 @@ async fn a_dead_add_takes_nothing_from_the_one_that_followed() {
         assert!(matches!(other.ask(Call::Ping).await, Reply::Pong { .. }), "{i}");
         assert_eq!((s.endpoints().await.len(), s.in_use().await), (1, 1));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policy_is_told_of_an_address_before_it_is_recorded_and_told_again_when_another_host_was_first() {
+    let s = Stage::new("10.1.0.0/26").await;
+    s.attach(&attachment("c1")).await;
+    let before = s.announced().len();
+    let mut plugin = Plugin::of(&s);
+    let (register, _) = plugin.added(&attachment("c2")).await;
+    assert_eq!(s.announced()[before..], ["+n1-k8s-pod--c2-eth0"], "once, with what was given");
+    let Call::Register { addresses, .. } = &register else { panic!() };
+    assert_eq!(s.last_announced(), addresses[..]);
+    assert_eq!(plugin.ask(register).await, Reply::Registered);
+
+    // The only block is this node's; another host borrows the address that is next.
+    let view = View::load(&*s.store, "n2").await.unwrap();
+    let store: Arc<dyn Store> = s.store.clone();
+    let mut other = BlockAllocator::new(store, "n2", Arc::new(NoPause));
+    let owner = Owner { handle: "net.other".into(), attributes: BTreeMap::new() };
+    let wish = AssignRequest::for_workload(owner, Wanted::any(1), Wanted::default());
+    let taken = other.assign(&wish, &view, super::super::now()).await.unwrap().addresses[0].ip;
+
+    let before = s.announced().len();
+    let (register, _) = plugin.added(&attachment("c3")).await;
+    let name = "n1-k8s-pod--c3-eth0";
+    assert_eq!(s.announced()[before..], [format!("+{name}"), format!("-{name}"), format!("+{name}")]);
+    let Call::Register { addresses, .. } = &register else { panic!() };
+    assert_ne!(addresses[0].addr(), taken);
+    assert_eq!(s.last_announced(), addresses[..]);
 }
