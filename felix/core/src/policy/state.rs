@@ -24,6 +24,9 @@ pub struct PolicyState {
     pub policies: BTreeMap<PolicyId, Arc<ActivePolicy>>,
     pub profiles: BTreeMap<String, Arc<ActiveProfile>>,
     pub endpoints: BTreeMap<EndpointId, Arc<EndpointPolicy>>,
+    /// Host endpoints that drop everything though nothing of their own says so, with the reason: [`Self::look`] found them.
+    #[serde(skip)]
+    pub contested: BTreeMap<EndpointId, String>,
 }
 
 impl PolicyState {
@@ -119,6 +122,16 @@ impl PolicyState {
         self.sets.get(id).is_some_and(|s| s.contains(&IpSetMember::IpPort { address, protocol, port }))
     }
 
+    /// Takes notice of the addresses of this host, with their devices.
+    pub fn look(&mut self, addresses: &BTreeMap<IpAddr, String>) {
+        self.contested = contested(self.endpoints.values(), addresses);
+    }
+
+    /// Why an endpoint drops everything, if it does.
+    pub fn closed<'a>(&'a self, e: &'a EndpointPolicy) -> Option<&'a String> {
+        e.closed.as_ref().or_else(|| self.contested.get(&e.id))
+    }
+
     /// The host endpoint that stands for a device: one that names it, else one that has an address of it, else the one for
     /// all. `addresses`: of this host, with their devices.
     pub fn host_endpoint_at(
@@ -144,6 +157,35 @@ impl PolicyState {
         let mut found = self.endpoints.values().filter(|e| e.host.is_none() && e.addresses.contains(&net));
         found.next().map(|e| &e.id)
     }
+}
+
+/// Of the host endpoints known by addresses, in order of their names, those that come first at a device another of them has
+/// an address of, too. Which of them is meant nobody can tell, so it drops everything, for the reason given. A device that
+/// an endpoint names is that one's.
+pub(crate) fn contested<'a>(
+    endpoints: impl Iterator<Item = &'a Arc<EndpointPolicy>> + Clone,
+    addresses: &BTreeMap<IpAddr, String>,
+) -> BTreeMap<EndpointId, String> {
+    let mut at: BTreeMap<&String, Vec<&EndpointPolicy>> = BTreeMap::new();
+    for e in endpoints.clone().filter(|e| e.host.is_some() && e.interface == Interface::WithAddress) {
+        let devices: BTreeSet<&String> =
+            e.addresses.iter().filter_map(|n| addresses.get(&n.addr())).collect();
+        for device in devices {
+            at.entry(device).or_default().push(e);
+        }
+    }
+    at.retain(|device, all| {
+        let mut others = endpoints.clone();
+        all.len() > 1 && !others.any(|e| matches!(&e.interface, Interface::Name(n) if n == *device))
+    });
+    let reason = |(device, all): (&String, Vec<&EndpointPolicy>)| {
+        let (first, others) = all.split_first()?;
+        let others: Vec<String> = others.iter().map(|o| o.id.to_string()).collect();
+        let verb = if others.len() > 1 { "have" } else { "has" };
+        let why = format!("{} {verb} an address of {device}, too; delete one of them", others.join(", "));
+        Some((first.id.clone(), why))
+    };
+    at.into_iter().filter_map(reason).collect()
 }
 
 fn policies_of(e: &EndpointPolicy) -> impl Iterator<Item = &PolicyId> {

@@ -233,7 +233,7 @@ impl<'a> Asked<'a> {
         if let Some(reason) = self.failsafe(direction, true) {
             return self.say(Some(id), direction, true, reason);
         }
-        if let Some(reason) = &e.closed {
+        if let Some(reason) = self.state.closed(e) {
             return self.say(Some(id), direction, false, Reason::Closed(reason.clone()));
         }
         let (allowed, reason) = self.tiers_and_profiles(e, direction);
@@ -263,7 +263,7 @@ impl<'a> Asked<'a> {
     ) -> Option<bool> {
         let pre_dnat: &[EndpointTier] = if direction == Direction::Ingress { &host.pre_dnat } else { &[] };
         for (tiers, untracked) in [(host.untracked.as_slice(), true), (pre_dnat, false)] {
-            if tiers.is_empty() || e.closed.is_some() {
+            if tiers.is_empty() || self.state.closed(e).is_some() {
                 continue;
             }
             if let Some(reason) = self.failsafe(direction, own) {
@@ -283,8 +283,8 @@ impl<'a> Asked<'a> {
         let Some((id, e, host)) = self.endpoint(hep) else {
             return self.say(None, direction, true, Reason::NotPoliced);
         };
-        if let Some(reason) = &e.closed {
-            return self.say(Some(&id), direction, false, Reason::Closed(reason.clone()));
+        if let Some(reason) = self.state.closed(&e).cloned() {
+            return self.say(Some(&id), direction, false, Reason::Closed(reason));
         }
         match self.tiers(&host.forward, direction) {
             Outcome::Decided(allowed, reason) => self.say(Some(&id), direction, allowed, reason),

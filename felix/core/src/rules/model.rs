@@ -19,9 +19,12 @@ use super::{
     policy::{self, Anonymous, Style},
     sets::{Member, SetKind, WantedSet, holdable},
 };
-use crate::policy::active::{
-    ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, Interface, IpSetDelta, IpSetId, IpSetKind,
-    IpSetMember, PolicyDelta, PolicyId, PolicySettings,
+use crate::policy::{
+    active::{
+        ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, Interface, IpSetDelta, IpSetId, IpSetKind,
+        IpSetMember, PolicyDelta, PolicyId, PolicySettings,
+    },
+    state::contested,
 };
 
 /// A rendered chain and the sets it brought.
@@ -234,7 +237,10 @@ impl Model {
             };
             format!("{}: not used on {device}: {} {why}; delete one of them", name(e), name(first))
         };
-        without.iter().map(line).collect()
+        let closed = contested(self.endpoints.values(), address_of).into_iter();
+        let closed =
+            closed.map(|(id, why)| format!("{}: drops everything: {why}", name(&self.endpoints[&id])));
+        closed.chain(without.iter().map(line)).collect()
     }
 
     /// What holds while the resources are not known: flows of workloads go on, new ones are denied.
@@ -390,7 +396,15 @@ fn hosts(
     pods: &mut Pods,
     used: &mut Used,
 ) {
-    let (by_device, _) = by_device(endpoints, address_of);
+    let contested = contested(endpoints.iter(), address_of);
+    let close = |e: &Arc<EndpointPolicy>| match contested.get(&e.id) {
+        Some(why) if e.closed.is_none() => {
+            Arc::new(EndpointPolicy { closed: Some(why.clone()), ..EndpointPolicy::clone(e) })
+        }
+        _ => Arc::clone(e),
+    };
+    let endpoints: Vec<_> = endpoints.iter().map(close).collect();
+    let (by_device, _) = by_device(&endpoints, address_of);
     let any = endpoints.iter().find(|e| e.interface == Interface::Any);
     type Parts = (Vec<(String, String)>, Vec<Rule>);
     let mut dispatches: BTreeMap<(Table, &'static str, Way), Parts> = BTreeMap::new();

@@ -87,6 +87,7 @@ impl Node {
             [("192.0.2.1", "eth0"), ("fd00:1::1", "eth0"), ("198.51.100.1", "eth1"), ("127.0.0.1", "lo")]
                 .map(|(a, dev)| (a.parse().expect("an address"), dev.to_owned()))
                 .into();
+        state.look(&addresses);
         let kernel = Kernel::new(&deltas, &Surroundings::default(), &addresses);
         let of = |(key, lines): (Key, Vec<String>)| lines.into_iter().map(move |l| format!("{key}: {l}"));
         let problems = graph.problems().into_iter().flat_map(of).collect();
@@ -250,6 +251,31 @@ fn a_host_takes_from_its_pods_what_a_router_has_to_and_no_advertisements_of_rout
 }
 
 #[test]
+fn two_known_by_addresses_of_one_device_are_closed_there_and_the_failsafe_ports_stay_open() {
+    let allow = || gnp("g", json!({"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}]}));
+    let (a, b) =
+        (hep("a", json!({"expectedIPs": ["192.0.2.1"]})), hep("b", json!({"expectedIPs": ["fd00:1::1"]})));
+    let all = hep("all", json!({"interfaceName": "*"}));
+    for (more, closed) in [
+        (vec![], true),
+        (vec![all], true),
+        // One that names the device is meant, whatever others there are.
+        (vec![hep("z", json!({"interfaceName": "eth0"}))], false),
+    ] {
+        let node = Node::new(&[&[a.clone(), b.clone(), allow()][..], &more].concat());
+        for (from, to) in [(Beyond("eth0"), Host), (Host, Beyond("eth0")), (Beyond("eth0"), Pod)] {
+            assert_eq!(node.tcp(from, to, 80), !closed, "{from:?} to {to:?} {more:?}");
+        }
+        assert!(node.tcp(Beyond("eth0"), Host, 22) && node.tcp(Beyond("eth1"), Host, 80));
+        let said = node.model.rivals(&node.addresses);
+        let line = "HostEndpoint(a): drops everything: HostEndpoint b has an address of eth0, too; delete one of them";
+        assert_eq!(said.iter().any(|l| l == line), closed, "{said:?}");
+    }
+    let node = Node::new(&[a, allow()]);
+    assert!(node.tcp(Beyond("eth0"), Host, 80), "one alone");
+}
+
+#[test]
 fn who_goes_without_a_device_is_named() {
     let node = Node::new(&[
         hep("a", json!({"expectedIPs": ["192.0.2.1", "fd00:1::1"]})),
@@ -264,6 +290,7 @@ fn who_goes_without_a_device_is_named() {
     assert_eq!(
         said,
         [
+            "HostEndpoint(c): drops everything: HostEndpoint d has an address of eth1, too; delete one of them",
             "HostEndpoint(a): not used on eth0: HostEndpoint(b) names it; delete one of them",
             "HostEndpoint(d): not used on eth1: HostEndpoint(c) has an address of it and a lower name; delete one of them",
         ]

@@ -157,6 +157,7 @@ impl Engine {
     fn judge_flows(&mut self, alive: &BTreeSet<IpAddr>, gone: &BTreeSet<IpAddr>) {
         // What is the host's own is told by its addresses; without knowing them nothing is judged.
         let host = addresses();
+        self.state.look(&host);
         let mut doors = Doors::new(&self.state, &host);
         let mut results = Vec::new();
         for family in self.driver.families().to_vec() {
