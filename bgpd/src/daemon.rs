@@ -130,7 +130,7 @@ async fn start(daemon: &Daemon, running: &Running) -> Result<Option<Follower>> {
     match (&daemon.source, &daemon.settings) {
         (Source::Datastore { url, node, secrets }, _) => {
             let store = brindle_config::open(url)?;
-            Ok(Some(from_store(store, node, secrets, None, running.handle.clone())))
+            Ok(Some(from_store(store, node, secrets, None, None, running.handle.clone())))
         }
         (Source::File(_), Some(settings)) => {
             let failed = running.handle.apply(settings.desired.clone()).await?;

@@ -33,6 +33,7 @@ use crate::{
         leave::{BOUND, Event, Mesh, Step},
         translate,
     },
+    remembered::Memory,
     secrets::Secrets,
     view::MESH,
 };
@@ -57,12 +58,13 @@ pub struct Follower {
 
 /// Starts feeding `handle` with what the store says about the node called `node`. Nothing is applied before the
 /// store's snapshot is complete. `secrets`: folder of passwords, `NAME/KEY`. `floating`: whether pods have floating
-/// addresses, if that is not for the store to say.
+/// addresses, if that is not for the store to say. `memory`: the file for [`crate::recall`].
 pub fn from_store(
     store: Arc<dyn Store>,
     node: &str,
     secrets: &Path,
     floating: Option<bool>,
+    memory: Option<&Path>,
     handle: Handle,
 ) -> Follower {
     // Of endpoints, only those of this node matter: the pods of a whole cluster are left out where the store can do it.
@@ -72,6 +74,7 @@ pub fn from_store(
     let feeder = Feeder {
         state: ClusterState::new(node).with_floating(floating),
         secrets: Secrets(secrets.to_owned()),
+        memory: memory.map(|path| Memory::new(path, node)),
         handle,
         told: tx,
         pods,
@@ -120,6 +123,7 @@ impl Drop for Follower {
 struct Feeder {
     state: ClusterState,
     secrets: Secrets,
+    memory: Option<Memory>,
     handle: Handle,
     told: watch::Sender<Option<Vec<Problem>>>,
     pods: watch::Sender<Option<Peering>>,
@@ -212,8 +216,13 @@ impl Feeds {
 
 async fn run(mut feeds: Feeds, mut feeder: Feeder) -> Result<(), Gone> {
     loop {
+        if let Some(memory) = &mut feeder.memory {
+            memory.keep(&feeder.state).await;
+        }
         let (pause, patience) = (feeder.pause(feeds.in_sync()), feeds.patience());
-        let more = match [pause, patience].into_iter().flatten().min() {
+        let due = feeder.memory.as_ref().and_then(Memory::due);
+        let due = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let more = match [pause, patience, due].into_iter().flatten().min() {
             None => feeds.take(&mut feeder.state).await,
             Some(pause) => match timeout_at(Instant::now() + pause, feeds.take(&mut feeder.state)).await {
                 Ok(more) => more,
@@ -301,6 +310,9 @@ impl Feeder {
             warn!(%error, "trying again every few seconds");
         }
         self.told.send_replace(Some(problems));
+        if let Some(memory) = &mut self.memory {
+            memory.changed();
+        }
         Ok(())
     }
 
@@ -425,7 +437,7 @@ mod tests {
         let began = Instant::now();
         let handle =
             Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-        let _follower = from_store(store, "a", Path::new("/nonexistent"), None, handle);
+        let _follower = from_store(store, "a", Path::new("/nonexistent"), None, None, handle);
         match taken.recv().await {
             Some(Order::Apply(desired, _)) => (*desired, began.elapsed()),
             _ => panic!("expected a plan"),
@@ -464,6 +476,7 @@ mod tests {
             "a",
             Path::new("/nonexistent"),
             None,
+            None,
             Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() },
         );
         let mut next = async || match taken.recv().await {
@@ -495,7 +508,7 @@ mod tests {
             let (orders, mut taken) = mpsc::channel(4);
             let handle =
                 Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-            let follower = from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), None, handle);
+            let follower = from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), None, None, handle);
             let mut covered = None;
             let mut plans: Vec<Vec<String>> = Vec::new();
             // All sessions; with that of the new reflector (or all of its own) kept; without.

@@ -12,6 +12,7 @@ use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, Speak
 use brindle_bgpd_core::{speaker::Speaker, time::Mono};
 use brindle_config_core::status::{BgpStatus, bgp::BgpEvent};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
@@ -32,7 +33,7 @@ use crate::{
 pub struct Gone;
 
 /// What a speaker should be. Applied as a whole; what is the same as before is not disturbed.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
     /// `None`: nothing to speak for; sessions are closed. Another AS or router id restarts all sessions.
     pub speaker: Option<SpeakerConfig>,
@@ -44,6 +45,7 @@ pub struct Desired {
     /// Routes of the kernel that are announced beside `routes`.
     pub imports: Imports,
     /// What becomes of the addresses of services, sorted: told to whoever asks, without effect of its own.
+    #[serde(skip)]
     pub services: Arc<[Verdict]>,
 }
 

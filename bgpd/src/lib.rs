@@ -32,6 +32,7 @@ pub mod metrics;
 pub mod mrt;
 pub mod peers;
 mod record;
+mod remembered;
 pub mod replay;
 mod secrets;
 pub mod settings;
@@ -44,6 +45,7 @@ mod view;
 pub use self::{
     follow::{Follower, from_store},
     handle::{AskKernel, Desired, FibBatch, FibStream, Gone, Handle, ListenError, Running},
+    remembered::recall,
     secrets::DEFAULT_SECRETS,
     spawn::{spawn, spawn_recorded},
     view::RibPath,

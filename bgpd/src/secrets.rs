@@ -27,7 +27,7 @@ impl Secrets {
         changed
     }
 
-    fn value(&self, name: &str, key: &str) -> Option<String> {
+    pub(crate) fn value(&self, name: &str, key: &str) -> Option<String> {
         let plain = |s: &str| !s.is_empty() && s != "." && s != ".." && !s.contains('/');
         if !(plain(name) && plain(key)) {
             return None;

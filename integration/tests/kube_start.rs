@@ -1,12 +1,14 @@
 //! The start of an agent on a Kubernetes cluster: without an API server it waits, and what an earlier agent left in the
 //! kernel stays; with one it follows each collection by one stream. Needs root.
 
-use std::{collections::BTreeMap, fs, process::Command, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command, time::Duration};
 
 use brindle_integration::{
-    cni::Container,
+    cni::{Container, sh},
     kube::ApiServer,
     kube_node::{AGENT, KubeNode},
+    netns::TestNs,
+    process::Running,
     wait::{until, until_true},
 };
 use serde_json::{Value, json};
@@ -89,6 +91,112 @@ fn an_agent_that_starts_without_its_server_waits_and_touches_nothing() {
         (true, _) => Ok(()),
         (false, said) => Err(said),
     });
+}
+
+/// A BIRD that peers with the node, on the node's segment.
+struct Router {
+    ns: TestNs,
+    dir: PathBuf,
+    _bird: Running,
+}
+
+impl Router {
+    fn new(node: &KubeNode) -> Self {
+        let ns = TestNs::new("krouter");
+        sh(
+            node.ns.ns(),
+            &format!(
+                "ip link add up0 type veth peer name eth0 netns {}; ip link set up0 master eth0 up",
+                ns.name()
+            ),
+        );
+        sh(ns.ns(), "ip link set eth0 up; ip addr add 10.0.0.2/16 dev eth0");
+        let dir = node.dir.join("router");
+        fs::create_dir_all(&dir).unwrap();
+        let conf = "log stderr all;\nrouter id 10.0.0.2;\nprotocol device { }\nprotocol direct { ipv4; }\nprotocol bgp agent {\n\
+                    local 10.0.0.2 as 64512; neighbor 10.0.0.1 as 64512; graceful restart on;\n\
+                    ipv4 { import all; export all; };\n}\n";
+        fs::write(dir.join("bird.conf"), conf).unwrap();
+        let log = fs::File::create(dir.join("log")).unwrap();
+        let mut command = Command::new("bird");
+        command.arg("-f");
+        for (flag, file) in [("-c", "bird.conf"), ("-s", "ctl"), ("-P", "pid")] {
+            command.arg(flag).arg(dir.join(file));
+        }
+        command.stderr(log);
+        let bird = Running::start_in(ns.ns(), &mut command);
+        Self { ns, dir, _bird: bird }
+    }
+
+    fn birdc(&self, words: &str) -> String {
+        let mut command = Command::new("birdc");
+        command.arg("-s").arg(self.dir.join("ctl")).args(words.split(' '));
+        let out = self.ns.ns().run(|| command.output()).unwrap().unwrap();
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// Waits for a session; its line, with the time it began.
+    fn established(&self, node: &KubeNode) -> String {
+        until("BIRD has a session", LONG, || {
+            let text = self.birdc("show protocols agent");
+            let line = text.lines().find(|l| l.starts_with("agent") && l.contains("Established"));
+            line.map(str::to_owned).ok_or_else(|| format!("{text}\n{}", node.log()))
+        })
+    }
+
+    /// Waits for a route of the node's pods that is not kept for a restart only.
+    fn fresh(&self, node: &KubeNode) {
+        until("BIRD has the node's block", LONG, || {
+            let text = self.birdc("show route where net ~ 10.128.0.0/16 all");
+            let there = text.contains("10.128.") && text.contains("via 10.0.0.1");
+            // BIRD marks a stale route with a letter behind its preference.
+            if there && !text.contains("100s)") { Ok(()) } else { Err(format!("{text}\n{}", node.log())) }
+        });
+    }
+}
+
+#[test]
+fn an_agent_that_starts_without_its_server_speaks_bgp_as_the_one_before_and_goes_on_without_a_reset() {
+    let mut node = node("kmute");
+    let peer = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "BGPPeer", "metadata": {"name": "tor"},
+        "spec": {"peerIP": "10.0.0.2", "asNumber": 64512}});
+    node.server.create(peer).unwrap_or_else(|s| panic!("{}", s.message));
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "default"},
+        "spec": {"nodeName": "node-a", "containers": [{"name": "c", "image": "example.org/c:1"}]}});
+    node.server.apply(pod).unwrap_or_else(|s| panic!("{}", s.message));
+    let router = Router::new(&node);
+    node.start_agent(&[]);
+    node.wait_for_agent(LONG);
+    let container = Container::new();
+    let said = node.plugin("ADD", &container.id, &container.netns(), "a");
+    assert!(said.ok, "{said:?}\n{}", node.log());
+    router.established(&node);
+    router.fresh(&node);
+    until("it is kept what to say", LONG, || {
+        let text = fs::read_to_string(node.dir.join("bgp.json")).map_err(|e| e.to_string())?;
+        if text.contains("10.0.0.2") && text.contains("10.128.") { Ok(()) } else { Err(text) }
+    });
+    node.stop_agent();
+    node.server.stop();
+    until("the session is down", LONG, || {
+        let text = router.birdc("show protocols agent");
+        if text.contains("Established") { Err(text) } else { Ok(()) }
+    });
+
+    node.start_agent(&[]);
+    let during = router.established(&node);
+    router.fresh(&node);
+    let (ready, said) = node.probe("--ready");
+    assert!(!ready && said.contains("[-] datastore: waiting for kubernetes:"), "{said}");
+    assert!(log(&node).contains("BGP as the datastore had it last"), "{}", log(&node));
+
+    node.server.resume();
+    until("it is ready", LONG, || match node.probe("--ready") {
+        (true, _) => Ok(()),
+        (false, said) => Err(format!("{said}\n{}", node.log())),
+    });
+    router.fresh(&node);
+    assert_eq!(router.established(&node), during, "the session is the same one");
 }
 
 #[test]

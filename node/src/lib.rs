@@ -24,6 +24,7 @@ mod policy;
 mod probe;
 mod run;
 mod settings;
+mod speaker;
 mod tunnel_address;
 mod waiting;
 

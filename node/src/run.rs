@@ -20,8 +20,6 @@ use brindle_config_core::{
 };
 use brindle_felix::{FelixInput, FibUpdate};
 use brindle_felix_core::inputs::KINDS;
-use brindle_felix_core::route::PROTO_CLUSTER;
-use brindle_kernel::netlink::{RouteFilter, Rtnl};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,7 +30,7 @@ use crate::{
     health::{self, BgpProblems},
     local_socket, lock, metrics, path,
     settings::{Networking, Settings, on_kubernetes},
-    tunnel_address,
+    speaker, tunnel_address,
     waiting::{self, Dataplanes, Early},
 };
 
@@ -233,12 +231,12 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
             Err(why) => return Err(waiting::explained(why)),
         }
     };
-    let (early, listener) = match early {
+    let (early, speaking, listener) = match early {
         Some(early) => {
-            let (dataplanes, cni, listener) = early.end().await;
-            (Some((dataplanes, cni)), Some(listener))
+            let (dataplanes, cni, speaking, listener) = early.end().await;
+            (Some((dataplanes, cni)), speaking, Some(listener))
         }
-        None => (None, None),
+        None => (None, None, None),
     };
     let nodename = settings.state_dir.join(waiting::NODENAME);
     std::fs::write(&nodename, format!("{}\n", settings.node_name))
@@ -276,7 +274,7 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
 
     let (bgp, speaker) = match settings.networking {
         Networking::Bgp => {
-            let speaker = speak(settings, &store, floating, &felix).await?;
+            let speaker = speaker::speak(settings, &store, floating, &felix, speaking).await?;
             metrics.bgp(&speaker.running.handle);
             (Some(speaker.running.handle.clone()), Some(speaker))
         }
@@ -394,115 +392,6 @@ fn install_conflist(socket: &std::path::Path) {
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_secs(30));
-    }
-}
-
-/// Starts the speaker and the task that carries its best paths to felix.
-async fn speak(
-    settings: &Settings,
-    store: &Arc<dyn Store>,
-    floating: Option<bool>,
-    felix: &brindle_felix::Handle,
-) -> anyhow::Result<Speaker> {
-    let restarting = forwards_already()?;
-    if restarting {
-        tracing::info!(cause = "learned routes found in the kernel", "announcing a graceful restart");
-    }
-    let (running, mut fib) = brindle_bgpd::spawn(restarting);
-    // Before the first route: rules that look at devices wait for felix's word instead of finding none.
-    running.handle.set_devices(std::collections::BTreeMap::new()).await?;
-    let follower = brindle_bgpd::from_store(
-        store.clone(),
-        &settings.node_name,
-        &settings.state_dir.join("secrets"),
-        floating,
-        running.handle.clone(),
-    );
-    tokio::spawn(tell_next_hops(felix.watch(), running.handle.clone()));
-    tokio::spawn(tell_peering(follower.peering(), felix.clone()));
-    let programs = felix.clone();
-    running.handle.ask_kernel_with(Box::new(move |prefix| {
-        let felix = programs.clone();
-        Box::pin(async move {
-            match felix.fate(prefix).await {
-                Some(facts) => facts.into_iter().map(|f| (f.good, f.what)).collect(),
-                None => vec![(false, "felix does not answer; it is busy or ends".into())],
-            }
-        })
-    }));
-    let felix = felix.clone();
-    tokio::spawn(async move {
-        while let Some(batch) = fib.next().await {
-            let update = FibUpdate {
-                reset: batch.reset,
-                changes: batch.changes.into_iter().map(|c| (c.prefix, c.next_hops.to_vec())).collect(),
-                locate: batch.locate,
-                in_sync: batch.in_sync,
-            };
-            if !felix.send(FelixInput::Fib(update)).await {
-                return;
-            }
-        }
-    });
-    Ok(Speaker { running, follower })
-}
-
-/// A running speaker and what feeds it.
-struct Speaker {
-    running: brindle_bgpd::Running,
-    follower: brindle_bgpd::Follower,
-}
-
-/// Whether an earlier agent left routes it had learned: then peers keep ours, and theirs are kept here.
-fn forwards_already() -> anyhow::Result<bool> {
-    let ours = RouteFilter { protocol: Some(PROTO_CLUSTER), ..RouteFilter::main() };
-    Ok(Rtnl::open()?.routes(&ours)?.iter().any(|r| r.hops.iter().any(|h| h.gateway.is_some())))
-}
-
-/// Tells the speaker how far its next hops are by the host's routes, whenever that changes.
-async fn tell_next_hops(
-    mut report: tokio::sync::watch::Receiver<brindle_felix::Report>,
-    bgp: brindle_bgpd::Handle,
-) {
-    let (mut told, mut told_devices) = (Arc::default(), Arc::default());
-    loop {
-        let (now, devices) = {
-            let r = report.borrow_and_update();
-            (Arc::clone(&r.next_hops), Arc::clone(&r.devices))
-        };
-        if devices != told_devices {
-            if bgp.set_devices((*devices).clone()).await.is_err() {
-                return;
-            }
-            told_devices = devices;
-        }
-        if now != told {
-            if bgp.set_next_hops((*now).clone()).await.is_err() {
-                return;
-            }
-            told = now;
-        }
-        if report.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Tells felix which addresses pods peer with, whenever that changes.
-async fn tell_peering(
-    mut peering: tokio::sync::watch::Receiver<Option<brindle_bgpd::peers::Peering>>,
-    felix: brindle_felix::Handle,
-) {
-    loop {
-        let wanted = peering.borrow_and_update().clone();
-        if let Some(wanted) = wanted
-            && !felix.send(FelixInput::Peering(wanted)).await
-        {
-            return;
-        }
-        if peering.changed().await.is_err() {
-            return;
-        }
     }
 }
 

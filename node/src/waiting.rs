@@ -1,5 +1,5 @@
 //! The start of an agent whose datastore is away, or does not let it in. On a node where an agent ran before, pods come back after a reboot and
-//! must not wait for another machine: routes, policy and the CNI server start at once, with what the last agent left,
+//! must not wait for another machine: routes, policy, BGP and the CNI server start at once, with what the last agent left,
 //! and everything else when the datastore answers. Probes are answered meanwhile: it lives, and is not ready. A first start has nothing to go by and ends with what is wrong, but as
 //! a pod of a cluster, which the cluster itself has told where its API server is.
 
@@ -23,6 +23,7 @@ use crate::{
     felix_env::FelixEnv,
     health, local_socket, policy,
     settings::{Carrier, Settings},
+    speaker,
 };
 
 /// First and longest pause between two attempts.
@@ -104,6 +105,8 @@ fn answers(sources: health::Sources, waits: Arc<Wait>) -> admin::Answer {
 pub(crate) struct Early {
     pub(crate) dataplanes: Dataplanes,
     pub(crate) cni: cni_server::Server,
+    /// Speaks as the last agent did; the whole one goes on with it.
+    speaking: Option<brindle_bgpd::Running>,
     health: Option<JoinHandle<()>>,
     /// The admin socket, and who answers there meanwhile.
     listener: UnixListener,
@@ -128,10 +131,12 @@ impl Early {
         let dataplanes = Dataplanes::start(settings, store, env)?;
         let Dataplanes { policy, felix } = &dataplanes;
         let waits = Arc::new(Wait::new(&settings.datastore, why));
+        let speaking = speaker::without_datastore(settings, felix).await?;
+        let bgp = speaking.as_ref().map(|s| s.handle.clone());
         let sources = health::Sources {
             felix: felix.clone(),
             policy: policy.clone(),
-            bgp: None,
+            bgp: bgp.clone(),
             bgp_problems: None,
             node: settings.node_name.clone(),
             drain: Arc::new(Drain::new(None)),
@@ -140,7 +145,7 @@ impl Early {
         };
         // First of all: kubelet's probes ask here whether the agent lives.
         let answers = answers(sources.clone(), Arc::clone(&waits));
-        let admin = tokio::spawn(admin::serve(local_socket::twin(&listener)?, answers, None));
+        let admin = tokio::spawn(admin::serve(local_socket::twin(&listener)?, answers, bgp));
         let cni = cni_server::start(settings, store, felix, policy).await?;
         let health = match settings.cluster.health {
             Some(address) => Some(tokio::spawn(health::serve(health::listen(address).await?, sources))),
@@ -149,6 +154,7 @@ impl Early {
         Ok(Self {
             dataplanes,
             cni,
+            speaking,
             health,
             listener,
             admin,
@@ -180,7 +186,9 @@ impl Early {
 
     /// The wait is over: what the whole agent starts anew is given free. Who asks at the admin socket now is answered by
     /// the whole agent.
-    pub(crate) async fn end(self) -> (Dataplanes, cni_server::Server, UnixListener) {
+    pub(crate) async fn end(
+        self,
+    ) -> (Dataplanes, cni_server::Server, Option<brindle_bgpd::Running>, UnixListener) {
         tracing::info!(old = "waiting", new = "starting", cause = "the datastore answers", "agent");
         if let Some(health) = self.health {
             health.abort();
@@ -188,7 +196,7 @@ impl Early {
             drop(health.await);
         }
         self.admin.abort();
-        (self.dataplanes, self.cni, self.listener)
+        (self.dataplanes, self.cni, self.speaking, self.listener)
     }
 }
 

@@ -22,6 +22,7 @@ use brindle_bgpd_core::{
 };
 use brindle_kernel::netlink::{Route, RouteKind, TABLE_MAIN, proto};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use self::listen::Importer;
 
@@ -46,7 +47,7 @@ const NAMES: [(&str, u8); 12] = [
 ];
 
 /// Where a route of the kernel comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     Connected,
     Static,
@@ -87,7 +88,7 @@ impl Source {
 }
 
 /// One kind of routes to take. The first rule that fits a route decides.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImportRule {
     pub source: Source,
     pub table: u32,
@@ -204,7 +205,7 @@ fn is_special(net: &IpNet) -> bool {
 }
 
 /// Which routes to take.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Imports {
     pub rules: Vec<ImportRule>,
     /// Beginnings of the names of devices whose routes are never taken: those of pods.

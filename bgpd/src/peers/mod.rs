@@ -15,7 +15,7 @@ pub mod services;
 mod sessions;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     collections::BTreeMap,

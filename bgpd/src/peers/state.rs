@@ -175,7 +175,7 @@ impl ClusterState {
         nodes.any(|n| super::sessions::cluster_id(n).is_some())
     }
 
-    pub(super) fn secret(&self, name: &str, key: &str) -> Option<&str> {
+    pub(crate) fn secret(&self, name: &str, key: &str) -> Option<&str> {
         self.secrets.get(&(name.to_owned(), key.to_owned())).map(String::as_str)
     }
 

@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use super::{ClusterState, Plan, translate};
 
 /// A cluster described by resources, seen from one node.
-struct Cluster(ClusterState);
+pub(crate) struct Cluster(pub(crate) ClusterState);
 
 impl Cluster {
     fn seen_from(me: &str) -> Self {
         Self(ClusterState::new(me))
     }
 
-    fn with(mut self, kind: Kind, name: &str, spec: Value) -> Self {
+    pub(crate) fn with(mut self, kind: Kind, name: &str, spec: Value) -> Self {
         self.put(kind, name, json!({}), spec);
         self
     }
@@ -49,7 +49,7 @@ impl Cluster {
         self
     }
 
-    fn peer(self, name: &str, spec: Value) -> Self {
+    pub(crate) fn peer(self, name: &str, spec: Value) -> Self {
         self.with(Kind::BgpPeer, name, spec)
     }
 
@@ -62,7 +62,7 @@ impl Cluster {
     }
 }
 
-fn three() -> Cluster {
+pub(crate) fn three() -> Cluster {
     Cluster::seen_from("a").node("a", "10.0.0.9").node("b", "10.0.0.10").node("c", "10.0.0.2")
 }
 

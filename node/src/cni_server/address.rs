@@ -65,12 +65,7 @@ pub(super) struct Given {
 impl Service {
     /// The attachment's addresses: those it has, else new ones. With `announce` the dataplane is told of new ones that can
     /// be foreseen, so that policy is written while they are recorded; taken back if it comes otherwise.
-    pub(super) async fn assign(
-        &self,
-        a: &Attachment,
-        wish: Wish,
-        announce: bool,
-    ) -> Result<Given, Refused> {
+    pub(super) async fn assign(&self, a: &Attachment, wish: Wish, announce: bool) -> Result<Given, Refused> {
         let mut foreseen = Vec::new();
         let given = self.assign_foreseen(a, wish, announce.then_some(&mut foreseen)).await;
         let kept = given.as_ref().is_ok_and(|g| g.addresses == foreseen && !g.again);
