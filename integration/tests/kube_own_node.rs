@@ -133,3 +133,72 @@ fn what_the_own_node_loses_is_written_again() {
     written(&node, &before);
     ready(&node);
 }
+
+fn pool(node: &KubeNode, name: &str, change: &Value) {
+    let kind = ("crd.projectcalico.org/v1", "IPPool");
+    node.server.patch(kind, ("", name), "", &json!({"spec": change})).unwrap_or_else(|s| panic!("{}", s.message));
+}
+
+/// Waits until the Node, the device and the records all name one tunnel address, and it is of this network.
+fn tunnel_moves_to(node: &KubeNode, network: &str) -> String {
+    let mut found = None;
+    until(&format!("the tunnel address is in {network}"), LONG, || {
+        let named = annotations(node)[1].clone().unwrap_or_default();
+        let all = node.ns.rtnl().addrs(None).map_err(|e| e.to_string())?;
+        let on_devices: Vec<String> =
+            all.iter().map(|a| a.net.addr().to_string()).filter(|a| a.starts_with("10.12")).collect();
+        let handle = node.server.get(("crd.projectcalico.org/v1", "IPAMHandle"), ("", "ipip-tunnel-addr-node-a"));
+        let blocks = handle.map(|h| h["spec"]["block"].clone()).unwrap_or_default();
+        let held: Vec<&str> = blocks.as_object().into_iter().flatten().map(|(b, _)| b.as_str()).collect();
+        if named.starts_with(network)
+            && on_devices == [named.clone()]
+            && held.len() == 1
+            && held[0].starts_with(network)
+        {
+            found = Some(named);
+            return Ok(());
+        }
+        Err(format!("{named}, devices {on_devices:?}, held of {blocks}\n{}", node.log()))
+    });
+    found.expect("it was found")
+}
+
+#[test]
+fn the_tunnel_address_follows_the_uses_and_nodes_of_pools() {
+    let mut node = node("kuses");
+    node.start_agent(&[]);
+    ready(&node);
+    let first = tunnel_moves_to(&node, "10.128.");
+
+    // There is no other pool yet: what the device has stays taken.
+    pool(&node, "pool", &json!({"allowedUses": ["Workload"]}));
+    until_true("the agent says why it keeps it", LONG, || {
+        node.log().contains(&format!("{first} stays in use: pool pool is not for Tunnel addresses"))
+    });
+    assert_eq!(tunnel_moves_to(&node, "10.128."), first);
+
+    let two = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "IPPool", "metadata": {"name": "two"},
+        "spec": {"cidr": "10.129.0.0/16", "blockSize": 26, "ipipMode": "Always", "allowedUses": ["Tunnel"],
+            "nodeSelector": "!has(away)"}});
+    node.server.create(two).unwrap_or_else(|s| panic!("{}", s.message));
+    tunnel_moves_to(&node, "10.129.");
+
+    pool(&node, "pool", &json!({"allowedUses": ["Workload", "Tunnel"]}));
+    let label = json!({"metadata": {"labels": {"away": "1"}}});
+    node.server.patch(NODE, ("", "node-a"), "", &label).unwrap_or_else(|s| panic!("{}", s.message));
+    tunnel_moves_to(&node, "10.128.");
+
+    // Without IPIP there is none, though the kernel's device cannot be removed.
+    for name in ["pool", "two"] {
+        pool(&node, name, &json!({"ipipMode": "Never"}));
+    }
+    until("no tunnel address is left", LONG, || {
+        let all = node.ns.rtnl().addrs(None).map_err(|e| e.to_string())?;
+        let left = all.iter().any(|a| a.net.addr().to_string().starts_with("10.12"));
+        let held = node.server.get(("crd.projectcalico.org/v1", "IPAMHandle"), ("", "ipip-tunnel-addr-node-a"));
+        if annotations(&node)[1].is_none() && !left && held.is_none() {
+            return Ok(());
+        }
+        Err(format!("{:?} {left} {held:?}\n{}", annotations(&node), node.log()))
+    });
+}

@@ -29,7 +29,7 @@ mod records;
 pub mod refusal;
 mod release;
 mod retry;
-mod tunnel;
+pub mod tunnel;
 pub mod usage;
 
 pub use allocator::{
@@ -42,4 +42,4 @@ pub use pools::View;
 pub use refusal::{Reason, Refusal};
 pub use release::HeldAddress;
 pub use retry::{NoPause, Pause};
-pub use tunnel::TunnelKind;
+pub use tunnel::{TunnelKind, TunnelWish};

@@ -51,7 +51,7 @@ impl Pool {
     }
 
     /// Whether the pool's prefix can be cut into its blocks.
-    fn divisible(&self) -> bool {
+    pub(crate) fn divisible(&self) -> bool {
         let size = self.spec.block_size();
         let (min, max) = match self.spec.cidr {
             IpNet::V4(_) => (20, 32),
@@ -215,24 +215,29 @@ impl View {
         found
     }
 
+    /// Whether the pool leaves the node out, by the labels of this view.
+    pub(crate) fn node_reason(&self, pool: &Pool, node: &str) -> Option<Reason> {
+        match selects(&pool.spec.node_selector, &self.node_labels) {
+            Err(error) => Some(Reason::BadSelector { pool: pool.name.clone(), error }),
+            Ok(false) => Some(Reason::NodeNotSelected {
+                pool: pool.name.clone(),
+                selector: pool.spec.node_selector.clone(),
+                node: node.to_owned(),
+            }),
+            Ok(true) => None,
+        }
+    }
+
     fn selector_reason(
         &self,
         pool: &Pool,
         node: &str,
         namespace_labels: Option<&BTreeMap<String, String>>,
     ) -> Option<Reason> {
-        let bad = |error| Some(Reason::BadSelector { pool: pool.name.clone(), error });
-        match selects(&pool.spec.node_selector, &self.node_labels) {
-            Err(error) => return bad(error),
-            Ok(false) => {
-                return Some(Reason::NodeNotSelected {
-                    pool: pool.name.clone(),
-                    selector: pool.spec.node_selector.clone(),
-                    node: node.to_owned(),
-                });
-            }
-            Ok(true) => {}
+        if let Some(reason) = self.node_reason(pool, node) {
+            return Some(reason);
         }
+        let bad = |error| Some(Reason::BadSelector { pool: pool.name.clone(), error });
         let selector = &pool.spec.namespace_selector;
         if selector.is_empty() {
             return None;
@@ -249,12 +254,8 @@ impl View {
 
     /// Whether the pool that holds this block still serves the node; a block outside every pool is served by none.
     pub fn still_selected(&self, block: &IpNet, node: &str) -> bool {
-        self.pool_around(block).is_some_and(|p| {
-            // The namespace is the request's affair, not the node's.
-            let mut any_namespace = p.clone();
-            any_namespace.spec.namespace_selector.clear();
-            self.selector_reason(&any_namespace, node, None).is_none()
-        })
+        // The namespace is the request's affair, not the node's.
+        self.pool_around(block).is_some_and(|p| self.node_reason(p, node).is_none())
     }
 
     /// The enabled pool that holds the address.

@@ -12,7 +12,7 @@ use brindle_config_core::{
 };
 use brindle_ipam::{
     Allocator, AssignRequest, Assignment, BlockAllocator, IpamError, NoPause, Now, Owner, Release,
-    TunnelKind, View, Wanted, audit::audit, idle::Idle, usage::Blocks,
+    View, Wanted, audit::audit, idle::Idle, usage::Blocks,
 };
 
 const NOW: Now = Now(1_795_400_607_000_000_000);
@@ -480,31 +480,4 @@ fn records_calico_marked_deleted_are_gone() {
     assert_eq!(audit(&store.everything()), []);
     let stored = run(store.get_as::<IpamHandleSpec>(None, "a")).unwrap();
     assert_eq!(stored.resource.spec.block["10.0.0.0/30"], 1);
-}
-
-#[test]
-fn the_tunnel_address_is_kept_moved_and_never_given_to_a_pod() {
-    let store = SimStore::with_pool("10.0.0.0/30", 30);
-    let mut host = Host::new(&store, "n0");
-    let view = host.view();
-    let pools = ["10.0.0.0/30".to_owned()];
-    let first =
-        run(host.allocator.ensure_tunnel_address(TunnelKind::Ipip, &pools, None, &view, NOW)).unwrap();
-    let again =
-        run(host.allocator.ensure_tunnel_address(TunnelKind::Ipip, &pools, Some(first), &view, NOW)).unwrap();
-    assert_eq!(first, again);
-    assert_eq!(run(host.allocator.by_handle("ipip-tunnel-addr-n0")).unwrap(), [first]);
-    assert!(host.pod("a", 4).addresses.iter().all(|a| a.ip != first));
-    let owner = host.owner("pod");
-    let e = run(host.allocator.assign_ip(first, &owner, AllowedUse::Workload, &view, NOW)).unwrap_err();
-    assert_eq!(e.to_string(), format!("{first} is already assigned to handle ipip-tunnel-addr-n0"));
-    // The pool changes: the address moves, the old one is free again.
-    pool(&store, "two", "10.9.0.0/30", |p| p.block_size_raw = Some(30));
-    let (view, pools) = (host.view(), ["two".to_owned()]);
-    let moved =
-        run(host.allocator.ensure_tunnel_address(TunnelKind::Ipip, &pools, Some(first), &view, NOW)).unwrap();
-    assert!(moved.to_string().starts_with("10.9."));
-    assert_eq!(run(host.allocator.by_handle("ipip-tunnel-addr-n0")).unwrap(), [moved]);
-    run(host.allocator.release_tunnel_address(TunnelKind::Ipip, &view, NOW)).unwrap();
-    assert_eq!(audit(&store.everything()), []);
 }

@@ -161,7 +161,7 @@ fn a_thousand_leaks_are_found_and_nothing_live_is_freed() {
         }
         let tunnel = {
             let view = run(View::load(&w.store, "b")).unwrap();
-            run(allocators[1].ensure_tunnel_address(TunnelKind::Ipip, &[], None, &view, NOW)).unwrap()
+            run(allocators[1].take_tunnel_address(TunnelKind::Ipip, &[], &view, NOW)).unwrap()
         };
         run(w.store.delete_node("gone"));
 

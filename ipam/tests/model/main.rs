@@ -6,4 +6,5 @@ mod leaks;
 mod race;
 mod sim;
 mod storm;
+mod tunnel;
 mod warm;
