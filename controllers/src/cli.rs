@@ -111,6 +111,10 @@ struct RunArgs {
     /// KubeControllersConfiguration, else nowhere]
     #[arg(long, env = "BRINDLE_METRICS", value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
+    /// Answer health checks at http://ADDR:PORT/livez and /readyz, whatever healthChecks of KubeControllersConfiguration
+    /// says of the port of the metrics
+    #[arg(long, env = "BRINDLE_HEALTH", value_name = "ADDR:PORT")]
+    health: Option<SocketAddr>,
     /// Say what would be done, do nothing; needs no lease
     #[arg(long)]
     dry_run: bool,
@@ -144,6 +148,8 @@ pub struct Settings {
     /// How long a claim may stand halfway.
     pub repair_grace: Duration,
     pub log: Log,
+    /// Where probes are answered.
+    pub health: Option<SocketAddr>,
     pub dry_run: bool,
     pub once: bool,
 }
@@ -225,6 +231,7 @@ impl Cli {
             node_grace: time("--node-grace", &args.node_grace)?,
             repair_grace: time("--repair-grace", &args.repair_grace)?,
             log,
+            health: args.health,
             dry_run: args.dry_run,
             once: args.once,
         })

@@ -15,6 +15,7 @@ pub mod act;
 pub mod cli;
 pub mod config;
 pub mod facts;
+pub mod health;
 pub mod metrics;
 mod outside;
 pub mod plan;

@@ -10,7 +10,10 @@ use std::{
 use brindle_admin::http::{self, Answer};
 use tokio::net::TcpListener;
 
-use crate::plan::{Controller, Plan};
+use crate::{
+    health::Pulse,
+    plan::{Controller, Plan},
+};
 
 /// Name, type, help.
 pub const METRICS: [(&str, &str, &str); 6] = [
@@ -108,18 +111,14 @@ impl Tally {
 }
 
 /// Serves metrics and probes until dropped.
-pub async fn serve(listener: TcpListener, tally: Tally) {
+pub async fn serve(listener: TcpListener, tally: Tally, pulse: Pulse) {
     let answer = move |path: String| {
-        let tally = tally.clone();
-        async move {
-            match path.as_str() {
-                "/metrics" => Some(Answer::metrics(tally.text())),
-                // A process that waits for the lease is as well as one that has it.
-                "/livez" | "/readyz" if tally.counts().mute => None,
-                "/livez" | "/readyz" => Some(Answer::text(true, "ok\n".to_owned())),
-                _ => None,
-            }
-        }
+        let answer = match path.as_str() {
+            "/metrics" => Some(Answer::metrics(tally.text())),
+            _ if tally.counts().mute => None,
+            probe => pulse.answer(probe),
+        };
+        async move { answer }
     };
     http::serve(listener, "/metrics, /livez and /readyz", answer).await;
 }

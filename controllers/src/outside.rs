@@ -15,6 +15,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use crate::{
     cli::{Log, Settings},
     config::{self, Given, Running},
+    health::Pulse,
     metrics::{self, Tally},
 };
 
@@ -23,19 +24,20 @@ pub(crate) struct Outside {
     given: Given,
     log: Log,
     tally: Tally,
+    pulse: Pulse,
     filter: String,
     server: Option<(SocketAddr, JoinHandle<()>)>,
 }
 
 impl Outside {
-    pub(crate) fn new(settings: &Settings, tally: Tally) -> Self {
+    pub(crate) fn new(settings: &Settings, tally: Tally, pulse: Pulse) -> Self {
         let filter = Running::of(&settings.given, None).log;
-        Self { given: settings.given.clone(), log: settings.log.clone(), tally, filter, server: None }
+        Self { given: settings.given.clone(), log: settings.log.clone(), tally, pulse, filter, server: None }
     }
 
     /// Answers on a port from now on.
     pub(crate) fn listens(&mut self, address: SocketAddr, listener: TcpListener) {
-        let server = tokio::spawn(metrics::serve(listener, self.tally.clone()));
+        let server = tokio::spawn(metrics::serve(listener, self.tally.clone(), self.pulse.clone()));
         if let Some((_, old)) = self.server.replace((address, server)) {
             old.abort();
         }
@@ -51,7 +53,8 @@ impl Outside {
                     SyncEvent::Delete(key) if key.name == config::NAME => {
                         self.adopt(&Running::of(&self.given, None)).await;
                     }
-                    _ => {}
+                    SyncEvent::InSync => self.pulse.read(),
+                    SyncEvent::Upsert(_) | SyncEvent::Delete(_) => {}
                 }
             }
         }

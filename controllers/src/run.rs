@@ -29,6 +29,7 @@ use crate::{
     cli::Settings,
     config::{self, Running},
     facts::{Facts, KINDS, POLICY_KINDS},
+    health::{self, Pulse},
     metrics::Tally,
     outside::Outside,
     plan::{Controller, Graces, Plan, Planned, Planner, Rules},
@@ -56,7 +57,11 @@ async fn run(settings: Settings) -> Result<bool> {
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
     let tally = Tally::default();
-    let mut outside = Outside::new(&settings, tally.clone());
+    let pulse = Pulse::default();
+    let mut outside = Outside::new(&settings, tally.clone(), pulse.clone());
+    if let Some(address) = settings.health {
+        tokio::spawn(health::serve(health::listen(address).await?, pulse.clone()));
+    }
     if let Some(address) = settings.given.metrics {
         outside.listens(address, http::listen("--metrics", address).await?);
     }
@@ -73,8 +78,10 @@ async fn run(settings: Settings) -> Result<bool> {
             }
             tally.leads(true);
             let mut worker = Worker::new(&settings, Arc::clone(&store), leadership.as_ref(), tally.clone());
+            worker.pulse = pulse.clone();
             let done = if settings.once { Some(worker.once().await) } else { worker.keep().await };
             tally.leads(false);
+            pulse.rest();
             match done {
                 Some(done) => return done,
                 None => tracing::warn!("the lease is lost; nothing is done until it is held again"),
@@ -100,6 +107,7 @@ struct Worker<'a> {
     planner: Planner,
     leadership: Option<&'a Leadership>,
     tally: Tally,
+    pulse: Pulse,
     running: Running,
     /// What was said of KubeControllersConfiguration.
     remarks: String,
@@ -160,6 +168,7 @@ impl<'a> Worker<'a> {
             planner: Planner::new(rules(settings, &running)),
             leadership,
             tally,
+            pulse: Pulse::default(),
             running,
             remarks: String::new(),
             unwritten: String::new(),
@@ -283,6 +292,7 @@ impl<'a> Worker<'a> {
         let mut waiting = false;
         let mut first = true;
         loop {
+            self.pulse.beat(self.running.period);
             let shortest = [self.running.leak, self.settings.node_grace, self.settings.repair_grace];
             let tick = shortest.into_iter().min().unwrap_or(TICK).clamp(Duration::from_secs(1), TICK);
             // The lease is looked at now and then even when nothing happens.
@@ -404,6 +414,7 @@ impl<'a> Worker<'a> {
         let Planned { action, why } = planned;
         let controller = action.controller();
         let name = controller.name();
+        self.pulse.beat(self.running.period);
         match self.actor.perform(action).await {
             Ok(Outcome::Done) => {
                 self.tally.acted(controller, "done");

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -559,4 +560,40 @@ fn what_cannot_be_meant_is_said_in_one_line() {
         assert_eq!(out.status.code(), Some(2), "{args:?}: {said}");
         assert!(said.contains(words) && said.trim().lines().count() == 1, "{args:?}: {said}");
     }
+}
+
+/// What a path answers at a port of the site, head and body.
+fn asked(site: &Site, port: u16, path: &str) -> String {
+    let ask = || -> std::io::Result<String> {
+        let mut c = TcpStream::connect(("127.0.0.1", port))?;
+        c.set_read_timeout(Some(LONG))?;
+        write!(c, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        let mut text = String::new();
+        c.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    site.ns.ns().run(ask).unwrap().unwrap_or_else(|e| e.to_string())
+}
+
+#[test]
+fn who_leads_and_who_stands_by_are_both_ready() {
+    let site = Site::sqlite("chealth");
+    let run = |name: &str, address: &str| {
+        Running::start_in(site.ns.ns(), &mut site.command(name, &["--health", address]))
+    };
+    let says = |port: u16, word: &str| {
+        until(&format!("port {port} says {word}"), LONG, || match asked(&site, port, "/readyz") {
+            text if text.starts_with("HTTP/1.1 200") && text.contains(word) => Ok(()),
+            text => Err(text),
+        });
+    };
+    let one = run("one", "127.0.0.1:9440");
+    says(9440, "[+] controllers: leads\n[+] datastore: read\nready\n");
+    // A port of both families.
+    let _two = run("two", "[::]:9441");
+    says(9441, "[+] controllers: stands by\n[+] datastore: read\nready\n");
+    assert!(asked(&site, 9441, "/livez").ends_with("[+] controllers: stands by\nlive\n"));
+    assert!(asked(&site, 9441, "/metrics").starts_with("HTTP/1.1 404"), "these have a port of their own");
+    drop(one);
+    says(9441, "[+] controllers: leads");
 }

@@ -16,10 +16,30 @@ const HEAD: &str = "{{- /* Generated from deploy/ by `cargo xtask generate`. */ 
 
 /// In all templates.
 const EVERYWHERE: [(&str, &str); 3] = [
-    ("namespace: kube-system", "namespace: {{ .Release.Namespace }}"),
+    // Without quotes a namespace 1e3 were a number.
+    ("namespace: kube-system", "namespace: {{ .Release.Namespace | quote }}"),
     ("image: brindle:0.1.0", "image: \"{{ .Values.image.repository }}:{{ .Values.image.tag }}\""),
-    ("imagePullPolicy: IfNotPresent", "imagePullPolicy: {{ .Values.image.pullPolicy }}"),
+    ("imagePullPolicy: IfNotPresent", "imagePullPolicy: {{ .Values.image.pullPolicy | quote }}"),
 ];
+
+/// A ConfigMap's values are texts, whatever was written into the values' file: `true` and `0` without quotes as well. toJson,
+/// since a large number is floating point to Helm and would be printed as 1e+06. `null` takes a default away.
+const CONFIG: &str = r#"  {{- range $name, $value := .Values.config }}
+  {{- if kindIs "string" $value }}
+  {{ $name }}: {{ $value | quote }}
+  {{- else if kindIs "invalid" $value }}
+  {{- else }}
+  {{ $name }}: {{ $value | toJson | quote }}
+  {{- end }}
+  {{- end }}
+"#;
+
+/// A changed ConfigMap makes another pod template, so that the pods are replaced: they read it at their start only.
+fn checksum(file: &str) -> String {
+    format!(
+        "        checksum/config: {{{{ include (print $.Template.BasePath \"/{file}\") . | sha256sum | quote }}}}\n"
+    )
+}
 
 const SECRETS: &str = "      {{- with .Values.image.pullSecrets }}\n      imagePullSecrets:\n        {{- toYaml . | nindent 8 }}\n      {{- end }}\n";
 
@@ -55,20 +75,24 @@ fn generate() {
     let config = format!("{base}/node/config.yaml");
     let whole = read(&config);
     let data = whole.split_once("\ndata:\n").expect("data").1;
-    make(&config, "config.yaml", &[(data, "  {{- toYaml .Values.config | nindent 2 }}\n")], None);
+    make(&config, "config.yaml", &[(data, CONFIG)], None);
     let account = "      serviceAccountName: brindle-node\n";
     let (there, here) = resources("100m", "node");
-    let places = [(account, &*format!("{account}{SECRETS}")), (&there, &here)];
+    let labels = "      labels:\n        k8s-app: brindle-node\n    spec:\n";
+    let sum = checksum("config.yaml");
+    let annotated = labels.replace("    spec:\n", &format!("      annotations:\n{sum}    spec:\n"));
+    let places =
+        [(account, &*format!("{account}{SECRETS}")), (&there, &here), (labels, &annotated)];
     make(&format!("{base}/node/daemonset.yaml"), "daemonset.yaml", &places, None);
     let account = "      serviceAccountName: brindle-controllers\n";
     let (there, here) = resources("50m", "controllers");
     let places = [
         (account, &*format!("{account}{SECRETS}")),
         (&there, &here),
-        ("replicas: 2", "replicas: {{ .Values.controllers.replicas }}"),
+        ("replicas: 2", "replicas: {{ .Values.controllers.replicas | int64 }}"),
     ];
     let controllers = Some(".Values.controllers.enabled");
-    make(&format!("{base}/cluster/controllers.yaml"), "controllers.yaml", &places, controllers);
+    make(&format!("{base}/controllers/controllers.yaml"), "controllers.yaml", &places, controllers);
     let reflectors = Some(".Values.reflectors.enabled");
     let second = "      - name: nodes-ipv6\n        range: \"::/0\"\n        max: 5000\n        template: {asNumber: 64512, reflectorClient: true}\n";
     let valued = second.replace("\"::/0\"", "{{ .Values.reflectors.rangeIPv6 | quote }}");
@@ -81,10 +105,12 @@ fn generate() {
     ];
     make("deploy/reflectors/config.yaml", "reflectors-config.yaml", &places, reflectors);
     let token = "      automountServiceAccountToken: false\n";
+    let as_number = "        brindle.dev/as-number: \"64512\"\n";
+    let sum = checksum("reflectors-config.yaml");
     let places = [
         (token, &*format!("{token}{SECRETS}")),
-        ("replicas: 2", "replicas: {{ .Values.reflectors.replicas }}"),
-        ("as-number: \"64512\"", "as-number: {{ .Values.reflectors.asNumber | int64 | quote }}"),
+        ("replicas: 2", "replicas: {{ .Values.reflectors.replicas | int64 }}"),
+        (as_number, &*format!("        brindle.dev/as-number: {{{{ .Values.reflectors.asNumber | int64 | quote }}}}\n{sum}")),
     ];
     make("deploy/reflectors/deployment.yaml", "reflectors.yaml", &places, reflectors);
     for file in files("deploy/crds", ".yaml").iter().filter(|f| !f.ends_with("kustomization.yaml")) {
@@ -96,6 +122,27 @@ fn render(change: impl Fn(&mut Value)) -> BTreeMap<[String; 4], Value> {
     template::chart(change).iter().map(|o| (identity(o), sorted(o, ""))).collect()
 }
 
+/// Takes the checksum out of a pod's annotations, which the overlays have not.
+fn checksum_of(object: &mut Value) -> Option<String> {
+    let meta = object.pointer_mut("/spec/template/metadata")?.as_object_mut()?;
+    let annotations = meta.get_mut("annotations")?.as_object_mut()?;
+    let sum = annotations.remove("checksum/config")?;
+    if annotations.is_empty() {
+        meta.remove("annotations");
+    }
+    sum.as_str().map(str::to_owned)
+}
+
+/// The same without checksums.
+fn plain(change: impl Fn(&mut Value)) -> BTreeMap<[String; 4], Value> {
+    let mut all = render(change);
+    for object in all.values_mut() {
+        let sum = checksum_of(object);
+        assert!(sum.is_none_or(|s| s.len() == 64), "{object}");
+    }
+    all
+}
+
 fn overlay(name: &str) -> BTreeMap<[String; 4], Value> {
     kustomize(&format!("deploy/overlays/{name}")).iter().map(|o| (identity(o), sorted(o, ""))).collect()
 }
@@ -103,8 +150,63 @@ fn overlay(name: &str) -> BTreeMap<[String; 4], Value> {
 #[test]
 fn the_chart_renders_to_what_the_overlays_are() {
     generate();
-    assert_eq!(render(|_| {}), overlay("mesh"));
-    assert_eq!(render(|v| v["reflectors"]["enabled"] = true.into()), overlay("reflectors"));
+    assert_eq!(plain(|_| {}), overlay("mesh"));
+    assert_eq!(plain(|v| v["reflectors"]["enabled"] = true.into()), overlay("reflectors"));
+}
+
+#[test]
+fn a_changed_config_map_makes_other_pods_of_those_that_read_it() {
+    generate();
+    let sums = |change: &dyn Fn(&mut Value)| {
+        let mut all = render(|v| {
+            v["reflectors"]["enabled"] = true.into();
+            change(v);
+        });
+        ["DaemonSet", "Deployment"]
+            .map(|kind| all.iter_mut().filter(|(k, _)| k[1] == kind).filter_map(|(_, o)| checksum_of(o)).collect())
+    };
+    let [node, reflectors]: [Vec<String>; 2] = sums(&|_| {});
+    assert_eq!((node.len(), reflectors.len()), (1, 1), "the controllers read no ConfigMap");
+    let told = sums(&|v| v["config"]["BRINDLE_LOG"] = "debug".into());
+    assert_ne!(told[0], node);
+    assert_eq!(told[1], reflectors);
+    let more = sums(&|v| v["reflectors"]["range"] = "192.0.2.0/24".into());
+    assert_eq!(more[0], node);
+    assert_ne!(more[1], reflectors);
+    let replicas = sums(&|v| v["reflectors"]["replicas"] = 3.into());
+    assert_eq!(replicas, [node, reflectors], "more of the same are no others");
+}
+
+/// The API server refuses a ConfigMap with anything but texts.
+#[test]
+fn whatever_is_written_into_config_becomes_a_text() {
+    generate();
+    let all = render(|v| {
+        let config = &mut v["config"];
+        config["FELIX_IPV6SUPPORT"] = false.into();
+        config["BRINDLE_DRAIN"] = 15.into();
+        config["FELIX_VXLANVNI"] = 1_000_000.into();
+        config["AS"] = "64512".into();
+        config["IP"] = "".into();
+        config["IP_AUTODETECTION_METHOD"] = r#"skip-interface=^a\d,"b""#.into();
+        config["FELIX_LOGPREFIX"] = "a: b #c".into();
+        config["CLUSTER_TYPE"] = Value::Null;
+    });
+    let map = all.iter().find(|(k, _)| k[1] == "ConfigMap" && k[3] == "brindle-config").expect("a ConfigMap").1;
+    let data = map["data"].as_object().expect("data");
+    for (name, value) in [
+        ("FELIX_IPV6SUPPORT", "false"),
+        ("BRINDLE_DRAIN", "15"),
+        ("FELIX_VXLANVNI", "1000000"),
+        ("AS", "64512"),
+        ("IP", ""),
+        ("IP_AUTODETECTION_METHOD", r#"skip-interface=^a\d,"b""#),
+        ("FELIX_LOGPREFIX", "a: b #c"),
+        ("CALICO_IPV4POOL_NAT_OUTGOING", "true"),
+    ] {
+        assert_eq!(data[name], value, "{name}");
+    }
+    assert!(!data.contains_key("CLUSTER_TYPE"), "null takes it away");
 }
 
 #[test]

@@ -106,10 +106,42 @@ fn manifests_refer_to_what_exists() {
         }
         for o in &objects {
             let selector = &o["spec"]["selector"]["matchLabels"];
-            assert!(
-                selector.is_null() || *selector == o["spec"]["template"]["metadata"]["labels"],
-                "{name}: {o}"
-            );
+            let of = |p: &Value| *selector == p["spec"]["template"]["metadata"]["labels"];
+            // A budget is of somebody else's pods.
+            let good = if o["kind"] == "PodDisruptionBudget" { objects.iter().any(of) } else { of(o) };
+            assert!(selector.is_null() || good, "{name}: {o}");
+        }
+    }
+}
+
+/// What there are several of is asked how it is, is not on one node only, and is not taken away all at once.
+#[test]
+fn several_pods_are_several_all_the_time() {
+    for name in OVERLAYS {
+        let objects = overlay(name);
+        for o in objects.iter().filter(|o| o["kind"] == "Deployment") {
+            let labels = &o["spec"]["selector"]["matchLabels"];
+            let budget = objects.iter().any(|b| {
+                b["kind"] == "PodDisruptionBudget" && b["spec"]["selector"]["matchLabels"] == *labels
+            });
+            let of = &o["metadata"]["name"];
+            assert!(budget, "{name}: {of} has no budget");
+            let pod = &o["spec"]["template"]["spec"];
+            let spread: Vec<&Value> = list(pod, "topologySpreadConstraints")
+                .chain(list(
+                    &pod["affinity"]["podAntiAffinity"],
+                    "requiredDuringSchedulingIgnoredDuringExecution",
+                ))
+                .filter(|s| s["topologyKey"] == "kubernetes.io/hostname")
+                .collect();
+            assert!(spread.iter().any(|s| s["labelSelector"]["matchLabels"] == *labels), "{name}: {of}");
+            let container = &pod["containers"][0];
+            for probe in ["livenessProbe", "readinessProbe"] {
+                assert!(container[probe].is_object(), "{name}: {of} has no {probe}");
+                let port = &container[probe]["httpGet"]["port"];
+                let there = list(container, "ports").any(|p| p["name"] == *port);
+                assert!(port.is_null() || there, "{name}: {of}: no port {port}");
+            }
         }
     }
 }

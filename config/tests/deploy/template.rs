@@ -1,9 +1,13 @@
 //! A strict renderer of the part of Go's template language that the chart uses: `{{ .Values.a.b }}`, `.Release.Namespace`,
-//! `.Chart.AppVersion`, `if`/`else`/`with`/`end`, pipelines of `quote`, `int64`, `toYaml`, `nindent N`, trimming with `-`. Whatever
-//! else stands in a template is a panic, so that the chart stays within it.
+//! `if`/`else if`/`else`/`with`/`end`, `range $key, $value := .a.map`, pipelines of `quote`, `int64`, `toYaml`, `toJson`,
+//! `kindIs "KIND"`, `sha256sum`, `nindent N` and `include (print $.Template.BasePath "/FILE") .`, trimming with `-`. Whatever else
+//! stands in a template is a panic, so that the chart stays within it.
+
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use brindle_config::yaml::to_yaml;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::support::{documents, files, read};
 
@@ -34,15 +38,29 @@ enum Node {
         then: Vec<Self>,
         otherwise: Vec<Self>,
     },
+    /// Over a map, in the order of its keys.
+    Range {
+        key: String,
+        value: String,
+        of: String,
+        each: Vec<Self>,
+    },
 }
 
-/// Renders; `root` has Values, Release and Chart.
+/// What names stand for at one place.
+struct Scope<'a> {
+    root: &'a Value,
+    dot: &'a Value,
+    variables: BTreeMap<String, Value>,
+}
+
+/// Renders; `root` has Values and Release.
 pub(crate) fn render(name: &str, text: &str, root: &Value) -> String {
     let mut tokens = tokens(name, text).into_iter().peekable();
     let (nodes, end) = parse(name, &mut tokens);
     assert!(end.is_none(), "{name}: {end:?} without a beginning");
     let mut out = String::new();
-    write(name, &nodes, root, root, &mut out);
+    write(name, &nodes, &Scope { root, dot: root, variables: BTreeMap::new() }, &mut out);
     out
 }
 
@@ -78,7 +96,7 @@ fn tokens(name: &str, text: &str) -> Vec<Token> {
 
 type Tokens = std::iter::Peekable<std::vec::IntoIter<Token>>;
 
-/// Up to `end` or `else`, which is returned.
+/// Up to `end`, `else` or `else if TEST`, which is returned.
 fn parse(name: &str, tokens: &mut Tokens) -> (Vec<Node>, Option<String>) {
     let mut nodes = Vec::new();
     while let Some(token) = tokens.next() {
@@ -91,15 +109,19 @@ fn parse(name: &str, tokens: &mut Tokens) -> (Vec<Node>, Option<String>) {
         };
         let (word, test) = action.split_once(' ').unwrap_or((&action, ""));
         match word {
-            "if" | "with" => {
-                let (then, mut end) = parse(name, tokens);
-                let mut otherwise = Vec::new();
-                if end.as_deref() == Some("else") {
-                    (otherwise, end) = parse(name, tokens);
-                }
+            "if" | "with" => nodes.push(branch(name, word == "with", test, tokens)),
+            "range" => {
+                let parts: Vec<&str> = test.split_whitespace().collect();
+                let [key, value, ":=", of] = parts.as_slice() else {
+                    panic!("{name}: {action} is not understood by this renderer")
+                };
+                let (key, value) = (key.strip_suffix(',').unwrap_or_default(), *value);
+                assert!(key.starts_with('$') && value.starts_with('$'), "{name}: {action}: two variables");
+                let (each, end) = parse(name, tokens);
                 assert_eq!(end.as_deref(), Some("end"), "{name}: {action} has no end");
-                nodes.push(Node::Branch { with: word == "with", test: test.to_owned(), then, otherwise });
+                nodes.push(Node::Range { key: key.into(), value: value.into(), of: (*of).into(), each });
             }
+            "else" if test.starts_with("if ") => return (nodes, Some(action)),
             "end" | "else" => {
                 assert!(test.is_empty(), "{name}: {action} is not understood by this renderer");
                 return (nodes, Some(word.to_owned()));
@@ -111,17 +133,47 @@ fn parse(name: &str, tokens: &mut Tokens) -> (Vec<Node>, Option<String>) {
     (nodes, None)
 }
 
-fn write(name: &str, nodes: &[Node], root: &Value, dot: &Value, out: &mut String) {
+/// What follows `if TEST` or `with TEST`, its `end` included.
+fn branch(name: &str, with: bool, test: &str, tokens: &mut Tokens) -> Node {
+    let (then, end) = parse(name, tokens);
+    let otherwise = match end.as_deref() {
+        Some("end") => Vec::new(),
+        Some("else") => {
+            let (otherwise, end) = parse(name, tokens);
+            assert_eq!(end.as_deref(), Some("end"), "{name}: {test} has no end");
+            otherwise
+        }
+        // It shares the end.
+        Some(other) => vec![branch(name, false, other.trim_start_matches("else if "), tokens)],
+        None => panic!("{name}: {test} has no end"),
+    };
+    Node::Branch { with, test: test.to_owned(), then, otherwise }
+}
+
+fn write(name: &str, nodes: &[Node], scope: &Scope<'_>, out: &mut String) {
     for node in nodes {
         match node {
             Node::Text(t) => out.push_str(t),
-            Node::Print(action) => out.push_str(&text(&pipeline(name, action, root, dot))),
+            Node::Print(action) => out.push_str(&text(&pipeline(name, action, scope))),
             Node::Branch { with, test, then, otherwise } => {
-                let value = pipeline(name, test, root, dot);
+                let value = pipeline(name, test, scope);
                 if truthy(&value) {
-                    write(name, then, root, if *with { &value } else { dot }, out);
+                    let dot = if *with { &value } else { scope.dot };
+                    let inner = Scope { root: scope.root, dot, variables: scope.variables.clone() };
+                    write(name, then, &inner, out);
                 } else {
-                    write(name, otherwise, root, dot, out);
+                    write(name, otherwise, scope, out);
+                }
+            }
+            Node::Range { key, value, of, each } => {
+                let map = look_up(name, of, scope);
+                let map = map.as_object().unwrap_or_else(|| panic!("{name}: range over {of}, which is no map"));
+                let sorted: BTreeMap<_, _> = map.iter().collect();
+                for (k, v) in sorted {
+                    let mut variables = scope.variables.clone();
+                    variables.insert(key.clone(), k.as_str().into());
+                    variables.insert(value.clone(), v.clone());
+                    write(name, each, &Scope { root: scope.root, dot: v, variables }, out);
                 }
             }
         }
@@ -147,17 +199,52 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn pipeline(name: &str, action: &str, root: &Value, dot: &Value) -> Value {
+/// A word in quotes.
+fn literal(word: &str) -> Option<&str> {
+    word.strip_prefix('"')?.strip_suffix('"')
+}
+
+/// The words of a value's kind in Go, for `kindIs`.
+const fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "invalid",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "float64",
+        Value::String(_) => "string",
+        Value::Array(_) => "slice",
+        Value::Object(_) => "map",
+    }
+}
+
+fn pipeline(name: &str, action: &str, scope: &Scope<'_>) -> Value {
     let mut value: Option<Value> = None;
     for stage in action.split('|') {
         let words: Vec<&str> = stage.split_whitespace().collect();
         let argument = |at: usize, value: Option<Value>| match words.get(at) {
-            Some(path) => look_up(name, path, root, dot),
+            Some(path) => look_up(name, path, scope),
             None => value.unwrap_or_else(|| panic!("{name}: {action}: nothing to work on")),
         };
         value = Some(match words.as_slice() {
             ["quote", ..] => format!("{:?}", text(&argument(1, value))).into(),
             ["int64"] => text(&argument(1, value)).parse::<i64>().expect("a number").into(),
+            ["toJson", ..] => argument(1, value).to_string().into(),
+            ["kindIs", wanted, ..] => {
+                let wanted = literal(wanted).unwrap_or_else(|| panic!("{name}: {action}: a kind in quotes"));
+                (kind(&argument(2, value)) == wanted).into()
+            }
+            ["sha256sum", ..] => {
+                let mut hex = String::new();
+                for octet in Sha256::digest(text(&argument(1, value))) {
+                    // Writing to a string cannot fail.
+                    let _ = write!(hex, "{octet:02x}");
+                }
+                hex.into()
+            }
+            ["include", "(print", "$.Template.BasePath", file, "."] => {
+                let file = literal(file.trim_end_matches(')')).unwrap_or_else(|| panic!("{name}: {action}"));
+                let path = format!("{CHART}/templates{file}");
+                render(&path, &read(&path), scope.root).into()
+            }
             ["toYaml", ..] => to_yaml(&argument(1, value)).trim_end().to_owned().into(),
             ["nindent", n] => {
                 let n: usize = n.parse().unwrap_or_else(|_| panic!("{name}: {action}"));
@@ -165,19 +252,23 @@ fn pipeline(name: &str, action: &str, root: &Value, dot: &Value) -> Value {
                 let lines = text(&argument(2, value));
                 format!("{pad}{}", lines.replace('\n', &pad)).into()
             }
-            [path] if value.is_none() => look_up(name, path, root, dot),
+            [path] if value.is_none() => look_up(name, path, scope),
             _ => panic!("{name}: {{{{ {action} }}}} is not understood by this renderer"),
         });
     }
     value.unwrap_or_else(|| panic!("{name}: empty action"))
 }
 
-fn look_up(name: &str, path: &str, root: &Value, dot: &Value) -> Value {
+fn look_up(name: &str, path: &str, scope: &Scope<'_>) -> Value {
+    if path.starts_with('$') {
+        let found = scope.variables.get(path);
+        return found.unwrap_or_else(|| panic!("{name}: there is no {path}")).clone();
+    }
     let inside = path.strip_prefix('.').unwrap_or_else(|| panic!("{name}: {path} is no field"));
     if inside.is_empty() {
-        return dot.clone();
+        return scope.dot.clone();
     }
-    let mut at = root;
+    let mut at = scope.root;
     for part in inside.split('.') {
         at = at.get(part).unwrap_or_else(|| panic!("{name}: there is no {path}"));
     }
@@ -195,6 +286,12 @@ fn actions_are_rendered_as_go_does() {
     assert_eq!(r("{{- if .Values.on }}\nyes\n{{- else }}\nno\n{{- end }}\n"), "\nyes\n");
     assert_eq!(r("{{- if .Values.off }}\nyes\n{{- else }}\nno\n{{- end }}\n"), "\nno\n");
     assert_eq!(r("x{{- with .Values.list }} {{ toYaml . }}{{ end }}"), "x - 1");
+    let each = "{{ range $k, $v := .Values }}{{ if kindIs \"string\" $v }}{{ $k }}{{ else if kindIs \"bool\" $v }}{{ $v }}{{ else }}-{{ end }} {{ end }}";
+    assert_eq!(r(each), "a - - false true ", "in the order of the keys");
+    assert_eq!(r("{{ .Values.map | toJson | quote }}"), r#""{\"k\":\"v\"}""#);
+    let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    assert_eq!(r("{{ with .Values.off }}x{{ else }}{{ .Values.a | sha256sum }}{{ end }}").len(), empty.len());
     assert!(std::panic::catch_unwind(|| r("{{ range .Values.list }}{{ end }}")).is_err());
+    assert!(std::panic::catch_unwind(|| r("{{ $v }}")).is_err());
     assert!(std::panic::catch_unwind(|| r("{{ .Values.missing }}")).is_err());
 }
