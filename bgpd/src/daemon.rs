@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin::AdminSocket,
     cli::give_back,
-    follow::{Follower, from_store},
+    follow::{Environment, Follower, from_store},
     handle::Running,
     metrics,
     mrt::{self, MrtSettings},
@@ -130,7 +130,7 @@ async fn start(daemon: &Daemon, running: &Running) -> Result<Option<Follower>> {
     match (&daemon.source, &daemon.settings) {
         (Source::Datastore { url, node, secrets }, _) => {
             let store = brindle_config::open(url)?;
-            Ok(Some(from_store(store, node, secrets, None, None, running.handle.clone())))
+            Ok(Some(from_store(store, node, secrets, Environment::default(), running.handle.clone())))
         }
         (Source::File(_), Some(settings)) => {
             let failed = running.handle.apply(settings.desired.clone()).await?;

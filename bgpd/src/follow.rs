@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -56,15 +56,24 @@ pub struct Follower {
     task: JoinHandle<()>,
 }
 
+/// What is not for the store to say.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// Whether pods have floating addresses.
+    pub floating: Option<bool>,
+    /// The speaker's identifier; else the node's IPv4 address, else a hash of its name.
+    pub router_id: Option<std::net::Ipv4Addr>,
+    /// The file for [`crate::recall`].
+    pub memory: Option<PathBuf>,
+}
+
 /// Starts feeding `handle` with what the store says about the node called `node`. Nothing is applied before the
-/// store's snapshot is complete. `secrets`: folder of passwords, `NAME/KEY`. `floating`: whether pods have floating
-/// addresses, if that is not for the store to say. `memory`: the file for [`crate::recall`].
+/// store's snapshot is complete. `secrets`: folder of passwords, `NAME/KEY`.
 pub fn from_store(
     store: Arc<dyn Store>,
     node: &str,
     secrets: &Path,
-    floating: Option<bool>,
-    memory: Option<&Path>,
+    told: Environment,
     handle: Handle,
 ) -> Follower {
     // Of endpoints, only those of this node matter: the pods of a whole cluster are left out where the store can do it.
@@ -72,9 +81,9 @@ pub fn from_store(
     let (tx, problems) = watch::channel(None);
     let (pods, peering) = watch::channel(None);
     let feeder = Feeder {
-        state: ClusterState::new(node).with_floating(floating),
+        state: ClusterState::new(node).with_floating(told.floating).with_router_id(told.router_id),
         secrets: Secrets(secrets.to_owned()),
-        memory: memory.map(|path| Memory::new(path, node)),
+        memory: told.memory.map(|path| Memory::new(&path, node)),
         handle,
         told: tx,
         pods,
@@ -437,7 +446,7 @@ mod tests {
         let began = Instant::now();
         let handle =
             Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-        let _follower = from_store(store, "a", Path::new("/nonexistent"), None, None, handle);
+        let _follower = from_store(store, "a", Path::new("/nonexistent"), Environment::default(), handle);
         match taken.recv().await {
             Some(Order::Apply(desired, _)) => (*desired, began.elapsed()),
             _ => panic!("expected a plan"),
@@ -475,8 +484,7 @@ mod tests {
             Arc::clone(&store),
             "a",
             Path::new("/nonexistent"),
-            None,
-            None,
+            Environment::default(),
             Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() },
         );
         let mut next = async || match taken.recv().await {
@@ -508,7 +516,7 @@ mod tests {
             let (orders, mut taken) = mpsc::channel(4);
             let handle =
                 Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-            let follower = from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), None, None, handle);
+            let follower = from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), Environment::default(), handle);
             let mut covered = None;
             let mut plans: Vec<Vec<String>> = Vec::new();
             // All sessions; with that of the new reflector (or all of its own) kept; without.

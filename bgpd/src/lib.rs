@@ -43,7 +43,7 @@ mod tally;
 mod view;
 
 pub use self::{
-    follow::{Follower, from_store},
+    follow::{Environment, Follower, from_store},
     handle::{AskKernel, Desired, FibBatch, FibStream, Gone, Handle, ListenError, Running},
     remembered::recall,
     secrets::DEFAULT_SECRETS,

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use brindle_config_core::{
     Key, Kind, Resource,
     node::NodeSpec,
@@ -32,7 +32,7 @@ pub(crate) async fn publish(
     settings: &Settings,
     admin: Option<SocketAddr>,
 ) -> Result<Vec<IpNet>> {
-    let choices = choose(store, settings).await?;
+    let choices = choose(store, settings, true).await?;
     let addresses: Vec<_> = choices.iter().map(|c| c.address).collect();
     write(store, settings, &addresses, admin).await?;
     // Said once: an agent that waits for its datastore comes here again and again.
@@ -68,12 +68,12 @@ pub(crate) async fn keep(
                     Some(None) => false,
                     Some(Some(node)) => {
                         stored = nets(&node.spec);
-                        lacks(&node, &published, admin)
+                        lacks(&node, &published, &settings, admin)
                     }
                 }
             }
             () = until(again) => match store.get_as::<NodeSpec>(None, &key.name).await {
-                Ok(found) => lacks(&found.resource, &published, admin),
+                Ok(found) => lacks(&found.resource, &published, &settings, admin),
                 Err(StoreError::NotFound(_)) => false,
                 Err(_) => true,
             },
@@ -120,11 +120,19 @@ fn own(batch: &[SyncEvent], key: &Key) -> Option<Option<Resource<NodeSpec>>> {
     })
 }
 
-/// Whether the stored Node has less than was published. Another address than ours is somebody's wish.
-fn lacks(node: &Resource<NodeSpec>, published: &[IpNet], admin: Option<SocketAddr>) -> bool {
+/// Whether the stored Node has less than was published. Another address or AS number than ours is somebody's wish.
+fn lacks(
+    node: &Resource<NodeSpec>,
+    published: &[IpNet],
+    settings: &Settings,
+    admin: Option<SocketAddr>,
+) -> bool {
     let spec = &node.spec;
     let lost = |a: &IpNet| spec.ips().all(|ip| ip.is_ipv4() != a.addr().is_ipv4());
-    published.iter().any(lost) || admin.is_some() && !node.metadata.annotations.contains_key(ADMIN_ADDRESS)
+    let asn = spec.bgp.as_ref().and_then(|b| b.as_number);
+    published.iter().any(lost)
+        || settings.as_number.is_some() && asn.is_none()
+        || admin.is_some() && !node.metadata.annotations.contains_key(ADMIN_ADDRESS)
 }
 
 /// The addresses a Node has, IPv4 first.
@@ -142,7 +150,7 @@ async fn look_again(
     published: &mut Vec<IpNet>,
     admin: Option<SocketAddr>,
 ) {
-    let found = match choose(store, settings).await {
+    let found = match choose(store, settings, false).await {
         Ok(choices) => choices,
         Err(e) => return tracing::warn!("{e:#}; the published address stays"),
     };
@@ -168,16 +176,23 @@ async fn write(
 ) -> Result<()> {
     let admin = admin.map(|a| admin_tcp::published(a, addresses));
     let check = settings.cluster.check_conflicts;
-    identity::publish(store, &settings.node_name, addresses, admin, check).await.map(drop)
+    let own = identity::Own { addresses, as_number: settings.as_number, admin };
+    identity::publish(store, &settings.node_name, own, check).await.map(drop)
 }
 
-async fn choose(store: &dyn Store, settings: &Settings) -> Result<Vec<Choice>> {
+/// `first`: at the start, what the Node has counts as well.
+async fn choose(store: &dyn Store, settings: &Settings, first: bool) -> Result<Vec<Choice>> {
     let methods = [&settings.cluster.method, &settings.cluster.method6];
-    let internal = if methods.iter().any(|m| matches!(m, Method::KubernetesInternalIp)) {
-        internal_addresses(store, &settings.node_name).await?
+    let wishes = [settings.address, settings.address6];
+    let keeps = |wish: &OwnAddress| *wish == OwnAddress::Stored || first && *wish == OwnAddress::Autodetect;
+    let asks = methods.iter().any(|m| matches!(m, Method::KubernetesInternalIp));
+    let node = if asks || wishes.iter().any(keeps) {
+        own_node(store, &settings.node_name).await?
     } else {
-        Vec::new()
+        NodeSpec::default()
     };
+    let internal = internal_addresses(&node);
+    let stored = nets(&node);
     let mut choices = Vec::new();
     for (wish, method, v6) in [(settings.address, methods[0], false), (settings.address6, methods[1], true)] {
         let reach = match (wish, method) {
@@ -188,20 +203,28 @@ async fn choose(store: &dyn Store, settings: &Settings) -> Result<Vec<Choice>> {
             }
             _ => None,
         };
-        let facts = Facts { candidates: candidates()?, internal: internal.clone(), reach };
+        let stored = stored.iter().find(|a| a.addr().is_ipv6() == v6 && keeps(&wish)).copied();
+        let facts = Facts { candidates: candidates()?, internal: internal.clone(), reach, stored };
         choices.extend(autodetect::choose(wish, method, v6, &facts).map_err(anyhow::Error::msg)?);
+    }
+    if choices.is_empty() {
+        let node = &settings.node_name;
+        bail!("--ip is none, and Node({node}) has no IPv6 address to keep; give one with --ip6, or --ip6 autodetect");
     }
     Ok(choices)
 }
 
-async fn internal_addresses(store: &dyn Store, node: &str) -> Result<Vec<IpAddr>> {
-    let spec = match store.get_as::<NodeSpec>(None, node).await {
-        Ok(s) => s.resource.spec,
-        Err(StoreError::NotFound(_)) => NodeSpec::default(),
-        Err(e) => return Err(e).with_context(|| format!("cannot read Node({node})")),
-    };
-    let internal = spec.addresses.iter().filter(|a| a.kind == "InternalIP");
-    Ok(internal.filter_map(|a| a.address.split('/').next()?.parse().ok()).collect())
+async fn own_node(store: &dyn Store, node: &str) -> Result<NodeSpec> {
+    match store.get_as::<NodeSpec>(None, node).await {
+        Ok(s) => Ok(s.resource.spec),
+        Err(StoreError::NotFound(_)) => Ok(NodeSpec::default()),
+        Err(e) => Err(e).with_context(|| format!("cannot read Node({node})")),
+    }
+}
+
+fn internal_addresses(node: &NodeSpec) -> Vec<IpAddr> {
+    let internal = node.addresses.iter().filter(|a| a.kind == "InternalIP");
+    internal.filter_map(|a| a.address.split('/').next()?.parse().ok()).collect()
 }
 
 fn candidates() -> Result<Vec<Candidate>> {
@@ -238,12 +261,44 @@ pub(crate) const POLL_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
-    use brindle_config_core::{ObjectMeta, node::NodeAddress};
+    use brindle_config_core::{ObjectMeta, bgp::AsNumber, node::NodeAddress};
 
     use super::*;
+    use crate::settings::{Cli, Command};
+
+    fn settings(more: &[&str]) -> Settings {
+        let args = ["brindle-node", "run", "--node-name", "n1"];
+        let cli = <Cli as clap::Parser>::try_parse_from(args.iter().chain(more)).unwrap();
+        let Command::Run(args) = cli.command else { panic!("run was typed") };
+        Settings::from_args(*args).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_node_keeps_its_address_and_gets_the_as_number_it_is_told() {
+        let store = brindle_config::open("memory:").unwrap();
+        let stored = async || store.get_as::<NodeSpec>(None, "n1").await.unwrap().resource.spec.bgp.unwrap();
+        let given = settings(&["--ip", "192.0.2.7/24", "--ip6", "fd00::7/64", "--as", "65001"]);
+        publish(&*store, &given, None).await.unwrap();
+        assert_eq!(stored().await.as_number, Some(AsNumber(65001)));
+
+        let kept = publish(&*store, &settings(&[]), None).await.unwrap();
+        assert_eq!(kept, ["192.0.2.7/24", "fd00::7/64"].map(|a| a.parse().unwrap()));
+        assert_eq!(stored().await.as_number, Some(AsNumber(65001)), "nothing said: it stays");
+
+        publish(&*store, &settings(&["--ip6", "none", "--as", "1.10"]), None).await.unwrap();
+        let bgp = stored().await;
+        assert_eq!((bgp.as_number, bgp.ipv6_address), (Some(AsNumber(65546)), None));
+        let none = publish(&*store, &settings(&["--ip", "none"]), None).await.unwrap_err();
+        assert!(none.to_string().contains("give one with --ip6"), "{none}");
+    }
 
     #[test]
     fn only_what_is_missing_is_lacking() {
+        let told = settings(&["--as", "65001"]);
+        let silent = settings(&[]);
+        let lacks = |node: &Resource<NodeSpec>, published: &[IpNet], admin: Option<SocketAddr>| {
+            lacks(node, published, &silent, admin)
+        };
         let published: Vec<IpNet> = ["10.0.0.5/24", "fd00::5/64"].map(|a| a.parse().unwrap()).into();
         let admin = Some("10.0.0.5:9180".parse().unwrap());
         let mut node = Resource::new(ObjectMeta::named("n1"), NodeSpec::default());
@@ -258,6 +313,9 @@ mod tests {
         assert!(lacks(&node, &published, admin));
         node.metadata.annotations.insert(ADMIN_ADDRESS.into(), "10.0.0.5:9180".into());
         assert!(!lacks(&node, &published, admin));
+        assert!(super::lacks(&node, &published, &told, admin), "its AS number is lost");
+        node.spec.bgp.get_or_insert_default().as_number = Some(AsNumber(65002));
+        assert!(!super::lacks(&node, &published, &told, admin));
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub(crate) struct Facts {
     pub(crate) internal: Vec<IpAddr>,
     /// For [`Method::CanReach`]: the source towards the destination, or why there is none.
     pub(crate) reach: Option<Result<IpAddr, String>>,
+    /// What the Node resource has of this family.
+    pub(crate) stored: Option<IpNet>,
 }
 
 /// One address on one interface.
@@ -117,8 +119,34 @@ pub(crate) fn choose(
     facts: &Facts,
 ) -> Result<Option<Choice>, String> {
     let candidates = &facts.candidates;
+    let kept = |address: IpNet, why: &str| {
+        let on = candidates.iter().find(|c| c.address.addr() == address.addr());
+        let place = on.map_or_else(
+            || "no interface carries it (autodetect finds another)".to_owned(),
+            |c| format!("on {}", c.interface),
+        );
+        Choice { address, why: format!("{why}; {place}") }
+    };
+    let detected = || {
+        detect(method, v6, facts).map_err(|why| {
+            let seen: Vec<String> =
+                candidates.iter().map(|c| format!("{} {}", c.interface, c.address)).collect();
+            format!(
+                "failed to autodetect an {} address: {why} (seen: {}); give it with {}, or another method with {}",
+                if v6 { "IPv6" } else { "IPv4" },
+                if seen.is_empty() { "none".to_owned() } else { seen.join(", ") },
+                if v6 { "--ip6" } else { "--ip" },
+                if v6 { "--ip6-autodetection-method" } else { "--ip-autodetection-method" },
+            )
+        })
+    };
     match wish {
         OwnAddress::None => return Ok(None),
+        OwnAddress::Stored => match facts.stored {
+            Some(address) => Ok(kept(address, "kept, as the Node has it")),
+            None if v6 => return Ok(None),
+            None => detected(),
+        },
         OwnAddress::Given(ip, Some(len)) => {
             let address = net(ip, len)?;
             let on = candidates.iter().find(|c| c.address.addr() == ip);
@@ -131,17 +159,10 @@ pub(crate) fn choose(
             })
         }
         OwnAddress::Given(ip, None) => Ok(complete(ip, candidates, "given")?),
-        OwnAddress::Autodetect => detect(method, v6, facts).map_err(|why| {
-            let seen: Vec<String> =
-                candidates.iter().map(|c| format!("{} {}", c.interface, c.address)).collect();
-            format!(
-                "failed to autodetect an {} address: {why} (seen: {}); give it with {}, or another method with {}",
-                if v6 { "IPv6" } else { "IPv4" },
-                if seen.is_empty() { "none".to_owned() } else { seen.join(", ") },
-                if v6 { "--ip6" } else { "--ip" },
-                if v6 { "--ip6-autodetection-method" } else { "--ip-autodetection-method" },
-            )
-        }),
+        OwnAddress::Autodetect => match (detected(), facts.stored) {
+            (Err(why), Some(address)) => Ok(kept(address, &format!("kept, as the Node has it: {why}"))),
+            (found, _) => found,
+        },
     }
     .map(Some)
 }
@@ -316,6 +337,33 @@ mod tests {
         let wish = OwnAddress::Given("10.0.0.5".parse().unwrap(), None);
         let choice = choose(wish, &Method::FirstFound, false, &all).unwrap().unwrap();
         assert_eq!(choice.address.to_string(), "10.0.0.5/20");
+    }
+
+    #[test]
+    fn what_the_node_has_is_kept_unless_something_else_is_said() {
+        let first = Method::FirstFound;
+        let mut all = facts(&MANY);
+        let chosen = |wish, v6, all: &Facts| {
+            choose(wish, &first, v6, all).unwrap().map(|c| (c.address.to_string(), c.why))
+        };
+        assert_eq!(chosen(OwnAddress::Stored, false, &all).unwrap().0, "10.0.0.5/24", "there is none");
+        assert_eq!(chosen(OwnAddress::Stored, true, &all), None);
+        all.stored = Some("192.0.2.9/28".parse().unwrap());
+        let (address, why) = chosen(OwnAddress::Stored, false, &all).unwrap();
+        assert_eq!(address, "192.0.2.9/28");
+        assert!(why.contains("as the Node has it; on bond1.100"), "{why}");
+        assert_eq!(chosen(OwnAddress::Autodetect, false, &all).unwrap().0, "10.0.0.5/24");
+        assert_eq!(chosen(OwnAddress::None, false, &all), None);
+        all.stored = Some("fd00::77/64".parse().unwrap());
+        let (address, why) = chosen(OwnAddress::Stored, true, &all).unwrap();
+        assert_eq!(address, "fd00::77/64");
+        assert!(why.contains("no interface carries it"), "{why}");
+
+        // Found nothing: better the old one than none.
+        let bare = Facts { stored: Some("10.0.0.7/24".parse().unwrap()), ..facts(&[("lo", "127.0.0.1/8")]) };
+        let (address, why) = chosen(OwnAddress::Autodetect, false, &bare).unwrap();
+        assert_eq!(address, "10.0.0.7/24");
+        assert!(why.contains("failed to autodetect"), "{why}");
     }
 
     #[test]

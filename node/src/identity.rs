@@ -5,6 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result, bail};
 use brindle_config_core::{
     ObjectMeta, Resource,
+    bgp::AsNumber,
     node::{NodeAddress, NodeSpec, TypedAddress},
     status::ADMIN_ADDRESS,
     store::{Expect, Store, StoreError, StoreExt, Stored},
@@ -54,15 +55,24 @@ async fn update_whole(
     )
 }
 
-/// Publishes this node's addresses, and where its agent answers other machines, if it does. Another node with the same
-/// address is a configuration error: one of the two would draw the other's traffic. `check`: whether that is looked for.
+/// What a node says of itself.
+pub(crate) struct Own<'a> {
+    pub(crate) addresses: &'a [IpNet],
+    /// `None`: what stands in the Node stays.
+    pub(crate) as_number: Option<AsNumber>,
+    /// Where its agent answers other machines, if it does.
+    pub(crate) admin: Option<SocketAddr>,
+}
+
+/// Publishes what this node is. Another node with the same address is a configuration error: one of the two would draw the
+/// other's traffic. `check`: whether that is looked for.
 pub(crate) async fn publish(
     store: &dyn Store,
     name: &str,
-    addresses: &[IpNet],
-    admin: Option<SocketAddr>,
+    own: Own<'_>,
     check: bool,
 ) -> Result<NodeSpec> {
+    let Own { addresses, as_number, admin } = own;
     let nodes = if check {
         store.list_as::<NodeSpec>().await.context("cannot list the nodes")?.0
     } else {
@@ -89,6 +99,7 @@ pub(crate) async fn publish(
         let bgp = spec.bgp.get_or_insert_default();
         // A family without an address is one the node does not speak.
         (bgp.ipv4_address, bgp.ipv6_address) = (None, None);
+        bgp.as_number = as_number.or(bgp.as_number);
         spec.addresses.retain(|a| a.kind != "CalicoNodeIP");
         for (i, address) in addresses.iter().enumerate() {
             match *address {

@@ -1,8 +1,12 @@
 //! Settings of the agent: what was typed ([`RunArgs`]) becomes what it means ([`Settings`]). Environment names are
 //! Calico's where it has them.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
 
+use brindle_config_core::bgp::AsNumber;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
@@ -46,12 +50,22 @@ pub(crate) struct RunArgs {
         default_value = "sqlite:/var/lib/brindle/brindle.db"
     )]
     datastore: String,
-    /// IPv4 address of this node with the prefix length of its subnet, `autodetect`, or `none`
-    #[arg(long, env = "IP", value_name = "CIDR", default_value = "autodetect")]
-    ip: String,
-    /// IPv6 address of this node with the prefix length of its subnet, `autodetect`, or `none`
-    #[arg(long, env = "IP6", value_name = "CIDR", default_value = "none")]
-    ip6: String,
+    /// IPv4 address of this node with the prefix length of its subnet, `autodetect`, or `none` [default: the one its Node
+    /// resource has; without one, autodetect once]
+    #[arg(long, env = "IP", value_name = "CIDR")]
+    ip: Option<String>,
+    /// IPv6 address of this node with the prefix length of its subnet, `autodetect`, or `none` [default: the one its Node
+    /// resource has; without one, none]
+    #[arg(long, env = "IP6", value_name = "CIDR")]
+    ip6: Option<String>,
+    /// AS number of this node, 64512 or 1.10, written into its Node resource [default: what stands there, else that of
+    /// BGPConfiguration default, else 64512]
+    #[arg(long = "as", env = "AS", value_name = "ASN")]
+    as_number: Option<String>,
+    /// BGP identifier of the speaker: an IPv4 address, or hash (of the node's name) [default: the node's IPv4 address,
+    /// hash without one]
+    #[arg(long, env = "CALICO_ROUTER_ID", value_name = "ADDR|hash")]
+    router_id: Option<String>,
     /// bgp: routes to other nodes through BGP; none: only the pods of this node
     #[arg(long, env = "BRINDLE_NETWORKING", value_enum, default_value_t = Networking::Bgp)]
     networking: Networking,
@@ -112,6 +126,8 @@ pub(crate) enum OwnAddress {
     /// Typed; without a prefix length it is completed from the interface that carries it.
     Given(IpAddr, Option<u8>),
     Autodetect,
+    /// What the Node resource has; without that, an IPv4 address is autodetected and there is none of IPv6.
+    Stored,
     /// The node has no address of this family.
     None,
 }
@@ -124,6 +140,9 @@ pub(crate) struct Settings {
     pub(crate) datastore: String,
     pub(crate) address: OwnAddress,
     pub(crate) address6: OwnAddress,
+    /// For the Node resource; `None`: what stands there stays.
+    pub(crate) as_number: Option<AsNumber>,
+    pub(crate) router_id: Option<Ipv4Addr>,
     pub(crate) networking: Networking,
     pub(crate) carrier: Carrier,
     pub(crate) cni_socket: PathBuf,
@@ -153,8 +172,10 @@ impl Settings {
                 "--node-name {node_name:?}: must be a DNS name (lower-case letters, digits, '-' and '.')"
             ));
         }
-        let address = parse_own_address("--ip", &a.ip, false)?;
-        let address6 = parse_own_address("--ip6", &a.ip6, true)?;
+        let address = parse_own_address("--ip", a.ip.as_deref().unwrap_or_default(), false)?;
+        let address6 = parse_own_address("--ip6", a.ip6.as_deref().unwrap_or_default(), true)?;
+        let as_number = parse_as_number(a.as_number.as_deref().unwrap_or_default())?;
+        let router_id = parse_router_id(a.router_id.as_deref().unwrap_or_default(), &node_name)?;
         if address == OwnAddress::None && address6 == OwnAddress::None {
             return Err("--ip and --ip6 are both none: a node needs an address".into());
         }
@@ -179,6 +200,8 @@ impl Settings {
             datastore: a.datastore,
             address,
             address6,
+            as_number,
+            router_id,
             carrier: a.ipip_carrier,
             leaks: a.leaks,
             cluster,
@@ -212,8 +235,7 @@ fn parse_own_address(flag: &str, s: &str, v6: bool) -> Result<OwnAddress, String
     match s {
         "autodetect" => return Ok(OwnAddress::Autodetect),
         "none" => return Ok(OwnAddress::None),
-        // Calico's defaults: an empty IP is autodetected, an empty IP6 is none.
-        "" => return Ok(if v6 { OwnAddress::None } else { OwnAddress::Autodetect }),
+        "" => return Ok(OwnAddress::Stored),
         _ => {}
     }
     let example = if v6 { "fd00::5/64" } else { "10.0.0.5/24" };
@@ -236,6 +258,31 @@ fn parse_own_address(flag: &str, s: &str, v6: bool) -> Result<OwnAddress, String
         return Err(format!("{flag} {s:?}: other nodes cannot reach this address"));
     }
     Ok(OwnAddress::Given(ip, len))
+}
+
+fn parse_as_number(text: &str) -> Result<Option<AsNumber>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse() {
+        // RFC 7607.
+        Ok(AsNumber(0)) => Err("--as 0: is no AS number (environment AS)".into()),
+        Ok(n) => Ok(Some(n)),
+        Err(e) => Err(format!("--as: {e} (environment AS)")),
+    }
+}
+
+fn parse_router_id(text: &str, node: &str) -> Result<Option<Ipv4Addr>, String> {
+    match text {
+        "" => Ok(None),
+        "hash" => Ok(Some(brindle_bgpd::peers::hashed_router_id(node))),
+        other => match other.parse::<Ipv4Addr>() {
+            Ok(id) if !id.is_unspecified() => Ok(Some(id)),
+            Ok(_) | Err(_) => {
+                Err(format!("--router-id {other:?}: expected an IPv4 address such as 10.0.0.5, or hash"))
+            }
+        },
+    }
 }
 
 /// Whether a datastore URL means the API server of a cluster.
@@ -275,12 +322,24 @@ mod tests {
         let s = parse(&["--node-name", "n1", "--state-dir", "/x"]).unwrap();
         assert_eq!(s.cni_socket, PathBuf::from("/x/cni.sock"));
         assert_eq!(s.admin_socket, PathBuf::from("/x/admin.sock"));
-        assert_eq!(s.address, OwnAddress::Autodetect);
+        assert_eq!((s.address, s.address6), (OwnAddress::Stored, OwnAddress::Stored));
+    }
+
+    #[test]
+    fn as_number_and_router_id_are_calicos() {
+        let s = parse(&["--node-name", "n1"]).unwrap();
+        assert_eq!((s.as_number, s.router_id), (None, None));
+        let s = parse(&["--node-name", "n1", "--as", "", "--router-id", "", "--ip", ""]).unwrap();
+        assert_eq!((s.as_number, s.router_id, s.address), (None, None, OwnAddress::Stored));
+        let s = parse(&["--node-name", "n1", "--as", "1.10", "--router-id", "192.0.2.1"]).unwrap();
+        assert_eq!((s.as_number, s.router_id), (Some(AsNumber(65546)), "192.0.2.1".parse().ok()));
+        let s = parse(&["--node-name", "n1", "--router-id", "hash"]).unwrap();
+        assert_eq!(s.router_id, Some(brindle_bgpd::peers::hashed_router_id("n1")));
     }
 
     #[test]
     fn bad_values_name_their_flag() {
-        let none = parse(&["--node-name", "n", "--ip", "none"]).unwrap_err();
+        let none = parse(&["--node-name", "n", "--ip", "none", "--ip6", "none"]).unwrap_err();
         assert!(none.contains("both none"), "{none}");
         for (args, flag) in [
             (["--ip", "fd00::1/64"], "--ip6"),
@@ -290,6 +349,10 @@ mod tests {
             (["--ip", "10.0.0.300"], "--ip"),
             (["--ip", "127.0.0.1/8"], "--ip"),
             (["--datastore", "etcd:x"], "--datastore"),
+            (["--as", "as"], "--as"),
+            (["--as", "0"], "--as"),
+            (["--router-id", "0.0.0.0"], "--router-id"),
+            (["--router-id", "fd00::1"], "--router-id"),
             (["--log-level", "brindle=loud"], "--log-level"),
         ] {
             let e = parse(&args).unwrap_err();
@@ -344,5 +407,16 @@ mod tests {
             }
         }
         assert!(met > 12, "{met}");
+
+        // And those the page says are not read are not.
+        let page = std::fs::read_to_string(deploy.join("../docs/kubernetes.md")).unwrap();
+        let (_, list) = page.split_once("### Variables of calico-node that are not read\n").unwrap();
+        let list = list.split("\n#").next().unwrap_or_default();
+        let rows = list.lines().filter_map(|l| l.strip_prefix("| `")?.split(" | ").next());
+        let names: Vec<&str> = rows.flat_map(|r| r.split('`')).filter(|n| n.len() > 4 && !n.contains(' ')).collect();
+        assert!(names.len() > 15, "{names:?}");
+        for name in names {
+            assert!(!read.iter().any(|r| r == name), "{name} is read");
+        }
     }
 }

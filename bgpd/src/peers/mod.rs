@@ -29,7 +29,7 @@ use brindle_config_core::key::Key;
 
 use crate::import::Imports;
 
-pub(crate) use self::sessions::hashed_router_id;
+pub use self::sessions::hashed_router_id;
 pub use self::{
     sessions::translate,
     state::{ClusterState, KINDS, SERVICE_KINDS},

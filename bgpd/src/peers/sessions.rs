@@ -72,10 +72,11 @@ fn build(state: &ClusterState, own: &NodeFacts, plan: &mut Plan, problems: &mut 
         return;
     }
     let cx = Cx::new(state, own, problems);
+    let router_id = state.router_id.or_else(|| own.spec.ipv4());
     plan.speaker = Some(SpeakerConfig {
         cluster_id: cx.cluster_id,
         local_pref: routes::local_pref(cx.global.ipv4_normal_route_priority),
-        ..SpeakerConfig::new(cx.asn, own.spec.ipv4().unwrap_or_else(|| hashed_router_id(&state.me)))
+        ..SpeakerConfig::new(cx.asn, router_id.unwrap_or_else(|| hashed_router_id(&state.me)))
     });
     let mut sessions = Sessions::default();
     bgp_peers::collect(&cx, &mut sessions, problems);
@@ -511,7 +512,7 @@ fn listen(cx: &Cx<'_>, own: &NodeFacts, peering: &[IpAddr]) -> Vec<SocketAddr> {
 }
 
 /// Calico's `CALICO_ROUTER_ID=hash`, for nodes without IPv4: four bytes of SHA-256, kept below the class E range.
-pub(crate) fn hashed_router_id(name: &str) -> Ipv4Addr {
+pub fn hashed_router_id(name: &str) -> Ipv4Addr {
     let digest = Sha256::digest(name.as_bytes());
     let [mut a, b, c, d] = [digest[0], digest[1], digest[2], digest[3]];
     if a > 223 {

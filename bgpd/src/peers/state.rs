@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use brindle_config_core::{
@@ -108,6 +108,8 @@ pub struct ClusterState {
     pub(super) floating: BTreeMap<String, bool>,
     /// What the agent's environment says of it; it stands above every object.
     pub(super) floating_here: Option<bool>,
+    /// What the agent's environment says instead of the node's address.
+    pub(super) router_id: Option<Ipv4Addr>,
     pub(super) invalid: BTreeMap<Key, String>,
     pub(super) services: ServiceTable,
     /// [`services::SELECTOR_ANNOTATION`] as somebody wrote it.
@@ -127,6 +129,12 @@ impl ClusterState {
     #[must_use]
     pub fn with_floating(self, floating: Option<bool>) -> Self {
         Self { floating_here: floating, ..self }
+    }
+
+    /// The view of an agent whose environment says what its router id is (`CALICO_ROUTER_ID`).
+    #[must_use]
+    pub fn with_router_id(self, router_id: Option<Ipv4Addr>) -> Self {
+        Self { router_id, ..self }
     }
 
     /// The node this is the view of.

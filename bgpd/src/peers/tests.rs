@@ -99,6 +99,13 @@ fn without_a_node_resource_there_is_nothing_to_speak_for() {
 }
 
 #[test]
+fn the_environment_may_say_what_the_router_id_is() {
+    let id = Some("192.0.2.1".parse().unwrap());
+    let plan = translate(&three().0.with_router_id(id));
+    assert_eq!(Some(plan.speaker.unwrap().router_id), id);
+}
+
+#[test]
 fn every_pair_of_nodes_peers_by_default() {
     let plan = three().plan();
     assert_eq!(summary(&plan), ["mesh c 10.0.0.2:179 as 64512", "mesh b 10.0.0.10:179 as 64512"]);
