@@ -245,7 +245,7 @@ fn selector(flag: &str, text: String) -> Result<String, String> {
     }
 }
 
-fn boolean(flag: &str, text: &str) -> Result<bool, String> {
+pub(crate) fn boolean(flag: &str, text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),

@@ -3,10 +3,11 @@
 //! Every file is written beside its place, synced, and renamed: nobody ever sees half of one. The conflist holds no
 //! secret: the plugin talks to the agent, which has the datastore.
 
+mod place;
+
 use std::{
-    fs::{self, File},
-    io::{self, Write},
-    os::unix::{fs::OpenOptionsExt, net::UnixStream},
+    fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -15,7 +16,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use brindle_cni::proto::{self, Call, Reply};
 use clap::{Args, Parser};
+use place::{plugins, put, remove, remove_file};
 use serde_json::{Value, json};
+
+use crate::cluster::boolean;
 
 /// The plugins.
 const BINARIES: [&str; 2] = ["brindle", "brindle-ipam"];
@@ -41,6 +45,21 @@ pub(crate) struct InstallArgs {
     /// The conflist itself, instead of the built-in one
     #[arg(long, env = "CNI_NETWORK_CONFIG", value_name = "JSON")]
     conflist: Option<String>,
+    /// A file with the conflist; it wins over --conflist
+    #[arg(long, env = "CNI_NETWORK_CONFIG_FILE", value_name = "FILE")]
+    conflist_file: Option<String>,
+    /// MTU of pods' devices: in the built-in conflist, and for __CNI_MTU__ in a given one; 0 = what the agent finds out
+    #[arg(long, env = "CNI_MTU", value_name = "OCTETS", default_value = "0")]
+    mtu: String,
+    /// A conflist of an earlier installation under another name, which goes once this one is there
+    #[arg(long, env = "CNI_OLD_CONF_NAME", value_name = "FILE")]
+    old_conf_name: Option<String>,
+    /// Whether plugins that are there already are brought up to date
+    #[arg(long, env = "UPDATE_CNI_BINARIES", value_name = "BOOL", default_value = "true")]
+    update_binaries: String,
+    /// Plugins not to install, by name, with commas
+    #[arg(long, env = "SKIP_CNI_BINARIES", value_name = "NAME,..", value_delimiter = ',')]
+    skip_binaries: Vec<String>,
     /// Where the plugins are now [default: the folder of this program]
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
@@ -56,7 +75,7 @@ pub(crate) struct InstallArgs {
     /// Only the plugins; the agent writes the conflist itself (`brindle-node run --install-cni`)
     #[arg(long, conflicts_with = "remove")]
     plugins_only: bool,
-    /// Take the conflist and the plugins away again (the conflist first)
+    /// Take the conflist and the plugins away again (the conflist first), those of others as far as they were installed here
     #[arg(long)]
     remove: bool,
 }
@@ -68,6 +87,8 @@ pub(crate) fn run(args: &InstallArgs) -> Result<Vec<String>> {
         "--conf-name {:?}: expected a file name that ends in .conflist",
         args.conf_name
     );
+    let old = args.old_conf_name.as_deref().unwrap_or_default();
+    ensure!(!old.contains('/'), "--old-conf-name {old:?}: expected a file name without a folder");
     let conflist = args.net_dir.join(&args.conf_name);
     if args.remove {
         return remove(args, &conflist);
@@ -101,62 +122,72 @@ pub(crate) fn conflist_for(cni_socket: &Path) -> Result<Vec<String>> {
 
 fn write_conflist(args: &InstallArgs, conflist: &Path, text: &str, done: &mut Vec<String>) -> Result<()> {
     fs::create_dir_all(&args.net_dir).with_context(|| args.net_dir.display().to_string())?;
-    put(conflist, text.as_bytes(), 0o644, done)
+    put(conflist, text.as_bytes(), 0o644, done)?;
+    match args.old_conf_name.as_deref() {
+        // Two conflists: runtimes take the first by name.
+        Some(old) if !old.is_empty() && !old.contains('/') && old != args.conf_name => {
+            remove_file(&args.net_dir.join(old), done)
+        }
+        _ => Ok(()),
+    }
 }
 
-fn plugins(args: &InstallArgs) -> Result<Vec<String>> {
-    let from = match &args.from {
-        Some(dir) => dir.clone(),
-        None => {
-            let own = std::env::current_exe().context("cannot find this program's own folder")?;
-            own.parent().context("this program has no folder")?.to_owned()
-        }
-    };
-    let mut done = Vec::new();
-    fs::create_dir_all(&args.bin_dir).with_context(|| args.bin_dir.display().to_string())?;
-    for name in BINARIES {
-        let source = from.join(name);
-        let bytes =
-            fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
-        put(&args.bin_dir.join(name), &bytes, 0o755, &mut done)?;
+/// The conflist as it was given, and by what.
+fn given(args: &InstallArgs) -> Result<Option<(String, String)>> {
+    if let Some(file) = args.conflist_file.as_ref().filter(|f| !f.is_empty()) {
+        let what = format!("--conflist-file {file} (CNI_NETWORK_CONFIG_FILE)");
+        let text = fs::read_to_string(file).with_context(|| format!("{what} cannot be read"))?;
+        return Ok(Some((text, what)));
     }
-    others(args, &mut done)?;
-    Ok(done)
+    let text = args.conflist.clone().filter(|t| !t.is_empty());
+    Ok(text.map(|t| (t, "--conflist (CNI_NETWORK_CONFIG)".to_owned())))
 }
 
-/// Plugins of others: what a node has already is the node's own affair, newer or older.
-fn others(args: &InstallArgs, done: &mut Vec<String>) -> Result<()> {
-    for name in OTHERS {
-        let place = args.bin_dir.join(name);
-        if fs::symlink_metadata(&place).is_ok() {
-            done.push(format!("{}: there already, left alone", place.display()));
-            continue;
-        }
-        match fs::read(args.others.join(name)) {
-            Ok(bytes) => put(&place, &bytes, 0o755, done)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => done.push(format!(
-                "{}: missing, and {} has none; install the CNI reference plugins if something calls it",
-                place.display(),
-                args.others.display()
-            )),
-            Err(e) => return Err(e).with_context(|| args.others.join(name).display().to_string()),
-        }
+/// The first of the words that Calico's installer replaces in a conflist, like `__KUBECONFIG_FILEPATH__`.
+fn placeholder(text: &str) -> Option<&str> {
+    let from = text.find("__")?;
+    let rest = &text[from + 2..];
+    let word = rest.split("__").next().unwrap_or_default();
+    let is_one = !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+    if is_one && rest.len() > word.len() {
+        return Some(&text[from..from + word.len() + 4]);
     }
-    Ok(())
+    placeholder(rest)
+}
+
+fn mtu(text: &str) -> Result<u32> {
+    match text.parse() {
+        Ok(mtu) if mtu == 0 || (68..=65_535).contains(&mtu) => Ok(mtu),
+        _ if text.is_empty() => Ok(0),
+        _ => bail!("--mtu {text:?} (CNI_MTU): expected 68 to 65535, or 0 for what the agent finds out"),
+    }
 }
 
 fn conflist_text(args: &InstallArgs) -> Result<String> {
-    let value: Value = match &args.conflist {
-        Some(text) => serde_json::from_str(text).context("--conflist (CNI_NETWORK_CONFIG) is no JSON")?,
-        None => json!({
-            "cniVersion": "1.0.0",
-            "name": args.network,
-            "plugins": [
-                {"type": "brindle", "agent_socket": args.cni_socket, "ipam": {"type": "brindle-ipam"},
-                    "capabilities": {"io.kubernetes.cri.pod-annotations": true}},
-                {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}},
-            ],
-        }),
+    let mtu = mtu(&args.mtu)?;
+    let value: Value = match given(args)? {
+        Some((text, what)) => {
+            let text = text.replace("__CNI_MTU__", &mtu.to_string());
+            if let Some(word) = placeholder(&text) {
+                bail!("{what} has {word}, which stands for nothing here; only __CNI_MTU__ is replaced");
+            }
+            serde_json::from_str(&text).with_context(|| format!("{what} is no JSON"))?
+        }
+        None => {
+            let mut plugin = json!({"type": "brindle", "agent_socket": args.cni_socket,
+                "ipam": {"type": "brindle-ipam"}, "capabilities": {"io.kubernetes.cri.pod-annotations": true}});
+            if mtu != 0 {
+                plugin["mtu"] = mtu.into();
+            }
+            json!({
+                "cniVersion": "1.0.0",
+                "name": args.network,
+                "plugins": [
+                    plugin,
+                    {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}},
+                ],
+            })
+        }
     };
     let list = value.get("plugins").and_then(Value::as_array).filter(|l| !l.is_empty());
     ensure!(list.is_some(), "the conflist has no plugins");
@@ -183,50 +214,6 @@ fn secret(value: &Value) -> Option<String> {
         Value::Array(items) => items.iter().find_map(secret),
         _ => None,
     }
-}
-
-/// Puts a file in place, unless it is there already.
-fn put(path: &Path, bytes: &[u8], mode: u32, done: &mut Vec<String>) -> Result<()> {
-    let shown = path.display();
-    if fs::read(path).is_ok_and(|there| there == bytes) {
-        done.push(format!("{shown}: unchanged"));
-        return Ok(());
-    }
-    replace(path, bytes, mode)
-        .with_context(|| format!("cannot write {shown}; the former file, if any, is untouched"))?;
-    done.push(format!("{shown}: written"));
-    Ok(())
-}
-
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    // Runtimes read `*.conf`, `*.conflist` and `*.json` only.
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = (|| {
-        let mut file = File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn remove(args: &InstallArgs, conflist: &Path) -> Result<Vec<String>> {
-    let mut done = Vec::new();
-    let binaries = BINARIES.iter().map(|b| args.bin_dir.join(b));
-    for path in std::iter::once(conflist.to_owned()).chain(binaries) {
-        match fs::remove_file(&path) {
-            Ok(()) => done.push(format!("{}: removed", path.display())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e).with_context(|| format!("cannot remove {}", path.display())),
-        }
-    }
-    Ok(done)
 }
 
 /// What is asked of the agent: where the conflist has another IPAM plugin, pools do not matter.
@@ -274,6 +261,8 @@ fn ask(socket: &Path, asked: Call) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use std::{
+        fs::File,
+        io::{self, Write as _},
         os::unix::{fs::PermissionsExt, net::UnixListener},
         sync::atomic::{AtomicU32, Ordering},
     };
@@ -299,6 +288,11 @@ mod tests {
             conf_name: "10-brindle.conflist".into(),
             network: "k8s-pod-network".into(),
             conflist: None,
+            conflist_file: None,
+            mtu: "0".into(),
+            old_conf_name: None,
+            update_binaries: "true".into(),
+            skip_binaries: Vec::new(),
             from: Some(dir.join("from")),
             others: dir.join("others"),
             cni_socket: dir.join("cni.sock"),
@@ -369,9 +363,17 @@ mod tests {
         assert_eq!(fs::read_to_string(args.bin_dir.join("loopback")).unwrap(), "plugin loopback");
         assert_eq!(fs::read_to_string(args.bin_dir.join("portmap")).unwrap(), "the node's own");
         assert!(done.contains("portmap: there already") && done.contains("tuning: missing, and "), "{done}");
+        // Somebody has one of his own by now.
+        fs::write(args.bin_dir.join("bandwidth"), "a package's").unwrap();
         args.remove = true;
-        assert_eq!(run(&args).unwrap().len(), BINARIES.len());
-        assert!(args.bin_dir.join("loopback").exists(), "others may use it");
+        args.plugins_only = false;
+        let done = run(&args).unwrap().join("\n");
+        assert!(done.contains("bandwidth: changed since it was installed, left alone"), "{done}");
+        let mut left: Vec<_> =
+            fs::read_dir(&args.bin_dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, ["bandwidth", "portmap"], "{done}");
+        assert!(run(&args).unwrap().is_empty());
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -400,8 +402,71 @@ mod tests {
         let left: Vec<_> = fs::read_dir(dir.join("net.d")).unwrap().collect();
         assert_eq!(left.len(), 1, "nothing half-written: {left:?}");
         args.remove = true;
-        assert_eq!(run(&args).unwrap().len(), 3);
+        assert_eq!(run(&args).unwrap().len(), 3 + OTHERS.len());
         assert!(!conflist.exists() && run(&args).unwrap().is_empty());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn plugins_may_be_skipped_or_left_as_they_are_and_are_made_executable() {
+        let (dir, mut args) = stage();
+        args.plugins_only = true;
+        args.skip_binaries = vec!["tuning".into(), "brindle-ipam".into()];
+        run(&args).unwrap();
+        assert!(!args.bin_dir.join("tuning").exists() && !args.bin_dir.join("brindle-ipam").exists());
+
+        for name in ["brindle", "loopback"] {
+            fs::set_permissions(args.bin_dir.join(name), fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        fs::write(dir.join("from/brindle"), "program of the next version").unwrap();
+        args.update_binaries = "false".into();
+        let done = run(&args).unwrap().join("\n");
+        assert_eq!(fs::read_to_string(args.bin_dir.join("brindle")).unwrap(), "program brindle", "{done}");
+        args.update_binaries = "true".into();
+        fs::write(dir.join("from/brindle"), "program brindle").unwrap();
+        fs::set_permissions(args.bin_dir.join("brindle"), fs::Permissions::from_mode(0o600)).unwrap();
+        let again = run(&args).unwrap().join("\n");
+        for name in ["brindle", "loopback"] {
+            let mode = fs::metadata(args.bin_dir.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o111, 0o111, "{name}: {done}\n{again}");
+        }
+        args.update_binaries = "perhaps".into();
+        assert!(run(&args).unwrap_err().to_string().contains("UPDATE_CNI_BINARIES"));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_conflist_may_be_a_file_with_an_mtu_and_takes_the_place_of_an_old_one() {
+        let (dir, mut args) = stage();
+        agent(&args.cni_socket, Reply::Pong { node: "n".into(), version: "1".into() });
+        args.mtu = "1400".into();
+        let read = |args: &InstallArgs| -> Value {
+            run(args).unwrap();
+            serde_json::from_str(&fs::read_to_string(args.net_dir.join(&args.conf_name)).unwrap()).unwrap()
+        };
+        assert_eq!(read(&args)["plugins"][0]["mtu"], 1400);
+
+        let file = dir.join("template");
+        fs::write(&file, r#"{"name":"mine","plugins":[{"type":"brindle","mtu":__CNI_MTU__}]}"#).unwrap();
+        args.conflist = Some("{".into());
+        args.conflist_file = Some(file.to_str().unwrap().into());
+        args.old_conf_name = Some("10-brindle.conflist".into());
+        args.conf_name = "05-mine.conflist".into();
+        let value = read(&args);
+        assert_eq!(value["name"], "mine");
+        assert_eq!(value["plugins"][0]["mtu"], 1400);
+        assert!(!args.net_dir.join("10-brindle.conflist").exists());
+        // Its own name is not an old one.
+        args.old_conf_name = Some("05-mine.conflist".into());
+        read(&args);
+
+        fs::write(&file, r#"{"name":"n","plugins":[{"kubeconfig":"__KUBECONFIG_FILEPATH__"}]}"#).unwrap();
+        let e = run(&args).unwrap_err().to_string();
+        assert!(e.contains("__KUBECONFIG_FILEPATH__, which stands for nothing here"), "{e}");
+        args.conflist_file = Some("/nonexistent".into());
+        assert!(format!("{:#}", run(&args).unwrap_err()).contains("CNI_NETWORK_CONFIG_FILE"));
+        args.mtu = "12".into();
+        assert!(run(&args).unwrap_err().to_string().contains("CNI_MTU"));
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -1,0 +1,192 @@
+//! Files put in place and taken away again: the plugins, with a record of those of others that were installed here, so
+//! that `--remove` takes these and leaves what the node had or got from elsewhere.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::{BINARIES, InstallArgs, OTHERS, boolean};
+
+/// In the folder of the plugins: a line for each of others that was installed here, `NAME SIZE CHECKSUM`.
+const RECORD: &str = ".brindle-plugins";
+
+/// Installs the plugins; says what was done.
+pub(super) fn plugins(args: &InstallArgs) -> Result<Vec<String>> {
+    let update = boolean("--update-binaries (UPDATE_CNI_BINARIES)", &args.update_binaries).map_err(anyhow::Error::msg)?;
+    let from = match &args.from {
+        Some(dir) => dir.clone(),
+        None => {
+            let own = std::env::current_exe().context("cannot find this program's own folder")?;
+            own.parent().context("this program has no folder")?.to_owned()
+        }
+    };
+    let mut done = Vec::new();
+    fs::create_dir_all(&args.bin_dir).with_context(|| args.bin_dir.display().to_string())?;
+    for name in BINARIES.into_iter().filter(|b| !skipped(args, b)) {
+        let (source, place) = (from.join(name), args.bin_dir.join(name));
+        if !update && place.exists() {
+            leave(&place, "not to be updated", &mut done);
+            continue;
+        }
+        let bytes =
+            fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
+        put(&place, &bytes, 0o755, &mut done)?;
+    }
+    others(args, &mut done)?;
+    Ok(done)
+}
+
+fn skipped(args: &InstallArgs, name: &str) -> bool {
+    args.skip_binaries.iter().any(|s| s.trim() == name)
+}
+
+/// Plugins of others: what a node has already is the node's own affair, newer or older.
+fn others(args: &InstallArgs, done: &mut Vec<String>) -> Result<()> {
+    let mut record = Record::read(&args.bin_dir);
+    for name in OTHERS.into_iter().filter(|o| !skipped(args, o)) {
+        let place = args.bin_dir.join(name);
+        if fs::symlink_metadata(&place).is_ok() {
+            leave(&place, "there already", done);
+            continue;
+        }
+        match fs::read(args.others.join(name)) {
+            Ok(bytes) => {
+                // Before the file: of one that is not there, nothing is taken away.
+                record.note(name, &bytes)?;
+                put(&place, &bytes, 0o755, done)?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => done.push(format!(
+                "{}: missing, and {} has none; install the CNI reference plugins if something calls it",
+                place.display(),
+                args.others.display()
+            )),
+            Err(e) => return Err(e).with_context(|| args.others.join(name).display().to_string()),
+        }
+    }
+    Ok(())
+}
+
+/// A plugin that stays as it is, but for the bit without which nobody can call it.
+fn leave(place: &Path, why: &str, done: &mut Vec<String>) {
+    let shown = place.display();
+    let lacks = fs::metadata(place).is_ok_and(|m| m.is_file() && !executable(&m));
+    let line = match lacks.then(|| fs::set_permissions(place, Permissions::from_mode(0o755))) {
+        None => format!("{shown}: {why}, left alone"),
+        Some(Ok(())) => format!("{shown}: {why}, made executable"),
+        Some(Err(e)) => format!("{shown}: {why}, not executable, and cannot be made so: {e}"),
+    };
+    done.push(line);
+}
+
+fn executable(m: &fs::Metadata) -> bool {
+    m.permissions().mode() & 0o100 != 0
+}
+
+/// Puts a file in place, unless it is there already.
+pub(super) fn put(path: &Path, bytes: &[u8], mode: u32, done: &mut Vec<String>) -> Result<()> {
+    let shown = path.display();
+    // The bit is set by a new file: the old one may be somebody else's, whose mode is not for us to change.
+    let usable = || mode & 0o100 == 0 || fs::metadata(path).is_ok_and(|m| executable(&m));
+    if fs::read(path).is_ok_and(|there| there == bytes) && usable() {
+        done.push(format!("{shown}: unchanged"));
+        return Ok(());
+    }
+    replace(path, bytes, mode)
+        .with_context(|| format!("cannot write {shown}; the former file, if any, is untouched"))?;
+    done.push(format!("{shown}: written"));
+    Ok(())
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    // Runtimes read `*.conf`, `*.conflist` and `*.json` only.
+    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut file = File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.write_all(bytes)?;
+        // Whatever the umask is.
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(folder)?.sync_all()
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Takes a file away, if it is there.
+pub(super) fn remove_file(path: &Path, done: &mut Vec<String>) -> Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => done.push(format!("{}: removed", path.display())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(|| format!("cannot remove {}", path.display())),
+    }
+    Ok(())
+}
+
+/// Takes away what was installed: the conflist first, then the plugins.
+pub(super) fn remove(args: &InstallArgs, conflist: &Path) -> Result<Vec<String>> {
+    let mut done = Vec::new();
+    remove_file(conflist, &mut done)?;
+    for name in BINARIES {
+        remove_file(&args.bin_dir.join(name), &mut done)?;
+    }
+    let record = Record::read(&args.bin_dir);
+    for (name, mark) in &record.marks {
+        let place = args.bin_dir.join(name);
+        match fs::read(&place) {
+            Ok(bytes) if mark_of(&bytes) == *mark => remove_file(&place, &mut done)?,
+            Ok(_) => done.push(format!("{}: changed since it was installed, left alone", place.display())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).with_context(|| place.display().to_string()),
+        }
+    }
+    match fs::remove_file(&record.path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", record.path.display()))
+        }
+        Ok(()) | Err(_) => Ok(done),
+    }
+}
+
+/// Which plugins of others were installed here, and what they were.
+struct Record {
+    path: PathBuf,
+    marks: BTreeMap<String, String>,
+}
+
+impl Record {
+    /// What is written there; lines that are not understood count for nothing.
+    fn read(folder: &Path) -> Self {
+        let path = folder.join(RECORD);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let known = |name: &&str| OTHERS.contains(name);
+        let mark = |line: &str| {
+            let (name, mark) = line.split_once(' ')?;
+            Some((Some(name).filter(known)?.to_owned(), mark.to_owned()))
+        };
+        Self { marks: text.lines().filter_map(mark).collect(), path }
+    }
+
+    fn note(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.marks.insert(name.to_owned(), mark_of(bytes));
+        let text: String = self.marks.iter().map(|(name, mark)| format!("{name} {mark}\n")).collect();
+        replace(&self.path, text.as_bytes(), 0o644)
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+/// Tells one plugin from another, not from a forgery: size and FNV-1a.
+fn mark_of(bytes: &[u8]) -> String {
+    let step = |hash: u64, octet: &u8| (hash ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3);
+    format!("{} {:016x}", bytes.len(), bytes.iter().fold(0xcbf2_9ce4_8422_2325, step))
+}
