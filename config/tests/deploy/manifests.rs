@@ -146,6 +146,35 @@ fn several_pods_are_several_all_the_time() {
     }
 }
 
+#[test]
+fn with_etcd_nothing_is_asked_of_the_api_server() {
+    let objects = overlay("etcd");
+    assert!(objects.iter().all(|o| !o["kind"].as_str().is_some_and(|k| k.contains("Role"))));
+    let told = objects.iter().find(|o| o["kind"] == "ConfigMap").expect("a ConfigMap")["data"].clone();
+    let pods = pods(&objects);
+    let names: Vec<&str> = pods.iter().map(|p| p.0.as_str()).collect();
+    assert!(names.contains(&"brindle-node") && names.contains(&"brindle-controllers"), "{names:?}");
+    for (pod, spec) in pods {
+        assert_eq!(spec["automountServiceAccountToken"], false, "{pod}");
+        let container = &spec["containers"][0];
+        assert!(!container.to_string().contains("kubernetes:"), "{pod}: {container}");
+        assert!(container.to_string().contains("etcd:"), "{pod}: {container}");
+        for variable in ["ETCD_ENDPOINTS", "ETCD_CA_CERT_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE"] {
+            assert!(told[variable].is_string(), "{variable}");
+            let own = list(container, "env")
+                .any(|e| e["name"] == variable && e["valueFrom"]["configMapKeyRef"]["key"] == variable);
+            let all = list(container, "envFrom").any(|f| f["configMapRef"]["name"] == "brindle-config");
+            assert!(own || all, "{pod}: {variable}");
+        }
+        // Who is not root must be let in by the group.
+        let volume = list(spec, "volumes").find(|v| v["name"] == "etcd").expect("the certificates");
+        let root = spec["securityContext"]["runAsUser"].is_null();
+        let group = spec["securityContext"]["fsGroup"].is_u64();
+        assert_eq!(volume["secret"]["defaultMode"], if root { 0o400 } else { 0o440 }, "{pod}");
+        assert!(root || group, "{pod}");
+    }
+}
+
 /// Without the runtime's record of attachments no agent collects a leaked address.
 #[test]
 fn the_agent_sees_what_the_runtime_remembers() {
