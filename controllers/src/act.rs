@@ -88,6 +88,7 @@ impl Actor {
                 }
             }
             Action::DropConfiguration { key, revision }
+            | Action::DropNode { key, revision }
             | Action::DropEndpoint { key, revision, .. }
             | Action::DropCopy { key, revision }
             | Action::DropHostEndpoint { key, revision } => self.delete(key, *revision).await,

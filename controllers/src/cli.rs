@@ -61,6 +61,10 @@ struct RunArgs {
         default_value = "sqlite:/var/lib/brindle/brindle.db"
     )]
     datastore: String,
+    /// Beside another datastore, the API server whose nodes count (kubernetes:, kubernetes:KUBECONFIG): a Node resource that
+    /// says which of them it is (CALICO_K8S_NODE_REF of its agent) is deleted when that has been gone for --node-grace
+    #[arg(long, env = "BRINDLE_KUBERNETES_NODES", value_name = "URL")]
+    kubernetes_nodes: Option<String>,
     /// Act only while holding the lease; false for a single process that nobody else runs
     #[arg(
         long,
@@ -139,6 +143,8 @@ enum LogFormat {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub datastore: String,
+    /// Whose nodes count, beside another datastore.
+    pub kubernetes_nodes: Option<String>,
     /// `None`: act without asking anybody.
     pub candidate: Option<Candidate>,
     /// What wins over KubeControllersConfiguration.
@@ -184,6 +190,16 @@ impl Cli {
         let args = *args;
         let log = start_log(args.log_format, args.log_level.as_deref().unwrap_or("info"))?;
         brindle_config::check_url(&args.datastore)?;
+        let kubernetes_nodes = args.kubernetes_nodes.filter(|url| !url.is_empty());
+        if let Some(url) = &kubernetes_nodes {
+            if !url.starts_with("kubernetes:") {
+                bail!("--kubernetes-nodes {url:?}: expected kubernetes: or kubernetes:KUBECONFIG");
+            }
+            if args.datastore.starts_with("kubernetes:") {
+                bail!("--kubernetes-nodes {url:?}: the --datastore has the nodes of Kubernetes itself");
+            }
+            brindle_config::check_url(url).context("--kubernetes-nodes")?;
+        }
         let time = |flag: &str, text: &str| {
             let parsed = duration::parse(text);
             parsed.map_err(|e| anyhow::anyhow!("{flag} {text:?}: {}", e.expected()))
@@ -226,6 +242,7 @@ impl Cli {
         let needs_lease = args.leader_elect && !args.dry_run;
         Ok(Settings {
             datastore: args.datastore,
+            kubernetes_nodes,
             candidate: needs_lease.then_some(candidate),
             given,
             node_grace: time("--node-grace", &args.node_grace)?,

@@ -49,6 +49,8 @@ pub struct Facts {
     pub entries: Vec<Entry>,
     pub blocks: Blocks,
     pub nodes: BTreeSet<String>,
+    /// The nodes of the Kubernetes cluster, where that is not the datastore and somebody asks it.
+    pub kubernetes: Option<BTreeSet<String>>,
     /// Addresses of endpoints, and the handles of their containers as far as recorded.
     pub endpoints: BTreeMap<IpAddr, BTreeSet<String>>,
     /// Pods with an endpoint: node, namespace and name.

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod facts;
 pub mod health;
+mod kubernetes;
 pub mod metrics;
 mod outside;
 pub mod plan;

@@ -30,6 +30,7 @@ use crate::{
     config::{self, Running},
     facts::{Facts, KINDS, POLICY_KINDS},
     health::{self, Pulse},
+    kubernetes::{self, KubeNodes},
     metrics::Tally,
     outside::Outside,
     plan::{Controller, Graces, Plan, Planned, Planner, Rules},
@@ -56,6 +57,11 @@ pub fn main(settings: Settings) -> Result<bool> {
 async fn run(settings: Settings) -> Result<bool> {
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
+    let kube = match settings.kubernetes_nodes.clone() {
+        Some(url) => Some(tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??),
+        None => None,
+    };
+    let kube = kube.map(KubeNodes::follow);
     let tally = Tally::default();
     let pulse = Pulse::default();
     let mut outside = Outside::new(&settings, tally.clone(), pulse.clone());
@@ -79,6 +85,7 @@ async fn run(settings: Settings) -> Result<bool> {
             tally.leads(true);
             let mut worker = Worker::new(&settings, Arc::clone(&store), leadership.as_ref(), tally.clone());
             worker.pulse = pulse.clone();
+            worker.kube = kube.as_ref();
             let done = if settings.once { Some(worker.once().await) } else { worker.keep().await };
             tally.leads(false);
             pulse.rest();
@@ -108,6 +115,7 @@ struct Worker<'a> {
     leadership: Option<&'a Leadership>,
     tally: Tally,
     pulse: Pulse,
+    kube: Option<&'a KubeNodes>,
     running: Running,
     /// What was said of KubeControllersConfiguration.
     remarks: String,
@@ -169,6 +177,7 @@ impl<'a> Worker<'a> {
             leadership,
             tally,
             pulse: Pulse::default(),
+            kube: None,
             running,
             remarks: String::new(),
             unwritten: String::new(),
@@ -291,6 +300,7 @@ impl<'a> Worker<'a> {
         let mut due = Instant::now() + self.running.period;
         let mut waiting = false;
         let mut first = true;
+        let mut nodes = self.kube.map(KubeNodes::watch);
         loop {
             self.pulse.beat(self.running.period);
             let shortest = [self.running.leak, self.settings.node_grace, self.settings.repair_grace];
@@ -299,6 +309,7 @@ impl<'a> Worker<'a> {
             let next = if waiting { due.min(Instant::now() + tick) } else { due };
             let news = tokio::select! {
                 news = cache.wait(next) => news,
+                () = kubernetes::changed(&mut nodes) => true,
                 () = self.deposed() => return None,
             };
             if !self.leads() {
@@ -308,7 +319,8 @@ impl<'a> Worker<'a> {
                 continue;
             }
             first = false;
-            let facts = Facts::read(cache.entries.values().cloned().collect());
+            let mut facts = Facts::read(cache.entries.values().cloned().collect());
+            facts.kubernetes = self.kube.and_then(KubeNodes::known);
             self.adopt(&facts);
             due = Instant::now() + self.running.period;
             if self.kinds() != kinds {
@@ -349,12 +361,23 @@ impl<'a> Worker<'a> {
 
     async fn listed(&mut self) -> Result<Facts> {
         let kinds = self.kinds();
-        let facts = Facts::read(self.store.list(&kinds).await?.entries);
+        let mut facts = Facts::read(self.store.list(&kinds).await?.entries);
         self.adopt(&facts);
-        if self.kinds() == kinds {
-            return Ok(facts);
+        if self.kinds() != kinds {
+            facts = Facts::read(self.store.list(&self.kinds()).await?.entries);
         }
-        Ok(Facts::read(self.store.list(&self.kinds()).await?.entries))
+        facts.kubernetes = match self.kube {
+            Some(kube) => match kube.listed().await {
+                Ok(nodes) => Some(nodes),
+                // What is not known says nothing; everything else goes on.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot list the nodes of Kubernetes");
+                    None
+                }
+            },
+            None => None,
+        };
+        Ok(facts)
     }
 
     async fn again(&mut self) -> Result<bool> {

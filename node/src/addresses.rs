@@ -23,7 +23,7 @@ use crate::{
     admin_tcp,
     autodetect::{self, Candidate, Choice, Facts, Method},
     identity,
-    settings::{OwnAddress, Settings},
+    settings::{OwnAddress, Settings, on_kubernetes},
 };
 
 /// Chooses and publishes; the addresses, IPv4 first. `admin`: where the agent answers other machines.
@@ -176,7 +176,9 @@ async fn write(
 ) -> Result<()> {
     let admin = admin.map(|a| admin_tcp::published(a, addresses));
     let check = settings.cluster.check_conflicts;
-    let own = identity::Own { addresses, as_number: settings.as_number, admin };
+    let beside = !on_kubernetes(&settings.datastore);
+    let kubernetes = settings.cluster.k8s_node_ref.as_deref().filter(|_| beside);
+    let own = identity::Own { addresses, as_number: settings.as_number, kubernetes, admin };
     identity::publish(store, &settings.node_name, own, check).await.map(drop)
 }
 
@@ -285,7 +287,10 @@ mod tests {
         assert_eq!(kept, ["192.0.2.7/24", "fd00::7/64"].map(|a| a.parse().unwrap()));
         assert_eq!(stored().await.as_number, Some(AsNumber(65001)), "nothing said: it stays");
 
-        publish(&*store, &settings(&["--ip6", "none", "--as", "1.10"]), None).await.unwrap();
+        let more = settings(&["--ip6", "none", "--as", "1.10", "--k8s-node-ref", "worker-1"]);
+        publish(&*store, &more, None).await.unwrap();
+        let node = store.get_as::<NodeSpec>(None, "n1").await.unwrap().resource.spec;
+        assert_eq!(node.extra["orchRefs"][0]["nodeName"], "worker-1");
         let bgp = stored().await;
         assert_eq!((bgp.as_number, bgp.ipv6_address), (Some(AsNumber(65546)), None));
         let none = publish(&*store, &settings(&["--ip", "none"]), None).await.unwrap_err();

@@ -74,7 +74,8 @@ pub(crate) struct ClusterArgs {
     /// Words about the cluster for ClusterInformation, e.g. k8s,bgp
     #[arg(long, env = "CLUSTER_TYPE", value_name = "WORDS")]
     cluster_type: Option<String>,
-    /// Name of this node in Kubernetes, where the datastore is another one
+    /// Name of this node in Kubernetes, where the datastore is another one; written into its Node resource, so that the
+    /// controllers know when it is gone
     #[arg(long, env = "CALICO_K8S_NODE_REF", value_name = "NAME")]
     k8s_node_ref: Option<String>,
     /// Answer health checks at http://ADDR:PORT/livez and /readyz; FELIX_HEALTHENABLED=true is --health 127.0.0.1:9099

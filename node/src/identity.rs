@@ -11,6 +11,7 @@ use brindle_config_core::{
     store::{Expect, Store, StoreError, StoreExt, Stored},
 };
 use ipnet::IpNet;
+use serde_json::json;
 
 /// Attempts against writers of the same object.
 const ATTEMPTS: u32 = 20;
@@ -60,6 +61,8 @@ pub(crate) struct Own<'a> {
     pub(crate) addresses: &'a [IpNet],
     /// `None`: what stands in the Node stays.
     pub(crate) as_number: Option<AsNumber>,
+    /// Which node of Kubernetes it is, where that is not the datastore; `None`: what stands in the Node stays.
+    pub(crate) kubernetes: Option<&'a str>,
     /// Where its agent answers other machines, if it does.
     pub(crate) admin: Option<SocketAddr>,
 }
@@ -72,7 +75,7 @@ pub(crate) async fn publish(
     own: Own<'_>,
     check: bool,
 ) -> Result<NodeSpec> {
-    let Own { addresses, as_number, admin } = own;
+    let Own { addresses, as_number, kubernetes, admin } = own;
     let nodes = if check {
         store.list_as::<NodeSpec>().await.context("cannot list the nodes")?.0
     } else {
@@ -96,6 +99,9 @@ pub(crate) async fn publish(
             None => drop(node.metadata.annotations.remove(ADMIN_ADDRESS)),
         }
         let spec = &mut node.spec;
+        if let Some(name) = kubernetes {
+            spec.extra.insert("orchRefs".into(), json!([{"nodeName": name, "orchestrator": "k8s"}]));
+        }
         let bgp = spec.bgp.get_or_insert_default();
         // A family without an address is one the node does not speak.
         (bgp.ipv4_address, bgp.ipv6_address) = (None, None);

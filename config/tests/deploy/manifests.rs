@@ -147,17 +147,21 @@ fn several_pods_are_several_all_the_time() {
 }
 
 #[test]
-fn with_etcd_nothing_is_asked_of_the_api_server() {
+fn with_etcd_nothing_is_asked_of_the_api_server_but_which_nodes_there_are() {
     let objects = overlay("etcd");
-    assert!(objects.iter().all(|o| !o["kind"].as_str().is_some_and(|k| k.contains("Role"))));
+    let roles: Vec<&Value> = objects.iter().filter(|o| o["kind"] == "ClusterRole").collect();
+    assert_eq!(roles.len(), 1);
+    let rule = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}]);
+    assert_eq!(roles[0]["rules"], rule);
     let told = objects.iter().find(|o| o["kind"] == "ConfigMap").expect("a ConfigMap")["data"].clone();
     let pods = pods(&objects);
     let names: Vec<&str> = pods.iter().map(|p| p.0.as_str()).collect();
     assert!(names.contains(&"brindle-node") && names.contains(&"brindle-controllers"), "{names:?}");
     for (pod, spec) in pods {
-        assert_eq!(spec["automountServiceAccountToken"], false, "{pod}");
         let container = &spec["containers"][0];
-        assert!(!container.to_string().contains("kubernetes:"), "{pod}: {container}");
+        let asks = list(container, "env").any(|e| e["name"] == "BRINDLE_KUBERNETES_NODES");
+        assert_eq!(spec["automountServiceAccountToken"] != false, asks, "{pod}");
+        assert_eq!(container.to_string().matches("kubernetes:").count(), usize::from(asks), "{pod}: {container}");
         assert!(container.to_string().contains("etcd:"), "{pod}: {container}");
         for variable in ["ETCD_ENDPOINTS", "ETCD_CA_CERT_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE"] {
             assert!(told[variable].is_string(), "{variable}");

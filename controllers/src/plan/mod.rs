@@ -118,6 +118,8 @@ pub enum Action {
     Collect(Leak),
     /// Delete the configuration of a node that is gone.
     DropConfiguration { key: Key, revision: Revision },
+    /// Delete the resource of a node that Kubernetes has no more.
+    DropNode { key: Key, revision: Revision },
     /// Delete an endpoint of a node that is gone.
     DropEndpoint { key: Key, revision: Revision, node: String },
     /// Give up the blocks of a node that is gone.
@@ -149,9 +151,10 @@ impl Action {
     pub const fn controller(&self) -> Controller {
         match self {
             Self::Collect(_) => Controller::Ipam,
-            Self::DropConfiguration { .. } | Self::DropEndpoint { .. } | Self::GiveUp { .. } => {
-                Controller::Node
-            }
+            Self::DropConfiguration { .. }
+            | Self::DropNode { .. }
+            | Self::DropEndpoint { .. }
+            | Self::GiveUp { .. } => Controller::Node,
             Self::Repair { .. } => Controller::Affinity,
             Self::DropHandle { .. } => Controller::Handle,
             Self::Unbind { .. } | Self::UnbindAll { .. } | Self::Bind { .. } | Self::Status { .. } => {
@@ -173,7 +176,9 @@ impl fmt::Display for Action {
             Self::Collect(leak) => {
                 write!(f, "release {} of {} (handle {})", ips(&leak.releases), leak.allocated_to, leak.handle)
             }
-            Self::DropConfiguration { key, .. } | Self::DropEndpoint { key, .. } => write!(f, "delete {key}"),
+            Self::DropConfiguration { key, .. }
+            | Self::DropNode { key, .. }
+            | Self::DropEndpoint { key, .. } => write!(f, "delete {key}"),
             Self::GiveUp { node } => write!(f, "give up the blocks of node {node}"),
             Self::Repair { owner } => write!(f, "repair the claims of {owner}"),
             Self::DropHandle { handle } => write!(f, "delete the record of handle {handle}"),

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use brindle_config_core::{Kind, bgp::BgpPeerSpec, ipam::BlockAffinitySpec, store::decode};
+use brindle_config_core::{Kind, bgp::BgpPeerSpec, ipam::BlockAffinitySpec, store::{Entry, decode}};
 
 use super::{Action, Controller, Plan, Rules, Suspicions};
 use crate::facts::Facts;
@@ -25,8 +25,29 @@ fn gone(facts: &Facts) -> (BTreeSet<String>, BTreeSet<String>) {
     (all, owners)
 }
 
+/// The node of Kubernetes a Node resource says it is.
+fn kubernetes_name(e: &Entry) -> Option<&str> {
+    let all = e.value.pointer("/spec/orchRefs")?.as_array()?;
+    all.iter().find(|r| r["orchestrator"] == "k8s")?["nodeName"].as_str()
+}
+
+/// Nodes that Kubernetes has no more, where it is not the datastore. A cluster without any node is one that was not read
+/// right.
+fn taken_out(facts: &Facts, rules: &Rules, suspicions: &mut Suspicions<'_>, plan: &mut Plan) {
+    let Some(there) = facts.kubernetes.as_ref().filter(|k| !k.is_empty()) else { return };
+    for e in facts.of(Kind::Node) {
+        let Some(name) = kubernetes_name(e).filter(|n| !there.contains(*n)) else { continue };
+        let what = format!("{}, node {name} of Kubernetes, which is gone", e.key);
+        if suspicions.ripe(Controller::Node, what, rules.graces.node, plan) {
+            let action = Action::DropNode { key: e.key.clone(), revision: e.revision };
+            plan.add(action, format!("Kubernetes has no node {name} any more"));
+        }
+    }
+}
+
 pub(super) fn plan(facts: &Facts, rules: &Rules, suspicions: &mut Suspicions<'_>, plan: &mut Plan) {
     let graces = &rules.graces;
+    taken_out(facts, rules, suspicions, plan);
     let (all, owners) = gone(facts);
     for node in all {
         let why = format!("node {node} is gone");

@@ -37,6 +37,8 @@ struct Cluster {
     actor: Actor,
     planner: Planner,
     now: Now,
+    /// Nodes of a Kubernetes beside the datastore.
+    kubernetes: Option<BTreeSet<String>>,
 }
 
 impl Cluster {
@@ -56,6 +58,7 @@ impl Cluster {
             store,
             planner: Planner::new(rules),
             now: Now::from_secs(1_795_400_607),
+            kubernetes: None,
         };
         cluster.pool("pods", "10.0.0.0/24", &[]).await;
         cluster.pool("balancers", "198.51.100.0/28", &[AllowedUse::LoadBalancer]).await;
@@ -147,7 +150,8 @@ impl Cluster {
 
     async fn facts(&self) -> Facts {
         let kinds: Vec<Kind> = KINDS.into_iter().chain(POLICY_KINDS).collect();
-        Facts::read(self.store.list(&kinds).await.unwrap().entries)
+        let facts = Facts::read(self.store.list(&kinds).await.unwrap().entries);
+        Facts { kubernetes: self.kubernetes.clone(), ..facts }
     }
 
     async fn plan(&mut self) -> Plan {
@@ -628,4 +632,30 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(live_through(events))?;
     }
+}
+
+#[tokio::test]
+async fn a_node_goes_with_that_of_kubernetes_it_says_it_is() {
+    let mut c = Cluster::new().await;
+    let refer = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"orchRefs": [{"nodeName": name, "orchestrator": "k8s"}]}})
+    };
+    for name in ["a", "b"] {
+        c.put(Kind::Node, name, refer(name)).await;
+    }
+    // Of no Kubernetes: a machine beside it.
+    c.node("router").await;
+    let nodes = async |c: &Cluster| c.facts().await.nodes.into_iter().collect::<Vec<_>>();
+    for not_read in [None, Some(BTreeSet::new())] {
+        c.kubernetes = not_read;
+        c.now = Now(c.now.0 + 61_000_000_000);
+        c.work().await;
+        assert_eq!(nodes(&c).await, ["a", "b", "router"]);
+    }
+    c.kubernetes = Some(["a".to_owned(), "c".to_owned()].into());
+    assert!(c.work().await.is_empty(), "it may come back");
+    c.now = Now(c.now.0 + 61_000_000_000);
+    let done = c.work().await;
+    assert!(done.iter().any(|d| d.contains("delete Node(b)")), "{done:?}");
+    assert_eq!(nodes(&c).await, ["a", "router"]);
 }
