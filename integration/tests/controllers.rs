@@ -597,3 +597,44 @@ fn who_leads_and_who_stands_by_are_both_ready() {
     drop(one);
     says(9441, "[+] controllers: leads");
 }
+
+/// The cluster's own datastore is another one; of the API server only the nodes are read, with the overlay's role.
+#[test]
+fn a_node_that_kubernetes_has_no_more_goes_from_another_datastore() {
+    let site = Site::sqlite("ckube");
+    let server = transcript::api_server(site.ns.ns(), [127, 0, 0, 1].into());
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    for path in ["base/controllers/controllers.yaml", "overlays/etcd/roles.yaml"] {
+        server.load(&deploy.join(path)).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let kubeconfig = site.dir.join("kubeconfig");
+    server.write_kubeconfig(&kubeconfig, &server.service_account_token("kube-system", "brindle-controllers"));
+    for name in ["stays", "goes"] {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+        server.create(node).unwrap_or_else(|s| panic!("{}", s.message));
+        let refers = json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": name},
+            "spec": {"orchRefs": [{"nodeName": name, "orchestrator": "k8s"}]}});
+        site.put(Kind::Node, name, refers);
+    }
+    let alone = json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "router"}, "spec": {}});
+    site.put(Kind::Node, "router", alone);
+    let url = format!("kubernetes:{}", kubeconfig.display());
+    let more = ["--node-grace", "2s", "--kubernetes-nodes", &url];
+    let _one = Running::start_in(site.ns.ns(), &mut site.command("one", &more));
+    until("it leads", LONG, || match site.holder() {
+        Some(_) => Ok(()),
+        None => Err(site.log("one")),
+    });
+    server.delete(("v1", "Node"), ("", "goes")).unwrap_or_else(|s| panic!("{}", s.message));
+    until("its resource goes, too", LONG, || match site.get(Kind::Node, "goes") {
+        None => Ok(()),
+        Some(node) => Err(format!("{node}\n{}", site.log("one"))),
+    });
+    for name in ["stays", "router"] {
+        assert!(site.get(Kind::Node, name).is_some(), "{name}\n{}", site.log("one"));
+    }
+    let user = "system:serviceaccount:kube-system:brindle-controllers";
+    let calls = server.calls();
+    let refused: Vec<_> = calls.keys().filter(|c| c.user == user && !c.allowed).collect();
+    assert!(refused.is_empty(), "{refused:#?}");
+}
