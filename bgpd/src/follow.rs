@@ -516,7 +516,13 @@ mod tests {
             let (orders, mut taken) = mpsc::channel(4);
             let handle =
                 Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-            let follower = from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), Environment::default(), handle);
+            let follower = from_store(
+                Arc::clone(&store),
+                "a",
+                Path::new("/nonexistent"),
+                Environment::default(),
+                handle,
+            );
             let mut covered = None;
             let mut plans: Vec<Vec<String>> = Vec::new();
             // All sessions; with that of the new reflector (or all of its own) kept; without.

@@ -136,7 +136,9 @@ fn what_the_own_node_loses_is_written_again() {
 
 fn pool(node: &KubeNode, name: &str, change: &Value) {
     let kind = ("crd.projectcalico.org/v1", "IPPool");
-    node.server.patch(kind, ("", name), "", &json!({"spec": change})).unwrap_or_else(|s| panic!("{}", s.message));
+    node.server
+        .patch(kind, ("", name), "", &json!({"spec": change}))
+        .unwrap_or_else(|s| panic!("{}", s.message));
 }
 
 /// Waits until the Node, the device and the records all name one tunnel address, and it is of this network.
@@ -147,7 +149,8 @@ fn tunnel_moves_to(node: &KubeNode, network: &str) -> String {
         let all = node.ns.rtnl().addrs(None).map_err(|e| e.to_string())?;
         let on_devices: Vec<String> =
             all.iter().map(|a| a.net.addr().to_string()).filter(|a| a.starts_with("10.12")).collect();
-        let handle = node.server.get(("crd.projectcalico.org/v1", "IPAMHandle"), ("", "ipip-tunnel-addr-node-a"));
+        let handle =
+            node.server.get(("crd.projectcalico.org/v1", "IPAMHandle"), ("", "ipip-tunnel-addr-node-a"));
         let blocks = handle.map(|h| h["spec"]["block"].clone()).unwrap_or_default();
         let held: Vec<&str> = blocks.as_object().into_iter().flatten().map(|(b, _)| b.as_str()).collect();
         if named.starts_with(network)
@@ -195,7 +198,8 @@ fn the_tunnel_address_follows_the_uses_and_nodes_of_pools() {
     until("no tunnel address is left", LONG, || {
         let all = node.ns.rtnl().addrs(None).map_err(|e| e.to_string())?;
         let left = all.iter().any(|a| a.net.addr().to_string().starts_with("10.12"));
-        let held = node.server.get(("crd.projectcalico.org/v1", "IPAMHandle"), ("", "ipip-tunnel-addr-node-a"));
+        let held =
+            node.server.get(("crd.projectcalico.org/v1", "IPAMHandle"), ("", "ipip-tunnel-addr-node-a"));
         if annotations(&node)[1].is_none() && !left && held.is_none() {
             return Ok(());
         }

@@ -110,9 +110,8 @@ pub fn wish(
         return TunnelWish::Nothing;
     }
     // A pool that does not read may well be the one that allows it.
-    let doubtful = |ip: &IpAddr| {
-        !view.unreadable.is_empty() && !view.pools.iter().any(|p| p.spec.cidr.contains(ip))
-    };
+    let doubtful =
+        |ip: &IpAddr| !view.unreadable.is_empty() && !view.pools.iter().any(|p| p.spec.cidr.contains(ip));
     match instead {
         Some(ip) if giving.is_empty() || doubtful(&ip) => TunnelWish::Hold(ip, refusal),
         None if giving.is_empty() => TunnelWish::Lack(refusal),
@@ -133,8 +132,7 @@ impl View {
         if !pool.spec.allows(AllowedUse::Tunnel) {
             return Some(Reason::UseNotAllowed { pool: name(), wanted: AllowedUse::Tunnel });
         }
-        (!pool.divisible())
-            .then(|| Reason::BadBlockSize { pool: name(), block_size: pool.spec.block_size() })
+        (!pool.divisible()).then(|| Reason::BadBlockSize { pool: name(), block_size: pool.spec.block_size() })
     }
 }
 

@@ -211,7 +211,9 @@ async fn choose(store: &dyn Store, settings: &Settings, first: bool) -> Result<V
     }
     if choices.is_empty() {
         let node = &settings.node_name;
-        bail!("--ip is none, and Node({node}) has no IPv6 address to keep; give one with --ip6, or --ip6 autodetect");
+        bail!(
+            "--ip is none, and Node({node}) has no IPv6 address to keep; give one with --ip6, or --ip6 autodetect"
+        );
     }
     Ok(choices)
 }

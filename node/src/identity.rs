@@ -69,12 +69,7 @@ pub(crate) struct Own<'a> {
 
 /// Publishes what this node is. Another node with the same address is a configuration error: one of the two would draw the
 /// other's traffic. `check`: whether that is looked for.
-pub(crate) async fn publish(
-    store: &dyn Store,
-    name: &str,
-    own: Own<'_>,
-    check: bool,
-) -> Result<NodeSpec> {
+pub(crate) async fn publish(store: &dyn Store, name: &str, own: Own<'_>, check: bool) -> Result<NodeSpec> {
     let Own { addresses, as_number, kubernetes, admin } = own;
     let nodes = if check {
         store.list_as::<NodeSpec>().await.context("cannot list the nodes")?.0

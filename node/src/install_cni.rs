@@ -369,8 +369,10 @@ mod tests {
         args.plugins_only = false;
         let done = run(&args).unwrap().join("\n");
         assert!(done.contains("bandwidth: changed since it was installed, left alone"), "{done}");
-        let mut left: Vec<_> =
-            fs::read_dir(&args.bin_dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<_> = fs::read_dir(&args.bin_dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
         assert_eq!(left, ["bandwidth", "portmap"], "{done}");
         assert!(run(&args).unwrap().is_empty());

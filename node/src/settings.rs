@@ -413,7 +413,8 @@ mod tests {
         let (_, list) = page.split_once("### Variables of calico-node that are not read\n").unwrap();
         let list = list.split("\n#").next().unwrap_or_default();
         let rows = list.lines().filter_map(|l| l.strip_prefix("| `")?.split(" | ").next());
-        let names: Vec<&str> = rows.flat_map(|r| r.split('`')).filter(|n| n.len() > 4 && !n.contains(' ')).collect();
+        let names: Vec<&str> =
+            rows.flat_map(|r| r.split('`')).filter(|n| n.len() > 4 && !n.contains(' ')).collect();
         assert!(names.len() > 15, "{names:?}");
         for name in names {
             assert!(!read.iter().any(|r| r == name), "{name} is read");

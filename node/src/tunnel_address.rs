@@ -202,7 +202,9 @@ impl<D: Devices> Keeper<D> {
                     Err(IpamError::Refused(why)) => {
                         again = Some(REFUSED);
                         match instead {
-                            Some(ip) => (v4(ip), Some(format!("{ip} stays in use, no other is to be had: {why}"))),
+                            Some(ip) => {
+                                (v4(ip), Some(format!("{ip} stays in use, no other is to be had: {why}")))
+                            }
                             None => (current, Some(format!("there is none to be had: {why}"))),
                         }
                     }
@@ -212,7 +214,8 @@ impl<D: Devices> Keeper<D> {
         };
         self.complain(complaint);
         let said = Some((address, labels));
-        let leaving: Vec<Ipv4Addr> = held.iter().filter_map(|ip| v4(*ip)).filter(|ip| Some(*ip) != address).collect();
+        let leaving: Vec<Ipv4Addr> =
+            held.iter().filter_map(|ip| v4(*ip)).filter(|ip| Some(*ip) != address).collect();
         if current != address {
             identity::update(&*self.store, &self.node, |n| {
                 n.bgp.get_or_insert_default().ipv4_ipip_tunnel_addr = address;
@@ -345,7 +348,11 @@ mod tests {
         let second = within(named(&store).await, "10.2.0.");
         assert_eq!((done.again, keeper.told.as_ref()), (Some(DEVICE), None));
         keeper.step().await.unwrap();
-        assert_eq!(held(&store).await, [IpAddr::V4(first), second.into()], "the device still has the old one");
+        assert_eq!(
+            held(&store).await,
+            [IpAddr::V4(first), second.into()],
+            "the device still has the old one"
+        );
         keeper.devices.has = vec![second];
         assert_eq!(keeper.step().await.unwrap().again, None);
         assert_eq!(held(&store).await, [IpAddr::V4(second)]);
@@ -381,13 +388,19 @@ mod tests {
         put_pool(&store, "one", "10.1.0.0/24", |p| p.disabled = true).await;
         put_pool(&store, "two", "10.2.0.0/32", |p| p.block_size_raw = Some(32)).await;
         let mut other = Keeper::new(store.clone(), "n2".into(), true, Told::default());
-        store.put_as(&Resource::new(ObjectMeta::named("n2"), NodeSpec::default()), Expect::Any).await.unwrap();
+        store
+            .put_as(&Resource::new(ObjectMeta::named("n2"), NodeSpec::default()), Expect::Any)
+            .await
+            .unwrap();
         other.step().await.unwrap();
 
         let done = keeper.step().await.unwrap();
         assert_eq!((done.again, named(&store).await), (Some(REFUSED), Some(first)));
         let told = keeper.told.clone().unwrap();
-        assert!(told.starts_with(&format!("{first} stays in use, no other is to be had: no free block")), "{told}");
+        assert!(
+            told.starts_with(&format!("{first} stays in use, no other is to be had: no free block")),
+            "{told}"
+        );
         assert_eq!(held(&store).await, [IpAddr::V4(first)]);
     }
 

@@ -81,8 +81,7 @@ fn generate() {
     let labels = "      labels:\n        k8s-app: brindle-node\n    spec:\n";
     let sum = checksum("config.yaml");
     let annotated = labels.replace("    spec:\n", &format!("      annotations:\n{sum}    spec:\n"));
-    let places =
-        [(account, &*format!("{account}{SECRETS}")), (&there, &here), (labels, &annotated)];
+    let places = [(account, &*format!("{account}{SECRETS}")), (&there, &here), (labels, &annotated)];
     make(&format!("{base}/node/daemonset.yaml"), "daemonset.yaml", &places, None);
     let account = "      serviceAccountName: brindle-controllers\n";
     let (there, here) = resources("50m", "controllers");
@@ -110,7 +109,12 @@ fn generate() {
     let places = [
         (token, &*format!("{token}{SECRETS}")),
         ("replicas: 2", "replicas: {{ .Values.reflectors.replicas | int64 }}"),
-        (as_number, &*format!("        brindle.dev/as-number: {{{{ .Values.reflectors.asNumber | int64 | quote }}}}\n{sum}")),
+        (
+            as_number,
+            &*format!(
+                "        brindle.dev/as-number: {{{{ .Values.reflectors.asNumber | int64 | quote }}}}\n{sum}"
+            ),
+        ),
     ];
     make("deploy/reflectors/deployment.yaml", "reflectors.yaml", &places, reflectors);
     for file in files("deploy/crds", ".yaml").iter().filter(|f| !f.ends_with("kustomization.yaml")) {
@@ -162,8 +166,9 @@ fn a_changed_config_map_makes_other_pods_of_those_that_read_it() {
             v["reflectors"]["enabled"] = true.into();
             change(v);
         });
-        ["DaemonSet", "Deployment"]
-            .map(|kind| all.iter_mut().filter(|(k, _)| k[1] == kind).filter_map(|(_, o)| checksum_of(o)).collect())
+        ["DaemonSet", "Deployment"].map(|kind| {
+            all.iter_mut().filter(|(k, _)| k[1] == kind).filter_map(|(_, o)| checksum_of(o)).collect()
+        })
     };
     let [node, reflectors]: [Vec<String>; 2] = sums(&|_| {});
     assert_eq!((node.len(), reflectors.len()), (1, 1), "the controllers read no ConfigMap");
@@ -192,7 +197,8 @@ fn whatever_is_written_into_config_becomes_a_text() {
         config["FELIX_LOGPREFIX"] = "a: b #c".into();
         config["CLUSTER_TYPE"] = Value::Null;
     });
-    let map = all.iter().find(|(k, _)| k[1] == "ConfigMap" && k[3] == "brindle-config").expect("a ConfigMap").1;
+    let map =
+        all.iter().find(|(k, _)| k[1] == "ConfigMap" && k[3] == "brindle-config").expect("a ConfigMap").1;
     let data = map["data"].as_object().expect("data");
     for (name, value) in [
         ("FELIX_IPV6SUPPORT", "false"),

@@ -161,7 +161,11 @@ fn with_etcd_nothing_is_asked_of_the_api_server_but_which_nodes_there_are() {
         let container = &spec["containers"][0];
         let asks = list(container, "env").any(|e| e["name"] == "BRINDLE_KUBERNETES_NODES");
         assert_eq!(spec["automountServiceAccountToken"] != false, asks, "{pod}");
-        assert_eq!(container.to_string().matches("kubernetes:").count(), usize::from(asks), "{pod}: {container}");
+        assert_eq!(
+            container.to_string().matches("kubernetes:").count(),
+            usize::from(asks),
+            "{pod}: {container}"
+        );
         assert!(container.to_string().contains("etcd:"), "{pod}: {container}");
         for variable in ["ETCD_ENDPOINTS", "ETCD_CA_CERT_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE"] {
             assert!(told[variable].is_string(), "{variable}");

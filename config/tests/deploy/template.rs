@@ -167,7 +167,8 @@ fn write(name: &str, nodes: &[Node], scope: &Scope<'_>, out: &mut String) {
             }
             Node::Range { key, value, of, each } => {
                 let map = look_up(name, of, scope);
-                let map = map.as_object().unwrap_or_else(|| panic!("{name}: range over {of}, which is no map"));
+                let map =
+                    map.as_object().unwrap_or_else(|| panic!("{name}: range over {of}, which is no map"));
                 let sorted: BTreeMap<_, _> = map.iter().collect();
                 for (k, v) in sorted {
                     let mut variables = scope.variables.clone();

@@ -7,7 +7,12 @@
 
 use std::collections::BTreeSet;
 
-use brindle_config_core::{Kind, bgp::BgpPeerSpec, ipam::BlockAffinitySpec, store::{Entry, decode}};
+use brindle_config_core::{
+    Kind,
+    bgp::BgpPeerSpec,
+    ipam::BlockAffinitySpec,
+    store::{Entry, decode},
+};
 
 use super::{Action, Controller, Plan, Rules, Suspicions};
 use crate::facts::Facts;

@@ -637,9 +637,7 @@ proptest! {
 #[tokio::test]
 async fn a_node_goes_with_that_of_kubernetes_it_says_it_is() {
     let mut c = Cluster::new().await;
-    let refer = |name: &str| {
-        json!({"metadata": {"name": name}, "spec": {"orchRefs": [{"nodeName": name, "orchestrator": "k8s"}]}})
-    };
+    let refer = |name: &str| json!({"metadata": {"name": name}, "spec": {"orchRefs": [{"nodeName": name, "orchestrator": "k8s"}]}});
     for name in ["a", "b"] {
         c.put(Kind::Node, name, refer(name)).await;
     }

@@ -11,8 +11,8 @@ use brindle_config_core::{
     store::{Expect, Store as _, StoreExt},
 };
 use brindle_ipam::{
-    Allocator, AssignRequest, Assignment, BlockAllocator, IpamError, NoPause, Now, Owner, Release,
-    View, Wanted, audit::audit, idle::Idle, usage::Blocks,
+    Allocator, AssignRequest, Assignment, BlockAllocator, IpamError, NoPause, Now, Owner, Release, View,
+    Wanted, audit::audit, idle::Idle, usage::Blocks,
 };
 
 const NOW: Now = Now(1_795_400_607_000_000_000);

@@ -27,8 +27,11 @@ fn spec(cidr: &str, change: impl FnOnce(&mut IpPoolSpec)) -> IpPoolSpec {
 
 /// A view of a node in zone `a`.
 fn view(pools: &[(&str, IpPoolSpec)]) -> View {
-    let pool =
-        |(name, spec): &(&str, IpPoolSpec)| Pool { name: (*name).into(), terminating: false, spec: spec.clone() };
+    let pool = |(name, spec): &(&str, IpPoolSpec)| Pool {
+        name: (*name).into(),
+        terminating: false,
+        spec: spec.clone(),
+    };
     View {
         pools: pools.iter().map(pool).collect(),
         node_labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),

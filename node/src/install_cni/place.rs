@@ -18,7 +18,8 @@ const RECORD: &str = ".brindle-plugins";
 
 /// Installs the plugins; says what was done.
 pub(super) fn plugins(args: &InstallArgs) -> Result<Vec<String>> {
-    let update = boolean("--update-binaries (UPDATE_CNI_BINARIES)", &args.update_binaries).map_err(anyhow::Error::msg)?;
+    let update = boolean("--update-binaries (UPDATE_CNI_BINARIES)", &args.update_binaries)
+        .map_err(anyhow::Error::msg)?;
     let from = match &args.from {
         Some(dir) => dir.clone(),
         None => {
