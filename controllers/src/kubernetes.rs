@@ -67,9 +67,11 @@ impl KubeNodes {
 
 /// Completes with the next change; never where nobody is followed.
 pub(crate) async fn changed(names: &mut Option<watch::Receiver<Option<BTreeSet<String>>>>) {
-    match names {
-        // An error: the follower has ended, and with it this process.
-        Some(names) if names.changed().await.is_ok() => {}
-        _ => std::future::pending().await,
+    if let Some(names) = names
+        && names.changed().await.is_ok()
+    {
+        return;
     }
+    // An error: the follower has ended, and with it this process.
+    std::future::pending().await
 }
