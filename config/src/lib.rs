@@ -63,6 +63,18 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     }
 }
 
+/// The API server of a cluster (`kubernetes:`, `kubernetes:KUBECONFIG`) beside the datastore, for what Kubernetes itself has: it
+/// need not have Calico's definitions.
+#[cfg(feature = "kubernetes")]
+pub fn open_cluster(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    match url.split_once(':') {
+        Some(("kubernetes", rest)) => {
+            Ok(Arc::new(kubernetes::KubeStore::core(kubernetes::KubeSettings::parse(rest)?)))
+        }
+        _ => Err(StoreError::Broken(format!("{url:?}: expected kubernetes: or kubernetes:KUBECONFIG"))),
+    }
+}
+
 /// `url` as it may be shown: without what it says of files with keys and of users.
 pub fn shown_url(url: &str) -> String {
     let place = url.split_once('?').map_or(url, |(place, _)| place);

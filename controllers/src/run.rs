@@ -58,7 +58,7 @@ async fn run(settings: Settings) -> Result<bool> {
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
     let kube = match settings.kubernetes_nodes.clone() {
-        Some(url) => Some(tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??),
+        Some(url) => Some(tokio::task::spawn_blocking(move || brindle_config::open_cluster(&url)).await??),
         None => None,
     };
     let kube = kube.map(KubeNodes::follow);

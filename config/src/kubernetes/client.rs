@@ -51,6 +51,11 @@ impl Client {
         Self { settings, kube: Mutex::new(None), api: OnceCell::new() }
     }
 
+    /// For what Kubernetes itself has; which of Calico's groups there is, if any, is not asked.
+    pub(super) fn core(settings: KubeSettings) -> Self {
+        Self { api: OnceCell::new_with(Some(Api::V1)), ..Self::new(settings) }
+    }
+
     fn held(&self) -> std::sync::MutexGuard<'_, Option<(kube::Client, String)>> {
         // Only clones and assignments happen under the lock: it is whole whatever panicked.
         self.kube.lock().unwrap_or_else(PoisonError::into_inner)

@@ -100,8 +100,17 @@ struct Inner {
 impl KubeStore {
     /// A store; connections are made with the first call, on the runtime of that call.
     pub fn new(settings: KubeSettings) -> Self {
+        Self::of(Client::new(settings))
+    }
+
+    /// A store of what Kubernetes itself has (nodes, pods, ..), on a cluster that need not have Calico's definitions.
+    pub fn core(settings: KubeSettings) -> Self {
+        Self::of(Client::core(settings))
+    }
+
+    fn of(client: Client) -> Self {
         let inner = Inner {
-            client: Arc::new(Client::new(settings)),
+            client: Arc::new(client),
             cursors: Arc::default(),
             reflectors: Arc::default(),
             turns: Arc::new(Semaphore::new(ABREAST)),
