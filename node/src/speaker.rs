@@ -72,11 +72,7 @@ pub(crate) async fn speak(
         store.clone(),
         &settings.node_name,
         &secrets(settings),
-        brindle_bgpd::Environment {
-            floating,
-            router_id: settings.router_id,
-            memory: Some(memory(settings)),
-        },
+        brindle_bgpd::Environment { floating, router_id: settings.router_id, memory: Some(memory(settings)) },
         running.handle.clone(),
     );
     tokio::spawn(tell_peering(follower.peering(), felix.clone()));
