@@ -56,6 +56,7 @@ fn state(resources: &[Value]) -> (PolicyState, Kernel) {
     for d in &deltas {
         state.apply(d).expect("deltas keep their contract");
     }
+    state.look(&addresses());
     (state, Kernel::new(&deltas, &Surroundings::default(), &addresses()))
 }
 

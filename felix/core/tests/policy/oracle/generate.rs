@@ -151,7 +151,13 @@ impl Random {
         ]);
         put(self, "h", &own);
         if self.once(8) {
-            put(self, "i", &own);
+            // Known by one address it is another one of the same device, unless the first one names that.
+            let other = self.pick(&[
+                own,
+                json!({"node": "n1", "expectedIPs": [ips[0]]}),
+                json!({"node": "n1", "expectedIPs": [ips[1]]}),
+            ]);
+            put(self, "i", &other);
         }
         if self.once(3) {
             put(self, "x", &json!({"node": "n1", "interfaceName": "*"}));
