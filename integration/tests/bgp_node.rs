@@ -1,10 +1,11 @@
 //! BGP of whole agents, with the kernel under them: filters that look at the device of a route, and pods that peer with
 //! their node. Needs root, and Debian's bird2 for the pod's speaker.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
 
 use brindle_config_core::{Key, Kind};
 use brindle_integration::{
+    bins::bin,
     cni::{CniNode, Container},
     process::Running,
     wait::until,
@@ -69,6 +70,58 @@ fn rules_for_import_go_by_the_device_towards_the_next_hop() {
     until_says(one.ns.ns(), &route, way, true);
     assert!(one.pings(&b));
     assert!(one.del(&here).ok && two.del(&there).ok);
+}
+
+/// `brindle-bgpd replay` of a file, with more arguments.
+fn replay(file: &Path, more: &[&str]) -> Result<String, String> {
+    let out = Command::new(bin("brindle-bgpd")).arg("replay").arg(file).args(more).output();
+    let out = out.expect("brindle-bgpd can be run");
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
+}
+
+#[test]
+fn what_an_agent_recorded_ends_the_same_when_it_is_run_again() {
+    let mut one = CniNode::without_agent("rec", "10.124.0.0/24");
+    let mut two = one.neighbour("rec");
+    let file = one.dir.join("bgp.jsonl");
+    let record = file.display().to_string();
+    for (node, more) in [(&mut one, &["--record", &record][..]), (&mut two, &[])] {
+        node.networking = "bgp";
+        node.start_agent_with(more);
+    }
+    let there = Container::new();
+    let net: ipnet::Ipv4Net = format!("{}/26", two.add(&there).address()).parse().expect("an address");
+    let block = net.trunc().to_string();
+    let route = format!("route show {block}");
+    until_says(one.ns.ns(), &route, "via 192.0.2.2 dev eth0", true);
+    // An end without a goodbye, and a second run beside the first one's file.
+    one.kill_agent();
+    let first = replay(&file, &[]).expect("it can be run again");
+    assert!(first.contains("n2: Established"), "{first}");
+    let told = first.lines().find(|l| l.contains(&block)).unwrap_or_else(|| panic!("no {block}: {first}"));
+    assert!(told.contains("192.0.2.2"), "{told}");
+    assert_eq!(replay(&file, &[]).as_ref(), Ok(&first), "the same every time");
+    let trace = replay(&file, &["--trace"]).expect("it can be run again");
+    assert!(trace.lines().all(|l| serde_json::from_str::<Value>(l).is_ok()), "{trace}");
+    let before = fs::read(&file).expect("it is there");
+    one.start_agent_with(&["--record", &record]);
+    until("the second run records beside it", LONG, || {
+        let text = replay(&one.dir.join("bgp.jsonl.1"), &[])?;
+        if text.contains("n2: Established") { Ok(()) } else { Err(text) }
+    });
+    one.kill_agent();
+    assert_eq!(fs::read(&file).expect("it is there"), before, "the first one is kept as it was");
+    let mode = fs::metadata(&file).expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "its owner's alone");
+    // A file that cannot be written is a mistake of who typed it.
+    let mut agent = Command::new(bin("brindle-node"));
+    agent.args(["run", "--node-name", "n1", "--ip", "192.0.2.1/24", "--record", "/proc/none/r"]);
+    agent.args(["--datastore", &format!("sqlite:{}", one.dir.join("brindle.db").display())]);
+    agent.arg("--state-dir").arg(&one.dir);
+    let out = one.ns.ns().run(|| agent.output()).expect("alive").expect("it can be run");
+    assert_eq!(out.status.code(), Some(2), "{out:?}");
+    assert!(String::from_utf8_lossy(&out.stderr).contains("--record: cannot write /proc/none/r"), "{out:?}");
 }
 
 #[test]

@@ -92,6 +92,13 @@ pub(crate) struct RunArgs {
     /// Answer Prometheus at http://ADDR:PORT/metrics (docs/metrics.md)
     #[arg(long, env = "BRINDLE_METRICS", value_name = "ADDR:PORT")]
     metrics: Option<std::net::SocketAddr>,
+    /// Write every input of the speaker to this file, one JSON line each, for `brindle-bgpd replay`; no passwords are in
+    /// it. A recording that is there is kept: this one goes to FILE.1, FILE.2, ...
+    #[arg(long, env = "BRINDLE_RECORD", value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Largest size of the recordings; they end there
+    #[arg(long, env = "BRINDLE_RECORD_LIMIT", value_name = "MIB", default_value_t = 1024)]
+    record_limit: u64,
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     /// error, warn, info, debug, trace, or a filter such as info,brindle_bgpd=debug; the API server's client
@@ -152,6 +159,8 @@ pub(crate) struct Settings {
     pub(crate) leaks: crate::cni_server::LeakArgs,
     pub(crate) cluster: Cluster,
     pub(crate) metrics: Option<std::net::SocketAddr>,
+    /// Where the speaker's inputs are written, and their largest size in octets.
+    pub(crate) record: Option<(PathBuf, u64)>,
     log_format: LogFormat,
     log_filter: String,
 }
@@ -189,8 +198,18 @@ impl Settings {
                 "--k8s-node-ref {node:?} is not the --node-name {node_name:?}: with Kubernetes as datastore they are one"
             ));
         }
+        let networking = cluster.networking.unwrap_or(a.networking);
+        if let Some(file) = &a.record
+            && networking == Networking::None
+        {
+            return Err(format!(
+                "--record {}: this agent has no speaker to record (networking is none)",
+                file.display()
+            ));
+        }
         Ok(Self {
-            networking: cluster.networking.unwrap_or(a.networking),
+            networking,
+            record: a.record.map(|file| (file, a.record_limit.saturating_mul(1 << 20))),
             cni_socket: a.cni_socket.unwrap_or_else(|| a.state_dir.join("cni.sock")),
             admin_port: a.admin_listen.zip(a.admin_token_file),
             metrics: a.metrics.or(cluster.metrics),
@@ -339,6 +358,8 @@ mod tests {
 
     #[test]
     fn bad_values_name_their_flag() {
+        let none = parse(&["--node-name", "n", "--networking", "none", "--record", "x"]).unwrap_err();
+        assert!(none.contains("--record x"), "{none}");
         let none = parse(&["--node-name", "n", "--ip", "none", "--ip6", "none"]).unwrap_err();
         assert!(none.contains("both none"), "{none}");
         for (args, flag) in [
@@ -358,6 +379,14 @@ mod tests {
             let e = parse(&args).unwrap_err();
             assert!(e.contains(flag), "{args:?}: {e}");
         }
+    }
+
+    #[test]
+    fn a_recording_is_as_large_as_that_of_the_speaker_alone() {
+        let s = parse(&["--node-name", "n", "--record", "/x/r"]).unwrap();
+        assert_eq!(s.record, Some((PathBuf::from("/x/r"), 1 << 30)));
+        let s = parse(&["--node-name", "n", "--record", "r", "--record-limit", "2"]).unwrap();
+        assert_eq!(s.record, Some((PathBuf::from("r"), 2 << 20)));
     }
 
     #[test]

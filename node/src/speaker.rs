@@ -3,6 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use anyhow::Context;
 use brindle_config_core::store::Store;
 use brindle_felix::{FelixInput, FibUpdate};
 use brindle_felix_core::route::PROTO_CLUSTER;
@@ -39,7 +40,7 @@ pub(crate) async fn without_datastore(
             return Ok(None);
         }
     };
-    let running = start(felix).await?;
+    let running = start(settings, felix).await?;
     let (peers, routes) = (desired.peers.len(), desired.routes.len());
     for error in running.handle.apply(desired).await? {
         tracing::warn!(%error, "trying again every few seconds");
@@ -66,7 +67,7 @@ pub(crate) async fn speak(
 ) -> anyhow::Result<Speaker> {
     let running = match running {
         Some(running) => running,
-        None => start(felix).await?,
+        None => start(settings, felix).await?,
     };
     let follower = brindle_bgpd::from_store(
         store.clone(),
@@ -80,12 +81,19 @@ pub(crate) async fn speak(
 }
 
 /// Starts a speaker that has nothing to say yet.
-async fn start(felix: &brindle_felix::Handle) -> anyhow::Result<brindle_bgpd::Running> {
+async fn start(
+    settings: &Settings,
+    felix: &brindle_felix::Handle,
+) -> anyhow::Result<brindle_bgpd::Running> {
     let restarting = forwards_already()?;
     if restarting {
         tracing::info!(cause = "learned routes found in the kernel", "announcing a graceful restart");
     }
-    let (running, mut fib) = brindle_bgpd::spawn(restarting);
+    let (running, mut fib) = match &settings.record {
+        Some((file, most)) => brindle_bgpd::spawn_recorded(restarting, file, *most)
+            .with_context(|| format!("--record: cannot write {}", file.display()))?,
+        None => brindle_bgpd::spawn(restarting),
+    };
     // Before the first route: rules that look at devices wait for felix's word instead of finding none.
     running.handle.set_devices(std::collections::BTreeMap::new()).await?;
     tokio::spawn(tell_next_hops(felix.watch(), running.handle.clone()));
