@@ -15,11 +15,19 @@ pub struct Gobgp<'a> {
 impl<'a> Gobgp<'a> {
     /// Starts it on a host with this TOML file.
     pub fn start(segment: &'a Segment, host: u8, config: &str) -> Self {
+        Self::start_with(segment, host, config, &[])
+    }
+
+    /// As [`Gobgp::start`], with more arguments, e.g. `-r` (it restarts gracefully).
+    pub fn start_with(segment: &'a Segment, host: u8, config: &str, more: &[&str]) -> Self {
         let program = installed(&["/usr/bin/gobgpd", "/usr/sbin/gobgpd"], "gobgpd");
         let file = segment.dir(host).join("gobgpd.toml");
         fs::write(&file, config).expect("the configuration can be written");
         let file = file.display().to_string();
-        let args = ["-f", &file, "--api-hosts", "127.0.0.1:50051", "--pprof-disable"];
+        let args: Vec<&str> = ["-f", &file, "--api-hosts", "127.0.0.1:50051", "--pprof-disable"]
+            .into_iter()
+            .chain(more.iter().copied())
+            .collect();
         let daemon = segment.start(host, "gobgpd", &program, &args);
         let mut this = Self { segment, host, daemon };
         eventually("GoBGP answers", || {
