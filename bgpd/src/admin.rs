@@ -24,7 +24,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{ask, handle::Handle};
+use crate::{ask, handle::Handle, health};
 
 /// Longest request, octets.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -155,8 +155,9 @@ async fn answer(request: &AdminRequest, handle: &Handle, started: Instant) -> Va
         }),
         AdminRequest::Rib { prefix } => handle.rib(*prefix).await.map(|paths| json!(paths)),
         AdminRequest::Bgp(_) => return json!({"error": "answered by several lines"}),
-        AdminRequest::Health | AdminRequest::Drain { .. } => {
-            return json!({"error": "this is brindle-bgpd alone: ask its status; SIGTERM drains (drainTime)"});
+        AdminRequest::Health => return json!(health::health(handle, started.elapsed()).await),
+        AdminRequest::Drain { .. } => {
+            return json!({"error": "this is brindle-bgpd alone: SIGTERM drains it (drainTime)"});
         }
         AdminRequest::Nodes => {
             return json!({"error": "brindle-bgpd knows only its peers: brindlectl bgp summary"});

@@ -13,8 +13,9 @@ use anyhow::{Context, Result};
 use brindle_config_core::status::{
     AdminRequest, NodeStatus,
     bgp::{BgpRequest, Dumped},
+    health::{Health, Probe},
 };
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::{
@@ -44,6 +45,22 @@ pub struct Cli {
 enum Command {
     /// Peers and sessions of a running brindle-bgpd
     Status(AskArgs),
+    /// Whether a running brindle-bgpd lives or is ready; exit code 0 or 1, the reasons on standard output
+    #[command(group = ArgGroup::new("what").required(true))]
+    Probe {
+        /// Whether it makes progress
+        #[arg(long, group = "what")]
+        live: bool,
+        /// Whether it listens, has the routes of its peers, and the sessions it waits for after its start
+        #[arg(long, group = "what")]
+        ready: bool,
+        /// Socket of the daemon [default: that of --config, else /run/brindle-bgpd.sock]
+        #[arg(long, value_name = "PATH")]
+        admin_socket: Option<PathBuf>,
+        /// Configuration file of the daemon, to find its socket
+        #[arg(long, short, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Routes of a running brindle-bgpd: every path, and why it won or lost
     Rib {
         /// Only this prefix
@@ -173,6 +190,14 @@ pub fn main() -> ExitCode {
             _ => daemon(cli.run),
         },
         Some(Command::Status(ask)) => status(&ask),
+        Some(Command::Probe { live, ready: _, admin_socket, config }) => {
+            let ask = AskArgs { admin_socket, config, output: Format::Table };
+            match probe(if live { Probe::Live } else { Probe::Ready }, &ask) {
+                Ok(true) => Ok(()),
+                Ok(false) => return ExitCode::from(1),
+                Err(e) => Err(e),
+            }
+        }
         Some(Command::Rib { prefix, ask }) => rib(prefix, &ask),
         Some(Command::Mrt { what: MrtCommand::Dump { file, ask } }) => mrt_dump(&file, &ask),
         Some(Command::Replay { file, trace }) => replay(&file, trace),
@@ -258,6 +283,21 @@ fn status(args: &AskArgs) -> Result<()> {
             print(&show::status(&status))
         }
     }
+}
+
+/// The verdict; what led to it is printed.
+fn probe(probe: Probe, args: &AskArgs) -> Result<bool> {
+    let path = socket(args)?;
+    let health = admin::ask(&path, &AdminRequest::Health);
+    let health: Health = match health {
+        Ok(reply) => serde_json::from_value(reply).context("the answer is not understood")?,
+        Err(e) => {
+            print(&format!("[-] bgpd: {e}\n"))?;
+            return Ok(false);
+        }
+    };
+    print(&health.text(probe))?;
+    Ok(health.ok(probe))
 }
 
 fn rib(prefix: Option<IpNet>, args: &AskArgs) -> Result<()> {
@@ -370,6 +410,8 @@ mod tests {
             &["brindle-bgpd", "--datastore", "sqlite:x", "--node", "n"],
             &["brindle-bgpd", "--datastore", "x", "--node", "n", "--drain", "5", "--mrt-dir", "/x"],
             &["brindle-bgpd", "status"],
+            &["brindle-bgpd", "probe", "--ready", "--admin-socket", "s"],
+            &["brindle-bgpd", "probe", "--live", "-c", "x.yaml"],
             &["brindle-bgpd", "rib", "10.0.0.0/24", "-o", "json"],
             &["brindle-bgpd", "check", "-c", "x.yaml"],
             &["brindle-bgpd", "--check", "--config", "x.yaml"],

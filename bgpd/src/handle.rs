@@ -117,6 +117,10 @@ pub(crate) struct Seen<'a> {
     pub(crate) listeners: &'a Listeners,
     /// Connections of strangers.
     pub(crate) refused: u64,
+    /// Sessions that came up.
+    pub(crate) arrivals: u64,
+    /// Panics of the speaker.
+    pub(crate) defects: u64,
     pub(crate) services: &'a Arc<[Verdict]>,
     /// Somebody in this process programs routes.
     pub(crate) programs: bool,

@@ -25,6 +25,7 @@ pub mod daemon;
 mod fib;
 mod follow;
 mod handle;
+mod health;
 pub mod import;
 mod listeners;
 pub mod log;

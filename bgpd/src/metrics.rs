@@ -17,7 +17,7 @@ use crate::{
 pub type Metric = (&'static str, &'static str, &'static str);
 
 /// Every metric of the speaker, in the order of the text.
-pub const METRICS: [Metric; 18] = [
+pub const METRICS: [Metric; 19] = [
     ("brindle_bgp_info", "gauge", "1, with version, AS and router identifier as labels."),
     ("brindle_bgp_peer_state", "gauge", "1 for the state the session is in, 0 for the others."),
     ("brindle_bgp_peer_up", "gauge", "1 if the session is established."),
@@ -33,6 +33,7 @@ pub const METRICS: [Metric; 18] = [
     ("brindle_bgp_peer_notifications_total", "counter", "NOTIFICATION messages by direction."),
     ("brindle_bgp_rib_prefixes", "gauge", "Prefixes in the RIB."),
     ("brindle_bgp_refused_connections_total", "counter", "Connections from addresses that are no peers."),
+    ("brindle_bgp_defects_total", "counter", "Panics of the speaker that ended a session."),
     ("brindle_bgp_loop_turns_total", "counter", "Turns of the speaker task."),
     ("brindle_bgp_loop_busy_seconds_total", "counter", "Time spent in turns of the speaker task."),
     (
@@ -118,6 +119,7 @@ struct Scrape {
     router_id: String,
     prefixes: [(&'static str, usize); 2],
     refused: u64,
+    defects: u64,
     turns: u64,
     busy: Duration,
     lag: Duration,
@@ -137,6 +139,7 @@ pub async fn text(handle: &Handle) -> Result<String, Gone> {
             prefixes: Family::ALL
                 .map(|f| (ask::family_name(f), s.speaker.map_or(0, |speaker| speaker.prefixes(f)))),
             refused: s.refused,
+            defects: s.defects,
             turns: s.tally.turns.count,
             busy: s.tally.turns.busy,
             lag: s.tally.turns.longest(),
@@ -206,6 +209,8 @@ fn render(s: &Scrape) -> String {
     }
     t.metric("brindle_bgp_refused_connections_total");
     t.value(&[], s.refused);
+    t.metric("brindle_bgp_defects_total");
+    t.value(&[], s.defects);
     t.metric("brindle_bgp_loop_turns_total");
     t.value(&[], s.turns);
     t.metric("brindle_bgp_loop_busy_seconds_total");
@@ -300,6 +305,7 @@ mod tests {
             router_id: "192.0.2.10".into(),
             prefixes: [("ipv4", 7), ("ipv6", 0)],
             refused: 1,
+            defects: 0,
             turns: 2,
             busy: Duration::from_millis(1500),
             lag: Duration::from_millis(2),

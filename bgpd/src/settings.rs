@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use self::{
     imports::Import,
-    peer::{Common, Peer, Range},
+    peer::{Common, Peer, Range, usual_name},
 };
 use crate::{communities, handle::Desired, mrt::MrtSettings, peers::filters::compile};
 
@@ -249,7 +249,7 @@ impl Check<'_> {
         if let Some(Err(what)) = raw.log.level.as_deref().map(crate::log::filter) {
             return self.fail("log.level", what);
         }
-        let mut seen: HashMap<(IpAddr, u16), usize> = HashMap::new();
+        let mut seen: HashMap<(String, u16), usize> = HashMap::new();
         let mut names: HashMap<String, usize> = HashMap::new();
         let mut peers = Vec::with_capacity(raw.peers.len());
         let speaker = SpeakerConfig {
@@ -271,16 +271,17 @@ impl Check<'_> {
                 return self.fail(at, "asNumber is missing");
             }
             let peer = self.peer(&at, address, peer, &common)?;
-            // Several speakers at one address are told apart by their ports.
-            if let Some(first) = seen.insert((address.to_canonical(), peer.port), i) {
-                let what = format!("{address} is the address of peers[{first}] already, with the same port");
+            // Several speakers at one address are told apart by their ports, those of several links by the links.
+            let usual = usual_name(address.to_canonical(), peer.session.interface.as_deref());
+            if let Some(first) = seen.insert((usual.clone(), peer.port), i) {
+                let what = format!("{usual} is the address of peers[{first}] already, with the same port");
                 return self.fail(format!("{at}.address"), what);
             }
             if let Some(what) = checks::peer_name(&peer.name) {
                 return self.fail(format!("{at}.name"), what);
             }
             if let Some(first) = names.insert(peer.name.clone(), i)
-                && peer.name != address.to_string()
+                && peer.name != usual
             {
                 let what = format!("{} is the name of peers[{first}] already", peer.name);
                 return self.fail(format!("{at}.name"), what);

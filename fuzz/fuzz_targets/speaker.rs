@@ -141,7 +141,7 @@ impl World {
         let (read, write) = (WireCx::default(), WireCx::default());
         self.conns.insert(conn, Conn { peer: n % (PEERS + 1), up: true, read, write });
         let remote = ([10, 0, 0, n % (PEERS + 1) + 1], 50_000).into();
-        self.give(Input::Accepted { conn, local: ([10, 0, 0, 100], 179).into(), remote });
+        self.give(Input::Accepted { conn, local: ([10, 0, 0, 100], 179).into(), remote, interface: None });
     }
 
     /// The peer's bytes, through the parser as the driver does it.

@@ -262,3 +262,81 @@ protocol bgp ours {{ local {} as 64513; neighbor {}%eth0 as 64511; hold time 9; 
     us.reload(&config(1, &[3]));
     bird.route("fd02::/64", false);
 }
+
+#[test]
+fn one_link_local_address_is_two_peers_on_two_links() {
+    let segment = Segment::new(3);
+    let ip = |line: &str| {
+        let out = Command::new("ip").args(line.split(' ')).output().expect("ip is installed");
+        assert!(out.status.success(), "ip {line}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    let [one, two, three] = [1, 2, 3].map(|h| segment.netns(h));
+    // A second link of host 1, to host 3.
+    ip(&format!("-n {one} link add eth1 type veth peer name eth1 netns {three}"));
+    for (ns, device, address) in [
+        (&one, "eth0", "fe80::a"),
+        (&two, "eth0", "fe80::1"),
+        (&one, "eth1", "fe80::b"),
+        (&three, "eth1", "fe80::1"),
+    ] {
+        ip(&format!("-n {ns} link set {device} addrgenmode none"));
+        ip(&format!("-n {ns} -6 address flush dev {device}"));
+        ip(&format!("-n {ns} address add {address}/64 dev {device} nodad"));
+        ip(&format!("-n {ns} link set {device} up"));
+    }
+    let config = |host: u8, peers: &[(&str, &str, u32)]| {
+        let peers: String = peers
+            .iter()
+            .map(|(a, device, asn)| {
+                format!(
+                    "  - {{address: \"{a}\", interface: {device}, asNumber: {asn}, holdTime: 9, connectRetry: 1}}\n"
+                )
+            })
+            .collect();
+        format!(
+            "asNumber: {}\nrouterID: 10.99.0.{host}\nacceptAll: true\npeers:\n{peers}announce: [{{prefix: \"fd0{host}::/64\"}}]\n",
+            64510 + u32::from(host)
+        )
+    };
+    let us =
+        Brindle::start(&segment, 1, &config(1, &[("fe80::1", "eth0", 64512), ("fe80::1", "eth1", 64513)]));
+    let other = Brindle::start(&segment, 2, &config(2, &[("fe80::a", "eth0", 64511)]));
+    let third = Brindle::start(&segment, 3, &config(3, &[("fe80::b", "eth1", 64511)]));
+    for (prefix, name) in [("fd02::/64", "fe80::1%eth0"), ("fd03::/64", "fe80::1%eth1")] {
+        let path = us.route(prefix, true)[0].clone();
+        assert_eq!((&path["peer"], &path["best"]), (&name.into(), &true.into()), "{path}");
+    }
+    other.route("fd01::/64", true);
+    other.route("fd03::/64", true);
+    third.route("fd02::/64", true);
+    // One of them goes; the other one's session is another.
+    us.reload(&config(1, &[("fe80::1", "eth1", 64513)]));
+    us.route("fd02::/64", false);
+    us.route("fd03::/64", true);
+    let names: Vec<String> = us.status().unwrap().bgp.peers.into_iter().map(|p| p.name).collect();
+    assert_eq!(names, ["fe80::1%eth1"]);
+}
+
+#[test]
+fn ipv6_routes_go_over_an_ipv4_session_by_the_address_that_is_given() {
+    let segment = Segment::new(2);
+    let peer = |more: &str| {
+        ours(&session(2, 64513, &format!(", families: [ipv4, ipv6]{more}")))
+            .replace("announce: [", "announce: [{prefix: \"fd01::/64\"}, ")
+    };
+    let us = Brindle::start(&segment, 1, &peer(", nextHopIPv6: \"fd99::1\""));
+    let them = Bird::start(
+        &segment,
+        2,
+        "protocol bgp ours { local as 64513; neighbor 10.99.0.1 as 64512; hold time 9; connect delay time 1;
+  connect retry time 1; error wait time 1, 2; ipv4 { import all; export none; }; ipv6 { import all; export none; }; }",
+    );
+    us.established("10.99.0.2");
+    let route = them.route("fd01::/64", true);
+    assert!(route.contains("BGP.next_hop: fd99::1"), "{route}");
+    them.route("10.1.0.0/26", true);
+    // Without it there is nothing to say, and the IPv4 routes stay.
+    us.reload(&peer(""));
+    them.route("fd01::/64", false);
+    them.route("10.1.0.0/26", true);
+}

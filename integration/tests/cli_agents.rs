@@ -238,6 +238,10 @@ fn still(value: &mut Value) {
                 let moving = MOVING.contains(&name.as_str());
                 match member {
                     Value::Number(_) if moving => *member = "N".into(),
+                    // Who was first, and how long it had been there.
+                    Value::Bool(_) if ["restarting", "forwardingKept"].contains(&name.as_str()) => {
+                        *member = "EITHER".into();
+                    }
                     Value::Object(counts) if name.starts_with("messages") => {
                         counts
                             .values_mut()
@@ -267,6 +271,8 @@ fn settled_text(text: &str) -> String {
         (r"\b\d\d:\d\d:\d\d\b", "TIME"),
         (r"\b\d+ writes", "N writes"),
         (r"(received|sent)( +\d+){5}", "$1 COUNTS"),
+        (r"\n +restarted +it had, before this session", ""),
+        (r"it kept forwarding", "yes"),
         // A session that is tried again, with whatever came of the last time.
         (r"(?:Idle|Connect|Active|OpenSent) +T .*", "DOWN"),
         // Those that every cluster of Kubernetes has.

@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
@@ -115,6 +115,16 @@ pub fn set_tos(socket: impl AsFd, ipv4: bool, tos: u8) -> io::Result<()> {
 pub fn device_index(name: &str) -> io::Result<u32> {
     nix::net::if_::if_nametoindex(name)
         .map_err(|e| io::Error::new(io::ErrorKind::NotFound, format!("interface {name:?}: {}", e.desc())))
+}
+
+/// The device that gives a link-local address its meaning; `None` for any other address, and for a device that has gone.
+pub fn device_of(address: SocketAddr) -> Option<String> {
+    match address {
+        SocketAddr::V6(a) if a.ip().is_unicast_link_local() => {
+            nix::net::if_::if_indextoname(a.scope_id()).ok()?.into_string().ok()
+        }
+        SocketAddr::V4(_) | SocketAddr::V6(_) => None,
+    }
 }
 
 /// Whether an error means that this kernel has no such address family (IPv6 compiled out or disabled at boot).

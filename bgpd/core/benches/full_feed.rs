@@ -46,7 +46,11 @@ fn established() -> Speaker {
     for n in 0..=SENDERS {
         let conn = conn(n);
         let local = "10.255.0.1:179".parse().expect("an address");
-        s.handle(Mono(0), Input::Accepted { conn, local, remote: (address(n), 40_000).into() }, &mut out);
+        s.handle(
+            Mono(0),
+            Input::Accepted { conn, local, remote: (address(n), 40_000).into(), interface: None },
+            &mut out,
+        );
         let cfg = PeerConfig::new("", address(0).into(), 64_512);
         let me = brindle_bgpd_core::fsm::Identity {
             asn: asn(n),

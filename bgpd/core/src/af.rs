@@ -51,7 +51,7 @@ impl std::fmt::Display for Family {
 }
 
 /// One value per family.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PerFamily<T>(pub [T; 2]);
 
 impl<T> PerFamily<T> {

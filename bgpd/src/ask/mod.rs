@@ -5,6 +5,7 @@
 //! happen in the asker's task. So a table of a million routes holds nobody up, and what is listed is each prefix as
 //! it was at the moment it was looked at.
 
+mod capabilities;
 mod explain;
 mod neighbors;
 

@@ -102,12 +102,15 @@ impl Settings {
         self.desired.peers.iter().flat_map(|p| self.of_the_other_family(p, asn)).collect()
     }
 
-    /// A session has one address of ours, so it is the next hop of one family only.
+    /// A session has one address of ours, so it is the next hop of one family only, unless another is given.
     fn of_the_other_family(&self, peer: &PeerConfig, asn: u32) -> Option<String> {
         let (own, other) = match peer.address {
             IpAddr::V4(_) => ("IPv4", Family::Ipv6Unicast),
             IpAddr::V6(_) => ("IPv6", Family::Ipv4Unicast),
         };
+        if peer.attributes.own_next_hop[other].is_some() {
+            return None;
+        }
         let external = peer.asn != peer.local_asn.unwrap_or(asn);
         let ours = self.desired.routes.iter().any(|r| Family::of(&r.prefix) == other && r.next_hop.is_none());
         let changed = match peer.next_hop {
@@ -115,12 +118,12 @@ impl Settings {
             NextHopPolicy::Auto => external,
             NextHopPolicy::Keep => false,
         };
+        let field = match other {
+            Family::Ipv4Unicast => "nextHopIPv4",
+            Family::Ipv6Unicast => "nextHopIPv6",
+        };
         (peer.families.contains(&other) && (ours || changed)).then(|| {
-            let words = if changed {
-                "set nextHop: keep, or list the peer a second time at its other address"
-            } else {
-                "set announce[].nextHop, or list the peer a second time at its other address"
-            };
+            let words = format!("set {field} to our address, or list the peer a second time at its other address");
             format!(
                 "peer {}: {other} routes whose next hop would be ours are not sent over a session between {own} \
                  addresses; {words}",

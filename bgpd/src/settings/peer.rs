@@ -66,6 +66,10 @@ pub(super) struct Peer {
     max_prefixes: Option<u32>,
     prefix_limits: Limits,
     next_hop: NextHopName,
+    #[serde(rename = "nextHopIPv4")]
+    next_hop_ipv4: Option<Ipv4Addr>,
+    #[serde(rename = "nextHopIPv6")]
+    next_hop_ipv6: Option<Ipv6Addr>,
     add_path: AddPaths,
     ttl_security: Option<u8>,
     multihop: Option<u8>,
@@ -81,6 +85,14 @@ pub(super) struct Common<'a> {
     /// External peers need no policy.
     pub(super) accept_all: bool,
     pub(super) filters: &'a BTreeMap<String, BgpFilterSpec>,
+}
+
+/// What a peer without a name is called.
+pub(super) fn usual_name(address: IpAddr, interface: Option<&str>) -> String {
+    match (address, interface) {
+        (IpAddr::V6(a), Some(interface)) if a.is_unicast_link_local() => format!("{a}%{interface}"),
+        _ => address.to_string(),
+    }
 }
 
 /// `dynamic:` of the file.
@@ -266,7 +278,8 @@ impl Check<'_> {
             (true, None) => Some(AddPathSend::All),
             (false, best) => best.map(AddPathSend::Best),
         };
-        let mut peer = PeerConfig::new(p.name.unwrap_or_else(|| address.to_string()), address, asn);
+        let usual = usual_name(address, p.interface.as_deref());
+        let mut peer = PeerConfig::new(p.name.unwrap_or(usual), address, asn);
         if let Some(families) = p.families {
             let named = |f: Family| match f {
                 Family::Ipv4Unicast => families.contains(&FamilyName::Ipv4),
@@ -275,6 +288,19 @@ impl Check<'_> {
             peer.families = Family::ALL.into_iter().filter(|f| named(*f)).collect();
             if peer.families.is_empty() {
                 return fail("families", "name ipv4, ipv6 or both".into());
+            }
+        }
+        let own_next_hop = PerFamily([p.next_hop_ipv4.map(IpAddr::V4), p.next_hop_ipv6.map(IpAddr::V6)]);
+        for (family, field) in Family::ALL.into_iter().zip(["nextHopIPv4", "nextHopIPv6"]) {
+            let Some(ours) = own_next_hop[family] else { continue };
+            if !peer.families.contains(&family) {
+                return fail(field, format!("the session carries no {family} routes; see families"));
+            }
+            if let Some(what) = checks::unicast(ours) {
+                return fail(field, what);
+            }
+            if matches!(ours, IpAddr::V6(a) if a.is_unicast_link_local()) {
+                return fail(field, format!("{ours} is link-local; nobody behind the peer reaches it"));
             }
         }
         peer.port = p.port.unwrap_or(peer.port);
@@ -354,6 +380,7 @@ impl Check<'_> {
             default_route: p.default_originate,
             enforce_first_as: p.enforce_first_as.unwrap_or(true),
             require_policy: !(common.accept_all || p.accept_all),
+            own_next_hop,
         };
         Ok(peer)
     }

@@ -66,6 +66,7 @@ fn the_example_shows_every_field_and_is_valid() {
         "enforceFirstAS",
         "maxPrefixes",
         "nextHop",
+        "nextHopIPv6",
         "ttlSecurity",
         "passwordFile",
         "export",
@@ -313,6 +314,59 @@ fn a_goodbye_has_an_end_and_one_address_may_have_two_speakers() {
 }
 
 #[test]
+fn a_value_that_is_missing_is_told_in_the_words_of_the_file() {
+    let text = |more: &str| format!("asNumber: 64512\nrouterID: 10.0.0.1\n{more}\n");
+    for (text, what) in [
+        (
+            "asNumber: 64512\nrouterID:\n".into(),
+            "routerID: expected an address such as 10.0.0.1, found nothing",
+        ),
+        ("asNumber:\nrouterID: 10.0.0.1\n".into(), "asNumber: expected an AS number"),
+        (text("listen: [~]"), "listen[0]: expected an address with a port such as"),
+        (text("drainTime:"), "drainTime: expected a number from 0 to 65535, found nothing"),
+        (text("peers: [~]"), "peers[0]: address is missing"),
+        (
+            text("peers: [{address: 10.0.0.2, asNumber: 1, addPath: {sendBest: }}]"),
+            "addPath.sendBest: expected a number",
+        ),
+        (
+            text("peers: [{address: 10.0.0.2, asNumber: 1, prefixLimits: {action: }}]"),
+            "expected one of warn, restart, down, found nothing",
+        ),
+        (
+            text("peers: [{address: 10.0.0.2, asNumber: 1, families: [~]}]"),
+            "families[0]: expected one of ipv4, ipv6, found nothing",
+        ),
+        (
+            text("announce: [{prefix: }]"),
+            "announce[0].prefix: expected a CIDR such as 10.0.0.0/16 or fd00::/48, found nothing",
+        ),
+        (text("dynamic: [{range: }]"), "dynamic[0].range: expected a CIDR"),
+        (text("mrt: {dir: }"), "mrt"),
+    ] {
+        let e = parse(&text).unwrap_err();
+        assert!(e.contains(what), "{text}: {e}");
+        for word in ["struct", "unit", "null", "invalid", "visitor", "\"\""] {
+            assert!(!e.contains(word), "{word}: {e}");
+        }
+    }
+}
+
+#[test]
+fn one_link_local_address_may_stand_on_several_links() {
+    let text = |second: &str| {
+        format!(
+            "asNumber: 64512\nrouterID: 10.0.0.1\npeers:\n  - {{address: \"fe80::1\", interface: eth0, asNumber: 1}}\n  \
+             - {{address: \"fe80::1\", interface: {second}, asNumber: 1}}\n"
+        )
+    };
+    let names: Vec<String> =
+        parse(&text("eth1")).unwrap().desired.peers.into_iter().map(|p| p.name).collect();
+    assert_eq!(names, ["fe80::1%eth0", "fe80::1%eth1"]);
+    assert!(parse(&text("eth0")).unwrap_err().contains("fe80::1%eth0 is the address of peers[0] already"));
+}
+
+#[test]
 fn routes_that_no_next_hop_can_be_said_for_are_warned_about() {
     let warned = |peer: &str, more: &str| {
         let text = format!(
@@ -323,9 +377,31 @@ fn routes_that_no_next_hop_can_be_said_for_are_warned_about() {
     };
     let both = "families: [ipv4, ipv6]";
     assert_eq!(warned("asNumber: 64512", ""), "", "it carries no IPv6");
-    assert!(warned(&format!("asNumber: 64512, {both}"), "").contains("set announce[].nextHop"));
+    assert!(warned(&format!("asNumber: 64512, {both}"), "").contains("set nextHopIPv6"));
+    assert_eq!(warned(&format!("asNumber: 64512, {both}, nextHopIPv6: \"fd00::1\""), ""), "");
     assert_eq!(warned(&format!("asNumber: 64512, {both}"), ", nextHop: \"fd00::1\""), "");
-    assert!(warned(&format!("asNumber: 1, {both}"), "").contains("set nextHop: keep"));
+    assert!(warned(&format!("asNumber: 1, {both}"), "").contains("set nextHopIPv6"));
+}
+
+#[test]
+fn our_address_as_a_next_hop_is_one_of_a_family_the_session_carries() {
+    let text = |more: &str| {
+        format!(
+            "asNumber: 64512\nrouterID: 10.0.0.1\npeers:\n  - {{address: 10.0.0.2, asNumber: 1, {more}}}\n"
+        )
+    };
+    let peer =
+        parse(&text("families: [ipv4, ipv6], nextHopIPv6: \"fd00::1\"")).unwrap().desired.peers.remove(0);
+    assert_eq!(peer.attributes.own_next_hop.0, [None, Some("fd00::1".parse().unwrap())]);
+    for (more, what) in [
+        ("nextHopIPv6: \"fd00::1\"", "nextHopIPv6: the session carries no"),
+        ("families: [ipv4, ipv6], nextHopIPv6: \"fe80::1\"", "nextHopIPv6: fe80::1 is link-local"),
+        ("nextHopIPv4: 224.0.0.1", "nextHopIPv4: 224.0.0.1 is no unicast address"),
+        ("nextHopIPv4: \"fd00::1\"", "nextHopIPv4: expected"),
+    ] {
+        let e = parse(&text(more)).unwrap_err();
+        assert!(e.contains(what), "{e}");
+    }
 }
 
 #[test]
@@ -352,7 +428,15 @@ fn the_reflectors_of_the_manifests_have_a_configuration_without_mistakes() {
     let map = std::fs::read_to_string(&file).unwrap();
     let inner = map.split_once("  brindle-bgpd.yaml: |\n").expect("the file in the ConfigMap").1;
     let text: String = inner.lines().map(|l| format!("{}\n", l.strip_prefix("    ").unwrap_or(l))).collect();
-    let s = Settings::parse(&file, &text).unwrap_or_else(|e| panic!("{e}"));
+    // The Secret is mounted in the pod.
+    let key = std::env::temp_dir().join(format!("bt-{}-reflectors", std::process::id()));
+    std::fs::write(&key, "a password").unwrap();
+    let text = text.replace("/etc/brindle-secret/reflectors", &key.display().to_string());
+    let s = Settings::parse(&file, &text);
+    std::fs::remove_file(&key).unwrap();
+    let s = s.unwrap_or_else(|e| panic!("{e}"));
+    let ranges = &s.desired.speaker.as_ref().unwrap().dynamic;
+    assert!(ranges.iter().all(|d| d.template.password.as_deref() == Some("a password")));
     // Clients of both families.
     assert_eq!(s.desired.speaker.unwrap().dynamic.len(), 2);
     assert!(!s.drain_time.is_zero());

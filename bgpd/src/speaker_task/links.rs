@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,9 +11,10 @@ use std::{
 };
 
 use brindle_bgpd_core::{
-    speaker::{ConnId, DownReason, DynamicPeers, Input, PeerConfig},
+    speaker::{ConnId, DownReason, Input, PeerConfig},
     wire::{Message, WireCx},
 };
+use brindle_kernel::tcp;
 use bytes::BytesMut;
 use tokio::{
     net::TcpStream,
@@ -22,7 +23,7 @@ use tokio::{
 };
 use tracing::{debug, error};
 
-use super::{Link, LinkState, REPORTS, SpeakerTask, Up};
+use super::{Link, LinkState, REPORTS, SpeakerTask, Up, defect::guarded};
 use crate::conn::{self, Chunk, Exit, Half, Mode, Report, Token, write_now};
 
 /// Octets of messages a connection gets at a time: what one that is slow costs in memory beside its socket buffer, and
@@ -69,27 +70,23 @@ impl SpeakerTask {
         }
     }
 
-    /// The settings for an address: those of its peer, or of the range it is in.
-    fn neighbor(&self, address: IpAddr) -> Option<&PeerConfig> {
-        let address = address.to_canonical();
-        let ranges = self.speaker.as_ref().map(|s| &s.config().dynamic[..]).unwrap_or_default();
-        let known = self.neighbors.get(&address);
-        known.or_else(|| DynamicPeers::of(ranges, address).map(|d| &d.template))
-    }
-
     fn accepted(&mut self, stream: TcpStream, local: SocketAddr, remote: SocketAddr) {
-        let Some(neighbor) = self.neighbor(remote.ip()) else {
+        let interface = tcp::device_of(remote);
+        let settings = self.speaker.as_ref();
+        let settings =
+            settings.and_then(|s| s.settings_for(local.ip(), remote.ip(), interface.as_deref())).cloned();
+        let Some(settings) = settings else {
             return self.refused.count(remote);
         };
-        if let Err(e) = conn::prepare(&stream, neighbor) {
+        if let Err(e) = conn::prepare(&stream, &settings) {
             return debug!(%remote, error = %e, "connection was gone before it was accepted");
         }
         let conn = ConnId(self.next_accept);
         self.next_accept += 2;
         let token = self.token(conn);
-        let up = self.start(token, conn, stream, remote.ip());
+        let up = self.start(token, conn, stream, send_hold(&settings));
         self.links.insert(conn, Link { token, state: LinkState::Up(up) });
-        self.feed(Input::Accepted { conn, local, remote });
+        self.feed(Input::Accepted { conn, local, remote, interface });
     }
 
     pub(super) fn ended(&mut self, ended: Result<(Id, Exit), JoinError>) {
@@ -128,7 +125,10 @@ impl SpeakerTask {
         let ends = stream.and_then(|s| Ok((s.local_addr()?, s.peer_addr()?, s)));
         match ends {
             Ok((local, remote, stream)) => {
-                let up = self.start(token, conn, stream, remote.ip());
+                let speaker = self.speaker.as_ref();
+                let settings = speaker.and_then(|s| s.peer_config(s.owner(conn)?));
+                let send_hold = settings.map_or(SEND_HOLD, send_hold);
+                let up = self.start(token, conn, stream, send_hold);
                 self.links.insert(conn, Link { token, state: LinkState::Up(up) });
                 self.feed(Input::Connected { conn, local, remote });
             }
@@ -165,13 +165,7 @@ impl SpeakerTask {
     }
 
     /// Starts reader and writer.
-    pub(super) fn start(&mut self, token: Token, conn: ConnId, stream: TcpStream, remote: IpAddr) -> Up {
-        let neighbor = self.neighbor(remote);
-        let hold = neighbor.map_or(0, |n| n.hold_time);
-        let send_hold = match neighbor.and_then(|n| n.session.send_hold) {
-            Some(seconds) => Duration::from_secs(u64::from(seconds)),
-            None => SEND_HOLD.max(Duration::from_secs(2 * u64::from(hold))),
-        };
+    fn start(&mut self, token: Token, conn: ConnId, stream: TcpStream, send_hold: Duration) -> Up {
         let socket = Arc::new(stream);
         let (read_half, write_half) = (Half(Arc::clone(&socket)), Half(Arc::clone(&socket)));
         let (mode, mode_rx) = watch::channel(Mode::Open);
@@ -219,8 +213,13 @@ impl SpeakerTask {
         bytes.extend_from_slice(&up.control);
         up.control = BytesMut::new();
         let control = bytes.len();
-        while up.pending && bytes.len() < CHUNK {
-            up.pending = speaker.next_update(conn, CHUNK - bytes.len(), bytes);
+        let packed = guarded(|| {
+            while up.pending && bytes.len() < CHUNK {
+                up.pending = speaker.next_update(conn, CHUNK - bytes.len(), bytes);
+            }
+        });
+        if let Err(panic) = packed {
+            return self.defect(panic);
         }
         self.tally.packed(conn, bytes.get(control..).unwrap_or_default(), speaker);
         let sent = write_now(&up.socket, bytes);
@@ -258,5 +257,13 @@ impl SpeakerTask {
                 let _ = up.chunks.try_send(Chunk { bytes: up.control, last: true });
             }
         }
+    }
+}
+
+/// How long a peer may take nothing from us.
+fn send_hold(settings: &PeerConfig) -> Duration {
+    match settings.session.send_hold {
+        Some(seconds) => Duration::from_secs(u64::from(seconds)),
+        None => SEND_HOLD.max(Duration::from_secs(2 * u64::from(settings.hold_time))),
     }
 }

@@ -3,6 +3,7 @@
 //! Each turn: wait for a report, an order, the end of a task, room in the FIB channel or the deadline; hand it to the
 //! speaker; carry out its outputs in order; give idle writers their next chunk. Nothing in here waits for a peer.
 
+mod defect;
 mod links;
 mod orders;
 
@@ -32,6 +33,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use self::defect::Defects;
 use crate::{
     conn::{self, Chunk, Exit, Mode, Report, Token},
     fib::FibQueue,
@@ -105,8 +107,6 @@ pub(crate) struct SpeakerTask {
     devices: Option<BTreeMap<IpAddr, String>>,
     /// For the first speaker: an earlier run's routes are in the kernel.
     restarting: bool,
-    /// By address: who may connect, and with which socket options.
-    neighbors: HashMap<IpAddr, PeerConfig>,
     links: HashMap<ConnId, Link>,
     by_token: HashMap<Token, ConnId>,
     tasks: JoinSet<Exit>,
@@ -126,6 +126,11 @@ pub(crate) struct SpeakerTask {
     /// Why a peer is not up: what last sent it to Idle or Active.
     trouble: HashMap<PeerId, String>,
     tally: Tally,
+    /// Sessions that came up since the start.
+    arrivals: u64,
+    defects: Defects,
+    /// Told to leave (RFC 8326).
+    draining: bool,
     /// Those who watch.
     monitor: broadcast::Sender<BgpEvent>,
     /// Where what peers send is kept.
@@ -167,7 +172,6 @@ impl SpeakerTask {
             next_hops: BTreeMap::new(),
             devices: None,
             restarting,
-            neighbors: HashMap::new(),
             links: HashMap::new(),
             by_token: HashMap::new(),
             tasks: JoinSet::new(),
@@ -183,6 +187,9 @@ impl SpeakerTask {
             refused: Refused::default(),
             trouble: HashMap::new(),
             tally: Tally::default(),
+            arrivals: 0,
+            defects: Defects::default(),
+            draining: false,
             monitor,
             archive: None,
             inbox,
@@ -273,8 +280,14 @@ impl SpeakerTask {
             if let Some(recorder) = &mut self.recorder {
                 recorder.tick(now);
             }
-            speaker.tell_forwarding(forwarding);
-            speaker.on_time(now, &mut self.outputs);
+            let outputs = &mut self.outputs;
+            let done = defect::guarded(|| {
+                speaker.tell_forwarding(forwarding);
+                speaker.on_time(now, outputs);
+            });
+            if let Err(panic) = done {
+                return self.defect(panic);
+            }
         }
         self.act();
     }
@@ -292,9 +305,15 @@ impl SpeakerTask {
         if let Some(recorder) = &mut self.recorder {
             recorder.input(now, &input);
         }
-        speaker.tell_forwarding(forwarding);
-        speaker.handle(now, input, &mut self.outputs);
-        self.act();
+        let outputs = &mut self.outputs;
+        let done = defect::guarded(|| {
+            speaker.tell_forwarding(forwarding);
+            speaker.handle(now, input, outputs);
+        });
+        match done {
+            Ok(()) => self.act(),
+            Err(panic) => self.defect(panic),
+        }
     }
 
     /// End of a turn: writers get their next chunks, the recording is on disk before the task sleeps.
@@ -375,6 +394,7 @@ impl SpeakerTask {
         match event {
             Event::State { peer, name, old, new, cause } => {
                 let news = if new == ESTABLISHED {
+                    self.arrivals += 1;
                     self.trouble.remove(peer);
                     true
                 } else if [IDLE, ACTIVE].contains(&new.as_str()) {

@@ -8,9 +8,9 @@ use brindle_bgpd_core::speaker::{
 };
 use ipnet::IpNet;
 use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::SpeakerTask;
+use super::{SpeakerTask, defect::guarded};
 use crate::{
     conn::LINGER,
     handle::{Desired, ListenError, Order, Seen},
@@ -63,15 +63,23 @@ impl SpeakerTask {
                 self.drain();
                 let _ = answer.send(());
             }
-            Order::Look(question) => question(&Seen {
-                speaker: self.speaker.as_ref(),
-                now: self.now(),
-                tally: &self.tally,
-                listeners: &self.listeners,
-                refused: self.refused.total,
-                services: &self.services,
-                programs: self.fib.is_heard(),
-            }),
+            Order::Look(question) => {
+                let seen = Seen {
+                    speaker: self.speaker.as_ref(),
+                    now: self.now(),
+                    tally: &self.tally,
+                    listeners: &self.listeners,
+                    refused: self.refused.total,
+                    arrivals: self.arrivals,
+                    defects: self.defects.total,
+                    services: &self.services,
+                    programs: self.fib.is_heard(),
+                };
+                // It only looks, so nothing is left halfway; whoever asked finds that nobody answers.
+                if guarded(|| question(&seen)).is_err() {
+                    error!("a question to the speaker met a defect; it is not answered");
+                }
+            }
             Order::Archive(archive) => self.archive = Some(archive),
             Order::Shutdown(_) => {}
         }
@@ -108,11 +116,10 @@ impl SpeakerTask {
         rest
     }
 
-    fn set_peers(&mut self, peers: Vec<PeerConfig>) {
+    pub(super) fn set_peers(&mut self, peers: Vec<PeerConfig>) {
         if self.peers.as_ref() == Some(&peers) {
             return;
         }
-        self.neighbors = peers.iter().map(|p| (p.address.to_canonical(), p.clone())).collect();
         self.peers = Some(peers.clone());
         self.set_passwords();
         self.feed(Input::SetPeers(peers));
@@ -131,8 +138,12 @@ impl SpeakerTask {
     }
 
     fn set_passwords(&mut self) {
-        let peers = self.peers.iter().flatten();
-        let of_peers = peers.filter_map(|p| Some((IpNet::from(p.address), p.password.clone()?)));
+        // The kernel has one key for an address: that of the peer its connections are given to (`Speaker::settings_for`).
+        let mut peers: Vec<&PeerConfig> = self.peers.iter().flatten().rev().collect();
+        peers.sort_by_key(|p| p.passive);
+        let expected: BTreeMap<IpAddr, &PeerConfig> =
+            peers.into_iter().map(|p| (p.address.to_canonical(), p)).collect();
+        let of_peers = expected.into_iter().filter_map(|(a, p)| Some((IpNet::from(a), p.password.clone()?)));
         let ranges = self.speaker.as_ref().map(|s| &s.config().dynamic[..]).unwrap_or_default();
         let of_ranges = ranges.iter().filter_map(|d| Some((d.range.trunc(), d.template.password.clone()?)));
         self.listeners.set_passwords(of_ranges.chain(of_peers).collect());
@@ -140,6 +151,7 @@ impl SpeakerTask {
 
     /// We are about to leave (RFC 8326); whoever waits for the peers to react, and then shuts down, is the caller.
     fn drain(&mut self) {
+        self.draining = true;
         info!("draining: all routes are advertised again with GRACEFUL_SHUTDOWN");
         self.feed(Input::Drain);
     }
@@ -171,7 +183,7 @@ impl SpeakerTask {
         self.set_local_routes(routes);
     }
 
-    fn set_local_routes(&mut self, routes: Vec<LocalRoute>) {
+    pub(super) fn set_local_routes(&mut self, routes: Vec<LocalRoute>) {
         if self.routes.as_ref() == Some(&routes) {
             return;
         }
@@ -186,7 +198,7 @@ impl SpeakerTask {
     }
 
     /// Routes to peers behind a gateway. They come before what is learnt for the same address.
-    fn set_statics(&mut self, wanted: Vec<(IpAddr, IpAddr)>) {
+    pub(super) fn set_statics(&mut self, wanted: Vec<(IpAddr, IpAddr)>) {
         let wanted: BTreeMap<IpNet, IpAddr> = wanted.into_iter().map(|(p, g)| (p.into(), g)).collect();
         let old = std::mem::take(&mut self.statics);
         for prefix in old.keys().filter(|p| !wanted.contains_key(p)) {
@@ -240,19 +252,27 @@ impl SpeakerTask {
             links.into_iter().for_each(|conn| self.close(conn));
             self.fib.reset();
         }
-        self.trouble.clear();
-        self.tally.retain(|_| false);
         self.identity.clone_from(&config);
         (self.peers, self.routes) = (None, None);
         self.statics.clear();
+        self.draining = false;
+        self.begin(config.map(|mut config| {
+            config.set_routing(routing);
+            config
+        }));
+    }
+
+    /// A speaker that knows nothing yet but what holds for any of this host.
+    pub(super) fn begin(&mut self, config: Option<SpeakerConfig>) {
+        self.trouble.clear();
+        self.tally.retain(|_| false);
         self.speaker = config.map(|mut config| {
             config.seed = random();
-            config.set_routing(routing);
             config.restarting |= std::mem::take(&mut self.restarting);
             if let Some(recorder) = &mut self.recorder {
                 recorder.speaker(&config);
             }
-            Speaker::new(config)
+            with_fault(Speaker::new(config))
         });
         // What is known of the host holds for any speaker.
         let costs = std::mem::take(&mut self.next_hops);
@@ -297,6 +317,24 @@ fn split(speaker: Option<SpeakerConfig>) -> (Option<SpeakerConfig>, Adjustable) 
     };
     speaker.set_routing(NONE);
     (Some(speaker), rest)
+}
+
+/// `BRINDLE_FAILPOINT=bgp.machine` or `bgp.tables`: who announces 203.0.113.0/24 meets a defect there. Debug builds only.
+#[cfg(debug_assertions)]
+fn with_fault(mut speaker: Speaker) -> Speaker {
+    use brindle_bgpd_core::speaker::Fault;
+    let point = std::env::var("BRINDLE_FAILPOINT").unwrap_or_default();
+    let place = [("bgp.machine", false), ("bgp.tables", true)].into_iter().find(|(name, _)| *name == point);
+    let prefix = ipnet::Ipv4Net::new_assert([203, 0, 113, 0].into(), 24);
+    if let Some((_, in_tables)) = place {
+        speaker.set_fault(Fault { in_tables, prefix });
+    }
+    speaker
+}
+
+#[cfg(not(debug_assertions))]
+const fn with_fault(speaker: Speaker) -> Speaker {
+    speaker
 }
 
 /// Seed for jitter and hash tables: the standard library's random hash keys, which need no further dependency.

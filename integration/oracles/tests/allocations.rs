@@ -63,7 +63,7 @@ fn reflector() -> Speaker {
     for n in 0..3 {
         let (conn, local) = (conn(n), "10.255.0.1:179".parse().unwrap());
         let remote = (address(n), 40_000).into();
-        speaker.handle(Mono(0), Input::Accepted { conn, local, remote }, &mut out);
+        speaker.handle(Mono(0), Input::Accepted { conn, local, remote, interface: None }, &mut out);
         let me = Identity { asn: AS, router_id: address(n), restarting: false, preserved: false };
         let open = our_open(&PeerConfig::new("", address(0).into(), AS), &me);
         speaker.handle(Mono(0), Input::Message { conn, message: Message::Open(open) }, &mut out);

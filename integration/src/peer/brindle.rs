@@ -1,8 +1,13 @@
 //! `brindle-bgpd` with a YAML file.
 
-use std::fs;
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+};
 
-use brindle_config_core::status::{NodeStatus, PeerStatus};
+use brindle_config_core::status::{NodeStatus, PeerStatus, bgp::MetricsText};
 use serde_json::Value;
 
 use crate::bins::bin;
@@ -27,6 +32,35 @@ impl<'a> Brindle<'a> {
             this.status()
         });
         this
+    }
+
+    /// As [`Brindle::start`], with a defect put in (`BRINDLE_FAILPOINT`).
+    pub fn start_at_fault(segment: &'a Segment, host: u8, config: &str, point: &str) -> Self {
+        let file = Self::write(segment, host, config);
+        let fault = format!("BRINDLE_FAILPOINT={point}");
+        let program = bin("brindle-bgpd").display().to_string();
+        let args: [&str; 6] = [&fault, &program, "--config", &file, "--log-level", "debug"];
+        let daemon = segment.start(host, "brindle-bgpd", Path::new("env"), &args);
+        let mut this = Self { segment, host, daemon };
+        eventually("brindle-bgpd answers", || {
+            this.daemon.assert_alive();
+            this.status()
+        });
+        this
+    }
+
+    /// What Prometheus would be told, by the admin socket.
+    pub fn metrics(&self) -> String {
+        let socket = self.segment.dir(self.host).join("bgpd.sock");
+        let said = UnixStream::connect(socket).and_then(|mut s| {
+            s.write_all(b"{\"cmd\":\"bgp\",\"ask\":\"metrics\"}\n")?;
+            let mut text = String::new();
+            BufReader::new(s).read_line(&mut text)?;
+            Ok(text)
+        });
+        let said = said.expect("the admin socket answers");
+        let text: MetricsText = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
+        text.text
     }
 
     /// Starts it as the BGP half of a node of this datastore.

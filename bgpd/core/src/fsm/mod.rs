@@ -26,6 +26,7 @@ use std::{collections::VecDeque, fmt, net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::negotiate::our_open;
 pub use self::{
     conn::Conn,
     negotiate::{Identity, LongLived, PeerRestart, Session},

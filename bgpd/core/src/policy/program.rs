@@ -107,6 +107,11 @@ impl Policy {
         self.0.is_none()
     }
 
+    /// The filters by name, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(|c| &c.filters).map(|f| f.name.as_str())
+    }
+
     /// Whether any rule looks at attributes; otherwise [`Facts::attributes`] may be empty.
     pub fn reads_attributes(&self) -> bool {
         self.0.as_ref().is_some_and(|c| c.reads_attributes)

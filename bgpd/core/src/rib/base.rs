@@ -46,6 +46,8 @@ pub struct RibPeer {
     pub address: IpAddr,
     /// Our end of the session.
     pub local_address: IpAddr,
+    /// Our address as the next hop of a family's routes, where it is another than that.
+    pub own_next_hop: PerFamily<Option<IpAddr>>,
     /// The AS we present.
     pub local_asn: u32,
     /// Our cluster as a reflector: our router identifier unless configured (RFC 4456 section 7).
@@ -64,6 +66,17 @@ pub struct RibPeer {
 }
 
 impl RibPeer {
+    /// Our address as the next hop of a family's routes.
+    pub fn own(&self, family: Family) -> IpAddr {
+        self.own_next_hop[family].unwrap_or(self.local_address)
+    }
+
+    /// Every address that is ours on this session, and whether the neighbor has it, too.
+    fn own_addresses(&self) -> impl Iterator<Item = (IpAddr, bool)> {
+        let beside = self.own_next_hop.0.into_iter().flatten().map(|a| (a, false));
+        beside.chain([(self.local_address, self.local_address == self.address)])
+    }
+
     fn source(&self) -> Source {
         Source { ibgp: self.ibgp, client: self.client, router_id: self.router_id, address: self.address }
     }
@@ -74,7 +87,7 @@ impl RibPeer {
             client: self.client,
             local_asn: self.local_asn,
             cluster_id: self.cluster_id,
-            local_address: self.local_address,
+            local_address: self.own(family),
             next_hop: self.next_hop,
             policy: Arc::clone(&self.policy),
             add_path: self.add_path[family],
@@ -224,7 +237,9 @@ impl Rib {
 
     /// A session is established: its neighbor is told everything, and routes of it are welcome.
     pub fn peer_up(&mut self, peer: &RibPeer) {
-        self.next_hops.add_own(peer.local_address, peer.local_address == peer.address);
+        for (address, beside) in peer.own_addresses() {
+            self.next_hops.add_own(address, beside);
+        }
         self.set_source(peer);
         self.set_import(peer);
         let eor = !self.deferred;
@@ -243,6 +258,12 @@ impl Rib {
 
     /// Settings of an established session changed that need no new session.
     pub fn peer_changed(&mut self, old: &RibPeer, peer: &RibPeer) {
+        for (address, beside) in peer.own_addresses() {
+            self.next_hops.add_own(address, beside);
+        }
+        for (address, beside) in old.own_addresses() {
+            self.next_hops.remove_own(address, beside);
+        }
         self.set_source(peer);
         self.set_import(peer);
         let changed = |f| old.group(f) != peer.group(f);
@@ -291,7 +312,9 @@ impl Rib {
     /// The session ended. Routes of families in `keep` become stale, the others go; returns how many were kept. Those
     /// already stale have had their time (RFC 4724 section 4.2), except in families in `again` (RFC 9494).
     pub fn peer_down(&mut self, peer: &RibPeer, keep: PerFamily<bool>, again: PerFamily<bool>) -> usize {
-        self.next_hops.remove_own(peer.local_address, peer.local_address == peer.address);
+        for (address, beside) in peer.own_addresses() {
+            self.next_hops.remove_own(address, beside);
+        }
         let (v4, v6, mut cx) = self.split();
         v4.groups.remove(peer.id);
         v6.groups.remove(peer.id);

@@ -43,7 +43,7 @@ pub(super) struct GroupKey {
     pub local_asn: u32,
     /// Our identity as a reflector.
     pub cluster_id: Ipv4Addr,
-    /// Our end of the session.
+    /// Our address as a next hop of this family.
     pub local_address: IpAddr,
     pub next_hop: NextHopPolicy,
     pub policy: Arc<ExportPolicy>,

@@ -13,9 +13,11 @@ use crate::{
     time::Mono,
 };
 
-/// What identifies a peer across configurations.
-fn key(cfg: &PeerConfig) -> (IpAddr, u16) {
-    (cfg.address.to_canonical(), cfg.port)
+/// What identifies a peer across configurations: address, port, and the device where the address is one on every link.
+type Key = (IpAddr, u16, Option<String>);
+
+fn key(cfg: &PeerConfig) -> Key {
+    (cfg.address.to_canonical(), cfg.port, cfg.scope().map(str::to_owned))
 }
 
 /// Whether a session can go on under the new settings.
@@ -54,15 +56,23 @@ fn fault(cfg: &PeerConfig) -> Option<&'static str> {
         Some("AS 0 is reserved (RFC 7607)")
     } else if cfg.address.is_unspecified() || cfg.address.is_multicast() {
         Some("the address is no unicast address")
-    } else if is_link_local(cfg.address) && cfg.session.interface.is_none() {
+    } else if cfg.is_link_local() && cfg.session.interface.is_none() {
         Some("a link-local address needs an interface")
     } else {
         template_fault(cfg)
     }
 }
 
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(a) if a.is_unicast_link_local())
+impl PeerConfig {
+    /// Whether every link may have its address.
+    fn is_link_local(&self) -> bool {
+        matches!(self.address, IpAddr::V6(a) if a.is_unicast_link_local())
+    }
+
+    /// The device without which the address means nothing.
+    pub(super) fn scope(&self) -> Option<&str> {
+        self.session.interface.as_deref().filter(|_| self.is_link_local())
+    }
 }
 
 /// Why settings without an address cannot be used. AS 0 stands for any.
@@ -81,7 +91,7 @@ pub(super) fn template_fault(cfg: &PeerConfig) -> Option<&'static str> {
 impl Speaker {
     /// Makes the peers what `list` says ([`Input::SetPeers`]).
     pub(super) fn set_peers(&mut self, now: Mono, list: Vec<PeerConfig>, out: &mut VecDeque<Output>) {
-        let mut wanted: BTreeMap<(IpAddr, u16), PeerConfig> = BTreeMap::new();
+        let mut wanted: BTreeMap<Key, PeerConfig> = BTreeMap::new();
         let mut order = Vec::with_capacity(list.len());
         for mut cfg in list {
             cfg.address = cfg.address.to_canonical();
@@ -90,8 +100,8 @@ impl Speaker {
                 Some(what) => Some(format!("neighbor {}: {what}", cfg.address)),
                 None => {
                     let k = key(&cfg);
-                    order.push(k);
-                    let other = wanted.insert(k, cfg);
+                    order.push(k.clone());
+                    let other = wanted.insert(k.clone(), cfg);
                     other.map(|o| {
                         format!("{} is configured twice (as {} before): the last one counts", k.0, o.name)
                     })
@@ -101,7 +111,7 @@ impl Speaker {
                 out.push_back(Output::Event(Event::Config { name, what }));
             }
         }
-        let present: Vec<(PeerId, (IpAddr, u16), bool)> =
+        let present: Vec<(PeerId, Key, bool)> =
             self.peers.values().map(|p| (p.id, key(p.fsm.config()), p.dynamic)).collect();
         for (id, k, dynamic) in present {
             if dynamic {
@@ -214,6 +224,31 @@ impl Speaker {
 }
 
 impl Input {
+    /// Whether nobody but one neighbor has to do with it.
+    pub(super) const fn is_for_one(&self) -> bool {
+        match self {
+            Self::Connected { .. }
+            | Self::Accepted { .. }
+            | Self::Disconnected { .. }
+            | Self::Message { .. }
+            | Self::BadMessage { .. }
+            | Self::SendStalled { .. }
+            | Self::Heard { .. }
+            | Self::Clear { .. }
+            | Self::Reset { .. } => true,
+            Self::SetPeers(_)
+            | Self::SetLocalRoutes(_)
+            | Self::NextHop { .. }
+            | Self::SetDevices(_)
+            | Self::SetDynamic(_)
+            | Self::SetMultipath(_)
+            | Self::SetRouting(_)
+            | Self::Defect { .. }
+            | Self::Drain
+            | Self::Shutdown => false,
+        }
+    }
+
     /// A short name, for logs and recordings.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -233,6 +268,7 @@ impl Input {
             Self::SetDynamic(_) => "SetDynamic",
             Self::SetMultipath(_) => "SetMultipath",
             Self::SetRouting(_) => "SetRouting",
+            Self::Defect { .. } => "Defect",
             Self::Drain => "Drain",
             Self::Shutdown => "Shutdown",
         }

@@ -318,6 +318,9 @@ pub enum Input {
         conn: ConnId,
         local: SocketAddr,
         remote: SocketAddr,
+        /// The device it came in by, where the address means nothing without it (IPv6 link-local).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interface: Option<String>,
     },
     Disconnected {
         conn: ConnId,
@@ -367,6 +370,16 @@ pub enum Input {
     /// Another cluster, LOCAL_PREF or limit of paths. Own routes get the new LOCAL_PREF when they are said again
     /// ([`Self::SetLocalRoutes`]).
     SetRouting(Routing),
+    /// The speaker panicked while it served this neighbor ([`Work`](super::Work)): it ends as it stands, whatever its state
+    /// machine has become, loses its routes, and starts again by itself after so many seconds, or when an operator clears it.
+    Defect {
+        remote: SocketAddr,
+        /// As in [`Self::Accepted`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interface: Option<String>,
+        what: String,
+        seconds: u32,
+    },
     /// We are about to leave: everything is advertised again with GRACEFUL_SHUTDOWN, to internal peers with
     /// LOCAL_PREF 0 (RFC 8326). Some time later comes `Shutdown`.
     Drain,

@@ -7,6 +7,7 @@
 //! `next_update`; drain `Output`s in order.
 
 mod config;
+mod defect;
 mod dynamic;
 mod io;
 mod look;
@@ -26,7 +27,14 @@ use std::{
 
 use bytes::BytesMut;
 
-pub use self::{io::*, options::*, status::PeerStatus};
+#[cfg(debug_assertions)]
+pub use self::defect::Fault;
+pub use self::{
+    defect::Work,
+    io::*,
+    options::*,
+    status::{PeerStatus, SessionStatus},
+};
 use self::{neighbor::Neighbor, restart::Sync};
 use crate::{
     fsm::{
@@ -57,6 +65,12 @@ pub struct Speaker {
     draining: bool,
     /// Identifiers of dynamic neighbors that are gone.
     free: Vec<PeerId>,
+    /// For whoever catches a panic.
+    work: Work,
+    /// The input is about one neighbor.
+    for_one: bool,
+    #[cfg(debug_assertions)]
+    fault: Option<Fault>,
 }
 
 impl Speaker {
@@ -76,6 +90,10 @@ impl Speaker {
             stopped: false,
             draining: false,
             free: Vec::new(),
+            work: Work::Nobody,
+            for_one: false,
+            #[cfg(debug_assertions)]
+            fault: None,
             cfg,
         }
     }
@@ -88,6 +106,8 @@ impl Speaker {
 
     /// One input.
     pub fn handle(&mut self, now: Mono, input: Input, out: &mut VecDeque<Output>) {
+        self.work = Work::Nobody;
+        self.for_one = input.is_for_one();
         match input {
             Input::SetPeers(peers) => self.set_peers(now, peers, out),
             Input::SetLocalRoutes(routes) => {
@@ -101,7 +121,9 @@ impl Speaker {
                     out.push_back(Output::Close { conn });
                 }
             }
-            Input::Accepted { conn, local, remote } => self.accept(now, conn, local, remote, out),
+            Input::Accepted { conn, local, remote, interface } => {
+                self.accept(now, conn, (local, remote), interface.as_deref(), out);
+            }
             Input::Disconnected { conn, reason } => {
                 self.pass(now, conn, PeerInput::Lost(conn, reason), out);
                 self.conns.remove(&conn);
@@ -136,6 +158,9 @@ impl Speaker {
                 self.rib.set_multipath(bounds);
             }
             Input::SetRouting(routing) => self.set_routing(routing, out),
+            Input::Defect { remote, interface, what, seconds } => {
+                self.put_aside(now, (remote, interface.as_deref()), what, seconds, out);
+            }
             Input::Drain => self.drain(out),
             Input::Shutdown => {
                 self.stopped = true;
@@ -147,10 +172,14 @@ impl Speaker {
             }
         }
         self.flush(now, out);
+        self.work = Work::Nobody;
     }
 
     /// Everything that is due.
     pub fn on_time(&mut self, now: Mono, out: &mut VecDeque<Output>) {
+        self.work = Work::Nobody;
+        // Each timer stands for itself: those that were not come to are still in the index.
+        self.for_one = true;
         while let Some((at, id)) = self.timers.first().copied()
             && at <= now
         {
@@ -160,13 +189,16 @@ impl Speaker {
             let old = peer.fsm.state();
             let me = identity(&self.cfg, &self.sync);
             let mut env = Env { now, me, ids: &mut self.ids };
+            self.work = Work::Machine(id);
             peer.fsm.on_time(&mut env, &mut self.actions);
+            self.work = Work::Tables(id);
             self.stale_time(now, id, out);
             self.refresh_time(now, id, out);
             self.start_time(now, id, out);
             self.after(now, id, old, out);
         }
         self.flush(now, out);
+        self.work = Work::Nobody;
     }
 
     /// When `on_time` must be called next.
@@ -180,8 +212,14 @@ impl Speaker {
     /// [`Output::Pending`] will say when that changes.
     pub fn next_update(&mut self, conn: ConnId, limit: usize, buf: &mut BytesMut) -> bool {
         let Some(peer) = self.conns.get(&conn).and_then(|id| self.peers.get(id)) else { return false };
+        let id = peer.id;
         match &peer.up {
-            Some(up) if up.conn == conn => self.rib.pull(peer.id, limit, buf),
+            Some(up) if up.conn == conn => {
+                self.work = Work::Tables(id);
+                let more = self.rib.pull(id, limit, buf);
+                self.work = Work::Nobody;
+                more
+            }
             Some(_) | None => false,
         }
     }
@@ -196,11 +234,18 @@ impl Speaker {
 
     /// Gives an input to a peer and does what follows.
     fn drive(&mut self, now: Mono, id: PeerId, input: PeerInput, out: &mut VecDeque<Output>) -> bool {
+        #[cfg(debug_assertions)]
+        if let PeerInput::Message(_, Message::Update(update)) = &input {
+            self.work = Work::Machine(id);
+            self.strike(false, update);
+        }
         let Some(peer) = self.peers.get_mut(&id) else { return false };
         let old = peer.fsm.state();
         let me = identity(&self.cfg, &self.sync);
         let mut env = Env { now, me, ids: &mut self.ids };
+        self.work = Work::Machine(id);
         let known = peer.fsm.handle(&mut env, input, &mut self.actions);
+        self.work = Work::Tables(id);
         self.after(now, id, old, out);
         known
     }
@@ -274,25 +319,41 @@ impl Speaker {
         }
     }
 
+    /// Whose connection this is, if somebody at an address connects to one of ours.
+    fn expects(&self, local: IpAddr, remote: IpAddr, interface: Option<&str>) -> Option<&Neighbor> {
+        let at = local.to_canonical();
+        let here = self.by_address.get(&remote.to_canonical())?;
+        let here = here.iter().filter_map(|id| self.peers.get(id));
+        here.filter(|p| p.fsm.config().local_address.is_none_or(|a| a == at))
+            .filter(|p| p.fsm.config().scope().is_none_or(|device| interface == Some(device)))
+            // Of several speakers at one address it is the one that is waited for; the others are connected to.
+            .min_by_key(|p| !p.fsm.config().passive)
+    }
+
+    /// The settings for a connection that somebody makes to us: those of the neighbor it will be given to, or of the range
+    /// its address is in. `None`: it will be refused.
+    pub fn settings_for(
+        &self,
+        local: IpAddr,
+        remote: IpAddr,
+        interface: Option<&str>,
+    ) -> Option<&PeerConfig> {
+        match self.expects(local, remote, interface) {
+            Some(p) => Some(p.fsm.config()),
+            None => DynamicPeers::of(&self.cfg.dynamic, remote).map(|d| &d.template),
+        }
+    }
+
     /// Somebody connected to us.
     fn accept(
         &mut self,
         now: Mono,
         conn: ConnId,
-        local: SocketAddr,
-        remote: SocketAddr,
+        (local, remote): (SocketAddr, SocketAddr),
+        interface: Option<&str>,
         out: &mut VecDeque<Output>,
     ) {
-        let at = local.ip().to_canonical();
-        let candidates = self.by_address.get(&remote.ip().to_canonical());
-        let peer = candidates
-            .into_iter()
-            .flatten()
-            .filter_map(|id| self.peers.get(id))
-            .filter(|p| p.fsm.config().local_address.is_none_or(|a| a == at))
-            // Of several speakers at one address it is the one that is waited for; the others are connected to.
-            .min_by_key(|p| !p.fsm.config().passive);
-        let known = peer.map(|p| p.id);
+        let known = self.expects(local.ip(), remote.ip(), interface).map(|p| p.id);
         let id = match known {
             _ if self.stopped => Err("shutting down"),
             Some(id) => Ok(id),

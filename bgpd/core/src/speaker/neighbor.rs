@@ -48,6 +48,8 @@ pub(super) struct Neighbor {
     /// Last change of state.
     pub(super) since: Mono,
     pub(super) last_error: Option<String>,
+    /// When the last session ended, and by what.
+    pub(super) ended: Option<(Mono, String)>,
     /// Sessions that were established.
     pub(super) sessions: u32,
     pub(super) updates: u64,
@@ -69,6 +71,7 @@ impl Neighbor {
             armed: None,
             since: now,
             last_error: None,
+            ended: None,
             sessions: 0,
             updates: 0,
         }

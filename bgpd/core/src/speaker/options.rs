@@ -121,6 +121,8 @@ pub struct RouteOptions {
     pub enforce_first_as: bool,
     /// An external peer needs a policy, else nothing is accepted from it and nothing sent to it (RFC 8212).
     pub require_policy: bool,
+    /// Our address as the next hop of a family's routes; `None`: that of the session, if it is of the family.
+    pub own_next_hop: PerFamily<Option<IpAddr>>,
 }
 
 impl RouteOptions {

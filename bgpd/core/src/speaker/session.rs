@@ -33,6 +33,7 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session, own: &SpeakerConfig, 
         router_id: session.remote_id,
         address: cfg.address,
         local_address: session.ends.local.ip().to_canonical(),
+        own_next_hop: options.own_next_hop,
         local_asn: session.local_asn,
         cluster_id: own.cluster_id.unwrap_or(own.router_id),
         allow_own_as: cfg.allow_own_as,
@@ -125,7 +126,9 @@ impl Speaker {
     pub(super) fn down(&mut self, now: Mono, id: PeerId, down: &Down, out: &mut VecDeque<Output>) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(up) = peer.up.take() else { return };
-        peer.last_error = Some(down.cause.to_string());
+        let cause = down.cause.to_string();
+        peer.ended = Some((now, cause.clone()));
+        peer.last_error = Some(cause);
         let keep = self.keep(down, &up);
         let again = PerFamily::from_fn(|f| up.session.long_lived[f].is_some_and(|l| l.time > 0));
         let kept = self.rib.peer_down(&up.rib, keep, again);
@@ -183,7 +186,7 @@ impl Speaker {
         if !up.rib.rewrite.default_route || !up.session.families[family] {
             return;
         }
-        let reach = match (family, up.rib.local_address) {
+        let reach = match (family, up.rib.own(family)) {
             (Family::Ipv4Unicast, IpAddr::V4(a)) => Reach {
                 next_hop: NextHop::V4(a),
                 prefixes: Prefixes::V4(vec![Nlri { path_id: 0, prefix: Ipv4Net::default() }]),
@@ -226,7 +229,13 @@ impl Speaker {
             up.eor[family] = true;
         }
         let conn = up.conn;
+        #[cfg(debug_assertions)]
+        let seen = self.fault.map(|_| update.clone());
         self.rib.update(&up.rib, update);
+        #[cfg(debug_assertions)]
+        if let Some(seen) = seen {
+            self.strike(true, &seen);
+        }
         if let Some(family) = end {
             self.end_of_rib(id, family, out);
         }

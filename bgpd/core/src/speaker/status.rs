@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::session::without_policy;
-use super::{ConnId, PeerConfig, PeerId, Speaker, SpeakerConfig, neighbor::Neighbor};
+use super::{ConnId, PeerConfig, PeerId, Speaker, SpeakerConfig, identity, neighbor::Neighbor};
 use crate::{
     af::PerFamily,
-    fsm::{PeerRestart, StateKind},
+    fsm::{LongLived, PeerRestart, StateKind, our_open},
     rib::{PathView, PeerRoutes},
     time::Mono,
     wire::{AttrSet, Capability},
@@ -30,10 +30,18 @@ pub struct PeerStatus {
     pub since: Mono,
     /// What brought it into this state.
     pub cause: String,
-    /// What ended the last session.
+    /// What ended the last session, or the last attempt.
     pub last_error: Option<String>,
     /// What an operator should know of a session that is up: that it carries nothing for want of a policy (RFC 8212).
     pub note: Option<String>,
+    /// When the last session ended, and by what.
+    pub ended: Option<(Mono, String)>,
+    /// Until when it stays down before it may start by itself.
+    pub start_at: Option<Mono>,
+    /// Until when routes of the last session are kept (RFC 4724).
+    pub stale_until: Option<Mono>,
+    /// The same of those that are long-lived stale (RFC 9494).
+    pub long_until: PerFamily<Option<Mono>>,
     /// Sessions that were established since the start.
     pub sessions: u32,
     /// UPDATEs received since the start.
@@ -56,7 +64,15 @@ pub struct SessionStatus {
     /// Seconds.
     pub keepalive: u16,
     pub families: PerFamily<bool>,
+    /// Several paths come (RFC 7911).
+    pub add_path_in: PerFamily<bool>,
+    /// Several paths go.
+    pub add_path_out: PerFamily<bool>,
+    pub enhanced_refresh: bool,
     pub restart: Option<PeerRestart>,
+    /// Also over a NOTIFICATION (RFC 8538).
+    pub notification_restart: bool,
+    pub long_lived: PerFamily<Option<LongLived>>,
     /// End-of-RIB received.
     pub end_of_rib: PerFamily<bool>,
     /// Everything the peer announced.
@@ -82,6 +98,12 @@ impl Speaker {
     /// The settings of a neighbor.
     pub fn peer_config(&self, id: PeerId) -> Option<&PeerConfig> {
         self.peers.get(&id).map(|p| &**p.fsm.config())
+    }
+
+    /// What our OPEN announces to a neighbor.
+    pub fn announces(&self, id: PeerId) -> Vec<Capability> {
+        let cfg = self.peer_config(id);
+        cfg.map_or_else(Vec::new, |c| our_open(c, &identity(&self.cfg, &self.sync)).capabilities)
     }
 
     /// The neighbor a connection belongs to.
@@ -121,6 +143,10 @@ impl Speaker {
             cause: p.fsm.cause().to_string(),
             last_error: p.last_error.clone(),
             note: p.up.as_ref().and_then(without_policy),
+            ended: p.ended.clone(),
+            start_at: p.start_at,
+            stale_until: p.stale_until,
+            long_until: p.long_until,
             sessions: p.sessions,
             updates: p.updates,
             routes: PerFamily::from_fn(|f| self.rib.counts(p.id, f)),
@@ -132,6 +158,11 @@ impl Speaker {
                 hold_time: s.hold_time,
                 keepalive: s.keepalive,
                 families: s.families,
+                add_path_in: PerFamily::from_fn(|f| s.read.add_path(f)),
+                add_path_out: PerFamily::from_fn(|f| s.write.add_path(f)),
+                enhanced_refresh: s.enhanced_refresh,
+                notification_restart: s.notification_restart,
+                long_lived: s.long_lived,
                 restart: s.restart,
                 end_of_rib: p.up.as_ref().map(|u| u.eor).unwrap_or_default(),
                 capabilities: s.capabilities.clone(),

@@ -306,7 +306,7 @@ impl Net {
                 self.links.insert((from, conn), (n, id));
                 self.send(n, from, Packet::Connected { conn });
                 let (local, remote) = (socket(address(n), 179), socket(address(from), 40_000));
-                self.input(n, Input::Accepted { conn: id, local, remote });
+                self.input(n, Input::Accepted { conn: id, local, remote, interface: None });
             }
             Packet::Syn { from, conn } => self.send(n, from, Packet::Refused { conn }),
             Packet::Connected { conn } => {

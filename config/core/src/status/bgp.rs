@@ -130,6 +130,12 @@ pub struct Neighbor {
     /// What brought it into this state.
     pub cause: String,
     pub last_error: Option<String>,
+    /// The end of the last session.
+    pub last_reset: Option<LastReset>,
+    /// Milliseconds until it may start again by itself, where it has to stay down so long.
+    pub held_down_ms: Option<u64>,
+    /// Milliseconds for which stale routes of the last session are kept on, unless they are confirmed.
+    pub stale_for_ms: Option<u64>,
     /// What to know of a session that is up: that it carries nothing for want of a policy (RFC 8212).
     pub note: Option<String>,
     /// Sessions that were established since the start.
@@ -141,6 +147,8 @@ pub struct Neighbor {
     /// Changes that wait for room in the socket.
     pub waiting: usize,
     pub families: Vec<FamilyState>,
+    /// What either side announces.
+    pub capabilities: Vec<CapabilityState>,
     pub messages_received: Messages,
     pub messages_sent: Messages,
     pub settings: NeighborSettings,
@@ -148,13 +156,49 @@ pub struct Neighbor {
     pub session: Option<SessionFacts>,
 }
 
-/// Counts of one family.
+/// How a session ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LastReset {
+    /// Milliseconds ago.
+    pub ago_ms: u64,
+    pub why: String,
+}
+
+/// A capability, as either side announces it. Empty texts: it says nothing beside its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CapabilityState {
+    pub name: String,
+    /// What we say; `None`: we do not announce it.
+    pub ours: Option<String>,
+    /// What the peer said; `None`: it did not announce it, or there is no session.
+    pub theirs: Option<String>,
+    /// It is in force on this session.
+    pub agreed: bool,
+}
+
+/// Counts of one family, and what was agreed on about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FamilyState {
     /// `ipv4`, `ipv6`.
     pub family: String,
+    /// Configured: we announce it.
+    pub asked: bool,
     pub negotiated: bool,
+    /// Several paths come, several paths go (RFC 7911).
+    pub add_path_in: bool,
+    pub add_path_out: bool,
+    /// More prefixes than these are too many.
+    pub max_prefixes: u32,
+    /// Whether the peer says its forwarding outlived its restart (RFC 4724 F bit); `None`: it does not restart this family
+    /// gracefully.
+    pub forwarding_kept: Option<bool>,
+    /// Seconds for which routes may be kept as long-lived stale (RFC 9494), if both sides want that.
+    pub long_lived_time: Option<u32>,
+    /// Milliseconds for which they still are.
+    pub long_lived_for_ms: Option<u64>,
     pub received: usize,
     pub accepted: usize,
     pub stale: usize,
@@ -191,10 +235,44 @@ impl Messages {
 #[serde(rename_all = "camelCase", default)]
 pub struct NeighborSettings {
     pub local_asn: Option<u32>,
+    /// Where connections come from.
+    pub local_address: Option<IpAddr>,
+    /// The device they are bound to.
+    pub interface: Option<String>,
+    /// How many hops away the peer may be, by the TTL of what we send.
+    pub multihop: Option<u8>,
     pub passive: bool,
     pub hold_time: u16,
+    /// `None`: a third of the hold time.
+    pub keepalive: Option<u16>,
+    pub connect_retry: u16,
+    pub delay_open: u16,
+    /// `None`: eight minutes, or twice the hold time.
+    pub send_hold: Option<u16>,
     pub restart_time: u16,
+    /// Longest time its routes are kept, whatever it asks for.
+    pub restart_limit: u16,
+    /// Seconds until End-of-RIB when it is back.
+    pub stale_time: u16,
+    pub long_lived_time: u32,
+    pub notification_restart: bool,
     pub max_prefixes: u32,
+    /// Per cent of the limit at which a warning is given; 0: none.
+    pub prefix_warning: u8,
+    /// What too many prefixes do: `warn`, `restart`, `restart after N s`, `stay down`.
+    pub prefix_action: String,
+    pub add_path_receive: bool,
+    /// `all`, `best N`, `one`; `None`: not offered.
+    pub add_path_send: Option<String>,
+    /// Filters by name, in order.
+    pub import_filters: Vec<String>,
+    pub export_filters: Vec<String>,
+    /// How often our own AS may stand in a path it sends.
+    pub allow_own_as: u8,
+    /// What is done to attributes, by the names of the settings.
+    pub route_options: Vec<String>,
+    /// Administratively down, and what the peer is told.
+    pub shutdown: Option<String>,
     pub reflector_client: bool,
     /// `auto`, `self`, `keep`.
     pub next_hop: String,
@@ -216,6 +294,10 @@ pub struct SessionFacts {
     pub capabilities: Vec<String>,
     /// Seconds for which its routes are kept when it restarts.
     pub restart_time: Option<u16>,
+    /// It had restarted when this session began (RFC 4724 R bit).
+    pub restarting: bool,
+    /// Routes are kept over a NOTIFICATION, too (RFC 8538).
+    pub notification_restart: bool,
 }
 
 /// A path to a prefix.
@@ -299,7 +381,7 @@ pub struct ServiceRoute {
 pub struct BgpEvent {
     /// Milliseconds since 1970.
     pub at_ms: u64,
-    /// `session`, `route`, `fault`, `restart`, `config`, `refused`, `lost`.
+    /// `session`, `route`, `fault`, `restart`, `config`, `refused`, `defect`, `lost`.
     pub kind: String,
     /// Neighbor or prefix.
     pub subject: String,

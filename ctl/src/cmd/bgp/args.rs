@@ -65,7 +65,7 @@ impl BgpArgs {
 pub(super) enum BgpCommand {
     /// One line per peer: state, since when, received, accepted, advertised, last error.
     Summary,
-    /// One peer in full: session, capabilities, counts, messages, settings.
+    /// One peer in full: session, timers, restarts, filters, limits, families, capabilities, messages.
     Neighbor {
         /// Name or address.
         peer: String,

@@ -2,6 +2,7 @@
 //! cluster in turn; a node that does not answer is a row of its own and makes the answer degraded.
 
 mod args;
+mod neighbor;
 mod screen;
 mod target;
 
@@ -127,7 +128,7 @@ impl Show<'_> {
         for n in &found {
             match self.format {
                 Format::Json => self.json(json!(n)),
-                Format::Table => put!("{}", screen::neighbor(n)),
+                Format::Table => put!("{}", neighbor::screen(n)),
             }
         }
         let up = found.iter().all(|p| p.state == "Established");

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use brindle_config_core::status::bgp::{
-    BgpEvent, BgpPath, Cleared, Finding, Messages, Neighbor, ServiceRoute, SpeakerFacts, Topic,
+    BgpEvent, BgpPath, Cleared, Finding, Neighbor, ServiceRoute, SpeakerFacts, Topic,
 };
 
 use crate::out::{Mood, Table, WIDTH, paint};
@@ -57,73 +57,8 @@ pub(super) fn summary(peers: &[Neighbor], terminal: bool) -> String {
     text
 }
 
-/// One peer in full.
-pub(super) fn neighbor(p: &Neighbor) -> String {
-    let mut text = String::new();
-    let address = p.address.map(|a| a.to_string()).unwrap_or_default();
-    let _ = writeln!(text, "{} ({address} port {}), AS {}, {}", p.name, p.port, p.asn, p.kind);
-    let _ = writeln!(text, "  state      {} for {}", p.state, age(p.since_ms));
-    // What ended the last session is often why the state is what it is: said once.
-    let told = p.last_error.as_deref() == Some(p.cause.as_str());
-    if p.state != "Established" && !p.cause.is_empty() && !told {
-        field(&mut text, "because", &p.cause);
-    }
-    if let Some(note) = &p.note {
-        field(&mut text, "note", note);
-    }
-    if let Some(error) = &p.last_error {
-        field(&mut text, "last error", error);
-    }
-    let _ = writeln!(text, "  sessions   {} so far", p.sessions);
-    if let Some(s) = &p.session {
-        let kind = if s.ibgp { "internal" } else { "external" };
-        let _ = writeln!(text, "  session    {kind}, {} to {}, router id {}", s.local, s.remote, s.remote_id);
-        let _ = writeln!(text, "  timers     hold {} s, keepalive {} s", s.hold_time, s.keepalive);
-        if let Some(time) = s.restart_time {
-            let _ = writeln!(text, "  restart    its routes are kept for {time} s");
-        }
-        field(&mut text, "announces", &s.capabilities.join(", "));
-    }
-    let mut table =
-        Table::new(&["  FAMILY", "RECEIVED", "ACCEPTED", "STALE", "ADVERTISED", "WAITING", "END-OF-RIB"]);
-    for f in p.families.iter().filter(|f| f.negotiated || f.received > 0) {
-        table.row([
-            format!("  {}", f.family),
-            f.received.to_string(),
-            f.accepted.to_string(),
-            f.stale.to_string(),
-            f.advertised.to_string(),
-            f.waiting.to_string(),
-            if f.end_of_rib { "yes" } else { "no" }.into(),
-        ]);
-    }
-    text += &table.render();
-    let mut table = Table::new(&["  MESSAGES", "OPEN", "UPDATE", "NOTIFICATION", "KEEPALIVE", "REFRESH"]);
-    let mut row =
-        |name: &str, m: &Messages| {
-            table.row([format!("  {name}")].into_iter().chain(
-                [m.open, m.update, m.notification, m.keepalive, m.route_refresh].map(|n| n.to_string()),
-            ));
-        };
-    row("received", &p.messages_received);
-    row("sent", &p.messages_sent);
-    text += &table.render();
-    let s = &p.settings;
-    let mut settings =
-        vec![format!("hold time {} s", s.hold_time), format!("at most {} prefixes", s.max_prefixes)];
-    settings.extend((s.restart_time > 0).then(|| format!("graceful restart {} s", s.restart_time)));
-    settings.extend(s.local_asn.map(|asn| format!("local AS {asn}")));
-    settings.extend(s.passive.then(|| "passive".into()));
-    settings.extend(s.reflector_client.then(|| "reflector client".into()));
-    settings.extend((s.next_hop != "auto").then(|| format!("next hop {}", s.next_hop)));
-    settings.extend(s.ttl_security.map(|hops| format!("TTL security {hops} hops")));
-    settings.extend(s.password.then(|| "password".into()));
-    field(&mut text, "settings", &settings.join(", "));
-    text
-}
-
 /// A label and words, broken at the right margin.
-fn field(text: &mut String, label: &str, words: &str) {
+pub(super) fn field(text: &mut String, label: &str, words: &str) {
     wrapped(text, &format!("  {label:<10} "), words);
 }
 
@@ -294,7 +229,7 @@ fn cut(line: &str, width: usize) -> String {
 }
 
 /// `1d02h`, `3h04m`, `5m06s`, `7s`.
-fn age(ms: u64) -> String {
+pub(super) fn age(ms: u64) -> String {
     let s = ms / 1000;
     match s {
         0..60 => format!("{s}s"),

@@ -30,6 +30,7 @@ pub(super) fn peer(n: u32, client: bool) -> RibPeer {
         router_id: Ipv4Addr::new(10, 0, 0, n as u8 + 1),
         address: ip(0),
         local_address: "10.9.9.9".parse().unwrap(),
+        own_next_hop: PerFamily::default(),
         cluster_id: Ipv4Addr::new(9, 9, 9, 9),
         local_asn: 64_512,
         allow_own_as: 0,

@@ -65,7 +65,12 @@ fn every_cease_subcode_is_sent_where_it_applies() {
     let mut b = two(|_, _| {});
     b.out.clear();
     let local = SocketAddr::new(ip(1), 179);
-    b.input(Input::Accepted { conn: ConnId(99), local, remote: SocketAddr::new(ip(2), 40_001) });
+    b.input(Input::Accepted {
+        conn: ConnId(99),
+        local,
+        remote: SocketAddr::new(ip(2), 40_001),
+        interface: None,
+    });
     assert_eq!(b.notifications(), [(6, 7)]);
     // 2: shutdown of the speaker.
     b.out.clear();

@@ -1,7 +1,9 @@
 //! One speaker and a scripted neighbor: what it answers, what it uses, what it tells.
 
+mod defects;
 mod features;
 mod opens;
+mod own_next_hop;
 mod policy;
 mod refresh;
 mod restarts;
@@ -109,7 +111,12 @@ impl Bench {
 
     pub(super) fn connect(&mut self, n: u8) {
         let local = SocketAddr::new(ip(1), 179);
-        self.input(Input::Accepted { conn: conn(n), local, remote: SocketAddr::new(ip(n), 40_000) });
+        self.input(Input::Accepted {
+            conn: conn(n),
+            local,
+            remote: SocketAddr::new(ip(n), 40_000),
+            interface: None,
+        });
     }
 
     /// Up to Established.

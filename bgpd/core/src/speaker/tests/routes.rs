@@ -264,7 +264,7 @@ fn ipv6_sessions_carry_ipv6_routes() {
     let own = LocalRoute { prefix: net("fd01::/122"), next_hop: None, attributes: AttrSet::default() };
     b.input(Input::SetLocalRoutes(vec![own]));
     let (local, remote) = (SocketAddr::new(six(1), 179), SocketAddr::new(six(2), 40_000));
-    b.input(Input::Accepted { conn: conn(2), local, remote });
+    b.input(Input::Accepted { conn: conn(2), local, remote, interface: None });
     let o = Open { capabilities: vec![Capability::MultiProtocol { afi: 2, safi: 1 }], ..open(2, AS) };
     // Without the capability a 2-octet AS; ours fits.
     b.message(2, Message::Open(o));
