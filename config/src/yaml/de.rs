@@ -121,6 +121,11 @@ fn expectation(expected: &dyn Expected) -> String {
         "a boolean" => "true or false".into(),
         "a sequence" => "a list".into(),
         "a map" => "an object".into(),
+        "IP address" => "an address such as 10.0.0.1 or fd00::1".into(),
+        "IPv4 address" => "an address such as 10.0.0.1".into(),
+        "IPv6 address" => "an address such as fd00::1".into(),
+        "socket address" => "an address with a port such as 10.0.0.1:179 or [fd00::1]:179".into(),
+        "path string" => "a path".into(),
         "IPv4 or IPv6 network address" => "a CIDR such as 10.0.0.0/16 or fd00::/48".into(),
         t if t.starts_with("struct ") => "an object".into(),
         _ => text,
@@ -174,6 +179,20 @@ impl Node {
             e.at(self.at)
         })
     }
+
+    /// Gives an empty text in the place of `null` to the visitor; what it refuses was not given at all.
+    fn visit_null<'de, V: Visitor<'de>>(&self, visitor: V) -> Result<V::Value, Error> {
+        let wanted = expectation(&visitor as &dyn Expected);
+        visitor.visit_str("").map_err(|mut e: Error| {
+            let wanted = match e.message.strip_prefix("expected ").and_then(|m| m.split_once(", found ")) {
+                // Somebody has better words for it.
+                Some((words, _)) => words,
+                None => &wanted,
+            };
+            e.message = format!("expected {wanted}, found nothing");
+            e.at(self.at)
+        })
+    }
 }
 
 impl<'de> Deserializer<'de> for &'de Node {
@@ -210,7 +229,7 @@ impl<'de> Deserializer<'de> for &'de Node {
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match (&self.data, self.text()) {
             (_, Some(text)) => self.visit_text(text, visitor),
-            (Data::Null, _) => self.visit_text("", visitor),
+            (Data::Null, _) => self.visit_null(visitor),
             _ => Err(self.refuse(&visitor).at(self.at)),
         }
     }
@@ -289,7 +308,13 @@ impl<'de> Deserializer<'de> for &'de Node {
             }
         };
         let d: de::value::StrDeserializer<'_, Error> = text.into_deserializer();
-        d.deserialize_enum(name, variants, visitor).map_err(|e| e.at(self.at))
+        d.deserialize_enum(name, variants, visitor).map_err(|mut e: Error| {
+            if matches!(self.data, Data::Null) {
+                let known: Vec<&str> = variants.iter().copied().filter(|v| !v.is_empty()).collect();
+                e.message = format!("expected one of {}, found nothing", known.join(", "));
+            }
+            e.at(self.at)
+        })
     }
 
     forward_to_deserialize_any! {
