@@ -1,12 +1,13 @@
-//! Reflectors from the datastore: several of them, with cluster ids of their own.
+//! Reflectors: from the datastore, several of them, with cluster ids of their own; and the one the manifests bring.
 
-use std::time::Duration;
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use brindle_config_core::{
     Key, Kind,
     store::{Expect, Store},
 };
 use brindle_integration::{
+    bins::bin,
     peer::{Brindle, Segment},
     wait,
 };
@@ -78,4 +79,71 @@ async fn reflectors_with_cluster_ids_of_their_own_pass_on_each_others_clients() 
         let named = rib.contains("our cluster is in the CLUSTER_LIST") || !rib.contains("192.168.4.0/26");
         if named { Ok(()) } else { Err(rib) }
     });
+}
+
+/// The file of the ConfigMap, with its paths in this host's folder.
+fn shipped(segment: &Segment, host: u8) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let manifest = fs::read_to_string(root.join("deploy/reflectors/config.yaml")).unwrap();
+    let map: Value = brindle_config::yaml::read_one("config.yaml", &manifest).unwrap();
+    let file = map["data"]["brindle-bgpd.yaml"].as_str().unwrap();
+    let secret = segment.dir(host).join("reflectors").display().to_string();
+    assert!(file.contains("/etc/brindle-secret/reflectors"), "{file}");
+    let lines = file.lines().filter(|l| !l.starts_with("adminSocket:"));
+    lines.map(|l| l.replace("/etc/brindle-secret/reflectors", &secret) + "\n").collect()
+}
+
+#[test]
+fn the_shipped_reflector_wants_the_password_and_is_ready_when_its_clients_are_back() {
+    let segment = Segment::new(4);
+    for host in 1..=3 {
+        fs::write(segment.dir(host).join("reflectors"), "a password of the cluster").unwrap();
+    }
+    fs::write(segment.dir(4).join("reflectors"), "a guess").unwrap();
+    let client = |host: u8, password: &str| {
+        format!(
+            "asNumber: 64512\nrouterID: 10.99.0.{host}\npeers:\n  - {{address: 10.99.0.1, port: 1790, asNumber: 64512, \
+             holdTime: 9, connectRetry: 1{password}}}\nannounce: [{{prefix: 10.{host}.0.0/26}}]\n"
+        )
+    };
+    let known = ", passwordFile: reflectors";
+    let reflector = Brindle::start(&segment, 1, &shipped(&segment, 1));
+    let probe = |what: &str| -> (bool, String) {
+        let mut c = Command::new(bin("brindle-bgpd"));
+        let out = c.args(["probe", what, "--admin-socket"]).arg(segment.dir(1).join("bgpd.sock")).output();
+        let out = out.expect("brindle-bgpd can be run");
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    let (live, said) = probe("--live");
+    assert!(live, "{said}");
+    let (ready, said) = probe("--ready");
+    assert!(!ready && said.contains("no client has come yet"), "{said}");
+
+    let mut two = Brindle::start(&segment, 2, &client(2, known));
+    let mut three = Brindle::start(&segment, 3, &client(3, known));
+    // The right AS and address, without the password and with another one.
+    let without = Brindle::start(&segment, 4, &client(4, ""));
+    two.route("10.3.0.0/26", true);
+    three.route("10.2.0.0/26", true);
+    without.reload(&client(4, known));
+    wait::until("it has tried, and in vain", LIMIT, || {
+        let p = without.peer("10.99.0.1")?;
+        if p.last_error.is_some() { Ok(()) } else { Err(format!("{p:?}")) }
+    });
+    assert_ne!(without.peer("10.99.0.1").unwrap().state, "Established");
+    let peers = reflector.status().unwrap().bgp.peers;
+    assert!(peers.iter().all(|p| p.address != Segment::v4(4)), "{peers:?}");
+
+    wait::until("it is ready when nobody else comes", LIMIT, || {
+        let (ready, said) = probe("--ready");
+        if ready { Ok(()) } else { Err(said) }
+    });
+    assert!(probe("--ready").1.contains("[+] sessions: 2 established"), "{}", probe("--ready").1);
+    two.daemon.kill();
+    three.daemon.kill();
+    wait::until("without any client it is not", LIMIT, || {
+        let (ready, said) = probe("--ready");
+        if !ready && said.contains("all that there were have ended") { Ok(()) } else { Err(said) }
+    });
+    assert!(probe("--live").0);
 }

@@ -243,6 +243,14 @@ fn reflectors_are_wired_as_the_page_says() {
     let mut wired: Vec<String> =
         peers.iter().map(|p| format!("{} {}", p["spec"]["peerIP"], p["spec"]["asNumber"])).collect();
     wired.sort();
+    // The password the page has made is the one both sides look for.
+    let secret = typist.server.get(("v1", "Secret"), ("kube-system", "bgp-secrets")).expect("the Secret");
+    for peer in &peers {
+        let asked = &peer["spec"]["password"]["secretKeyRef"];
+        assert_eq!(asked["name"], secret["metadata"]["name"], "{peer}");
+        let key = asked["key"].as_str().expect("a key");
+        assert!(secret["data"][key].is_string() || secret["stringData"][key].is_string(), "{secret}");
+    }
     assert_eq!(wired, [r#""192.0.2.1:1790" 64512"#, r#""[fd00::1]:1790" 64512"#]);
     let config =
         typist.server.get(("crd.projectcalico.org/v1", "BGPConfiguration"), ("", "default")).unwrap();

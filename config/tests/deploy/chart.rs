@@ -93,11 +93,17 @@ fn generate() {
     let controllers = Some(".Values.controllers.enabled");
     make(&format!("{base}/controllers/controllers.yaml"), "controllers.yaml", &places, controllers);
     let reflectors = Some(".Values.reflectors.enabled");
-    let second = "      - name: nodes-ipv6\n        range: \"::/0\"\n        max: 5000\n        template: {asNumber: 64512, reflectorClient: true}\n";
+    let config = read("deploy/reflectors/config.yaml");
+    let second = &config[config.find("      - name: nodes-ipv6").expect("a second range")..];
     let valued = second.replace("\"::/0\"", "{{ .Values.reflectors.rangeIPv6 | quote }}");
     let optional = format!("    {{{{- if .Values.reflectors.rangeIPv6 }}}}\n{valued}    {{{{- end }}}}\n");
+    let password = "          passwordFile: /etc/brindle-secret/reflectors\n";
     let places = [
         (second, &*optional),
+        (
+            password,
+            "          {{- if .Values.reflectors.passwordKey }}\n          passwordFile: /etc/brindle-secret/{{ .Values.reflectors.passwordKey }}\n          {{- end }}\n",
+        ),
         // Numbers of values are floating point to Helm: without int64 a large AS number is printed as 4.2e+09.
         ("asNumber: 64512", "asNumber: {{ .Values.reflectors.asNumber | int64 }}"),
         ("range: \"0.0.0.0/0\"", "range: {{ .Values.reflectors.range | quote }}"),
@@ -106,6 +112,13 @@ fn generate() {
     let token = "      automountServiceAccountToken: false\n";
     let as_number = "        brindle.dev/as-number: \"64512\"\n";
     let sum = checksum("reflectors-config.yaml");
+    let mount = "            - name: secret\n              mountPath: /etc/brindle-secret\n              readOnly: true\n";
+    let volume = "        # Not optional: without it whoever reaches the port could announce any route.\n        - name: secret\n          secret:\n            secretName: bgp-secrets\n            items:\n              - key: reflectors\n                path: reflectors\n";
+    let of_password = |text: &str| {
+        format!(
+            "            {{{{- if .Values.reflectors.passwordKey }}}}\n{text}            {{{{- end }}}}\n"
+        )
+    };
     let places = [
         (token, &*format!("{token}{SECRETS}")),
         ("replicas: 2", "replicas: {{ .Values.reflectors.replicas | int64 }}"),
@@ -114,6 +127,12 @@ fn generate() {
             &*format!(
                 "        brindle.dev/as-number: {{{{ .Values.reflectors.asNumber | int64 | quote }}}}\n{sum}"
             ),
+        ),
+        ("password-key: \"reflectors\"", "password-key: {{ .Values.reflectors.passwordKey | quote }}"),
+        (mount, &*of_password(mount)),
+        (
+            volume,
+            &*of_password(&volume.replace(": reflectors\n", ": {{ .Values.reflectors.passwordKey }}\n")),
         ),
     ];
     make("deploy/reflectors/deployment.yaml", "reflectors.yaml", &places, reflectors);
@@ -223,7 +242,8 @@ fn values_reach_their_places() {
             "pullSecrets": [{"name": "key"}]});
         v["config"]["CALICO_IPV4POOL_CIDR"] = "10.244.0.0/16".into();
         v["controllers"]["enabled"] = false.into();
-        v["reflectors"] = json!({"enabled": true, "replicas": 3, "asNumber": 4200000000u32, "range": "192.0.2.0/24", "rangeIPv6": ""});
+        v["reflectors"] = json!({"enabled": true, "replicas": 3, "asNumber": 4200000000u32, "range": "192.0.2.0/24", "rangeIPv6": "",
+            "passwordKey": "rr"});
         v["node"]["resources"] = json!({"limits": {"memory": "1Gi"}});
     });
     let get = |kind: &str, name: &str| {
@@ -244,7 +264,21 @@ fn values_reach_their_places() {
     assert!(!rr.contains("ipv6"), "an empty range lets nobody in: {rr}");
     let template = &get("Deployment", "brindle-rr").unwrap()["spec"]["template"];
     assert_eq!(template["metadata"]["annotations"]["brindle.dev/as-number"], "4200000000");
-    assert!(rr.contains("template: {asNumber: 4200000000, reflectorClient: true}"), "{rr}");
+    assert_eq!(template["metadata"]["annotations"]["brindle.dev/password-key"], "rr");
+    assert!(rr.contains("      asNumber: 4200000000\n"), "{rr}");
+    assert!(rr.contains("passwordFile: /etc/brindle-secret/rr\n"), "{rr}");
+    let volumes = template["spec"]["volumes"].to_string();
+    assert!(volumes.contains(r#""items":[{"key":"rr","path":"rr"}]"#), "{volumes}");
+
+    // Without a password nothing is left of it.
+    let all = render(|v| {
+        v["reflectors"]["enabled"] = true.into();
+        v["reflectors"]["passwordKey"] = "".into();
+    });
+    let rr: Vec<String> =
+        all.iter().filter(|(k, _)| k[3] == "brindle-rr").map(|(_, v)| v.to_string()).collect();
+    assert_eq!(rr.len(), 3, "{rr:?}");
+    assert!(rr.iter().all(|o| !o.contains("brindle-secret") && !o.contains("passwordFile")), "{rr:?}");
 }
 
 #[test]

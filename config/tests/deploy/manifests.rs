@@ -228,6 +228,48 @@ fn reflectors_are_told_one_as_number() {
     assert_eq!(there, [told; 3]);
 }
 
+/// A rolling update takes the next reflector when the clients of this one are back, and nobody speaks without a password.
+#[test]
+fn reflectors_go_one_by_one_and_let_nobody_in_unasked() {
+    let objects = overlay("reflectors");
+    let of = |kind: &str| {
+        let mut all = objects.iter().filter(|o| o["kind"] == kind && o["metadata"]["name"] == "brindle-rr");
+        all.next().expect(kind)
+    };
+    let deployment = &of("Deployment")["spec"];
+    assert!(deployment["minReadySeconds"].as_u64().is_some_and(|s| s >= 10), "{deployment}");
+    assert_eq!(deployment["strategy"]["rollingUpdate"], json!({"maxSurge": 0, "maxUnavailable": 1}));
+    let container = &deployment["template"]["spec"]["containers"][0];
+    for (probe, word) in [("livenessProbe", "--live"), ("readinessProbe", "--ready")] {
+        let command: Vec<&str> =
+            list(&container[probe]["exec"], "command").filter_map(Value::as_str).collect();
+        assert_eq!(command[..3], ["/usr/bin/brindle-bgpd", "probe", word], "{probe}");
+    }
+    let budget = &of("PodDisruptionBudget")["spec"];
+    assert_eq!(budget["maxUnavailable"], 1);
+    assert_eq!(budget["selector"], deployment["selector"]);
+
+    // Every range has the file of the Secret that is mounted, and the agents are told the same Secret.
+    let file = of("ConfigMap")["data"]["brindle-bgpd.yaml"].as_str().expect("the file");
+    let [file] = documents("brindle-bgpd.yaml", file).try_into().expect("one");
+    let mount = list(container, "volumeMounts").find(|m| m["name"] == "secret").expect("the mount");
+    let volume =
+        list(&deployment["template"]["spec"], "volumes").find(|v| v["name"] == "secret").expect("it");
+    let secret = &volume["secret"];
+    assert!(secret["optional"].is_null(), "without the Secret the pod must not start");
+    let (folder, path) = (mount["mountPath"].as_str().unwrap(), secret["items"][0]["path"].as_str().unwrap());
+    assert!(list(&file, "dynamic").count() > 0);
+    for range in list(&file, "dynamic") {
+        assert_eq!(range["template"]["passwordFile"], format!("{folder}/{path}"), "{range}");
+    }
+    let annotations = &deployment["template"]["metadata"]["annotations"];
+    assert_eq!(annotations["brindle.dev/password-key"], secret["items"][0]["key"]);
+    let template = read("deploy/reflectors/peers.gotemplate");
+    assert!(template.contains(&format!("name: {}\n", secret["secretName"].as_str().unwrap())), "{template}");
+    let (_, agent) = pods(&objects).into_iter().find(|p| p.0 == "brindle-node").expect("a DaemonSet");
+    assert!(list(agent, "volumes").any(|v| v["secret"]["secretName"] == secret["secretName"]));
+}
+
 #[test]
 fn pods_have_no_more_than_they_need() {
     for name in OVERLAYS {
