@@ -1,5 +1,6 @@
 //! One speaker and a scripted neighbor: what it answers, what it uses, what it tells.
 
+mod accepts;
 mod defects;
 mod features;
 mod opens;
