@@ -180,3 +180,65 @@ protocol bgp node {{ local as 65010; neighbor {ADDRESS} as 64512; multihop; conn
     until("the pod is reached", LONG, || if node.pings(&said.address()) { Ok(()) } else { Err(node.log()) });
     assert!(node.del(&pod).ok);
 }
+
+/// The defect is put in: who announces 203.0.113.0/24 makes the agent's speaker panic in its tables.
+#[test]
+fn routes_stay_in_the_kernel_when_a_defect_of_the_speaker_begins_its_tables_anew() {
+    const ADDRESS: &str = "169.254.1.2";
+    let mut one = CniNode::without_agent("defect", "10.125.0.0/24");
+    let mut two = one.neighbour("defect");
+    put(&one, Kind::BgpConfiguration, "default", &json!({"localWorkloadPeeringIPV4": ADDRESS}));
+    let peer = json!({"node": "n1", "localWorkloadSelector": "projectcalico.org/orchestrator == 'k8s'",
+        "asNumber": 65010});
+    put(&one, Kind::BgpPeer, "pods", &peer);
+    one.vars.push(("FELIX_DEFAULTENDPOINTTOHOSTACTION".into(), "ACCEPT".into()));
+    one.vars.push(("BRINDLE_FAILPOINT".into(), "bgp.tables".into()));
+    for node in [&mut one, &mut two] {
+        node.networking = "bgp";
+        node.start_agent();
+    }
+    let (pod, there) = (Container::new(), Container::new());
+    one.add(&pod);
+    let far = two.add(&there).address();
+    let net: ipnet::Ipv4Net = format!("{far}/26").parse().expect("an address");
+    let block = net.trunc().to_string();
+    let route = format!("route show {block}");
+    until_says(one.ns.ns(), &route, "via 192.0.2.2 dev eth0", true);
+    let conf = one.dir.join("bird.conf");
+    let text = format!(
+        "log stderr all;\nrouter id 10.125.0.200;\nprotocol device {{ }}
+protocol static good {{ ipv4; route 10.126.0.0/26 blackhole; }}
+protocol static bad {{ disabled; ipv4; route 203.0.113.0/24 blackhole; }}
+protocol bgp node {{ local as 65010; neighbor {ADDRESS} as 64512; multihop; connect delay time 1; connect retry time 1;
+  error wait time 1, 2; ipv4 {{ import all; export where source = RTS_STATIC; }}; }}\n"
+    );
+    fs::write(&conf, text).expect("the configuration can be written");
+    let socket = one.dir.join("bird.ctl");
+    let program = |name: &str| {
+        let mut command = Command::new(name);
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg("-s").arg(&socket);
+        command
+    };
+    let _bird = Running::start_in(pod.ns.ns(), program("bird").arg("-f").arg("-c").arg(&conf));
+    until_says(one.ns.ns(), "route show 10.126.0.0/26", "via", true);
+
+    let seen = one.dir.join("monitor");
+    let out = fs::File::create(&seen).expect("a file can be made");
+    let _monitor = Running::start_in(one.ns.ns(), Command::new("ip").args(["monitor", "route"]).stdout(out));
+    let told = program("birdc").args(["enable", "bad"]).output().expect("birdc can be run");
+    assert!(told.status.success(), "{told:?}");
+    let log = || fs::read_to_string(one.dir.join("agent.log")).unwrap_or_default();
+    until("the defect is met", LONG, || {
+        let log = log();
+        let met = log.contains("met by this session") && log.contains("all sessions start again");
+        if met { Ok(()) } else { Err(one.log()) }
+    });
+    // Everything is there again: what the pod had announced is swept, and that alone.
+    until_says(one.ns.ns(), "route show 10.126.0.0/26", "via", false);
+    assert!(ip(one.ns.ns(), &route).contains("via 192.0.2.2 dev eth0"));
+    let seen = fs::read_to_string(&seen).expect("it is there");
+    assert!(seen.contains("Deleted 10.126.0.0/26"), "the monitor sees: {seen}");
+    assert!(!seen.contains(&format!("Deleted {block}")), "{seen}");
+    assert!(one.pings(&far), "{}", one.log());
+    assert!(one.del(&pod).ok && two.del(&there).ok);
+}
