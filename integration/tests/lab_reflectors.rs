@@ -182,11 +182,20 @@ fn reflectors_at_the_addresses_of_nodes_take_over_from_the_mesh_without_a_lost_p
     let recipe =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/reflectors/config.yaml"));
     let recipe: serde_json::Value = serde_saphyr::from_str(&recipe.expect("it is shipped")).expect("YAML");
+    // The Secret, where the pods and the agents have it mounted.
+    let key = lab.dir().join("reflectors");
+    std::fs::write(&key, "a password of the cluster").expect("the lab has a folder");
+    for node in ["node1", "node2", "node3"] {
+        let mounted = lab.dir().join("nodes").join(node).join("secrets/bgp-secrets");
+        std::fs::create_dir_all(&mounted).expect("the node has a folder");
+        std::fs::copy(&key, mounted.join("reflectors")).expect("it can be written");
+    }
     let mut reflectors = Vec::new();
     for n in [1, 2] {
         let socket = lab.dir().join(format!("rr{n}.sock"));
         let text = recipe["data"]["brindle-bgpd.yaml"].as_str().expect("the file");
         let text = text.replace("/run/brindle/bgpd.sock", socket.to_str().expect("text"));
+        let text = text.replace("/etc/brindle-secret/reflectors", key.to_str().expect("text"));
         let file = lab.dir().join(format!("rr{n}.yaml"));
         std::fs::write(&file, text).expect("the lab has a folder");
         let log = std::fs::File::create(lab.dir().join(format!("rr{n}.log"))).expect("the lab has a folder");
@@ -200,7 +209,10 @@ fn reflectors_at_the_addresses_of_nodes_take_over_from_the_mesh_without_a_lost_p
             "apiVersion: projectcalico.org/v3
 kind: BGPPeer
 metadata: {{name: rr-node{n}}}
-spec: {{peerIP: '10.77.1.{n}:1790', asNumber: 64512}}
+spec:
+  peerIP: '10.77.1.{n}:1790'
+  asNumber: 64512
+  password: {{secretKeyRef: {{name: bgp-secrets, key: reflectors}}}}
 "
         )
     };
