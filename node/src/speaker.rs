@@ -81,10 +81,7 @@ pub(crate) async fn speak(
 }
 
 /// Starts a speaker that has nothing to say yet.
-async fn start(
-    settings: &Settings,
-    felix: &brindle_felix::Handle,
-) -> anyhow::Result<brindle_bgpd::Running> {
+async fn start(settings: &Settings, felix: &brindle_felix::Handle) -> anyhow::Result<brindle_bgpd::Running> {
     let restarting = forwards_already()?;
     if restarting {
         tracing::info!(cause = "learned routes found in the kernel", "announcing a graceful restart");
