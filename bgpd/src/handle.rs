@@ -45,8 +45,25 @@ pub struct Desired {
     /// Routes of the kernel that are announced beside `routes`.
     pub imports: Imports,
     /// What becomes of the addresses of services, sorted: told to whoever asks, without effect of its own.
-    #[serde(skip)]
+    #[serde(default, with = "shared")]
     pub services: Arc<[Verdict]>,
+}
+
+/// A shared list as a list.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::peers::services::Verdict;
+
+    pub(super) fn serialize<S: Serializer>(all: &Arc<[Verdict]>, to: S) -> Result<S::Ok, S::Error> {
+        all.as_ref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<[Verdict]>, D::Error> {
+        Vec::deserialize(from).map(Arc::from)
+    }
 }
 
 impl From<Plan> for Desired {

@@ -1,7 +1,9 @@
 //! What the speaker of a node was last told by its datastore, in a file below the state folder: an agent that starts while
 //! the datastore is away speaks as the one before it did, so that its neighbors keep the routes to pods that run.
 //!
-//! Passwords are not in it: it says which secret has them, and the secret's file is read again.
+//! Passwords are not in it: it says which secret has them, and the secret's file is read again. And it is only good as long
+//! as the machine runs: after its next start the kernel has nothing of what was announced, neither pods nor the rules of
+//! services, so that neighbors are better off without this node until the datastore answers.
 
 use std::{
     collections::BTreeMap,
@@ -33,15 +35,23 @@ struct Written {
     version: u32,
     /// Whose it is: state folders are copied with the images of machines.
     node: String,
+    /// The start of the machine it is of.
+    boot: String,
     desired: Desired,
     /// Secret and key with the password of a neighbor, by its place among the peers.
     passwords: BTreeMap<usize, (String, String)>,
+}
+
+/// The kernel's name for the machine's last start; empty where it has none.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// Keeps the file up to date.
 pub(crate) struct Memory {
     path: PathBuf,
     node: String,
+    boot: String,
     due: Option<Instant>,
     /// Of what is in the file.
     written: Option<u64>,
@@ -50,7 +60,8 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(path: &Path, node: &str) -> Self {
-        Self { path: path.to_owned(), node: node.to_owned(), due: None, written: None, failed: false }
+        let (path, node) = (path.to_owned(), node.to_owned());
+        Self { path, node, boot: boot(), due: None, written: None, failed: false }
     }
 
     /// What the speaker is told may have changed.
@@ -71,7 +82,7 @@ impl Memory {
             return;
         }
         self.due = None;
-        let text = match serde_json::to_string(&written(&self.node, state)) {
+        let text = match serde_json::to_string(&written(&self.node, &self.boot, state)) {
             Ok(text) => text,
             Err(e) => {
                 return warn!("the BGP configuration is not kept for a start without the datastore: {e}");
@@ -100,7 +111,7 @@ impl Memory {
     }
 }
 
-fn written(node: &str, state: &ClusterState) -> Written {
+fn written(node: &str, boot: &str, state: &ClusterState) -> Written {
     let desired = Desired::from(translate(state));
     let known: Vec<(String, String)> = state.wanted_secrets().into_iter().collect();
     let whose = |password: &str| known.iter().find(|(n, k)| state.secret(n, k) == Some(password)).cloned();
@@ -109,7 +120,8 @@ fn written(node: &str, state: &ClusterState) -> Written {
         // Translated from the same state: there is one.
         Some((i, whose(password).unwrap_or_default()))
     });
-    Written { version: VERSION, node: node.to_owned(), passwords: passwords.collect(), desired }
+    let passwords = passwords.collect();
+    Written { version: VERSION, node: node.to_owned(), boot: boot.to_owned(), passwords, desired }
 }
 
 /// Whole or not at all, and for root alone.
@@ -126,7 +138,7 @@ fn save(path: &Path, text: &str) -> io::Result<()> {
 /// is not in the folder `secrets` any more are left out and named.
 ///
 /// # Errors
-/// A sentence: the file cannot be read, is damaged, another node's, or another version's.
+/// A sentence: the file cannot be read, is damaged, another node's, another version's, or of before the machine's last start.
 pub fn recall(path: &Path, node: &str, secrets: &Path) -> Result<Option<Desired>, String> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -139,6 +151,11 @@ pub fn recall(path: &Path, node: &str, secrets: &Path) -> Result<Option<Desired>
     }
     if of.node != node {
         return Err(format!("it is of node {}", of.node));
+    }
+    if of.boot != boot() {
+        return Err(
+            "it is of before the machine's last start, and nothing it announces is here any more".into()
+        );
     }
     let secrets = Secrets(secrets.to_owned());
     let mut lost: Vec<IpAddr> = Vec::new();
@@ -190,7 +207,7 @@ mod tests {
             json!({"peerIP": "192.0.2.1", "asNumber": 65000, "password": secret, "filters": ["f"]}),
         );
         c.0.set_secret("bgp", "tor", "s3cret");
-        let told = Desired { services: [].into(), ..translate(&c.0).into() };
+        let told = Desired::from(translate(&c.0));
         assert!(told.peers.len() > 2 && !told.routes.is_empty(), "{told:?}");
 
         let mut memory = Memory::new(&file, "a");
@@ -217,7 +234,7 @@ mod tests {
         let file = dir.0.join("bgp.json");
         let recall = || recall(&file, "a", &dir.0);
         assert_eq!(recall(), Ok(None));
-        let mut of = written("a", &three().0);
+        let mut of = written("a", &boot(), &three().0);
         save(&file, &serde_json::to_string(&of).unwrap()).unwrap();
         assert!(recall().unwrap().is_some());
         let text = std::fs::read_to_string(&file).unwrap();
@@ -229,5 +246,8 @@ mod tests {
         (of.node, of.version) = ("a".into(), 9);
         save(&file, &serde_json::to_string(&of).unwrap()).unwrap();
         assert_eq!(recall().unwrap_err(), "it has version 9; this agent reads 1");
+        (of.version, of.boot) = (VERSION, "another".into());
+        save(&file, &serde_json::to_string(&of).unwrap()).unwrap();
+        assert!(recall().unwrap_err().starts_with("it is of before the machine's last start"));
     }
 }

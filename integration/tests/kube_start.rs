@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command, time::Duration};
 
 use brindle_integration::{
+    bins::bin,
     cni::{Container, sh},
     kube::ApiServer,
     kube_node::{AGENT, KubeNode},
@@ -197,6 +198,23 @@ fn an_agent_that_starts_without_its_server_speaks_bgp_as_the_one_before_and_goes
     });
     router.fresh(&node);
     assert_eq!(router.established(&node), during, "the session is the same one");
+
+    // An agent that waits can leave on purpose, too.
+    node.stop_agent();
+    node.server.stop();
+    node.start_agent(&[]);
+    router.established(&node);
+    router.fresh(&node);
+    let mut command = Command::new(bin("brindle-node"));
+    let out = command.args(["drain", "--wait", "1", "--state-dir"]).arg(&node.dir).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    until("BIRD has no route of the node", LONG, || {
+        let text = router.birdc("show route where net ~ 10.128.0.0/16 all");
+        if text.contains("10.128.") { Err(text) } else { Ok(()) }
+    });
+    sh(node.ns.ns(), &format!("kill -TERM {}", node.pid()));
+    assert_eq!(node.end_of_agent(LONG), Some(0), "{}", node.log());
+    assert!(log(&node).contains("agent ends before it has started"), "{}", node.log());
 }
 
 #[test]

@@ -28,6 +28,11 @@ impl Drain {
         Self { bgp, state: AtomicU8::new(SPEAKING) }
     }
 
+    /// Whose way out it is.
+    pub(crate) const fn speaker(&self) -> Option<&brindle_bgpd::Handle> {
+        self.bgp.as_ref()
+    }
+
     /// What is going on, if something is.
     pub(crate) fn state(&self) -> Option<&'static str> {
         match self.state.load(Ordering::Acquire) {

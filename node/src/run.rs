@@ -7,7 +7,7 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,7 @@ use brindle_config_core::{
 use brindle_felix::{FelixInput, FibUpdate};
 use brindle_felix_core::inputs::KINDS;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     addresses, admin, admin_tcp, calico_status, condition, defaults,
@@ -31,7 +31,7 @@ use crate::{
     local_socket, lock, metrics, path,
     settings::{Networking, Settings, on_kubernetes},
     speaker, tunnel_address,
-    waiting::{self, Dataplanes, Early},
+    waiting::{self, Dataplanes, Early, Ended},
 };
 
 /// Why the agent ended.
@@ -66,8 +66,26 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
 
 async fn agent(settings: Settings) -> Result<(), Failure> {
     let started = Instant::now();
-    let Parts { store, felix, policy, bgp, bgp_problems, mut ended, listener, port, drain, health } =
-        start(&settings, started).await.map_err(Failure::Setup)?;
+    let signals = |kind| signal(kind).map_err(|e| Failure::Setup(anyhow!("cannot handle signals: {e}")));
+    let mut term = signals(SignalKind::terminate())?;
+    let mut int = signals(SignalKind::interrupt())?;
+    let way_out = OnceLock::new();
+    // It may wait for the datastore for long, and speak BGP meanwhile.
+    let begin = start(&settings, started, &way_out);
+    tokio::pin!(begin);
+    let begun = tokio::select! {
+        parts = &mut begin => parts.map_err(Failure::Setup)?.into(),
+        _ = term.recv() => None,
+        _ = int.recv() => None,
+    };
+    let Some(parts) = begun else {
+        if let Some(drain) = way_out.get() {
+            leave(drain, settings.cluster.drain, &mut term, &mut int).await;
+        }
+        tracing::info!(cause = "a signal", "agent ends before it has started; kernel routes stay");
+        return Ok(());
+    };
+    let Parts { store, felix, policy, bgp, bgp_problems, mut ended, listener, port, drain, health } = parts;
     let sources = health::Sources {
         felix: felix.clone(),
         policy: policy.clone(),
@@ -135,28 +153,32 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     tokio::spawn(admin::serve(listener, answer, bgp.clone()));
     tracing::info!(node = %settings.node_name, state = %settings.state_dir.display(), "agent started");
 
-    let signals = |kind| signal(kind).map_err(|e| Failure::Setup(anyhow!("cannot handle signals: {e}")));
-    let mut term = signals(SignalKind::terminate())?;
-    let mut int = signals(SignalKind::interrupt())?;
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
         part = &mut ended => return Err(Failure::Running(anyhow!("{part} ended unexpectedly; kernel routes stay"))),
     }
-    if !settings.cluster.drain.is_zero() && !on_signal.is_done() {
-        tokio::select! {
-            done = on_signal.run(settings.cluster.drain) => {
-                match done {
-                    Ok(_) => condition::down(&*end_of, &settings.node_name).await,
-                    Err(e) => tracing::warn!("cannot drain: {e:#}"),
-                }
-            }
-            _ = term.recv() => tracing::info!("a second signal: not waiting for peers any longer"),
-            _ = int.recv() => tracing::info!("a second signal: not waiting for peers any longer"),
-        }
+    if leave(&on_signal, settings.cluster.drain, &mut term, &mut int).await {
+        condition::down(&*end_of, &settings.node_name).await;
     }
     tracing::info!(cause = "a signal", "agent ends; kernel routes stay");
     Ok(())
+}
+
+/// Drains, if that is wished for and was not done before; whether it was done now. A second signal ends it.
+async fn leave(drain: &Drain, wait: Duration, term: &mut Signal, int: &mut Signal) -> bool {
+    if wait.is_zero() || drain.is_done() {
+        return false;
+    }
+    tokio::select! {
+        done = drain.run(wait) => match done {
+            Ok(_) => return true,
+            Err(e) => tracing::warn!("cannot drain: {e:#}"),
+        },
+        _ = term.recv() => tracing::info!("a second signal: not waiting for peers any longer"),
+        _ = int.recv() => tracing::info!("a second signal: not waiting for peers any longer"),
+    }
+    false
 }
 
 /// The speaker's problems as lines.
@@ -193,7 +215,11 @@ async fn enter(
     Ok(published)
 }
 
-async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
+async fn start(
+    settings: &Settings,
+    started: Instant,
+    way_out: &OnceLock<Arc<Drain>>,
+) -> anyhow::Result<Parts> {
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
     let port = match &settings.admin_port {
@@ -223,6 +249,11 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
                     None => {
                         let early = early.insert(Early::start(settings, &store, &env, started, &why).await?);
                         metrics.parts(&early.dataplanes, &early.cni);
+                        if let Some(drain) = early.drain() {
+                            drain.speaker().into_iter().for_each(|bgp| metrics.bgp(bgp));
+                            // Set here only, and an agent waits once.
+                            let _ = way_out.set(Arc::clone(drain));
+                        }
                         early
                     }
                 };
@@ -233,11 +264,12 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
     };
     let (early, speaking, listener) = match early {
         Some(early) => {
-            let (dataplanes, cni, speaking, listener) = early.end().await;
+            let Ended { dataplanes, cni, speaking, listener } = early.end().await;
             (Some((dataplanes, cni)), speaking, Some(listener))
         }
         None => (None, None, None),
     };
+    let (speaking, drain) = speaking.unzip();
     let nodename = settings.state_dir.join(waiting::NODENAME);
     std::fs::write(&nodename, format!("{}\n", settings.node_name))
         .with_context(|| format!("cannot write {}", nodename.display()))?;
@@ -312,7 +344,7 @@ async fn start(settings: &Settings, started: Instant) -> anyhow::Result<Parts> {
     }));
     let gone = felix.clone();
     let policy_gone = policy.clone();
-    let drain = Arc::new(Drain::new(bgp.clone()));
+    let drain = drain.unwrap_or_else(|| Arc::new(Drain::new(bgp.clone())));
     let wished = Arc::clone(&drain);
     let ended = Box::pin(async move {
         let speaker = async {

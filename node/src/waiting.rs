@@ -88,12 +88,18 @@ impl Wait {
 }
 
 /// What is answered on the admin socket meanwhile.
-fn answers(sources: health::Sources, waits: Arc<Wait>) -> admin::Answer {
+fn answers(sources: health::Sources, waits: Arc<Wait>, speaks: bool) -> admin::Answer {
     Arc::new(move |request| {
         let (sources, waits) = (sources.clone(), Arc::clone(&waits));
         Box::pin(async move {
             match request {
                 AdminRequest::Health => serde_json::to_value(sources.health().await).unwrap_or(Value::Null),
+                AdminRequest::Drain { wait } if speaks => {
+                    match sources.drain.run(Duration::from_secs(wait)).await {
+                        Ok(done) => serde_json::to_value(done).unwrap_or(Value::Null),
+                        Err(e) => json!({"error": format!("{e:#}")}),
+                    }
+                }
                 AdminRequest::Bgp(_) => json!(End::Error(waits.refusal())),
                 _ => json!({"error": waits.refusal()}),
             }
@@ -106,7 +112,7 @@ pub(crate) struct Early {
     pub(crate) dataplanes: Dataplanes,
     pub(crate) cni: cni_server::Server,
     /// Speaks as the last agent did; the whole one goes on with it.
-    speaking: Option<brindle_bgpd::Running>,
+    speaking: Option<(brindle_bgpd::Running, Arc<Drain>)>,
     health: Option<JoinHandle<()>>,
     /// The admin socket, and who answers there meanwhile.
     listener: UnixListener,
@@ -133,18 +139,19 @@ impl Early {
         let waits = Arc::new(Wait::new(&settings.datastore, why));
         let speaking = speaker::without_datastore(settings, felix).await?;
         let bgp = speaking.as_ref().map(|s| s.handle.clone());
+        let drain = Arc::new(Drain::new(bgp.clone()));
         let sources = health::Sources {
             felix: felix.clone(),
             policy: policy.clone(),
             bgp: bgp.clone(),
             bgp_problems: None,
             node: settings.node_name.clone(),
-            drain: Arc::new(Drain::new(None)),
+            drain: Arc::clone(&drain),
             started,
             waits: Some(Arc::clone(&waits)),
         };
         // First of all: kubelet's probes ask here whether the agent lives.
-        let answers = answers(sources.clone(), Arc::clone(&waits));
+        let answers = answers(sources.clone(), Arc::clone(&waits), bgp.is_some());
         let admin = tokio::spawn(admin::serve(local_socket::twin(&listener)?, answers, bgp));
         let cni = cni_server::start(settings, store, felix, policy).await?;
         let health = match settings.cluster.health {
@@ -154,7 +161,7 @@ impl Early {
         Ok(Self {
             dataplanes,
             cni,
-            speaking,
+            speaking: speaking.map(|s| (s, drain)),
             health,
             listener,
             admin,
@@ -184,11 +191,14 @@ impl Early {
         self.pause = (self.pause * 2).min(PAUSE.1);
     }
 
+    /// The speaker's way out, if one speaks.
+    pub(crate) fn drain(&self) -> Option<&Arc<Drain>> {
+        self.speaking.as_ref().map(|(_, drain)| drain)
+    }
+
     /// The wait is over: what the whole agent starts anew is given free. Who asks at the admin socket now is answered by
     /// the whole agent.
-    pub(crate) async fn end(
-        self,
-    ) -> (Dataplanes, cni_server::Server, Option<brindle_bgpd::Running>, UnixListener) {
+    pub(crate) async fn end(self) -> Ended {
         tracing::info!(old = "waiting", new = "starting", cause = "the datastore answers", "agent");
         if let Some(health) = self.health {
             health.abort();
@@ -196,8 +206,16 @@ impl Early {
             drop(health.await);
         }
         self.admin.abort();
-        (self.dataplanes, self.cni, self.speaking, self.listener)
+        Ended { dataplanes: self.dataplanes, cni: self.cni, speaking: self.speaking, listener: self.listener }
     }
+}
+
+/// What the whole agent goes on with.
+pub(crate) struct Ended {
+    pub(crate) dataplanes: Dataplanes,
+    pub(crate) cni: cni_server::Server,
+    pub(crate) speaking: Option<(brindle_bgpd::Running, Arc<Drain>)>,
+    pub(crate) listener: UnixListener,
 }
 
 /// Whether waiting makes sense. On a node that has been served before it does whenever the datastore does not answer or

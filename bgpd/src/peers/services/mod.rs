@@ -30,6 +30,7 @@ use brindle_config_core::{
     key::Key,
 };
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use self::table::{Backends, ServiceFacts, ServiceTable};
 
@@ -39,7 +40,7 @@ pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-b
 pub const SELECTOR_ANNOTATION: &str = "bgp.brindle.dev/single-services";
 
 /// Which list of a service an address comes from, and which list of BGPConfiguration it must be in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Source {
     ClusterIp,
     ExternalIp,
@@ -79,7 +80,7 @@ impl fmt::Display for Source {
 }
 
 /// Why a range or an address is, or is not, announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Why {
     /// The range, by every node.
     Range,
@@ -122,7 +123,7 @@ impl Why {
 }
 
 /// What becomes of one range or one address of a service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Verdict {
     pub prefix: IpNet,
     pub source: Source,
