@@ -177,8 +177,18 @@ fn an_agent_that_starts_without_its_server_speaks_bgp_as_the_one_before_and_goes
         let text = fs::read_to_string(node.dir.join("bgp.json")).map_err(|e| e.to_string())?;
         if text.contains("10.0.0.2") && text.contains("10.128.") { Ok(()) } else { Err(text) }
     });
-    node.stop_agent();
+    let before = router.established(&node);
     node.server.stop();
+    until("the agent has noticed that its server is away", LONG, || match node.probe("--ready") {
+        (_, said) if said.contains("127.0.0.1:6443") => Ok(()),
+        (_, said) => {
+            let text = log(&node);
+            if text.contains("127.0.0.1:6443") { Ok(()) } else { Err(format!("{said}\n{text}")) }
+        }
+    });
+    router.fresh(&node);
+    assert_eq!(router.established(&node), before, "an agent that runs goes on");
+    node.stop_agent();
     until("the session is down", LONG, || {
         let text = router.birdc("show protocols agent");
         if text.contains("Established") { Err(text) } else { Ok(()) }
