@@ -101,6 +101,8 @@ pub enum Call {
     Ping,
     /// Which addresses belong to pods of this node (podCIDRs), for `usePodCidr`.
     PodCidrs,
+    /// Of which families this node's pods can have addresses: those a pool that serves it has.
+    Families,
     /// Whether an ADD can be served now. Without any of these: one of some pod, from whichever pool.
     Status {
         /// Another IPAM plugin gives the addresses: pools do not matter.
@@ -234,6 +236,10 @@ pub enum Reply {
     },
     PodCidrs {
         cidrs: Vec<IpNet>,
+    },
+    Families {
+        v4: bool,
+        v6: bool,
     },
     Registered,
     Deleted,

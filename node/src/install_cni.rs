@@ -93,12 +93,12 @@ pub(crate) fn run(args: &InstallArgs) -> Result<Vec<String>> {
     if args.remove {
         return remove(args, &conflist);
     }
-    let text = conflist_text(args)?;
+    let text = conflist_text(args, Families::default())?;
     let mut done = plugins(args)?;
     if args.plugins_only {
         return Ok(done);
     }
-    wait_for_agent(&args.cni_socket, &text, Duration::from_secs(args.wait))?;
+    let text = when_ready(args, &text)?;
     write_conflist(args, &conflist, &text, &mut done)?;
     Ok(done)
 }
@@ -113,8 +113,8 @@ pub(crate) fn conflist_for(cni_socket: &Path) -> Result<Vec<String>> {
     let mut args = FromEnvironment::try_parse_from(["brindle-node"])?.args;
     cni_socket.clone_into(&mut args.cni_socket);
     let conflist = args.net_dir.join(&args.conf_name);
-    let text = conflist_text(&args)?;
-    wait_for_agent(cni_socket, &text, Duration::from_secs(args.wait))?;
+    let text = conflist_text(&args, Families::default())?;
+    let text = when_ready(&args, &text)?;
     let mut done = Vec::new();
     write_conflist(&args, &conflist, &text, &mut done)?;
     Ok(done)
@@ -163,7 +163,38 @@ fn mtu(text: &str) -> Result<u32> {
     }
 }
 
-fn conflist_text(args: &InstallArgs) -> Result<String> {
+/// Of which families pods get addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Families {
+    v4: bool,
+    v6: bool,
+}
+
+impl Default for Families {
+    /// As the plugin has it where the conflist does not say.
+    fn default() -> Self {
+        Self { v4: true, v6: false }
+    }
+}
+
+/// Waits for the agent. The conflist: the built-in one asks for addresses of the families that pools of this node have.
+fn when_ready(args: &InstallArgs, text: &str) -> Result<String> {
+    let limit = Duration::from_secs(args.wait);
+    if given(args)?.is_some() {
+        wait_for_agent(&args.cni_socket, &question(text), limit)?;
+        return Ok(text.to_owned());
+    }
+    // One family is enough to know that there are pools; which there are is asked then.
+    wait_for_agent(&args.cni_socket, &Call::status(), limit)?;
+    let families = match exchange(&args.cni_socket, Call::Families) {
+        Ok(Reply::Families { v4, v6 }) if v4 || v6 => Families { v4, v6 },
+        // An agent before this one does not know the question.
+        _ => Families::default(),
+    };
+    conflist_text(args, families)
+}
+
+fn conflist_text(args: &InstallArgs, families: Families) -> Result<String> {
     let mtu = mtu(&args.mtu)?;
     let value: Value = match given(args)? {
         Some((text, what)) => {
@@ -174,8 +205,14 @@ fn conflist_text(args: &InstallArgs) -> Result<String> {
             serde_json::from_str(&text).with_context(|| format!("{what} is no JSON"))?
         }
         None => {
+            let mut ipam = json!({"type": "brindle-ipam"});
+            if families != Families::default() {
+                // Texts, as Calico's have it.
+                ipam["assign_ipv4"] = families.v4.to_string().into();
+                ipam["assign_ipv6"] = families.v6.to_string().into();
+            }
             let mut plugin = json!({"type": "brindle", "agent_socket": args.cni_socket,
-                "ipam": {"type": "brindle-ipam"}, "capabilities": {"io.kubernetes.cri.pod-annotations": true}});
+                "ipam": ipam, "capabilities": {"io.kubernetes.cri.pod-annotations": true}});
             if mtu != 0 {
                 plugin["mtu"] = mtu.into();
             }
@@ -219,16 +256,21 @@ fn secret(value: &Value) -> Option<String> {
 /// What is asked of the agent: where the conflist has another IPAM plugin, pools do not matter.
 fn question(conflist: &str) -> Call {
     let value: Value = serde_json::from_str(conflist).unwrap_or_default();
-    let plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
-    let kind = |p: &Value| p.pointer("/ipam/type").and_then(Value::as_str).map(str::to_owned);
-    let mut ours = plugins.filter(|p| p.get("type").is_some_and(|t| t == BINARIES[0])).filter_map(kind);
-    let given = ours.next().is_some_and(|kind| matches!(&*kind, "host-local" | "static"));
-    Call::Status { given, pools4: Vec::new(), pools6: Vec::new(), num4: 0, num6: 0 }
+    let mut plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
+    let ours = plugins.find(|p| p.get("type").is_some_and(|t| t == BINARIES[0]));
+    let ipam = ours.and_then(|p| p.get("ipam")).cloned().unwrap_or_default();
+    let given = matches!(ipam.get("type").and_then(Value::as_str), Some("host-local" | "static"));
+    let says = |word: &str, unsaid: bool| match ipam.get(word) {
+        Some(Value::Bool(b)) => *b,
+        Some(Value::String(text)) => text.eq_ignore_ascii_case("true"),
+        _ => unsaid,
+    };
+    let (v4, v6) = (says("assign_ipv4", true), says("assign_ipv6", false));
+    Call::Status { given, pools4: Vec::new(), pools6: Vec::new(), num4: v4.into(), num6: v6.into() }
 }
 
 /// Waits until the agent says that it could serve an ADD of this conflist.
-fn wait_for_agent(socket: &Path, conflist: &str, limit: Duration) -> Result<()> {
-    let asked = question(conflist);
+fn wait_for_agent(socket: &Path, asked: &Call, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
         let why = match ask(socket, asked.clone()) {
@@ -245,17 +287,21 @@ fn wait_for_agent(socket: &Path, conflist: &str, limit: Duration) -> Result<()> 
 }
 
 fn ask(socket: &Path, asked: Call) -> Result<(), String> {
+    match exchange(socket, asked)? {
+        Reply::Pong { .. } => Ok(()),
+        Reply::Error { msg, .. } => Err(msg),
+        other => Err(format!("it answers {other:?}")),
+    }
+}
+
+fn exchange(socket: &Path, asked: Call) -> Result<Reply, String> {
     let mut stream = UnixStream::connect(socket).map_err(|e| format!("{}: {e}", socket.display()))?;
     let patience = Some(Duration::from_secs(5));
     stream
         .set_read_timeout(patience)
         .and_then(|()| stream.set_write_timeout(patience))
         .map_err(|e| e.to_string())?;
-    match proto::ask(&mut stream, asked).map_err(|e| e.to_string())? {
-        Reply::Pong { .. } => Ok(()),
-        Reply::Error { msg, .. } => Err(msg),
-        other => Err(format!("it answers {other:?}")),
-    }
+    proto::ask(&mut stream, asked).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -303,8 +349,12 @@ mod tests {
         (dir, args)
     }
 
-    /// An agent that is ready, or says what is missing.
+    /// An agent that is ready, or says what is missing; its node has pools of IPv4, or as said.
     fn agent(socket: &Path, reply: Reply) {
+        agent_of(socket, reply, Families { v4: true, v6: false });
+    }
+
+    fn agent_of(socket: &Path, reply: Reply, Families { v4, v6 }: Families) {
         let listener = UnixListener::bind(socket).unwrap();
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -313,7 +363,10 @@ mod tests {
                 io::Read::read_exact(&mut stream, &mut head).unwrap();
                 let mut body = vec![0; proto::body_len(head).unwrap()];
                 io::Read::read_exact(&mut stream, &mut body).unwrap();
-                stream.write_all(&proto::encode(&reply).unwrap()).unwrap();
+                let asked: proto::Request = proto::decode(&body).unwrap();
+                let families = Reply::Families { v4, v6 };
+                let reply = if asked.call == Call::Families { &families } else { &reply };
+                stream.write_all(&proto::encode(reply).unwrap()).unwrap();
             }
         });
     }
@@ -325,6 +378,44 @@ mod tests {
                 json!({"name": "n", "plugins": [{"type": "brindle", "ipam": {"type": ipam}}]}).to_string();
             assert!(matches!(question(&text), Call::Status { given, .. } if given == want), "{ipam}");
         }
+    }
+
+    #[test]
+    fn the_conflist_asks_for_the_families_that_have_pools() {
+        let both = [("true", "true", true, true), ("false", "true", false, true), ("", "", true, false)];
+        for (want4, want6, v4, v6) in both {
+            let (dir, args) = stage();
+            let pong = Reply::Pong { node: "n".into(), version: "1".into() };
+            agent_of(&args.cni_socket, pong, Families { v4, v6 });
+            run(&args).unwrap();
+            let text = fs::read_to_string(args.net_dir.join(&args.conf_name)).unwrap();
+            let list: Value = serde_json::from_str(&text).unwrap();
+            let ipam = &list["plugins"][0]["ipam"];
+            let word = |name: &str| ipam[name].as_str().unwrap_or_default().to_owned();
+            assert_eq!((&*word("assign_ipv4"), &*word("assign_ipv6")), (want4, want6), "{text}");
+            let asked = question(&text);
+            let wanted = (u8::from(v4), u8::from(v6));
+            assert!(matches!(asked, Call::Status { num4, num6, .. } if (num4, num6) == wanted), "{asked:?}");
+            fs::remove_dir_all(dir).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_killed_run_left_halfway_is_no_obstacle() {
+        let (dir, args) = stage();
+        fs::create_dir_all(&args.net_dir).unwrap();
+        for (folder, name) in [(&args.bin_dir, "brindle"), (&args.net_dir, &*args.conf_name)] {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join(format!(".{name}.{}.tmp", std::process::id())), "half").unwrap();
+        }
+        agent(&args.cni_socket, Reply::Pong { node: "n".into(), version: "1".into() });
+        run(&args).unwrap();
+        let hidden = |folder: &Path| {
+            let all = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name());
+            all.filter(|n| n.to_string_lossy().ends_with(".tmp")).count()
+        };
+        assert_eq!((hidden(&args.bin_dir), hidden(&args.net_dir)), (0, 0));
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

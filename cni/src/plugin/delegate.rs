@@ -65,6 +65,10 @@ pub(crate) struct Delegate {
     input: Vec<u8>,
 }
 
+/// The newest version of the specification, and those before it with results of the same form for addresses.
+const NEWEST: &str = "1.1.0";
+const OLDER: [&str; 2] = ["1.0.0", "0.4.0"];
+
 /// What to do about an answer of the other plugin that does not say so itself.
 const ITS_OWN: &str = "see what its configuration, the section ipam, asks of it";
 
@@ -101,17 +105,43 @@ impl Delegate {
 
     /// STATUS or GC, if it is new enough to know them.
     pub(crate) fn forward(&self, verb: &str) -> Result<(), CniError> {
-        let out = self.run("VERSION", br#"{"cniVersion":"1.1.0"}"#)?;
-        let versions: Value = serde_json::from_slice(&out).unwrap_or_default();
-        let knows = versions.pointer("/supportedVersions").and_then(Value::as_array);
-        if knows.is_some_and(|l| l.iter().any(|v| v == "1.1.0")) {
-            self.call(verb)?;
+        if self.versions()?.iter().any(|v| v == NEWEST) {
+            self.run(verb, &self.input)?;
         }
         Ok(())
     }
 
+    /// The versions it speaks.
+    fn versions(&self) -> Result<Vec<String>, CniError> {
+        let out = self.run("VERSION", br#"{"cniVersion":"1.1.0"}"#)?;
+        let versions: Value = serde_json::from_slice(&out).unwrap_or_default();
+        let all = versions.pointer("/supportedVersions").and_then(Value::as_array);
+        Ok(all.into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect())
+    }
+
     fn call(&self, verb: &str) -> Result<Vec<u8>, CniError> {
-        self.run(verb, &self.input)
+        self.run(verb, &self.spoken()?)
+    }
+
+    /// The configuration in a version the program speaks: those of many nodes are older than 1.1.0, and what that brought
+    /// is for nobody who only gives addresses.
+    fn spoken(&self) -> Result<Vec<u8>, CniError> {
+        let broken =
+            |e: serde_json::Error| CniError::new(code::DECODE, format!("network configuration: {e}"));
+        let mut conf: Value = serde_json::from_slice(&self.input).map_err(broken)?;
+        if conf.get("cniVersion").is_none_or(|v| v != NEWEST) {
+            return Ok(self.input.clone());
+        }
+        let versions = self.versions()?;
+        let older = OLDER.iter().find(|v| versions.iter().any(|known| known == *v));
+        let (false, Some(older)) = (versions.iter().any(|v| v == NEWEST), older) else {
+            return Ok(self.input.clone());
+        };
+        conf["cniVersion"] = (*older).into();
+        if let Some(version) = conf.pointer_mut("/prevResult/cniVersion") {
+            *version = (*older).into();
+        }
+        serde_json::to_vec(&conf).map_err(broken)
     }
 
     fn run(&self, verb: &str, input: &[u8]) -> Result<Vec<u8>, CniError> {

@@ -273,11 +273,18 @@ fn open_netns(path: &Path) -> Result<NetNs, CniError> {
     }
 }
 
+/// `/proc/PID/ns/net` or `/proc/PID/task/TID/ns/net`, the kernel's own links (what kind they are is seen when they are entered). Others below /proc lead anywhere
+/// (`/proc/self/root`).
+fn is_of_process(path: &Path) -> bool {
+    let parts: Vec<&str> = path.to_str().unwrap_or_default().split('/').collect();
+    matches!(&parts[..], ["", "proc", _, "ns", _] | ["", "proc", _, "task", _, "ns", _])
+}
+
 /// Opens a pod's namespace; the host's own is refused, and so is a path that leads elsewhere.
 fn open_pod(path: &Path) -> Result<NetNs, CniError> {
     let shown = path.display();
     let kind = std::fs::symlink_metadata(path).map(|m| m.file_type());
-    if kind.as_ref().is_ok_and(|k| k.is_symlink()) && !path.starts_with("/proc") {
+    if kind.as_ref().is_ok_and(|k| k.is_symlink()) && !is_of_process(path) {
         return Err(CniError::env(format!("CNI_NETNS {shown} is a symbolic link"))
             .hint("give the namespace itself, like /run/netns/NAME or /proc/PID/ns/net"));
     }

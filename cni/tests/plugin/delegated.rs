@@ -86,3 +86,38 @@ fn a_repeated_add_gives_what_the_delegate_gave_and_takes_nothing_back() {
     assert!(!agent.calls().contains(&"del"), "{:?}", agent.calls());
     assert!(pod.link("eth0").is_some());
 }
+
+#[test]
+fn a_delegate_of_before_1_1_is_spoken_to_in_what_it_speaks() {
+    let (host, pod) = (Host::new("delold"), Ns::new("delold"));
+    let mut conf = played(&host, "");
+    let program = host.folder.0.join("host-local");
+    // As the reference plugins before 1.2 have it.
+    let script = format!(
+        r#"#!/bin/sh
+if [ $CNI_COMMAND = VERSION ]; then echo '{{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0.0"]}}'; exit; fi
+if grep -q '"cniVersion":"1.1.0"'; then echo '{{"code":1,"msg":"incompatible CNI versions"}}'; exit 1; fi
+echo $CNI_COMMAND >> {}.calls
+[ $CNI_COMMAND != ADD ] || echo '{{"cniVersion":"1.0.0","ips":[{{"address":"10.7.0.2/24"}}]}}'
+"#,
+        program.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    conf["cniVersion"] = "1.1.0".into();
+    let _agent = host.agent(|call| match call {
+        Call::Add { attachment, given, .. } => Some(Reply::Added {
+            addresses: given.clone(),
+            host_ifname: attachment.host_ifname("cali"),
+            mtu: 0,
+            again: false,
+        }),
+        other => content(other),
+    });
+    let added = host.plugin("ADD", "c1", &pod.path(), &conf);
+    assert!(added.ok, "{added:?}");
+    assert_eq!(added.json()["cniVersion"], "1.1.0", "to the runtime as it asked");
+    conf["prevResult"] = added.json();
+    let gone = host.plugin("DEL", "c1", &pod.path(), &conf);
+    assert!(gone.ok, "{gone:?}");
+    assert_eq!(calls(&host), "ADD DEL ");
+}

@@ -123,6 +123,7 @@ fn a_path_that_is_no_namespace_of_another_is_refused() {
     std::os::unix::fs::symlink(pod.path(), &link).unwrap();
     for (path, code, want) in [
         (link.to_str().unwrap(), 4, "is a symbolic link"),
+        (&*format!("/proc/self/root{}", link.display()), 4, "is a symbolic link"),
         (file.to_str().unwrap(), 3, "not a namespace"),
         ("/dev/null", 4, "is not a network namespace"),
         ("/proc/self/ns/net", 4, "network namespace of the host itself"),

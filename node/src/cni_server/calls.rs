@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use brindle_cni::proto::{Call, Reply};
 
 /// As the protocol calls them.
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "ping",
     "pod-cidrs",
     "status",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 11] = [
     "ipam-del",
     "ipam-check",
     "gc",
+    "families",
 ];
 const RESULTS: [&str; 2] = ["ok", "error"];
 
@@ -58,6 +59,7 @@ pub(super) const fn command(call: &Call) -> usize {
         Call::IpamDel { .. } => 8,
         Call::IpamCheck { .. } => 9,
         Call::Gc { .. } => 10,
+        Call::Families => 11,
     }
 }
 

@@ -118,6 +118,29 @@ impl Service {
         Ok(true)
     }
 
+    /// Refuses addresses that another IPAM plugin, or a pod's annotation, gives and that an endpoint of this node has: both
+    /// would be cut off.
+    pub(super) async fn nobody_elses(&self, a: &Attachment, given: &[IpNet]) -> Result<(), Refused> {
+        let own = self.endpoint_key(a);
+        for other in self.own_endpoints().await? {
+            let spec = &other.resource.spec;
+            let of_it = spec.container_id == a.container_id && spec.endpoint == a.ifname;
+            if spec.node != self.node || of_it || other.resource.key() == own {
+                continue;
+            }
+            if let Some(taken) =
+                given.iter().find(|n| spec.ip_networks.iter().any(|there| there.addr() == n.addr()))
+            {
+                return Err(Refused::new(
+                    code::DUPLICATE_ADDRESS,
+                    format!("{} is the address of {}", taken.addr(), other.resource.key()),
+                    "give each pod its own: correct the IPAM configuration or the annotation ipAddrsNoIpam",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the dataplane begin with the policy of an endpoint while the plugin makes its device.
     pub(super) async fn announce(&self, a: &Attachment, device: String, addresses: Vec<IpNet>) {
         if self.knows_more.load(Ordering::Relaxed) {

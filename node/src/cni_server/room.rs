@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use brindle_cni::error::code;
+use brindle_cni::{error::code, proto::Reply};
 use brindle_ipam::{View, pools::Family};
 use ipnet::IpNet;
 
@@ -16,6 +16,13 @@ use super::{address::Wish, now, refused::Refused, service::Service};
 const READ_EVERY: Duration = Duration::from_secs(60);
 
 impl Service {
+    /// The families of which a pool serves this node.
+    pub(super) async fn families(&self) -> Result<Reply, Refused> {
+        let view = View::load(&*self.store, &self.node).await?;
+        let has = |family| view.serving(&self.node, family, &[]).is_ok();
+        Ok(Reply::Families { v4: has(Family::V4), v6: has(Family::V6) })
+    }
+
     pub(super) async fn has_room(&self, wish: &Wish) -> Result<(), Refused> {
         let view = View::load(&*self.store, &self.node).await?;
         if !view.pools.iter().any(|p| !p.spec.disabled && !p.terminating) {

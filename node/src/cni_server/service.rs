@@ -38,6 +38,8 @@ use super::{
 
 /// How long ADD waits for felix to know the MTU after the agent's start.
 const MTU: Duration = Duration::from_secs(10);
+/// How long a datastore counts as one that cannot be written after it refused a pod.
+const UNWRITABLE: Duration = Duration::from_secs(30);
 /// Prefix of host devices where none is configured.
 const PREFIX: &str = "cali";
 
@@ -66,6 +68,8 @@ pub(super) struct Service {
     ghosts: StdMutex<Ghosts>,
     /// What STATUS was refused with last; empty when it was not.
     status_said: StdMutex<String>,
+    /// When a pod was last refused because the datastore could not be written, and why.
+    unwritable: StdMutex<Option<(Instant, Refused)>>,
     /// When the blocks were last read because STATUS found no room in what is remembered.
     pub(super) read_for_status: StdMutex<Option<Instant>>,
 }
@@ -92,6 +96,7 @@ impl Service {
             busy: StdMutex::new(BTreeMap::new()),
             ghosts: StdMutex::default(),
             status_said: StdMutex::default(),
+            unwritable: StdMutex::default(),
             read_for_status: StdMutex::default(),
         }
     }
@@ -110,7 +115,14 @@ impl Service {
     /// Carries out a call.
     pub(super) async fn call(&self, call: Call, caller: Caller) -> Reply {
         let asked = matches!(call, Call::Status { .. });
+        let writes = matches!(call, Call::Add { .. } | Call::IpamAdd { .. } | Call::Register { .. });
         let done = self.carry_out(call, caller).await;
+        if writes {
+            let failed = done.as_ref().err().filter(|r| r.datastore && !r.locked);
+            // Replaced whole.
+            *self.unwritable.lock().unwrap_or_else(PoisonError::into_inner) =
+                failed.map(|why| (Instant::now(), why.clone()));
+        }
         // Runtimes and the conflist's writer ask again and again; the answer is news when it is another one.
         let news = !asked || {
             let said = done.as_ref().err().map(|r| r.msg.clone()).unwrap_or_default();
@@ -132,6 +144,7 @@ impl Service {
                 let wish = Wish { pools4, pools6, num4, num6, ..Wish::default() };
                 self.status((!given).then_some(&wish)).await
             }
+            Call::Families => self.families().await,
             Call::PodCidrs => Ok(Reply::PodCidrs { cidrs: self.pod_cidrs().await? }),
             Call::Add { attachment, pools4, pools6, num4, num6, ips, given, pools_of_pod } => {
                 let _turn = self.turn(&attachment).await;
@@ -209,6 +222,15 @@ impl Service {
             Refused { code: if limited { code::LIMITED } else { code::NOT_AVAILABLE }, ..r }
         };
         self.unlocked().await.map_err(not_now)?;
+        // It can be read. Whether it can be written only a pod shows; the next one may have more luck.
+        let last = self.unwritable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, why)) = last.filter(|(when, _)| when.elapsed() < UNWRITABLE) {
+            return Err(Refused {
+                code: code::NOT_AVAILABLE,
+                msg: format!("the last pod could not be recorded: {}", why.msg),
+                ..why
+            });
+        }
         if let Some(wish) = wish {
             self.has_room(wish).await.map_err(not_now)?;
         }
@@ -229,6 +251,9 @@ impl Service {
             Refused::new(code::TRY_AGAIN, e, "try again; if it stays so, see the agent's log")
         })?;
         let foreign = !given.is_empty();
+        if foreign {
+            self.nobody_elses(a, &given).await?;
+        }
         let given = if given.is_empty() {
             // An endpoint of the pod's former sandbox stays in force until it is replaced.
             self.assign(a, wish, !known).await?

@@ -109,6 +109,11 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     // Runtimes read `*.conf`, `*.conflist` and `*.json` only.
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    // Of a process that was killed: in a container every one has the same number.
+    match fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
     let written = (|| {
         let mut file = File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;

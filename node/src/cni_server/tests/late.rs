@@ -79,6 +79,31 @@ async fn a_dead_add_takes_nothing_from_the_one_that_followed() {
     }
 }
 
+/// An ADD with addresses of another plugin.
+fn add_given(a: &Attachment, address: &str) -> Call {
+    let Call::Add { attachment, pools4, pools6, num4, num6, ips, pools_of_pod, .. } = add(a) else {
+        panic!()
+    };
+    let given = vec![address.parse().unwrap()];
+    Call::Add { attachment, pools4, pools6, num4, num6, ips, given, pools_of_pod }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_another_plugin_gives_is_refused_while_an_endpoint_has_it() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let there = s.attach(&attachment("c1")).await[0].addr().to_string();
+    let before = s.announced().len();
+    let (code, msg) = refused(s.ask(add_given(&attachment("c2"), &format!("{there}/32"))).await);
+    assert_eq!(code, code::DUPLICATE_ADDRESS);
+    assert!(msg.contains(&there) && msg.contains("n1-k8s-pod--c1-eth0"), "{msg}");
+    assert_eq!(s.announced().len(), before, "policy is told nothing of it: both would be closed");
+    let Reply::Added { .. } = s.ask(add_given(&attachment("c3"), "192.0.2.9/24")).await else { panic!() };
+    // Its own address it may have again.
+    let Reply::Added { .. } = s.ask(add_given(&attachment("c1"), &format!("{there}/32"))).await else {
+        panic!()
+    };
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn policy_is_told_of_an_address_before_it_is_recorded_and_told_again_when_another_host_was_first() {
     let s = Stage::new("10.1.0.0/26").await;
