@@ -116,13 +116,19 @@ pub(crate) fn plugin() -> Result<PathBuf> {
     Ok(steps::target()?.join(TARGET).join("dist/brindle"))
 }
 
-/// Builds the programs of packages the way they are shipped.
-fn build_static<'a>(packages: impl IntoIterator<Item = &'a str>) -> Result<()> {
+/// Makes sure that programs can be linked statically.
+pub(crate) fn target() -> Result<()> {
     let installed = Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output()?;
     if !Path::new(String::from_utf8_lossy(&installed.stdout).trim()).exists() {
         steps::sh("rustup", &["target", "add", TARGET])
             .context("programs for a scratch image are linked statically with musl")?;
     }
+    Ok(())
+}
+
+/// Builds the programs of packages the way they are shipped.
+fn build_static<'a>(packages: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    target()?;
     let mut args = vec!["build", "--locked", "--profile", "dist", "--bins", "--target", TARGET];
     args.extend(packages.into_iter().flat_map(|p| ["-p", p]));
     steps::sh("cargo", &args)
