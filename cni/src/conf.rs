@@ -91,6 +91,8 @@ struct RawIpam {
     /// Another plugin's configuration has no place for these but this section.
     agent_socket: String,
     state_dir: String,
+    /// For the interface that gets the addresses, where it is another plugin's.
+    routes: Vec<Value>,
     /// host-local's; only looked at.
     subnet: Value,
     ranges: Value,
@@ -116,6 +118,7 @@ impl Default for RawIpam {
             kind: IPAM.into(),
             assign_ipv4: None,
             assign_ipv6: None,
+            routes: Vec::new(),
             ipv4_pools: Vec::new(),
             ipv6_pools: Vec::new(),
             agent_socket: String::new(),
@@ -214,6 +217,8 @@ pub struct Conf {
     pub ipv6_pools: Vec<String>,
     /// The pools are the pod's own wish: those of its namespace do not count.
     pub pools_of_pod: bool,
+    /// `ipam.routes`, which the address plugin hands on to whoever makes the interface.
+    pub routes: Vec<Value>,
     /// Addresses asked for by the runtime, else by the pod's annotation.
     pub ips: Vec<IpAddr>,
     /// Addresses the pod brings along (ipAddrsNoIpam): none are taken from pools.
@@ -347,6 +352,7 @@ impl Conf {
             ipv4_pools: pools("ipam.ipv4_pools", ipv4_pools, IpAddr::V4(Ipv4Addr::UNSPECIFIED))?,
             ipv6_pools: pools("ipam.ipv6_pools", ipv6_pools, IpAddr::V6(Ipv6Addr::UNSPECIFIED))?,
             pools_of_pod,
+            routes: routes(raw.ipam.routes, command)?,
             pod_cidr,
             name: raw.name,
             nodename: Some(raw.nodename).filter(|n| !n.is_empty()),
@@ -397,6 +403,23 @@ fn mac(field: &str, text: &str) -> Result<Option<brindle_kernel::netlink::Mac>, 
     let wrong = |what: &str| CniError::config(format!("{field}: {text:?} is not {what}"));
     let mac = text.parse().map_err(|_| wrong("a MAC address"))?;
     if is_station(mac) { Ok(Some(mac)) } else { Err(wrong("the address of one station")) }
+}
+
+/// Routes for an interface: objects with a network `dst`, and perhaps a gateway `gw`. DEL and the like do not need them.
+fn routes(all: Vec<Value>, command: Command) -> Result<Vec<Value>, CniError> {
+    if !matches!(command, Command::Add) {
+        return Ok(Vec::new());
+    }
+    for (i, route) in all.iter().enumerate() {
+        let text = |key: &str| route.get(key).map(|v| v.as_str().unwrap_or_default());
+        let dst = text("dst").is_some_and(|t| t.parse::<ipnet::IpNet>().is_ok());
+        let gateway = text("gw").is_none_or(|t| t.parse::<IpAddr>().is_ok());
+        if !(dst && gateway) {
+            return Err(CniError::config(format!("ipam.routes[{i}]: {route} is no route"))
+                .hint("write it like {\"dst\": \"10.0.0.0/16\", \"gw\": \"10.0.0.1\"}; gw may be left out"));
+        }
+    }
+    Ok(all)
 }
 
 fn pools(field: &str, pools: Vec<String>, family: IpAddr) -> Result<Vec<String>, CniError> {
@@ -493,6 +516,7 @@ mod tests {
                 "ipam.type is \"host-local\"",
             ),
             (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"assign_ipv4":"maybe"}}"#, 7, "ipam.assign_ipv4"),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"routes":[{"dst":"all"}]}}"#, 7, "ipam.routes[0]"),
             (
                 r#"{"cniVersion":"1.0.0","name":"n","ipam":{"assign_ipv4":false}}"#,
                 7,

@@ -21,7 +21,8 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
     let request = Call::IpamAdd { attachment, pools4, pools6, num4, num6, ips, pools_of_pod };
     match call.agent()?.call(request)? {
         Reply::Added { addresses, .. } => {
-            Ok(Answer::addresses(call.conf.version, &addresses, call.conf.dns.clone()))
+            let answer = Answer::addresses(call.conf.version, &addresses, call.conf.dns.clone());
+            Ok(Answer { routes: call.conf.routes.clone(), ..answer })
         }
         other => Err(Agent::unexpected(&other)),
     }
