@@ -197,6 +197,7 @@ impl Running {
         KubeControllersConfigurationStatus {
             environment_vars: given.texts.clone(),
             running_config: self.written(),
+            problems: Vec::new(),
         }
     }
 

@@ -121,6 +121,8 @@ struct Worker<'a> {
     remarks: String,
     /// Why the status could not be written.
     unwritten: String,
+    /// The problems that were last written into it.
+    reported: Option<Vec<String>>,
     /// What was said already: problems and failures are told when they are new, not at each look.
     told: BTreeSet<String>,
 }
@@ -181,6 +183,7 @@ impl<'a> Worker<'a> {
             running,
             remarks: String::new(),
             unwritten: String::new(),
+            reported: None,
             told: BTreeSet::new(),
         }
     }
@@ -242,12 +245,15 @@ impl<'a> Worker<'a> {
         self.remarks = remark;
     }
 
-    /// Writes what is run with where people look for it; makes the object when there is none.
-    async fn report(&mut self, facts: &Facts) {
+    /// Writes what is run with, and what of the object cannot be done, where people look for it; makes the object when
+    /// there is none.
+    async fn report(&mut self, facts: &Facts, problems: &[String]) {
         if self.settings.dry_run || facts.locked || !self.leads() {
             return;
         }
-        let status = self.running.status(&self.settings.given);
+        let mut status = self.running.status(&self.settings.given);
+        let own = problems.iter().filter_map(|p| p.strip_prefix("KubeControllersConfiguration(default): "));
+        status.problems = own.map(str::to_owned).collect();
         let found = configuration(facts).map(decode::<KubeControllersConfigurationSpec>);
         let (mut resource, expect) = match found {
             None => (config::default_object(), Expect::Absent),
@@ -256,13 +262,26 @@ impl<'a> Worker<'a> {
         };
         let there = resource.extra.get("status").cloned();
         let there = there.and_then(|s| serde_json::from_value::<KubeControllersConfigurationStatus>(s).ok());
-        if there.map(config::bare).as_ref() == Some(&status) {
+        let there = there.map(config::bare);
+        // Calico's definition drops the problems: once written they are not written again and again.
+        let but_problems = |s: &KubeControllersConfigurationStatus| KubeControllersConfigurationStatus {
+            problems: Vec::new(),
+            ..s.clone()
+        };
+        let known = self.reported.as_ref() == Some(&status.problems);
+        if there.as_ref() == Some(&status)
+            || known && there.as_ref().map(but_problems) == Some(but_problems(&status))
+        {
+            self.reported = Some(status.problems);
             return;
         }
         let value = serde_json::to_value(&status).expect("a status has string keys and no floats");
         resource.extra.insert("status".into(), value);
         match self.store.put_as(&resource, expect).await {
-            Ok(_) => self.unwritten.clear(),
+            Ok(_) => {
+                self.unwritten.clear();
+                self.reported = Some(status.problems);
+            }
             // Somebody changes it; their change is looked at next.
             Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_)) => {}
             Err(error) => {
@@ -329,8 +348,8 @@ impl<'a> Worker<'a> {
                 first = true;
                 continue;
             }
-            self.report(&facts).await;
             let plan = self.look(&facts);
+            self.report(&facts, &plan.problems).await;
             waiting = !plan.waiting.is_empty();
             if plan.actions.is_empty() {
                 continue;

@@ -349,6 +349,25 @@ fn configuration_story(site: &Site) {
         [live] if live == "net.live" => Ok(()),
         other => Err(format!("{other:?}\n{}", site.log("one"))),
     });
+    // Two templates that might close a device: one is made, the other one named where people look.
+    let template = |name: &str, cidr: &str| json!({"generateName": name, "interfaceCIDRs": [cidr]});
+    let addressed = json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "stays"},
+        "spec": {"bgp": {"ipv4Address": "10.9.0.1/24"}}});
+    site.put(Kind::Node, "stays", addressed);
+    let mut both = on;
+    both["hostEndpoint"]["templates"] =
+        json!([template("wide", "0.0.0.0/0"), template("narrow", "10.0.0.0/8")]);
+    let more = json!({"logSeverityScreen": "Debug", "prometheusMetricsPort": port});
+    configured(site, both, "RequestedServicesOnly", more);
+    until("the template that makes none is named", LONG, || {
+        let found = site.get(Kind::KubeControllersConfiguration, "default").unwrap_or_default();
+        let problems = found["status"]["problems"].to_string();
+        let made = ["narrow", "wide"]
+            .map(|t| site.get(Kind::HostEndpoint, &format!("stays-{t}-auto-hep")).is_some());
+        let good = made == [true, false]
+            && problems.contains("template \\\"wide\\\" makes no host endpoint on stays");
+        if good { Ok(()) } else { Err(format!("{made:?} {found:#}\n{}", site.log("one"))) }
+    });
     let connects = || site.ns.ns().run(|| TcpStream::connect(("127.0.0.1", port)).is_ok()).unwrap();
     until("metrics are answered", LONG, || if connects() { Ok(()) } else { Err(site.log("one")) });
 

@@ -169,4 +169,7 @@ pub struct KubeControllersConfigurationStatus {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub environment_vars: BTreeMap<String, String>,
     pub running_config: KubeControllersConfigurationSpec,
+    /// What is asked for here and not done, with the reason. Not in Calico, whose definition drops it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
 }

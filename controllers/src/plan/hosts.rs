@@ -2,7 +2,10 @@
 //! `NODE-auto-hep` with interface `*`, and those its templates describe. They have the node's labels and the label
 //! `projectcalico.org/created-by`, by which they are told from those that people wrote, and allow everything unless
 //! policy says otherwise. One whose node or template is gone is deleted, and all of them when they are switched off; while
-//! nobody has said whether they are wanted, those that are there stay.
+//! nobody has said whether they are wanted, those that are there stay. One that would contest an interface with another
+//! (`contest`) is not made, and named.
+
+mod contest;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,6 +25,7 @@ use ipnet::IpNet;
 use regex_lite::Regex;
 use serde_json::Value;
 
+use self::contest::{Report, Standing, Wish, settle};
 use super::{Action, Controller, Plan, Rules, Suspicions};
 use crate::facts::Facts;
 
@@ -106,16 +110,20 @@ fn endpoint(
     Resource::new(meta, spec)
 }
 
-/// Those a node should have.
-fn wanted(
+/// Those that are asked for on a node.
+fn wanted<'a>(
     node: &Resource<NodeSpec>,
     auto: &AutoHostEndpointSpec,
-    templates: &[Usable<'_>],
-) -> Vec<Resource<HostEndpointSpec>> {
+    templates: &[Usable<'a>],
+) -> Vec<Wish<'a>> {
     let all = addresses(&node.spec);
     let mut wanted = Vec::new();
+    let mut ask = |t: Option<&'a HostEndpointTemplate>, interface: &str, addresses| {
+        let hep = endpoint(node, t, interface, addresses);
+        wanted.push(Wish { hep, template: t.map(|t| t.generate_name.as_str()) });
+    };
     if auto.makes_default() {
-        wanted.push(endpoint(node, None, EVERY_INTERFACE, all.clone()));
+        ask(None, EVERY_INTERFACE, all.clone());
     }
     for t in templates.iter().filter(|t| t.selector.matches(&node.metadata.labels)) {
         let inside =
@@ -124,14 +132,14 @@ fn wanted(
         let Some(pattern) = &t.pattern else {
             // Without an interface it is by its addresses that it is one.
             if !chosen.is_empty() {
-                wanted.push(endpoint(node, Some(t.of), "", chosen));
+                ask(Some(t.of), "", chosen);
             }
             continue;
         };
         for (name, its) in interfaces(&node.spec).into_iter().filter(|(name, _)| pattern.is_match(name)) {
             let mut expected = chosen.clone();
             expected.extend(its.into_iter().filter(|a| !chosen.contains(a)));
-            wanted.push(endpoint(node, Some(t.of), &name, expected));
+            ask(Some(t.of), &name, expected);
         }
     }
     wanted
@@ -165,6 +173,10 @@ pub(super) fn plan(facts: &Facts, rules: &Rules, suspicions: &mut Suspicions<'_>
         (e.key.name.as_str(), (e, read))
     });
     let there: There<'_> = all.collect();
+    let mut by_node: BTreeMap<&str, Vec<Standing<'_>>> = BTreeMap::new();
+    for (node, standing) in there.values().filter_map(|(e, _)| Standing::of(e)) {
+        by_node.entry(node).or_default().push(standing);
+    }
     if !auto.is_on() {
         for (e, _) in there.values().filter(|(e, _)| is_ours(e)) {
             drop(e, "host endpoints of nodes are switched off", plan);
@@ -186,6 +198,7 @@ pub(super) fn plan(facts: &Facts, rules: &Rules, suspicions: &mut Suspicions<'_>
         }
     }
     let mut kept: BTreeSet<String> = BTreeSet::new();
+    let mut contested = Report::default();
     for e in facts.of(Kind::Node) {
         let node = match decode::<NodeSpec>(e) {
             Ok(found) => found.resource,
@@ -197,11 +210,36 @@ pub(super) fn plan(facts: &Facts, rules: &Rules, suspicions: &mut Suspicions<'_>
                 continue;
             }
         };
-        for hep in wanted(&node, auto, &templates) {
-            kept.insert(hep.metadata.name.clone());
-            compare(hep, &there, plan);
+        let wishes = wanted(&node, auto, &templates);
+        let asked: BTreeSet<&str> = wishes.iter().map(|w| w.hep.metadata.name.as_str()).collect();
+        // Those of others stay, and ours where the template that asked for them cannot be read.
+        let stays =
+            |s: &Standing<'_>| !is_ours(s.entry) || !whole && !asked.contains(s.entry.key.name.as_str());
+        let its = by_node.remove(e.key.name.as_str()).unwrap_or_default();
+        let (standing, ours): (Vec<_>, Vec<_>) = its.into_iter().partition(stays);
+        let (made, left) = settle(wishes, &standing);
+        for s in ours.iter().filter(|s| !made.iter().any(|w| w.has_name_of(s))) {
+            let asked_for = left.iter().find(|l| l.name == s.entry.key.name);
+            let why = match asked_for {
+                Some(left) => left.why.as_str(),
+                None if made.iter().any(|w| w.contests(s)) => "another one is to stand for its interface",
+                None => continue,
+            };
+            drop(s.entry, why, plan);
+            kept.insert(s.entry.key.name.clone());
+        }
+        left.iter().for_each(|l| contested.add(l, &e.key.name));
+        for wish in made {
+            let name = wish.hep.metadata.name.clone();
+            // One that is in the way goes first: with both there, even for a moment, the interface would be closed.
+            let waits = !there.contains_key(name.as_str()) && ours.iter().any(|s| wish.contests(s));
+            kept.insert(name);
+            if !waits {
+                compare(wish.hep, &there, plan);
+            }
         }
     }
+    plan.problems.extend(contested.lines().map(|l| format!("KubeControllersConfiguration(default): {l}")));
     for (name, (e, hep)) in there.iter().filter(|(name, (e, _))| is_ours(e) && !kept.contains(**name)) {
         let node = hep.as_ref().map(|h| h.spec.node.as_str()).unwrap_or_default();
         if facts.nodes.contains(node) {
