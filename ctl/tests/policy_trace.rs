@@ -339,3 +339,82 @@ fn each_end_is_what_was_meant() {
     of("policy trace 198.51.100.1 192.0.2.1:80 --through by-address", &["HostEndpoint by-address", "denied"]);
     of("policy trace 198.51.100.1 192.0.2.1:80 --through named", &["HostEndpoint named", "allowed"]);
 }
+
+/// Two host endpoints known by addresses, which may be of one device, on the nodes of a tunnel.
+const UNNAMED: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: n}
+spec: {bgp: {ipv4Address: 192.0.2.1/24, ipv4IPIPTunnelAddr: 10.0.9.1}}
+---
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: m}
+spec: {bgp: {ipv4Address: 198.51.100.2/24}}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pods}
+spec: {cidr: 10.0.0.0/16, ipipMode: Always}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: n-k8s-a-eth0, namespace: red}
+spec: {orchestrator: k8s, node: n, pod: a, endpoint: eth0, interfaceName: cali1, ipNetworks: [10.0.0.1/32], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: m-k8s-b-eth0, namespace: red}
+spec: {orchestrator: k8s, node: m, pod: b, endpoint: eth0, interfaceName: cali2, ipNetworks: [10.0.1.1/32], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: n-v4, labels: {of: v4}}
+spec: {node: n, expectedIPs: [192.0.2.1], profiles: [projectcalico-default-allow]}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: n-v6}
+spec: {node: n, expectedIPs: ["2001:db8::1"], profiles: [projectcalico-default-allow]}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: no-dns}
+spec:
+  selector: of == "v4"
+  applyOnForward: true
+  types: [Ingress, Egress]
+  ingress: [{action: Deny, protocol: UDP, destination: {ports: [53]}}, {action: Allow}]
+  egress: [{action: Allow}]
+---
+apiVersion: projectcalico.org/v3
+kind: FelixConfiguration
+metadata: {name: node.n}
+spec: {defaultEndpointToHostAction: Drop}
+"#;
+
+#[test]
+fn what_only_the_node_knows_is_told() {
+    let p = Place::with("trace-unnamed", UNNAMED);
+    let screens = [
+        // Allowed by either, unless they are of one device; a failsafe port is open whatever they are.
+        p.run("policy trace 203.0.113.1 n-v4:80"),
+        p.run("policy trace 203.0.113.1 192.0.2.1:80"),
+        p.run("policy trace 203.0.113.1 n-v4:22"),
+        p.run("policy trace 203.0.113.1 red/a:80"),
+        p.run("policy trace 203.0.113.1 n-v4:53 --proto udp"),
+        // An interface may have either address, or none.
+        p.run("policy trace 203.0.113.1 red/a:53 --proto udp --through eth0"),
+        p.run("policy trace 203.0.113.1 red/a:80 --through eth0"),
+        // The tunnel's address is known, and neither has it.
+        p.run("policy trace red/b red/a:80"),
+        // What the agent was started with is not in the datastore.
+        p.run("policy trace red/a 192.0.2.1:80"),
+        p.run("policy trace red/a 203.0.113.1 --proto 4"),
+        p.run("policy trace red/a 203.0.113.1:4789 --proto udp"),
+    ];
+    insta::assert_snapshot!(screens.concat());
+    let json = p.run("policy trace 203.0.113.1 n-v4:80 -o json");
+    assert!(json.contains(r#""allowed":false"#) || json.contains(r#""allowed": false"#), "{json}");
+    assert!(json.contains("contested") && json.contains("HostEndpoint n-v6"), "{json}");
+}

@@ -1,6 +1,9 @@
 //! `policy trace A B:PORT`: the verdict on a packet, node by node, with the rule that decided at each end.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use anyhow::{Context as _, Result, bail};
 use brindle_config_core::{policy::IntOrString, store::Entry, validate::policy as read};
@@ -9,7 +12,7 @@ use brindle_felix_core::{
     policy::{
         active::{EndpointId, Interface, PolicyId, Protocol, ToHostAction},
         state::PolicyState,
-        verdict::{Packet, Place, Reason, Step, verdict},
+        verdict::{Direction, Packet, Place, Reason, Step, verdict},
     },
 };
 use serde_json::{Value, json};
@@ -31,6 +34,24 @@ struct Seen {
     step: Step,
     staged: Vec<PolicyId>,
     door: Door,
+    /// The variable of the agent's environment by which it may be otherwise: it stands above FelixConfiguration.
+    unless: Option<&'static str>,
+}
+
+impl Seen {
+    /// The host endpoint it is about.
+    fn host(&self) -> Option<String> {
+        self.step.endpoint.as_ref().filter(|e| matches!(e, EndpointId::Host { .. })).map(ToString::to_string)
+    }
+}
+
+/// What the datastore does not tell.
+#[derive(Default)]
+struct Doubts {
+    /// Resources with problems.
+    problems: Vec<String>,
+    /// Host endpoints known by addresses alone, and what depends on which device has those.
+    contested: Vec<String>,
 }
 
 /// What becomes of the packet.
@@ -40,6 +61,8 @@ enum Fate {
     Denied,
     /// It may take several interfaces, and not all host endpoints say the same.
     Depends,
+    /// Allowed, unless two host endpoints known by addresses turn out to be of one device.
+    Unless,
 }
 
 pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Result<Outcome> {
@@ -81,7 +104,7 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
         dst_port: port.unwrap_or(0),
         icmp,
     };
-    let mut problems = Vec::new();
+    let mut doubts = Doubts::default();
     let mut steps = Vec::new();
     let mut fate = Fate::Allowed;
     // What a pod sends to itself meets no rule of the node.
@@ -101,12 +124,17 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
                 way::doors(&state, &nodes, &through, (&leg.node, out), addresses)
             }
         };
+        let unnamed = way::unnamed(&state);
+        let mut closed = state.clone();
+        closed.contested.extend(unnamed.iter().map(|id| (id.clone(), String::new())));
         let mut found: Vec<(Door, Step)> = Vec::new();
         let mut allowed = Vec::new();
+        let mut contested = false;
         for door in doors {
             let at = |spot: &Spot| spot.place(door.endpoint.as_ref());
             let said = verdict(&state, &packet, &at(&leg.from), &at(&leg.to));
             allowed.push(said.allowed());
+            contested |= said.allowed() && !verdict(&closed, &packet, &at(&leg.from), &at(&leg.to)).allowed();
             // Interfaces without a host endpoint decide nothing.
             for step in said.steps.into_iter().filter(|s| s.reason != Reason::NotPoliced) {
                 // A workload says the same whichever way it is.
@@ -121,14 +149,25 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
         steps.extend(found.into_iter().map(|(door, step)| Seen {
             node: Some(leg.node.clone()),
             staged: step.endpoint.as_ref().map(|e| graph.staged(e)).unwrap_or_default(),
+            unless: overruled_by(&step, &packet, &leg),
             door: if matches!(step.endpoint, Some(EndpointId::Host { .. })) { door } else { Door::default() },
             step,
         }));
         for (key, lines) in graph.problems() {
-            problems.extend(lines.into_iter().map(|l| format!("{key}: {l}")));
+            doubts.problems.extend(lines.into_iter().map(|l| format!("{key}: {l}")));
+        }
+        if contested {
+            let names: Vec<String> = unnamed.iter().map(ToString::to_string).collect();
+            doubts.contested.push(format!(
+                "{}: {} are without interfaceName. If addresses of two are of one device, all but failsafe ports is \
+                 dropped there; `brindlectl status` tells.",
+                leg.node,
+                names.join(", ")
+            ));
         }
         match (allowed.contains(&true), allowed.contains(&false)) {
             (true, true) => fate = Fate::Depends,
+            (true, false) if contested && fate == Fate::Allowed => fate = Fate::Unless,
             (true, false) => {}
             (false, _) => {
                 fate = Fate::Denied;
@@ -136,11 +175,11 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
             }
         }
     }
-    problems.sort();
-    problems.dedup();
+    doubts.problems.sort();
+    doubts.problems.dedup();
     match format {
-        Format::Json => out::json(&as_json(&from, &to, &packet, &steps, &problems, fate)),
-        Format::Table => show(&from, &to, &packet, &steps, &problems, fate),
+        Format::Json => out::json(&as_json(&from, &to, &packet, &steps, &doubts, fate)),
+        Format::Table => show(&from, &to, &packet, &steps, &doubts, fate),
     }
     Ok(if fate == Fate::Allowed { Outcome::Ok } else { Outcome::Degraded })
 }
@@ -260,6 +299,34 @@ fn legs(from: &End, to: &End) -> Vec<Leg> {
     }
 }
 
+/// The variable of an agent that would change what a setting decided here, if it is set: what agents were started with
+/// is not in the datastore.
+fn overruled_by(step: &Step, packet: &Packet, leg: &Leg) -> Option<&'static str> {
+    let failsafe = match step.direction {
+        Direction::Ingress => "FELIX_FAILSAFEINBOUNDHOSTPORTS",
+        Direction::Egress => "FELIX_FAILSAFEOUTBOUNDHOSTPORTS",
+    };
+    let own = |spot: &Spot| matches!(spot, Spot::Host | Spot::At(Place::Host(_)));
+    let hosts_own = match step.direction {
+        Direction::Ingress => own(&leg.to),
+        Direction::Egress => own(&leg.from),
+    };
+    match step.reason {
+        Reason::ToHost(_) => Some("FELIX_DEFAULTENDPOINTTOHOSTACTION"),
+        Reason::Failsafe | Reason::Discovery => Some(failsafe),
+        Reason::Encapsulated if packet.protocol == Protocol::IPIP => {
+            Some("FELIX_ALLOWIPIPPACKETSFROMWORKLOADS")
+        }
+        Reason::Encapsulated => Some("FELIX_ALLOWVXLANPACKETSFROMWORKLOADS"),
+        // A port that is no failsafe port here may be one there.
+        _ => (!step.allowed
+            && hosts_own
+            && packet.protocol.has_ports()
+            && matches!(step.endpoint, Some(EndpointId::Host { .. })))
+        .then_some(failsafe),
+    }
+}
+
 /// A sentence for the reason.
 fn why(step: &Step) -> String {
     match &step.reason {
@@ -306,7 +373,7 @@ fn end_of<'a>(id: Option<&EndpointId>, from: &'a End, to: &'a End) -> Option<&'a
     [from, to].into_iter().find(|e| e.endpoint.as_ref() == Some(id))
 }
 
-fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], fate: Fate) {
+fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], doubts: &Doubts, fate: Fate) {
     let colours = out::colours();
     let port = if p.protocol.has_ports() { format!(" port {}", p.dst_port) } else { String::new() };
     say!("{}\n  -> {}, {}{port}\n", label(from, p.src), label(to, p.dst), p.protocol);
@@ -328,29 +395,45 @@ fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], f
         let node = s.node.as_deref().map(|n| format!(" on {n}")).unwrap_or_default();
         let by = s.door.interface.as_deref().map(|i| format!(", by {i}")).unwrap_or_default();
         say!("{} of {name}{node}{by}: {}", s.step.direction, verdict(s.step.allowed));
-        say!("  {}", why(&s.step));
+        match (s.unless, &s.node) {
+            (Some(variable), Some(node)) => {
+                say!("  {}, unless {variable} of the agent on {node} says otherwise", why(&s.step));
+            }
+            _ => say!("  {}", why(&s.step)),
+        }
         for id in &s.staged {
             say!("  staged, not enforced: {id}");
         }
+    }
+    if !doubts.contested.is_empty() && fate != Fate::Denied {
+        doubts.contested.iter().for_each(|line| say!("\n{line}"));
     }
     match fate {
         Fate::Allowed | Fate::Denied => say!("\nThe packet is {}.", verdict(fate == Fate::Allowed)),
         Fate::Depends => say!(
             "\nThe packet is allowed by some of these interfaces and denied by others; name the one it takes with --through."
         ),
+        Fate::Unless => say!("\nThe packet is allowed, unless those addresses are of one device."),
+    }
+    let maybe: BTreeSet<String> = steps.iter().filter(|s| s.door.maybe).filter_map(Seen::host).collect();
+    if !maybe.is_empty() {
+        say!(
+            "Whether the interface has an address of {}, only the node knows; if it has, name that with --through.",
+            maybe.into_iter().collect::<Vec<_>>().join(" or ")
+        );
     }
     if fate != Fate::Depends && steps.iter().any(|s| s.door.guessed) {
         say!(
             "Which interface it takes is not known: if it is none with a HostEndpoint, name it with --through."
         );
     }
-    if !problems.is_empty() {
+    if !doubts.problems.is_empty() {
         say!("\nResources with problems:");
-        problems.iter().for_each(|line| say!("  {line}"));
+        doubts.problems.iter().for_each(|line| say!("  {line}"));
     }
 }
 
-fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String], fate: Fate) -> Value {
+fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], doubts: &Doubts, fate: Fate) -> Value {
     let end = |e: &End, address: IpAddr| json!({"name": e.name, "address": address, "node": e.node});
     let steps: Vec<Value> = steps
         .iter()
@@ -364,6 +447,7 @@ fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String]
                 "allowed": s.step.allowed,
                 "reason": s.step.reason,
                 "why": why(&s.step),
+                "unless": s.unless,
                 "staged": s.staged.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })
         })
@@ -374,8 +458,9 @@ fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], problems: &[String]
         "protocol": p.protocol.to_string(),
         "port": p.protocol.has_ports().then_some(p.dst_port),
         "allowed": fate == Fate::Allowed,
-        "dependsOnInterface": fate == Fate::Depends,
+        "dependsOnInterface": matches!(fate, Fate::Depends | Fate::Unless),
         "steps": steps,
-        "problems": problems,
+        "contested": doubts.contested,
+        "problems": doubts.problems,
     })
 }

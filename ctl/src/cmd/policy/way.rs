@@ -34,6 +34,8 @@ pub(super) struct Door {
     pub(super) endpoint: Option<EndpointId>,
     /// Nobody said so, and the packet may as well take another one.
     pub(super) guessed: bool,
+    /// Whether the interface has an address of the endpoint, only the node knows.
+    pub(super) maybe: bool,
 }
 
 /// Nodes and pools: who has which address, and between whom packets are tunnelled.
@@ -57,6 +59,13 @@ impl Nodes {
     /// The node that has an address.
     pub(super) fn at(&self, address: IpAddr) -> Option<&str> {
         self.nodes.iter().find(|(_, n)| n.ips().any(|a| a == address)).map(|(name, _)| &**name)
+    }
+
+    /// The addresses of a node's devices, as far as the datastore tells: that of its tunnel.
+    fn devices(&self, node: &str) -> BTreeMap<IpAddr, String> {
+        let bgp = self.nodes.get(node).and_then(|n| n.bgp.as_ref());
+        let address = bgp.and_then(|b| b.ipv4_ipip_tunnel_addr);
+        address.map(|ip| (ip.into(), TUNNEL.to_owned())).into_iter().collect()
     }
 
     /// Whether packets from one node for a pod of another go through a tunnel.
@@ -128,24 +137,32 @@ pub(super) fn doors(
     let all: Vec<&EndpointPolicy> =
         state.endpoints.values().map(|e| &**e).filter(|e| e.host.is_some()).collect();
     let any = all.iter().find(|e| e.interface == Interface::Any);
-    let named = |name: &str| Door {
-        interface: Some(name.to_owned()),
-        // Which addresses its devices have, only the node knows.
-        endpoint: state.host_endpoint_at(name, &BTreeMap::new()).cloned(),
-        guessed: false,
-    };
+    let devices = nodes.devices(node);
     let door = |e: &EndpointPolicy, guessed| {
         let interface = match &e.interface {
             Interface::Name(n) => Some(n.clone()),
             Interface::WithAddress | Interface::Any => None,
         };
-        Door { interface, endpoint: Some(e.id.clone()), guessed }
+        Door { interface, endpoint: Some(e.id.clone()), guessed, maybe: false }
+    };
+    let named = |name: &str| {
+        let at = |endpoint, maybe| Door { interface: Some(name.to_owned()), endpoint, guessed: false, maybe };
+        let known = state.host_endpoint_at(name, &devices).cloned();
+        let is_known = |e: &&&EndpointPolicy| known.as_ref() == Some(&e.id) && e.interface != Interface::Any;
+        let mut found = Vec::new();
+        if name != TUNNEL && !all.iter().any(|e| is_known(&e)) {
+            // The node's other devices may have any address of its own.
+            let unnamed = all.iter().filter(|e| e.interface == Interface::WithAddress);
+            found.extend(unnamed.map(|e| at(Some(e.id.clone()), true)));
+        }
+        found.push(at(known, false));
+        found
     };
     if let Some(e) = all.iter().find(|e| through.endpoints.contains(&e.id)) {
         return vec![door(e, false)];
     }
     if let Some(name) = &through.interface {
-        return vec![named(name)];
+        return named(name);
     }
     // Both ends tell whether packets are tunnelled on their way: the sender does it, for the pod it sends to.
     let tunnel = far.node.as_ref().is_some_and(|other| match out {
@@ -153,7 +170,7 @@ pub(super) fn doors(
         false => nodes.tunnelled(other, node, near_address),
     });
     if tunnel {
-        return vec![named(TUNNEL)];
+        return named(TUNNEL);
     }
     let guessed = any.is_none();
     let not_tunnel = |e: &&&EndpointPolicy| !matches!(&e.interface, Interface::Name(n) if n == TUNNEL);
@@ -162,4 +179,12 @@ pub(super) fn doors(
         found.push(Door::default());
     }
     found
+}
+
+/// Host endpoints of the node without `interfaceName`, when there are several: where two have an address of one device,
+/// everything but failsafe ports is dropped there, and which device has an address only the node knows.
+pub(super) fn unnamed(state: &PolicyState) -> Vec<EndpointId> {
+    let all = state.endpoints.values().filter(|e| e.host.is_some() && e.interface == Interface::WithAddress);
+    let all: Vec<EndpointId> = all.map(|e| e.id.clone()).collect();
+    if all.len() > 1 { all } else { Vec::new() }
 }
