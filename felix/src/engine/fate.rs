@@ -14,6 +14,11 @@ impl Engine {
     /// The facts in the order in which a reader wants them; empty: felix has nothing to do with the prefix.
     pub(super) fn fate(&self, prefix: IpNet) -> Vec<Fate> {
         let fact = |good: bool, what: String| Fate { good, what };
+        if !self.store_in_sync {
+            // Neither pools nor the host's own routes are known: any other answer would send the reader astray.
+            let what = "not decided yet: the datastore has not been read; the kernel keeps the routes it has";
+            return vec![fact(false, what.into())];
+        }
         let mut out = Vec::new();
         let entries = (prefix, 0)..=(prefix, u32::MAX);
         let wanted = self.wanted.routes.range(entries.clone()).next();

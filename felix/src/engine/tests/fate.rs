@@ -33,6 +33,19 @@ fn a_route_in_the_kernel_is_told_with_its_way() {
 }
 
 #[test]
+fn before_the_datastore_is_read_nothing_else_is_said() {
+    let mut s = Sim::new(&node());
+    s.fib(&[("192.168.2.0/26", &["10.0.1.2"])], true);
+    s.settle();
+    let told = fate(&s, "192.168.2.0/26");
+    let what = "not decided yet: the datastore has not been read; the kernel keeps the routes it has";
+    assert_eq!(told, [(false, what.to_owned())]);
+    s.store(snapshot());
+    s.settle();
+    assert!(fate(&s, "192.168.2.0/26")[0].0);
+}
+
+#[test]
 fn a_tunnel_is_told_with_the_reason() {
     let w = node();
     let mut s = Sim::new(&w);
