@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use brindle_integration::{
@@ -16,6 +16,9 @@ use brindle_integration::{
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(30);
+/// A withdrawal is promised within a second. On a busy machine nobody can hold it to that, but this is no timer's doing any
+/// more.
+const WITHDRAWN: Duration = Duration::from_secs(10);
 
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
@@ -100,7 +103,11 @@ fn addresses(lab: &Lab) -> [String; 3] {
 }
 
 fn router_has(lab: &Lab, prefix: &str, hops: &[&String]) {
-    wait::until(&format!("the router has {prefix} from {hops:?}"), LONG, || {
+    router_has_within(LONG, lab, prefix, hops);
+}
+
+fn router_has_within(limit: Duration, lab: &Lab, prefix: &str, hops: &[&String]) {
+    wait::until(&format!("the router has {prefix} from {hops:?}"), limit, || {
         let now = at_router(lab, prefix);
         if now.iter().collect::<Vec<_>>() == hops { Ok(()) } else { Err(format!("{now:?}")) }
     });
@@ -151,14 +158,10 @@ fn the_router_sees_exactly_the_nodes_with_a_ready_endpoint() {
     assert!(told.contains("64512:80"), "the community of prefixAdvertisements: {told}");
 
     // The last endpoint of a node goes.
-    let start = Instant::now();
     apply(&lab, &[slice([false, true, false])]);
-    router_has(&lab, "198.51.100.7", &[&at[1]]);
-    eprintln!("withdrawn from one of two nodes: {:?} from `apply` to the router's kernel", start.elapsed());
-    let start = Instant::now();
+    router_has_within(WITHDRAWN, &lab, "198.51.100.7", &[&at[1]]);
     apply(&lab, &[slice([false, false, false])]);
-    router_has(&lab, "198.51.100.7", &[]);
-    eprintln!("withdrawn altogether: {:?} from `apply` to the router's kernel", start.elapsed());
+    router_has_within(WITHDRAWN, &lab, "198.51.100.7", &[]);
     router_has(&lab, "10.96.0.7", &[]);
 
     // An agent that starts again with the service unchanged never withdraws it.
