@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use brindle_integration::policy::{
     cases,
-    lab::BackEnd,
+    lab::{self, BackEnd},
     sample::{self, Sampled},
     suite::{self, Case, Foretold, Outcome},
     table,
@@ -26,7 +26,8 @@ policy-conformance [OPTION..]
   --back-end B    iptables-legacy, iptables-nft or nftables; may be repeated (all)
   --case TEXT     only cases whose group or name contains it
   --write FILE    keep the table in FILE
-  --check FILE    only compare the list of cases in FILE with the cases there are; no root needed";
+  --check FILE    only compare the cases in FILE, and the packets expected of those written by hand, with what
+                  there is; no root needed";
 
 struct Args {
     generated: u64,
@@ -92,8 +93,13 @@ fn run() -> Result<bool> {
     let mut all = cases::all();
     if let Some(file) = &args.check {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-        let differences = table::stale(&text, &all);
+        let sites = lab::sites();
+        let attempts = lab::attempts(&sites);
+        let differences = table::stale(&text, &all, |case| suite::count(case, &sites, &attempts));
         differences.iter().for_each(|d| println!("{}: {d}", file.display()));
+        if !differences.is_empty() {
+            println!("{} is stale; as root: {}", file.display(), table::WRITE);
+        }
         return Ok(differences.is_empty());
     }
     all.extend(suite::generated(args.seed, args.generated));

@@ -95,6 +95,42 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("a literal address")
 }
 
+/// Who can be asked, with the addresses that are asked for: nine pods, the host, those outside.
+pub fn sites() -> Vec<Site> {
+    let pod = |i: usize, j: usize| {
+        let (ns, name) = (format!("ns{}", i + 1), format!("p{}", j + 1));
+        let addresses = [format!("10.0.{i}.{}", j + 1), format!("fd00::{i}:{}", j + 1)];
+        Site { name: format!("{ns}/{name}"), addresses: addresses.map(|a| ip(&a)), spot: Spot::Pod(ns, name) }
+    };
+    let mut sites: Vec<Site> = (0..9).map(|n| pod(n / 3, n % 3)).collect();
+    sites.push(Site { name: "host".into(), addresses: HOST.map(ip), spot: Spot::Host(false) });
+    sites.extend(OUTSIDE.iter().enumerate().map(|(i, addresses)| Site {
+        name: format!("out{}", i + 1),
+        addresses: addresses.map(ip),
+        spot: Spot::Outside(i == 0),
+    }));
+    sites
+}
+
+/// All pairs of sites with something of the node between them, both families, every probe.
+pub fn attempts(sites: &[Site]) -> Vec<Attempt> {
+    let mut out = Vec::new();
+    for from in 0..sites.len() {
+        for to in (0..sites.len()).filter(|to| *to != from) {
+            for probe in Probe::ALL {
+                for family in [0, 1] {
+                    if probe == Probe::Timestamp && family == 1 {
+                        continue;
+                    }
+                    let (src, dst) = (sites[from].addresses[family], sites[to].addresses[family]);
+                    out.push(Attempt { from, to, src, dst, probe });
+                }
+            }
+        }
+    }
+    out
+}
+
 impl PolicyLab {
     /// Builds everything; no policy yet.
     pub fn new(back_end: BackEnd) -> Self {
@@ -106,32 +142,22 @@ impl PolicyLab {
         let mut stored = BTreeMap::new();
         put(&node, &mut stored, &configuration(back_end, &json!({})));
         node.start_agent();
-        let (mut sites, mut namespaces, mut pods) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut namespaces, mut pods) = (Vec::new(), Vec::new());
         let mut endpoints = BTreeMap::new();
-        for i in 0..3 {
-            for j in 0..3 {
-                let (ns, name) = (format!("ns{}", i + 1), format!("p{}", j + 1));
-                let addresses = [format!("10.0.{i}.{}", j + 1), format!("fd00::{i}:{}", j + 1)];
-                let c = Container::new();
-                let said = add(&node, &c, &ns, &name, &addresses);
-                assert!(said.ok, "{said:?}\n{}", node.log());
-                let key = Key::new(Kind::WorkloadEndpoint, Some(&ns), &format!("n1-k8s-{name}-eth0"));
-                let value = node.value(&key);
-                endpoints.insert((ns.clone(), name.clone()), (key, value));
-                namespaces.push(NetNs::named(c.ns.name()).expect("it was made"));
-                sites.push(Site {
-                    name: format!("{ns}/{name}"),
-                    addresses: addresses.map(|a| ip(&a)),
-                    spot: Spot::Pod(ns, name),
-                });
-                pods.push(c);
-            }
+        let sites = sites();
+        for site in &sites {
+            let Spot::Pod(ns, name) = &site.spot else { continue };
+            let c = Container::new();
+            let said = add(&node, &c, ns, name, &site.addresses.map(|a| a.to_string()));
+            assert!(said.ok, "{said:?}\n{}", node.log());
+            let key = Key::new(Kind::WorkloadEndpoint, Some(ns), &format!("n1-k8s-{name}-eth0"));
+            let value = node.value(&key);
+            endpoints.insert((ns.clone(), name.clone()), (key, value));
+            namespaces.push(NetNs::named(c.ns.name()).expect("it was made"));
+            pods.push(c);
         }
-        sites.push(Site { name: "host".into(), addresses: HOST.map(ip), spot: Spot::Host(false) });
         namespaces.push(NetNs::named(node.ns.name()).expect("it was made"));
-        for (i, ns) in outside.iter().enumerate() {
-            let name = format!("out{}", i + 1);
-            sites.push(Site { name, addresses: OUTSIDE[i].map(ip), spot: Spot::Outside(i == 0) });
+        for ns in &outside {
             namespaces.push(NetNs::named(ns.name()).expect("it was made"));
         }
         let prober =
@@ -139,24 +165,9 @@ impl PolicyLab {
         Self { node, back_end, sites, prober, pods, outside, endpoints, stored, marker: 0, repairs: 0 }
     }
 
-    /// All pairs of sites with something of the node between them, both families, every probe.
+    /// All pairs of sites.
     pub fn attempts(&self) -> Vec<Attempt> {
-        let mut out = Vec::new();
-        for from in 0..self.sites.len() {
-            for to in (0..self.sites.len()).filter(|to| *to != from) {
-                for probe in Probe::ALL {
-                    for family in [0, 1] {
-                        if probe == Probe::Timestamp && family == 1 {
-                            continue;
-                        }
-                        let (src, dst) =
-                            (self.sites[from].addresses[family], self.sites[to].addresses[family]);
-                        out.push(Attempt { from, to, src, dst, probe });
-                    }
-                }
-            }
-        }
-        out
+        attempts(&self.sites)
     }
 
     /// Makes the store say this and waits until it is in force. Workload endpoints among the resources lend labels,

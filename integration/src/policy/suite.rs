@@ -60,6 +60,13 @@ pub fn foretell(resources: &[Value], sites: &[Site], attempts: &[Attempt]) -> Ve
     })
 }
 
+/// How many first packets of a case are to arrive and how many not, as [`run`] counts them: no lab is needed.
+pub fn count(case: &Case, sites: &[Site], attempts: &[Attempt]) -> (usize, usize) {
+    let said: Vec<bool> = case.steps.iter().flat_map(|r| foretell(r, sites, attempts)).flatten().collect();
+    let allowed = said.iter().filter(|s| **s).count();
+    (allowed, said.len() - allowed)
+}
+
 /// The packet of an attempt as the oracle wants it.
 fn flow(sites: &[Site], a: &Attempt) -> Flow {
     let (protocol, dst_port, icmp) = a.probe.header(a.dst.is_ipv6());

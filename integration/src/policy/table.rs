@@ -1,6 +1,9 @@
 //! The table of cases and back ends, on a screen and kept in docs/conformance.md.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use super::{
     lab::BackEnd,
@@ -135,8 +138,8 @@ const HEAD: &str = "\
 # Conformance of network policy
 
 Written by `target/debug/policy-conformance --generated 220 --write docs/conformance.md`; do not edit. `cargo xtask test
-policy` prints the same with fewer sets of the generator (`BRINDLE_POLICY_SETS`, 40) and fails when the list of cases here
-is not the one there is.
+policy` prints the same with fewer sets of the generator (`BRINDLE_POLICY_SETS`, 40) and fails when the cases written by
+hand, or what is expected of them, are not what stands here.
 
 A node with the real agent, nine pods of three namespaces made by the real plugin, a host behind an uplink with a host
 endpoint and one behind an uplink without. In each case all of them try to reach each other at once: TCP 22, 80 and 81
@@ -156,21 +159,42 @@ UDP, SCTP, ICMP, GRE and IPIP, by raw sockets. Pairs nobody in this lab can send
 that is not here, to oneself, a second packet of one flow, errors of ICMP (they belong to no flow).
 ";
 
-/// What the list of cases in a kept table lacks or has too much.
-pub fn stale(kept: &str, cases: &[Case]) -> Vec<String> {
-    let rows: BTreeSet<(String, String)> = kept
+/// The command that writes the table anew.
+pub const WRITE: &str = "target/debug/policy-conformance --generated 220 --write docs/conformance.md";
+
+/// What is not true of a kept table any more: its text, its list of cases, their numbers of packets. `count`: how many of a
+/// case are allowed and denied.
+pub fn stale(kept: &str, cases: &[Case], count: impl Fn(&Case) -> (usize, usize)) -> Vec<String> {
+    let rows: BTreeMap<(&str, &str), (&str, &str)> = kept
         .lines()
         .filter_map(|l| {
-            let mut cells = l.strip_prefix("| ")?.split(" | ");
-            Some((cells.next()?.to_owned(), cells.next()?.to_owned()))
+            let cells: Vec<&str> = l.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ").collect();
+            let [group, name, .., allowed, denied] = cells.as_slice() else { return None };
+            Some(((*group, *name), (*allowed, *denied)))
         })
-        .filter(|(group, _)| !["", "---", "generated", SAMPLED, "| case"].contains(&&**group))
+        .filter(|((group, _), _)| !["", "---", "generated", SAMPLED, "| case"].contains(group))
         .collect();
-    let wanted: BTreeSet<(String, String)> =
-        cases.iter().map(|c| (c.group.to_owned(), c.name.clone())).collect();
-    let lacks = wanted.difference(&rows).map(|(g, n)| format!("lacks {g}: {n}"));
-    let extra = rows.difference(&wanted).map(|(g, n)| format!("has {g}: {n}, which is no case any more"));
-    lacks.chain(extra).collect()
+    let mut out = Vec::new();
+    if !kept.starts_with(HEAD) {
+        out.push("the text above the table is not the one there is".to_owned());
+    }
+    for case in cases {
+        let Some((allowed, denied)) = rows.get(&(case.group, case.name.as_str())) else {
+            out.push(format!("lacks {}: {}", case.group, case.name));
+            continue;
+        };
+        let (a, d) = count(case);
+        if (a.to_string().as_str(), d.to_string().as_str()) != (*allowed, *denied) {
+            let (group, name) = (case.group, &case.name);
+            out.push(format!(
+                "says {allowed} and {denied} of {group}: {name}; it is {a} allowed and {d} denied"
+            ));
+        }
+    }
+    let wanted: BTreeSet<(&str, &str)> = cases.iter().map(|c| (c.group, c.name.as_str())).collect();
+    let extra = rows.keys().filter(|row| !wanted.contains(*row));
+    out.extend(extra.map(|(g, n)| format!("has {g}: {n}, which is no case any more")));
+    out
 }
 
 #[cfg(test)]
@@ -187,10 +211,20 @@ mod tests {
         let text =
             Table { cases: &cases, columns: &columns, back_ends: &BackEnd::ALL, sampled: &[], seed: 1 }
                 .markdown();
-        assert_eq!(stale(&text, &cases), Vec::<String>::new());
+        let three_of_seven = |_: &Case| (3, 4);
+        assert_eq!(stale(&text, &cases, three_of_seven), Vec::<String>::new());
         let fewer = cases.get(1..).unwrap_or_default();
-        assert_eq!(stale(&text, fewer), ["has default: no policy, which is no case any more"]);
+        assert_eq!(
+            stale(&text, fewer, three_of_seven),
+            ["has default: no policy, which is no case any more"]
+        );
         let without = text.replace("| default | deny ingress |", "| default | deny |");
-        assert_eq!(stale(&without, &cases).len(), 2);
+        assert_eq!(stale(&without, &cases, three_of_seven).len(), 2);
+        let more = |c: &Case| if c.name == "no policy" { (4, 3) } else { (3, 4) };
+        assert_eq!(
+            stale(&text, &cases, more),
+            ["says 3 and 4 of default: no policy; it is 4 allowed and 3 denied"]
+        );
+        assert_eq!(stale(&text.replace("Cyclonus", "Others"), &cases, three_of_seven).len(), 1);
     }
 }
