@@ -6,6 +6,7 @@
 mod place;
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -27,6 +28,9 @@ const BINARIES: [&str; 2] = ["brindle", "brindle-ipam"];
 /// Plugins of others that runtimes and the built-in conflist call (loopback: containerd before 2.0, for every pod), or that
 /// are often chained. As Calico's installer has it, a node needs no other package for them.
 const OTHERS: [&str; 5] = ["loopback", "portmap", "bandwidth", "tuning", "host-local"];
+
+/// Those of them that the image has. Without one of the others nothing is amiss, unless the conflist calls it.
+const SHIPPED: [&str; 2] = ["loopback", "portmap"];
 
 #[derive(Debug, Args)]
 pub(crate) struct InstallArgs {
@@ -54,7 +58,8 @@ pub(crate) struct InstallArgs {
     /// A conflist of an earlier installation under another name, which goes once this one is there
     #[arg(long, env = "CNI_OLD_CONF_NAME", value_name = "FILE")]
     old_conf_name: Option<String>,
-    /// Whether plugins that are there already are brought up to date
+    /// Whether plugins that are there already are brought up to date; of others those that were installed here and are
+    /// as they were then
     #[arg(long, env = "UPDATE_CNI_BINARIES", value_name = "BOOL", default_value = "true")]
     update_binaries: String,
     /// Plugins not to install, by name, with commas
@@ -94,7 +99,7 @@ pub(crate) fn run(args: &InstallArgs) -> Result<Vec<String>> {
         return remove(args, &conflist);
     }
     let text = conflist_text(args, Families::default())?;
-    let mut done = plugins(args)?;
+    let mut done = plugins(args, &called(&text))?;
     if args.plugins_only {
         return Ok(done);
     }
@@ -267,6 +272,14 @@ fn question(conflist: &str) -> Call {
     };
     let (v4, v6) = (says("assign_ipv4", true), says("assign_ipv6", false));
     Call::Status { given, pools4: Vec::new(), pools6: Vec::new(), num4: v4.into(), num6: v6.into() }
+}
+
+/// The plugins that a conflist calls, those for addresses among them.
+fn called(conflist: &str) -> BTreeSet<String> {
+    let value: Value = serde_json::from_str(conflist).unwrap_or_default();
+    let plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
+    let names = plugins.flat_map(|p| [p.get("type"), p.pointer("/ipam/type")]);
+    names.filter_map(|n| n?.as_str().map(str::to_owned)).collect()
 }
 
 /// Waits until the agent says that it could serve an ADD of this conflist.
@@ -444,12 +457,25 @@ mod tests {
 
     /// Seen on a node without the package of the reference plugins: containerd 1.6 makes no pod without loopback.
     #[test]
-    fn plugins_of_others_come_where_there_are_none_and_are_never_replaced() {
+    fn plugins_of_others_come_where_there_are_none_and_replace_none_of_the_nodes() {
         let (dir, mut args) = stage();
         args.plugins_only = true;
         fs::create_dir_all(&args.bin_dir).unwrap();
         fs::write(args.bin_dir.join("portmap"), "the node's own").unwrap();
-        fs::remove_file(args.others.join("tuning")).unwrap();
+        for name in ["bandwidth", "tuning", "loopback"] {
+            fs::remove_file(args.others.join(name)).unwrap();
+        }
+        args.conflist =
+            Some(json!({"name": "n", "plugins": [{"type": "brindle"}, {"type": "tuning"}]}).to_string());
+        // Not shipped, and called by nobody.
+        let done = run(&args).unwrap().join("\n");
+        assert!(!done.contains("bandwidth"), "{done}");
+        for name in ["loopback", "tuning"] {
+            assert!(done.contains(&format!("{name}: missing, and ")), "{done}");
+        }
+        for name in ["bandwidth", "loopback"] {
+            fs::write(args.others.join(name), format!("plugin {name}")).unwrap();
+        }
         let done = run(&args).unwrap().join("\n");
         assert_eq!(fs::read_to_string(args.bin_dir.join("loopback")).unwrap(), "plugin loopback");
         assert_eq!(fs::read_to_string(args.bin_dir.join("portmap")).unwrap(), "the node's own");
@@ -467,6 +493,53 @@ mod tests {
         left.sort();
         assert_eq!(left, ["bandwidth", "portmap"], "{done}");
         assert!(run(&args).unwrap().is_empty());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn plugins_of_others_that_were_installed_here_are_brought_up_to_date_unless_changed() {
+        let (dir, mut args) = stage();
+        args.plugins_only = true;
+        run(&args).unwrap();
+        let read = |args: &InstallArgs, name: &str| fs::read_to_string(args.bin_dir.join(name)).unwrap();
+        for name in ["loopback", "portmap", "tuning"] {
+            fs::write(args.others.join(name), format!("newer {name}")).unwrap();
+        }
+        fs::write(args.bin_dir.join("portmap"), "a package's").unwrap();
+        args.update_binaries = "false".into();
+        let done = run(&args).unwrap().join("\n");
+        assert_eq!(read(&args, "loopback"), "plugin loopback", "{done}");
+        assert!(done.contains("loopback: not to be updated, left alone"), "{done}");
+
+        args.update_binaries = "true".into();
+        // It may be running at this moment.
+        let old = File::open(args.bin_dir.join("loopback")).unwrap();
+        let done = run(&args).unwrap().join("\n");
+        assert_eq!(io::read_to_string(old).unwrap(), "plugin loopback");
+        assert_eq!(
+            (read(&args, "loopback"), read(&args, "tuning")),
+            ("newer loopback".into(), "newer tuning".into())
+        );
+        assert_eq!(read(&args, "portmap"), "a package's");
+        assert!(done.contains("loopback: written") && done.contains("bandwidth: unchanged"), "{done}");
+        assert!(done.contains("portmap: changed since it was installed, left alone"), "{done}");
+
+        // The image has it no more, then has it again; and an update that ended between the record and the file.
+        fs::remove_file(args.others.join("tuning")).unwrap();
+        let done = run(&args).unwrap().join("\n");
+        assert!(done.contains("tuning: ") && done.contains("has no newer one, left alone"), "{done}");
+        let record = args.bin_dir.join(".brindle-plugins");
+        let marks = fs::read_to_string(&record).unwrap();
+        fs::write(&record, format!("{marks}loopback 7 0123456789abcdef\n")).unwrap();
+        fs::write(args.others.join("loopback"), "newest").unwrap();
+        run(&args).unwrap();
+        assert_eq!(read(&args, "loopback"), "newest");
+        assert_eq!(fs::read_to_string(&record).unwrap().lines().count(), OTHERS.len(), "one mark of each");
+
+        (args.plugins_only, args.remove) = (false, true);
+        let done = run(&args).unwrap().join("\n");
+        assert!(!args.bin_dir.join("loopback").exists() && !args.bin_dir.join("tuning").exists(), "{done}");
+        assert_eq!(read(&args, "portmap"), "a package's");
         fs::remove_dir_all(dir).unwrap();
     }
 

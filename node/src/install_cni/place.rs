@@ -2,7 +2,7 @@
 //! that `--remove` takes these and leaves what the node had or got from elsewhere.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, Permissions},
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
@@ -11,13 +11,14 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{BINARIES, InstallArgs, OTHERS, boolean};
+use super::{BINARIES, InstallArgs, OTHERS, SHIPPED, boolean};
 
-/// In the folder of the plugins: a line for each of others that was installed here, `NAME SIZE CHECKSUM`.
+/// In the folder of the plugins: a line for each of others that was installed here, `NAME SIZE CHECKSUM`; two of a name
+/// while one takes the other's place.
 const RECORD: &str = ".brindle-plugins";
 
-/// Installs the plugins; says what was done.
-pub(super) fn plugins(args: &InstallArgs) -> Result<Vec<String>> {
+/// Installs the plugins, of others those that the conflist `called` calls or that ours come with; says what was done.
+pub(super) fn plugins(args: &InstallArgs, called: &BTreeSet<String>) -> Result<Vec<String>> {
     let update = boolean("--update-binaries (UPDATE_CNI_BINARIES)", &args.update_binaries)
         .map_err(anyhow::Error::msg)?;
     let from = match &args.from {
@@ -39,7 +40,7 @@ pub(super) fn plugins(args: &InstallArgs) -> Result<Vec<String>> {
             fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
         put(&place, &bytes, 0o755, &mut done)?;
     }
-    others(args, &mut done)?;
+    others(args, update, called, &mut done)?;
     Ok(done)
 }
 
@@ -47,26 +48,44 @@ fn skipped(args: &InstallArgs, name: &str) -> bool {
     args.skip_binaries.iter().any(|s| s.trim() == name)
 }
 
-/// Plugins of others: what a node has already is the node's own affair, newer or older.
-fn others(args: &InstallArgs, done: &mut Vec<String>) -> Result<()> {
+/// Plugins of others: what a node has from elsewhere is the node's own affair, newer or older. One that was installed here,
+/// and is as it was then, is brought up to date as ours are.
+fn others(args: &InstallArgs, update: bool, called: &BTreeSet<String>, done: &mut Vec<String>) -> Result<()> {
     let mut record = Record::read(&args.bin_dir);
     for name in OTHERS.into_iter().filter(|o| !skipped(args, o)) {
         let place = args.bin_dir.join(name);
-        if fs::symlink_metadata(&place).is_ok() {
-            leave(&place, "there already", done);
-            continue;
+        let there = fs::symlink_metadata(&place);
+        if let Ok(there) = &there {
+            // A link is not what was put there.
+            let untouched = there.is_file() && fs::read(&place).is_ok_and(|bytes| record.fits(name, &bytes));
+            if !untouched || !update {
+                let why = match (untouched, record.names(name)) {
+                    (true, _) => "not to be updated",
+                    (false, true) => "changed since it was installed",
+                    (false, false) => "there already",
+                };
+                leave(&place, why, done);
+                continue;
+            }
         }
         match fs::read(args.others.join(name)) {
             Ok(bytes) => {
-                // Before the file: of one that is not there, nothing is taken away.
+                // Before the file, beside what is there now: whatever this is interrupted by, it is known for ours.
                 record.note(name, &bytes)?;
                 put(&place, &bytes, 0o755, done)?;
+                record.settle(name, &bytes)?;
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => done.push(format!(
-                "{}: missing, and {} has none; install the CNI reference plugins if something calls it",
-                place.display(),
-                args.others.display()
-            )),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if there.is_ok() {
+                    leave(&place, &format!("{} has no newer one", args.others.display()), done);
+                } else if SHIPPED.contains(&name) || called.contains(name) {
+                    done.push(format!(
+                        "{}: missing, and {} has none; install the CNI reference plugins if something calls it",
+                        place.display(),
+                        args.others.display()
+                    ));
+                }
+            }
             Err(e) => return Err(e).with_context(|| args.others.join(name).display().to_string()),
         }
     }
@@ -147,10 +166,10 @@ pub(super) fn remove(args: &InstallArgs, conflist: &Path) -> Result<Vec<String>>
         remove_file(&args.bin_dir.join(name), &mut done)?;
     }
     let record = Record::read(&args.bin_dir);
-    for (name, mark) in &record.marks {
+    for (name, marks) in &record.marks {
         let place = args.bin_dir.join(name);
         match fs::read(&place) {
-            Ok(bytes) if mark_of(&bytes) == *mark => remove_file(&place, &mut done)?,
+            Ok(bytes) if marks.contains(&mark_of(&bytes)) => remove_file(&place, &mut done)?,
             Ok(_) => done.push(format!("{}: changed since it was installed, left alone", place.display())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e).with_context(|| place.display().to_string()),
@@ -167,7 +186,7 @@ pub(super) fn remove(args: &InstallArgs, conflist: &Path) -> Result<Vec<String>>
 /// Which plugins of others were installed here, and what they were.
 struct Record {
     path: PathBuf,
-    marks: BTreeMap<String, String>,
+    marks: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Record {
@@ -175,17 +194,44 @@ impl Record {
     fn read(folder: &Path) -> Self {
         let path = folder.join(RECORD);
         let text = fs::read_to_string(&path).unwrap_or_default();
-        let known = |name: &&str| OTHERS.contains(name);
-        let mark = |line: &str| {
-            let (name, mark) = line.split_once(' ')?;
-            Some((Some(name).filter(known)?.to_owned(), mark.to_owned()))
-        };
-        Self { marks: text.lines().filter_map(mark).collect(), path }
+        let mut marks: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (name, mark) in text.lines().filter_map(|line| line.split_once(' ')) {
+            if OTHERS.contains(&name) {
+                marks.entry(name.to_owned()).or_default().insert(mark.to_owned());
+            }
+        }
+        Self { path, marks }
     }
 
+    fn names(&self, name: &str) -> bool {
+        self.marks.contains_key(name)
+    }
+
+    /// Whether this is what was installed.
+    fn fits(&self, name: &str, bytes: &[u8]) -> bool {
+        self.marks.get(name).is_some_and(|marks| marks.contains(&mark_of(bytes)))
+    }
+
+    /// This may be there from now on.
     fn note(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.marks.insert(name.to_owned(), mark_of(bytes));
-        let text: String = self.marks.iter().map(|(name, mark)| format!("{name} {mark}\n")).collect();
+        match self.marks.entry(name.to_owned()).or_default().insert(mark_of(bytes)) {
+            true => self.write(),
+            false => Ok(()),
+        }
+    }
+
+    /// Nothing but this is there from now on.
+    fn settle(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let only = BTreeSet::from([mark_of(bytes)]);
+        match self.marks.insert(name.to_owned(), only.clone()) {
+            Some(before) if before == only => Ok(()),
+            _ => self.write(),
+        }
+    }
+
+    fn write(&self) -> Result<()> {
+        let lines = self.marks.iter().flat_map(|(name, marks)| marks.iter().map(move |m| (name, m)));
+        let text: String = lines.map(|(name, mark)| format!("{name} {mark}\n")).collect();
         replace(&self.path, text.as_bytes(), 0o644)
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
