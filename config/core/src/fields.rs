@@ -44,8 +44,9 @@ pub fn acts(kind: Kind, field: &str) -> bool {
     let top = field.split(['.', '[']).next().unwrap_or_default();
     match kind {
         Kind::FelixConfiguration => FelixConfigurationSpec::SETTINGS.contains(&top),
-        // Addresses that make a node's automatic host endpoint.
-        Kind::Node => ["interfaces", "ipv6VXLANTunnelAddr", "wireguard"].contains(&top),
+        // Addresses that make a node's automatic host endpoint; by what the node is called in Kubernetes, the controllers
+        // know when it is gone.
+        Kind::Node => ["interfaces", "ipv6VXLANTunnelAddr", "orchRefs", "wireguard"].contains(&top),
         _ => false,
     }
 }
