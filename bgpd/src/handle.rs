@@ -34,6 +34,7 @@ pub struct Gone;
 
 /// What a speaker should be. Applied as a whole; what is the same as before is not disturbed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Desired {
     /// `None`: nothing to speak for; sessions are closed. Another AS or router id restarts all sessions.
     pub speaker: Option<SpeakerConfig>,

@@ -6,10 +6,9 @@
 //! services, so that neighbors are better off without this node until the datastore answers.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, Write},
-    net::IpAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -158,16 +157,18 @@ pub fn recall(path: &Path, node: &str, secrets: &Path) -> Result<Option<Desired>
         );
     }
     let secrets = Secrets(secrets.to_owned());
-    let mut lost: Vec<IpAddr> = Vec::new();
+    // By their places: two may have one address.
+    let mut lost: BTreeSet<usize> = BTreeSet::new();
     for (at, (name, key)) in &of.passwords {
         let Some(peer) = of.desired.peers.get_mut(*at) else { continue };
         peer.password = secrets.value(name, key);
         if peer.password.is_none() {
             warn!(peer = %peer.address, secret = name, key, "its password cannot be read; no session until the datastore answers");
-            lost.push(peer.address);
+            lost.insert(*at);
         }
     }
-    of.desired.peers.retain(|p| !lost.contains(&p.address));
+    let peers = std::mem::take(&mut of.desired.peers).into_iter().enumerate();
+    of.desired.peers = peers.filter(|(at, _)| !lost.contains(at)).map(|(_, peer)| peer).collect();
     Ok(Some(of.desired))
 }
 
@@ -226,6 +227,45 @@ mod tests {
         assert_eq!((with_password(&without), without.peers.len()), (0, told.peers.len() - 1));
         std::fs::write(secrets.join("bgp/tor"), "s3cret\n").unwrap();
         assert_eq!(recall(&file, "a", &secrets), Ok(Some(told)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_peers_at_one_address_the_one_without_its_password_goes() {
+        let dir = folder("ports");
+        let (file, secrets) = (dir.0.join("bgp.json"), dir.0.join("secrets"));
+        let peer = |at: &str, key: &str| {
+            let secret = json!({"secretKeyRef": {"name": "bgp", "key": key}});
+            json!({"peerIP": at, "asNumber": 65000, "password": secret})
+        };
+        let mut c = three().peer("p", peer("192.0.2.1:1179", "p")).peer("q", peer("192.0.2.1:2179", "q"));
+        for key in ["p", "q"] {
+            c.0.set_secret("bgp", key, key);
+        }
+        save(&file, &serde_json::to_string(&written("a", &c.0)).unwrap()).unwrap();
+        std::fs::write(secrets.join("bgp/q"), "q").unwrap();
+        let told = recall(&file, "a", &secrets).unwrap().unwrap();
+        let there: Vec<_> = told.peers.iter().filter(|p| p.address.to_string() == "192.0.2.1").collect();
+        assert_eq!(
+            there.iter().map(|p| (p.port, p.password.as_deref())).collect::<Vec<_>>(),
+            [(2179, Some("q"))]
+        );
+    }
+
+    /// A field that came later would make every older file a damaged one, unless it has a default.
+    #[test]
+    fn a_file_of_the_first_form_is_understood() {
+        let dir = folder("first");
+        let file = dir.0.join("bgp.json");
+        std::fs::write(&file, include_str!("remembered/first.json")).unwrap();
+        std::fs::write(dir.0.join("secrets/bgp/tor"), "s3cret").unwrap();
+        let told = recall(&file, "a", &dir.0.join("secrets")).unwrap().unwrap();
+        assert!(
+            told.speaker.is_some() && !told.imports.rules.is_empty() && !told.routes.is_empty(),
+            "{told:?}"
+        );
+        assert!(told.peers.iter().any(|p| !p.export.filters.is_empty()), "{told:?}");
+        std::fs::write(&file, r#"{"version": 1, "node": "a", "desired": {}, "passwords": {}}"#).unwrap();
+        assert_eq!(recall(&file, "a", &dir.0), Ok(Some(Desired::default())));
     }
 
     #[test]

@@ -206,6 +206,7 @@ fn is_special(net: &IpNet) -> bool {
 
 /// Which routes to take.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Imports {
     pub rules: Vec<ImportRule>,
     /// Beginnings of the names of devices whose routes are never taken: those of pods.
