@@ -153,6 +153,27 @@ fn a_datastore_that_is_not_there_is_told_with_what_to_type() {
     );
 }
 
+/// A file that was edited until it was wrong, and is to go as it came.
+#[test]
+fn what_a_file_names_is_deleted_whatever_else_it_says() {
+    let backend = Backend::new(Kind::Sqlite, "trouble-delete");
+    let set = "---\napiVersion: projectcalico.org/v3\nkind: NetworkSet\nmetadata: {name: s}\nspec: {nets: [10.0.0.0/8]}\n";
+    fs::write(backend.dir.join("x.yaml"), pool("one", 10) + set).unwrap();
+    assert!(backend.run("apply -n blue -f x.yaml").ends_with("[0]\n"));
+    let wrong =
+        (pool("one", 10) + set).replace("10.10.0.0/16", "nonsense").replace("10.0.0.0/8", "10.0.0.0/99");
+    fs::write(backend.dir.join("x.yaml"), &wrong).unwrap();
+    let said = backend.run("apply -n blue -f x.yaml");
+    assert!(said.ends_with("[2]\n") && said.contains("2 problems"), "{said}");
+    let said = backend.run("delete -n blue -f x.yaml");
+    assert!(said.contains("deleted 2 resource(s)") && said.ends_with("[0]\n"), "{said}");
+    assert!(!backend.run("get ippools,networksets -A -o name").contains("/one"), "{said}");
+    // What it does not name cannot be deleted.
+    fs::write(backend.dir.join("x.yaml"), wrong.replace("{name: s}", "{}")).unwrap();
+    let said = backend.run("delete -f x.yaml");
+    assert!(said.ends_with("[2]\n") && said.contains("x.yaml:8:11: document 2: metadata.name"), "{said}");
+}
+
 #[test]
 fn an_etcd_that_forgot_its_history_costs_nobody_anything() {
     let backend = Backend::new(Kind::Etcd, "trouble-compact");

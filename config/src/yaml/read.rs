@@ -4,11 +4,12 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Read,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use brindle_config_core::{AnyResource, Key, Kind, fields, meta::API_VERSION, suggest, validate};
+use brindle_config_core::{AnyResource, Key, Kind, ObjectMeta, fields, meta::API_VERSION, suggest, validate};
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -75,9 +76,33 @@ pub struct Loading {
     /// Fields that have no effect, and the like. Nothing was dropped.
     pub warnings: Vec<Problem>,
     pub errors: Vec<Problem>,
+    /// Resources that are refused for what they say, not for what they are called.
+    refused: Vec<Refused>,
+}
+
+/// What a refused resource is called, and which of the errors are its.
+#[derive(Clone, Debug)]
+struct Refused {
+    kind: Kind,
+    meta: ObjectMeta,
+    errors: Range<usize>,
 }
 
 impl Loading {
+    /// For whoever needs to know which resources are meant and no more: all of them, and the errors that are left.
+    /// `namespace`: of those that name none.
+    pub fn keys(self, namespace: Option<&str>) -> (Vec<Key>, Vec<Problem>) {
+        let left = |at: usize| !self.refused.iter().any(|r| r.errors.contains(&at));
+        let errors = (0..).zip(self.errors).filter(|(at, _)| left(*at)).map(|(_, e)| e).collect();
+        let whole = self.resources.iter().map(|l| (l.resource.kind(), l.resource.metadata()));
+        let all = whole.chain(self.refused.iter().map(|r| (r.kind, &r.meta)));
+        let key = |(kind, meta): (Kind, &ObjectMeta)| {
+            let own = meta.namespace.as_deref().filter(|n| !n.is_empty());
+            Key::new(kind, own.or(namespace), &meta.name)
+        };
+        (all.map(key).collect(), errors)
+    }
+
     fn file_error(&mut self, file: &Arc<str>, message: impl Into<String>) {
         let place = Place { file: file.clone(), document: 0, line: 0, column: 0 };
         self.errors.push(Problem { place, field: String::new(), message: message.into() });
@@ -316,10 +341,16 @@ fn load_resource(origin: &Origin, list_of: Option<&str>, out: &mut Loading) {
             members.push(tree::Member { key: "spec".into(), key_at: origin.node.at, node });
         }
     }
+    let first = out.errors.len();
     let resource = match AnyResource::deserialize_kind(kind, &node) {
         Ok(resource) => resource,
         Err(e) => {
             let place = origin.place_at(e.at.unwrap_or(origin.node.at));
+            if !e.path().starts_with("metadata")
+                && let Some(meta) = names_of(origin)
+            {
+                out.refused.push(Refused { kind, meta, errors: first..first + 1 });
+            }
             let field = origin.path(&e.path());
             out.errors.push(Problem { place, field, message: e.message });
             return;
@@ -334,8 +365,16 @@ fn load_resource(origin: &Origin, list_of: Option<&str>, out: &mut Loading) {
             let refused = |w: &Problem| invalid.0.iter().any(|e| origin.path(&e.field) == w.field);
             let ours = out.warnings.split_off(before);
             out.warnings.extend(ours.into_iter().filter(|w| !refused(w)));
+            if !invalid.0.iter().any(|e| e.field.starts_with("metadata")) {
+                let errors = first..first + invalid.0.len();
+                out.refused.push(Refused { kind, meta: resource.metadata().clone(), errors });
+            }
             out.errors.extend(invalid.0.into_iter().map(|e| {
-                let shown = if e.value.is_empty() { String::new() } else { format!(", found {:?}", e.value) };
+                let shown = match (e.value.as_str(), e.counted) {
+                    ("", _) => String::new(),
+                    (count, true) => format!(", found {count}"),
+                    (value, false) => format!(", found {value:?}"),
+                };
                 // The suggestion is the last word.
                 let hint = e.reason.find("; did you mean ").unwrap_or(e.reason.len());
                 let (reason, hint) = e.reason.split_at(hint);
@@ -343,6 +382,13 @@ fn load_resource(origin: &Origin, list_of: Option<&str>, out: &mut Loading) {
             }));
         }
     }
+}
+
+/// What a resource is called of which nothing else may be right.
+fn names_of(origin: &Origin) -> Option<ObjectMeta> {
+    let metadata = &origin.node.member("metadata")?.node;
+    let text = |name: &str| metadata.member(name)?.node.text().filter(|t| !t.is_empty()).map(str::to_owned);
+    Some(ObjectMeta { namespace: text("namespace"), ..ObjectMeta::named(text("name")?) })
 }
 
 fn unknown_kind(kind: &str) -> String {

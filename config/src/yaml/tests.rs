@@ -404,8 +404,63 @@ proptest! {
     }
 }
 
+/// Whoever deletes what a file names need not have it right.
+#[test]
+fn refused_resources_say_what_they_are_called_as_long_as_they_can() {
+    let text = "\
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: typed}
+spec: {cidr: nonsense}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: judged, namespace: blue}
+spec: {selector: 'a b', ingress: [{action: Perhaps}]}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkSet
+metadata: {name: nowhere}
+spec: {nets: [x]}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: right}
+spec: {cidr: 10.0.0.0/16}
+";
+    let (keys, errors) = parse_str("x", text).keys(Some("red"));
+    let mut keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    keys.sort();
+    let want = ["IPPool(right)", "IPPool(typed)", "NetworkPolicy(blue/judged)", "NetworkSet(red/nowhere)"];
+    assert_eq!((keys, errors), (want.map(str::to_owned).to_vec(), Vec::new()));
+    for nameless in [
+        "kind: IPPool\nmetadata: {labels: {a: b}}\nspec: {}\n",
+        "kind: IPPool\nmetadata: {name: Ü}\nspec: {cidr: 10.0.0.0/16}\n",
+        "kind: IPPol\nmetadata: {name: a}\nspec: {}\n",
+    ] {
+        let text = format!("apiVersion: projectcalico.org/v3\n{nameless}");
+        let (keys, errors) = parse_str("x", &text).keys(None);
+        assert!(keys.is_empty() && !errors.is_empty(), "{nameless}: {keys:?}");
+    }
+}
+
+#[test]
+fn a_count_is_shown_without_quotes() {
+    let nets: Vec<String> = (0..300).map(|i| format!("10.0.{}.0/24", i % 256)).collect();
+    let text = format!(
+        "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {{name: a}}\nspec: {{selector: all(), ingress: [{{action: Allow, source: {{nets: [{}]}}}}]}}\n",
+        nets.join(", ")
+    );
+    let said = shown(&parse_str("x", &text));
+    assert!(said.contains("at most 256 entries, found 300 entries"), "{said}");
+}
+
 #[test]
 fn fields_that_act_are_not_called_idle() {
+    let node = json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "n"},
+        "spec": {"orchRefs": [{"nodeName": "n", "orchestrator": "k8s"}], "interfaces": [{"name": "eth0"}]}});
+    let node = AnyResource::from_value(Kind::Node, &node).expect("it reads");
+    assert_eq!(super::idle_fields(&node), []);
     let felix = json!({"bpfEnabled": false, "nftablesMode": "Enabled", "failsafeInboundHostPorts": [],
         "failsafeOutboundHostPorts": [], "defaultEndpointToHostAction": "Accept", "interfacePrefix": "cali"});
     let value = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",

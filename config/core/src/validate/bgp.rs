@@ -83,7 +83,7 @@ fn communities(c: &BgpConfigurationSpec, errors: &mut Errors) {
     errors.at_most("spec.prefixAdvertisements", &c.prefix_advertisements, 500);
     if !c.communities.is_empty() && c.prefix_advertisements.is_empty() {
         let reason = "communities are only used by prefixAdvertisements; add some";
-        errors.add("spec.communities", format!("{} entries", c.communities.len()), reason);
+        errors.count("spec.communities", &c.communities, reason);
     }
     let mut names = BTreeSet::new();
     for (i, community) in c.communities.iter().enumerate() {

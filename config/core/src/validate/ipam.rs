@@ -39,7 +39,7 @@ pub(super) fn check_block(name: &str, b: &IpamBlockSpec, errors: &mut Errors) {
     let size = 1usize.checked_shl(bits.into()).filter(|_| bits <= 12);
     if size != Some(b.allocations.len()) {
         let reason = "expected as many entries as the block has addresses (at most 4096)";
-        errors.add("spec.allocations", format!("{} entries", b.allocations.len()), reason);
+        errors.count("spec.allocations", &b.allocations, reason);
     }
     for (ordinal, index) in b.allocations.iter().enumerate() {
         if let Some(index) = index.filter(|i| *i >= b.attributes.len()) {

@@ -36,15 +36,18 @@ use crate::{
 pub struct FieldError {
     /// Path from the top of the resource: `spec.cidr`, `spec.exportV4[0].action`.
     pub field: String,
-    /// The value as written, shortened when long.
+    /// The value as written, shortened when long, or how much there is.
     pub value: String,
+    /// It is how much there is, which nobody has written: it is shown without quotes.
+    pub counted: bool,
     /// What is wrong and what would be right.
     pub reason: String,
 }
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = '{}' ({})", self.field, self.value, self.reason)
+        let quote = if self.counted { "" } else { "'" };
+        write!(f, "{} = {quote}{}{quote} ({})", self.field, self.value, self.reason)
     }
 }
 
@@ -174,7 +177,7 @@ impl Errors {
         if value.chars().count() > LONGEST {
             value = value.chars().take(LONGEST).chain(['…']).collect();
         }
-        self.0.push(FieldError { field: field.to_owned(), value, reason: reason.into() });
+        self.0.push(FieldError { field: field.to_owned(), value, counted: false, reason: reason.into() });
     }
 
     fn done(self) -> Result<(), Invalid> {
@@ -221,9 +224,15 @@ impl Errors {
         }
     }
 
+    /// There are too many, or any at all.
+    fn count<T>(&mut self, field: &str, list: &[T], reason: impl Into<String>) {
+        let value = if list.len() == 1 { "1 entry".to_owned() } else { format!("{} entries", list.len()) };
+        self.0.push(FieldError { field: field.to_owned(), value, counted: true, reason: reason.into() });
+    }
+
     fn at_most<T>(&mut self, field: &str, list: &[T], most: usize) {
         if list.len() > most {
-            self.add(field, format!("{} entries", list.len()), format!("at most {most} entries"));
+            self.count(field, list, format!("at most {most} entries"));
         }
     }
 

@@ -313,7 +313,7 @@ fn entity(field: &str, e: &EntityRule, proto: Option<u8>, r: &Rule, errors: &mut
         }
         let fits = matches!(proto, Some(6 | 17 | 132)) || proto.is_none() && r.protocol.is_none() && !numbers;
         if !list.is_empty() && !fits {
-            errors.add(&field, format!("{} entries", list.len()), "ports need protocol TCP, UDP or SCTP");
+            errors.count(&field, list, "ports need protocol TCP, UDP or SCTP");
         }
     }
     if let Some(accounts) = &e.service_accounts {

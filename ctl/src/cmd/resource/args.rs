@@ -138,7 +138,7 @@ pub(crate) struct DeleteArgs {
     /// A kind, then names of resources; or KIND/NAME.
     #[arg(value_name = "KIND NAME", required_unless_present = "files")]
     pub(crate) what: Vec<String>,
-    /// The resources named in this file, folder or standard input (`-`).
+    /// The resources named in this file, folder or standard input (`-`), whatever else it says of them.
     #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with = "what")]
     pub(crate) files: Vec<PathBuf>,
     /// Look for files in folders within folders too.

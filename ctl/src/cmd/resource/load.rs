@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use brindle_config::yaml::{self, Loaded, Loading};
+use brindle_config::yaml::{self, Loaded, Loading, Problem};
+use brindle_config_core::Key;
 
 /// How files are read.
 #[derive(Clone, Copy, Debug)]
@@ -25,14 +26,22 @@ pub(crate) struct Input {
 /// Folders within each other; more is a loop of links.
 const DEEPEST: usize = 32;
 
+fn read(paths: &[PathBuf], how: How<'_>) -> Result<Loading> {
+    let paths = if how.recursive { expand(paths)? } else { paths.to_vec() };
+    Ok(yaml::read_paths(&paths))
+}
+
+fn problems(errors: &[Problem]) -> anyhow::Error {
+    let n = errors.len();
+    anyhow::anyhow!("{n} problem{} in the input; nothing was done", if n == 1 { "" } else { "s" })
+}
+
 /// Reads files. Every problem is printed with its place; any of them fails the command unless `go_on`.
 pub(crate) fn files(paths: &[PathBuf], how: How<'_>) -> Result<Input> {
-    let paths = if how.recursive { expand(paths)? } else { paths.to_vec() };
-    let mut loading = yaml::read_paths(&paths);
+    let Loading { mut resources, warnings, mut errors, .. } = read(paths, how)?;
     if how.skip_empty {
-        loading.errors.retain(|p| p.message != yaml::EMPTY_FILE && p.message != yaml::EMPTY_FOLDER);
+        errors.retain(|p| p.message != yaml::EMPTY_FILE && p.message != yaml::EMPTY_FOLDER);
     }
-    let Loading { mut resources, warnings, errors } = loading;
     for w in &warnings {
         eprintln!("warning: {w}");
     }
@@ -40,8 +49,7 @@ pub(crate) fn files(paths: &[PathBuf], how: How<'_>) -> Result<Input> {
         eprintln!("error: {e}");
     }
     if !errors.is_empty() && !how.go_on {
-        let n = errors.len();
-        bail!("{n} problem{} in the input; nothing was done", if n == 1 { "" } else { "s" });
+        return Err(problems(&errors));
     }
     if let Some(namespace) = how.namespace {
         for loaded in &mut resources {
@@ -56,6 +64,25 @@ pub(crate) fn files(paths: &[PathBuf], how: How<'_>) -> Result<Input> {
         bail!("No resources specified");
     }
     Ok(Input { resources, wrong: errors.len() })
+}
+
+/// Reads which resources files name, whatever else they say of them. A problem with that fails the command.
+pub(crate) fn keys(paths: &[PathBuf], how: How<'_>) -> Result<Vec<Key>> {
+    let loading = read(paths, how)?;
+    for w in &loading.warnings {
+        eprintln!("warning: {w}");
+    }
+    let (keys, errors) = loading.keys(how.namespace);
+    for e in &errors {
+        eprintln!("error: {e}");
+    }
+    if !errors.is_empty() {
+        return Err(problems(&errors));
+    }
+    if keys.is_empty() {
+        bail!("No resources specified");
+    }
+    Ok(keys)
 }
 
 /// Every file of resources under the folders named.

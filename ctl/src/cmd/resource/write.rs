@@ -416,7 +416,8 @@ pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
         }
     } else {
         let how = How { recursive: args.recursive, skip_empty: false, namespace, go_on: false };
-        load::files(&args.files, how)?.resources.into_iter().map(|l| l.resource.key()).collect()
+        // What it says beside its name may be the reason why it is to go.
+        load::keys(&args.files, how)?
     };
     let store = open_to_change(&args.store, false)?;
     block_on(async {
