@@ -288,6 +288,9 @@ async fn tls_and_users_let_in_whom_they_should() {
 
     let no_cert = EtcdStore::new(server.settings("https", &format!("ca={}", file("ca.pem"))));
     assert!(matches!(no_cert.get(&key).await, Err(StoreError::Unavailable(_))), "no certificate, no entry");
+    let plain = EtcdStore::new(server.settings("http", ""));
+    let e = plain.get(&key).await.unwrap_err();
+    assert!(matches!(&e, StoreError::Broken(why) if why.contains("write https://127.0.0.1:")), "{e}");
     let no_ca = EtcdStore::new(server.settings("https", ""));
     let e = no_ca.get(&key).await.unwrap_err().to_string();
     assert!(e.contains("ETCD_CA_CERT_FILE"), "{e}");

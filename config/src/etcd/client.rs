@@ -139,8 +139,11 @@ impl Client {
             return Ok(Some(token));
         }
         let ask = AuthenticateRequest { name: name.clone(), password: password.clone() };
-        let answer: AuthenticateResponse =
-            self.once("/etcdserverpb.Auth/Authenticate", ask, None).await.map_err(|s| self.error(&s))?;
+        let answer: AuthenticateResponse = match self.once("/etcdserverpb.Auth/Authenticate", ask, None).await
+        {
+            Ok(answer) => answer,
+            Err(s) => return Err(self.refusal(&s).await),
+        };
         let token: MetadataValue<Ascii> = answer
             .token
             .parse()
@@ -203,9 +206,13 @@ impl Client {
             Err(s) if had_token && s.code() == Code::Unauthenticated => {
                 self.forget_token();
                 let token = self.token().await?;
-                self.once(path, message, token).await.map_err(|s| self.error(&s))
+                match self.once(path, message, token).await {
+                    Ok(answer) => Ok(answer),
+                    Err(s) => Err(self.refusal(&s).await),
+                }
             }
-            other => other.map_err(|s| self.error(&s)),
+            Ok(answer) => Ok(answer),
+            Err(s) => Err(self.refusal(&s).await),
         }
     }
 
@@ -245,14 +252,37 @@ impl Client {
             let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
             Ok(grpc.streaming(request, path, codec).await?.into_inner())
         };
-        self.in_time(work).await.map_err(|s: Status| {
-            if s.code() == Code::Unauthenticated {
-                self.forget_token();
-            } else {
-                self.look_again();
+        match self.in_time(work).await {
+            Ok(answers) => Ok(answers),
+            Err(s) => {
+                if s.code() == Code::Unauthenticated {
+                    self.forget_token();
+                } else {
+                    self.look_again();
+                }
+                Err(self.refusal(&s).await)
             }
-            self.error(&s)
-        })
+        }
+    }
+
+    /// [`Self::error`], with a look at who it is that answers nothing that can be understood.
+    async fn refusal(&self, status: &Status) -> StoreError {
+        let error = self.error(status);
+        let StoreError::Unavailable(why) = &error else { return error };
+        // A connection that came about and broke; what was never reached says nothing.
+        if !why.ends_with(BROKE) {
+            return error;
+        }
+        for place in self.settings.endpoints.iter().filter_map(|e| e.strip_prefix("http://")) {
+            if speaks_tls(place.trim_end_matches('/')).await {
+                let name = self.name();
+                return StoreError::Broken(format!(
+                    "{name}: it wants TLS there: write https://{place}, and name the authority that signed its \
+                     certificate (ca=FILE, ETCD_CA_CERT_FILE)"
+                ));
+            }
+        }
+        error
     }
 
     /// What a refusal means to the caller.
@@ -290,6 +320,26 @@ impl Client {
             _ => StoreError::Unavailable(format!("{name}: {what}")),
         }
     }
+}
+
+/// What the transport says of a connection that came about and broke.
+const BROKE: &str = "transport error";
+
+/// Whether somebody answers in TLS at `HOST:PORT`: a handshake that cannot be meant is refused with an alert.
+async fn speaks_tls(place: &str) -> bool {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    /// A record with a ClientHello of one octet.
+    const NONSENSE: [u8; 10] = [22, 3, 1, 0, 5, 1, 0, 0, 1, 0];
+    const ALERT: u8 = 21;
+    let ask = async {
+        let mut stream = tokio::net::TcpStream::connect(place).await.ok()?;
+        stream.write_all(&NONSENSE).await.ok()?;
+        let mut head = [0; 2];
+        stream.read_exact(&mut head).await.ok()?;
+        // The kind of the record, and the major version that is the same in all.
+        Some(head == [ALERT, 3])
+    };
+    tokio::time::timeout(Duration::from_secs(1), ask).await.ok().flatten().unwrap_or_default()
 }
 
 /// The innermost reason: the outer ones say only that something failed.
