@@ -7,7 +7,7 @@ use anyhow::Result;
 use brindle_config::sync;
 use brindle_config_core::{
     Kind,
-    store::{Store, SyncEvent},
+    store::{Store, StoreError, SyncEvent},
 };
 use tokio::sync::watch;
 
@@ -18,6 +18,11 @@ pub(crate) struct KubeNodes {
 }
 
 impl KubeNodes {
+    /// Whoever looks once lists them.
+    pub(crate) fn of(store: Arc<dyn Store>) -> Self {
+        Self { store, names: watch::channel(None).1 }
+    }
+
     /// Follows the nodes in this store, which is an API server, until dropped.
     pub(crate) fn follow(store: Arc<dyn Store>) -> Self {
         let (told, names) = watch::channel(None);
@@ -56,12 +61,21 @@ impl KubeNodes {
 
     /// As they are now.
     pub(crate) async fn listed(&self) -> Result<BTreeSet<String>> {
-        Ok(self.store.list(&[Kind::Node]).await?.entries.into_iter().map(|e| e.key.name).collect())
+        let listing = self.store.list(&[Kind::Node]).await.map_err(told)?;
+        Ok(listing.entries.into_iter().map(|e| e.key.name).collect())
     }
 
     /// For whoever waits for a change.
     pub(crate) fn watch(&self) -> watch::Receiver<Option<BTreeSet<String>>> {
         self.names.clone()
+    }
+}
+
+/// In words that do not take the API server for the datastore, which is another one.
+pub(crate) fn told(error: StoreError) -> anyhow::Error {
+    match error {
+        StoreError::Unavailable(why) | StoreError::Broken(why) => anyhow::Error::msg(why),
+        other => other.into(),
     }
 }
 

@@ -58,10 +58,13 @@ async fn run(settings: Settings) -> Result<bool> {
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
     let kube = match settings.kubernetes_nodes.clone() {
-        Some(url) => Some(tokio::task::spawn_blocking(move || brindle_config::open_cluster(&url)).await??),
+        Some(url) => {
+            let opened = tokio::task::spawn_blocking(move || brindle_config::open_cluster(&url)).await?;
+            Some(opened.map_err(kubernetes::told).context("--kubernetes-nodes")?)
+        }
         None => None,
     };
-    let kube = kube.map(KubeNodes::follow);
+    let kube = kube.map(if settings.once { KubeNodes::of } else { KubeNodes::follow });
     let tally = Tally::default();
     let pulse = Pulse::default();
     let mut outside = Outside::new(&settings, tally.clone(), pulse.clone());
@@ -388,9 +391,15 @@ impl<'a> Worker<'a> {
         facts.kubernetes = match self.kube {
             Some(kube) => match kube.listed().await {
                 Ok(nodes) => Some(nodes),
+                // There is no next look that would make up for it.
+                Err(error) if self.settings.once => {
+                    let url = self.settings.kubernetes_nodes.as_deref().unwrap_or_default();
+                    return Err(error
+                        .context(format!("--kubernetes-nodes {url}: cannot list the nodes of Kubernetes")));
+                }
                 // What is not known says nothing; everything else goes on.
                 Err(error) => {
-                    tracing::warn!(%error, "cannot list the nodes of Kubernetes");
+                    tracing::warn!("--kubernetes-nodes: cannot list the nodes of Kubernetes: {error:#}");
                     None
                 }
             },

@@ -581,6 +581,27 @@ fn what_cannot_be_meant_is_said_in_one_line() {
     }
 }
 
+/// The datastore answers, the cluster whose nodes count does not: one look has nothing to go by.
+#[test]
+fn one_look_without_the_nodes_of_kubernetes_is_an_error_of_those() {
+    let site = Site::sqlite("conce");
+    site.put(Kind::Node, "alone", json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "alone"}, "spec": {}}));
+    let kubeconfig = site.dir.join("kubeconfig");
+    let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}]});
+    fs::write(&kubeconfig, config.to_string()).unwrap();
+    for config in [kubeconfig.as_path(), Path::new("/nonexistent/kubeconfig")] {
+        let url = format!("kubernetes:{}", config.display());
+        let more = ["--once", "--leader-elect=false", "--kubernetes-nodes", &url];
+        let out = site.command("once", &more).stderr(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{said}");
+        assert!(said.contains("--kubernetes-nodes") && said.contains(&*config.to_string_lossy()), "{said}");
+        assert!(!said.contains("datastore unavailable") && !said.contains("follow"), "{said}");
+    }
+}
+
 /// What a path answers at a port of the site, head and body.
 fn asked(site: &Site, port: u16, path: &str) -> String {
     let ask = || -> std::io::Result<String> {

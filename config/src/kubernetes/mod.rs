@@ -50,7 +50,7 @@ use self::{
     explain::{Verb, explain},
     kinds::{Place, Shape, escaped},
     object::Mapped,
-    reflector::Reflectors,
+    reflector::{Reflectors, Whose},
 };
 
 /// Objects in one page of a list, as kubectl has it.
@@ -95,20 +95,21 @@ struct Inner {
     unstreamed: Arc<AtomicBool>,
     /// Collections of which was told that the cluster lacks them.
     told: Arc<Mutex<BTreeSet<String>>>,
+    whose: Whose,
 }
 
 impl KubeStore {
     /// A store; connections are made with the first call, on the runtime of that call.
     pub fn new(settings: KubeSettings) -> Self {
-        Self::of(Client::new(settings))
+        Self::of(Client::new(settings), Whose::Datastore)
     }
 
     /// A store of what Kubernetes itself has (nodes, pods, ..), on a cluster that need not have Calico's definitions.
     pub fn core(settings: KubeSettings) -> Self {
-        Self::of(Client::core(settings))
+        Self::of(Client::core(settings), Whose::Cluster)
     }
 
-    fn of(client: Client) -> Self {
+    fn of(client: Client, whose: Whose) -> Self {
         let inner = Inner {
             client: Arc::new(client),
             cursors: Arc::default(),
@@ -119,6 +120,7 @@ impl KubeStore {
             old: Arc::default(),
             unstreamed: Arc::default(),
             told: Arc::default(),
+            whose,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -144,6 +146,7 @@ impl KubeStore {
             old: Arc::clone(&old.old),
             unstreamed: Arc::clone(&old.unstreamed),
             told: Arc::clone(&old.told),
+            whose: old.whose,
         };
         change(&mut inner);
         Self { inner: Arc::new(inner) }

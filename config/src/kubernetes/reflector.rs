@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fmt,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
@@ -22,6 +23,23 @@ use crate::jitter;
 
 /// A collection, and the node whose pods alone are followed.
 type Selected = (Kind, Option<String>);
+
+/// What an API server is to whoever follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    Datastore,
+    /// Asked for what Kubernetes itself has; the datastore is another one.
+    Cluster,
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Datastore => "the datastore",
+            Self::Cluster => "the API server",
+        })
+    }
+}
 
 /// The reflectors of one store and its clones.
 #[derive(Default)]
@@ -68,23 +86,23 @@ impl Reflectors {
     }
 
     /// A collection meets a trouble, `mine` from now on: logged unless another one has met it already.
-    pub(super) fn meet(&self, mine: &mut Option<String>, error: &StoreError) {
+    pub(super) fn meet(&self, of: Whose, mine: &mut Option<String>, error: &StoreError) {
         let text = error.to_string();
         let mut all = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = mine.take().filter(|old| *old != text) {
             all.remove(&old);
         }
         if all.insert(text.clone()) {
-            tracing::warn!(error = %text, "cannot follow the datastore; trying again until it answers");
+            tracing::warn!(error = %text, "cannot follow {of}; trying again until it answers");
         }
         *mine = Some(text);
     }
 
     /// The trouble of a collection, if it had one, is over.
-    pub(super) fn over(&self, mine: &mut Option<String>) {
+    pub(super) fn over(&self, of: Whose, mine: &mut Option<String>) {
         let mut all = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if mine.take().is_some_and(|text| all.remove(&text)) {
-            tracing::info!("the datastore answers again");
+            tracing::info!("{of} answers again");
         }
     }
 }
@@ -134,7 +152,7 @@ async fn keep(inner: Arc<Inner>, kind: Kind, shared: Arc<Shared>, last: Arc<Mute
         *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
         // A version that the server has forgotten is everyday life.
         if !matches!(error, StoreError::Compacted(_)) {
-            inner.reflectors.meet(&mut trouble, &error);
+            inner.reflectors.meet(inner.whose, &mut trouble, &error);
         }
         tokio::time::sleep(jitter::back_off(attempt)).await;
         attempt = attempt.saturating_add(1);
@@ -163,7 +181,7 @@ async fn pass(
         inner.initial(&place, take).await?
     };
     let mut watch = KubeWatch::go_on(inner, place, at, lines).await?;
-    inner.reflectors.over(trouble);
+    inner.reflectors.over(inner.whose, trouble);
     shared.end_listing(at.unwrap_or_default());
     loop {
         let changes = watch.next().await?;

@@ -182,7 +182,7 @@ impl Collection {
                     tokio::time::sleep(jitter::back_off(self.attempt.min(3))).await;
                 }
                 End::Trouble(error) => {
-                    self.inner.reflectors.meet(&mut self.trouble, &error);
+                    self.inner.reflectors.meet(self.inner.whose, &mut self.trouble, &error);
                     tokio::time::sleep(jitter::back_off(self.attempt)).await;
                 }
             }
@@ -234,7 +234,7 @@ impl Collection {
         );
         match self.inner.client.lines(&path).await {
             Ok(lines) => {
-                self.inner.reflectors.over(&mut self.trouble);
+                self.inner.reflectors.over(self.inner.whose, &mut self.trouble);
                 Ok(lines)
             }
             Err(Failure::Api(status)) if explain::gone(&status) => Err(self.compacted()),
