@@ -287,7 +287,9 @@ fn parse_as_number(text: &str) -> Result<Option<AsNumber>, String> {
         // RFC 7607.
         Ok(AsNumber(0)) => Err("--as 0: is no AS number (environment AS)".into()),
         Ok(n) => Ok(Some(n)),
-        Err(e) => Err(format!("--as: {e} (environment AS)")),
+        Err(_) => Err(format!(
+            "--as {text:?}: expected an AS number, 1 to 4294967295 or x.y such as 1.10 (environment AS)"
+        )),
     }
 }
 
@@ -297,9 +299,10 @@ fn parse_router_id(text: &str, node: &str) -> Result<Option<Ipv4Addr>, String> {
         "hash" => Ok(Some(brindle_bgpd::peers::hashed_router_id(node))),
         other => match other.parse::<Ipv4Addr>() {
             Ok(id) if !id.is_unspecified() => Ok(Some(id)),
-            Ok(_) | Err(_) => {
-                Err(format!("--router-id {other:?}: expected an IPv4 address such as 10.0.0.5, or hash"))
-            }
+            Ok(_) | Err(_) => Err(format!(
+                "--router-id {other:?}: expected an IPv4 address such as 10.0.0.5, or hash (environment \
+                     CALICO_ROUTER_ID)"
+            )),
         },
     }
 }
@@ -379,6 +382,14 @@ mod tests {
             let e = parse(&args).unwrap_err();
             assert!(e.contains(flag), "{args:?}: {e}");
         }
+        // As calico-node has them: who wrote the variable has not written the flag.
+        let e = parse(&["--node-name", "n", "--router-id", "x"]).unwrap_err();
+        assert!(e.contains("CALICO_ROUTER_ID"), "{e}");
+        let e = parse(&["--node-name", "n", "--as", "abc"]).unwrap_err();
+        assert!(
+            e.contains("\"abc\"") && e.contains("1 to 4294967295") && e.contains("environment AS"),
+            "{e}"
+        );
     }
 
     #[test]
