@@ -23,12 +23,18 @@ const EVERYWHERE: [(&str, &str); 3] = [
 ];
 
 /// A ConfigMap's values are texts, whatever was written into the values' file: `true` and `0` without quotes as well. toJson,
-/// since a large number is floating point to Helm and would be printed as 1e+06. `null` takes a default away.
+/// since a large number is floating point to Helm and would be printed as 1e+06. `null` takes a default away. Of an AS
+/// number the last digit may be lost before a template sees it: 1.10 is 1.1 to YAML.
 const CONFIG: &str = r#"  {{- range $name, $value := .Values.config }}
   {{- if kindIs "string" $value }}
   {{ $name }}: {{ $value | quote }}
   {{- else if kindIs "invalid" $value }}
   {{- else }}
+  {{- if eq $name "AS" }}
+  {{- if $value | toJson | contains "." }}
+  {{- fail "config.AS: a dotted AS number needs quotes (1.10 is the number 1.1 without them)" }}
+  {{- end }}
+  {{- end }}
   {{ $name }}: {{ $value | toJson | quote }}
   {{- end }}
   {{- end }}
@@ -232,6 +238,22 @@ fn whatever_is_written_into_config_becomes_a_text() {
         assert_eq!(data[name], value, "{name}");
     }
     assert!(!data.contains_key("CLUSTER_TYPE"), "null takes it away");
+}
+
+/// What stood there cannot be told any more.
+#[test]
+fn a_dotted_as_number_without_quotes_is_refused() {
+    generate();
+    let rendered = |number: Value| {
+        let all = render(|v| v["config"]["AS"] = number.clone());
+        let map = all.into_iter().find(|(k, _)| k[1] == "ConfigMap" && k[3] == "brindle-config");
+        map.expect("a ConfigMap").1["data"]["AS"].clone()
+    };
+    assert_eq!(rendered("1.10".into()), "1.10");
+    assert_eq!(rendered(4_200_000_000_u32.into()), "4200000000");
+    let refused = std::panic::catch_unwind(|| rendered(1.1.into())).expect_err("it is refused");
+    let why = refused.downcast_ref::<String>().expect("a sentence");
+    assert!(why.contains("config.AS") && why.contains("needs quotes"), "{why}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A strict renderer of the part of Go's template language that the chart uses: `{{ .Values.a.b }}`, `.Release.Namespace`,
 //! `if`/`else if`/`else`/`with`/`end`, `range $key, $value := .a.map`, pipelines of `quote`, `int64`, `toYaml`, `toJson`,
-//! `kindIs "KIND"`, `sha256sum`, `nindent N` and `include (print $.Template.BasePath "/FILE") .`, trimming with `-`. Whatever else
+//! `kindIs "KIND"`, `eq $a "TEXT"`, `contains "TEXT"`, `fail "SENTENCE"`, `sha256sum`, `nindent N` and `include (print $.Template.BasePath "/FILE") .`, trimming with `-`. Whatever else
 //! stands in a template is a panic, so that the chart stays within it.
 
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -220,6 +220,12 @@ const fn kind(value: &Value) -> &'static str {
 fn pipeline(name: &str, action: &str, scope: &Scope<'_>) -> Value {
     let mut value: Option<Value> = None;
     for stage in action.split('|') {
+        if let Some(why) = stage.trim().strip_prefix("fail ") {
+            panic!(
+                "{name}: {}",
+                literal(why).unwrap_or_else(|| panic!("{name}: {action}: a sentence in quotes"))
+            );
+        }
         let words: Vec<&str> = stage.split_whitespace().collect();
         let argument = |at: usize, value: Option<Value>| match words.get(at) {
             Some(path) => look_up(name, path, scope),
@@ -232,6 +238,14 @@ fn pipeline(name: &str, action: &str, scope: &Scope<'_>) -> Value {
             ["kindIs", wanted, ..] => {
                 let wanted = literal(wanted).unwrap_or_else(|| panic!("{name}: {action}: a kind in quotes"));
                 (kind(&argument(2, value)) == wanted).into()
+            }
+            ["eq", path, wanted] => {
+                let wanted = literal(wanted).unwrap_or_else(|| panic!("{name}: {action}: a text in quotes"));
+                (look_up(name, path, scope) == wanted).into()
+            }
+            ["contains", wanted] => {
+                let wanted = literal(wanted).unwrap_or_else(|| panic!("{name}: {action}: a text in quotes"));
+                text(&argument(2, value)).contains(wanted).into()
             }
             ["sha256sum", ..] => {
                 let mut hex = String::new();
@@ -290,6 +304,9 @@ fn actions_are_rendered_as_go_does() {
     let each = "{{ range $k, $v := .Values }}{{ if kindIs \"string\" $v }}{{ $k }}{{ else if kindIs \"bool\" $v }}{{ $v }}{{ else }}-{{ end }} {{ end }}";
     assert_eq!(r(each), "a - - false true ", "in the order of the keys");
     assert_eq!(r("{{ .Values.map | toJson | quote }}"), r#""{\"k\":\"v\"}""#);
+    let some = "{{ range $k, $v := .Values.map }}{{ if eq $k \"k\" }}{{ if $v | contains \"w\" }}w{{ else }}v{{ end }}{{ end }}{{ end }}";
+    assert_eq!(r(some), "v");
+    assert!(std::panic::catch_unwind(|| r("{{ fail \"it is wrong\" }}")).is_err());
     let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     assert_eq!(r("{{ with .Values.off }}x{{ else }}{{ .Values.a | sha256sum }}{{ end }}").len(), empty.len());
     assert!(std::panic::catch_unwind(|| r("{{ range .Values.list }}{{ end }}")).is_err());
