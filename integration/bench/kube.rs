@@ -12,20 +12,10 @@ use std::{
 };
 
 use brindle_config::{KubeStore, kubernetes::KubeSettings, sync};
-use brindle_config_core::{
-    Key, Kind,
-    store::{Expect, Store, SyncEvent},
-};
-use brindle_integration::kube::ApiServer;
+use brindle_config_core::{Kind, store::SyncEvent};
+use brindle_integration::{kube::ApiServer, paired};
 use http::{Method, Request};
 use serde_json::{Value, json};
-
-/// Pairs of rounds; the median of their ratios counts.
-const PAIRS: usize = 7;
-/// Writers side by side, each on a resource of its own.
-const WRITERS: usize = 4;
-/// Writes of each writer in a round.
-const WRITES: usize = 150;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -66,96 +56,28 @@ fn store(kubeconfig: &str) -> KubeStore {
     KubeStore::new(KubeSettings::parse(kubeconfig).unwrap_or_else(|e| panic!("{e}")))
 }
 
-fn value(name: &str, n: usize) -> Value {
-    json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkSet", "metadata": {"name": name},
-        "spec": {"nets": [format!("10.{}.{}.0/24", n / 256 % 256, n % 256)]}})
-}
-
 /// Paired rounds of the store and of the bare client on the same objects.
 async fn writes(kubeconfig: &str) {
-    let ours = store(kubeconfig);
     let config = kube::config::Kubeconfig::read_from(kubeconfig).expect("it was just written");
     let config =
         kube::Config::from_custom_kubeconfig(config, &Default::default()).await.expect("a kubeconfig");
     let raw = kube::Client::try_from(config).expect("plain HTTP needs nothing");
-    for w in 0..WRITERS {
-        let name = format!("w{w}");
-        let key = Key::new(Kind::GlobalNetworkSet, None, &name);
-        ours.put(&key, value(&name, 0), Expect::Absent).await.unwrap_or_else(|e| panic!("{e}"));
-    }
-    let mut ratios = Vec::new();
-    for pair in 0..=PAIRS {
-        // Who goes first changes, so that neither profits from a warm server.
-        let (by_store, by_raw) = if pair % 2 == 0 {
-            let a = round_of_store(&ours).await;
-            (a, round_of_raw(&raw).await)
-        } else {
-            let b = round_of_raw(&raw).await;
-            (round_of_store(&ours).await, b)
-        };
-        // The first pair only warms up.
-        if pair > 0 {
-            ratios.push(by_store / by_raw);
-            println!("writes/s: store {by_store:.0}, raw client {by_raw:.0}, ratio {:.2}", by_store / by_raw);
-        }
-    }
-    ratios.sort_by(f64::total_cmp);
-    println!(
-        "compare-and-swap writes, store : raw client, median of {PAIRS} pairs: {:.2}",
-        ratios[PAIRS / 2]
-    );
+    paired::compare(Arc::new(store(kubeconfig)), |writer| write(raw.clone(), writer)).await;
 }
 
-fn rate(since: Instant) -> f64 {
-    (WRITERS * WRITES) as f64 / since.elapsed().as_secs_f64()
-}
-
-async fn round_of_store(store: &KubeStore) -> f64 {
-    let since = Instant::now();
-    let mut tasks = tokio::task::JoinSet::new();
-    for w in 0..WRITERS {
-        let store = store.clone();
-        tasks.spawn(async move {
-            let name = format!("w{w}");
-            let key = Key::new(Kind::GlobalNetworkSet, None, &name);
-            let mut at = store.get(&key).await.unwrap_or_else(|e| panic!("{e}")).revision;
-            for n in 0..WRITES {
-                let put = store.put(&key, value(&name, n), Expect::Revision(at)).await;
-                at = put.unwrap_or_else(|e| panic!("{e}"));
-            }
-        });
+async fn write(client: kube::Client, writer: usize) {
+    let path = format!("/apis/crd.projectcalico.org/v1/globalnetworksets/{}", paired::name(writer));
+    let request = |method: Method, body: Vec<u8>| {
+        let r = Request::builder().method(method).uri(&path).header("content-type", "application/json");
+        r.body(body).expect("a request")
+    };
+    let mut object: Value =
+        client.request(request(Method::GET, Vec::new())).await.unwrap_or_else(|e| panic!("{e}"));
+    for n in 0..paired::WRITES {
+        object["spec"] = paired::value(writer, n)["spec"].take();
+        let body = object.to_string().into_bytes();
+        object = client.request(request(Method::PUT, body)).await.unwrap_or_else(|e| panic!("{e}"));
     }
-    while let Some(done) = tasks.join_next().await {
-        done.expect("a writer ends well");
-    }
-    rate(since)
-}
-
-async fn round_of_raw(client: &kube::Client) -> f64 {
-    let since = Instant::now();
-    let mut tasks = tokio::task::JoinSet::new();
-    for w in 0..WRITERS {
-        let client = client.clone();
-        tasks.spawn(async move {
-            let path = format!("/apis/crd.projectcalico.org/v1/globalnetworksets/w{w}");
-            let request = |method: Method, body: Vec<u8>| {
-                let r =
-                    Request::builder().method(method).uri(&path).header("content-type", "application/json");
-                r.body(body).expect("a request")
-            };
-            let mut object: Value =
-                client.request(request(Method::GET, Vec::new())).await.unwrap_or_else(|e| panic!("{e}"));
-            for n in 0..WRITES {
-                object["spec"] = value("", n)["spec"].clone();
-                let body = object.to_string().into_bytes();
-                object = client.request(request(Method::PUT, body)).await.unwrap_or_else(|e| panic!("{e}"));
-            }
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        done.expect("a writer ends well");
-    }
-    rate(since)
 }
 
 /// A cluster as it is after a while: every pod runs and has its annotations.

@@ -13,6 +13,7 @@ pub mod lab;
 pub mod meter;
 pub mod mrt;
 pub mod netns;
+pub mod paired;
 pub mod peer;
 pub mod policy;
 pub mod process;

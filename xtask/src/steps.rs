@@ -265,7 +265,8 @@ fn image() -> Result<()> {
 }
 
 /// The benchmarks, each a binary of the integration package.
-const BENCHES: [&str; 9] = ["ipam", "routes", "cni", "carrier", "policy", "lab", "bgp", "kube", "cli"];
+const BENCHES: [&str; 10] =
+    ["ipam", "routes", "cni", "carrier", "policy", "lab", "bgp", "etcd", "kube", "cli"];
 
 /// `cargo xtask bench [NAME..] [-- ARGUMENT..]`; the arguments go to the benchmarks named. `bench mrt FILE` is `bench bgp`
 /// with the routes of a file, ours beside BIRD.
