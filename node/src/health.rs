@@ -152,6 +152,16 @@ fn judge(
     Health { checks }
 }
 
+/// What keeps the node from being ready, as far as a status with these reasons does not show it: routes that are refused
+/// have their own place there, and what is missing before the datastore was read follows from that.
+pub(crate) fn untold(health: &Health, reasons: &[String]) -> Vec<String> {
+    let shown = |c: &&Check| {
+        c.ok || matches!(&*c.name, "datastore" | "routes") || reasons.iter().any(|r| c.reason.contains(r))
+    };
+    let left = health.checks.iter().filter(|c| !shown(c));
+    left.map(|c| format!("{}: {}", c.name, c.reason)).collect()
+}
+
 fn sessions(peers: &[PeerStatus], uptime: Duration) -> Result<String, String> {
     if peers.is_empty() {
         return Ok("no peers".into());
@@ -271,6 +281,25 @@ mod tests {
         assert!(sessions(&peers[..1], Duration::ZERO).is_ok());
         let many: Vec<_> = (0..9).map(|i| peer(&format!("n{i}"), "Active", Some("x"))).collect();
         assert!(sessions(&many, LATER).unwrap().ends_with("and 4 more"));
+    }
+
+    #[test]
+    fn a_status_says_what_keeps_the_node_from_being_ready_once() {
+        let (report, policy) = good();
+        let peers = vec![peer("n3", "Active", Some("refused"))];
+        let bgp = || speaks(Some(Some(BgpStatus { peers: peers.clone(), ..BgpStatus::default() })));
+        let early = judge(Some(&report), &PolicyReport::default(), bgp(), None, Duration::ZERO);
+        let told = untold(&early, &[]);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert_eq!(told[0], "policy: has not been written yet");
+        assert!(told[1].starts_with("bgp: 0 of 1 sessions established; not: n3 Active; waiting"), "{told:?}");
+        assert!(untold(&judge(Some(&report), &policy, bgp(), None, LATER), &[]).is_empty());
+
+        let own = "Node(n1): has no address".to_owned();
+        let speaker = Speaker { own: Some(own.clone()), ..bgp() };
+        assert!(untold(&judge(Some(&report), &policy, speaker, None, LATER), &[own]).is_empty());
+        let nothing = judge(Some(&Report::default()), &policy, speaks(None), None, LATER);
+        assert!(!nothing.ok(Probe::Ready) && untold(&nothing, &["starting".into()]).is_empty());
     }
 
     #[test]

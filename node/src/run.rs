@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use brindle_config_core::{
     node::NodeSpec,
-    status::{AdminRequest, BgpStatus, NodeAt, NodeStatus, PodStatus, bgp::End},
+    status::{AdminRequest, BgpStatus, NodeAt, NodeStatus, PodStatus, bgp::End, health::Probe},
     store::{Store, StoreExt},
     workload::WorkloadEndpointSpec,
 };
@@ -109,15 +109,10 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
             (Arc::new(settings.clone()), store.clone(), felix.clone(), bgp.clone());
         Arc::new(move |request| {
             let (settings, store, felix, bgp) = (settings.clone(), store.clone(), felix.clone(), bgp.clone());
-            let told = told(bgp_problems.as_ref());
-            let policy = policy.clone();
             let (sources, drain) = (sources.clone(), Arc::clone(&drain));
             Box::pin(async move {
                 match request {
-                    AdminRequest::Status => {
-                        let policy = policy.report();
-                        status(&settings, &*store, &felix, &policy, bgp.as_ref(), told, started).await
-                    }
+                    AdminRequest::Status => status(&*store, &sources).await,
                     AdminRequest::Rib { prefix } => match &bgp {
                         Some(b) => match b.rib(prefix).await {
                             Ok(paths) => serde_json::to_value(paths).unwrap_or(Value::Null),
@@ -458,38 +453,31 @@ async fn nodes(store: &dyn Store) -> Value {
     }
 }
 
-async fn status(
-    settings: &Settings,
-    store: &dyn Store,
-    felix: &brindle_felix::Handle,
-    policy: &brindle_felix::policy::PolicyReport,
-    bgp: Option<&brindle_bgpd::Handle>,
-    told: Vec<String>,
-    started: Instant,
-) -> Value {
-    let report = felix.fresh_report().await;
+async fn status(store: &dyn Store, sources: &health::Sources) -> Value {
+    let report = sources.felix.fresh_report().await;
+    let policy = sources.policy.report();
     let mut reasons = report.problems.clone();
     if report.pod_mtu == 0 && reasons.is_empty() {
         reasons.push("starting: the datastore has not been read yet".into());
     }
     // Felix and the speaker may say the same of the same resource.
-    for said in report.warnings.iter().chain(&told) {
+    for said in report.warnings.iter().chain(&told(sources.bgp_problems.as_ref())) {
         if !reasons.contains(said) {
             reasons.push(said.clone());
         }
     }
-    let bgp = match bgp {
+    let bgp = match &sources.bgp {
         Some(b) => b.status().await.unwrap_or_else(|e| {
             reasons.push(e.to_string());
             BgpStatus::default()
         }),
         None => BgpStatus::default(),
     };
-    let own = store.for_node(&settings.node_name);
+    let own = store.for_node(&sources.node);
     let pods = match own.as_deref().unwrap_or(store).list_as::<WorkloadEndpointSpec>().await {
         Ok((all, _)) => all
             .into_iter()
-            .filter(|w| w.resource.spec.node == settings.node_name)
+            .filter(|w| w.resource.spec.node == sources.node)
             .map(|w| PodStatus {
                 ready: report.ready.contains(&w.resource.key()) && policy.is_ready(&w.resource.key()),
                 namespace: w.resource.metadata.namespace.clone().unwrap_or_default(),
@@ -505,16 +493,16 @@ async fn status(
         }
     };
     reasons.extend(policy.problems.iter().cloned());
+    // The same judgement as /readyz.
+    let health = sources.health().await;
+    reasons.extend(health::untold(&health, &reasons));
     let status = NodeStatus {
-        node: settings.node_name.clone(),
+        node: sources.node.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         rss_kib: rss_kib().unwrap_or(0),
-        uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        ready: report.pod_mtu != 0
-            && report.problems.is_empty()
-            && policy.in_sync
-            && policy.problems.is_empty(),
+        uptime_ms: u64::try_from(sources.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        ready: health.ok(Probe::Ready),
         reasons,
         bgp,
         routes: report.routes,

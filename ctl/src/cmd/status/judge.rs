@@ -167,7 +167,10 @@ impl Judge<'_> {
             all.push(tell(what, format!("brindlectl get nodes{flag} -o wide")));
         }
         let told: BTreeSet<&String> = s.routes.failed.iter().chain(&s.policy.problems).collect();
-        for reason in s.reasons.iter().filter(|r| !told.contains(r)) {
+        // What readiness says of sessions that are down was told of each, or at the node that does not answer.
+        let down = !s.bgp.peers.iter().all(established);
+        let of_sessions = |r: &String| down && r.starts_with("bgp: ");
+        for reason in s.reasons.iter().filter(|r| !told.contains(r) && !of_sessions(r)) {
             all.push(tell(reason.clone(), whole.clone()));
         }
         for problem in &s.policy.problems {
@@ -178,7 +181,7 @@ impl Judge<'_> {
             let what = format!("pod {name} is not ready: its routes or policy are not in the kernel yet");
             all.push(tell(what, format!("brindlectl route{flag} {} {name}", at.name)));
         }
-        if !s.ready && all.is_empty() {
+        if !s.ready && all.is_empty() && !down {
             all.push(tell("not ready, and does not say why".into(), whole));
         }
         all

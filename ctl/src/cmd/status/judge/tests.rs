@@ -112,6 +112,10 @@ fn every_red_line_has_its_cause_and_the_next_command() {
     ill.policy.resources =
         vec!["GlobalNetworkPolicy(lost): tier nowhere does not exist: not enforced".into()];
     ill.reasons.extend(ill.policy.problems.clone());
+    // The sessions are told one by one.
+    ill.reasons.push(
+        "bgp: 0 of 3 sessions established; not: node2 Active; waiting until 30 s after the start".into(),
+    );
     ill.pods = vec![brindle_config_core::status::PodStatus {
         namespace: "shop".into(),
         name: "web".into(),
