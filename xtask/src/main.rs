@@ -21,7 +21,7 @@ cargo xtask TASK
                  etcd are parts of unit and integration; explore is the property tests with many more cases, another
                  way each time
   layers         the dependency rules of ARCHITECTURE.md, and that the bans of the pure packages bite
-  bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier policy lab bgp kube cli
+  bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier policy lab bgp etcd kube cli
   image [--debug] build the container image FROM scratch and run every program in it; --debug: as the tests built them
   generate       write the files that are made from the model and the programs: definitions, chart, docs/reference
   bench mrt FILE the routes of an archive through brindle-bgpd and BIRD, in turn
