@@ -1,5 +1,7 @@
 //! Compare-and-swap writes of a store beside those of a bare client, in turns on the same objects of one server.
 
+#![allow(clippy::print_stdout, reason = "the report is what a benchmark is for")]
+
 use std::{sync::Arc, time::Instant};
 
 use brindle_config_core::{
