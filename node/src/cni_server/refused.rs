@@ -14,11 +14,14 @@ pub(super) struct Refused {
     pub(super) datastore: bool,
     /// ... because somebody locked it.
     pub(super) locked: bool,
+    /// ... because something is wrong with it that others may not notice: it can be read, and not written.
+    pub(super) broken: bool,
 }
 
 impl Refused {
     pub(super) fn new(code: u32, msg: impl ToString, details: &str) -> Self {
-        Self { code, msg: msg.to_string(), details: details.to_owned(), datastore: false, locked: false }
+        let (msg, details) = (msg.to_string(), details.to_owned());
+        Self { code, msg, details, datastore: false, locked: false, broken: false }
     }
 
     /// The datastore cannot be asked. One that is locked can, and says no.
@@ -52,8 +55,9 @@ impl From<StoreError> for Refused {
             return Self::new(code::FAILED, e, "this datastore does not take it, now or later");
         }
         let code = if matches!(e, StoreError::Invalid { .. }) { code::FAILED } else { code::TRY_AGAIN };
+        let broken = matches!(e, StoreError::Broken(_));
         let refused = Self::new(code, e, "the agent cannot use its datastore; see its log");
-        Self { datastore: true, ..refused }
+        Self { datastore: true, broken, ..refused }
     }
 }
 

@@ -118,7 +118,7 @@ impl Service {
         let writes = matches!(call, Call::Add { .. } | Call::IpamAdd { .. } | Call::Register { .. });
         let done = self.carry_out(call, caller).await;
         if writes {
-            let failed = done.as_ref().err().filter(|r| r.datastore && !r.locked);
+            let failed = done.as_ref().err().filter(|r| r.broken);
             // Replaced whole.
             *self.unwritable.lock().unwrap_or_else(PoisonError::into_inner) =
                 failed.map(|why| (Instant::now(), why.clone()));
