@@ -265,7 +265,8 @@ mod tests {
             "{told:?}"
         );
         assert!(told.peers.iter().any(|p| !p.export.filters.is_empty()), "{told:?}");
-        std::fs::write(&file, r#"{"version": 1, "node": "a", "desired": {}, "passwords": {}}"#).unwrap();
+        let least = json!({"version": 1, "node": "a", "boot": boot(), "desired": {}, "passwords": {}});
+        std::fs::write(&file, least.to_string()).unwrap();
         assert_eq!(recall(&file, "a", &dir.0), Ok(Some(Desired::default())));
     }
 
