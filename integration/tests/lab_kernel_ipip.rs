@@ -1,5 +1,5 @@
-//! The lab in a kernel that has ipip (User-Mode Linux): the same proof with the kernel's tunnel instead of the
-//! carrier, and one lab where both kinds of node talk to each other.
+//! The lab in a kernel that has ipip and ip_vs (User-Mode Linux): the same proof with the kernel's tunnel instead of the
+//! carrier, one lab where both kinds of node talk to each other, and policy for what a kube-proxy in IPVS mode sends on.
 
 use std::{
     path::{Path, PathBuf},
@@ -160,4 +160,74 @@ fn the_scenario_script_passes() {
         "{}\n{stdout}\n{stderr}",
         out.status
     );
+}
+
+/// What a kube-proxy in IPVS mode leaves in the kernel of node1: service 10.96.0.10:80 leads to node1's second pod,
+/// 10.96.0.11:80 to node2's, and node port 30080 to node1's second pod, masqueraded. (User-Mode Linux has no nftables for
+/// IPv4; felix tries that renderer with packets marked by hand.)
+const IPVS: &str = r#"
+    lab() { "$CTL" -o json lab --name kv "$@"; }
+    own() { ip -n "kv-$1" -4 -o addr show eth0 | awk '{sub("/.*", "", $4); print $4}'; }
+    on() { ip netns exec "kv-$@"; }
+    # "refused": the packet reached the pod, whose kernel answers for a port nobody listens on, and the answer came back.
+    try() {
+        out=$(on "$1" timeout 3 bash -c "</dev/tcp/$2/$3" 2>&1) && { echo open; return; }
+        case $?:$out in 124:*) echo nothing ;; *refused*) echo refused ;; *) echo "$out" ;; esac
+    }
+    # NAME FROM ADDRESS PORT WANTED: tries until it is as wanted.
+    expect() {
+        for i in $(seq 60); do got=$(try "$2" "$3" "$4"); [ "$got" = "$5" ] && break; done
+        printf '{"try":"%s","got":"%s"}\n' "$1" "$got"
+    }
+    policy() { printf 'apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: only}\nspec: {selector: "has(projectcalico.org/orchestrator)", %s}\n' "$1" |
+        "$CTL" apply --lab kv -f - >&2; }
+    lab up --nodes 2 --segments 1 --pods-per-node 2 --ipip never
+    b=$(own p1-2) far=$(own p2-1)
+    on node1 ip link add kube-ipvs0 type dummy
+    on node1 ip addr add 10.96.0.10/32 dev kube-ipvs0
+    on node1 ip addr add 10.96.0.11/32 dev kube-ipvs0
+    service() { on node1 ipvsadm -A -t "$1" -s rr; on node1 ipvsadm -a -t "$1" -r "$2:8080" -m; }
+    service 10.96.0.10:80 "$b"
+    service 10.96.0.11:80 "$far"
+    service 10.77.1.1:30080 "$b"
+    on node1 sysctl -qw net.ipv4.vs.conntrack=1
+    on node1 iptables-legacy -t nat -A PREROUTING -p tcp -d 10.77.1.1 --dport 30080 -j MARK --or-mark 0x4000
+    on node1 iptables-legacy -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE
+    expect "without policy" p1-1 10.96.0.10 80 refused
+    policy 'types: [Ingress], ingress: [{action: Allow, source: {nets: [192.0.2.0/24]}}]'
+    expect "ingress of a pod here" p1-1 10.96.0.10 80 nothing
+    expect "ingress of a pod elsewhere" p1-1 10.96.0.11 80 nothing
+    expect "ingress by node port" router 10.77.1.1 30080 nothing
+    expect "the host's own" node1 10.96.0.10 80 refused
+    policy "types: [Egress], egress: [{action: Allow, protocol: TCP, destination: {nets: [$b/32], ports: [8080]}}]"
+    expect "egress by the true destination" p1-1 10.96.0.10 80 refused
+    expect "by node port" router 10.77.1.1 30080 refused
+    expect "egress to another" p1-1 10.96.0.11 80 nothing
+    "$CTL" delete --lab kv globalnetworkpolicy only >&2
+    expect "without policy again" p1-1 10.96.0.11 80 refused
+    lab exec node1 -- "$CTL" -o json status
+    lab down
+"#;
+
+#[test]
+fn policy_holds_for_what_ipvs_sends_on_and_by_the_true_destination() {
+    let lines = in_guest(IPVS, &[]);
+    let got: Vec<(&str, &str)> =
+        (lines.iter()).filter_map(|l| Some((l["try"].as_str()?, l["got"].as_str()?))).collect();
+    let wanted = [
+        ("without policy", "refused"),
+        ("ingress of a pod here", "nothing"),
+        ("ingress of a pod elsewhere", "nothing"),
+        ("ingress by node port", "nothing"),
+        ("the host's own", "refused"),
+        ("egress by the true destination", "refused"),
+        ("by node port", "refused"),
+        ("egress to another", "nothing"),
+        ("without policy again", "refused"),
+    ];
+    assert_eq!(got, wanted, "{lines:#?}");
+    let status: Value = (lines.iter().filter_map(|l| l["stdout"].as_str()))
+        .find_map(|text| serde_json::from_str(text).ok())
+        .expect("a status was printed");
+    assert_eq!(status["policy"]["resources"], serde_json::json!([]), "{status:#}");
 }

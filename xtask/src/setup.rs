@@ -30,7 +30,7 @@ pub(crate) const LAB: [Need; 6] = [
 ];
 
 /// What the tests and benchmarks use beside that: real peers, real clients, the reference plugins.
-pub(crate) const TESTS: [Need; 15] = [
+pub(crate) const TESTS: [Need; 16] = [
     need("c++", "g++", "the run-time of the fuzz targets is C++"),
     need("bird", "bird2", "interop: BIRD as a node and as a peer"),
     need("/usr/lib/frr/bgpd", "frr", "interop: FRR as top-of-rack router and as a peer"),
@@ -50,6 +50,7 @@ pub(crate) const TESTS: [Need; 15] = [
     need("etcdctl", "etcd-client", "users and roles of that etcd"),
     need("linux.uml", "user-mode-linux", "a kernel with ipip for the tunnel tests"),
     need("modprobe", "kmod", "modules inside that kernel"),
+    need("ipvsadm", "ipvsadm", "services as a kube-proxy in IPVS mode makes them, inside that kernel"),
 ];
 
 /// What the image is made with and holds.

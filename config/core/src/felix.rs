@@ -44,7 +44,7 @@ pub struct FelixConfigurationSpec {
 
 impl FelixConfigurationSpec {
     /// Fields that are acted on though they stay among the others, sorted.
-    pub const SETTINGS: [&str; 24] = [
+    pub const SETTINGS: [&str; 25] = [
         "allowIPIPPacketsFromWorkloads",
         "allowVXLANPacketsFromWorkloads",
         "chainInsertMode",
@@ -58,6 +58,7 @@ impl FelixConfigurationSpec {
         "iptablesMarkMask",
         "iptablesNATOutgoingInterfaceFilter",
         "iptablesRefreshInterval",
+        "kubeNodePortRanges",
         "logPrefix",
         "maxIpsetSize",
         "natOutgoingAddress",

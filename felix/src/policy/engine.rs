@@ -22,7 +22,7 @@ use brindle_felix_core::{
     rules::{
         around::{self, BackEnd, Settings},
         ir::Family,
-        layout::Layout,
+        layout::{Layout, Surroundings},
         model::{Changed, Model},
         policy::Style,
         table_plan::{self, Leftovers},
@@ -105,7 +105,8 @@ pub fn spawn_policy(
         addresses: BTreeMap::new(),
         moves: None,
         rivals: Vec::new(),
-        ipvs: None,
+        ipvs: false,
+        ipvs_problem: None,
         heard: false,
         revision: 0,
         mode_problem: None,
@@ -159,8 +160,9 @@ struct Engine {
     addresses: BTreeMap<IpAddr, String>,
     moves: Option<Moves>,
     rivals: Vec<String>,
-    /// What does not hold beside kube-proxy's IPVS. Told, but no reason to call the node broken.
-    ipvs: Option<String>,
+    /// kube-proxy is in IPVS mode; and what does not hold beside it. Told, but no reason to call the node broken.
+    ipvs: bool,
+    ipvs_problem: Option<String>,
     /// Resources changed: what is wrong with them may have.
     heard: bool,
     /// The latest revision taken in.
@@ -334,8 +336,9 @@ impl Engine {
     fn guard(&mut self) -> Result<(), String> {
         let make = self.detect()?;
         self.driver.set_mode(Mode::Iptables(make));
-        let around = &self.settings.around;
-        let waiting = |f: &Family| (*f, Model::waiting(*f, around, &Style::iptables()));
+        self.look_at_addresses();
+        let around = self.around();
+        let waiting = |f: &Family| (*f, Model::waiting(*f, &around, &Style::iptables()));
         let waiting = self.driver.families().iter().map(waiting).collect();
         match self.driver.guard(&waiting) {
             Ok(true) => tracing::info!(
@@ -446,11 +449,11 @@ impl Engine {
             }
             self.bridge_problem = bridge;
         }
-        let ipvs = ipvs::problem();
-        if let Some(why) = ipvs.as_ref().filter(|_| self.ipvs.is_none()) {
-            tracing::error!("{why}");
+        let ipvs = ipvs::problem(&self.model, &self.settings.around).filter(|_| self.ipvs);
+        if let Some(why) = ipvs.as_ref().filter(|_| self.ipvs_problem.is_none()) {
+            tracing::warn!("{why}");
         }
-        self.ipvs = ipvs;
+        self.ipvs_problem = ipvs;
         let changed = std::mem::take(&mut self.pending);
         let wrote = !changed.is_empty() || repaired || !self.applied;
         self.applied = true;
@@ -543,17 +546,21 @@ impl Engine {
         }
     }
 
-    /// Which device a host endpoint known by its addresses stands for may change with every address of this host. That is
-    /// a change like others: nobody has touched our rules.
+    /// Which device a host endpoint known by its addresses stands for may change with every address of this host, and so
+    /// does what IPVS takes for a service. That is a change like others: nobody has touched our rules.
     fn look_at_addresses(&mut self) {
+        // Whoever listens hears of what happens after the look.
+        let moves = self.moves.get_or_insert_with(Moves::begin);
         let by_address = self.model.endpoints.values().any(|e| e.interface == Interface::WithAddress);
-        if by_address {
-            // Whoever listens hears of what happens after the look.
-            self.moves.get_or_insert_with(Moves::begin);
-        } else {
-            self.moves = None;
+        let ipvs = ipvs::device().is_some();
+        moves.tell_of_addresses(by_address || ipvs);
+        let now = if by_address || ipvs { addresses() } else { BTreeMap::new() };
+        if ipvs != self.ipvs {
+            let name = |there| if there { "IPVS" } else { "not IPVS" };
+            tracing::info!(old = name(self.ipvs), new = name(ipvs), "mode of kube-proxy");
+            self.ipvs = ipvs;
+            self.pending.rules = true;
         }
-        let now = if by_address { addresses() } else { BTreeMap::new() };
         if now != self.addresses {
             self.addresses = now;
             self.pending.rules = true;
@@ -564,17 +571,22 @@ impl Engine {
         self.rivals = rivals;
     }
 
+    /// What the resources say of the rules, and what the kernel does.
+    fn around(&self) -> Surroundings {
+        let mut around = self.settings.around.clone();
+        around.ipvs = self.ipvs.then(|| self.addresses.keys().copied().collect());
+        around
+    }
+
     fn layouts(&mut self) -> BTreeMap<Family, Layout> {
-        let mut style = Style { deny: self.settings.around.deny.clone(), ..Style::iptables() };
-        style.log_prefix.clone_from(&self.settings.around.log_prefix);
+        let around = self.around();
+        let mut style = Style { deny: around.deny.clone(), ..Style::iptables() };
+        style.log_prefix.clone_from(&around.log_prefix);
         if self.driver.mode() == Some(Mode::Nft) {
             style.places = usize::MAX;
         }
         let families = self.driver.families().to_vec();
-        families
-            .into_iter()
-            .map(|f| (f, self.model.layout(f, &self.settings.around, &style, &self.addresses)))
-            .collect()
+        families.into_iter().map(|f| (f, self.model.layout(f, &around, &style, &self.addresses))).collect()
     }
 
     fn publish(&mut self) {
@@ -600,7 +612,7 @@ impl Engine {
                 None => Arc::clone(&self.report.borrow().ready),
             },
             problems,
-            resources: self.ipvs.iter().chain(&self.resources).chain(&self.rivals).cloned().collect(),
+            resources: self.ipvs_problem.iter().chain(&self.resources).chain(&self.rivals).cloned().collect(),
             policies: self.model.policies.len(),
             sets: self.model.set_count(),
             revision: if settled && self.mode_problem.is_none() {

@@ -1,6 +1,9 @@
 //! Host endpoints that are known by an address of this host: what becomes of them when it comes and goes. And what is said
 //! when somebody else's devices keep packets from policy.
 
+use brindle_felix_core::{policy::active::HostPolicy, rules::marks::Marks};
+use socket2::{Domain, Socket, Type};
+
 use super::*;
 
 fn ip(ns: &Ns, line: &str) {
@@ -55,12 +58,109 @@ fn a_host_endpoint_known_by_its_address_is_enforced_as_soon_as_the_address_is_th
     }
 }
 
+/// Rules of an agent, by the tool that shows them.
+fn has_chains_for_ipvs(node: &Node) -> bool {
+    node.dump().contains("brindle-ipvs-taken")
+}
+
 #[test]
-fn that_kube_proxy_in_ipvs_mode_passes_policy_by_is_said() {
+fn beside_ipvs_packets_for_services_are_not_judged_before_they_are_translated() {
+    for back_end in ALL {
+        let mut node = Node::new(2);
+        node.start(back_end);
+        // Pod 0 may send nowhere.
+        let deny = policy("none", Vec::new(), vec![rule(Action::Deny)]);
+        node.apply(node.everything(&[(0, tier(&[], &["none"]))], &[deny]));
+        // The kernel of this test has no IPVS: what it would take is delivered.
+        let server = node.ns.run(|| TcpListener::bind("0.0.0.0:80").unwrap());
+        server.set_nonblocking(true).unwrap();
+        ip(&node.ns, "addr add 10.99.0.1/32 dev lo");
+        let reached = |address: &str, want: bool| {
+            let to: SocketAddr = format!("{address}:80").parse().unwrap();
+            let deadline = Instant::now() + LONG;
+            while node.pods[0].ns.run(|| tcp(to)) != want {
+                assert!(Instant::now() < deadline, "{back_end:?}: {to}: wanted {want}\n{}", node.dump());
+                while server.accept().is_ok() {}
+            }
+        };
+        reached("10.99.0.1", false);
+        assert!(!has_chains_for_ipvs(&node), "{}", node.dump());
+        ip(&node.ns, "link add kube-ipvs0 type veth peer name other");
+        ip(&node.ns, "addr add 10.96.0.10/32 dev kube-ipvs0");
+        // As soon as the device is there.
+        reached("10.96.0.10", true);
+        reached("10.99.0.1", false);
+        let report = node.report();
+        assert!(report.resources.is_empty() && report.problems.is_empty(), "{back_end:?}: {report:?}");
+        // An address that becomes the host's own is judged.
+        ip(&node.ns, "addr del 10.96.0.10/32 dev kube-ipvs0");
+        ip(&node.ns, "addr add 10.96.0.10/32 dev lo");
+        reached("10.96.0.10", false);
+        ip(&node.ns, "link del kube-ipvs0");
+        let deadline = Instant::now() + LONG;
+        while has_chains_for_ipvs(&node) {
+            assert!(Instant::now() < deadline, "{back_end:?}: {}", node.dump());
+        }
+        assert_eq!(node.report().counters.repairs, 0, "{back_end:?}: nobody has touched the rules");
+    }
+}
+
+/// What IPVS does with a packet it has translated: it goes through OUTPUT with a source that is not the host's and the marks
+/// it got at INPUT.
+fn sent_on(node: &Node, source: IpAddr, mark: u32, to: SocketAddr, server: &UdpSocket) -> bool {
+    let socket: UdpSocket = node.ns.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        socket.set_ip_transparent_v4(true).unwrap();
+        socket.set_mark(mark).unwrap();
+        socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+        socket.into()
+    });
+    arrives(&socket, to, server)
+}
+
+#[test]
+fn what_ipvs_sends_on_is_judged_as_if_it_was_forwarded() {
+    let through = Marks::default().through.unwrap();
+    for back_end in ALL {
+        let mut node = Node::new(2);
+        ip(&node.ns, "link add kube-ipvs0 type veth peer name other");
+        node.start(back_end);
+        let deny = || policy("none", vec![rule(Action::Deny)], vec![rule(Action::Deny)]);
+        let (a, b, stranger) = (node.pods[0].v4, node.pods[1].v4, IpAddr::from([192, 0, 2, 7]));
+        let cases = [
+            // Whose policy denies, then: from a pod, from outside, from nobody's address, the host's own.
+            (None, [true, true, false, true]),
+            (Some((1, tier(&["none"], &[]))), [false, false, false, true]),
+            (Some((0, tier(&[], &["none"]))), [false, true, false, true]),
+        ];
+        for (tiers, wanted) in cases {
+            let tiers: Vec<_> = tiers.into_iter().collect();
+            node.apply(node.everything(&tiers, &[deny()]));
+            let server = &node.pods[1].udp[0];
+            let to = SocketAddr::new(b, 80);
+            let got =
+                [(a, through.both()), (stranger, through.service), (stranger, through.both()), (stranger, 0)];
+            let got = got.map(|(source, mark)| sent_on(&node, source, mark, to, server));
+            assert_eq!(got, wanted, "{back_end:?}: {tiers:?}\n{}", node.dump());
+        }
+    }
+}
+
+#[test]
+fn what_does_not_hold_beside_ipvs_is_said() {
     let mut node = Node::new(2);
     ip(&node.ns, "link add kube-ipvs0 type veth peer name other");
     node.start(BackEnd::Nftables);
-    let report = node.apply(node.everything(&[], &[]));
-    assert!(report.resources.iter().any(|l| l.starts_with("kube-proxy is in IPVS mode")), "{report:?}");
+    let mut all = node.everything(&[], &[policy("none", Vec::new(), vec![rule(Action::Deny)])]);
+    let host = EndpointPolicy {
+        id: EndpointId::Host { name: "up".into() },
+        interface: Interface::Name("other".into()),
+        addresses: Vec::new(),
+        host: Some(HostPolicy { forward: vec![tier(&[], &["none"])], ..HostPolicy::default() }),
+        ..node.endpoint(0, Vec::new())
+    };
+    all.insert(all.len() - 1, PolicyDelta::Endpoint(Arc::new(host)));
+    let report = node.apply(all);
+    assert!(report.resources.iter().any(|l| l.contains("applyOnForward")), "{report:?}");
     assert!(report.problems.is_empty(), "{report:?}");
 }

@@ -363,12 +363,15 @@ fn tcp(to: SocketAddr) -> bool {
 }
 
 fn udp(from: &Ns, to: SocketAddr, server: &UdpSocket) -> bool {
+    let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let socket = from.run(|| UdpSocket::bind((any, 0)).unwrap());
+    arrives(&socket, to, server)
+}
+
+fn arrives(socket: &UdpSocket, to: SocketAddr, server: &UdpSocket) -> bool {
     let token = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    from.run(|| {
-        let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
-        let s = UdpSocket::bind((any, 0)).unwrap();
-        s.send_to(&token, to).is_ok()
-    });
+    // One that is refused here does not arrive.
+    drop(socket.send_to(&token, to));
     server.set_read_timeout(Some(SHORT)).unwrap();
     let mut buf = [0; 16];
     loop {

@@ -21,6 +21,7 @@ use ipnet::{IpNet, Ipv6Net};
 
 use super::{
     endpoint::{FAILSAFE_IN, FAILSAFE_OUT, ND, ND_FROM_WORKLOADS},
+    ipvs,
     ir::{Action, Chain, Dispatch, Family, Hook, Iface, Match, Place, Ports, Rule, Table},
     marks::Marks,
     names,
@@ -75,6 +76,10 @@ pub struct Surroundings {
     pub floating: Option<BTreeMap<IpAddr, IpAddr>>,
     /// Where the hooks stand in the kernel's chains (chainInsertMode).
     pub place: Place,
+    /// kubeNodePortRanges.
+    pub node_ports: Vec<Ports>,
+    /// Addresses of this host beside those IPVS has for services; `None`: kube-proxy is not in IPVS mode.
+    pub ipvs: Option<BTreeSet<IpAddr>>,
 }
 
 impl Default for Surroundings {
@@ -94,6 +99,8 @@ impl Default for Surroundings {
             ipip: false,
             floating: None,
             place: Place::First,
+            node_ports: vec![Ports { first: 30_000, last: 32_767 }],
+            ipvs: None,
         }
     }
 }
@@ -139,18 +146,21 @@ pub(super) fn sets(family: Family, s: &Surroundings) -> WantedSets {
     put(POOLS, of(&mut s.pools.iter().map(|(n, _)| *n)));
     put(MASQ, of(&mut s.pools.iter().filter(|(_, masq)| *masq).map(|(n, _)| *n)));
     put(NODES, of(&mut s.nodes.iter().copied()));
+    if let Some(nets) = ipvs::host(s) {
+        put(ipvs::HOST, of(&mut nets.into_iter()));
+    }
     out
 }
 
-fn jump(to: &str) -> Rule {
+pub(super) fn jump(to: &str) -> Rule {
     Rule::new(Vec::new(), Action::Jump(to.to_owned()))
 }
 
-fn from_workloads(s: &Surroundings) -> impl Iterator<Item = Match> + '_ {
+pub(super) fn from_workloads(s: &Surroundings) -> impl Iterator<Item = Match> + '_ {
     s.prefixes.iter().map(|p| Match::In { iface: Iface::Prefix(p.clone()), not: false })
 }
 
-fn to_workloads(s: &Surroundings) -> impl Iterator<Item = Match> + '_ {
+pub(super) fn to_workloads(s: &Surroundings) -> impl Iterator<Item = Match> + '_ {
     s.prefixes.iter().map(|p| Match::Out { iface: Iface::Prefix(p.clone()), not: false })
 }
 
@@ -284,6 +294,7 @@ pub(super) fn fixed(
     rules.push(accept(vec![accepted()]));
     out.put(Table::Filter, Chain::new("brindle-OUTPUT", rules));
 
+    ipvs::put(family, s, out);
     hooks(s, out);
 }
 

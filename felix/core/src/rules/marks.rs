@@ -13,6 +13,24 @@ pub struct Marks {
     pub accept: u32,
     /// A policy passed the packet on to the next tier.
     pub pass: u32,
+    /// What IPVS needs; `None`: the mask has no bits left for it.
+    pub through: Option<Through>,
+}
+
+/// Bits of packets that IPVS takes in at INPUT and sends on through OUTPUT (`ipvs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Through {
+    /// Came in for a service: what leaves with it is not the host's own.
+    pub service: u32,
+    /// It came from a workload.
+    pub workload: u32,
+}
+
+impl Through {
+    /// Both bits.
+    pub fn both(self) -> u32 {
+        self.service | self.workload
+    }
 }
 
 /// The mask has too few bits.
@@ -27,19 +45,24 @@ pub struct TooFew {
 }
 
 impl Marks {
-    /// Takes two bits of a mask.
+    /// Takes two bits of a mask, and two more if it has them.
     pub fn new(mask: u32) -> Result<Self, TooFew> {
-        let free = mask & !FOREIGN;
-        let accept = free & free.wrapping_neg();
-        let rest = free & !accept;
-        let pass = rest & rest.wrapping_neg();
+        let mut free = mask & !FOREIGN;
+        let left = free.count_ones();
+        let mut lowest = || {
+            let bit = free & free.wrapping_neg();
+            free &= !bit;
+            bit
+        };
+        let [accept, pass, service, workload] = std::array::from_fn(|_| lowest());
         if pass == 0 {
-            return Err(TooFew { mask, left: free.count_ones() });
+            return Err(TooFew { mask, left });
         }
-        Ok(Self { accept, pass })
+        let through = (workload != 0).then_some(Through { service, workload });
+        Ok(Self { accept, pass, through })
     }
 
-    /// Both bits.
+    /// The two bits of a verdict.
     pub fn both(self) -> u32 {
         self.accept | self.pass
     }
@@ -47,7 +70,8 @@ impl Marks {
 
 impl Default for Marks {
     fn default() -> Self {
-        Self { accept: 0x1_0000, pass: 0x2_0000 }
+        let through = Some(Through { service: 0x4_0000, workload: 0x8_0000 });
+        Self { accept: 0x1_0000, pass: 0x2_0000, through }
     }
 }
 
@@ -58,7 +82,9 @@ mod tests {
     #[test]
     fn bits_come_from_the_low_end_and_never_from_kube_proxy() {
         assert_eq!(Marks::new(DEFAULT_MASK), Ok(Marks::default()));
-        assert_eq!(Marks::new(0xffff).unwrap(), Marks { accept: 1, pass: 2 });
+        let through = Some(Through { service: 4, workload: 8 });
+        assert_eq!(Marks::new(0xffff).unwrap(), Marks { accept: 1, pass: 2, through });
+        assert_eq!(Marks::new(0xe007).unwrap(), Marks { accept: 1, pass: 2, through: None });
         assert_eq!(Marks::new(0x1_e000).unwrap_err().left, 1);
         let m = Marks::new(0x1800_c000).unwrap();
         assert_eq!((m.accept, m.pass), (0x0800_0000, 0x1000_0000));

@@ -11,6 +11,7 @@
 pub mod around;
 pub mod endpoint;
 pub mod iptables;
+pub mod ipvs;
 pub mod ir;
 pub mod layout;
 pub mod marks;

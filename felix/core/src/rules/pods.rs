@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::{
     endpoint::{Direction, Shape, has_chain, list_chain, policies, policy_chain, profile_chain},
+    ipvs,
     ir::{Action, Chain, Dispatch, Family, Match, Rule, Table, Way},
     layout::{self, Layout, Surroundings},
 };
@@ -251,6 +252,7 @@ impl Pods {
             self.lists.keep();
             self.names.0.retain(|_, u| Arc::strong_count(u) > 1);
         }
+        ipvs::from(around, by_source(family, endpoints, &kept), out);
         let by_address = by_address(family, &unnamed, &kept);
         self.kept.insert(family, kept);
         let ways = [(layout::FROM_WL, Way::In, from), (layout::TO_WL, Way::Out, to)];
@@ -269,6 +271,22 @@ impl Pods {
                 .push((Table::Filter, Dispatch { name: name.into(), way, stems, entries, otherwise }));
         }
     }
+}
+
+/// Each address of a workload and the chain of what it sends. Of two with one address the first counts, as elsewhere.
+fn by_source(
+    family: Family,
+    endpoints: &BTreeMap<EndpointId, Arc<EndpointPolicy>>,
+    chains: &BTreeMap<EndpointId, Pod>,
+) -> BTreeMap<IpNet, String> {
+    let mut out = BTreeMap::new();
+    for (id, e) in endpoints {
+        let Some(pod) = chains.get(id).filter(|_| e.host.is_none()) else { continue };
+        for net in e.addresses.iter().filter(|n| family.has(n)).map(IpNet::trunc) {
+            out.entry(net).or_insert_with(|| pod.from.name.clone());
+        }
+    }
+    out
 }
 
 /// Rules for workloads whose devices others made and named: what came through a workload's device, or leaves through one,

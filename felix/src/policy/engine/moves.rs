@@ -1,12 +1,21 @@
-//! Addresses of this host that come and go: host endpoints may be known by nothing else.
+//! What comes and goes on this host and the rules depend on: kube-proxy's device for IPVS, and addresses, by which host
+//! endpoints and services are told.
 
-use brindle_kernel::netlink::{Group, Monitor, NetlinkError, Waker};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use brindle_kernel::netlink::{Event, Group, Monitor, NetlinkError, Waker};
 use tokio::sync::mpsc;
+
+use crate::policy::ipvs;
 
 /// A thread that listens, as long as this is kept.
 pub(super) struct Moves {
     heard: mpsc::Receiver<()>,
     waker: Option<Waker>,
+    addresses: Arc<AtomicBool>,
 }
 
 impl Moves {
@@ -14,17 +23,25 @@ impl Moves {
     pub(super) fn begin() -> Self {
         // Several changes are one to look at.
         let (tx, heard) = mpsc::channel(1);
-        let begun = Monitor::open(&[Group::AddrsV4, Group::AddrsV6]).map_err(|e| e.to_string());
+        let addresses = Arc::new(AtomicBool::new(false));
+        let wanted = Arc::clone(&addresses);
+        let groups = [Group::Links, Group::AddrsV4, Group::AddrsV6];
+        let begun = Monitor::open(&groups).map_err(|e| e.to_string());
         let begun = begun.and_then(|monitor| {
             let waker = monitor.waker();
-            let listen = move || listen(monitor, &tx);
+            let listen = move || listen(monitor, &tx, &wanted);
             let thread = std::thread::Builder::new().name("policy-addrs".into()).spawn(listen);
             thread.map(|_| waker).map_err(|e| e.to_string())
         });
         let waker = begun
             .inspect_err(|e| tracing::warn!("changed addresses of this host are found by slow checks: {e}"))
             .ok();
-        Self { heard, waker }
+        Self { heard, waker, addresses }
+    }
+
+    /// Whether addresses matter: most nodes have no use for them, and there are many.
+    pub(super) fn tell_of_addresses(&self, wanted: bool) {
+        self.addresses.store(wanted, Ordering::Relaxed);
     }
 
     /// Waits for a change.
@@ -45,19 +62,40 @@ impl Drop for Moves {
     }
 }
 
-fn listen(mut monitor: Monitor, tx: &mpsc::Sender<()>) {
+fn listen(mut monitor: Monitor, tx: &mpsc::Sender<()>, addresses: &AtomicBool) {
+    let mut services = ipvs::device();
     while !tx.is_closed() {
-        match monitor.next(None) {
-            Ok(events) if events.is_empty() => {}
+        let told = match monitor.next(None) {
+            Ok(events) => {
+                let mut any = false;
+                for e in &events {
+                    any |= match e {
+                        Event::Link(link) | Event::LinkGone(link) if link.name == ipvs::DEVICE => {
+                            services = matches!(e, Event::Link(_)).then_some(link.index);
+                            true
+                        }
+                        // Those of services come and go by the thousand.
+                        Event::Addr(a) | Event::AddrGone(a) => {
+                            services != Some(a.link) && addresses.load(Ordering::Relaxed)
+                        }
+                        _ => false,
+                    };
+                }
+                any
+            }
             // What was lost may have been one.
-            Ok(_) | Err(NetlinkError::Overrun { .. }) => {
-                // One that waits already says as much.
-                let _ = tx.try_send(());
+            Err(NetlinkError::Overrun { .. }) => {
+                services = ipvs::device();
+                true
             }
             Err(e) => {
                 tracing::warn!("changed addresses of this host are found by slow checks: {e}");
                 return;
             }
+        };
+        if told {
+            // One that waits already says as much.
+            let _ = tx.try_send(());
         }
     }
 }
