@@ -118,6 +118,11 @@ impl<P: Prefix> Afi<P> {
         u32::try_from(self.ins.len()).unwrap_or(u32::MAX)
     }
 
+    /// Destinations that have a path; those that only wait to be swept are none.
+    pub(super) fn prefixes(&self) -> usize {
+        self.table.len().saturating_sub(self.empty)
+    }
+
     /// Paths a peer has sent.
     pub(super) fn received(&self, peer: PeerId) -> usize {
         self.adj_in_ref(peer).map_or(0, |i| i.paths)

@@ -192,8 +192,8 @@ impl Rib {
     /// Destinations with a path, by family.
     pub fn prefixes(&self, family: Family) -> usize {
         match family {
-            Family::Ipv4Unicast => self.v4().table.len(),
-            Family::Ipv6Unicast => self.v6().table.len(),
+            Family::Ipv4Unicast => self.v4().prefixes(),
+            Family::Ipv6Unicast => self.v6().prefixes(),
         }
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn screen(p: &Neighbor) -> String {
     field(&mut text, "add-path", &add_path(s));
     field(&mut text, "import", &filters(&s.import_filters));
     field(&mut text, "export", &filters(&s.export_filters));
-    field(&mut text, "limits", &limits(s));
+    field(&mut text, "limits", &limits(s, &p.families));
     let more = settings(s);
     if !more.is_empty() {
         field(&mut text, "settings", &more.join(", "));
@@ -155,14 +155,17 @@ fn filters(names: &[String]) -> String {
     if names.is_empty() { "no filter".into() } else { format!("filters {}", names.join(", ")) }
 }
 
-fn limits(s: &NeighborSettings) -> String {
+fn limits(s: &NeighborSettings, families: &[FamilyState]) -> String {
     let warn =
         if s.prefix_warning > 0 { format!(", a warning at {} %", s.prefix_warning) } else { String::new() };
     let then = match s.prefix_action.as_str() {
         "warn" => "then a warning".to_owned(),
         other => format!("then {other}"),
     };
-    format!("{} prefixes of a family{warn}, {then}", s.max_prefixes)
+    let own: Vec<&FamilyState> =
+        families.iter().filter(|f| f.asked && f.max_prefixes != s.max_prefixes).collect();
+    let own: String = own.iter().map(|f| format!(", {} of {}", f.max_prefixes, f.family)).collect();
+    format!("{} prefixes of a family{own}{warn}, {then}", s.max_prefixes)
 }
 
 /// What is not as usual.
@@ -274,15 +277,18 @@ mod tests {
             last_error: Some("connection refused".into()),
             last_reset: Some(LastReset { ago_ms: 30_000, why: "connection closed".into() }),
             stale_for_ms: Some(90_000),
-            families: vec![FamilyState {
-                family: "ipv4".into(),
-                asked: true,
-                received: 3,
-                stale: 3,
-                max_prefixes: 10,
-                long_lived_for_ms: Some(3_600_000),
-                ..FamilyState::default()
-            }],
+            families: vec![
+                FamilyState {
+                    family: "ipv4".into(),
+                    asked: true,
+                    received: 3,
+                    stale: 3,
+                    max_prefixes: 10,
+                    long_lived_for_ms: Some(3_600_000),
+                    ..FamilyState::default()
+                },
+                FamilyState { family: "ipv6".into(), asked: true, max_prefixes: 5, ..FamilyState::default() },
+            ],
             settings: NeighborSettings {
                 restart_time: 120,
                 max_prefixes: 10,
@@ -302,7 +308,7 @@ mod tests {
             "  stale      it has 1m30s to come; then stale routes go",
             "  stale      ipv4: long-lived, for 1h00m more",
             "  import     filters a, b",
-            "  limits     10 prefixes of a family, a warning at 80 %, then restart after 30 s",
+            "  limits     10 prefixes of a family, 5 of ipv6, a warning at 80 %, then restart\n             after 30 s",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line}:\n{text}");
         }

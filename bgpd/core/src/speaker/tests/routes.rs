@@ -34,8 +34,15 @@ fn announcements_replace_and_withdrawals_remove_and_repeats_do_nothing() {
     assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![ip(3)])]);
     b.message(2, withdraw(&["10.1.0.0/16"]));
     assert_eq!(b.fib(), []);
+    assert_eq!(b.s.prefixes(Family::Ipv4Unicast), 1);
     b.message(3, withdraw(&["10.1.0.0/16"]));
     assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![])]);
+    // Also while it waits to be swept; and it is one again when it comes back.
+    assert_eq!(b.s.prefixes(Family::Ipv4Unicast), 0);
+    b.message(3, announce(3, &["10.1.0.0/16", "10.2.0.0/16"], ibgp()));
+    assert_eq!(b.s.prefixes(Family::Ipv4Unicast), 2);
+    b.input(Input::Disconnected { conn: conn(3), reason: DownReason::Closed("gone".into()) });
+    assert_eq!(b.s.prefixes(Family::Ipv4Unicast), b.s.rib.paths(None).count());
 }
 
 #[test]
