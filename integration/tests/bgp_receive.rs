@@ -155,8 +155,12 @@ template bgp bgp_template {{ local as 64512; multihop; graceful restart; connect
     )
 }
 
-/// Nodes host1 (ours) and host2 to host4, no mesh; `reflector` has a cluster id and everybody else peers with it.
-async fn cluster(store: &dyn Store, reflector: u8) {
+/// Nodes host1 (ours) and host2 to host4, no mesh; `reflector` has a cluster id and everybody else peers with it. Their
+/// hosts, and the datastore's address.
+async fn cluster(reflector: u8) -> (Segment, String) {
+    let segment = Segment::new(4);
+    let url = format!("sqlite:{}", segment.dir(1).join("brindle.db").display());
+    let store = &*brindle_config::open(&url).unwrap();
     for host in 1..=4u8 {
         let mut bgp = json!({"ipv4Address": format!("10.99.0.{host}/24")});
         if host == reflector {
@@ -169,22 +173,24 @@ async fn cluster(store: &dyn Store, reflector: u8) {
     put(store, Kind::BgpConfiguration, "default", json!({}), json!({"nodeToNodeMeshEnabled": false})).await;
     let peer = json!({"nodeSelector": "role == 'client'", "peerSelector": "role == 'reflector'"});
     put(store, Kind::BgpPeer, "reflectors", json!({}), peer).await;
+    (segment, url)
 }
 
 const SHARED: &str = "192.168.77.7/32";
 
+/// Hosts 3 and 4, both with the shared route, which peer with this host.
+fn owners(segment: &Segment, with: u8) -> [Bird<'_>; 2] {
+    let own = format!("route {SHARED} blackhole;");
+    [3, 4].map(|host| Bird::start(segment, host, &calico(&own, &[with], "")))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn several_paths_come_from_a_bird_that_reflects_as_calico_has_it() {
-    let segment = Segment::new(4);
-    let url = format!("sqlite:{}", segment.dir(1).join("brindle.db").display());
-    let store = brindle_config::open(&url).unwrap();
-    cluster(&*store, 2).await;
+    let (segment, url) = cluster(2).await;
     let us = Brindle::of_store(&segment, 1, &url, "host1");
     let client = "rr client; rr cluster id 244.0.0.1;";
     let reflector = Bird::start(&segment, 2, &calico("", &[1, 3, 4], client));
-    let own = format!("route {SHARED} blackhole;");
-    let three = Bird::start(&segment, 3, &calico(&own, &[2], ""));
-    let four = Bird::start(&segment, 4, &calico(&own, &[2], ""));
+    let [_three, four] = owners(&segment, 2);
     us.established("10.99.0.2");
     let both = paths(&us, SHARED, &["10.99.0.3", "10.99.0.4"]);
     for path in both.as_array().unwrap() {
@@ -194,20 +200,14 @@ async fn several_paths_come_from_a_bird_that_reflects_as_calico_has_it() {
     assert!(shown.matches("ADD-PATH").count() >= 2 || shown.matches("Add-path").count() >= 2, "{shown}");
     four.birdc("disable own").unwrap();
     paths(&us, SHARED, &["10.99.0.3"]);
-    drop(three);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn several_paths_go_to_a_bird_that_is_a_client_as_calico_has_it() {
-    let segment = Segment::new(4);
-    let url = format!("sqlite:{}", segment.dir(1).join("brindle.db").display());
-    let store = brindle_config::open(&url).unwrap();
-    cluster(&*store, 1).await;
+    let (segment, url) = cluster(1).await;
     let us = Brindle::of_store(&segment, 1, &url, "host1");
-    let own = format!("route {SHARED} blackhole;");
     let two = Bird::start(&segment, 2, &calico("", &[1], ""));
-    let _three = Bird::start(&segment, 3, &calico(&own, &[1], ""));
-    let four = Bird::start(&segment, 4, &calico(&own, &[1], ""));
+    let [_three, four] = owners(&segment, 1);
     us.established("10.99.0.2");
     paths(&us, SHARED, &["10.99.0.3", "10.99.0.4"]);
     let next_hops = |n: usize| {
@@ -293,6 +293,23 @@ fn stale(us: &Brindle<'_>, prefix: &str, stale: bool) {
     });
 }
 
+/// Both routes of the peer are kept while it is away.
+#[track_caller]
+fn kept(us: &Brindle<'_>) {
+    stale(us, "10.2.0.0/26", true);
+    stale(us, "10.2.1.0/26", true);
+}
+
+/// The first is back. End-of-RIB: what was not said again is gone, long before the restart time is over.
+#[track_caller]
+fn swept(us: &Brindle<'_>) {
+    stale(us, "10.2.0.0/26", false);
+    us.route("10.2.1.0/26", false);
+    stale(us, "10.2.0.0/26", false);
+    let log = us.daemon.log();
+    assert!(log.contains("routes kept for") && log.contains("restart complete"), "{log}");
+}
+
 #[test]
 fn we_keep_the_routes_of_a_restarting_frr_and_sweep_what_does_not_come_back() {
     for asn in [64512, 64513] {
@@ -305,16 +322,10 @@ fn we_keep_the_routes_of_a_restarting_frr_and_sweep_what_does_not_come_back() {
         us.route("10.2.1.0/26", true);
         us.established("10.99.0.2");
         them.daemon.kill();
-        stale(&us, "10.2.0.0/26", true);
-        stale(&us, "10.2.1.0/26", true);
+        kept(&us);
         let them = Frr::start(&segment, 2, &config(&["10.2.0.0/26"]));
-        stale(&us, "10.2.0.0/26", false);
-        // End-of-RIB: what was not said again is gone, long before the restart time is over.
-        us.route("10.2.1.0/26", false);
-        stale(&us, "10.2.0.0/26", false);
+        swept(&us);
         them.route("10.1.0.0/26", true);
-        let log = us.daemon.log();
-        assert!(log.contains("routes kept for") && log.contains("restart complete"), "{log}");
     }
 }
 
@@ -333,19 +344,14 @@ fn we_keep_the_routes_of_a_restarting_gobgp_and_sweep_what_does_not_come_back() 
             us.route(prefix, true);
         }
         them.daemon.kill();
-        stale(&us, "10.2.0.0/26", true);
-        stale(&us, "10.2.1.0/26", true);
+        kept(&us);
         // It has its routes from a client, which must be there before we are.
         segment.connect(2, false);
         let them = Gobgp::start_with(&segment, 2, &config, &["-r"]);
         them.gobgp("global rib add 10.2.0.0/26 nexthop 10.99.0.2").unwrap();
         stale(&us, "10.2.0.0/26", true);
         segment.connect(2, true);
-        stale(&us, "10.2.0.0/26", false);
-        us.route("10.2.1.0/26", false);
-        stale(&us, "10.2.0.0/26", false);
+        swept(&us);
         them.route("10.1.0.0/26", true);
-        let log = us.daemon.log();
-        assert!(log.contains("routes kept for") && log.contains("restart complete"), "{log}");
     }
 }
