@@ -28,6 +28,7 @@ mod handle;
 mod health;
 pub mod import;
 mod listeners;
+mod keys;
 pub mod log;
 pub mod metrics;
 pub mod mrt;

@@ -25,7 +25,13 @@ use self::{
     imports::Import,
     peer::{Common, Peer, Range, usual_name},
 };
-use crate::{communities, handle::Desired, mrt::MrtSettings, peers::filters::compile};
+use crate::{
+    communities,
+    handle::Desired,
+    keys::{Wanted, Whose},
+    mrt::MrtSettings,
+    peers::filters::compile,
+};
 
 mod checks;
 mod imports;
@@ -286,7 +292,18 @@ impl Check<'_> {
                 let what = format!("{} is the name of peers[{first}] already", peer.name);
                 return self.fail(format!("{at}.name"), what);
             }
+            if let Some((first, what)) = checks::waited_for(&peers, &peer) {
+                return self.fail(format!("{at}.passive"), format!("{what} peers[{first}]"));
+            }
             peers.push(peer);
+        }
+        let clashes = Wanted::new(&peers, &speaker.dynamic).clashes(&raw.listen);
+        if let Some(clash) = clashes.iter().find(|c| c.hopeless) {
+            let field = match &clash.who {
+                Whose::Peer { place, .. } => format!("peers[{place}].passive"),
+                Whose::Range { place, .. } => format!("dynamic[{place}].range"),
+            };
+            return self.fail(field, clash.to_string());
         }
         let mut routes: HashMap<IpNet, usize> = HashMap::new();
         let mut announced = Vec::with_capacity(raw.announce.len());

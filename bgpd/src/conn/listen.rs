@@ -34,7 +34,7 @@ impl Listener {
     /// The system's refusal, e.g. address in use.
     pub(crate) fn open(address: SocketAddr, inbox: mpsc::Sender<Report>) -> io::Result<Self> {
         let socket = Arc::new(bind(address)?);
-        let task = tokio::spawn(accept(Arc::clone(&socket), inbox)).abort_handle();
+        let task = tokio::spawn(accept(Arc::clone(&socket), address, inbox)).abort_handle();
         Ok(Self { socket, task })
     }
 
@@ -84,12 +84,12 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn accept(socket: Arc<TcpListener>, inbox: mpsc::Sender<Report>) {
+async fn accept(socket: Arc<TcpListener>, via: SocketAddr, inbox: mpsc::Sender<Report>) {
     let mut failing = false;
     loop {
         let report = match socket.accept().await {
             Ok((stream, remote)) => match stream.local_addr() {
-                Ok(local) => Report::Accepted { stream, local, remote },
+                Ok(local) => Report::Accepted { stream, via, local, remote },
                 // Gone before it was looked at.
                 Err(_) => continue,
             },

@@ -38,18 +38,15 @@ const READ_BATCH: usize = 64 * 1024;
 pub(crate) enum Report {
     Accepted {
         stream: TcpStream,
+        /// The address of the socket it came to, as it was asked for.
+        via: SocketAddr,
         local: SocketAddr,
         remote: SocketAddr,
     },
     /// Decoded messages of one connection, oldest first.
-    Inputs {
-        token: Token,
-        inputs: Vec<Input>,
-    },
+    Inputs { token: Token, inputs: Vec<Input> },
     /// The writer has sent its chunk.
-    Room {
-        token: Token,
-    },
+    Room { token: Token },
 }
 
 /// How a connection's tasks ended.

@@ -9,6 +9,7 @@ use brindle_bgpd_core::{
 use brindle_config_core::bgp::BgpFilterRule;
 
 use super::Settings;
+use crate::keys::Wanted;
 
 /// IFNAMSIZ less the end.
 const INTERFACE_MAX: usize = 15;
@@ -48,6 +49,24 @@ pub(super) fn name(name: &str) -> Bad {
 pub(super) fn peer_name(text: &str) -> Bad {
     let reserved = RESERVED.contains(&text);
     name(text).or_else(|| reserved.then(|| format!("commands mean something else by {text}")))
+}
+
+/// Whether two peers both only wait for connections that nothing tells apart: the place of the first, and what is wrong.
+pub(super) fn waited_for(before: &[PeerConfig], peer: &PeerConfig) -> Option<(usize, String)> {
+    let same = |p: &PeerConfig| {
+        let link_local = matches!(p.address, IpAddr::V6(a) if a.is_unicast_link_local());
+        let apart = p.local_address.is_some()
+            && peer.local_address.is_some()
+            && p.local_address != peer.local_address;
+        let other_link = link_local && p.session.interface != peer.session.interface;
+        p.passive && p.address == peer.address && !apart && !other_link
+    };
+    let first = before.iter().position(same).filter(|_| peer.passive)?;
+    let what = format!(
+        "connections from {} cannot be told apart by the port of who makes them; they are all given to",
+        peer.address
+    );
+    Some((first, what))
 }
 
 /// As the kernel has it.
@@ -99,7 +118,10 @@ impl Settings {
     /// What works, and probably not as it is meant.
     pub fn warnings(&self) -> Vec<String> {
         let asn = self.desired.speaker.as_ref().map_or(0, |s| s.asn);
-        self.desired.peers.iter().flat_map(|p| self.of_the_other_family(p, asn)).collect()
+        let ranges = self.desired.speaker.iter().flat_map(|s| &s.dynamic);
+        let clashes = Wanted::new(&self.desired.peers, ranges).clashes(&self.desired.listen);
+        let keys = clashes.iter().filter(|c| !c.hopeless).map(ToString::to_string);
+        self.desired.peers.iter().flat_map(|p| self.of_the_other_family(p, asn)).chain(keys).collect()
     }
 
     /// A session has one address of ours, so it is the next hop of one family only, unless another is given.

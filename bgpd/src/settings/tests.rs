@@ -314,6 +314,53 @@ fn a_goodbye_has_an_end_and_one_address_may_have_two_speakers() {
 }
 
 #[test]
+fn who_is_only_waited_for_and_needs_another_key_than_the_kernel_asks_for_is_refused_with_both_names() {
+    let dir = std::env::temp_dir().join(format!("bt-{}-keys", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    for key in ["one", "two"] {
+        std::fs::write(dir.join(key), key).unwrap();
+    }
+    let parse = |body: &str| {
+        let text = format!("asNumber: 64512\nrouterID: 10.0.0.1\n{body}");
+        Settings::parse(&dir.join("t.yaml"), &text).map_err(|e| e.to_string())
+    };
+    let two = |second: &str| {
+        parse(&format!(
+            "peers:\n  - {{name: a, address: 10.0.0.2, asNumber: 1, passive: true, passwordFile: one}}\n  \
+             - {{name: b, address: 10.0.0.2, asNumber: 1, port: 1179, {second}}}\n"
+        ))
+    };
+    let e = two("passive: true, passwordFile: two").unwrap_err();
+    assert!(e.contains("peers[1].passive: connections from 10.0.0.2 cannot be told apart"), "{e}");
+    assert!(e.contains("all given to peers[0]"), "{e}");
+    let dialled = two("passwordFile: two").unwrap();
+    let warnings = dialled.warnings().join("\n");
+    assert!(
+        warnings.contains("need the TCP-MD5 key of peer a") && warnings.contains("peer b has"),
+        "{warnings}"
+    );
+    assert!(two("passwordFile: one").unwrap().warnings().is_empty());
+
+    let in_range = |peer: &str| {
+        parse(&format!(
+            "peers:\n  - {{name: a, address: 10.0.0.2, asNumber: 1{peer}}}\n\
+             dynamic:\n  - {{name: lab, range: 10.0.0.0/8, template: {{passwordFile: one}}}}\n"
+        ))
+    };
+    let e = in_range(", passive: true").unwrap_err();
+    assert!(e.contains("peers[0].passive") && e.contains("range lab") && e.contains("peer a has"), "{e}");
+    assert!(in_range("").unwrap().warnings()[0].contains("comes up only if it takes our connection"));
+    assert!(in_range(", passive: true, passwordFile: two").unwrap().warnings().is_empty());
+    let e = parse(
+        "dynamic:\n  - {name: wide, range: 10.0.0.0/8, template: {passwordFile: one}}\n  \
+         - {name: in, range: 10.1.0.0/16}\n",
+    )
+    .unwrap_err();
+    assert!(e.contains("dynamic[1].range") && e.contains("range wide") && e.contains("range in has"), "{e}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
 fn a_value_that_is_missing_is_told_in_the_words_of_the_file() {
     let text = |more: &str| format!("asNumber: 64512\nrouterID: 10.0.0.1\n{more}\n");
     for (text, what) in [

@@ -42,7 +42,7 @@ impl SpeakerTask {
 
     pub(super) fn report(&mut self, report: Report) {
         match report {
-            Report::Accepted { stream, local, remote } => self.accepted(stream, local, remote),
+            Report::Accepted { stream, via, local, remote } => self.accepted(stream, via, local, remote),
             Report::Inputs { token, inputs } => {
                 if let Some(conn) = self.by_token.get(&token) {
                     if let Some(Link { state: LinkState::Up(up), .. }) = self.links.get(conn) {
@@ -70,19 +70,24 @@ impl SpeakerTask {
         }
     }
 
-    fn accepted(&mut self, stream: TcpStream, local: SocketAddr, remote: SocketAddr) {
+    fn accepted(&mut self, stream: TcpStream, via: SocketAddr, local: SocketAddr, remote: SocketAddr) {
         let interface = tcp::device_of(remote);
         let settings = self.speaker.as_ref();
         let settings =
             settings.and_then(|s| s.settings_for(local.ip(), remote.ip(), interface.as_deref())).cloned();
         let Some(settings) = settings else {
-            return self.refused.count(remote);
+            return self.refused.count(remote, "not a configured peer");
         };
         if let Err(e) = conn::prepare(&stream, &settings) {
             return debug!(%remote, error = %e, "connection was gone before it was accepted");
         }
         let conn = ConnId(self.next_accept);
         self.next_accept += 2;
+        // The kernel has one key for an address; that of another peer there, or none, lets nobody in who needs this one.
+        if settings.password.is_some() && settings.password.as_deref() != self.listeners.key(via, remote.ip())
+        {
+            return self.refused.count(remote, "it was not signed with the TCP-MD5 key of its peer");
+        }
         let token = self.token(conn);
         let up = self.start(token, conn, stream, send_hold(&settings));
         self.links.insert(conn, Link { token, state: LinkState::Up(up) });

@@ -141,7 +141,7 @@ pub(crate) struct SpeakerTask {
     orders: mpsc::Receiver<Order>,
 }
 
-/// Connections from addresses that are no peers: counted, and logged once a second at most.
+/// Connections that are nobody's: counted, and logged once a second at most.
 #[derive(Default)]
 struct Refused {
     total: u64,
@@ -458,12 +458,12 @@ impl SpeakerTask {
 }
 
 impl Refused {
-    fn count(&mut self, remote: SocketAddr) {
+    fn count(&mut self, remote: SocketAddr, why: &str) {
         self.total += 1;
         self.unlogged += 1;
         let now = Instant::now();
         if self.logged_at.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1)) {
-            info!(%remote, count = self.unlogged, total = self.total, "refused connection: not a configured peer");
+            info!(%remote, count = self.unlogged, total = self.total, "refused connection: {why}");
             self.logged_at = Some(now);
             self.unlogged = 0;
         }

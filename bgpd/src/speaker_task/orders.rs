@@ -17,6 +17,7 @@ use crate::{
     import::{Importer, Imports},
     view,
 };
+    keys::Wanted,
 
 impl SpeakerTask {
     pub(super) fn order(&mut self, order: Order) {
@@ -121,8 +122,8 @@ impl SpeakerTask {
             return;
         }
         self.peers = Some(peers.clone());
-        self.set_passwords();
         self.feed(Input::SetPeers(peers));
+        self.set_keys();
         if let Some(speaker) = &self.speaker {
             self.trouble.retain(|id, _| speaker.peer_config(*id).is_some());
             self.tally.retain(|id| speaker.peer_config(id).is_some());
@@ -134,19 +135,16 @@ impl SpeakerTask {
             return;
         }
         self.feed(Input::SetDynamic(dynamic));
-        self.set_passwords();
+        self.set_keys();
     }
 
-    fn set_passwords(&mut self) {
-        // The kernel has one key for an address: that of the peer its connections are given to (`Speaker::settings_for`).
-        let mut peers: Vec<&PeerConfig> = self.peers.iter().flatten().rev().collect();
-        peers.sort_by_key(|p| p.passive);
-        let expected: BTreeMap<IpAddr, &PeerConfig> =
-            peers.into_iter().map(|p| (p.address.to_canonical(), p)).collect();
-        let of_peers = expected.into_iter().filter_map(|(a, p)| Some((IpNet::from(a), p.password.clone()?)));
-        let ranges = self.speaker.as_ref().map(|s| &s.config().dynamic[..]).unwrap_or_default();
-        let of_ranges = ranges.iter().filter_map(|d| Some((d.range.trunc(), d.template.password.clone()?)));
-        self.listeners.set_passwords(of_ranges.chain(of_peers).collect());
+    /// Before anybody connects, as all of this is one turn.
+    fn set_keys(&mut self) {
+        let wanted = self.speaker.as_ref().map(|s| {
+            let peers = s.peer_ids().filter_map(|id| s.peer_config(id));
+            Wanted::new(peers, &s.config().dynamic)
+        });
+        self.listeners.set_keys(wanted.unwrap_or_default());
     }
 
     /// We are about to leave (RFC 8326); whoever waits for the peers to react, and then shuts down, is the caller.

@@ -1,0 +1,277 @@
+//! Which TCP-MD5 key (RFC 2385) connections need that others make to us.
+//!
+//! The kernel looks at the key before anybody can know whose a connection is, and finds it by the address it comes from alone:
+//! by the peer's own key, else by that of the longest range that has one. Not by the port, nor by the device (only a VRF counts
+//! there); and "without a key" cannot be said of an address whose range has one. But each listening socket has keys of its own,
+//! so what differs by our address can be told apart where we listen on each. What is left is a contradiction in the settings:
+//! who is only waited for could never come up ([`Clash`]). Who is connected to has its own key on that connection.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use brindle_bgpd_core::speaker::{DYNAMIC, DynamicPeers, PeerConfig};
+use ipnet::IpNet;
+
+/// Keys of one listening socket, with whose they are.
+pub(crate) type Keys = BTreeMap<IpNet, Key>;
+
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) password: String,
+    whose: Whose,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a key of {}", self.whose)
+    }
+}
+
+/// Who has a key, or should have the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    Peer { place: usize, name: String },
+    Range { place: usize, name: String },
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer { name, .. } => write!(f, "peer {name}"),
+            Self::Range { name, .. } => write!(f, "range {name}"),
+        }
+    }
+}
+
+/// The key of the socket that holds for an address.
+pub(crate) fn of(keys: &Keys, remote: IpAddr) -> Option<&Key> {
+    let remote = remote.to_canonical();
+    keys.iter()
+        .filter(|(range, _)| range.contains(&remote))
+        .max_by_key(|(r, _)| r.prefix_len())
+        .map(|(_, k)| k)
+}
+
+/// What the settings say of keys.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Wanted {
+    peers: Vec<One>,
+    ranges: Vec<Range>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct One {
+    address: IpAddr,
+    /// Ours, if it is always the same.
+    local: Option<IpAddr>,
+    passive: bool,
+    password: Option<String>,
+    whose: Whose,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Range {
+    range: IpNet,
+    password: Option<String>,
+    whose: Whose,
+}
+
+/// Somebody who needs another key than the kernel asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Clash {
+    pub(crate) who: Whose,
+    /// The key that counts.
+    holder: Whose,
+    from: IpNet,
+    /// Nobody connects to it, so it could never come up.
+    pub(crate) hopeless: bool,
+}
+
+impl fmt::Display for Clash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { who, holder, from, hopeless } = self;
+        let from = if from.prefix_len() == from.max_prefix_len() {
+            from.addr().to_string()
+        } else {
+            from.to_string()
+        };
+        write!(
+            f,
+            "connections from {from} need the TCP-MD5 key of {holder}, since the kernel has one key for an address; "
+        )?;
+        match (who, hopeless) {
+            (Whose::Range { .. }, _) => {
+                write!(f, "{who} has another or none, and nobody in it could come up: give both the same")
+            }
+            (Whose::Peer { .. }, true) => write!(
+                f,
+                "{who} has another or none and is only waited for, so it could never come up: give both the same, or let \
+                 {who} be connected to"
+            ),
+            (Whose::Peer { .. }, false) => {
+                write!(f, "{who} has another or none, and comes up only if it takes our connection")
+            }
+        }
+    }
+}
+
+impl Wanted {
+    /// `peers` in the order in which the speaker gives connections to them.
+    pub(crate) fn new<'a>(
+        peers: impl IntoIterator<Item = &'a PeerConfig>,
+        ranges: impl IntoIterator<Item = &'a DynamicPeers>,
+    ) -> Self {
+        // Guests have the key of their range.
+        let listed = peers.into_iter().filter(|p| p.kind != DYNAMIC).enumerate();
+        let peers = listed.map(|(place, p)| One {
+            address: p.address.to_canonical(),
+            local: p.local_address,
+            passive: p.passive,
+            password: p.password.clone(),
+            whose: Whose::Peer { place, name: p.name.clone() },
+        });
+        let ranges = ranges.into_iter().enumerate().map(|(place, d)| Range {
+            range: d.range.trunc(),
+            password: d.template.password.clone(),
+            whose: Whose::Range { place, name: d.name.clone() },
+        });
+        Self { peers: peers.collect(), ranges: ranges.collect() }
+    }
+
+    /// The keys of the socket that listens at `local`. Of several peers at one address it is that of the one whose a
+    /// connection from there will be (`Speaker::settings_for`).
+    pub(crate) fn of_socket(&self, local: IpAddr) -> Keys {
+        let mut expected: BTreeMap<IpAddr, &One> = BTreeMap::new();
+        for one in self.peers.iter().filter(|p| p.is_for(local)) {
+            let first = expected.entry(one.address).or_insert(one);
+            if one.passive && !first.passive {
+                *first = one;
+            }
+        }
+        let of_peers = expected.into_iter().map(|(a, p)| (IpNet::from(a), &p.password, &p.whose));
+        let of_ranges = self.ranges.iter().map(|r| (r.range, &r.password, &r.whose));
+        of_ranges
+            .chain(of_peers)
+            .filter(|(range, ..)| range.addr().is_ipv4() == local.is_ipv4())
+            .filter_map(|(range, key, whose)| {
+                Some((range, Key { password: key.clone()?, whose: whose.clone() }))
+            })
+            .collect()
+    }
+
+    /// Contradictions, as far as the sockets that listen cannot tell who is meant.
+    pub(crate) fn clashes(&self, listen: &[SocketAddr]) -> Vec<Clash> {
+        let sockets: Vec<(IpAddr, Keys)> =
+            listen.iter().map(|at| (at.ip(), self.of_socket(at.ip()))).collect();
+        let other = |net: IpNet, own: &Option<String>, is_for: &dyn Fn(IpAddr) -> bool| {
+            let fit = |at: &&(IpAddr, Keys)| at.0.is_ipv4() == net.addr().is_ipv4() && is_for(at.0);
+            // Enough that one of the sockets asks for the right one.
+            let mut found = sockets.iter().filter(fit).map(|(_, keys)| {
+                let covers = keys.iter().filter(|(range, _)| range.contains(&net));
+                let key = covers.max_by_key(|(r, _)| r.prefix_len()).map(|(_, k)| k);
+                key.filter(|k| own.as_ref() != Some(&k.password))
+            });
+            let first = found.next()??;
+            found.all(|k| k.is_some()).then(|| first.whose.clone())
+        };
+        let of_peers = self.peers.iter().filter_map(|p| {
+            let from = IpNet::from(p.address);
+            let holder = other(from, &p.password, &|at| p.is_for(at))?;
+            Some(Clash { who: p.whose.clone(), holder, from, hopeless: p.passive })
+        });
+        let of_ranges = self.ranges.iter().filter_map(|r| {
+            let holder = other(r.range, &r.password, &|_| true)?;
+            Some(Clash { who: r.whose.clone(), holder, from: r.range, hopeless: true })
+        });
+        of_peers.chain(of_ranges).collect()
+    }
+}
+
+impl One {
+    /// Whether its connections may come to this address of ours.
+    fn is_for(&self, local: IpAddr) -> bool {
+        local.is_unspecified() || self.local.is_none_or(|a| a.to_canonical() == local.to_canonical())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(name: &str, port: u16, key: Option<&str>) -> PeerConfig {
+        let address = "10.0.0.2".parse().unwrap();
+        PeerConfig { port, password: key.map(Into::into), ..PeerConfig::new(name, address, 1) }
+    }
+
+    fn waits(p: PeerConfig) -> PeerConfig {
+        PeerConfig { passive: true, ..p }
+    }
+
+    fn range(net: &str, key: Option<&str>) -> DynamicPeers {
+        let any = "0.0.0.0".parse().unwrap();
+        let template = PeerConfig { password: key.map(Into::into), ..PeerConfig::new("", any, 1) };
+        DynamicPeers { name: net.into(), range: net.parse().unwrap(), max: 1, template }
+    }
+
+    fn said(peers: &[PeerConfig], ranges: &[DynamicPeers], listen: &[&str]) -> Vec<String> {
+        let listen: Vec<SocketAddr> = listen.iter().map(|a| a.parse().unwrap()).collect();
+        let clashes = Wanted::new(peers, ranges).clashes(&listen);
+        clashes.iter().map(|c| format!("{}{c}", if c.hopeless { "! " } else { "" })).collect()
+    }
+
+    const EVERYWHERE: &[&str] = &["0.0.0.0:179", "[::]:179"];
+
+    #[test]
+    fn of_two_speakers_at_one_address_the_one_that_is_waited_for_has_the_key() {
+        let two = [peer("dialled", 1179, Some("b")), waits(peer("waits", 179, Some("a")))];
+        let keys = Wanted::new(&two, []).of_socket("0.0.0.0".parse().unwrap());
+        assert_eq!(of(&keys, two[0].address).map(|k| k.password.as_str()), Some("a"));
+        let words = said(&two, &[], EVERYWHERE);
+        assert_eq!(words.len(), 1, "{words:?}");
+        assert!(
+            words[0].starts_with("connections from 10.0.0.2 need the TCP-MD5 key of peer waits"),
+            "{words:?}"
+        );
+        assert!(words[0].contains("peer dialled has another or none, and comes up only if"), "{words:?}");
+        // The same key, or no socket: nothing to say.
+        assert!(said(&[peer("a", 179, Some("k")), peer("b", 1179, Some("k"))], &[], EVERYWHERE).is_empty());
+        assert!(said(&two, &[], &["[::]:179"]).is_empty());
+    }
+
+    #[test]
+    fn who_is_only_waited_for_and_needs_another_key_is_named_with_the_other() {
+        let two = [waits(peer("one", 179, Some("a"))), waits(peer("other", 1179, None))];
+        let words = said(&two, &[], EVERYWHERE);
+        assert_eq!(words.len(), 1, "{words:?}");
+        assert!(words[0].starts_with("! ") && words[0].contains("key of peer one"), "{words:?}");
+        assert!(words[0].contains("peer other has another or none and is only waited for"), "{words:?}");
+    }
+
+    #[test]
+    fn a_range_with_a_key_counts_for_peers_and_ranges_in_it_that_have_none() {
+        let wide = range("10.0.0.0/8", Some("k"));
+        let words =
+            said(&[waits(peer("p", 179, None))], &[wide.clone(), range("10.0.0.0/24", None)], EVERYWHERE);
+        assert_eq!(words.len(), 2, "{words:?}");
+        assert!(words[0].contains("key of range 10.0.0.0/8") && words[0].contains("peer p has"), "{words:?}");
+        assert!(
+            words[1].contains("connections from 10.0.0.0/24 need") && words[1].starts_with("! "),
+            "{words:?}"
+        );
+        // A key of one's own is the longer prefix.
+        assert!(said(&[waits(peer("p", 179, Some("own")))], &[wide], EVERYWHERE).is_empty());
+    }
+
+    #[test]
+    fn each_socket_has_its_own_keys_so_our_addresses_tell_peers_apart() {
+        let at = |p: PeerConfig, local: &str| PeerConfig { local_address: local.parse().ok(), ..waits(p) };
+        let two = [at(peer("a", 179, Some("a")), "10.0.0.10"), at(peer("b", 1179, Some("b")), "10.0.0.11")];
+        assert!(said(&two, &[], &["10.0.0.10:179", "10.0.0.11:179"]).is_empty());
+        let keys = Wanted::new(&two, []).of_socket("10.0.0.11".parse().unwrap());
+        assert_eq!(of(&keys, two[0].address).map(|k| k.password.as_str()), Some("b"));
+        assert_eq!(said(&two, &[], EVERYWHERE).len(), 1, "one socket for both");
+    }
+}
