@@ -25,6 +25,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::defect::{outlived, words};
+
 /// Longest head of a request, octets.
 const MAX_HEAD: usize = 8 * 1024;
 /// Paths by which others decide whether this process lives.
@@ -217,7 +219,16 @@ impl Client {
         };
         // Never closed.
         let Ok(_slot) = room.at_once.acquire().await else { return Ok(()) };
-        let found = answer(path).await.unwrap_or_else(|| refused("404 Not Found", &self.paths));
+        let found = match outlived(answer(path)).await {
+            Ok(found) => found.unwrap_or_else(|| refused("404 Not Found", &self.paths)),
+            Err(panic) => {
+                tracing::error!(what = words(&panic), "an answer over HTTP met a defect; please report it");
+                refused(
+                    "500 Internal Server Error",
+                    "a defect of ours: there is no answer; the log says more\n",
+                )
+            }
+        };
         reply(&mut self.stream, found, with_body).await
     }
 }
@@ -288,9 +299,12 @@ mod tests {
             match path.as_str() {
                 "/metrics" => Some(Answer::metrics("up 1\n".into())),
                 "/readyz" => Some(Answer::text(false, "not yet\n".into())),
+                "/bad" => panic!("a defect that a test put in"),
                 _ => None,
             }
         }));
+        let said = ask(address, "GET /bad HTTP/1.1\r\n\r\n").await;
+        assert!(said.starts_with("HTTP/1.1 500 ") && said.contains("a defect of ours"), "{said}");
         let said = ask(address, "GET /metrics HTTP/1.1\r\n\r\n").await;
         assert!(said.starts_with("HTTP/1.1 200 OK\r\n") && said.ends_with("\r\n\r\nup 1\n"), "{said}");
         let said = ask(address, "HEAD /metrics HTTP/1.1\r\n\r\n").await;

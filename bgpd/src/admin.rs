@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use brindle_admin::defect::{outlived, words};
 use brindle_config_core::status::{
     AdminRequest, NodeStatus,
     bgp::{BgpRequest, End},
@@ -22,7 +23,7 @@ use tokio::{
     sync::Semaphore,
     time::{sleep, timeout},
 };
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::{ask, handle::Handle, health};
 
@@ -130,7 +131,13 @@ async fn client(stream: UnixStream, handle: &Handle, started: Instant) -> io::Re
                 ask::answer(handle, request, &mut write, gone).await?;
                 continue;
             }
-            Ok(request) => answer(&request, handle, started).await,
+            Ok(request) => match outlived(answer(&request, handle, started)).await {
+                Ok(reply) => reply,
+                Err(panic) => {
+                    error!(what = words(&panic), "an answer met a defect; please report it");
+                    json!({"error": "a defect of ours: there is no answer; the log says more"})
+                }
+            },
             Err(e) => json!({"error": format!("not a request brindle-bgpd knows: {e}")}),
         };
         let text = format!("{reply}\n");

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use brindle_admin::defect::{Panic, outlived, words};
 use brindle_bgpd_core::speaker::PeerConfig;
 use brindle_config::sync;
 use brindle_config_core::{
@@ -24,13 +25,14 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
-    handle::{Gone, Handle},
+    fault,
+    handle::{Handle, Unanswered},
     peers::{
         ClusterState, KINDS, Peering, Plan, Problem, SERVICE_KINDS,
-        leave::{BOUND, Event, Mesh, Step},
+        leave::{BOUND, Coverage, Event, Mesh, Step},
         translate,
     },
     remembered::Memory,
@@ -45,6 +47,9 @@ const OBSERVE: Duration = Duration::from_millis(500);
 /// How long the first plan waits for services. Without them their addresses are withdrawn; but pods must not be without
 /// routes because of a right that is missing for services.
 const SERVICES: Duration = Duration::from_secs(30);
+/// How long it is waited before everything is read again after a defect of ours; each time twice as long, up to the second.
+const AFTER_DEFECT: Duration = Duration::from_secs(1);
+const AFTER_DEFECTS: Duration = Duration::from_secs(60);
 /// How often files of secrets are read again while resources refer to some.
 const SECRETS: Duration = Duration::from_secs(10);
 
@@ -77,25 +82,37 @@ pub fn from_store(
     handle: Handle,
 ) -> Follower {
     // Of endpoints, only those of this node matter: the pods of a whole cluster are left out where the store can do it.
-    let feeds = Feeds::new(store.for_node(node).unwrap_or(store));
+    let store = store.for_node(node).unwrap_or(store);
     let (tx, problems) = watch::channel(None);
     let (pods, peering) = watch::channel(None);
-    let feeder = Feeder {
-        state: ClusterState::new(node).with_floating(told.floating).with_router_id(told.router_id),
-        secrets: Secrets(secrets.to_owned()),
-        memory: told.memory.map(|path| Memory::new(&path, node)),
-        handle,
-        told: tx,
-        pods,
-        mesh: Mesh::default(),
-        sessions: Vec::new(),
-        leaving: BTreeSet::new(),
-        identity: None,
-        origin: Instant::now(),
-    };
+    let (node, secrets) = (node.to_owned(), Secrets(secrets.to_owned()));
     let task = tokio::spawn(async move {
-        // `Gone` means that the speaker was shut down: there is nobody left to feed.
-        let _ = run(feeds, feeder).await;
+        let mut pause = AFTER_DEFECT;
+        loop {
+            let feeder = Feeder {
+                state: ClusterState::new(&node).with_floating(told.floating).with_router_id(told.router_id),
+                secrets: secrets.clone(),
+                memory: told.memory.as_ref().map(|path| Memory::new(path, &node)),
+                handle: handle.clone(),
+                told: tx.clone(),
+                pods: pods.clone(),
+                mesh: Mesh::default(),
+                sessions: Vec::new(),
+                leaving: BTreeSet::new(),
+                identity: None,
+                origin: Instant::now(),
+            };
+            // `Gone` means that the speaker was shut down: there is nobody left to feed.
+            let Err(panic) = outlived(run(Feeds::new(Arc::clone(&store)), feeder)).await else { return };
+            error!(
+                what = words(&panic),
+                seconds = pause.as_secs(),
+                "a defect, met while the datastore was followed; BGP stays as it is until it is read again. Please report it"
+            );
+            tx.send_if_modified(|problems| problems.as_mut().is_some_and(|all| add(all, defect(&panic))));
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(AFTER_DEFECTS);
+        }
     });
     Follower { problems, peering, task }
 }
@@ -223,7 +240,22 @@ impl Feeds {
     }
 }
 
-async fn run(mut feeds: Feeds, mut feeder: Feeder) -> Result<(), Gone> {
+/// What an operator sees of a defect.
+fn defect(panic: &Panic) -> Problem {
+    let what = format!("a defect of ours ({}): the configuration before stays in force", words(panic));
+    Problem { about: Key::new(Kind::BgpConfiguration, None, "default"), what }
+}
+
+/// Whether it was not there yet.
+fn add(all: &mut Vec<Problem>, one: Problem) -> bool {
+    let new = !all.contains(&one);
+    if new {
+        all.push(one);
+    }
+    new
+}
+
+async fn run(mut feeds: Feeds, mut feeder: Feeder) -> Result<(), Unanswered> {
     loop {
         if let Some(memory) = &mut feeder.memory {
             memory.keep(&feeder.state).await;
@@ -276,10 +308,17 @@ impl Feeder {
     }
 
     /// Looks at what changes without the store.
-    async fn tick(&mut self) -> Result<(), Gone> {
+    async fn tick(&mut self) -> Result<(), Unanswered> {
         let mut changed = false;
         if self.mesh.reason().is_some() {
-            let coverage = self.handle.coverage(self.leaving.clone()).await?;
+            let coverage = match self.handle.coverage(self.leaving.clone()).await {
+                Ok(coverage) => coverage,
+                Err(Unanswered::Gone) => return Err(Unanswered::Gone),
+                // Nobody knows, so nothing is covered.
+                Err(e @ Unanswered::Defect) => {
+                    Coverage { not_ready: vec![e.to_string()], ..Coverage::default() }
+                }
+            };
             let left = coverage.to_string();
             let before = self.mesh.reason().map(str::to_owned);
             match self.mesh.on(Event::Observed { now: self.origin.elapsed(), coverage }) {
@@ -297,8 +336,9 @@ impl Feeder {
         Ok(())
     }
 
-    async fn apply(&mut self) -> Result<(), Gone> {
+    async fn apply(&mut self) -> Result<(), Unanswered> {
         self.secrets.read(&mut self.state);
+        fault::point("bgp.follow");
         let mut plan = translate(&self.state);
         self.keep_mesh(&mut plan);
         let problems = std::mem::take(&mut plan.problems);
@@ -315,8 +355,15 @@ impl Feeder {
         } else {
             debug!(peers, routes, problems = problems.len(), "BGP configuration from the datastore");
         }
-        for error in self.handle.apply(plan.into()).await? {
-            warn!(%error, "trying again every few seconds");
+        match self.handle.apply(plan.into()).await {
+            Ok(errors) => {
+                errors.into_iter().for_each(|error| warn!(%error, "trying again every few seconds"));
+            }
+            Err(Unanswered::Gone) => return Err(Unanswered::Gone),
+            // Again at once would be the same defect; the next change tells it everything.
+            Err(e @ Unanswered::Defect) => {
+                error!(error = %e, "the configuration may be in force in part only")
+            }
         }
         self.told.send_replace(Some(problems));
         if let Some(memory) = &mut self.memory {

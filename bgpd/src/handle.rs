@@ -19,18 +19,25 @@ use tokio::{
 };
 
 use crate::{
+    fault,
     import::Imports,
     listeners::Listeners,
     mrt,
     peers::{Plan, leave::Coverage, services::Verdict},
     tally::Tally,
-    view::RibPath,
+    view::{self, RibPath},
 };
 
-/// The speaker task is gone: shut down, or failed (its panic is in the log).
+/// Why the speaker task does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the BGP speaker is not running")]
-pub struct Gone;
+pub enum Unanswered {
+    /// It is gone: shut down, or failed (its panic is in the log).
+    #[error("the BGP speaker is not running")]
+    Gone,
+    /// It met a defect over this question or order, and goes on.
+    #[error("the BGP speaker met a defect over this and has no answer; it goes on, and its log says more")]
+    Defect,
+}
 
 /// What a speaker should be. Applied as a whole; what is the same as before is not disturbed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -137,7 +144,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) refused: u64,
     /// Sessions that came up.
     pub(crate) arrivals: u64,
-    /// Panics of the speaker.
+    /// Panics that were outlived.
     pub(crate) defects: u64,
     pub(crate) services: &'a Arc<[Verdict]>,
     /// Somebody in this process programs routes.
@@ -153,10 +160,8 @@ pub(crate) enum Order {
     Clear(String, Clear, oneshot::Sender<bool>),
     Reset(String, String, oneshot::Sender<bool>),
     Drain(oneshot::Sender<()>),
-    Status(oneshot::Sender<BgpStatus>),
     /// How far the other sessions carry what is learnt over those with these addresses.
     Coverage(BTreeSet<IpAddr>, oneshot::Sender<Coverage>),
-    Rib(Option<IpNet>, oneshot::Sender<Vec<RibPath>>),
     /// Runs in the speaker task, so what it does must be little: a page of a table, not a table.
     Look(Box<dyn FnOnce(&Seen<'_>) + Send>),
     /// From now on, what peers send goes there.
@@ -168,42 +173,42 @@ impl Handle {
     /// Makes the speaker what it should be. The answer lists the addresses it could not listen on (yet).
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn apply(&self, desired: Desired) -> Result<Vec<ListenError>, Gone> {
+    /// [`Unanswered`].
+    pub async fn apply(&self, desired: Desired) -> Result<Vec<ListenError>, Unanswered> {
         self.ask(|tx| Order::Apply(Box::new(desired), tx)).await
     }
 
     /// Replaces the set of peers; unchanged ones are not disturbed.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Gone> {
-        self.orders.send(Order::SetPeers(peers)).await.map_err(|_| Gone)
+    /// [`Unanswered`].
+    pub async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Unanswered> {
+        self.orders.send(Order::SetPeers(peers)).await.map_err(|_| Unanswered::Gone)
     }
 
     /// Replaces the set of own routes.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn set_local_routes(&self, routes: Vec<LocalRoute>) -> Result<(), Gone> {
-        self.orders.send(Order::SetLocalRoutes(routes)).await.map_err(|_| Gone)
+    /// [`Unanswered`].
+    pub async fn set_local_routes(&self, routes: Vec<LocalRoute>) -> Result<(), Unanswered> {
+        self.orders.send(Order::SetLocalRoutes(routes)).await.map_err(|_| Unanswered::Gone)
     }
 
     /// Says how far next hops are, as the kernel knows it; `None`: out of reach. The whole set: one that is not in it
     /// counts as near.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn set_next_hops(&self, costs: BTreeMap<IpAddr, Option<u32>>) -> Result<(), Gone> {
-        self.orders.send(Order::NextHops(costs)).await.map_err(|_| Gone)
+    /// [`Unanswered`].
+    pub async fn set_next_hops(&self, costs: BTreeMap<IpAddr, Option<u32>>) -> Result<(), Unanswered> {
+        self.orders.send(Order::NextHops(costs)).await.map_err(|_| Unanswered::Gone)
     }
 
     /// Says by which devices next hops are reached, as the kernel knows it: the whole set. Rules of filters look at it.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn set_devices(&self, devices: BTreeMap<IpAddr, String>) -> Result<(), Gone> {
-        self.orders.send(Order::Devices(devices)).await.map_err(|_| Gone)
+    /// [`Unanswered`].
+    pub async fn set_devices(&self, devices: BTreeMap<IpAddr, String>) -> Result<(), Unanswered> {
+        self.orders.send(Order::Devices(devices)).await.map_err(|_| Unanswered::Gone)
     }
 
     /// Names whoever programs the routes, so that `explain` can say what became of a prefix. Only the first counts.
@@ -215,16 +220,16 @@ impl Handle {
     /// An operator's `clear` of the peer with this name or address; `false` if there is none.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn clear(&self, peer: &str, how: Clear) -> Result<bool, Gone> {
+    /// [`Unanswered`].
+    pub async fn clear(&self, peer: &str, how: Clear) -> Result<bool, Unanswered> {
         self.ask(|tx| Order::Clear(peer.to_owned(), how, tx)).await
     }
 
     /// Resets the session with this peer and tells its operator why (RFC 9003); `false` if there is none.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn reset(&self, peer: &str, text: &str) -> Result<bool, Gone> {
+    /// [`Unanswered`].
+    pub async fn reset(&self, peer: &str, text: &str) -> Result<bool, Unanswered> {
         self.ask(|tx| Order::Reset(peer.to_owned(), text.to_owned(), tx)).await
     }
 
@@ -232,8 +237,8 @@ impl Handle {
     /// What follows after some time is [`Running::shutdown`] or [`Handle::shutdown`].
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn drain(&self) -> Result<(), Gone> {
+    /// [`Unanswered`].
+    pub async fn drain(&self) -> Result<(), Unanswered> {
         self.ask(Order::Drain).await
     }
 
@@ -241,40 +246,44 @@ impl Handle {
     /// speaker.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn shutdown(&self) -> Result<(), Gone> {
+    /// [`Unanswered`].
+    pub async fn shutdown(&self) -> Result<(), Unanswered> {
         self.ask(Order::Shutdown).await
     }
 
     /// Peers, sessions, counters.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn status(&self) -> Result<BgpStatus, Gone> {
-        self.ask(Order::Status).await
+    /// [`Unanswered`].
+    pub async fn status(&self) -> Result<BgpStatus, Unanswered> {
+        self.look(|s| {
+            fault::point("bgp.status");
+            s.speaker.map(|speaker| view::status(speaker, s.now, s.listeners.describe())).unwrap_or_default()
+        })
+        .await
     }
 
     /// How far the other sessions have come in replacing those with `leaving`.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub(crate) async fn coverage(&self, leaving: BTreeSet<IpAddr>) -> Result<Coverage, Gone> {
+    /// [`Unanswered`].
+    pub(crate) async fn coverage(&self, leaving: BTreeSet<IpAddr>) -> Result<Coverage, Unanswered> {
         self.ask(|tx| Order::Coverage(leaving, tx)).await
     }
 
     /// The Loc-RIB, or one prefix of it, with every path and the step of the decision that chose or rejected it.
     ///
     /// # Errors
-    /// [`Gone`].
-    pub async fn rib(&self, prefix: Option<IpNet>) -> Result<Vec<RibPath>, Gone> {
-        self.ask(|tx| Order::Rib(prefix, tx)).await
+    /// [`Unanswered`].
+    pub async fn rib(&self, prefix: Option<IpNet>) -> Result<Vec<RibPath>, Unanswered> {
+        self.look(move |s| s.speaker.map_or_else(Vec::new, |speaker| view::rib(speaker, prefix))).await
     }
 
     /// Looks at the speaker. `question` holds up everything else while it runs.
     pub(crate) async fn look<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Seen<'_>) -> T + Send + 'static,
-    ) -> Result<T, Gone> {
+    ) -> Result<T, Unanswered> {
         self.ask(|tx| {
             Order::Look(Box::new(move |seen| {
                 // The asker may have gone.
@@ -284,14 +293,15 @@ impl Handle {
         .await
     }
 
-    pub(crate) async fn archive(&self, archive: mrt::Archive) -> Result<(), Gone> {
-        self.orders.send(Order::Archive(archive)).await.map_err(|_| Gone)
+    pub(crate) async fn archive(&self, archive: mrt::Archive) -> Result<(), Unanswered> {
+        self.orders.send(Order::Archive(archive)).await.map_err(|_| Unanswered::Gone)
     }
 
-    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, Gone> {
+    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, Unanswered> {
         let (tx, rx) = oneshot::channel();
-        self.orders.send(order(tx)).await.map_err(|_| Gone)?;
-        rx.await.map_err(|_| Gone)
+        self.orders.send(order(tx)).await.map_err(|_| Unanswered::Gone)?;
+        let dropped = |_| if self.orders.is_closed() { Unanswered::Gone } else { Unanswered::Defect };
+        rx.await.map_err(dropped)
     }
 }
 

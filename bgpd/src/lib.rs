@@ -22,6 +22,7 @@ pub mod cli;
 mod communities;
 mod conn;
 pub mod daemon;
+mod fault;
 mod fib;
 mod follow;
 mod handle;
@@ -46,7 +47,7 @@ mod view;
 
 pub use self::{
     follow::{Environment, Follower, from_store},
-    handle::{AskKernel, Desired, FibBatch, FibStream, Gone, Handle, ListenError, Running},
+    handle::{AskKernel, Desired, FibBatch, FibStream, Handle, ListenError, Running, Unanswered},
     remembered::recall,
     secrets::DEFAULT_SECRETS,
     spawn::{spawn, spawn_recorded},

@@ -9,8 +9,8 @@ use brindle_config_core::status::bgp::{Messages, Neighbor};
 use tokio::net::TcpListener;
 
 use crate::{
-    ask,
-    handle::{Gone, Handle},
+    ask, fault,
+    handle::{Handle, Unanswered},
 };
 
 /// Name, type, help.
@@ -33,7 +33,11 @@ pub const METRICS: [Metric; 19] = [
     ("brindle_bgp_peer_notifications_total", "counter", "NOTIFICATION messages by direction."),
     ("brindle_bgp_rib_prefixes", "gauge", "Prefixes in the RIB."),
     ("brindle_bgp_refused_connections_total", "counter", "Connections from addresses that are no peers."),
-    ("brindle_bgp_defects_total", "counter", "Panics of the speaker that ended a session."),
+    (
+        "brindle_bgp_defects_total",
+        "counter",
+        "Panics that were outlived: of a session, a question, an archive.",
+    ),
     ("brindle_bgp_loop_turns_total", "counter", "Turns of the speaker task."),
     ("brindle_bgp_loop_busy_seconds_total", "counter", "Time spent in turns of the speaker task."),
     (
@@ -128,8 +132,8 @@ struct Scrape {
 /// Every metric of the speaker and of its process.
 ///
 /// # Errors
-/// The speaker has ended.
-pub async fn text(handle: &Handle) -> Result<String, Gone> {
+/// [`Unanswered`].
+pub async fn text(handle: &Handle) -> Result<String, Unanswered> {
     let unusable = ask::unusable(handle).await?;
     let scrape = handle
         .look(move |s| Scrape {
@@ -149,6 +153,7 @@ pub async fn text(handle: &Handle) -> Result<String, Gone> {
 }
 
 fn render(s: &Scrape) -> String {
+    fault::point("bgp.metrics");
     let mut t = Text::new(&METRICS);
     t.metric("brindle_bgp_info");
     let asn = s.asn.to_string();

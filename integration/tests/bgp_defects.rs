@@ -136,3 +136,44 @@ fn a_defect_in_the_tables_begins_them_anew_and_the_others_keep_our_routes() {
     us.route("10.3.0.0/26", true);
     good.route("10.3.0.0/26", true);
 }
+
+/// Neither a peer nor the tables: the program around them.
+#[test]
+fn a_defect_around_the_speaker_begins_it_anew_and_the_others_keep_our_routes() {
+    let segment = Segment::new(3);
+    let mut us = Brindle::start_at_fault(&segment, 1, &ours(), "bgp.driver");
+    let good = Bird::start(&segment, 2, &bird(2));
+    let other = Bird::start(&segment, 3, &bird(3));
+    for bird in [&good, &other] {
+        bird.route("10.1.0.0/26", true);
+    }
+    us.route("10.2.0.0/26", true);
+    us.route("10.3.0.0/26", true);
+    good.route("10.3.0.0/26", true);
+    let pid = us.daemon.pid();
+    // The defect is in clearing anybody.
+    let out = Command::new(bin("brindlectl"))
+        .args(["bgp", "clear", "host3", "soft", "--socket"])
+        .arg(segment.dir(1).join("bgpd.sock"))
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && error.contains("met a defect over this"), "{error}");
+    eventually("everything begins again", || {
+        us.daemon.assert_alive();
+        let log = us.daemon.log();
+        if log.contains("a defect that no session is to blame for") { Ok(()) } else { Err(log) }
+    });
+    us.route("10.2.0.0/26", true);
+    us.route("10.3.0.0/26", true);
+    us.established("10.99.0.2");
+    us.established("10.99.0.3");
+    good.route("10.3.0.0/26", true);
+    let removed = |l: &str| l.contains("removed") && l.contains("10.1.0.0/26");
+    for bird in [&good, &other] {
+        bird.route("10.1.0.0/26", true);
+        let log = bird.daemon.log();
+        assert!(!log.lines().any(removed), "our route was never gone: {log}");
+    }
+    assert_eq!(us.status().unwrap().pid, pid, "the same process");
+}

@@ -62,7 +62,7 @@ impl Drain {
         let told = async {
             let up = bgp.status().await?.peers.iter().filter(|p| p.state == "Established").count();
             bgp.drain().await?;
-            Ok::<_, brindle_bgpd::Gone>(up)
+            Ok::<_, brindle_bgpd::Unanswered>(up)
         };
         let peers = match told.await {
             Ok(peers) => peers,

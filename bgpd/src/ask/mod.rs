@@ -11,6 +11,7 @@ mod neighbors;
 
 use std::{io, sync::Arc};
 
+use brindle_admin::defect::{outlived, words};
 use brindle_bgpd_core::{
     af::Family,
     fsm::StateKind,
@@ -28,10 +29,11 @@ use tokio::{
     sync::broadcast::error::RecvError,
     time::{Duration, timeout},
 };
+use tracing::error;
 
 pub(crate) use self::neighbors::{name as family_name, neighbors, unusable};
 use crate::{
-    handle::{Gone, Handle, Seen},
+    handle::{Handle, Seen, Unanswered},
     metrics, mrt, view,
 };
 
@@ -48,7 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {
     #[error(transparent)]
-    Gone(#[from] Gone),
+    Unanswered(#[from] Unanswered),
     #[error("no peer is called {0:?} or has that address; {1}")]
     NoPeer(String, String),
     #[error("{0}")]
@@ -91,10 +93,16 @@ pub async fn answer(
     gone: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let mut lines = Lines { to, text: Vec::new(), count: 0 };
-    let end = match reply(handle, request, &mut lines, gone).await {
-        Ok(()) => End::End { count: lines.count },
-        Err(Trouble::Io(e)) => return Err(e),
-        Err(e) => End::Error(e.to_string()),
+    let end = match outlived(reply(handle, request, &mut lines, gone)).await {
+        Ok(Ok(())) => End::End { count: lines.count },
+        Ok(Err(Trouble::Io(e))) => return Err(e),
+        Ok(Err(e)) => End::Error(e.to_string()),
+        Err(panic) => {
+            error!(what = words(&panic), "an answer about BGP met a defect; please report it");
+            // There may be half a line.
+            lines.text.clear();
+            End::Error("a defect of ours: there is no answer; the log says more".into())
+        }
     };
     lines.add(&end)?;
     lines.flush().await
@@ -187,7 +195,7 @@ fn no_peer<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Trouble {
 }
 
 /// The prefixes of a scan, sorted: IPv4 first.
-pub(crate) async fn prefixes(handle: &Handle, which: Scan) -> Result<Vec<IpNet>, Gone> {
+pub(crate) async fn prefixes(handle: &Handle, which: Scan) -> Result<Vec<IpNet>, Unanswered> {
     let mut all: Vec<IpNet> = Vec::new();
     for family in Family::ALL {
         let mut from = Some(0);
@@ -351,7 +359,7 @@ async fn monitor(
                 subject: String::new(),
                 what: format!("{n} events: they came faster than they were read"),
             })?,
-            Err(RecvError::Closed) => return Err(Gone.into()),
+            Err(RecvError::Closed) => return Err(Unanswered::Gone.into()),
         }
         lines.flush().await?;
     }

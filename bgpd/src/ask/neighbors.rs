@@ -11,13 +11,13 @@ use brindle_bgpd_core::{
 use brindle_config_core::status::bgp::{FamilyState, LastReset, Neighbor, NeighborSettings, SessionFacts};
 
 use super::{SCAN, capabilities};
-use crate::handle::{Gone, Handle, Seen};
+use crate::handle::{Handle, Seen, Unanswered};
 
 /// Paths that were received and may not be used.
 pub(crate) type Unusable = PerFamily<BTreeMap<PeerId, usize>>;
 
 /// Counts them, a piece at a time.
-pub(crate) async fn unusable(handle: &Handle) -> Result<Unusable, Gone> {
+pub(crate) async fn unusable(handle: &Handle) -> Result<Unusable, Unanswered> {
     let mut counts = Unusable::default();
     for family in Family::ALL {
         let mut from = Some(0);

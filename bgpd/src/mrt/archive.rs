@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use brindle_admin::defect::{guarded, words};
 use brindle_bgpd_core::{
     speaker::{ConnId, Event, Input, PeerId, Speaker},
     wire::WireCx,
@@ -27,7 +28,7 @@ use super::{
     MrtSettings, date, prune,
     record::{Ends, message, state_change},
 };
-use crate::view::wall_ms;
+use crate::{fault, view::wall_ms};
 
 /// Batches that wait for the disk. One is what a peer sent in one go, at most 128 messages.
 const QUEUE: usize = 1_024;
@@ -38,6 +39,8 @@ pub(crate) struct Archive {
     to: SyncSender<BytesMut>,
     ends: HashMap<ConnId, Ends>,
     lost: Arc<AtomicU64>,
+    /// It met a defect, which was said.
+    defective: bool,
 }
 
 impl Archive {
@@ -55,7 +58,7 @@ impl Archive {
         // The first file shows at once whether the directory can be written to.
         files.file(wall_ms() / 1_000)?;
         thread::Builder::new().name("mrt".into()).spawn(move || files.run(&from))?;
-        Ok(Self { to, ends: HashMap::new(), lost })
+        Ok(Self { to, ends: HashMap::new(), lost, defective: false })
     }
 
     /// Messages of a connection, as they were read. They are written again from what was understood, with 4-octet AS
@@ -73,6 +76,7 @@ impl Archive {
             self.ends.insert(conn, ends);
         }
         let Some(ends) = self.ends.get(&conn) else { return };
+        fault::point("bgp.archive");
         let now = wall_ms();
         let mut out = BytesMut::new();
         for input in inputs {
@@ -90,6 +94,13 @@ impl Archive {
         let mut out = BytesMut::new();
         state_change(&mut out, wall_ms(), &ends, old, new);
         self.put(out);
+    }
+
+    /// Something met a defect, which is said once: whoever sends it may send it again and again.
+    pub(crate) fn left_out(&mut self) {
+        if !std::mem::replace(&mut self.defective, true) {
+            error!("the MRT archive met a defect: messages are missing in it; please report it");
+        }
     }
 
     fn put(&self, bytes: BytesMut) {
@@ -141,13 +152,25 @@ impl Files {
                 warn!(batches = lost, "the disk is too slow for the MRT archive: messages are missing in it");
             }
             let idle = bytes.is_empty();
-            let done = self.file(wall_ms() / 1_000).and_then(|out| {
-                out.write_all(&bytes)?;
-                if idle { out.flush() } else { Ok(()) }
+            let done = guarded(|| {
+                self.file(wall_ms() / 1_000).and_then(|out| {
+                    if !idle {
+                        fault::point("bgp.mrt");
+                    }
+                    out.write_all(&bytes)?;
+                    if idle { out.flush() } else { Ok(()) }
+                })
             });
-            if let Err(e) = done {
-                error!(directory = %self.directory.display(), error = %e, "the MRT archive ends here");
-                return;
+            match done {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => {
+                    error!(directory = %self.directory.display(), error = %e, "the MRT archive ends here");
+                    return;
+                }
+                Err(panic) => {
+                    // The file may have half a record; what follows goes on in it, as after a kill.
+                    error!(what = words(&panic), "a defect: messages are missing in the MRT archive");
+                }
             }
         }
     }

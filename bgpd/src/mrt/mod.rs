@@ -12,15 +12,13 @@ use std::{
     time::Duration,
 };
 
+use brindle_admin::defect::{outlived, words};
 use serde::Deserialize;
 use tokio::{task::JoinSet, time::sleep};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub(crate) use self::{archive::Archive, table::dump};
-use crate::{
-    handle::{Gone, Handle},
-    view::wall_ms,
-};
+use crate::{handle::Handle, view::wall_ms};
 
 /// `mrt:` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -66,8 +64,7 @@ pub async fn start(settings: &MrtSettings, handle: &Handle) -> io::Result<Runnin
     let mut tasks = JoinSet::new();
     if settings.updates_interval > 0 {
         let archive = Archive::start(settings).map_err(fail)?;
-        let gone = |Gone| io::Error::other(Gone);
-        handle.archive(archive).await.map_err(gone)?;
+        handle.archive(archive).await.map_err(io::Error::other)?;
     }
     if settings.table_interval > 0 {
         tasks.spawn(dumps(settings.clone(), handle.clone()));
@@ -80,9 +77,12 @@ async fn dumps(settings: MrtSettings, handle: Handle) {
     loop {
         sleep(Duration::from_secs(settings.table_interval.into())).await;
         let file = settings.directory.join(format!("bview.{}", date::stamp(wall_ms() / 1_000)));
-        match dump(&handle, &file).await {
-            Ok((prefixes, paths)) => info!(file = %file.display(), prefixes, paths, "table dumped"),
-            Err(e) => warn!(file = %file.display(), error = %e, "the table could not be dumped"),
+        match outlived(dump(&handle, &file)).await {
+            Ok(Ok((prefixes, paths))) => info!(file = %file.display(), prefixes, paths, "table dumped"),
+            Ok(Err(e)) => warn!(file = %file.display(), error = %e, "the table could not be dumped"),
+            Err(panic) => {
+                error!(file = %file.display(), what = words(&panic), "a defect: the table could not be dumped");
+            }
         }
         prune(&settings.directory, "bview.", settings.keep);
     }

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 use super::record::{Entry, Peer, peer_index, rib, seconds};
 use crate::{
-    ask,
+    ask, fault,
     handle::{Handle, Seen},
     view::wall_ms,
 };
@@ -86,6 +86,7 @@ fn peer_list(s: &Seen<'_>) -> (Ipv4Addr, Vec<Peer>, Index) {
 
 /// Records of some prefixes: bytes, records, paths. A neighbor that came after the index was written is left out.
 fn encode(s: &Seen<'_>, page: &[IpNet], index: &Index, now: u32, first: usize) -> (BytesMut, usize, usize) {
+    fault::point("bgp.dump");
     let mut out = BytesMut::new();
     let (mut records, mut paths) = (0, 0);
     let Some(speaker) = s.speaker else { return (out, 0, 0) };

@@ -3,17 +3,18 @@
 //! The neighbor that was being served is put aside (`Input::Defect`), each time for longer. If only its state machine was
 //! at work, the others notice nothing. If the tables were, nobody can say what is in them: the speaker is thrown away, its
 //! connections end without a NOTIFICATION, and a new one begins as after a graceful restart, so that the neighbors keep our
-//! routes, and the kernel theirs, until everything is there again. Where there is nobody to blame, or a second panic while
-//! the first is dealt with, the daemon ends as it always did, and its supervisor starts it again.
+//! routes, and the kernel theirs, until everything is there again. So it is where nobody is to blame: settings, the driver
+//! around the speaker. Where that happens too often, or a second panic comes while the first is dealt with, the daemon ends,
+//! and its supervisor starts it again. What only looks, an answer or an archive, costs no more than itself.
 
 use std::{
-    any::Any,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    panic::resume_unwind,
     time::Duration,
 };
 
+use brindle_admin::defect::{Panic, guarded, words};
 use brindle_bgpd_core::speaker::{ConnId, Input, PeerId, Speaker, Work};
 use tokio::time::Instant;
 use tracing::{error, warn};
@@ -26,13 +27,15 @@ const LONGEST: u32 = 960;
 /// After so long without a defect it is the first time again.
 const FORGIVEN: Duration = Duration::from_secs(3_600);
 
-/// What a panic leaves.
-pub(super) type Panic = Box<dyn Any + Send>;
+/// So many that nobody is to blame for are outlived in [`FORGIVEN`].
+const MOST: usize = 5;
 
 /// Who met defects, how often and when last.
 #[derive(Default)]
 pub(super) struct Defects {
     met: HashMap<IpAddr, (u32, Instant)>,
+    /// When there was nobody to blame.
+    blameless: VecDeque<Instant>,
     /// One is being dealt with.
     busy: bool,
     /// Since the start.
@@ -49,20 +52,41 @@ impl Defects {
         *last = now;
         FIRST.saturating_mul(1 << (*times - 1).min(8)).min(LONGEST)
     }
-}
 
-/// Runs what must not take the daemon with it. What `work` leaves halfway is the caller's to throw away.
-pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
-    catch_unwind(AssertUnwindSafe(work))
-}
-
-/// The words of a panic.
-fn words(panic: &Panic) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+    /// Whether one more without anybody to blame is outlived.
+    fn again(&mut self) -> bool {
+        let now = Instant::now();
+        self.blameless.retain(|at| now.duration_since(*at) < FORGIVEN);
+        self.blameless.push_back(now);
+        self.blameless.len() <= MOST
+    }
 }
 
 impl SpeakerTask {
+    /// A turn of the task, which may meet a defect outside of the speaker.
+    pub(super) fn turn(&mut self, work: impl FnOnce(&mut Self)) {
+        if let Err(panic) = guarded(|| work(self)) {
+            self.defects.total += 1;
+            self.without_blame(panic);
+        }
+    }
+
+    /// Nobody knows what is as it should be, so everything begins again.
+    fn without_blame(&mut self, panic: Panic) {
+        if self.defects.busy || !self.defects.again() {
+            error!(what = words(&panic), "a defect that no session is to blame for; the speaker ends");
+            resume_unwind(panic);
+        }
+        self.defects.busy = true;
+        error!(
+            what = words(&panic),
+            "a defect that no session is to blame for; please report it. All sessions start again, gracefully"
+        );
+        self.tell("defect", String::new(), words(&panic).to_owned());
+        self.begin_again();
+        self.defects.busy = false;
+    }
+
     /// The speaker panicked.
     pub(super) fn defect(&mut self, panic: Panic) {
         self.defects.total += 1;
@@ -77,8 +101,7 @@ impl SpeakerTask {
             Work::Machine(id) | Work::Tables(id) => known(id),
         };
         let Some((name, remote, interface)) = culprit.filter(|_| !self.defects.busy) else {
-            error!(what = words(&panic), "a defect of the speaker that no session is to blame for; it ends");
-            resume_unwind(panic);
+            return self.without_blame(panic);
         };
         self.defects.busy = true;
         let seconds = self.defects.penalty(remote.ip().to_canonical());
@@ -136,13 +159,9 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_a_panic_are_kept() {
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| {}));
-        let one = guarded(|| panic!("plain")).unwrap_err();
-        let two = guarded(|| panic!("with {}", 2)).unwrap_err();
-        let three = guarded(|| std::panic::panic_any(3)).unwrap_err();
-        std::panic::set_hook(hook);
-        assert_eq!([&one, &two, &three].map(words), ["plain", "with 2", "without a word"]);
+    fn defects_nobody_is_to_blame_for_are_outlived_a_few_times() {
+        let mut defects = Defects::default();
+        let outlived = (0..9).filter(|_| defects.again()).count();
+        assert_eq!(outlived, MOST);
     }
 }

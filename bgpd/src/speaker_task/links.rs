@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use brindle_admin::defect::guarded;
 use brindle_bgpd_core::{
     speaker::{ConnId, DownReason, Input, PeerConfig},
     wire::{Message, WireCx},
@@ -23,7 +24,7 @@ use tokio::{
 };
 use tracing::{debug, error};
 
-use super::{Link, LinkState, REPORTS, SpeakerTask, Up, defect::guarded};
+use super::{Link, LinkState, REPORTS, SpeakerTask, Up};
 use crate::conn::{self, Chunk, Exit, Half, Mode, Report, Token, write_now};
 
 /// Octets of messages a connection gets at a time: what one that is slow costs in memory beside its socket buffer, and
@@ -50,7 +51,11 @@ impl SpeakerTask {
                     }
                     self.tally.received(*conn, &inputs, self.speaker.as_ref());
                     if let (Some(archive), Some(speaker)) = (&mut self.archive, &self.speaker) {
-                        archive.messages(speaker, *conn, &self.tally.read_cx(*conn), &inputs);
+                        let cx = self.tally.read_cx(*conn);
+                        if guarded(|| archive.messages(speaker, *conn, &cx, &inputs)).is_err() {
+                            archive.left_out();
+                            self.defects.total += 1;
+                        }
                     }
                 }
                 for input in inputs {
@@ -78,16 +83,16 @@ impl SpeakerTask {
         let Some(settings) = settings else {
             return self.refused.count(remote, "not a configured peer");
         };
-        if let Err(e) = conn::prepare(&stream, &settings) {
-            return debug!(%remote, error = %e, "connection was gone before it was accepted");
-        }
-        let conn = ConnId(self.next_accept);
-        self.next_accept += 2;
         // The kernel has one key for an address; that of another peer there, or none, lets nobody in who needs this one.
         if settings.password.is_some() && settings.password.as_deref() != self.listeners.key(via, remote.ip())
         {
             return self.refused.count(remote, "it was not signed with the TCP-MD5 key of its peer");
         }
+        if let Err(e) = conn::prepare(&stream, &settings) {
+            return debug!(%remote, error = %e, "connection was gone before it was accepted");
+        }
+        let conn = ConnId(self.next_accept);
+        self.next_accept += 2;
         let token = self.token(conn);
         let up = self.start(token, conn, stream, send_hold(&settings));
         self.links.insert(conn, Link { token, state: LinkState::Up(up) });

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use brindle_admin::defect::guarded;
 use brindle_bgpd_core::{
     speaker::{ConnId, Event, Input, LocalRoute, Output, PeerConfig, PeerId, Speaker, SpeakerConfig},
     time::Mono,
@@ -216,26 +217,32 @@ impl SpeakerTask {
                     }
                     Some(order) => {
                         busy_since = Instant::now();
-                        self.order(order);
-                        // Questions must not hold up what peers say, however many there are.
-                        self.reports();
+                        self.turn(|me| {
+                            me.order(order);
+                            // Questions must not hold up what peers say, however many there are.
+                            me.reports();
+                        });
                     }
                 },
                 Some(ended) = self.tasks.join_next_with_id() => {
                     busy_since = Instant::now();
-                    // A task ends after its last report is in the inbox, so that comes first.
-                    self.reports();
-                    self.ended(ended);
+                    self.turn(|me| {
+                        // A task ends after its last report is in the inbox, so that comes first.
+                        me.reports();
+                        me.ended(ended);
+                    });
                 }
                 () = self.fib.hand_over(), if self.fib.has_work() => busy_since = Instant::now(),
                 Some(report) = self.inbox.recv() => {
                     busy_since = Instant::now();
-                    self.report(report);
-                    self.reports();
+                    self.turn(|me| {
+                        me.report(report);
+                        me.reports();
+                    });
                 }
                 () = imported(&mut self.importer), if self.importer.is_some() => {
                     busy_since = Instant::now();
-                    self.announce_all();
+                    self.turn(Self::announce_all);
                 }
                 // More to write to somebody who takes it; whatever came in meanwhile was first.
                 () = tokio::task::yield_now(), if !self.dirty.is_empty() => {}
@@ -243,11 +250,13 @@ impl SpeakerTask {
                     busy_since = Instant::now();
                 }
             }
-            // Also when something else came first: a flood of input must not stop the timers.
-            if self.deadline().is_some_and(|d| d <= Instant::now()) {
-                self.on_time();
-            }
-            self.settle();
+            self.turn(|me| {
+                // Also when something else came first: a flood of input must not stop the timers.
+                if me.deadline().is_some_and(|d| d <= Instant::now()) {
+                    me.on_time();
+                }
+                me.settle();
+            });
         }
     }
 
@@ -281,7 +290,7 @@ impl SpeakerTask {
                 recorder.tick(now);
             }
             let outputs = &mut self.outputs;
-            let done = defect::guarded(|| {
+            let done = guarded(|| {
                 speaker.tell_forwarding(forwarding);
                 speaker.on_time(now, outputs);
             });
@@ -306,7 +315,7 @@ impl SpeakerTask {
             recorder.input(now, &input);
         }
         let outputs = &mut self.outputs;
-        let done = defect::guarded(|| {
+        let done = guarded(|| {
             speaker.tell_forwarding(forwarding);
             speaker.handle(now, input, outputs);
         });
@@ -389,7 +398,11 @@ impl SpeakerTask {
             self.announce(event);
         }
         if let (Some(archive), Some(speaker)) = (&mut self.archive, &self.speaker) {
-            archive.event(speaker, event);
+            // What is kept for others is no reason to end.
+            if guarded(|| archive.event(speaker, event)).is_err() {
+                archive.left_out();
+                self.defects.total += 1;
+            }
         }
         match event {
             Event::State { peer, name, old, new, cause } => {

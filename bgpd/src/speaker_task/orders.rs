@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use brindle_admin::defect::{guarded, words};
 use brindle_bgpd_core::speaker::{
     Clear, ConnId, DynamicPeers, FibChange, Input, LocalRoute, Multipath, PeerConfig, PeerId, Routing,
     Speaker, SpeakerConfig,
@@ -10,14 +11,15 @@ use ipnet::IpNet;
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
-use super::{SpeakerTask, defect::guarded};
+use super::SpeakerTask;
 use crate::{
     conn::LINGER,
+    fault,
     handle::{Desired, ListenError, Order, Seen},
     import::{Importer, Imports},
+    keys::Wanted,
     view,
 };
-    keys::Wanted,
 
 impl SpeakerTask {
     pub(super) fn order(&mut self, order: Order) {
@@ -38,21 +40,13 @@ impl SpeakerTask {
                 self.feed(Input::SetDevices(devices));
             }
             Order::Clear(peer, how, answer) => {
+                fault::point("bgp.driver");
                 let _ = answer.send(self.clear(&peer, how));
             }
-            Order::Status(answer) => {
-                let listen = self.listeners.describe();
-                let now = self.now();
-                let status = self.speaker.as_ref().map(|s| view::status(s, now, listen));
-                let _ = answer.send(status.unwrap_or_default());
-            }
-            Order::Coverage(leaving, answer) => {
-                let _ = answer
-                    .send(self.speaker.as_ref().map(|s| view::coverage(s, &leaving)).unwrap_or_default());
-            }
-            Order::Rib(prefix, answer) => {
-                let _ = answer.send(self.speaker.as_ref().map_or_else(Vec::new, |s| view::rib(s, prefix)));
-            }
+            Order::Coverage(leaving, answer) => self.look(|seen| {
+                let covered = seen.speaker.map(|s| view::coverage(s, &leaving));
+                let _ = answer.send(covered.unwrap_or_default());
+            }),
             Order::Reset(peer, text, answer) => {
                 let found = self.find(&peer);
                 if let Some(peer) = found {
@@ -64,25 +58,31 @@ impl SpeakerTask {
                 self.drain();
                 let _ = answer.send(());
             }
-            Order::Look(question) => {
-                let seen = Seen {
-                    speaker: self.speaker.as_ref(),
-                    now: self.now(),
-                    tally: &self.tally,
-                    listeners: &self.listeners,
-                    refused: self.refused.total,
-                    arrivals: self.arrivals,
-                    defects: self.defects.total,
-                    services: &self.services,
-                    programs: self.fib.is_heard(),
-                };
-                // It only looks, so nothing is left halfway; whoever asked finds that nobody answers.
-                if guarded(|| question(&seen)).is_err() {
-                    error!("a question to the speaker met a defect; it is not answered");
-                }
-            }
+            Order::Look(question) => self.look(question),
             Order::Archive(archive) => self.archive = Some(archive),
             Order::Shutdown(_) => {}
+        }
+    }
+
+    /// A question, which only looks: when it meets a defect nothing is left halfway, and whoever asked is told.
+    fn look(&mut self, question: impl FnOnce(&Seen<'_>)) {
+        let seen = Seen {
+            speaker: self.speaker.as_ref(),
+            now: self.now(),
+            tally: &self.tally,
+            listeners: &self.listeners,
+            refused: self.refused.total,
+            arrivals: self.arrivals,
+            defects: self.defects.total,
+            services: &self.services,
+            programs: self.fib.is_heard(),
+        };
+        if let Err(panic) = guarded(|| question(&seen)) {
+            self.defects.total += 1;
+            error!(
+                what = words(&panic),
+                "a question to the speaker met a defect and is not answered; please report it"
+            );
         }
     }
 

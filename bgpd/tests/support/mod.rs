@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "not every test program uses every helper")]
 
+pub(crate) mod program;
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},

@@ -1,0 +1,13 @@
+//! Defects that tests put in: `BRINDLE_FAILPOINT=NAME` makes the program panic wherever [`point`] says this name. Debug builds
+//! only; in others there is nothing of it.
+
+#[cfg(debug_assertions)]
+pub(crate) fn point(name: &str) {
+    use std::sync::LazyLock;
+    static WANTED: LazyLock<String> =
+        LazyLock::new(|| std::env::var("BRINDLE_FAILPOINT").unwrap_or_default());
+    assert!(*WANTED != name, "a defect that a test put in");
+}
+
+#[cfg(not(debug_assertions))]
+pub(crate) const fn point(_: &str) {}
