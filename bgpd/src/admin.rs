@@ -15,6 +15,7 @@ use brindle_admin::defect::{outlived, words};
 use brindle_config_core::status::{
     AdminRequest, NodeStatus,
     bgp::{BgpRequest, End},
+    health::Probe,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -148,18 +149,24 @@ async fn client(stream: UnixStream, handle: &Handle, started: Instant) -> io::Re
 
 async fn answer(request: &AdminRequest, handle: &Handle, started: Instant) -> Value {
     let answer = match request {
-        AdminRequest::Status => handle.status().await.map(|bgp| {
-            let ready = !bgp.peers.is_empty() && bgp.peers.iter().all(|p| p.state == "Established");
-            json!(NodeStatus {
-                version: env!("CARGO_PKG_VERSION").into(),
-                pid: std::process::id(),
-                rss_kib: rss_kib(),
-                uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-                ready,
-                bgp,
-                ..NodeStatus::default()
+        AdminRequest::Status => {
+            // The same judgement as that of `probe`.
+            let health = health::health(handle, started.elapsed()).await;
+            let failing = health.checks.iter().filter(|c| !c.ok);
+            let reasons = failing.map(|c| format!("{}: {}", c.name, c.reason)).collect();
+            handle.status().await.map(|bgp| {
+                json!(NodeStatus {
+                    version: env!("CARGO_PKG_VERSION").into(),
+                    pid: std::process::id(),
+                    rss_kib: rss_kib(),
+                    uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                    ready: health.ok(Probe::Ready),
+                    reasons,
+                    bgp,
+                    ..NodeStatus::default()
+                })
             })
-        }),
+        }
         AdminRequest::Rib { prefix } => handle.rib(*prefix).await.map(|paths| json!(paths)),
         AdminRequest::Bgp(_) => return json!({"error": "answered by several lines"}),
         AdminRequest::Health => return json!(health::health(handle, started.elapsed()).await),

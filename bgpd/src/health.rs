@@ -1,21 +1,27 @@
-//! Whether a speaker alone lives and is ready: `brindle-bgpd probe`, and `Health` over the admin socket.
+//! Whether a speaker lives and is ready, alone (`brindle-bgpd probe`, `status`) or in a node, whose readiness has more to it
+//! but asks [`Word::sessions`] about BGP.
 //!
 //! Live: the speaker answers. Ready: it listens, has what its peers have, and the sessions it had to wait for are up. A rolling
-//! update of reflectors goes on to the next one only then. A configured peer that is away counts for the first [`GRACE`] only;
-//! clients of a range are not known before they come, so it is waited until they have come to rest, or nobody has come for so
-//! long. A speaker that had clients and has lost all of them is not ready, whenever that is.
+//! update of reflectors goes on to the next one only then. A configured peer that is away counts for the first [`GRACE`], and
+//! until it was tried; after that its absence is its own affair (calico-node's readiness in contrast wants one session, whoever
+//! is to blame). Clients of a range are not known before they come, so it is waited until they have come to rest, or nobody has
+//! come for so long. A speaker that had clients and has lost all of them is not ready, whenever that is.
 
 use std::time::Duration;
 
+use brindle_bgpd_core::{fsm::StateKind, speaker::DYNAMIC};
 use brindle_config_core::status::health::{Check, Health};
 use tokio::time::timeout;
 
-use crate::handle::{Handle, Seen};
+use crate::{
+    fault,
+    handle::{Handle, Seen, Unanswered},
+};
 
 /// How long the speaker may take to answer before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 /// How long configured peers are waited for after the start.
-const GRACE: Duration = Duration::from_secs(30);
+pub const GRACE: Duration = Duration::from_secs(30);
 /// The same of clients nobody has configured. They dial again every 5 s, some after a pause that has grown.
 const CLIENTS: Duration = Duration::from_secs(60);
 /// Without a new session for so long, they have come to rest.
@@ -23,26 +29,51 @@ const REST: Duration = Duration::from_secs(10);
 
 /// What is looked at.
 #[derive(Clone, Debug, Default)]
-struct Facts {
+pub struct Facts {
     /// There is somebody to speak for.
-    identity: bool,
-    listening: Vec<String>,
+    pub identity: bool,
+    /// What could not be listened on, and why.
+    pub listening: Vec<String>,
     /// The peers' routes are complete.
-    converged: bool,
-    established: usize,
-    /// Those that are configured and not up.
-    away: Vec<String>,
-    configured: usize,
+    pub converged: bool,
+    pub established: usize,
+    /// Those that are configured and not up: name and state.
+    pub away: Vec<String>,
+    /// Not all of these were tried yet.
+    pub untried: bool,
+    pub configured: usize,
     /// There are ranges whose members are not known beforehand.
-    ranges: bool,
+    pub ranges: bool,
+    /// Others depend on this speaker: members of ranges, or clients of a reflector.
+    pub serves: bool,
     /// Sessions that came up since the start.
-    arrivals: u64,
+    pub arrivals: u64,
     /// Since the last one.
-    rest: Option<Duration>,
+    pub rest: Option<Duration>,
+}
+
+/// What the speaker says.
+#[derive(Clone, Debug)]
+pub enum Word {
+    Facts(Box<Facts>),
+    /// It lives, and has no answer to this.
+    Defect,
+    /// Nothing for [`PATIENCE`], or it is gone.
+    None,
+}
+
+/// Asks the speaker.
+pub async fn ask(handle: &Handle) -> Word {
+    match timeout(PATIENCE, handle.look(Facts::of)).await {
+        Ok(Ok(facts)) => Word::Facts(Box::new(facts)),
+        Ok(Err(Unanswered::Defect)) => Word::Defect,
+        Ok(Err(Unanswered::Gone)) | Err(_) => Word::None,
+    }
 }
 
 impl Facts {
     fn of(s: &Seen<'_>) -> Self {
+        fault::point("bgp.health");
         let mut facts = Self {
             identity: s.speaker.is_some(),
             listening: s.listeners.errors().iter().map(|e| format!("{}: {}", e.address, e.why)).collect(),
@@ -52,15 +83,19 @@ impl Facts {
         let Some(speaker) = s.speaker else { return facts };
         facts.converged = speaker.converged();
         facts.ranges = !speaker.config().dynamic.is_empty();
+        facts.serves = facts.ranges;
         for p in speaker.peers() {
-            let up = p.state == brindle_bgpd_core::fsm::StateKind::Established;
-            let guest = p.kind == brindle_bgpd_core::speaker::DYNAMIC;
+            let up = p.state == StateKind::Established;
+            let guest = p.kind == DYNAMIC;
             facts.configured += usize::from(!guest);
+            facts.serves |= speaker.peer_config(p.id).is_some_and(|c| c.reflector_client);
             if up {
                 facts.established += 1;
                 let since = Duration::from_millis(s.now.since_ms(p.since));
                 facts.rest = Some(facts.rest.map_or(since, |r| r.min(since)));
             } else if !guest && speaker.peer_config(p.id).is_some_and(|c| c.session.shutdown.is_none()) {
+                let tried = p.state != StateKind::Idle || p.note.is_some() || p.last_error.is_some();
+                facts.untried |= !tried;
                 facts.away.push(format!("{} {}", p.name, p.state));
             }
         }
@@ -68,21 +103,28 @@ impl Facts {
     }
 }
 
-/// Asks the speaker.
+/// Of a speaker alone.
 pub(crate) async fn health(handle: &Handle, uptime: Duration) -> Health {
-    let facts = timeout(PATIENCE, handle.look(Facts::of)).await.ok().and_then(Result::ok);
-    judge(facts.as_ref(), uptime)
+    judge(&ask(handle).await, uptime)
 }
 
-/// What the answer means; none if there was none.
-fn judge(facts: Option<&Facts>, uptime: Duration) -> Health {
+/// What the answer means.
+fn judge(word: &Word, uptime: Duration) -> Health {
     let check = |name: &str, vital, verdict: Result<String, String>| {
         let ok = verdict.is_ok();
         Check { name: name.into(), ok, vital, reason: verdict.unwrap_or_else(|e| e) }
     };
-    let Some(f) = facts else {
-        let stuck = Err(format!("the speaker has not answered for {} s", PATIENCE.as_secs()));
-        return Health { checks: vec![check("bgpd", true, stuck)] };
+    let f = match word {
+        Word::Facts(f) => f,
+        Word::Defect => {
+            let lives = Ok("lives".into());
+            let checks = vec![check("bgpd", true, lives), check("sessions", false, word.sessions(uptime))];
+            return Health { checks };
+        }
+        Word::None => {
+            let stuck = Err(format!("the speaker has not answered for {} s", PATIENCE.as_secs()));
+            return Health { checks: vec![check("bgpd", true, stuck)] };
+        }
     };
     let identity = if f.identity { Ok("answers".into()) } else { Err("has nobody to speak for yet".into()) };
     let listening = if f.listening.is_empty() { Ok("open".into()) } else { Err(f.listening.join("; ")) };
@@ -97,13 +139,31 @@ fn judge(facts: Option<&Facts>, uptime: Duration) -> Health {
             check("identity", false, identity),
             check("sockets", false, listening),
             check("routes", false, routes),
-            check("sessions", false, sessions(f, uptime)),
+            check("sessions", false, word.sessions(uptime)),
         ],
     }
 }
 
+impl Word {
+    /// Whether the sessions are as they should be.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn sessions(&self, uptime: Duration) -> Result<String, String> {
+        match self {
+            Self::Facts(facts) => sessions(facts, uptime),
+            Self::Defect => Err("unknown: a defect of ours, the log says more".into()),
+            Self::None => Err("unknown: the speaker does not answer".into()),
+        }
+    }
+}
+
 fn sessions(f: &Facts, uptime: Duration) -> Result<String, String> {
-    let mut said = format!("{} established", f.established);
+    let all = f.established + f.away.len();
+    if all == 0 && !f.serves {
+        return Ok("no peers".into());
+    }
+    let mut said = format!("{} of {all} sessions established", f.established);
     if !f.away.is_empty() {
         // A long list helps nobody.
         let named = f.away.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
@@ -114,9 +174,11 @@ fn sessions(f: &Facts, uptime: Duration) -> Result<String, String> {
         if uptime < GRACE {
             return Err(format!("{said}; waiting until {} s after the start", GRACE.as_secs()));
         }
+        if f.untried {
+            return Err(format!("{said}; not all were tried yet"));
+        }
     }
-    let nobody = f.established == 0 && (f.ranges || f.configured > 0);
-    if nobody && f.arrivals > 0 {
+    if f.serves && f.established == 0 && f.arrivals > 0 {
         return Err(format!("{said}; all that there were have ended"));
     }
     if f.ranges && uptime < CLIENTS {
@@ -139,11 +201,11 @@ mod tests {
     use super::*;
 
     fn facts() -> Facts {
-        Facts { identity: true, converged: true, ranges: true, ..Facts::default() }
+        Facts { identity: true, converged: true, ranges: true, serves: true, ..Facts::default() }
     }
 
     fn at(f: &Facts, seconds: u64) -> (bool, String) {
-        let health = judge(Some(f), Duration::from_secs(seconds));
+        let health = judge(&Word::Facts(Box::new(f.clone())), Duration::from_secs(seconds));
         assert!(health.ok(Probe::Live));
         (health.ok(Probe::Ready), health.text(Probe::Ready))
     }
@@ -174,6 +236,7 @@ mod tests {
     fn a_configured_peer_that_is_away_counts_at_the_start_only() {
         let f = Facts {
             ranges: false,
+            serves: false,
             configured: 2,
             established: 1,
             arrivals: 1,
@@ -184,12 +247,30 @@ mod tests {
         let (ok, text) = at(&f, 10);
         assert!(!ok && text.contains("tor Active; waiting until 30 s"), "{text}");
         assert!(at(&f, 31).0);
-        let none = Facts { configured: 0, ranges: false, ..facts() };
+        let (ok, text) = at(&Facts { untried: true, ..f.clone() }, 31);
+        assert!(
+            !ok && text.contains("1 of 2 sessions established; not: tor Active; not all were tried"),
+            "{text}"
+        );
+        // All are away: their affair, unless others depend on this one.
+        let lost = Facts { established: 0, ..f.clone() };
+        assert!(at(&lost, 31).0);
+        let (ok, text) = at(&Facts { serves: true, ..lost }, 31);
+        assert!(!ok && text.contains("all that there were have ended"), "{text}");
+        let many = Facts { away: (0..9).map(|i| format!("n{i} Active")).collect(), ..f };
+        assert!(at(&many, 31).1.contains(" and 4 more"));
+        let none = Facts { configured: 0, ranges: false, serves: false, ..facts() };
         assert!(at(&none, 1).0, "who has no peers waits for none");
     }
 
     #[test]
     fn a_speaker_that_does_not_answer_is_not_live() {
-        assert!(!judge(None, Duration::ZERO).ok(Probe::Live));
+        assert!(!judge(&Word::None, Duration::ZERO).ok(Probe::Live));
+    }
+
+    #[test]
+    fn a_speaker_that_meets_a_defect_over_the_question_lives_and_is_not_ready() {
+        let health = judge(&Word::Defect, Duration::from_secs(99));
+        assert!(health.ok(Probe::Live) && !health.ok(Probe::Ready));
     }
 }

@@ -15,6 +15,12 @@ pub fn status(s: &NodeStatus) -> String {
         duration(s.uptime_ms),
         s.rss_kib
     );
+    if s.ready {
+        out.push_str("ready\n");
+    }
+    for reason in &s.reasons {
+        let _ = writeln!(out, "not ready: {reason}");
+    }
     let bgp = &s.bgp;
     if bgp.asn == 0 {
         out.push_str("no identity yet: the node is not registered, or has no address\n");

@@ -2,30 +2,23 @@
 //! Felix' `/liveness`, `/readiness`) and over the admin socket (`brindle-node probe`).
 //!
 //! Live: the threads that do the work answer. Ready: the datastore was read, routes and policy are in the kernel, and
-//! BGP was tried with every peer. A peer that is away makes this node unready only for the first [`GRACE`], so that a
-//! rolling update waits for the sessions to come back; after that its absence is its own affair (calico-node's
-//! readiness in contrast wants one session, whoever is to blame). A node the speaker cannot speak for is never ready.
+//! BGP is as `brindle_bgpd::health` wants it of any speaker. A node the speaker cannot speak for is never ready.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use brindle_admin::http::{self, Answer};
-use brindle_bgpd::peers::Problem;
+use brindle_bgpd::{
+    health::{PATIENCE, Word},
+    peers::Problem,
+};
 use brindle_config_core::{
     Key, Kind,
-    status::{
-        BgpStatus, PeerStatus,
-        health::{Check, Health, Probe},
-    },
+    status::health::{Check, Health, Probe},
 };
 use brindle_felix::{FelixInput, Report, policy::PolicyReport};
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
 use crate::{drain::Drain, waiting::Wait};
-
-/// How long a part may take to answer before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long sessions are waited for after the start.
-pub(crate) const GRACE: Duration = Duration::from_secs(30);
 
 /// What the speaker cannot do as configured.
 pub(crate) type BgpProblems = tokio::sync::watch::Receiver<Option<Vec<Problem>>>;
@@ -56,13 +49,13 @@ impl Sources {
         let felix = async { timeout(PATIENCE, ask).await.ok().flatten() };
         let bgp = async {
             match &self.bgp {
-                Some(handle) => Some(timeout(PATIENCE, handle.status()).await.ok().and_then(Result::ok)),
+                Some(handle) => Some(brindle_bgpd::health::ask(handle).await),
                 None => None,
             }
         };
         let (felix, bgp) = tokio::join!(felix, bgp);
         let own = self.own_problem();
-        let bgp = Speaker { status: bgp, own, drain: self.drain.state() };
+        let bgp = Speaker { word: bgp, own, drain: self.drain.state() };
         let waits = self.waits.as_ref().map(|w| w.text());
         judge(felix.as_ref(), &self.policy.report(), bgp, waits, self.started.elapsed())
     }
@@ -79,8 +72,8 @@ impl Sources {
 
 /// What is known of the speaker.
 struct Speaker {
-    /// None if there is no speaker, `Some(None)` if it did not answer.
-    status: Option<Option<BgpStatus>>,
+    /// None if there is no speaker.
+    word: Option<Word>,
     /// What is wrong with the configuration of its own node.
     own: Option<String>,
     /// Why there is no speaker any more.
@@ -95,7 +88,7 @@ fn judge(
     waits: Option<String>,
     uptime: Duration,
 ) -> Health {
-    let Speaker { status: bgp, own, drain } = speaker;
+    let Speaker { word: bgp, own, drain } = speaker;
     let check = |name: &str, vital, verdict: Result<String, String>| {
         let ok = verdict.is_ok();
         Check { name: name.into(), ok, vital, reason: verdict.unwrap_or_else(|e| e) }
@@ -109,8 +102,9 @@ fn judge(
     ));
     let speaker = match (drain, &bgp) {
         (Some(why), _) => Ok(why.to_owned()),
-        (None, Some(None)) => Err(stuck("the speaker")),
-        (None, Some(Some(_))) => Ok("answers".into()),
+        (None, Some(Word::None)) => Err(stuck("the speaker")),
+        (None, Some(Word::Facts(_))) => Ok("answers".into()),
+        (None, Some(Word::Defect)) => Ok("lives".into()),
         (None, None) if waits.is_some() => Ok("starts when the datastore answers".into()),
         (None, None) => Ok("not asked for (--networking none)".into()),
     };
@@ -144,8 +138,7 @@ fn judge(
     let sessions = match (drain, own, bgp) {
         (Some(why), ..) => Err(why.to_owned()),
         (None, Some(problem), _) => Err(problem),
-        (None, None, Some(Some(status))) => sessions(&status.peers, uptime),
-        (None, None, Some(None)) => Err("unknown: the speaker does not answer".into()),
+        (None, None, Some(word)) => word.sessions(uptime),
         (None, None, None) => Ok("not asked for".into()),
     };
     checks.push(check("bgp", false, sessions));
@@ -160,31 +153,6 @@ pub(crate) fn untold(health: &Health, reasons: &[String]) -> Vec<String> {
     };
     let left = health.checks.iter().filter(|c| !shown(c));
     left.map(|c| format!("{}: {}", c.name, c.reason)).collect()
-}
-
-fn sessions(peers: &[PeerStatus], uptime: Duration) -> Result<String, String> {
-    if peers.is_empty() {
-        return Ok("no peers".into());
-    }
-    let down: Vec<&PeerStatus> = peers.iter().filter(|p| p.state != "Established").collect();
-    let mut said = format!("{} of {} sessions established", peers.len() - down.len(), peers.len());
-    if down.is_empty() {
-        return Ok(said);
-    }
-    // A long list helps nobody.
-    let named: Vec<String> = down.iter().take(5).map(|p| format!("{} {}", p.name, p.state)).collect();
-    let more = down.len().saturating_sub(named.len());
-    said += &format!("; not: {}", named.join(", "));
-    if more > 0 {
-        said += &format!(" and {more} more");
-    }
-    if uptime < GRACE {
-        return Err(format!("{said}; waiting until {} s after the start", GRACE.as_secs()));
-    }
-    if down.iter().any(|p| p.state == "Idle" && p.last_error.is_none()) {
-        return Err(format!("{said}; not all were tried yet"));
-    }
-    Ok(said)
 }
 
 /// Listens for probes.
@@ -216,20 +184,13 @@ fn probe(path: &str) -> Option<Probe> {
 
 #[cfg(test)]
 mod tests {
+    use brindle_bgpd::health::Facts;
+
     use super::*;
 
-    fn peer(name: &str, state: &str, last_error: Option<&str>) -> PeerStatus {
-        PeerStatus {
-            address: "192.0.2.1".parse().unwrap(),
-            name: name.into(),
-            kind: "mesh".into(),
-            asn: 64512,
-            state: state.into(),
-            since_ms: 0,
-            received: 0,
-            advertised: 0,
-            last_error: last_error.map(Into::into),
-        }
+    fn facts(away: &[&str]) -> Word {
+        let away: Vec<String> = away.iter().map(|a| (*a).to_owned()).collect();
+        Word::Facts(Box::new(Facts { identity: true, configured: away.len(), away, ..Facts::default() }))
     }
 
     fn good() -> (Report, PolicyReport) {
@@ -243,15 +204,14 @@ mod tests {
 
     const LATER: Duration = Duration::from_secs(60);
 
-    fn speaks(status: Option<Option<BgpStatus>>) -> Speaker {
-        Speaker { status, own: None, drain: None }
+    fn speaks(word: Option<Word>) -> Speaker {
+        Speaker { word, own: None, drain: None }
     }
 
     #[test]
     fn a_node_that_does_everything_is_ready() {
         let (report, policy) = good();
-        let health =
-            judge(Some(&report), &policy, speaks(Some(Some(BgpStatus::default()))), None, Duration::ZERO);
+        let health = judge(Some(&report), &policy, speaks(Some(facts(&[]))), None, Duration::ZERO);
         assert_eq!(failing(&health), [""; 0]);
         let health = judge(Some(&report), &policy, speaks(None), None, Duration::ZERO);
         assert!(health.ok(Probe::Ready), "{}", health.text(Probe::Ready));
@@ -263,31 +223,21 @@ mod tests {
         let health = judge(Some(&Report::default()), &PolicyReport::default(), speaks(None), None, LATER);
         assert_eq!(failing(&health), ["datastore", "policy"]);
         assert!(health.ok(Probe::Live));
-        let health = judge(None, &policy, speaks(Some(None)), None, LATER);
+        let health = judge(None, &policy, speaks(Some(Word::None)), None, LATER);
         assert_eq!(failing(&health), ["felix", "bgpd", "bgp"]);
         assert!(!health.ok(Probe::Live));
+        let health = judge(Some(&report), &policy, speaks(Some(Word::Defect)), None, LATER);
+        assert_eq!(failing(&health), ["bgp"]);
+        assert!(health.ok(Probe::Live), "another start would not help");
         let broken = Report { problems: vec!["no device eth0".into()], ..report };
         let health = judge(Some(&broken), &policy, speaks(None), None, LATER);
         assert!(health.text(Probe::Ready).contains("[-] routes: no device eth0"));
     }
 
     #[test]
-    fn a_peer_that_is_away_counts_only_at_the_start() {
-        let peers = [peer("n2", "Established", None), peer("n3", "Active", Some("refused"))];
-        let early = sessions(&peers, Duration::from_secs(3)).unwrap_err();
-        assert!(early.contains("1 of 2") && early.contains("n3 Active"), "{early}");
-        assert!(sessions(&peers, LATER).unwrap().contains("1 of 2"));
-        assert!(sessions(&[peer("n3", "Idle", None)], LATER).unwrap_err().contains("tried"));
-        assert!(sessions(&peers[..1], Duration::ZERO).is_ok());
-        let many: Vec<_> = (0..9).map(|i| peer(&format!("n{i}"), "Active", Some("x"))).collect();
-        assert!(sessions(&many, LATER).unwrap().ends_with("and 4 more"));
-    }
-
-    #[test]
     fn a_status_says_what_keeps_the_node_from_being_ready_once() {
         let (report, policy) = good();
-        let peers = vec![peer("n3", "Active", Some("refused"))];
-        let bgp = || speaks(Some(Some(BgpStatus { peers: peers.clone(), ..BgpStatus::default() })));
+        let bgp = || speaks(Some(facts(&["n3 Active"])));
         let early = judge(Some(&report), &PolicyReport::default(), bgp(), None, Duration::ZERO);
         let told = untold(&early, &[]);
         assert_eq!(told.len(), 2, "{told:?}");
@@ -305,7 +255,7 @@ mod tests {
     #[test]
     fn a_drained_node_is_live_and_not_ready() {
         let (report, policy) = good();
-        let drained = Speaker { drain: Some("drained"), ..speaks(Some(None)) };
+        let drained = Speaker { drain: Some("drained"), ..speaks(Some(Word::None)) };
         let health = judge(Some(&report), &policy, drained, None, LATER);
         assert_eq!(failing(&health), ["bgp"]);
         assert!(health.ok(Probe::Live));
@@ -315,7 +265,7 @@ mod tests {
     fn a_node_the_speaker_cannot_speak_for_is_live_and_not_ready() {
         let (report, policy) = good();
         let own = Some("Node(n1): has no address".to_owned());
-        let speaker = Speaker { own, ..speaks(Some(Some(BgpStatus::default()))) };
+        let speaker = Speaker { own, ..speaks(Some(facts(&[]))) };
         let health = judge(Some(&report), &policy, speaker, None, LATER);
         assert!(health.ok(Probe::Live));
         assert_eq!(failing(&health), ["bgp"]);
