@@ -258,7 +258,7 @@ fn add(all: &mut Vec<Problem>, one: Problem) -> bool {
 async fn run(mut feeds: Feeds, mut feeder: Feeder) -> Result<(), Unanswered> {
     loop {
         if let Some(memory) = &mut feeder.memory {
-            memory.keep(&feeder.state).await;
+            memory.keep().await;
         }
         let (pause, patience) = (feeder.pause(feeds.in_sync()), feeds.patience());
         let due = feeder.memory.as_ref().and_then(Memory::due);
@@ -340,6 +340,9 @@ impl Feeder {
         self.secrets.read(&mut self.state);
         fault::point("bgp.follow");
         let mut plan = translate(&self.state);
+        if let Some(memory) = &mut self.memory {
+            memory.told(&plan, &self.state);
+        }
         self.keep_mesh(&mut plan);
         let problems = std::mem::take(&mut plan.problems);
         let peering = Some(std::mem::take(&mut plan.peering));
@@ -366,9 +369,6 @@ impl Feeder {
             }
         }
         self.told.send_replace(Some(problems));
-        if let Some(memory) = &mut self.memory {
-            memory.changed();
-        }
         Ok(())
     }
 

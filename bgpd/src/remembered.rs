@@ -20,7 +20,7 @@ use tracing::warn;
 
 use crate::{
     handle::Desired,
-    peers::{ClusterState, translate},
+    peers::{ClusterState, Plan},
     secrets::Secrets,
 };
 
@@ -28,8 +28,10 @@ use crate::{
 const VERSION: u32 = 1;
 /// How long changes are waited for before they are written: services may change many times a second.
 const PAUSE: Duration = Duration::from_secs(2);
+/// After how long it is tried again what could not be written.
+const AGAIN: Duration = Duration::from_secs(30);
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Written {
     version: u32,
     /// Whose it is: state folders are copied with the images of machines.
@@ -37,9 +39,21 @@ struct Written {
     /// The start of the machine it is of.
     boot: String,
     desired: Desired,
-    /// Secret and key with the password of a neighbor, by its place among the peers.
-    passwords: BTreeMap<usize, (String, String)>,
+    passwords: Passwords,
 }
+
+/// The same, on its way into the file.
+#[derive(Serialize)]
+struct Writing<'a> {
+    version: u32,
+    node: &'a str,
+    boot: &'a str,
+    desired: &'a Desired,
+    passwords: &'a Passwords,
+}
+
+/// Secret and key with the password of a neighbor, by its place among the peers.
+type Passwords = BTreeMap<usize, (String, String)>;
 
 /// The kernel's name for the machine's last start; empty where it has none.
 fn boot() -> String {
@@ -51,6 +65,9 @@ pub(crate) struct Memory {
     path: PathBuf,
     node: String,
     boot: String,
+    /// What the speaker was told last, and where its passwords are from.
+    told: Option<(Desired, Passwords)>,
+    /// When it is to be written, if it is another than what is in the file.
     due: Option<Instant>,
     /// Of what is in the file.
     written: Option<u64>,
@@ -60,14 +77,17 @@ pub(crate) struct Memory {
 impl Memory {
     pub(crate) fn new(path: &Path, node: &str) -> Self {
         let (path, node) = (path.to_owned(), node.to_owned());
-        Self { path, node, boot: boot(), due: None, written: None, failed: false }
+        Self { path, node, boot: boot(), told: None, due: None, written: None, failed: false }
     }
 
-    /// What the speaker is told may have changed.
-    pub(crate) fn changed(&mut self) {
-        if self.due.is_none() {
-            self.due = Some(Instant::now() + PAUSE);
+    /// What the speaker is told, by this state. Most changes of a datastore change nothing of it: then nothing is done.
+    pub(crate) fn told(&mut self, plan: &Plan, state: &ClusterState) {
+        let passwords = passwords(plan, state);
+        if self.told.as_ref().is_some_and(|(desired, of)| is_same(desired, plan) && *of == passwords) {
+            return;
         }
+        self.told = Some((Desired::from(plan.clone()), passwords));
+        self.due.get_or_insert_with(|| Instant::now() + PAUSE);
     }
 
     /// When to [`Self::keep`].
@@ -75,13 +95,16 @@ impl Memory {
         self.due
     }
 
-    /// Writes what the state says, if it is due and another than what is written.
-    pub(crate) async fn keep(&mut self, state: &ClusterState) {
+    /// Writes it, if it is due and another than what is written.
+    pub(crate) async fn keep(&mut self) {
         if self.due.is_none_or(|due| due > Instant::now()) {
             return;
         }
         self.due = None;
-        let text = match serde_json::to_string(&written(&self.node, &self.boot, state)) {
+        let Some((desired, passwords)) = &self.told else { return };
+        let (node, boot) = (self.node.as_str(), self.boot.as_str());
+        let text = match serde_json::to_string(&Writing { version: VERSION, node, boot, desired, passwords })
+        {
             Ok(text) => text,
             Err(e) => {
                 return warn!("the BGP configuration is not kept for a start without the datastore: {e}");
@@ -101,6 +124,7 @@ impl Memory {
                 self.failed = false;
             }
             Err(e) => {
+                self.due = Some(Instant::now() + AGAIN);
                 if !std::mem::replace(&mut self.failed, true) {
                     let lost = "an agent that starts while the datastore is away will not speak BGP";
                     warn!("cannot write {}: {e}; {lost}", self.path.display());
@@ -110,17 +134,27 @@ impl Memory {
     }
 }
 
-fn written(node: &str, boot: &str, state: &ClusterState) -> Written {
-    let desired = Desired::from(translate(state));
+/// Whether a plan says what the speaker was told.
+fn is_same(told: &Desired, plan: &Plan) -> bool {
+    let Desired { speaker, listen, peers, routes, statics, imports, services } = told;
+    *speaker == plan.speaker
+        && *listen == plan.listen
+        && *peers == plan.peers
+        && *routes == plan.routes
+        && *statics == plan.statics
+        && *imports == plan.imports
+        && *services == plan.services
+}
+
+fn passwords(plan: &Plan, state: &ClusterState) -> Passwords {
     let known: Vec<(String, String)> = state.wanted_secrets().into_iter().collect();
     let whose = |password: &str| known.iter().find(|(n, k)| state.secret(n, k) == Some(password)).cloned();
-    let passwords = desired.peers.iter().enumerate().filter_map(|(i, p)| {
+    let passwords = plan.peers.iter().enumerate().filter_map(|(i, p)| {
         let password = p.password.as_deref()?;
         // Translated from the same state: there is one.
         Some((i, whose(password).unwrap_or_default()))
     });
-    let passwords = passwords.collect();
-    Written { version: VERSION, node: node.to_owned(), boot: boot.to_owned(), passwords, desired }
+    passwords.collect()
 }
 
 /// Whole or not at all, and for root alone.
@@ -178,7 +212,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::peers::tests::three;
+    use crate::peers::{tests::three, translate};
 
     struct Folder(PathBuf);
 
@@ -212,11 +246,11 @@ mod tests {
         assert!(told.peers.len() > 2 && !told.routes.is_empty(), "{told:?}");
 
         let mut memory = Memory::new(&file, "a");
-        memory.keep(&c.0).await;
+        memory.keep().await;
         assert!(!file.exists(), "nothing is due");
-        memory.changed();
+        memory.told(&translate(&c.0), &c.0);
         tokio::time::sleep_until(memory.due().unwrap()).await;
-        memory.keep(&c.0).await;
+        memory.keep().await;
         let text = std::fs::read_to_string(&file).unwrap();
         assert!(!text.contains("s3cret"), "{text}");
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
@@ -227,6 +261,37 @@ mod tests {
         assert_eq!((with_password(&without), without.peers.len()), (0, told.peers.len() - 1));
         std::fs::write(secrets.join("bgp/tor"), "s3cret\n").unwrap();
         assert_eq!(recall(&file, "a", &secrets), Ok(Some(told)));
+    }
+
+    fn text(node: &str, version: u32, boot: &str, state: &ClusterState) -> String {
+        let plan = translate(state);
+        let (passwords, desired) = (&passwords(&plan, state), &Desired::from(plan));
+        serde_json::to_string(&Writing { version, node, boot, desired, passwords }).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_the_same_is_not_written_and_what_could_not_be_is_tried_again() {
+        let dir = folder("same");
+        let file = dir.0.join("missing/bgp.json");
+        let (one, plan) = (three(), translate(&three().0));
+        let mut memory = Memory::new(&file, "a");
+        memory.told(&plan, &one.0);
+        let due = memory.due().unwrap();
+        memory.told(&plan, &one.0);
+        assert_eq!(memory.due(), Some(due), "nothing puts it off");
+        tokio::time::sleep_until(due).await;
+        memory.keep().await;
+        // The folder is not there: again later, though nothing changes.
+        let again = memory.due().unwrap();
+        std::fs::create_dir_all(dir.0.join("missing")).unwrap();
+        tokio::time::sleep_until(again).await;
+        memory.keep().await;
+        assert!(file.exists() && memory.due().is_none());
+        memory.told(&plan, &one.0);
+        assert_eq!(memory.due(), None, "it is in the file");
+        let other = one.peer("p", json!({"peerIP": "192.0.2.1", "asNumber": 65000}));
+        memory.told(&translate(&other.0), &other.0);
+        assert!(memory.due().is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -241,7 +306,7 @@ mod tests {
         for key in ["p", "q"] {
             c.0.set_secret("bgp", key, key);
         }
-        save(&file, &serde_json::to_string(&written("a", &boot(), &c.0)).unwrap()).unwrap();
+        save(&file, &text("a", VERSION, &boot(), &c.0)).unwrap();
         std::fs::write(secrets.join("bgp/q"), "q").unwrap();
         let told = recall(&file, "a", &secrets).unwrap().unwrap();
         let there: Vec<_> = told.peers.iter().filter(|p| p.address.to_string() == "192.0.2.1").collect();
@@ -276,20 +341,17 @@ mod tests {
         let file = dir.0.join("bgp.json");
         let recall = || recall(&file, "a", &dir.0);
         assert_eq!(recall(), Ok(None));
-        let mut of = written("a", &boot(), &three().0);
-        save(&file, &serde_json::to_string(&of).unwrap()).unwrap();
+        let of = |node: &str, version, boot: &str| text(node, version, boot, &three().0);
+        let whole = of("a", VERSION, &boot());
+        save(&file, &whole).unwrap();
         assert!(recall().unwrap().is_some());
-        let text = std::fs::read_to_string(&file).unwrap();
-        save(&file, &text[..text.len() / 2]).unwrap();
+        save(&file, &whole[..whole.len() / 2]).unwrap();
         assert!(recall().unwrap_err().starts_with("it is damaged: "));
-        of.node = "b".into();
-        save(&file, &serde_json::to_string(&of).unwrap()).unwrap();
+        save(&file, &of("b", VERSION, &boot())).unwrap();
         assert_eq!(recall().unwrap_err(), "it is of node b");
-        (of.node, of.version) = ("a".into(), 9);
-        save(&file, &serde_json::to_string(&of).unwrap()).unwrap();
+        save(&file, &of("a", 9, &boot())).unwrap();
         assert_eq!(recall().unwrap_err(), "it has version 9; this agent reads 1");
-        (of.version, of.boot) = (VERSION, "another".into());
-        save(&file, &serde_json::to_string(&of).unwrap()).unwrap();
+        save(&file, &of("a", VERSION, "another")).unwrap();
         assert!(recall().unwrap_err().starts_with("it is of before the machine's last start"));
     }
 }
