@@ -10,12 +10,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use brindle_admin::defect::{outlived, words};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
     admin::AdminSocket,
     cli::give_back,
+    fault,
     follow::{Environment, Follower, from_store},
     handle::Running,
     metrics,
@@ -100,8 +102,12 @@ pub async fn run(daemon: Daemon) -> Result<()> {
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = hangup.recv() => {
-                if let Some(changed) = reload(&daemon, &running).await {
-                    drain_time = changed;
+                match outlived(reload(&daemon, &running)).await {
+                    Ok(Some(changed)) => drain_time = changed,
+                    Ok(None) => {}
+                    Err(panic) => {
+                        error!(what = words(&panic), "SIGHUP: a defect; the configuration stays. Please report it");
+                    }
                 }
             }
             () = running.ended() => {
@@ -162,6 +168,7 @@ async fn reload(daemon: &Daemon, running: &Running) -> Option<Duration> {
         info!("SIGHUP: nothing to read again, the datastore is followed anyway");
         return None;
     };
+    fault::point("bgp.reload");
     let settings = match Settings::read(file) {
         Ok(mut settings) => {
             if let Some(Err(e)) = daemon.router_id.map(|id| settings.set_router_id(id)) {

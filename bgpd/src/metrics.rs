@@ -32,7 +32,11 @@ pub const METRICS: [Metric; 19] = [
     ("brindle_bgp_peer_messages_total", "counter", "Messages by direction and type."),
     ("brindle_bgp_peer_notifications_total", "counter", "NOTIFICATION messages by direction."),
     ("brindle_bgp_rib_prefixes", "gauge", "Prefixes in the RIB."),
-    ("brindle_bgp_refused_connections_total", "counter", "Connections from addresses that are no peers."),
+    (
+        "brindle_bgp_refused_connections_total",
+        "counter",
+        "Connections that are no peer's, or without its key.",
+    ),
     (
         "brindle_bgp_defects_total",
         "counter",

@@ -122,6 +122,18 @@ async fn an_archive_that_meets_a_defect_misses_messages_and_the_sessions_stay() 
 }
 
 #[tokio::test]
+async fn a_file_that_meets_a_defect_when_it_is_read_again_changes_nothing() {
+    let f = Faulty::start("bgp.reload", "").await;
+    let since = f.since().await;
+    let pid = f.daemon.0.id().to_string();
+    assert!(Command::new("kill").args(["-s", "HUP", &pid]).status().unwrap().success());
+    let words = "SIGHUP: a defect; the configuration stays";
+    let said = async || if f.log().contains(words) { Ok(()) } else { Err(f.log()) };
+    f.node.until(words, said).await;
+    f.lives(since).await;
+}
+
+#[tokio::test]
 async fn a_defect_while_the_datastore_is_followed_is_told_and_tried_again() {
     let dir = Dir::new("follow");
     let log = fs::File::create(dir.path("log")).unwrap();

@@ -138,7 +138,11 @@ fn the_shipped_reflector_wants_the_password_and_is_ready_when_its_clients_are_ba
         let (ready, said) = probe("--ready");
         if ready { Ok(()) } else { Err(said) }
     });
-    assert!(probe("--ready").1.contains("[+] sessions: 2 established"), "{}", probe("--ready").1);
+    assert!(
+        probe("--ready").1.contains("[+] sessions: 2 of 2 sessions established"),
+        "{}",
+        probe("--ready").1
+    );
     two.daemon.kill();
     three.daemon.kill();
     wait::until("without any client it is not", LIMIT, || {

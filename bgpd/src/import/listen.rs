@@ -10,11 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use brindle_admin::defect::{guarded, words};
 use brindle_bgpd_core::speaker::LocalRoute;
 use brindle_kernel::netlink::{Event, Group, Monitor, NetlinkError, Route, RouteFilter, Rtnl, Waker};
 use ipnet::IpNet;
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::Imports;
 
@@ -142,8 +143,8 @@ fn run(mut reader: Reader, mut monitor: Monitor, tx: &watch::Sender<Vec<LocalRou
         if now < refresh && dirty.is_none_or(|d| now < d + DEBOUNCE) {
             continue;
         }
-        match reader.read() {
-            Ok(routes) => {
+        match guarded(|| reader.read()) {
+            Ok(Ok(routes)) => {
                 (dirty, refresh) = (None, now + REFRESH);
                 tx.send_if_modified(|old| {
                     let differs = *old != routes;
@@ -151,9 +152,14 @@ fn run(mut reader: Reader, mut monitor: Monitor, tx: &watch::Sender<Vec<LocalRou
                     differs
                 });
             }
-            Err(e) => {
+            Ok(Err(e)) => {
                 warn!(error = %e, "cannot read the routes to import; they stay as they are for now");
                 std::thread::sleep(PAUSE);
+            }
+            Err(panic) => {
+                error!(what = words(&panic), "a defect: the routes to import stay as they are for now");
+                // The same routes would do the same again: not before something changes.
+                (dirty, refresh) = (None, now + REFRESH);
             }
         }
     }
