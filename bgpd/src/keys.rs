@@ -83,37 +83,42 @@ struct Range {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Clash {
     pub(crate) who: Whose,
-    /// The key that counts.
-    holder: Whose,
+    decides: Decides,
     from: IpNet,
     /// Nobody connects to it, so it could never come up.
     pub(crate) hopeless: bool,
 }
 
+/// By whose settings the kernel goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Decides {
+    Key(Whose),
+    NoKey(Whose),
+}
+
 impl fmt::Display for Clash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { who, holder, from, hopeless } = self;
-        let from = if from.prefix_len() == from.max_prefix_len() {
-            from.addr().to_string()
-        } else {
-            from.to_string()
-        };
-        write!(
-            f,
-            "connections from {from} need the TCP-MD5 key of {holder}, since the kernel has one key for an address; "
-        )?;
-        match (who, hopeless) {
-            (Whose::Range { .. }, _) => {
-                write!(f, "{who} has another or none, and nobody in it could come up: give both the same")
+        let Self { who, decides, from, hopeless } = self;
+        let alone = from.prefix_len() == from.max_prefix_len();
+        let from = if alone { from.addr().to_string() } else { from.to_string() };
+        match decides {
+            Decides::Key(whose) => write!(f, "connections from {from} need the TCP-MD5 key of {whose}")?,
+            Decides::NoKey(whose) => {
+                write!(f, "connections from {from} have no TCP-MD5 key, as {whose} has none")?
             }
+        }
+        let other = match decides {
+            Decides::Key(_) => "another or none",
+            Decides::NoKey(_) => "one",
+        };
+        write!(f, ", since the kernel has one key for an address; {who} has {other}")?;
+        match (who, hopeless) {
+            (Whose::Range { .. }, _) => f.write_str(", and nobody in it could come up: give both the same"),
             (Whose::Peer { .. }, true) => write!(
                 f,
-                "{who} has another or none and is only waited for, so it could never come up: give both the same, or let \
-                 {who} be connected to"
+                " and is only waited for, so it could never come up: give both the same, or let {who} be connected to"
             ),
-            (Whose::Peer { .. }, false) => {
-                write!(f, "{who} has another or none, and comes up only if it takes our connection")
-            }
+            (Whose::Peer { .. }, false) => f.write_str(", and comes up only if it takes our connection"),
         }
     }
 }
@@ -144,14 +149,7 @@ impl Wanted {
     /// The keys of the socket that listens at `local`. Of several peers at one address it is that of the one whose a
     /// connection from there will be (`Speaker::settings_for`).
     pub(crate) fn of_socket(&self, local: IpAddr) -> Keys {
-        let mut expected: BTreeMap<IpAddr, &One> = BTreeMap::new();
-        for one in self.peers.iter().filter(|p| p.is_for(local)) {
-            let first = expected.entry(one.address).or_insert(one);
-            if one.passive && !first.passive {
-                *first = one;
-            }
-        }
-        let of_peers = expected.into_iter().map(|(a, p)| (IpNet::from(a), &p.password, &p.whose));
+        let of_peers = self.expected(local).into_iter().map(|(a, p)| (IpNet::from(a), &p.password, &p.whose));
         let of_ranges = self.ranges.iter().map(|r| (r.range, &r.password, &r.whose));
         of_ranges
             .chain(of_peers)
@@ -164,30 +162,69 @@ impl Wanted {
 
     /// Contradictions, as far as the sockets that listen cannot tell who is meant.
     pub(crate) fn clashes(&self, listen: &[SocketAddr]) -> Vec<Clash> {
-        let sockets: Vec<(IpAddr, Keys)> =
-            listen.iter().map(|at| (at.ip(), self.of_socket(at.ip()))).collect();
-        let other = |net: IpNet, own: &Option<String>, is_for: &dyn Fn(IpAddr) -> bool| {
-            let fit = |at: &&(IpAddr, Keys)| at.0.is_ipv4() == net.addr().is_ipv4() && is_for(at.0);
-            // Enough that one of the sockets asks for the right one.
-            let mut found = sockets.iter().filter(fit).map(|(_, keys)| {
-                let covers = keys.iter().filter(|(range, _)| range.contains(&net));
-                let key = covers.max_by_key(|(r, _)| r.prefix_len()).map(|(_, k)| k);
-                key.filter(|k| own.as_ref() != Some(&k.password))
-            });
-            let first = found.next()??;
-            found.all(|k| k.is_some()).then(|| first.whose.clone())
-        };
+        let sockets: Vec<Socket<'_>> = listen.iter().map(|at| Socket::new(self, at.ip())).collect();
         let of_peers = self.peers.iter().filter_map(|p| {
             let from = IpNet::from(p.address);
-            let holder = other(from, &p.password, &|at| p.is_for(at))?;
-            Some(Clash { who: p.whose.clone(), holder, from, hopeless: p.passive })
+            let fit = sockets.iter().filter(|s| s.is_for(&from) && p.is_for(s.local));
+            let decides = decides(fit, from, p.password.as_deref())?;
+            Some(Clash { who: p.whose.clone(), decides, from, hopeless: p.passive })
         });
         let of_ranges = self.ranges.iter().filter_map(|r| {
-            let holder = other(r.range, &r.password, &|_| true)?;
-            Some(Clash { who: r.whose.clone(), holder, from: r.range, hopeless: true })
+            let fit = sockets.iter().filter(|s| s.is_for(&r.range));
+            let decides = decides(fit, r.range, r.password.as_deref())?;
+            Some(Clash { who: r.whose.clone(), decides, from: r.range, hopeless: true })
         });
         of_peers.chain(of_ranges).collect()
     }
+
+    /// Whose a connection will be, by the address it comes from.
+    fn expected(&self, local: IpAddr) -> BTreeMap<IpAddr, &One> {
+        let mut expected: BTreeMap<IpAddr, &One> = BTreeMap::new();
+        for one in self.peers.iter().filter(|p| p.is_for(local)) {
+            let first = expected.entry(one.address).or_insert(one);
+            if one.passive && !first.passive {
+                *first = one;
+            }
+        }
+        expected
+    }
+}
+
+/// One that listens.
+struct Socket<'a> {
+    local: IpAddr,
+    keys: Keys,
+    expected: BTreeMap<IpAddr, &'a One>,
+}
+
+impl<'a> Socket<'a> {
+    fn new(wanted: &'a Wanted, local: IpAddr) -> Self {
+        Self { local, keys: wanted.of_socket(local), expected: wanted.expected(local) }
+    }
+
+    fn is_for(&self, from: &IpNet) -> bool {
+        self.local.is_ipv4() == from.addr().is_ipv4()
+    }
+}
+
+/// Who has it that connections of somebody with this key, or none, are not let in; `None`: one of the sockets lets them in.
+fn decides<'a>(
+    mut fit: impl Iterator<Item = &'a Socket<'a>>,
+    from: IpNet,
+    own: Option<&str>,
+) -> Option<Decides> {
+    let on = |s: &Socket<'_>| {
+        let around = s.keys.iter().filter(|(range, _)| range.contains(&from));
+        match (around.max_by_key(|(r, _)| r.prefix_len()), own) {
+            (Some((_, key)), own) => {
+                (own != Some(key.password.as_str())).then(|| Decides::Key(key.whose.clone()))
+            }
+            (None, Some(_)) => s.expected.get(&from.addr()).map(|p| Decides::NoKey(p.whose.clone())),
+            (None, None) => None,
+        }
+    };
+    let first = on(fit.next()?)?;
+    fit.all(|s| on(s).is_some()).then_some(first)
 }
 
 impl One {
@@ -236,6 +273,15 @@ mod tests {
             "{words:?}"
         );
         assert!(words[0].contains("peer dialled has another or none, and comes up only if"), "{words:?}");
+        // As much the other way round.
+        let words =
+            said(&[waits(peer("open", 179, None)), waits(peer("keyed", 1179, Some("k")))], &[], EVERYWHERE);
+        assert_eq!(words.len(), 1, "{words:?}");
+        assert!(
+            words[0].starts_with("! connections from 10.0.0.2 have no TCP-MD5 key, as peer open has none"),
+            "{words:?}"
+        );
+        assert!(words[0].contains("peer keyed has one and is only waited for"), "{words:?}");
         // The same key, or no socket: nothing to say.
         assert!(said(&[peer("a", 179, Some("k")), peer("b", 1179, Some("k"))], &[], EVERYWHERE).is_empty());
         assert!(said(&two, &[], &["[::]:179"]).is_empty());
