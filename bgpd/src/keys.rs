@@ -116,7 +116,7 @@ impl fmt::Display for Clash {
             (Whose::Range { .. }, _) => f.write_str(", and nobody in it could come up: give both the same"),
             (Whose::Peer { .. }, true) => write!(
                 f,
-                " and is only waited for, so it could never come up: give both the same, or let {who} be connected to"
+                " and is only waited for, so it could never come up: give both the same, let {who} be connected to, or listen at an address of ours for each"
             ),
             (Whose::Peer { .. }, false) => f.write_str(", and comes up only if it takes our connection"),
         }
