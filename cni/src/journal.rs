@@ -8,8 +8,10 @@
 use std::{
     fs,
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -109,10 +111,8 @@ pub fn write(folder: &Path, record: &Record) -> io::Result<PathBuf> {
 pub fn save(folder: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<PathBuf> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let path = folder.join(name);
-    let temporary = folder.join(format!("{name}.{}.tmp", std::process::id()));
+    let (mut file, temporary) = begin(folder, name)?;
     let written = (|| {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         if durable {
             file.sync_all()?;
@@ -125,6 +125,33 @@ pub fn save(folder: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Resul
         return Err(e);
     }
     Ok(path)
+}
+
+/// Attempts at a temporary file that no reader takes for a dead writer's.
+const ATTEMPTS: u32 = 100;
+
+/// A temporary file that says by its lock that somebody writes it. Process numbers say nothing: the agent and a plugin may
+/// live in different namespaces of them, where one number is two processes', or nobody's for the other.
+fn begin(folder: &Path, name: &str) -> io::Result<(fs::File, PathBuf)> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    for _ in 0..ATTEMPTS {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let temporary = folder.join(format!("{name}.{}-{since}-{n}.tmp", std::process::id()));
+        let file = match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            opened => opened?,
+        };
+        match file.try_lock() {
+            // A reader came between the two steps and removed it: it cannot be found any more.
+            Ok(()) if file.metadata()?.nlink() == 0 => {}
+            // Where locks are not to be had nobody takes a file for stale either.
+            Ok(()) | Err(fs::TryLockError::Error(_)) => return Ok((file, temporary)),
+            // A reader looks at it this moment, and will remove it.
+            Err(fs::TryLockError::WouldBlock) => {}
+        }
+    }
+    Err(io::Error::other("temporary files are removed as fast as they are made"))
 }
 
 /// Forgets the record of this attachment, if there is one (a DEL carried out, an ADD that came after it).
@@ -164,7 +191,7 @@ pub fn read_all<T: DeserializeOwned>(folder: &Path, suffix: &str) -> io::Result<
     paths.sort();
     for path in paths {
         match path.extension().and_then(|e| e.to_str()) {
-            Some("tmp") if is_stale(&path) => drop(fs::remove_file(&path)),
+            Some("tmp") => remove_stale(&path),
             Some(s) if s == suffix => match read_one(&path) {
                 Ok(record) => sound.push((path, record)),
                 // Carried out by somebody else since the listing.
@@ -195,10 +222,13 @@ fn read_one<T: DeserializeOwned>(path: &Path) -> Result<T, Unread> {
     decode(&bytes).map_err(|e| Unread::Damaged(e.to_string()))
 }
 
-/// Whether the process that wrote the temporary file is gone.
-fn is_stale(path: &Path) -> bool {
-    let pid = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.rsplit('.').next());
-    pid.is_none_or(|pid| !Path::new("/proc").join(pid).exists())
+/// Removes the temporary file of a writer that is gone: the kernel took its lock with it. Removed under the lock, so that
+/// a writer who has only just made it sees that it is gone.
+fn remove_stale(path: &Path) {
+    let Ok(file) = fs::File::open(path) else { return };
+    if file.try_lock().is_ok() {
+        let _ = fs::remove_file(path);
+    }
 }
 
 #[cfg(test)]
@@ -284,13 +314,40 @@ mod tests {
     fn leftovers_of_a_dead_writer_are_removed_and_those_of_a_live_one_are_not() {
         let folder = Folder::new("journal-tmp");
         fs::create_dir_all(&folder.0).unwrap();
-        let dead = folder.0.join("x.del.4194305.tmp");
-        let live = folder.0.join(format!("x.del.{}.tmp", std::process::id()));
+        // By its number the dead one could be this process, and the live one nobody: they are of other namespaces.
+        let dead = folder.0.join(format!("x.del.{}.tmp", std::process::id()));
+        let live = folder.0.join("x.del.4194305.tmp");
         fs::write(&dead, b"half").unwrap();
         fs::write(&live, b"half").unwrap();
+        let writer = fs::File::open(&live).unwrap();
+        writer.lock().unwrap();
         read(&folder.0).unwrap();
         assert!(!dead.exists());
         assert!(live.exists());
+        drop(writer);
+        read(&folder.0).unwrap();
+        assert!(!live.exists());
+    }
+
+    #[test]
+    fn a_reader_takes_no_writers_file_away() {
+        let folder = Folder::new("journal-race");
+        fs::create_dir_all(&folder.0).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    read(&folder.0).unwrap();
+                }
+            });
+            for n in 0..300 {
+                let written = write(&folder.0, &record(&n.to_string()));
+                assert!(written.as_ref().is_ok_and(|p| p.exists()), "{n}: {written:?}");
+                remove(&folder.0, &record(&n.to_string()).attachment).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
     }
 
     proptest! {
