@@ -223,7 +223,9 @@ fn attachment(conf: &Conf, runtime: &env::Attachment) -> Attachment {
 impl Invocation {
     /// Connects, and refuses an agent of another node than the configuration names.
     fn agent(&self) -> Result<Agent, CniError> {
-        Agent::connect(&self.conf.sockets, PATIENCE).map_err(|e| e.error())
+        let mut agent = Agent::connect(&self.conf.sockets, PATIENCE).map_err(|e| e.error())?;
+        right_node(&self.conf, &mut agent)?;
+        Ok(agent)
     }
 
     /// Whether the addresses are none of Brindle's pools.
@@ -307,12 +309,27 @@ fn open_pod(path: &Path) -> Result<NetNs, CniError> {
     Ok(pod)
 }
 
+/// A configuration meant for another node would have this one's endpoints looked for there. One that names no node costs no
+/// question.
+fn right_node(conf: &Conf, agent: &mut Agent) -> Result<(), CniError> {
+    let Some(named) = &conf.nodename else { return Ok(()) };
+    match agent.call(Call::Ping)? {
+        Reply::Pong { node, .. } if node == *named => Ok(()),
+        Reply::Pong { node, .. } => Err(CniError::config(format!(
+            "nodename: the configuration is for node {named:?}, the agent here is that of {node:?}"
+        ))
+        .hint("correct nodename in the network configuration, or leave it out: the agent knows its name")),
+        other => Err(Agent::unexpected(&other)),
+    }
+}
+
 fn status(conf: &Conf, input: &[u8]) -> Result<(), CniError> {
     let down = |e: CniError| {
         let code = if e.code == code::LIMITED { code::LIMITED } else { code::NOT_AVAILABLE };
         CniError { code, ..e }
     };
     let mut agent = Agent::connect(&conf.sockets, Duration::from_secs(5)).map_err(|e| down(e.error()))?;
+    right_node(conf, &mut agent).map_err(down)?;
     let asked = Call::Status {
         given: conf.delegate.is_some(),
         pools4: conf.ipv4_pools.clone(),

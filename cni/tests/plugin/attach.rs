@@ -10,7 +10,7 @@ use brindle_kernel::{
 };
 use serde_json::json;
 
-use crate::stage::{Host, Ns, content};
+use crate::stage::{BRINDLE, BRINDLE_IPAM, Host, Ns, content};
 
 fn host_device(id: &str) -> String {
     let attachment = brindle_cni::proto::Attachment {
@@ -26,6 +26,31 @@ fn host_device(id: &str) -> String {
         }),
     };
     attachment.host_ifname("cali")
+}
+
+#[test]
+fn a_configuration_for_another_node_is_refused_and_a_del_is_not() {
+    let (mut host, pod) = (Host::new("node"), Ns::new("nodepod"));
+    host.version = "1.1.0";
+    let agent = host.agent(content);
+    let mut conf = host.conf();
+    conf["nodename"] = json!("n2");
+    for (program, command) in [(BRINDLE, "ADD"), (BRINDLE_IPAM, "ADD")] {
+        let said = host.program(program, command, "c1", &pod.path(), &conf);
+        assert_eq!(said.code(), u64::from(code::CONFIG), "{said:?}");
+        assert_eq!(
+            said.message(),
+            "nodename: the configuration is for node \"n2\", the agent here is that of \"n1\""
+        );
+    }
+    let said = host.plugin("STATUS", "-", "", &conf);
+    assert_eq!(said.code(), u64::from(code::NOT_AVAILABLE), "{said:?}");
+    assert!(said.message().contains("\"n2\""), "{said:?}");
+    assert_eq!(agent.calls(), ["ping", "ping", "ping"], "nothing else was asked");
+    assert!(host.plugin("DEL", "c1", "", &conf).ok);
+    conf["nodename"] = json!("n1");
+    let said = host.plugin("ADD", "c1", &pod.path(), &conf);
+    assert!(said.ok, "{said:?}");
 }
 
 #[test]
