@@ -224,8 +224,7 @@ impl BlockAllocator {
                     Some(cidr) => cidr,
                     None => {
                         for pool in &job.pools {
-                            let blocks = BlockWalk::new(pool.spec.cidr, pool.spec.block_size(), 0).total();
-                            job.refusal.push(Reason::NoFreeBlock { pool: pool.name.clone(), blocks });
+                            job.refusal.push(job.view.without_free_block(pool));
                         }
                         return Ok(());
                     }

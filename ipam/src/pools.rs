@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use crate::{
     error::IpamError,
-    net::Reservations,
+    net::{self, BlockWalk, Reservations},
     refusal::{Reason, Refusal},
 };
 

@@ -45,11 +45,14 @@ pub enum Reason {
     Unreadable(String),
     /// Every block of the host in the allowed pools is full.
     OwnBlocksFull(usize),
-    /// No block of the pool is unclaimed.
+    /// No block of the pool is unclaimed. Of its addresses so many are reserved.
     NoFreeBlock {
         pool: String,
         blocks: u128,
+        reserved: u128,
     },
+    /// Every address of the pool is reserved (IPReservation).
+    PoolReserved(String),
     /// The host has as many blocks as it may have.
     BlockLimit(u32),
     AutoAllocateOff,
@@ -87,7 +90,21 @@ impl fmt::Display for Reason {
             }
             Self::Unreadable(what) => write!(f, "not readable: {what}"),
             Self::OwnBlocksFull(n) => write!(f, "the node's {n} blocks are full"),
-            Self::NoFreeBlock { pool, blocks } => write!(f, "no free block in pool {pool} ({blocks} in all)"),
+            Self::NoFreeBlock { pool, blocks, reserved: 0 } => {
+                write!(f, "no free block in pool {pool} ({blocks} in all)")
+            }
+            Self::NoFreeBlock { pool, blocks, reserved } => {
+                write!(
+                    f,
+                    "no free block in pool {pool} ({blocks} in all; IPReservations keep {reserved} of its addresses)"
+                )
+            }
+            Self::PoolReserved(p) => {
+                write!(
+                    f,
+                    "pool {p} is reserved as a whole (IPReservation): its addresses are given on request only"
+                )
+            }
             Self::BlockLimit(n) => {
                 write!(f, "the node has reached its limit of {n} blocks (maxBlocksPerHost)")
             }
@@ -116,6 +133,15 @@ impl Refusal {
         }
     }
 
+    /// Whether reservations have a part in it.
+    pub fn reserved(&self) -> bool {
+        let by_reservation = |r: &Reason| {
+            matches!(r, Reason::PoolReserved(_))
+                || matches!(r, Reason::NoFreeBlock { reserved, .. } if *reserved > 0)
+        };
+        self.reasons.iter().any(by_reservation)
+    }
+
     /// Whether addresses ran out, as opposed to a request or configuration that can never be served.
     pub fn exhausted(&self) -> bool {
         self.reasons.iter().any(|r| {
@@ -123,6 +149,7 @@ impl Refusal {
                 r,
                 Reason::OwnBlocksFull(_)
                     | Reason::NoFreeBlock { .. }
+                    | Reason::PoolReserved(_)
                     | Reason::BlockLimit(_)
                     | Reason::NothingToBorrow
                     | Reason::StrictAffinity

@@ -263,6 +263,40 @@ fn reserved_addresses_are_given_only_by_name() {
 }
 
 #[test]
+fn a_pool_that_is_reserved_says_so() {
+    let reserve = |store: &SimStore, cidrs: &[&str]| {
+        let reserved_cidrs = cidrs.iter().map(|c| c.parse().unwrap()).collect();
+        let spec = IpReservationSpec { reserved_cidrs, ..IpReservationSpec::default() };
+        store.insert(Resource::new(ObjectMeta::named("r"), spec));
+    };
+    // By one that covers it, and by two that together do.
+    for cidrs in [&["10.0.0.0/16"][..], &["10.0.0.0/30", "10.0.0.4/30", "10.0.0.5/32"]] {
+        let store = SimStore::with_pool("10.0.0.0/29", 30);
+        reserve(&store, cidrs);
+        let given = Host::new(&store, "n0").pod("a", 1);
+        let said = refusal(&given);
+        assert!(
+            said.starts_with(
+                "pool pool-10-0-0-0-29 is reserved as a whole (IPReservation): its addresses are given on request only"
+            ),
+            "{said}"
+        );
+        assert!(given.refusal().is_some_and(|r| r.exhausted() && r.reserved()));
+    }
+    let store = SimStore::with_pool("10.0.0.0/29", 30);
+    reserve(&store, &["10.0.0.0/30"]);
+    let given = Host::new(&store, "n0").pod("a", 5);
+    assert_eq!(given.addresses.len(), 4);
+    let said = refusal(&given);
+    assert!(
+        said.contains(
+            "no free block in pool pool-10-0-0-0-29 (2 in all; IPReservations keep 4 of its addresses)"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_given_address_is_assigned_once_and_its_holder_named() {
     let store = SimStore::with_pool("10.0.0.0/24", 26);
     let (mut a, mut b) = (Host::new(&store, "a"), Host::new(&store, "b"));

@@ -260,7 +260,11 @@ impl Service {
                 return Err(Refused::new(
                     if why.exhausted() { code::POOL_EXHAUSTED } else { code::CONFIG },
                     format!("no address for {}: {why}", a.workload()),
-                    "add an IPPool that serves this node, or free addresses",
+                    if why.reserved() {
+                        "take addresses out of the IPReservation, add an IPPool that serves this node, or free addresses"
+                    } else {
+                        "add an IPPool that serves this node, or free addresses"
+                    },
                 ));
             }
         }

@@ -68,7 +68,12 @@ impl Service {
                 return Ok(());
             }
         }
-        let names: Vec<String> = pools.iter().map(ToString::to_string).collect();
+        let names: Vec<String> = pools
+            .iter()
+            .map(|p| {
+                format!("{p}{}", if view.wholly_reserved(p) { " (reserved by IPReservations)" } else { "" })
+            })
+            .collect();
         Err(Refused::new(
             code::NOT_AVAILABLE,
             format!("no address is left in {}", names.join(", ")),

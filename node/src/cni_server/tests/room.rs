@@ -44,6 +44,23 @@ async fn a_pool_must_serve_this_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_reserved_says_so() {
+    let mut s = Stage::new("10.1.0.0/24").await;
+    let reserved = brindle_config_core::pool::IpReservationSpec {
+        reserved_cidrs: vec!["10.1.0.0/24".parse().unwrap()],
+        ..Default::default()
+    };
+    s.put(ObjectMeta::named("all"), reserved).await;
+    s.start().await;
+    let Reply::Error { code, msg, details } = s.ask(add(&attachment("c1"))).await else { panic!() };
+    assert_eq!(code, code::POOL_EXHAUSTED);
+    assert!(msg.contains("pool pool is reserved as a whole (IPReservation)"), "{msg}");
+    assert!(details.starts_with("take addresses out of the IPReservation"), "{details}");
+    let (_, msg) = refused(s.ask(Call::status()).await);
+    assert_eq!(msg, "no address is left in 10.1.0.0/24 (reserved by IPReservations)");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_pool_serves_nobody_until_an_address_is_free() {
     let mut s = Stage::new("10.1.0.0/24").await;
     s.put(ObjectMeta::named("pool"), pool("10.1.0.0/31")).await;
