@@ -16,7 +16,46 @@ pub fn point(name: &str) {
 pub const PLUGIN_ADD: [&str; 5] =
     ["add.begin", "add.given", "add.created", "add.configured", "add.registered"];
 pub const PLUGIN_DEL: [&str; 4] = ["del.begin", "del.found", "del.told", "del.gone"];
-/// The same in the agent.
-pub const AGENT_ADD: [&str; 4] =
-    ["agent.add.settled", "agent.add.assigned", "agent.register.written", "agent.register.ready"];
-pub const AGENT_DEL: [&str; 3] = ["agent.del.device", "agent.del.endpoint", "agent.del.released"];
+/// The same in the agent; those of `ipam` are its [`brindle_ipam::STEPS`]. The first two are passed where the node claims a
+/// block, so with none of its own.
+pub const AGENT_ADD: [&str; 8] = [
+    "ipam.claim.pending",
+    "ipam.claim.created",
+    "agent.add.settled",
+    "ipam.assign.counted",
+    "ipam.assign.written",
+    "agent.add.assigned",
+    "agent.register.written",
+    "agent.register.ready",
+];
+pub const AGENT_DEL: [&str; 5] = [
+    "agent.del.device",
+    "agent.del.endpoint",
+    "ipam.release.written",
+    "ipam.release.forgotten",
+    "agent.del.released",
+];
+/// Of a GC: nothing has gone; an attachment has; of addresses without one the block is written, the handle too, and what the
+/// agent remembers of them is still to be forgotten.
+pub const AGENT_GC: [&str; 8] = [
+    "agent.gc.listed",
+    "agent.del.endpoint",
+    "ipam.release.written",
+    "ipam.release.forgotten",
+    "agent.del.released",
+    "agent.gc.endpoint",
+    "agent.gc.released",
+    "agent.gc.done",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_of_the_allocator_is_died_at() {
+        for step in brindle_ipam::STEPS {
+            assert!(AGENT_ADD.contains(&step) || AGENT_DEL.contains(&step), "{step}");
+        }
+    }
+}

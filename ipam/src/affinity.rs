@@ -65,6 +65,7 @@ impl Affinities {
     /// One pass; `None` when a conditional write lost and everything must be read again.
     async fn try_claim(&self, host: &str, cidr: &IpNet, now: Now) -> Result<Option<Claim>, IpamError> {
         let Some(affinity) = self.pending(host, cidr).await? else { return Ok(None) };
+        self.pause.passed("ipam.claim.pending");
         let held = match self.records.create_block(Block::new(*cidr, host, now)?).await? {
             Some(held) => held,
             None => match self.records.block(cidr).await? {
@@ -76,6 +77,7 @@ impl Affinities {
                 }
             },
         };
+        self.pause.passed("ipam.claim.created");
         Ok(self.confirm(affinity).await?.then(|| Claim::Ours(Box::new(held))))
     }
 

@@ -404,7 +404,9 @@ impl BlockAllocator {
         let cidr = held.block.cidr();
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         self.handles.increment(handle, &cidr, n).await?;
+        self.pause.passed("ipam.assign.counted");
         if self.records.swap_block(held).await? {
+            self.pause.passed("ipam.assign.written");
             return Ok(true);
         }
         self.handles.decrement(handle, &cidr, n).await?;

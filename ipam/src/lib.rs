@@ -41,5 +41,5 @@ pub use error::IpamError;
 pub use pools::View;
 pub use refusal::{Reason, Refusal};
 pub use release::HeldAddress;
-pub use retry::{NoPause, Pause};
+pub use retry::{NoPause, Pause, STEPS};
 pub use tunnel::{TunnelKind, TunnelWish};

@@ -53,11 +53,13 @@ impl BlockAllocator {
                 continue;
             };
             let ips = self.free_in_block(handle, &cidr, view, now).await?;
+            self.pause.passed("ipam.release.written");
             if !self.handles.forget(record, &text).await? {
                 // Somebody counted up or down meanwhile; take away only what was given back here.
                 self.handles.decrement(handle, &cidr, u32::try_from(ips.len()).unwrap_or(u32::MAX)).await?;
                 retry.again(|| format!("handle {handle}")).await?;
             }
+            self.pause.passed("ipam.release.forgotten");
             freed.extend(ips);
         }
         Ok(freed)
@@ -135,9 +137,11 @@ impl BlockAllocator {
                     retry.again(|| format!("block {block}")).await?;
                     continue;
                 }
+                self.pause.passed("ipam.release.written");
                 for (handle, n) in &done.by_handle {
                     self.handles.decrement(handle, &block, *n).await?;
                 }
+                self.pause.passed("ipam.release.forgotten");
                 report.released.extend(done.addresses);
                 report.unallocated.extend(done.unallocated);
                 break;

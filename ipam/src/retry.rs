@@ -10,7 +10,20 @@ pub(crate) const MAX_ATTEMPTS: u32 = 100;
 /// How to wait before the n-th retry (from 1). Implementations add jitter; they bound the wait.
 pub trait Pause: Send + Sync {
     fn pause(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// A write is done, and the one that belongs to it is not: where a test lets the process die. One of [`STEPS`].
+    fn passed(&self, _step: &'static str) {}
 }
+
+/// What [`Pause::passed`] may be told, in the order of an assignment that claims a block, and of a release.
+pub const STEPS: [&str; 6] = [
+    "ipam.claim.pending",
+    "ipam.claim.created",
+    "ipam.assign.counted",
+    "ipam.assign.written",
+    "ipam.release.written",
+    "ipam.release.forgotten",
+];
 
 /// Retries at once.
 #[derive(Clone, Copy, Debug, Default)]

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use brindle_cni::{
     conf::ValidAttachment,
     error::code,
+    fail,
     proto::{Attachment, handle},
 };
 use brindle_config_core::{
@@ -18,7 +19,7 @@ use brindle_config_core::{
 use brindle_ipam::{Allocator as _, IpamError, Release, View, block::Block, leak::FOREIGN};
 
 use super::{
-    endpoint::{Endpoint, NETWORK},
+    endpoint::{Endpoint, NETWORK, host_device},
     history::Event,
     leaks::handles_of,
     now,
@@ -69,12 +70,15 @@ impl Service {
         if valid.is_empty() {
             self.refuse_to_empty(network, &going, &handles).await?;
         }
+        fail::point("agent.gc.listed");
         for stored in &going {
             self.collect_endpoint(network, stored).await?;
+            fail::point("agent.gc.endpoint");
         }
         for (handle, holding) in &handles {
             self.collect_handle(handle, &holding.releases).await?;
         }
+        fail::point("agent.gc.done");
         Ok(())
     }
 
@@ -102,6 +106,7 @@ impl Service {
             }
             Err(e) => return Err(e.into()),
         }
+        fail::point("agent.gc.released");
         self.attached.forget_handle(handle).await;
         Ok(())
     }
@@ -147,7 +152,12 @@ impl Service {
             return Ok(());
         }
         tracing::info!(container = %a.container_id, cause = "GC: no valid attachment", "attachment collected");
-        self.forget(&a, false, None).await
+        // Before its endpoint, which alone tells of it: no DEL will come that does.
+        let device = host_device(&seen.resource);
+        if let Some(device) = device.clone() {
+            super::device::remove(device).await;
+        }
+        self.forget(&a, false, device.as_ref()).await
     }
 
     /// Handles of the network with addresses given by this node. Whose a handle is, endpoints (`networks`) and the agent's

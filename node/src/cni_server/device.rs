@@ -50,6 +50,16 @@ impl Deletions {
     }
 }
 
+/// Deletes a device, and waits until it is gone.
+pub(super) async fn remove(device: HostDevice) {
+    let (begun, _nobody) = oneshot::channel();
+    let name = device.name.clone();
+    match tokio::task::spawn_blocking(move || delete(&device, begun)).await {
+        Ok(Err(e)) if !e.is_not_found() => tracing::warn!(device = %name, "cannot delete it: {e}"),
+        _ => {}
+    }
+}
+
 fn delete(device: &HostDevice, begun: oneshot::Sender<()>) -> Result<(), NetlinkError> {
     let mut kernel = Rtnl::open()?;
     let found = kernel.link_by_index(device.index)?;

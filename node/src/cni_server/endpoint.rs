@@ -79,6 +79,12 @@ pub(super) struct Made {
     pub(super) floating: Vec<IpAddr>,
 }
 
+/// The host device that an endpoint was recorded with.
+pub(super) fn host_device(endpoint: &Resource<WorkloadEndpointSpec>) -> Option<HostDevice> {
+    let index = endpoint.metadata.annotations.get(DEVICE)?.parse().ok()?;
+    Some(HostDevice { index, name: endpoint.spec.interface_name.clone() })
+}
+
 /// The attachment lives, in another namespace.
 pub(super) fn elsewhere(a: &Attachment) -> Refused {
     Refused::new(
@@ -299,15 +305,14 @@ impl Service {
                 self.withdraw(a).await;
                 return Ok(None);
             };
-            let Resource { metadata, spec, .. } = stored.resource;
+            let spec = &stored.resource.spec;
             if spec.container_id != a.container_id {
                 tracing::debug!(%key, container = %a.container_id, "belongs to a newer sandbox; left alone");
                 return Ok(None);
             }
             match self.store.delete(&key, Expect::Revision(stored.revision)).await {
                 Ok(_) | Err(StoreError::NotFound(_)) => {
-                    let index = metadata.annotations.get(DEVICE).and_then(|i| i.parse().ok());
-                    return Ok(index.map(|index| HostDevice { index, name: spec.interface_name }));
+                    return Ok(host_device(&stored.resource));
                 }
                 Err(StoreError::Conflict(_)) => Jitter.pause(attempt).await,
                 Err(e) => return Err(e.into()),

@@ -20,6 +20,10 @@ impl Pause for Jitter {
         let micros = random() % (most * 1000);
         Box::pin(tokio::time::sleep(Duration::from_micros(micros)))
     }
+
+    fn passed(&self, step: &'static str) {
+        brindle_cni::fail::point(step);
+    }
 }
 
 /// splitmix64 over a counter that starts at a different place in every process.
