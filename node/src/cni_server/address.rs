@@ -130,6 +130,7 @@ impl Service {
         let mut ips = Vec::new();
         match self.allocate(&mut allocator, a, missing, labels, &view, &mut ips).await {
             Ok(()) => {
+                self.wrote();
                 self.history.note(Event::Given, &ips, &a.handle(), &whose(a), &self.node);
                 tracing::info!(container = %a.container_id, workload = a.workload(), addresses = ?ips, "addresses given");
                 have.extend(ips);

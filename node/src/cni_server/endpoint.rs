@@ -240,7 +240,10 @@ impl Service {
                 None => resource.metadata.annotations.remove(DEVICE),
             };
             match self.store.put_as(&resource, expect).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    self.wrote();
+                    return Ok(());
+                }
                 Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_)) => {
                     Jitter.pause(attempt).await;
                 }

@@ -137,6 +137,11 @@ impl Service {
         })
     }
 
+    /// Something of a pod was written to the datastore.
+    pub(super) fn wrote(&self) {
+        *self.unwritable.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     async fn carry_out(&self, call: Call, caller: Caller) -> Result<Reply, Refused> {
         match call {
             Call::Ping => Ok(self.pong()),

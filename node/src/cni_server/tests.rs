@@ -110,6 +110,8 @@ impl Dataplane for Stub {
 struct Switch {
     inner: MemoryStore,
     off: AtomicBool,
+    /// Can be read and not written, as on a full disk.
+    full: AtomicBool,
 }
 
 impl Switch {
@@ -129,6 +131,9 @@ impl Store for Switch {
         self.gate(self.inner.list(kinds))
     }
     fn put<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Revision> {
+        if self.full.load(Ordering::Relaxed) {
+            return Box::pin(async { Err(StoreError::Broken("the disk is full; free some space".into())) });
+        }
         self.gate(self.inner.put(key, value, expect))
     }
     fn delete<'a>(&'a self, key: &'a Key, expect: Expect) -> StoreFuture<'a, Revision> {
@@ -151,7 +156,11 @@ impl Stage {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("bt-{}-cni-{n}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let store = Arc::new(Switch { inner: MemoryStore::new(), off: AtomicBool::new(false) });
+        let store = Arc::new(Switch {
+            inner: MemoryStore::new(),
+            off: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+        });
         let mut stage = Self { folder, store, dataplane: Arc::default(), server: None };
         stage.put(ObjectMeta::named("pool"), IpPoolSpec::new(pool.parse().unwrap())).await;
         stage.start().await;
@@ -582,6 +591,35 @@ async fn status_tells_a_lock_from_a_datastore_that_is_away() {
     )
     .await;
     assert_eq!(refused(s.ask(Call::status()).await).0, code::NOT_AVAILABLE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_remembers_a_disk_without_room_until_something_is_written() {
+    let s = Stage::new("10.1.0.0/24").await;
+    s.attach(&attachment("c1")).await;
+    s.store.full.store(true, Ordering::Relaxed);
+    let (_, msg) = refused(s.ask(add(&attachment("c2"))).await);
+    assert!(msg.contains("the disk is full"), "{msg}");
+    let still = || async {
+        let (code, msg) = refused(s.ask(Call::status()).await);
+        assert_eq!(code, code::NOT_AVAILABLE);
+        assert!(
+            msg.starts_with("the last pod could not be recorded: ") && msg.contains("disk is full"),
+            "{msg}"
+        );
+    };
+    still().await;
+    // What is refused for another reason says nothing of the disk.
+    let wrong = handles::add_with(&attachment("c3"), &["192.0.2.1".parse().unwrap()]);
+    assert_eq!(refused(s.ask(wrong).await).0, code::CONFIG);
+    still().await;
+    // Nor does what is answered without a write: an ADD repeated, addresses of another plugin.
+    assert!(matches!(s.ask(add(&attachment("c1"))).await, Reply::Added { again: true, .. }));
+    assert!(matches!(s.ask(late::add_given(&attachment("c4"), "192.0.2.9/32")).await, Reply::Added { .. }));
+    still().await;
+    s.store.full.store(false, Ordering::Relaxed);
+    s.attach(&attachment("c2")).await;
+    assert!(matches!(s.ask(Call::status()).await, Reply::Pong { .. }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
