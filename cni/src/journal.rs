@@ -22,6 +22,12 @@ use crate::{names::sha1_hex, proto::Attachment};
 pub const FOLDER: &str = "cni-journal";
 const MAGIC: &str = "brindle-cni-journal 1";
 const SUFFIX: &str = "del";
+/// Beside the folder: room for entries where the disk has none left.
+const RESERVE: &str = "cni-reserve";
+/// Octets of it: a node full of pods, a block of the disk each.
+const RESERVED: usize = 512 * 1024;
+/// Octets given up at a time.
+const PART: u64 = 16 * 1024;
 /// Larger than any entry; what is longer is no entry.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -107,8 +113,43 @@ pub fn write(folder: &Path, record: &Record) -> io::Result<PathBuf> {
     save(folder, &file_name(&record.attachment), &encode(record), true)
 }
 
-/// Writes a whole file or none. `durable`: it survives a power cut when this returns.
+/// Keeps room for entries, as far as the disk has it: when it is full, pods must be able to go, for that frees it.
+pub fn keep_reserve(state_dir: &Path) -> io::Result<()> {
+    let path = state_dir.join(RESERVE);
+    if fs::metadata(&path).is_ok_and(|m| m.len() >= RESERVED as u64) {
+        return Ok(());
+    }
+    // A hole would keep nothing.
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+    let before = file.metadata()?.len();
+    let written = file.write_all(&vec![0xff; RESERVED]);
+    if written.is_err() {
+        file.set_len(before)?;
+    }
+    written
+}
+
+/// Gives up a part of the reserve. `false`: there is none.
+fn use_reserve(folder: &Path) -> bool {
+    let Some(path) = folder.parent().map(|state| state.join(RESERVE)) else { return false };
+    let Ok(file) = fs::OpenOptions::new().write(true).open(path) else { return false };
+    match file.metadata().map(|m| m.len()) {
+        Ok(len) if len > 0 => file.set_len(len.saturating_sub(PART)).is_ok(),
+        _ => false,
+    }
+}
+
+/// Writes a whole file or none. `durable`: it survives a power cut when this returns; then it may use the reserve, too.
 pub fn save(folder: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<PathBuf> {
+    loop {
+        match try_save(folder, name, bytes, durable) {
+            Err(e) if durable && e.kind() == io::ErrorKind::StorageFull && use_reserve(folder) => {}
+            done => return done,
+        }
+    }
+}
+
+fn try_save(folder: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<PathBuf> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let path = folder.join(name);
     let (mut file, temporary) = begin(folder, name)?;

@@ -145,6 +145,8 @@ pub struct CniNode {
     runtime: tokio::runtime::Runtime,
     store: Arc<dyn Store>,
     agent: Option<Running>,
+    /// Its folder is a file system of its own.
+    small: bool,
 }
 
 impl CniNode {
@@ -157,14 +159,36 @@ impl CniNode {
 
     /// The same before its agent is started.
     pub fn without_agent(tag: &str, pool: &str) -> Self {
-        let node = Self::alone(tag, "n1", "192.0.2.1/24", None);
+        let node = Self::alone(tag, "n1", "192.0.2.1/24", None, None);
         node.put(ObjectMeta::named("pool"), IpPoolSpec::new(pool.parse().expect("a CIDR")));
         node
     }
 
+    /// [`Self::new`] with all its files, the datastore among them, on a disk of this size (as tmpfs has it).
+    pub fn on_small_disk(tag: &str, pool: &str, size: &str) -> Self {
+        let mut node = Self::alone(tag, "n1", "192.0.2.1/24", None, Some(size));
+        node.put(ObjectMeta::named("pool"), IpPoolSpec::new(pool.parse().expect("a CIDR")));
+        node.start_agent();
+        node
+    }
+
+    /// Takes all the room there is on its disk.
+    pub fn fill_disk(&self) {
+        assert!(self.small, "not the machine's own disk");
+        let mut file = fs::File::create(self.dir.join("filler")).expect("there is room for a name");
+        for part in [65536, 512] {
+            while file.write_all(&vec![0x5a; part]).is_ok() {}
+        }
+    }
+
+    /// Gives it back.
+    pub fn free_disk(&self) {
+        fs::remove_file(self.dir.join("filler")).expect("it was filled");
+    }
+
     /// A second node of the same cluster, `n2`, its `eth0` on one segment with the other's; no agent yet.
     pub fn neighbour(&self, tag: &str) -> Self {
-        let node = Self::alone(tag, "n2", "192.0.2.2/24", Some(&self.datastore));
+        let node = Self::alone(tag, "n2", "192.0.2.2/24", Some(&self.datastore), None);
         let wire = format!(
             "ip link add wire2 type veth peer name wire1 netns {} && ip link set wire2 master eth0 up",
             node.ns.name()
@@ -174,7 +198,7 @@ impl CniNode {
         node
     }
 
-    fn alone(tag: &str, name: &str, address: &str, datastore: Option<&str>) -> Self {
+    fn alone(tag: &str, name: &str, address: &str, datastore: Option<&str>, disk: Option<&str>) -> Self {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let ns = TestNs::new(&format!("{tag}{n}"));
         let mut rtnl = ns.rtnl();
@@ -186,6 +210,13 @@ impl CniNode {
         rtnl.add_addr(&brindle_kernel::netlink::Addr::new(index, net)).expect("an address can be added");
         let dir = std::env::temp_dir().join(ns.name());
         fs::create_dir_all(&dir).expect("a folder for this node");
+        if let Some(size) = disk {
+            let mount = Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
+                .arg(&dir)
+                .status();
+            assert!(mount.is_ok_and(|s| s.success()), "a file system can be mounted on {}", dir.display());
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -209,6 +240,7 @@ impl CniNode {
             runtime,
             store,
             agent: None,
+            small: disk.is_some(),
         }
     }
 
@@ -433,6 +465,10 @@ impl Drop for CniNode {
             eprintln!("---- the agent said last:\n{}\n----", self.log());
         }
         self.kill_agent();
+        if self.small {
+            // Lazily: this process has the datastore open.
+            let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
+        }
         // `BRINDLE_KEEP` leaves store and log for a look.
         if std::env::var_os("BRINDLE_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.dir);

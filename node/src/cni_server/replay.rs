@@ -43,6 +43,17 @@ impl Service {
                 tracing::warn!(%container, "a DEL of the journal must wait: {}", refused.msg);
             }
         }
+        self.keep_reserve().await;
+    }
+
+    /// Room for entries of a full disk; taken back when they are carried out.
+    async fn keep_reserve(&self) {
+        let folder = self.state_dir.clone();
+        match tokio::task::spawn_blocking(move || journal::keep_reserve(&folder)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::debug!("no room is kept for the journal: {e}"),
+            Err(e) => tracing::debug!("no room is kept for the journal: {e}"),
+        }
     }
 
     /// Looks at the folder for as long as the agent runs.
