@@ -133,6 +133,9 @@ pub enum Call {
         /// Another IPAM plugin gave these: none are taken from the pools.
         #[serde(default)]
         given: Vec<IpNet>,
+        /// What it may give, first and last of each range, where its configuration says.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ranges: Vec<(IpAddr, IpAddr)>,
         /// The pools are the pod's own wish: those its namespace asks for do not count.
         #[serde(default)]
         pools_of_pod: bool,
@@ -328,6 +331,7 @@ mod tests {
                 num6: 0,
                 ips: vec![],
                 given: vec![],
+                ranges: vec![],
                 pools_of_pod: false,
             },
         };

@@ -190,6 +190,51 @@ fn an_address_tells_its_story() {
 }
 
 #[test]
+fn an_address_whose_history_is_elsewhere_says_where() {
+    let c = Cluster::new("elsewhere");
+    c.pod("node1", "web", 0, true);
+    let ip = c.endpoint_ip();
+    std::fs::write(c.dir.join("nodename"), "node2\n").unwrap();
+    let said = c.run(&format!("ipam why {ip}"));
+    assert!(said.contains("the agent of node node2 remembers nothing of it"), "{said}");
+    assert!(said.contains("what the agent of node node1 remembers"), "{said}");
+    // No agent here at all: that is no memory without events.
+    let said = c.run(&format!("ipam why {ip} --state-dir nowhere"));
+    assert!(said.contains("not known here, nowhere: there is no such folder"), "{said}");
+    assert!(!said.contains("remembers nothing"), "{said}");
+    let said = c.run(&format!("-o json ipam why {ip} --state-dir nowhere"));
+    assert!(
+        said.contains(r#""historyUnread":[{"folder":"nowhere","why":"there is no such folder"#),
+        "{said}"
+    );
+
+    let balancer = c.balancer();
+    let said = c.run(&format!("ipam why {balancer}"));
+    assert!(said.contains("brindle-controllers"), "{said}");
+}
+
+#[test]
+fn ranges_of_other_plugins_inside_pools_are_found() {
+    let c = Cluster::new("ranges");
+    let told = serde_json::json!({"time": "2026-11-23T02:23:27Z", "ranges": [
+        {"first": "10.65.0.8", "last": "10.65.0.255", "network": "k8s-pod-network"},
+        {"first": "192.0.2.0", "last": "192.0.2.255", "network": "k8s-pod-network"},
+    ]});
+    std::fs::write(c.dir.join("ipam-foreign.json"), told.to_string()).unwrap();
+    let said = c.run("ipam check");
+    let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        flat.contains("Another IPAM plugin gives addresses of 10.65.0.8 to 10.65.0.255 to pods of network k8s-pod-network (seen 2026-11-23T02:23:27Z), and pool default-pool 10.65.0.0/28 gives them too"),
+        "{said}"
+    );
+    assert!(said.contains("found 1 problems"), "{said}");
+    let off = IpPoolSpec { disabled: true, ..IpPoolSpec::new("10.65.0.0/28".parse().unwrap()) };
+    c.put(ObjectMeta::named("default-pool"), off);
+    let said = c.run("ipam check");
+    assert!(said.contains("found 0 problems"), "{said}");
+}
+
+#[test]
 fn what_is_wrong_is_found_and_released_by_report() {
     let c = Cluster::new("check");
     c.pod("node1", "web", 0, true);

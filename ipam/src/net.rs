@@ -173,6 +173,22 @@ impl Reservations {
         sum
     }
 
+    /// Whether every address from `first` to `last` is reserved, be it by several reservations.
+    pub fn span(&self, first: IpAddr, last: IpAddr) -> bool {
+        let mut at = first;
+        loop {
+            let Some(over) = self.0.iter().filter(|n| n.contains(&at)).map(IpNet::broadcast).max() else {
+                return false;
+            };
+            if over >= last {
+                return true;
+            }
+            let net = IpNet::from(over);
+            let Some(next) = bits(over).checked_add(1).and_then(|b| from_bits(&net, b)) else { return false };
+            at = next;
+        }
+    }
+
     /// Whether no address of the network can be reserved.
     pub fn clear_of(&self, net: &IpNet) -> bool {
         !self.0.iter().any(|r| r.contains(net) || net.contains(r))
@@ -218,6 +234,27 @@ mod tests {
         assert_eq!(BlockWalk::new(net("10.0.0.0/28"), 33, 9).next(), None);
         assert_eq!(BlockWalk::new(net("0.0.0.0/0"), 0, 9).collect::<Vec<_>>(), [net("0.0.0.0/0")]);
         assert_eq!(BlockWalk::new(net("10.0.0.7/32"), 32, 9).collect::<Vec<_>>(), [net("10.0.0.7/32")]);
+    }
+
+    #[test]
+    fn a_range_is_reserved_when_reservations_span_it() {
+        let r = Reservations::new([
+            net("10.0.0.0/25"),
+            net("10.0.0.128/25"),
+            net("10.0.2.0/24"),
+            net("fd00::/64"),
+        ]);
+        let span = |a: &str, b: &str| r.span(a.parse().unwrap(), b.parse().unwrap());
+        assert!(
+            span("10.0.0.7", "10.0.0.255") && span("10.0.2.9", "10.0.2.9") && span("fd00::1", "fd00::ffff")
+        );
+        assert!(
+            !span("10.0.0.7", "10.0.1.0") && !span("10.0.0.0", "10.0.2.255") && !span("10.1.0.0", "10.1.0.0")
+        );
+        assert!(
+            Reservations::new([net("0.0.0.0/0")])
+                .span("0.0.0.0".parse().unwrap(), "255.255.255.255".parse().unwrap())
+        );
     }
 
     #[test]

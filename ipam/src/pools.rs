@@ -258,6 +258,32 @@ impl View {
         self.pool_around(block).is_some_and(|p| self.node_reason(p, node).is_none())
     }
 
+    /// Whether all the network's addresses are reserved, be it by several reservations.
+    pub fn wholly_reserved(&self, net: &IpNet) -> bool {
+        self.reservations.within(net) >= net::size(net)
+    }
+
+    /// Why no block of the pool is to be had.
+    pub(crate) fn without_free_block(&self, pool: &Pool) -> Reason {
+        let cidr = pool.spec.cidr;
+        if self.wholly_reserved(&cidr) {
+            return Reason::PoolReserved(pool.name.clone());
+        }
+        let blocks = BlockWalk::new(cidr, pool.spec.block_size(), 0).total();
+        Reason::NoFreeBlock { pool: pool.name.clone(), blocks, reserved: self.reservations.within(&cidr) }
+    }
+
+    /// The enabled pools of which an address from `first` to `last` may be given without being asked for.
+    pub fn giving_of(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = &Pool> {
+        self.pools.iter().filter(move |p| {
+            let net = p.spec.cidr;
+            let family = net.addr().is_ipv4();
+            let (from, to) = (first.max(net.network()), last.min(net.broadcast()));
+            let one_family = first.is_ipv4() == family && last.is_ipv4() == family;
+            !p.spec.disabled && one_family && from <= to && !self.reservations.span(from, to)
+        })
+    }
+
     /// The enabled pool that holds the address.
     pub fn pool_of(&self, ip: IpAddr) -> Option<&Pool> {
         self.pools.iter().find(|p| !p.spec.disabled && p.spec.cidr.contains(&ip))

@@ -40,9 +40,17 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
             }
         })?
     };
-    let pools_of_pod = call.conf.pools_of_pod;
-    let request =
-        Call::Add { attachment: attachment.clone(), pools4, pools6, num4, num6, ips, given, pools_of_pod };
+    let request = Call::Add {
+        attachment: attachment.clone(),
+        pools4,
+        pools6,
+        num4,
+        num6,
+        ips,
+        given,
+        ranges: call.delegate.as_ref().map_or_else(Vec::new, Delegate::ranges),
+        pools_of_pod: call.conf.pools_of_pod,
+    };
     let added = match agent.call(request) {
         Ok(Reply::Added { addresses, host_ifname, mtu, again }) => Ok((addresses, host_ifname, mtu, again)),
         Ok(other) => Err(Agent::unexpected(&other)),

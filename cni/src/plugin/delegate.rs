@@ -3,6 +3,7 @@
 
 use std::{
     io::Write,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{Command as Process, Stdio},
 };
@@ -95,6 +96,25 @@ impl Delegate {
         Ok(answer.ips.iter().map(|ip| IpNet::from(ip.address.addr())).collect())
     }
 
+    /// The ranges that its configuration lets it give addresses of (host-local's; another's says the addresses themselves).
+    pub(crate) fn ranges(&self) -> Vec<(IpAddr, IpAddr)> {
+        let conf: Value = serde_json::from_slice(&self.input).unwrap_or_default();
+        let Some(ipam) = conf.get("ipam") else { return Vec::new() };
+        let sets = ipam.get("ranges").and_then(Value::as_array).into_iter().flatten();
+        let all = sets.filter_map(Value::as_array).flatten().chain([ipam]);
+        all.filter_map(|range| {
+            let text = |key: &str| range.get(key).and_then(Value::as_str);
+            let subnet: IpNet = text("subnet")?.parse().ok()?;
+            let bound =
+                |key: &str| text(key).and_then(|t| t.parse::<IpAddr>().ok()).filter(|ip| subnet.contains(ip));
+            Some((
+                bound("rangeStart").unwrap_or_else(|| subnet.network()),
+                bound("rangeEnd").unwrap_or_else(|| subnet.broadcast()),
+            ))
+        })
+        .collect()
+    }
+
     pub(crate) fn del(&self) -> Result<(), CniError> {
         self.call("DEL").map(drop)
     }
@@ -185,6 +205,26 @@ impl Delegate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_ranges_are_read_as_host_local_reads_them() {
+        let ranges = |ipam: &str| {
+            let input = format!(r#"{{"name":"n","ipam":{ipam}}}"#);
+            let text = |(a, b): (IpAddr, IpAddr)| format!("{a}-{b}");
+            Delegate::new("host-local", input.as_bytes()).ranges().into_iter().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(ranges(r#"{"subnet":"10.1.0.0/24"}"#), ["10.1.0.0-10.1.0.255"]);
+        assert_eq!(
+            ranges(
+                r#"{"ranges":[[{"subnet":"10.1.0.0/16","rangeStart":"10.1.2.0","rangeEnd":"10.1.2.9"},{"subnet":"10.2.0.0/30"}],
+                [{"subnet":"fd00::/126"}]]}"#
+            ),
+            ["10.1.2.0-10.1.2.9", "10.2.0.0-10.2.0.3", "fd00::-fd00::3"]
+        );
+        for nothing in ["{}", "null", r#"{"subnet":5,"ranges":[7,[{"subnet":"x"}]]}"#] {
+            assert_eq!(ranges(nothing), Vec::<String>::new(), "{nothing}");
+        }
+    }
 
     #[test]
     fn the_nodes_cidrs_stand_where_the_words_stood() {

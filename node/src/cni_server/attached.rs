@@ -151,6 +151,13 @@ impl Attached {
         self.lock().values().find(same).cloned()
     }
 
+    /// Another attachment that another IPAM plugin gave this address to.
+    pub(super) fn foreign_holder(&self, ip: IpAddr, a: &Attachment) -> Option<Attachment> {
+        let has =
+            |k: &&Kept| k.given && !k.attachment.is_same(a) && k.addresses.iter().any(|n| n.addr() == ip);
+        self.lock().values().find(has).map(|k| k.attachment.clone())
+    }
+
     /// Those the datastore is to be told of.
     pub(super) fn owed(&self) -> Vec<Kept> {
         self.lock().values().filter(|k| k.owes()).cloned().collect()

@@ -21,7 +21,7 @@ use brindle_config_core::{
 use brindle_ipam::Pause;
 use ipnet::IpNet;
 
-use super::{Jitter, dataplane::Expected, device, refused::Refused, service::Service};
+use super::{Jitter, address::Given, dataplane::Expected, device, refused::Refused, service::Service};
 
 /// How long ADD waits for the endpoint to be in the kernel: the first writing of all policy may be under way, which takes
 /// ten seconds on a slow machine. Less than the plugin waits for an answer.
@@ -145,6 +145,52 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// Keeps addresses for this ADD; refuses those another ADD under way is to have.
+    pub(super) fn reserve(&self, a: &Attachment, addresses: &[IpNet], foreign: bool) -> Result<(), Refused> {
+        self.claims.reserve(a, addresses, foreign).map_err(|(ip, container)| {
+            Refused::new(
+                code::DUPLICATE_ADDRESS,
+                format!("{ip} is being given to container {container} at this moment"),
+                "give each pod its own: correct the IPAM configuration or the annotation ipAddrsNoIpam",
+            )
+        })
+    }
+
+    /// Keeps addresses of the pools for this ADD, and gives those back that another IPAM plugin has given to a pod of this node,
+    /// or is about to: both would be cut off. Only memory is asked unless it says so.
+    pub(super) async fn not_foreign(&self, a: &Attachment, given: &Given) -> Result<(), Refused> {
+        let refused = async {
+            self.reserve(a, &given.addresses, false)?;
+            for net in &given.addresses {
+                let Some(other) = self.attached.foreign_holder(net.addr(), a) else { continue };
+                let there = self.endpoint(&self.endpoint_key(&other)).await?;
+                if there.is_some_and(|e| e.resource.spec.ip_networks.iter().any(|n| n.addr() == net.addr())) {
+                    return Err(Refused::new(
+                        code::DUPLICATE_ADDRESS,
+                        format!(
+                            "{} is of a pool and was given to this pod, but another IPAM plugin has given it to container {}",
+                            net.addr(),
+                            other.container_id
+                        ),
+                        "take the other plugin's range out of the pool, or disable the pool; it is tried with another address",
+                    ));
+                }
+            }
+            Ok(())
+        };
+        let done = refused.await;
+        if done.is_err() && !given.again {
+            if given.announced {
+                self.withdraw(a).await;
+            }
+            if let Err(e) = self.release(a).await {
+                tracing::warn!(container = %a.container_id, "addresses of a refused request are not back yet: {}", e.msg);
+                self.note_release(a).await;
+            }
+        }
+        done
     }
 
     /// Lets the dataplane begin with the policy of an endpoint while the plugin makes its device.

@@ -18,6 +18,7 @@ mod ghosts;
 mod history;
 mod idle;
 mod leaks;
+mod overlap;
 mod pause;
 mod refused;
 mod remembered;

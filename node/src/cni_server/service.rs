@@ -33,6 +33,7 @@ use super::{
     endpoint::{Announced, Checked, Made},
     ghosts::Ghosts,
     history::History,
+    overlap::{Foreign, Overlaps},
     refused::Refused,
 };
 
@@ -62,6 +63,7 @@ pub(super) struct Service {
     /// The store was seen to give endpoints labels or profiles of its own (Kubernetes: those of the pod).
     pub(super) knows_more: AtomicBool,
     pub(super) claims: Claims,
+    pub(super) overlaps: Overlaps,
     pub(super) calls: Arc<Calls>,
     /// One lock per container with calls under way.
     busy: StdMutex<BTreeMap<String, Weak<Mutex<()>>>>,
@@ -117,11 +119,11 @@ impl Service {
         let asked = matches!(call, Call::Status { .. });
         let writes = matches!(call, Call::Add { .. } | Call::IpamAdd { .. } | Call::Register { .. });
         let done = self.carry_out(call, caller).await;
-        if writes {
-            let failed = done.as_ref().err().filter(|r| r.broken);
+        // Any other refusal says nothing of the disk, and an ADD may be answered without a write: see `wrote`.
+        if let Some(why) = done.as_ref().err().filter(|r| writes && r.broken) {
             // Replaced whole.
             *self.unwritable.lock().unwrap_or_else(PoisonError::into_inner) =
-                failed.map(|why| (Instant::now(), why.clone()));
+                Some((Instant::now(), why.clone()));
         }
         // Runtimes and the conflist's writer ask again and again; the answer is news when it is another one.
         let news = !asked || {
@@ -151,13 +153,15 @@ impl Service {
             }
             Call::Families => self.families().await,
             Call::PodCidrs => Ok(Reply::PodCidrs { cidrs: self.pod_cidrs().await? }),
-            Call::Add { attachment, pools4, pools6, num4, num6, ips, given, pools_of_pod } => {
+            Call::Add { attachment, pools4, pools6, num4, num6, ips, given, ranges, pools_of_pod } => {
                 let _turn = self.turn(&attachment).await;
                 let wish = Wish { pools4, pools6, num4, num6, ips, pools_of_pod, foreign: false };
-                let added = match self.add(&attachment, wish, given).await {
+                let foreign = Foreign { given, ranges };
+                let added = match self.add(&attachment, wish, &foreign).await {
                     Err(why) if why.is_away() => self.add_remembered(&attachment, false, why).await,
                     done => done,
-                }?;
+                };
+                let added = added.inspect_err(|_| self.claims.unreserve(&attachment))?;
                 self.claims.give(&attachment, caller.connection);
                 Ok(added)
             }
@@ -244,7 +248,7 @@ impl Service {
         Ok(self.pong())
     }
 
-    async fn add(&self, a: &Attachment, wish: Wish, given: Vec<IpNet>) -> Result<Reply, Refused> {
+    async fn add(&self, a: &Attachment, wish: Wish, other: &Foreign) -> Result<Reply, Refused> {
         // What does not depend on each other is asked for at once.
         let (unlocked, promised) = tokio::join!(self.unlocked(), self.promised(a));
         unlocked?;
@@ -255,16 +259,20 @@ impl Service {
         let mtu = mtu.map_err(|e| {
             Refused::new(code::TRY_AGAIN, e, "try again; if it stays so, see the agent's log")
         })?;
-        let foreign = !given.is_empty();
-        if foreign {
-            self.nobody_elses(a, &given).await?;
-        }
-        let given = if given.is_empty() {
-            // An endpoint of the pod's former sandbox stays in force until it is replaced.
-            self.assign(a, wish, !known).await?
-        } else {
-            let addresses = given.into_iter().map(|n| IpNet::from(n.addr())).collect();
+        let foreign = !other.given.is_empty();
+        let given = if foreign {
+            let addresses: Vec<IpNet> = other.given.iter().map(|n| IpNet::from(n.addr())).collect();
+            // Reserved before endpoints are looked at: of two ADDs for one address either the second finds this, or the
+            // first has been registered and its endpoint is found.
+            self.reserve(a, &addresses, true)?;
+            self.nobody_elses(a, &addresses).await?;
+            self.tell_overlaps(a, other).await;
             Given { addresses, again: false, announced: false }
+        } else {
+            // An endpoint of the pod's former sandbox stays in force until it is replaced.
+            let given = self.assign(a, wish, !known).await?;
+            self.not_foreign(a, &given).await?;
+            given
         };
         fail::point("agent.add.assigned");
         let Given { addresses, again, announced } = given;

@@ -281,6 +281,7 @@ fn add(a: &Attachment) -> Call {
         num6: 0,
         ips: vec![],
         given: vec![],
+        ranges: vec![],
         pools_of_pod: false,
     }
 }
@@ -656,6 +657,7 @@ async fn a_namespace_names_its_pools_and_a_pod_of_its_own_comes_first() {
         num6: 0,
         ips: vec![],
         given: vec![],
+        ranges: vec![],
         pools_of_pod: true,
     };
     let Reply::Added { addresses, .. } = s.ask(own).await else { panic!() };

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
@@ -37,17 +37,21 @@ struct Checked {
     not_allocated: Vec<(IpAddr, Vec<String>)>,
     idle_handles: Vec<String>,
     findings: Vec<Finding>,
+    /// Of other IPAM plugins, inside pools.
+    ranges: Vec<Value>,
 }
 
 pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<Outcome> {
     let mut c = look(world, args);
+    let folders = args.agent.all(&args.store)?;
+    ranges(world, &folders, &mut c);
     let problems = c.allocated_unused.len()
         + c.used_twice.len()
         + c.outside_pools.len()
         + c.not_allocated.len()
         + c.idle_handles.len()
-        + c.findings.len();
-    let folders = args.agent.all(&args.store)?;
+        + c.findings.len()
+        + c.ranges.len();
     let collectors: Vec<(Option<String>, Value)> =
         folders.into_iter().filter_map(|(node, folder)| Some((node, collector(&folder)?))).collect();
     for (node, found) in &collectors {
@@ -81,6 +85,7 @@ pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<O
                 "usedNotAllocated": list(&c.not_allocated),
                 "handlesWithoutIPs": c.idle_handles,
                 "records": c.findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "foreignRanges": c.ranges,
                 "collector": collectors.iter().find(|(node, _)| node.is_none()).map(|(_, found)| found),
                 "collectors": collectors.iter().filter_map(|(node, found)| Some((node.clone()?, found.clone())))
                     .collect::<serde_json::Map<String, Value>>(),
@@ -261,6 +266,32 @@ fn handles(world: &World, c: &mut Checked, t: &mut String) {
         let _ = writeln!(t, "  {f}");
     }
     c.findings = missing.into_iter().chain(others).collect();
+}
+
+/// Ranges of other IPAM plugins inside pools, as agents met them: whether they still are is held against the pools of now.
+fn ranges(world: &World, folders: &[(Option<String>, PathBuf)], c: &mut Checked) {
+    for (node, folder) in folders {
+        let text = std::fs::read_to_string(folder.join("ipam-foreign.json")).unwrap_or_default();
+        let told: Value = serde_json::from_str(&text).unwrap_or_default();
+        let seen = told["time"].as_str().unwrap_or("?").to_owned();
+        for range in told["ranges"].as_array().into_iter().flatten() {
+            let ip = |key: &str| range[key].as_str().and_then(|t| t.parse::<IpAddr>().ok());
+            let Some((first, last)) = ip("first").zip(ip("last")) else { continue };
+            let network = range["network"].as_str().unwrap_or("?");
+            for pool in world.view.giving_of(first, last) {
+                let at = node.as_ref().map_or(String::new(), |n| format!(" on {n}"));
+                let of = if first == last { first.to_string() } else { format!("{first} to {last}") };
+                let line = format!(
+                    "Another IPAM plugin gives addresses of {of} to pods of network {network}{at} (seen {seen}), and pool {} {} gives \
+                     them too: reserve them (ipam reserve), disable the pool, or change the plugin's configuration.",
+                    pool.name, pool.spec.cidr
+                );
+                let _ = writeln!(c.text, "\n{}", wrap(&line, WIDTH - 2).join("\n  "));
+                c.ranges.push(json!({"first": first, "last": last, "network": network, "pool": pool.name,
+                    "cidr": pool.spec.cidr, "node": node, "seen": seen}));
+            }
+        }
+    }
 }
 
 /// What the agent of this node found at its last look, if there is one.

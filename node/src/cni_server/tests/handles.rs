@@ -32,6 +32,7 @@ pub(super) fn add_with(a: &Attachment, ips: &[std::net::IpAddr]) -> Call {
         num6: 0,
         ips: ips.to_vec(),
         given: vec![],
+        ranges: vec![],
         pools_of_pod: false,
     }
 }
@@ -87,6 +88,7 @@ async fn a_repeated_add_is_given_the_family_it_lacks() {
         num6,
         ips: vec![],
         given: vec![],
+        ranges: vec![],
         pools_of_pod: false,
     };
     let Reply::Added { addresses, again, .. } = s.ask(both(1)).await else { panic!() };

@@ -80,12 +80,12 @@ async fn a_dead_add_takes_nothing_from_the_one_that_followed() {
 }
 
 /// An ADD with addresses of another plugin.
-fn add_given(a: &Attachment, address: &str) -> Call {
-    let Call::Add { attachment, pools4, pools6, num4, num6, ips, pools_of_pod, .. } = add(a) else {
-        panic!()
-    };
-    let given = vec![address.parse().unwrap()];
-    Call::Add { attachment, pools4, pools6, num4, num6, ips, given, pools_of_pod }
+pub(super) fn add_given(a: &Attachment, address: &str) -> Call {
+    let mut call = add(a);
+    if let Call::Add { given, .. } = &mut call {
+        *given = vec![address.parse().unwrap()];
+    }
+    call
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,6 +102,113 @@ async fn an_address_another_plugin_gives_is_refused_while_an_endpoint_has_it() {
     let Reply::Added { .. } = s.ask(add_given(&attachment("c1"), &format!("{there}/32"))).await else {
         panic!()
     };
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_adds_at_once_for_an_address_of_another_plugin_one_gets_it() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let [a, b, c] = ["c1", "c2", "c3"].map(attachment);
+    let mut first = Plugin::of(&s);
+    let given = |a: &Attachment| add_given(a, "192.0.2.9/24");
+    let Reply::Added { addresses, host_ifname, .. } = first.ask(given(&a)).await else { panic!() };
+    // Neither has an endpoint yet.
+    let (code, msg) = refused(s.ask(given(&b)).await);
+    assert_eq!(
+        (code, msg.as_str()),
+        (code::DUPLICATE_ADDRESS, "192.0.2.9 is being given to container c1 at this moment")
+    );
+    let mac = "02:00:00:00:00:01".into();
+    let register = Call::Register { attachment: a.clone(), host_ifname, mac, addresses, floating: vec![] };
+    assert_eq!(first.ask(register).await, Reply::Registered);
+    let (_, msg) = refused(s.ask(given(&b)).await);
+    assert!(msg.contains("n1-k8s-pod--c1-eth0"), "{msg}");
+    assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
+    // Given up by a plugin that dies: the next one may have it.
+    let mut dying = Plugin::of(&s);
+    assert!(matches!(dying.ask(given(&b)).await, Reply::Added { .. }));
+    drop(dying);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !matches!(s.ask(given(&c)).await, Reply::Added { .. }) {
+        assert!(Instant::now() < deadline, "the address is kept for a dead plugin");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_of_a_pool_that_another_plugin_gave_is_not_given_again() {
+    let s = Stage::new("10.1.0.0/24").await;
+    s.put(
+        ObjectMeta::named("pool"),
+        IpPoolSpec { block_size_raw: Some(30), ..IpPoolSpec::new("10.1.0.0/30".parse().unwrap()) },
+    )
+    .await;
+    let [theirs, other, ours] = ["c1", "c2", "c3"].map(attachment);
+    // Under way, and then attached: each time the pod is refused, its address goes back, and it is tried with another.
+    let mut plugin = Plugin::of(&s);
+    let given = add_given(&theirs, "10.1.0.0/32");
+    let Reply::Added { addresses, host_ifname, .. } = plugin.ask(given).await else { panic!() };
+    let (code, msg) = refused(s.ask(add(&other)).await);
+    assert_eq!(code, code::DUPLICATE_ADDRESS);
+    assert!(msg.starts_with("10.1.0.0 is being given to container c1"), "{msg}");
+    assert_eq!(s.in_use().await, 0);
+    let mac = "02:00:00:00:00:01".into();
+    let register =
+        Call::Register { attachment: theirs.clone(), host_ifname, mac, addresses, floating: vec![] };
+    assert_eq!(plugin.ask(register).await, Reply::Registered);
+    let mut refusals = 0;
+    for n in 0..4 {
+        match s.ask(add(&ours)).await {
+            Reply::Added { addresses, .. } => assert_ne!(addresses[0].addr().to_string(), "10.1.0.0", "{n}"),
+            other => {
+                let (code, msg) = refused(other);
+                assert_eq!(code, code::DUPLICATE_ADDRESS, "{msg}");
+                assert!(msg.starts_with("10.1.0.0 is of a pool") && msg.ends_with("container c1"), "{msg}");
+                refusals += 1;
+            }
+        }
+        // The plugin's end gives the address back, which goes to the end of the queue.
+        s.until_in_use(0).await;
+    }
+    assert_eq!(refusals, 1);
+    assert_eq!(s.endpoints().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_of_another_plugin_inside_a_pool_is_told() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let told = || {
+        let text = std::fs::read_to_string(s.folder.join("ipam-foreign.json")).unwrap_or_default();
+        let all: Value = serde_json::from_str(&text).unwrap_or_default();
+        all["ranges"].as_array().map_or(0, Vec::len)
+    };
+    let from = |id: &str, address: &str, range: [&str; 2]| {
+        let mut call = add_given(&attachment(id), address);
+        if let Call::Add { ranges, .. } = &mut call {
+            *ranges = vec![(range[0].parse().unwrap(), range[1].parse().unwrap())];
+        }
+        call
+    };
+    s.ask(from("c1", "192.0.2.9/32", ["192.0.2.0", "192.0.2.255"])).await;
+    assert_eq!(told(), 0);
+    // Where another plugin's addresses should be: reserved, or of a pool that gives none.
+    let reserved = brindle_config_core::pool::IpReservationSpec {
+        reserved_cidrs: vec!["10.1.0.128/25".parse().unwrap()],
+        ..Default::default()
+    };
+    s.put(ObjectMeta::named("theirs"), reserved).await;
+    s.put(
+        ObjectMeta::named("off"),
+        IpPoolSpec { disabled: true, ..IpPoolSpec::new("10.2.0.0/24".parse().unwrap()) },
+    )
+    .await;
+    s.ask(from("c2", "10.1.0.200/32", ["10.1.0.128", "10.1.1.255"])).await;
+    s.ask(from("c3", "10.2.0.1/32", ["10.2.0.0", "10.2.0.255"])).await;
+    assert_eq!(told(), 0);
+    for _ in 0..2 {
+        s.ask(from("c4", "10.1.1.7/32", ["10.1.0.127", "10.1.1.255"])).await;
+        assert_eq!(told(), 1);
+    }
+    s.ask(add_given(&attachment("c5"), "10.1.0.77/32")).await;
+    assert_eq!(told(), 2, "an address alone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
