@@ -104,6 +104,27 @@ impl Cluster {
         given.addresses[0].ip
     }
 
+    /// The address of the one endpoint.
+    fn endpoint_ip(&self) -> std::net::IpAddr {
+        let (all, _) = self.runtime.block_on(self.store.list_as::<WorkloadEndpointSpec>()).unwrap();
+        all[0].resource.spec.ip_networks[0].addr()
+    }
+
+    /// An address for a LoadBalancer service.
+    fn balancer(&self) -> std::net::IpAddr {
+        let attributes =
+            [("namespace", "default"), ("service", "web")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let owner = Owner { handle: "lb-web".into(), attributes };
+        let host = brindle_ipam::names::LOAD_BALANCER;
+        let mut a = BlockAllocator::new(Arc::clone(&self.store), host, Arc::new(NoPause));
+        let given = self.runtime.block_on(async {
+            let view = View::load(&*self.store, "").await.unwrap();
+            let request = AssignRequest::for_workload(owner, Wanted::any(1), Wanted::default());
+            a.assign(&request, &view, NOW).await.unwrap()
+        });
+        given.addresses[0].ip
+    }
+
     fn run(&self, line: &str) -> String {
         let out = Command::new(env!("CARGO_BIN_EXE_brindlectl"))
             .args(line.split_whitespace())

@@ -314,13 +314,13 @@ async fn start(
 
     tokio::spawn(give_memory_back(policy.watch()));
     let v4 = published.iter().any(|a| a.addr().is_ipv4());
-    tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone(), v4));
     tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
     let cni = match cni {
         Some(cni) => cni,
         None => crate::cni_server::start(settings, &store, &felix, &policy).await?,
     };
     metrics.parts(&dataplanes, &cni);
+    tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone(), v4, cni.history()));
     tokio::spawn(addresses::keep(store.clone(), settings.clone(), published, admin));
     if settings.cluster.install_cni {
         // Not one of the runtime's few threads: it may sleep for long.

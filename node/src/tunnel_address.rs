@@ -23,7 +23,7 @@ use brindle_kernel::netlink::Rtnl;
 use tokio::time::Instant;
 
 use crate::{
-    cni_server::{Jitter, now},
+    cni_server::{Event, History, Jitter, now},
     identity,
 };
 
@@ -75,10 +75,11 @@ impl Devices for Local {
 }
 
 /// Runs as long as the agent. `v4`: whether this node has an IPv4 address; an IPv6-only node has no end of a tunnel.
-pub(crate) async fn keep(store: Arc<dyn Store>, node: String, v4: bool) {
+pub(crate) async fn keep(store: Arc<dyn Store>, node: String, v4: bool, history: Arc<History>) {
     let mut events = brindle_config::sync::follow(store.clone(), vec![Kind::IpPool, Kind::Node]);
     let key = Key::new(Kind::Node, None, &node);
     let mut keeper = Keeper::new(store, node, v4, Local);
+    keeper.history = Some(history);
     let mut in_sync = false;
     let (mut said, mut left) = (None, None);
     let mut again: Option<Instant> = None;
@@ -161,11 +162,12 @@ struct Keeper<D> {
     told: Option<String>,
     /// How long the devices are given next time.
     patience: Duration,
+    history: Option<Arc<History>>,
 }
 
 impl<D: Devices> Keeper<D> {
     fn new(store: Arc<dyn Store>, node: String, v4: bool, devices: D) -> Self {
-        Self { store, node, v4, devices, told: None, patience: DEVICE }
+        Self { store, node, v4, devices, told: None, patience: DEVICE, history: None }
     }
 
     /// Looks at what is, and takes the next step towards what should be. May be stopped anywhere: the next one begins with
@@ -198,7 +200,10 @@ impl<D: Devices> Keeper<D> {
             TunnelWish::Lack(why) => (current, Some(format!("there is none: {why}"))),
             TunnelWish::Take { pools, instead } => {
                 match allocator.take_tunnel_address(KIND, &pools, &view, now()).await {
-                    Ok(ip) => (v4(ip), None),
+                    Ok(ip) => {
+                        self.note(Event::Given, &[ip], KIND);
+                        (v4(ip), None)
+                    }
                     Err(IpamError::Refused(why)) => {
                         again = Some(REFUSED);
                         match instead {
@@ -248,9 +253,22 @@ impl<D: Devices> Keeper<D> {
             allocator.release_tunnel_addresses(KIND, &leaving, &view, now()).await?
         };
         if !freed.is_empty() {
+            self.note(Event::Returned, &freed, KIND);
             tracing::info!(addresses = ?freed, cause = "no device has them any more", "tunnel addresses given back");
         }
         Ok(Done { said, again })
+    }
+
+    fn note(&self, event: Event, ips: &[IpAddr], kind: TunnelKind) {
+        if let Some(history) = &self.history {
+            history.note(
+                event,
+                ips,
+                &kind.handle(&self.node),
+                &format!("tunnel of node {}", self.node),
+                &self.node,
+            );
+        }
     }
 
     fn complain(&mut self, complaint: Option<String>) {
@@ -332,6 +350,9 @@ mod tests {
         label(&store, "a").await;
         put_pool(&store, "one", "10.1.0.0/24", |_| {}).await;
         let mut keeper = Keeper::new(store.clone(), "n1".into(), true, Told::default());
+        let dir = std::env::temp_dir().join(format!("bt-{}-tunnel", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        keeper.history = Some(Arc::new(History::new(&dir)));
         assert_eq!(keeper.step().await.unwrap().again, None);
         let first = within(named(&store).await, "10.1.0.");
         keeper.devices.has = vec![first];
@@ -375,6 +396,15 @@ mod tests {
         assert_eq!(held(&store).await, [IpAddr::V4(third)], "not in the step that took it off");
         assert_eq!(keeper.step().await.unwrap().again, None);
         assert!(held(&store).await.is_empty());
+
+        let text = std::fs::read_to_string(dir.join("ipam-history.jsonl")).unwrap();
+        let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        let of_first: Vec<String> = lines
+            .filter(|l| l["ip"] == first.to_string() && l["allocatedTo"] == "tunnel of node n1")
+            .map(|l| l["event"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(of_first[..2], ["given", "returned"]);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ const FULL: u64 = 1 << 20;
 
 /// What happened.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     Given,
     /// Handed on from the pod's former sandbox.
     Kept,
@@ -42,18 +42,18 @@ impl Event {
 }
 
 /// The file.
-pub(super) struct History {
+pub(crate) struct History {
     path: PathBuf,
     open: Mutex<Option<(File, u64)>>,
 }
 
 impl History {
-    pub(super) fn new(state_dir: &Path) -> Self {
+    pub(crate) fn new(state_dir: &Path) -> Self {
         Self { path: state_dir.join(FILE), open: Mutex::new(None) }
     }
 
     /// Appends one line per address.
-    pub(super) fn note(&self, event: Event, ips: &[IpAddr], handle: &str, whose: &str, node: &str) {
+    pub(crate) fn note(&self, event: Event, ips: &[IpAddr], handle: &str, whose: &str, node: &str) {
         if ips.is_empty() {
             return;
         }

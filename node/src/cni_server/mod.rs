@@ -34,6 +34,7 @@ use brindle_config_core::store::Store;
 use brindle_ipam::View;
 pub(crate) use calls::Calls;
 pub(crate) use dataplane::Dataplane;
+pub(crate) use history::{Event, History};
 pub(crate) use leaks::LeakArgs;
 pub(crate) use pause::{Jitter, now};
 pub(crate) use socket::Server;

@@ -51,7 +51,7 @@ pub(super) struct Service {
     pub(super) dataplane: Arc<dyn Dataplane>,
     pub(super) journal: PathBuf,
     pub(super) state_dir: PathBuf,
-    pub(super) history: History,
+    pub(super) history: Arc<History>,
     pub(super) attached: Attached,
     /// Writes, one call at a time; it remembers the node's blocks.
     pub(super) allocator: Mutex<BlockAllocator>,
@@ -86,7 +86,8 @@ impl Service {
             dataplane: Arc::clone(&settings.dataplane),
             journal: settings.state_dir.join(journal::FOLDER),
             state_dir: settings.state_dir.clone(),
-            history: History::new(&settings.state_dir),
+            history: Arc::new(History::new(&settings.state_dir)),
+            overlaps: Overlaps::new(&settings.state_dir),
             attached: Attached::read(&settings.state_dir),
             allocator: Mutex::new(allocator()),
             reader: allocator(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use tokio::task::JoinHandle;
 
-use super::{CniServerSettings, calls::Calls, service::Service, session};
+use super::{CniServerSettings, calls::Calls, history::History, service::Service, session};
 use crate::local_socket;
 
 /// Sessions at a time; more wait in the socket's queue. kubelet starts pods in bursts.
@@ -15,12 +15,18 @@ const MAX_SESSIONS: usize = 256;
 pub(crate) struct Server {
     tasks: [JoinHandle<()>; 3],
     calls: Arc<Calls>,
+    history: Arc<History>,
 }
 
 impl Server {
     /// What was asked so far, as it goes on.
     pub(crate) fn calls(&self) -> Arc<Calls> {
         Arc::clone(&self.calls)
+    }
+
+    /// Where this node's addresses are written about.
+    pub(crate) fn history(&self) -> Arc<History> {
+        Arc::clone(&self.history)
     }
 
     /// Completes when the server has ended, which it does only by a defect.
@@ -46,12 +52,12 @@ pub(super) async fn spawn(settings: CniServerSettings) -> Result<Server> {
     service.replay().await;
     service.warm().await;
     let listener = local_socket::bind(&settings.socket)?;
-    let calls = Arc::clone(&service.calls);
+    let (calls, history) = (Arc::clone(&service.calls), Arc::clone(&service.history));
     let replay = tokio::spawn(Arc::clone(&service).keep_replaying());
     let collect = tokio::spawn(Arc::clone(&service).keep_collecting(settings.leaks));
     let serve = tokio::spawn(local_socket::serve(listener, MAX_SESSIONS, move |stream| {
         let service = Arc::clone(&service);
         async move { session::serve(stream, service).await }
     }));
-    Ok(Server { tasks: [serve, replay, collect], calls })
+    Ok(Server { tasks: [serve, replay, collect], calls, history })
 }

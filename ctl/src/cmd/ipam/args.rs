@@ -25,7 +25,7 @@ pub(crate) enum IpamCommand {
     /// Check all records against each other and against what is in use; exit code 1 when there are problems.
     Check(CheckArgs),
     /// Tell everything about one address: who has it, why it may not be given, what happened to it (as agents remember: what
-    /// `ipam release` did is not among it).
+    /// `ipam release` and brindle-controllers did is not among it).
     Why(WhyArgs),
     /// Give back an address that nothing uses any more, or all that a report of `check` names.
     Release(ReleaseArgs),

@@ -1,6 +1,10 @@
 //! `ipam why IP`: what the records say about one address, and what the agent remembers of it.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use brindle_config_core::Kind;
@@ -25,12 +29,13 @@ pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outco
     let ip = args.ip;
     let story = story(world, ip, now()?);
     let folders: Vec<PathBuf> = args.agent.all(&args.store)?.into_iter().map(|(_, folder)| folder).collect();
-    let history = history(&folders, ip);
+    let (history, unread) = history(&folders, ip);
     if format == Format::Json {
         let facts: serde_json::Map<String, Value> =
             story.facts.iter().map(|(k, v)| ((*k).to_owned(), Value::from(v.clone()))).collect();
         out::json(
-            &json!({"ip": ip, "state": story.state, "summary": story.summary, "facts": facts, "history": history}),
+            &json!({"ip": ip, "state": story.state, "summary": story.summary, "facts": facts, "history": history,
+                "historyUnread": unread.iter().map(|(folder, why)| json!({"folder": folder, "why": why})).collect::<Vec<_>>()}),
         );
         return Ok(Outcome::Ok);
     }
@@ -43,11 +48,7 @@ pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outco
         line("released", "by hand or by another agent: no history of this one tells of that");
     }
     if history.is_empty() {
-        let who = match folders.as_slice() {
-            [one] => format!("the agent of this node remembers nothing of it ({})", one.display()),
-            all => format!("none of the {} agents remembers anything of it", all.len()),
-        };
-        out::say!("  history   {who}");
+        no_history(&folders, &unread, &story);
     }
     for (i, e) in history.iter().enumerate() {
         let text = |key: &str| e.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -57,6 +58,41 @@ pub(super) fn why(world: &World, args: &WhyArgs, format: Format) -> Result<Outco
         line(what, &format!("{} {:<9} {whose}handle {}", text("time"), text("event"), text("handle")));
     }
     Ok(Outcome::Ok)
+}
+
+/// Why nothing is told, and where more may be known. Folders are not wrapped: they are copied.
+fn no_history(folders: &[PathBuf], unread: &Unread, story: &Story) {
+    let mut asked = None;
+    if unread.len() < folders.len() {
+        let who = match folders {
+            [one] => {
+                let node = std::fs::read_to_string(one.join("nodename")).unwrap_or_default();
+                let whose = match node.trim() {
+                    "" => "of this node".to_owned(),
+                    node => format!("of node {node}"),
+                };
+                asked = Some(node.trim().to_owned()).filter(|n| !n.is_empty());
+                format!("the agent {whose} remembers nothing of it ({})", one.display())
+            }
+            all => format!("none of the {} agents remembers anything of it", all.len()),
+        };
+        out::say!("  history   {who}");
+    }
+    for (folder, why) in unread {
+        out::say!("  history   not known here, {}: {why}", folder.display());
+    }
+    let elsewhere = !unread.is_empty() || asked.is_some() && asked != story.node;
+    if story.balancer {
+        line(
+            "see",
+            "the log of brindle-controllers: it gives addresses to services, agents do not hear of it",
+        );
+    } else if let Some(node) = story.node.as_ref().filter(|_| elsewhere) {
+        line(
+            "see",
+            &format!("what the agent of node {node} remembers: ask there, or name its folder (--state-dir)"),
+        );
+    }
 }
 
 /// One fact, within the width of the screen.
@@ -73,6 +109,10 @@ struct Story {
     state: &'static str,
     summary: String,
     facts: Vec<(&'static str, String)>,
+    /// Of a LoadBalancer service, or of a block for them.
+    balancer: bool,
+    /// The node whose agent gave it, or would.
+    node: Option<String>,
 }
 
 fn story(world: &World, ip: IpAddr, now: Now) -> Story {
@@ -131,7 +171,12 @@ fn story(world: &World, ip: IpAddr, now: Now) -> Story {
             ("conflict", format!("{summary}, yet {users} uses it: record and use contradict"))
         }
     };
-    Story { state, summary, facts }
+    let allocation = block.and_then(|b| b.allocation(ip));
+    let balancer = block.is_some_and(|b| b.owner() == Some(LOAD_BALANCER))
+        || allocation.as_ref().is_some_and(|a| service_of(a).is_some());
+    let given_by = allocation.and_then(|a| a.attribute.secondary.get("node").cloned());
+    let node = given_by.or_else(|| block?.host().map(str::to_owned));
+    Story { state, summary, facts, balancer, node }
 }
 
 fn in_block(
@@ -197,13 +242,33 @@ fn in_block(
     ("in-use", format!("{ip} belongs to {whose}{doubt}"))
 }
 
+/// What an agent wrote down, both halves: nothing yet is fine, a folder that is not there or may not be read is told.
+fn remembered(folder: &Path) -> io::Result<String> {
+    if !folder.is_dir() {
+        let why = "there is no such folder";
+        return Err(io::Error::other(why));
+    }
+    let mut all = String::new();
+    for file in ["ipam-history.jsonl.old", "ipam-history.jsonl"] {
+        match std::fs::read_to_string(folder.join(file)) {
+            Ok(text) => all += &text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(all)
+}
+
+/// Folders that could not be read, and why.
+type Unread = Vec<(PathBuf, String)>;
+
 /// What agents remember of the address, oldest first: each of what it did itself.
-fn history(folders: &[PathBuf], ip: IpAddr) -> Vec<Value> {
-    let files = |folder: &PathBuf| ["ipam-history.jsonl.old", "ipam-history.jsonl"].map(|f| folder.join(f));
-    let mut events: Vec<Value> = folders
-        .iter()
-        .flat_map(files)
-        .filter_map(|f| std::fs::read_to_string(f).ok())
+fn history(folders: &[PathBuf], ip: IpAddr) -> (Vec<Value>, Unread) {
+    let mut unread = Vec::new();
+    let texts = folders.iter().filter_map(|folder| {
+        remembered(folder).map_err(|e| unread.push((folder.clone(), e.to_string()))).ok()
+    });
+    let mut events: Vec<Value> = texts
         .flat_map(|text| text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect::<Vec<Value>>())
         .filter(|e| e.get("ip").and_then(Value::as_str).and_then(|t| t.parse().ok()) == Some(ip))
         .collect();
@@ -213,5 +278,5 @@ fn history(folders: &[PathBuf], ip: IpAddr) -> Vec<Value> {
     }
     let skip = events.len().saturating_sub(EVENTS);
     events.drain(..skip);
-    events
+    (events, unread)
 }
