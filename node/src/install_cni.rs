@@ -3,6 +3,7 @@
 //! Every file is written beside its place, synced, and renamed: nobody ever sees half of one. The conflist holds no
 //! secret: the plugin talks to the agent, which has the datastore.
 
+mod kept;
 mod place;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use brindle_cni::proto::{self, Call, Reply};
 use clap::{Args, Parser};
+pub(crate) use kept::Kept;
 use place::{plugins, put, remove, remove_file};
 use serde_json::{Value, json};
 
@@ -108,8 +110,8 @@ pub(crate) fn run(args: &InstallArgs) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// For an agent that is ready itself: only the conflist.
-pub(crate) fn conflist_for(cni_socket: &Path) -> Result<Vec<String>> {
+/// For an agent that is ready itself: only the conflist. What was done, and what is to be looked after.
+pub(crate) fn conflist_for(cni_socket: &Path) -> Result<(Vec<String>, Kept)> {
     #[derive(Parser)]
     struct FromEnvironment {
         #[command(flatten)]
@@ -122,7 +124,7 @@ pub(crate) fn conflist_for(cni_socket: &Path) -> Result<Vec<String>> {
     let text = when_ready(&args, &text)?;
     let mut done = Vec::new();
     write_conflist(&args, &conflist, &text, &mut done)?;
-    Ok(done)
+    Ok((done, Kept::new(conflist, text)))
 }
 
 fn write_conflist(args: &InstallArgs, conflist: &Path, text: &str, done: &mut Vec<String>) -> Result<()> {

@@ -405,15 +405,22 @@ async fn give_memory_back(mut policy: tokio::sync::watch::Receiver<brindle_felix
     }
 }
 
-/// The conflist, once pods can be attached; tried until it is there. Runs on a thread of its own.
+/// How often it is looked whether the conflist is still there.
+const CONFLIST: Duration = Duration::from_secs(5);
+
+/// The conflist, once pods can be attached; tried until it is there, and put back when somebody takes it away. Runs on a
+/// thread of its own.
 fn install_conflist(socket: &std::path::Path) {
     // The pause grows to half a minute; the log says why each time.
     let mut pause = Duration::from_secs(1);
     loop {
         match crate::install_cni::conflist_for(socket) {
-            Ok(done) => {
+            Ok((done, mut conflist)) => {
                 done.iter().for_each(|line| tracing::info!("conflist {line}"));
-                return;
+                loop {
+                    std::thread::sleep(CONFLIST);
+                    conflist.look();
+                }
             }
             Err(e) => tracing::warn!("{e:#}; trying again"),
         }
