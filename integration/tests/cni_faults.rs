@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use brindle_cni::fail::{AGENT_ADD, AGENT_DEL, PLUGIN_ADD, PLUGIN_DEL};
+use brindle_cni::fail::{AGENT_ADD, AGENT_DEL, AGENT_GC, PLUGIN_ADD, PLUGIN_DEL};
 use brindle_config_core::{Key, Kind, workload::endpoint_name};
 use brindle_integration::{
     bins::bin,
@@ -78,6 +78,98 @@ fn an_agent_that_dies_at_any_step_leaves_nothing_after_the_del() {
         node.start_agent();
         node.settled(&[]);
     }
+}
+
+#[test]
+fn an_agent_that_dies_at_any_step_of_a_gc_leaves_what_the_next_one_collects() {
+    let mut node = CniNode::new("failg", "10.134.0.0/24");
+    let live = Container::new();
+    let said = node.add(&live);
+    for point in AGENT_GC {
+        // One whose container is gone, and addresses without an attachment.
+        let (gone, bare) = (Container::new(), Container::new());
+        assert!(node.add(&gone).ok, "{point}");
+        let mut command = node.command(&bin("brindle-ipam"), "ADD", &bare.id, &bare.netns());
+        assert!(node.run(&mut command, &node.conf()).ok, "{point}");
+        let gc = |node: &CniNode| {
+            let mut conf = node.conf();
+            conf["cniVersion"] = json!("1.1.0");
+            conf["cni.dev/valid-attachments"] = json!([{"containerID": live.id, "ifname": "eth0"}]);
+            node.run(&mut node.command(&bin("brindle"), "GC", "-", ""), &conf)
+        };
+        node.kill_agent();
+        node.start_agent_dying_at(Some(point));
+        let refused = gc(&node);
+        assert!(!refused.ok, "{point}: {refused:?}");
+        node.kill_agent();
+        node.start_agent();
+        let said = gc(&node);
+        assert!(said.ok, "{point}: {said:?}");
+        node.settled(&[&live]);
+    }
+    assert!(node.pings(&said.address()));
+    assert!(node.del(&live).ok);
+    node.settled(&[]);
+}
+
+#[test]
+fn a_disk_without_room_refuses_new_pods_lets_old_ones_go_and_loses_nothing() {
+    let node = CniNode::on_small_disk("fulld", "10.135.0.0/24", "16m");
+    let (stays, goes) = (Container::new(), Container::new());
+    let (first, second) = (node.add(&stays), node.add(&goes));
+    assert!(first.ok && second.ok, "{first:?} {second:?}");
+    node.fill_disk();
+    let refused: Vec<Container> = (0..3).map(|_| Container::new()).collect();
+    for c in &refused {
+        let said = node.add(c);
+        assert_eq!(said.code(), 11, "{said:?}");
+        assert!(said.out.contains("the disk is full; free some space"), "{said:?}");
+        assert!(c.ns.rtnl().link_by_name("eth0").unwrap().is_none(), "half a pair is left");
+    }
+    assert_eq!(node.devices().len(), 2);
+    let said = node.status();
+    assert_eq!(said.code(), 50, "{said:?}");
+    assert!(
+        said.out.contains("the last pod could not be recorded") && said.out.contains("disk is full"),
+        "{said:?}"
+    );
+    // What frees a disk is pods that go.
+    assert!(node.pings(&first.address()), "forwarding goes on");
+    let del = node.del(&goes);
+    assert!(del.ok, "promised where room was kept for it: {del:?}");
+    assert_eq!(node.devices().len(), 1);
+    assert!(!node.pings(&second.address()));
+    for c in &refused[..2] {
+        assert!(node.del(c).ok, "after a refused ADD");
+    }
+    assert!(node.check(&stays, &first).ok);
+    node.free_disk();
+    let late = Container::new();
+    let said = node.add(&late);
+    assert!(node.pings(&said.address()), "{said:?}");
+    let status = node.status();
+    assert!(status.ok, "{status:?}");
+    // What was promised is carried out at the agent's next look at its journal.
+    until_true("promises are kept", LONG, || node.journal() == 0);
+    node.settled(&[&stays, &late]);
+    for c in [&stays, &late] {
+        assert!(node.del(c).ok);
+    }
+    node.settled(&[]);
+}
+
+#[test]
+fn a_conflist_that_somebody_removes_comes_back() {
+    let mut node = CniNode::without_agent("confl", "10.136.0.0/24");
+    let folder = node.dir.join("net.d");
+    node.vars.push(("CNI_NET_DIR".into(), folder.display().to_string()));
+    node.start_agent_with(&["--install-cni"]);
+    let file = folder.join("10-brindle.conflist");
+    let text = || std::fs::read_to_string(&file).unwrap_or_default();
+    until_true("it is written", LONG, || !text().is_empty());
+    let before = text();
+    std::fs::remove_dir_all(&folder).unwrap();
+    until_true("it is back", LONG, || text() == before);
 }
 
 #[test]
