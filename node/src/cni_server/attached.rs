@@ -163,6 +163,13 @@ impl Attached {
         self.lock().values().filter(|k| k.owes()).cloned().collect()
     }
 
+    /// Those of a network whose addresses the datastore has under their own handle.
+    pub(super) fn recorded_on(&self, network: &str) -> Vec<Attachment> {
+        let all = self.lock();
+        let of_it = all.values().filter(|k| !k.given && !k.owes() && k.attachment.network == network);
+        of_it.map(|k| k.attachment.clone()).collect()
+    }
+
     /// The attachment that was promised the addresses of this handle, which is not its own.
     pub(super) fn promised(&self, handle: &str) -> Option<Kept> {
         self.lock().values().find(|k| k.is_borrowed() && k.handle == handle).cloned()

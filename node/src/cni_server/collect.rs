@@ -78,6 +78,11 @@ impl Service {
         for (handle, holding) in &handles {
             self.collect_handle(handle, &holding.releases).await?;
         }
+        for a in self.attached.recorded_on(network) {
+            if !is_valid(&a.container_id, &a.ifname) {
+                self.collect_remains(&a).await?;
+            }
+        }
         fail::point("agent.gc.done");
         Ok(())
     }
@@ -109,6 +114,21 @@ impl Service {
         fail::point("agent.gc.released");
         self.attached.forget_handle(handle).await;
         Ok(())
+    }
+
+    /// What an agent left that died while it released: the record of a handle that holds nothing any more. Only its memory
+    /// tells of it.
+    async fn collect_remains(&self, a: &Attachment) -> Result<(), Refused> {
+        let _turn = self.turn(a).await;
+        let there = self.endpoint(&self.endpoint_key(a)).await?;
+        if self.claims.hold(&a.handle())
+            || there.is_some_and(|e| e.resource.spec.container_id == a.container_id)
+            || !self.addresses(a).await?.is_empty()
+        {
+            return Ok(());
+        }
+        tracing::info!(container = %a.container_id, cause = "GC: no valid attachment", "remains collected");
+        self.release_handle(&a.handle(), "").await.map(drop)
     }
 
     /// A runtime that lost its memory names no attachment at all. It is not believed against the kernel.
