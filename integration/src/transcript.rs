@@ -182,6 +182,8 @@ impl Backend {
         let words = split(words);
         let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut command = self.command(&args);
+        // Not what an agent of this machine left.
+        command.env("BRINDLE_STATE_DIR", self.dir.join("state"));
         let input = input.unwrap_or_default();
         let mut work = || {
             let mut child = command
