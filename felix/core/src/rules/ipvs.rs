@@ -144,8 +144,14 @@ mod tests {
         for (_, chain) in all {
             for line in &crate::rules::iptables::chain(Family::V4, chain).lines {
                 // Without the tags.
-                let line: Vec<&str> = line.split(' ').filter(|w| !w.contains("bri:")).collect();
-                text += &format!("{:<18} {}\n", chain.name, line.join(" "));
+                let (_, rest) = line.split_once('"').unwrap();
+                let (comment, rule) = rest.split_once('"').unwrap();
+                let words = comment.split_once(' ').map_or("", |(_, words)| words);
+                text += &format!(
+                    "{:<18}{rule}{}{words}\n",
+                    chain.name,
+                    if words.is_empty() { "" } else { "  # " }
+                );
             }
         }
         insta::assert_snapshot!(text);
