@@ -124,6 +124,35 @@ fn the_deciding_rule_is_named_at_each_end() {
     insta::assert_snapshot!(screens.concat());
 }
 
+const SERVICE: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec:
+  clusterIP: 10.96.0.10
+  ports: [{name: sql, port: 80, protocol: TCP}, {name: other, port: 81, protocol: TCP}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-1, namespace: shop, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+ports: [{name: sql, port: 5432, protocol: TCP}]
+endpoints:
+- {addresses: [10.0.2.7], conditions: {ready: true}}
+- {addresses: [10.0.2.8], conditions: {ready: false}}
+"#;
+
+#[test]
+fn who_traces_to_a_service_is_shown_the_pods_behind_it() {
+    let p = Place::with("service", &format!("{RESOURCES}---{SERVICE}"));
+    let screens = [
+        p.run("policy trace shop/web 10.96.0.10:80"),
+        p.run("policy trace shop/web 10.96.0.10:81"),
+        p.run("policy trace lab/spy 10.96.0.10:80 -o json"),
+    ];
+    insta::assert_snapshot!(screens.concat());
+}
+
 /// Four nodes with pods: without a host endpoint, with one, with two that differ, with one for everything and a tunnel.
 const FORWARDED: &str = r#"
 apiVersion: projectcalico.org/v3

@@ -190,10 +190,13 @@ const IPVS: &str = r#"
     service 10.96.0.10:80 "$b"
     service 10.96.0.11:80 "$far"
     service 10.77.1.1:30080 "$b"
+    # What runs on the host's own network.
+    service 10.96.0.10:443 10.77.1.1
     on node1 sysctl -qw net.ipv4.vs.conntrack=1
     on node1 iptables-legacy -t nat -A PREROUTING -p tcp -d 10.77.1.1 --dport 30080 -j MARK --or-mark 0x4000
     on node1 iptables-legacy -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE
     expect "without policy" p1-1 10.96.0.10 80 refused
+    expect "the host by a service" p1-1 10.96.0.10 443 refused
     policy 'types: [Ingress], ingress: [{action: Allow, source: {nets: [192.0.2.0/24]}}]'
     expect "ingress of a pod here" p1-1 10.96.0.10 80 nothing
     expect "ingress of a pod elsewhere" p1-1 10.96.0.11 80 nothing
@@ -203,6 +206,8 @@ const IPVS: &str = r#"
     expect "egress by the true destination" p1-1 10.96.0.10 80 refused
     expect "by node port" router 10.77.1.1 30080 refused
     expect "egress to another" p1-1 10.96.0.11 80 nothing
+    expect "egress to the host by a service" p1-1 10.96.0.10 443 nothing
+    expect "egress to the host by a service's address" p1-1 10.96.0.10 22 nothing
     "$CTL" delete --lab kv globalnetworkpolicy only >&2
     expect "without policy again" p1-1 10.96.0.11 80 refused
     lab exec node1 -- "$CTL" -o json status
@@ -216,6 +221,7 @@ fn policy_holds_for_what_ipvs_sends_on_and_by_the_true_destination() {
         (lines.iter()).filter_map(|l| Some((l["try"].as_str()?, l["got"].as_str()?))).collect();
     let wanted = [
         ("without policy", "refused"),
+        ("the host by a service", "refused"),
         ("ingress of a pod here", "nothing"),
         ("ingress of a pod elsewhere", "nothing"),
         ("ingress by node port", "nothing"),
@@ -223,6 +229,8 @@ fn policy_holds_for_what_ipvs_sends_on_and_by_the_true_destination() {
         ("egress by the true destination", "refused"),
         ("by node port", "refused"),
         ("egress to another", "nothing"),
+        ("egress to the host by a service", "nothing"),
+        ("egress to the host by a service's address", "nothing"),
         ("without policy again", "refused"),
     ];
     assert_eq!(got, wanted, "{lines:#?}");

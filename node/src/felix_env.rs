@@ -135,7 +135,7 @@ fn value(field: &str, text: &str) -> Value {
     if field.starts_with("failsafe") {
         return ports(text);
     }
-    if field == "externalNodesList" || field == "kubeNodePortRanges" {
+    if field == "externalNodesList" {
         return text.split(',').map(str::trim).filter(|t| !t.is_empty()).collect();
     }
     match text.to_ascii_lowercase().as_str() {
@@ -208,7 +208,6 @@ mod tests {
             ("FELIX_IPV6SUPPORT", "false"),
             ("FELIX_FAILSAFEINBOUNDHOSTPORTS", "tcp:22,udp:10.0.0.0/8:68,tcp:fd00::/8:179"),
             ("FELIX_HEALTHENABLED", "true"),
-            ("FELIX_KUBENODEPORTRANGES", "30000:30010,31000"),
             ("PATH", "/bin"),
         ]);
         assert_eq!(e.unknown, ["FELIX_NONSENSE"]);
@@ -222,7 +221,6 @@ mod tests {
                 {"protocol": "TCP", "net": "fd00::/8", "port": 179},
             ])
         );
-        assert_eq!(e.fields["kubeNodePortRanges"], json!(["30000:30010", "31000"]));
         assert_eq!(ports("none"), json!([]));
     }
 

@@ -44,7 +44,7 @@ pub struct FelixConfigurationSpec {
 
 impl FelixConfigurationSpec {
     /// Fields that are acted on though they stay among the others, sorted.
-    pub const SETTINGS: [&str; 25] = [
+    pub const SETTINGS: [&str; 24] = [
         "allowIPIPPacketsFromWorkloads",
         "allowVXLANPacketsFromWorkloads",
         "chainInsertMode",
@@ -58,7 +58,6 @@ impl FelixConfigurationSpec {
         "iptablesMarkMask",
         "iptablesNATOutgoingInterfaceFilter",
         "iptablesRefreshInterval",
-        "kubeNodePortRanges",
         "logPrefix",
         "maxIpsetSize",
         "natOutgoingAddress",

@@ -34,11 +34,8 @@ use brindle_kernel::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::{
-    checks::Questions,
-    flows::{Departed, addresses},
-    moves::Moves,
-};
+pub(super) use self::flows::addresses;
+use self::{checks::Questions, flows::Departed, moves::Moves};
 use super::{
     bridge,
     driver::{DriveError, Driver, Mode},
@@ -105,8 +102,8 @@ pub fn spawn_policy(
         addresses: BTreeMap::new(),
         moves: None,
         rivals: Vec::new(),
-        ipvs: false,
-        ipvs_problem: None,
+        ipvs: ipvs::Watch::default(),
+        ipvs_problems: Vec::new(),
         heard: false,
         revision: 0,
         mode_problem: None,
@@ -160,9 +157,9 @@ struct Engine {
     addresses: BTreeMap<IpAddr, String>,
     moves: Option<Moves>,
     rivals: Vec<String>,
-    /// kube-proxy is in IPVS mode; and what does not hold beside it. Told, but no reason to call the node broken.
-    ipvs: bool,
-    ipvs_problem: Option<String>,
+    /// What kube-proxy has in IPVS mode; and what does not hold beside it. Told, but no reason to call the node broken.
+    ipvs: ipvs::Watch,
+    ipvs_problems: Vec<String>,
     /// Resources changed: what is wrong with them may have.
     heard: bool,
     /// The latest revision taken in.
@@ -200,7 +197,7 @@ impl Engine {
                 Some((at, _)) => departed.into_iter().chain([at]).min(),
                 None => {
                     let check = self.check_at.filter(|_| self.look.is_none());
-                    check.into_iter().chain(tidy).chain(departed).min()
+                    check.into_iter().chain(tidy).chain(departed).chain(self.ipvs.due()).min()
                 }
             };
             let sleep = async {
@@ -222,7 +219,10 @@ impl Engine {
                 }
             };
             tokio::select! {
-                () = moved => self.urgent = true,
+                () = moved => {
+                    self.ipvs.hurry();
+                    self.urgent = true;
+                }
                 input = rx.recv() => match input {
                     Some(input) => self.take(input),
                     None => return,
@@ -336,7 +336,7 @@ impl Engine {
     fn guard(&mut self) -> Result<(), String> {
         let make = self.detect()?;
         self.driver.set_mode(Mode::Iptables(make));
-        self.look_at_addresses();
+        self.ipvs.look(Instant::now());
         let around = self.around();
         let waiting = |f: &Family| (*f, Model::waiting(*f, &around, &Style::iptables()));
         let waiting = self.driver.families().iter().map(waiting).collect();
@@ -364,6 +364,7 @@ impl Engine {
 
     /// The one place from which anything is written, and its conditions. Gives what was written.
     fn step(&mut self, now: Instant) -> Option<Changed> {
+        self.pending.rules |= self.ipvs.look(Instant::now());
         let deltas = self.calculation.flush();
         if std::mem::take(&mut self.heard) {
             let now = self.calculation.problems();
@@ -449,11 +450,9 @@ impl Engine {
             }
             self.bridge_problem = bridge;
         }
-        let ipvs = ipvs::problem(&self.model, &self.settings.around).filter(|_| self.ipvs);
-        if let Some(why) = ipvs.as_ref().filter(|_| self.ipvs_problem.is_none()) {
-            tracing::warn!("{why}");
-        }
-        self.ipvs_problem = ipvs;
+        let ipvs = self.ipvs.problems(&self.model, &self.settings.around);
+        super::named::log(&self.ipvs_problems, &ipvs);
+        self.ipvs_problems = ipvs;
         let changed = std::mem::take(&mut self.pending);
         let wrote = !changed.is_empty() || repaired || !self.applied;
         self.applied = true;
@@ -546,21 +545,13 @@ impl Engine {
         }
     }
 
-    /// Which device a host endpoint known by its addresses stands for may change with every address of this host, and so
-    /// does what IPVS takes for a service. That is a change like others: nobody has touched our rules.
+    /// Which device a host endpoint known by its addresses stands for may change with every address of this host. That is
+    /// a change like others: nobody has touched our rules.
     fn look_at_addresses(&mut self) {
-        // Whoever listens hears of what happens after the look.
-        let moves = self.moves.get_or_insert_with(Moves::begin);
         let by_address = self.model.endpoints.values().any(|e| e.interface == Interface::WithAddress);
-        let ipvs = ipvs::device().is_some();
-        moves.tell_of_addresses(by_address || ipvs);
-        let now = if by_address || ipvs { addresses() } else { BTreeMap::new() };
-        if ipvs != self.ipvs {
-            let name = |there| if there { "IPVS" } else { "not IPVS" };
-            tracing::info!(old = name(self.ipvs), new = name(ipvs), "mode of kube-proxy");
-            self.ipvs = ipvs;
-            self.pending.rules = true;
-        }
+        // Whoever listens hears of what happens after the look.
+        self.moves.get_or_insert_with(Moves::begin).tell_of_addresses(by_address);
+        let now = if by_address { addresses() } else { BTreeMap::new() };
         if now != self.addresses {
             self.addresses = now;
             self.pending.rules = true;
@@ -574,7 +565,7 @@ impl Engine {
     /// What the resources say of the rules, and what the kernel does.
     fn around(&self) -> Surroundings {
         let mut around = self.settings.around.clone();
-        around.ipvs = self.ipvs.then(|| self.addresses.keys().copied().collect());
+        around.ipvs = self.ipvs.services().cloned();
         around
     }
 
@@ -612,7 +603,13 @@ impl Engine {
                 None => Arc::clone(&self.report.borrow().ready),
             },
             problems,
-            resources: self.ipvs_problem.iter().chain(&self.resources).chain(&self.rivals).cloned().collect(),
+            resources: self
+                .ipvs_problems
+                .iter()
+                .chain(&self.resources)
+                .chain(&self.rivals)
+                .cloned()
+                .collect(),
             policies: self.model.policies.len(),
             sets: self.model.set_count(),
             revision: if settled && self.mode_problem.is_none() {

@@ -99,11 +99,6 @@ fn setting(name: &str, value: &Value, errors: &mut Errors) {
         "natOutgoingAddress" if text.is_none_or(|t| t.parse::<IpAddr>().is_err()) => {
             wrong("expected an IP address".into());
         }
-        "kubeNodePortRanges" => {
-            if let Err(reason) = node_ports(value) {
-                wrong(reason);
-            }
-        }
         "natPortRange" => {
             if let Err(reason) = nat_port_range(value) {
                 wrong(reason);
@@ -129,12 +124,6 @@ fn choices(name: &str) -> Option<&'static [&'static str]> {
         "workloadSourceSpoofing" => &["Any", "Disabled"],
         _ => return None,
     })
-}
-
-/// Reads `kubeNodePortRanges`: a list of ports and ranges, `[30000, "30100:32767"]`.
-pub fn node_ports(value: &Value) -> Result<Vec<(u16, u16)>, String> {
-    let list = value.as_array().ok_or("expected a list of ports and FIRST:LAST")?;
-    list.iter().map(nat_port_range).collect()
 }
 
 /// Reads `natPortRange`: `40000`, `"40000"` or `"32768:65535"`.
@@ -204,7 +193,6 @@ mod tests {
             ("iptablesMarkMask", json!(0xffff_0000_u32)),
             ("natPortRange", json!(40_000)),
             ("natPortRange", json!("40000")),
-            ("kubeNodePortRanges", json!([30000, "30100:32767"])),
             ("natPortRange", json!("32768:65535")),
             ("natOutgoingAddress", json!("192.0.2.1")),
             ("natOutgoingExclusions", json!("IPPoolsAndHostIPs")),

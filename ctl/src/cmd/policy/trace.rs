@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::{
     args::TraceArgs,
     ends::{self, End},
+    service::{self, Behind},
     way::{self, Door, Nodes, Through},
 };
 use crate::{
@@ -52,6 +53,8 @@ struct Doubts {
     problems: Vec<String>,
     /// Host endpoints known by addresses alone, and what depends on which device has those.
     contested: Vec<String>,
+    /// The packet is for a service: policy sees another destination.
+    service: Option<Behind>,
 }
 
 /// What becomes of the packet.
@@ -105,6 +108,9 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
         icmp,
     };
     let mut doubts = Doubts::default();
+    if to.endpoint.is_none() && !to.host {
+        doubts.service = service::behind(entries, dst, protocol, packet.dst_port);
+    }
     let mut steps = Vec::new();
     let mut fate = Fate::Allowed;
     // What a pod sends to itself meets no rule of the node.
@@ -381,6 +387,22 @@ fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], doubts: &Doubts, fate:
         true => paint("allowed", Mood::Good, colours),
         false => paint("denied", Mood::Bad, colours),
     };
+    if let Some(Behind { service, ends }) = &doubts.service {
+        say!(
+            "{} is an address of service {service}, which the node replaces before policy looks at the packet.",
+            p.dst
+        );
+        match ends.first() {
+            None => say!("Nothing is ready behind that port of it.\n"),
+            Some(end) => say!(
+                "Behind that port of it {}; trace to one of them, for example {end}.\n",
+                match ends.len() {
+                    1 => "one is ready".to_owned(),
+                    n => format!("{n} are ready"),
+                }
+            ),
+        }
+    }
     if to_itself(from, to) {
         say!("The packet never leaves the pod: no policy looks at it.");
     } else if steps.is_empty() {
@@ -461,6 +483,7 @@ fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], doubts: &Doubts, fa
         "dependsOnInterface": matches!(fate, Fate::Depends | Fate::Unless),
         "steps": steps,
         "contested": doubts.contested,
+        "service": doubts.service.as_ref().map(|b| json!({"name": b.service, "ends": b.ends})),
         "problems": doubts.problems,
     })
 }

@@ -23,7 +23,7 @@ use super::ends::End;
 const TUNNEL: &str = "tunl0";
 
 /// What is looked at beside the resources of policy.
-pub(super) const KINDS: [Kind; 2] = [Kind::Node, Kind::IpPool];
+pub(super) const KINDS: [Kind; 3] = [Kind::Node, Kind::IpPool, Kind::Service];
 
 /// An interface of a node, as far as policy knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

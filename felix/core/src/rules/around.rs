@@ -113,10 +113,6 @@ pub fn settings(inputs: &Inputs) -> Settings {
             floating::leads(inputs).into_iter().map(|(external, (_, own))| (external, own)).collect()
         }),
         place: if text("chainInsertMode") == "append" { Place::Last } else { Place::First },
-        node_ports: match extra("kubeNodePortRanges").and_then(|v| validate::node_ports(v).ok()) {
-            Some(given) => given.into_iter().map(|(first, last)| Ports { first, last }).collect(),
-            None => defaults.node_ports,
-        },
         // The kernel knows.
         ipvs: None,
     };

@@ -1,19 +1,24 @@
 //! Beside kube-proxy in IPVS mode. IPVS takes a packet for a service in at INPUT, for the service's address is one of this
 //! host, and sends it on through OUTPUT with the destination translated, where it looks like the host's own. So INPUT
-//! marks what may be such a packet and leaves it alone, and OUTPUT judges what has the mark as FORWARD would have done,
-//! by the true destination.
+//! marks what comes in and leaves alone what IPVS is known to send on, and OUTPUT judges what has the mark as FORWARD
+//! would have done, by the true destination.
 //!
 //! ```text
-//! filter INPUT   brindle-ipvs-in:   to an address or a node port of services ─> marked; forward policy of the host
-//!                                   endpoint it came in by (it sees the service's address)
-//! filter OUTPUT  brindle-ipvs-out:  marked ─> from workload, to workload, host endpoint it leaves by; mark cleared
+//! filter INPUT   all is marked; what is for a service ─> brindle-ipvs-taken: forward policy of the host endpoint it came
+//!                in by (it sees the service's address), nothing else of INPUT
+//! filter OUTPUT  marked ─> brindle-ipvs-out: from workload, to workload, host endpoint it leaves by; mark cleared
 //! ```
 //! Which workload it came from is told by its source: the device is not known any more, and the reverse path (raw
-//! PREROUTING) has vouched for it. Sources of `allowedSourcePrefixes` are nobody's there, and denied.
+//! PREROUTING) has vouched for it. A source of `allowedSourcePrefixes` is nobody's there, and denied, or is judged as the
+//! workload that has it.
+//!
+//! A service that is not known yet, or leads to this host itself, where IPVS lets the packet go on past every table that
+//! may drop, is judged at INPUT, too, with the service's address for a destination: that may deny what the true
+//! destination would be allowed, never the other way round.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::{
     ir::{Action, Chain, Family, Match, Rule, Table},
@@ -22,66 +27,53 @@ use super::{
     },
     marks::Through,
     names,
+    sets::{Member, SetKind, WantedSet, WantedSets, holdable},
 };
 
-/// Addresses of this host that are not a service's.
-pub const HOST: &str = "this-host";
+/// Where IPVS takes packets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Service {
+    pub address: IpAddr,
+    /// 6, 17 or 132.
+    pub protocol: u8,
+    pub port: u16,
+}
+
+/// The set of them.
+pub const SERVICES: &str = "ipvs-services";
 /// The choice of the workload a packet comes from, by its source.
 pub const FROM: &str = "brindle-ipvs-from";
-const IN: &str = "brindle-ipvs-in";
 const TAKEN: &str = "brindle-ipvs-taken";
 const OUT: &str = "brindle-ipvs-out";
 const DONE: &str = "brindle-ipvs-done";
-/// Protocols a service may have.
-const PROTOCOLS: [u8; 3] = [6, 17, 132];
-/// Ranges in one rule: multiport has 15 places.
-const RANGES: usize = 7;
 
 /// The marks, where there is IPVS and the mask has bits for it.
 pub(super) fn marks(s: &Surroundings) -> Option<Through> {
     s.marks.through.filter(|_| s.ipvs.is_some())
 }
 
-/// What is delivered here and nowhere else: this host's addresses, loopback and link-local ones.
-pub(super) fn host(s: &Surroundings) -> Option<Vec<IpNet>> {
-    marks(s)?;
-    let always = [
-        IpNet::from(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
-        IpNet::from(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
-        IpNet::from(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)),
-    ];
-    let known = s.ipvs.iter().flatten().copied().map(IpNet::from);
-    Some(known.filter(|n| !always.iter().any(|a| a.contains(n))).chain(always).collect())
+/// The set, where there is IPVS.
+pub(super) fn set(family: Family, s: &Surroundings) -> WantedSets {
+    if marks(s).is_none() {
+        return BTreeMap::new();
+    }
+    let member = |s: &Service| Member::Port { ip: s.address, protocol: s.protocol, port: s.port };
+    let members = holdable(s.ipvs.iter().flatten().map(member), family);
+    let set = WantedSet { kind: SetKind::IpPort, members };
+    BTreeMap::from([(names::set(family, SERVICES), Arc::new(set))])
 }
 
 /// The chains, and the way to them; nothing without IPVS. Behind [`super::layout::fixed`]'s own.
 pub(super) fn put(family: Family, s: &Surroundings, out: &mut Layout) {
     let Some(through) = marks(s) else { return };
-    let host = || Match::DstSet { set: names::set(family, HOST), not: false };
     let has = |bit| Match::Mark { value: bit, mask: bit };
     let set = |bit| Action::SetMark { value: bit, mask: bit };
     let clear = |mask| Rule::new(Vec::new(), Action::SetMark { value: 0, mask });
     let goto = |matches, to: &str| Rule::new(matches, Action::Goto(to.into()));
 
-    let mut rules = vec![clear(through.both())];
-    for ports in s.node_ports.chunks(RANGES) {
-        for number in PROTOCOLS {
-            let ports = Match::DstPorts { ports: ports.to_vec(), not: false };
-            let matches = vec![Match::Proto { number, not: false }, host(), ports];
-            rules.push(goto(matches, TAKEN).because("node ports"));
-        }
-    }
-    rules.push(Rule::new(vec![host()], Action::Return));
-    // Neither broadcast nor multicast.
-    rules.push(goto(vec![Match::DstLocal], TAKEN).because("addresses of services"));
-    out.put(Table::Filter, Chain::new(IN, rules));
-
-    let mut rules = vec![Rule::new(Vec::new(), set(through.service))];
-    rules.extend(from_workloads(s).map(|dev| Rule::new(vec![dev], set(through.workload))));
-    rules.push(clear(s.marks.pass));
     let undecided = Match::Mark { value: 0, mask: s.marks.accept };
-    rules.push(Rule::new(vec![undecided], Action::Jump(FROM_HEP_FORWARD.into())));
-    out.put(Table::Filter, Chain::new(TAKEN, rules));
+    let forward = Rule::new(vec![undecided], Action::Jump(FROM_HEP_FORWARD.into()));
+    out.put(Table::Filter, Chain::new(TAKEN, vec![clear(s.marks.pass), forward]));
 
     let mut rules = vec![goto(vec![Match::Known], DONE)];
     rules.push(Rule::new(vec![has(through.workload)], Action::Jump(FROM.into())));
@@ -92,16 +84,20 @@ pub(super) fn put(family: Family, s: &Surroundings, out: &mut Layout) {
     // A tunnel sends what it wraps through OUTPUT once more, with the marks it had.
     out.put(Table::Filter, Chain::new(DONE, vec![clear(through.both())]));
 
-    let taken = Rule::new(vec![has(through.service)], Action::Return);
-    before(out, Table::Raw, "brindle-OUTPUT", &[taken.clone().because("judged on its way")]);
-    before(out, Table::Filter, "brindle-INPUT", &[jump(IN), taken.because("judged behind IPVS")]);
-    before(out, Table::Filter, "brindle-OUTPUT", &[goto(vec![has(through.service)], OUT)]);
+    let judged = Rule::new(vec![has(through.service)], Action::Return).because("judged on its way");
+    before(out, Table::Raw, "brindle-OUTPUT", vec![judged]);
+    let mut rules = vec![clear(through.both()), Rule::new(Vec::new(), set(through.service))];
+    rules.extend(from_workloads(s).map(|dev| Rule::new(vec![dev], set(through.workload))));
+    let service = Match::DstPortSet { set: names::set(family, SERVICES), not: false };
+    rules.push(goto(vec![service], TAKEN).because("judged behind IPVS"));
+    before(out, Table::Filter, "brindle-INPUT", rules);
+    before(out, Table::Filter, "brindle-OUTPUT", vec![goto(vec![has(through.service)], OUT)]);
 }
 
-fn before(out: &mut Layout, table: Table, name: &str, rules: &[Rule]) {
+fn before(out: &mut Layout, table: Table, name: &str, mut rules: Vec<Rule>) {
     if let Some(chain) = out.chains.get(&(table, name.to_owned())) {
-        let all = rules.iter().chain(&chain.rules).cloned().collect();
-        out.put(table, Chain::new(name, all));
+        rules.extend_from_slice(&chain.rules);
+        out.put(table, Chain::new(name, rules));
     }
 }
 
@@ -118,8 +114,6 @@ pub(super) fn from(s: &Surroundings, workloads: impl IntoIterator<Item = (IpNet,
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, net::IpAddr};
-
     use super::*;
     use crate::{policy::active::PolicySettings, rules::layout};
 
@@ -130,16 +124,20 @@ mod tests {
         out
     }
 
-    fn around(host: &[&str]) -> Surroundings {
-        let host: BTreeSet<IpAddr> = host.iter().map(|a| a.parse().unwrap()).collect();
-        Surroundings { ipvs: Some(host), ..Surroundings::default() }
+    fn around(services: &[(&str, u8, u16)]) -> Surroundings {
+        let service = |(address, protocol, port): &(&str, u8, u16)| Service {
+            address: address.parse().unwrap(),
+            protocol: *protocol,
+            port: *port,
+        };
+        Surroundings { ipvs: Some(services.iter().map(service).collect()), ..Surroundings::default() }
     }
 
     #[test]
     fn the_chains_as_iptables_has_them() {
-        let out = layout(&around(&["192.0.2.1", "127.0.0.1"]));
+        let out = layout(&around(&[("10.96.0.10", 6, 80), ("fd00::a", 17, 53)]));
         let mut text = String::new();
-        let shown = [IN, TAKEN, OUT, DONE, FROM, "brindle-INPUT", "brindle-OUTPUT"];
+        let shown = [TAKEN, OUT, DONE, FROM, "brindle-INPUT", "brindle-OUTPUT"];
         let all = out.chains.iter().filter(|((t, n), _)| *t == Table::Filter && shown.contains(&&**n));
         for (_, chain) in all {
             for line in &crate::rules::iptables::chain(Family::V4, chain).lines {
@@ -155,33 +153,20 @@ mod tests {
             }
         }
         insta::assert_snapshot!(text);
-        let host = &out.sets[&names::set(Family::V4, HOST)].members;
-        assert_eq!(host.len(), 2, "127.0.0.0/8 holds the other one: {host:?}");
+        let members = &out.sets[&names::set(Family::V4, SERVICES)].members;
+        assert_eq!(members.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.96.0.10,tcp:80"]);
     }
 
     #[test]
     fn without_ipvs_or_bits_for_it_nothing_is_different() {
         let plain = layout(&Surroundings::default());
-        let mut few = around(&["192.0.2.1"]);
+        let mut few = around(&[("10.96.0.10", 6, 80)]);
         few.marks.through = None;
         let few = layout(&few);
         for out in [&plain, &few] {
             assert!(!out.chains.keys().any(|(_, n)| n.contains("ipvs")), "{:?}", out.chains.keys());
-            assert!(!out.sets.contains_key(&names::set(Family::V4, HOST)));
+            assert!(!out.sets.keys().any(|n| n.contains("ipvs")));
         }
         assert_eq!(plain.chains, few.chains);
-    }
-
-    #[test]
-    fn ports_of_nodes_are_as_many_rules_as_multiport_needs() {
-        let mut around = around(&[]);
-        around.node_ports =
-            (0..9).map(|i| super::super::ir::Ports { first: 100 * i + 1, last: 100 * i + 9 }).collect();
-        let out = layout(&around);
-        let rules = &out.chains[&(Table::Filter, IN.to_owned())].rules;
-        assert_eq!(rules.len(), 1 + 2 * PROTOCOLS.len() + 2);
-        around.node_ports.clear();
-        let out = layout(&around);
-        assert_eq!(out.chains[&(Table::Filter, IN.to_owned())].rules.len(), 3);
     }
 }

@@ -76,10 +76,8 @@ pub struct Surroundings {
     pub floating: Option<BTreeMap<IpAddr, IpAddr>>,
     /// Where the hooks stand in the kernel's chains (chainInsertMode).
     pub place: Place,
-    /// kubeNodePortRanges.
-    pub node_ports: Vec<Ports>,
-    /// Addresses of this host beside those IPVS has for services; `None`: kube-proxy is not in IPVS mode.
-    pub ipvs: Option<BTreeSet<IpAddr>>,
+    /// What IPVS sends on to others than this host; `None`: kube-proxy is not in IPVS mode.
+    pub ipvs: Option<BTreeSet<ipvs::Service>>,
 }
 
 impl Default for Surroundings {
@@ -99,7 +97,6 @@ impl Default for Surroundings {
             ipip: false,
             floating: None,
             place: Place::First,
-            node_ports: vec![Ports { first: 30_000, last: 32_767 }],
             ipvs: None,
         }
     }
@@ -146,9 +143,7 @@ pub(super) fn sets(family: Family, s: &Surroundings) -> WantedSets {
     put(POOLS, of(&mut s.pools.iter().map(|(n, _)| *n)));
     put(MASQ, of(&mut s.pools.iter().filter(|(_, masq)| *masq).map(|(n, _)| *n)));
     put(NODES, of(&mut s.nodes.iter().copied()));
-    if let Some(nets) = ipvs::host(s) {
-        put(ipvs::HOST, of(&mut nets.into_iter()));
-    }
+    out.extend(ipvs::set(family, s));
     out
 }
 
@@ -189,7 +184,9 @@ pub(super) fn fixed(
     }
 
     // raw
-    let mut rules = vec![clear(m.both())];
+    // What came out of a tunnel has the marks of what it was wrapped in.
+    let through = ipvs::marks(s).map_or(0, |t| t.both());
+    let mut rules = vec![clear(m.both() | through)];
     let may_spoof = spoofing.iter().filter(|(_, n)| family.has(n)).map(|(dev, net)| {
         let dev = Match::In { iface: Iface::Exact(dev.clone()), not: false };
         Rule::new(vec![dev, Match::Src { net: *net, not: false }], Action::Return)

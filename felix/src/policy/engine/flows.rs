@@ -21,7 +21,6 @@ use brindle_kernel::{
 use tokio::sync::oneshot;
 
 use super::Engine;
-use crate::policy::ipvs;
 
 /// How long flows of workloads that have gone stay while other changes come, and at most: the kernel walks through all it
 /// tracks, of every namespace, which takes some 10 ms for each family on a large machine.
@@ -286,12 +285,10 @@ impl<'a> Doors<'a> {
 }
 
 /// Which device has which address; nothing when the kernel does not say.
-pub(super) fn addresses() -> BTreeMap<IpAddr, String> {
+pub(in crate::policy) fn addresses() -> BTreeMap<IpAddr, String> {
     let read = || {
         let mut rtnl = Rtnl::open()?;
-        // Those of services are nobody's.
-        let links = rtnl.links()?.into_iter().filter(|l| l.name != ipvs::DEVICE);
-        let names: BTreeMap<u32, String> = links.map(|l| (l.index, l.name)).collect();
+        let names: BTreeMap<u32, String> = rtnl.links()?.into_iter().map(|l| (l.index, l.name)).collect();
         let all = rtnl.addrs(None)?;
         Ok::<_, brindle_kernel::netlink::NetlinkError>(
             all.into_iter().filter_map(|a| Some((a.net.addr(), names.get(&a.link)?.clone()))).collect(),

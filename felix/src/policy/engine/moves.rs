@@ -63,7 +63,8 @@ impl Drop for Moves {
 }
 
 fn listen(mut monitor: Monitor, tx: &mpsc::Sender<()>, addresses: &AtomicBool) {
-    let mut services = ipvs::device();
+    let device = || ipvs::device().ok().flatten();
+    let mut services = device();
     while !tx.is_closed() {
         let told = match monitor.next(None) {
             Ok(events) => {
@@ -74,9 +75,8 @@ fn listen(mut monitor: Monitor, tx: &mpsc::Sender<()>, addresses: &AtomicBool) {
                             services = matches!(e, Event::Link(_)).then_some(link.index);
                             true
                         }
-                        // Those of services come and go by the thousand.
                         Event::Addr(a) | Event::AddrGone(a) => {
-                            services != Some(a.link) && addresses.load(Ordering::Relaxed)
+                            services == Some(a.link) || addresses.load(Ordering::Relaxed)
                         }
                         _ => false,
                     };
@@ -85,7 +85,7 @@ fn listen(mut monitor: Monitor, tx: &mpsc::Sender<()>, addresses: &AtomicBool) {
             }
             // What was lost may have been one.
             Err(NetlinkError::Overrun { .. }) => {
-                services = ipvs::device();
+                services = device();
                 true
             }
             Err(e) => {
