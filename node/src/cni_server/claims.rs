@@ -44,6 +44,18 @@ impl UnderWay {
     }
 }
 
+/// An ADD at work. Whatever ends it, a defect too, nothing stays reserved for it unless it gave the attachment.
+pub(super) struct Attempt<'a> {
+    claims: &'a Claims,
+    attachment: &'a Attachment,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.claims.unreserve(self.attachment);
+    }
+}
+
 fn name(a: &Attachment) -> Name {
     (a.container_id.clone(), a.ifname.clone(), a.network.clone())
 }
@@ -52,6 +64,11 @@ impl Claims {
     /// Poisoned only if inserting a key panicked, which leaves the maps usable.
     fn lock(&self) -> MutexGuard<'_, UnderWay> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An ADD begins.
+    pub(super) fn attempt<'a>(&'a self, attachment: &'a Attachment) -> Attempt<'a> {
+        Attempt { claims: self, attachment }
     }
 
     /// The attachment was given to this connection.
@@ -95,8 +112,8 @@ impl Claims {
         Ok(())
     }
 
-    /// After an ADD that was refused. What an earlier one of the same attachment was given stays its own.
-    pub(super) fn unreserve(&self, a: &Attachment) {
+    /// After an ADD. What it or an earlier one of the same attachment was given stays its own.
+    fn unreserve(&self, a: &Attachment) {
         let (mut all, name) = (self.lock(), name(a));
         if !all.given.contains_key(&name) {
             all.end(&name);

@@ -158,11 +158,11 @@ impl Service {
                 let _turn = self.turn(&attachment).await;
                 let wish = Wish { pools4, pools6, num4, num6, ips, pools_of_pod, foreign: false };
                 let foreign = Foreign { given, ranges };
+                let _attempt = self.claims.attempt(&attachment);
                 let added = match self.add(&attachment, wish, &foreign).await {
                     Err(why) if why.is_away() => self.add_remembered(&attachment, false, why).await,
                     done => done,
-                };
-                let added = added.inspect_err(|_| self.claims.unreserve(&attachment))?;
+                }?;
                 self.claims.give(&attachment, caller.connection);
                 Ok(added)
             }

@@ -51,6 +51,8 @@ struct Stub {
     stuck: AtomicBool,
     /// Has not heard from the datastore.
     ignorant: AtomicBool,
+    /// Panics when it is told of an endpoint.
+    defective: AtomicBool,
     /// Cannot even deny.
     open: AtomicBool,
     /// What the kernel lacks of everybody's policy.
@@ -72,6 +74,7 @@ impl Dataplane for Stub {
     }
 
     fn announce(&self, endpoint: Entry) -> Answer<'_, ()> {
+        assert!(!self.defective.load(Ordering::Relaxed), "a defect");
         self.announced.lock().unwrap().push(format!("+{}", endpoint.key.name));
         let networks = endpoint.value.pointer("/spec/ipNetworks").cloned().unwrap_or_default();
         *self.addresses.lock().unwrap() = serde_json::from_value(networks).unwrap();

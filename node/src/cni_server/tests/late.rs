@@ -212,6 +212,19 @@ async fn a_range_of_another_plugin_inside_a_pool_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_add_that_meets_a_defect_keeps_no_address_for_itself() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let [a, b] = ["c1", "c2"].map(attachment);
+    s.dataplane.defective.store(true, Ordering::Relaxed);
+    let (code, msg) = refused(s.ask(add_given(&a, "192.0.2.9/32")).await);
+    assert_eq!(code, code::FAILED, "{msg}");
+    s.dataplane.defective.store(false, Ordering::Relaxed);
+    let Reply::Added { .. } = s.ask(add_given(&b, "192.0.2.9/32")).await else {
+        panic!("the address stays with an ADD that is no more")
+    };
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn policy_is_told_of_an_address_before_it_is_recorded_and_told_again_when_another_host_was_first() {
     let s = Stage::new("10.1.0.0/26").await;
     s.attach(&attachment("c1")).await;
