@@ -14,6 +14,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use brindle_kernel::disk;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{names::sha1_hex, proto::Attachment};
@@ -25,9 +26,11 @@ const SUFFIX: &str = "del";
 /// Beside the folder: room for entries where the disk has none left.
 const RESERVE: &str = "cni-reserve";
 /// Octets of it: a node full of pods, a block of the disk each.
-const RESERVED: usize = 512 * 1024;
+pub const RESERVED: u64 = 512 * 1024;
 /// Octets given up at a time.
 const PART: u64 = 16 * 1024;
+/// Parts an entry may use up: more than its octets and its name can need, so that what lacks is something else.
+const PARTS: u64 = 8;
 /// Larger than any entry; what is longer is no entry.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -113,20 +116,31 @@ pub fn write(folder: &Path, record: &Record) -> io::Result<PathBuf> {
     save(folder, &file_name(&record.attachment), &encode(record), true)
 }
 
-/// Keeps room for entries, as far as the disk has it: when it is full, pods must be able to go, for that frees it.
-pub fn keep_reserve(state_dir: &Path) -> io::Result<()> {
+/// Keeps room for entries: when the disk is full, pods must be able to go, for that frees it. Taken in parts, and only of what
+/// the disk has beyond as much again for everybody else. Says how many octets are kept, [`RESERVED`] if it can be.
+pub fn keep_reserve(state_dir: &Path) -> io::Result<u64> {
     let path = state_dir.join(RESERVE);
-    if fs::metadata(&path).is_ok_and(|m| m.len() >= RESERVED as u64) {
-        return Ok(());
+    if let Some(len) = fs::metadata(&path).ok().map(|m| m.len()).filter(|len| *len >= RESERVED) {
+        return Ok(len);
     }
-    // A hole would keep nothing.
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
-    let before = file.metadata()?.len();
-    let written = file.write_all(&vec![0xff; RESERVED]);
-    if written.is_err() {
-        file.set_len(before)?;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+    loop {
+        let len = file.metadata()?.len();
+        // Asked for each part: others write meanwhile.
+        if len >= RESERVED || disk::free(state_dir)? < RESERVED + PART {
+            return Ok(len);
+        }
+        take(&file, len)?;
     }
-    written
+}
+
+/// One part more of a reserve of this length, whole or not at all.
+fn take(file: &fs::File, len: u64) -> io::Result<()> {
+    let taken = disk::take(file, len, PART);
+    if taken.is_err() {
+        file.set_len(len)?;
+    }
+    taken
 }
 
 /// Gives up a part of the reserve. `false`: there is none.
@@ -139,14 +153,34 @@ fn use_reserve(folder: &Path) -> bool {
     }
 }
 
+/// Takes back what was given up and did not help: it was no room that lacked, but inodes, say. As far as it is there still.
+fn restore_reserve(folder: &Path, parts: u64) -> io::Result<()> {
+    let Some(path) = folder.parent().map(|state| state.join(RESERVE)) else { return Ok(()) };
+    let file = fs::OpenOptions::new().write(true).open(path)?;
+    for _ in 0..parts {
+        take(&file, file.metadata()?.len())?;
+    }
+    Ok(())
+}
+
 /// Writes a whole file or none. `durable`: it survives a power cut when this returns; then it may use the reserve, too.
 pub fn save(folder: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<PathBuf> {
+    let mut used = 0;
     loop {
         match try_save(folder, name, bytes, durable) {
-            Err(e) if durable && e.kind() == io::ErrorKind::StorageFull && use_reserve(folder) => {}
+            Err(e) if durable && used < PARTS && is_full(&e) && use_reserve(folder) => used += 1,
+            Err(e) => {
+                let _ = restore_reserve(folder, used);
+                return Err(e);
+            }
             done => return done,
         }
     }
+}
+
+/// The disk has no more room, or none for us.
+fn is_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn try_save(folder: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<PathBuf> {

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod daemon;
+pub mod disk;
 pub mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;

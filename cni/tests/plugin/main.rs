@@ -4,5 +4,6 @@ mod attach;
 mod delegated;
 mod detach;
 mod loopback;
+mod reserve;
 mod stage;
 mod stdio;

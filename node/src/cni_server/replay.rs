@@ -50,7 +50,10 @@ impl Service {
     async fn keep_reserve(&self) {
         let folder = self.state_dir.clone();
         match tokio::task::spawn_blocking(move || journal::keep_reserve(&folder)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(journal::RESERVED..)) => {}
+            Ok(Ok(kept)) => {
+                tracing::debug!("the disk is nearly full: only {kept} octets are kept for the journal")
+            }
             Ok(Err(e)) => tracing::debug!("no room is kept for the journal: {e}"),
             Err(e) => tracing::debug!("no room is kept for the journal: {e}"),
         }
