@@ -237,9 +237,10 @@ fn an_address_whose_history_is_elsewhere_says_where() {
 #[test]
 fn ranges_of_other_plugins_inside_pools_are_found() {
     let c = Cluster::new("ranges");
-    let told = serde_json::json!({"time": "2026-11-23T02:23:27Z", "ranges": [
-        {"first": "10.65.0.8", "last": "10.65.0.255", "network": "k8s-pod-network"},
-        {"first": "192.0.2.0", "last": "192.0.2.255", "network": "k8s-pod-network"},
+    let seen = "2026-11-23T02:23:27Z";
+    let told = serde_json::json!({"ranges": [
+        {"first": "10.65.0.8", "last": "10.65.0.255", "network": "k8s-pod-network", "seen": seen},
+        {"first": "192.0.2.0", "last": "192.0.2.255", "network": "k8s-pod-network", "seen": seen},
     ]});
     std::fs::write(c.dir.join("ipam-foreign.json"), told.to_string()).unwrap();
     let said = c.run("ipam check");

@@ -44,6 +44,7 @@ impl Service {
             }
         }
         self.keep_reserve().await;
+        self.age_overlaps().await;
     }
 
     /// Room for entries of a full disk; taken back when they are carried out.

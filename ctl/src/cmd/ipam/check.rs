@@ -273,11 +273,11 @@ fn ranges(world: &World, folders: &[(Option<String>, PathBuf)], c: &mut Checked)
     for (node, folder) in folders {
         let text = std::fs::read_to_string(folder.join("ipam-foreign.json")).unwrap_or_default();
         let told: Value = serde_json::from_str(&text).unwrap_or_default();
-        let seen = told["time"].as_str().unwrap_or("?").to_owned();
         for range in told["ranges"].as_array().into_iter().flatten() {
             let ip = |key: &str| range[key].as_str().and_then(|t| t.parse::<IpAddr>().ok());
             let Some((first, last)) = ip("first").zip(ip("last")) else { continue };
             let network = range["network"].as_str().unwrap_or("?");
+            let seen = range["seen"].as_str().unwrap_or("?").to_owned();
             for pool in world.view.giving_of(first, last) {
                 let at = node.as_ref().map_or(String::new(), |n| format!(" on {n}"));
                 let of = if first == last { first.to_string() } else { format!("{first} to {last}") };

@@ -173,10 +173,11 @@ async fn an_address_of_a_pool_that_another_plugin_gave_is_not_given_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_range_of_another_plugin_inside_a_pool_is_told() {
-    let s = Stage::new("10.1.0.0/24").await;
+async fn a_range_of_another_plugin_inside_a_pool_is_told_and_taken_back_when_it_is_mended() {
+    let mut s = Stage::new("10.1.0.0/24").await;
+    let file = s.folder.join("ipam-foreign.json");
     let told = || {
-        let text = std::fs::read_to_string(s.folder.join("ipam-foreign.json")).unwrap_or_default();
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
         let all: Value = serde_json::from_str(&text).unwrap_or_default();
         all["ranges"].as_array().map_or(0, Vec::len)
     };
@@ -209,6 +210,11 @@ async fn a_range_of_another_plugin_inside_a_pool_is_told() {
     }
     s.ask(add_given(&attachment("c5"), "10.1.0.77/32")).await;
     assert_eq!(told(), 2, "an address alone");
+    // The plugin is given another range.
+    s.ask(from("c6", "192.0.2.10/32", ["192.0.2.0", "192.0.2.255"])).await;
+    assert_eq!(told(), 1, "the address, which has nothing to do with it");
+    s.start().await;
+    assert!(!file.exists(), "a new agent begins anew");
 }
 
 #[tokio::test(flavor = "multi_thread")]
