@@ -1,5 +1,5 @@
-//! Places where a test lets plugin or agent die, as kill -9 would: nothing is closed, undone or said. Only debug builds
-//! have them; in a release build a point is nothing at all.
+//! Places where a test lets plugin or agent die, as kill -9 would: nothing is closed, undone or said; or a step fail. Only
+//! debug builds have them; in a release build a point is nothing at all.
 
 /// Ends the process when BRINDLE_FAILPOINT names this point.
 #[inline]
@@ -10,6 +10,18 @@ pub fn point(name: &str) {
     }
     #[cfg(not(debug_assertions))]
     let _ = name;
+}
+
+/// Whether BRINDLE_FAILPOINT names this step as one that fails, for those that the kernel never refuses when asked by a test.
+#[inline]
+pub fn refuses(name: &str) -> bool {
+    #[cfg(debug_assertions)]
+    return std::env::var_os("BRINDLE_FAILPOINT").is_some_and(|wanted| wanted == name);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = name;
+        false
+    }
 }
 
 /// The points of an ADD and a DEL in the plugin, in the order in which they are passed.

@@ -113,6 +113,35 @@ fn an_agent_that_dies_at_any_step_of_a_gc_leaves_what_the_next_one_collects() {
 }
 
 #[test]
+fn a_device_that_cannot_be_deleted_keeps_its_endpoint_for_the_next_gc() {
+    let mut node = CniNode::new("stuckg", "10.136.0.0/24");
+    let (live, gone) = (Container::new(), Container::new());
+    let (said, its) = (node.add(&live), node.add(&gone));
+    assert!(said.ok && its.ok, "{said:?} {its:?}");
+    let gc = |node: &CniNode| {
+        let mut conf = node.conf();
+        conf["cniVersion"] = json!("1.1.0");
+        conf["cni.dev/valid-attachments"] = json!([{"containerID": live.id, "ifname": "eth0"}]);
+        node.run(&mut node.command(&bin("brindle"), "GC", "-", ""), &conf)
+    };
+    node.kill_agent();
+    node.start_agent_dying_at(Some("device.remove"));
+    let refused = gc(&node);
+    assert_eq!(refused.code(), 11, "{refused:?}");
+    assert!(refused.out.contains("cannot delete device"), "{refused:?}");
+    // Whole as it was: its addresses may not go while it can send from them.
+    node.settled(&[&live, &gone]);
+    node.kill_agent();
+    node.start_agent();
+    let done = gc(&node);
+    assert!(done.ok, "{done:?}");
+    node.settled(&[&live]);
+    assert!(node.pings(&said.address()));
+    assert!(node.del(&live).ok);
+    node.settled(&[]);
+}
+
+#[test]
 fn a_disk_without_room_refuses_new_pods_lets_old_ones_go_and_loses_nothing() {
     let node = CniNode::on_small_disk("fulld", "10.135.0.0/24", "16m");
     let (stays, goes) = (Container::new(), Container::new());

@@ -71,8 +71,21 @@ impl Service {
             self.refuse_to_empty(network, &going, &handles).await?;
         }
         fail::point("agent.gc.listed");
+        let mut failed = None;
         for stored in &going {
-            self.collect_endpoint(network, stored).await?;
+            match self.collect_endpoint(network, stored).await {
+                Ok(()) => {}
+                Err(away) if away.datastore => return Err(away),
+                // The others need not wait for it; its own addresses must.
+                Err(stays) => {
+                    let spec = &stored.resource.spec;
+                    tracing::warn!(container = %spec.container_id, ifname = %spec.endpoint, "not collected: {}", stays.msg);
+                    for handle in handles_of(network, &spec.container_id, &spec.endpoint) {
+                        handles.remove(&handle);
+                    }
+                    failed.get_or_insert(stays);
+                }
+            }
             fail::point("agent.gc.endpoint");
         }
         for (handle, holding) in &handles {
@@ -84,7 +97,7 @@ impl Service {
             }
         }
         fail::point("agent.gc.done");
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Releases what the handle was seen to hold, unless it is given to an ADD under way, or anew since.
@@ -175,7 +188,7 @@ impl Service {
         // Before its endpoint, which alone tells of it: no DEL will come that does.
         let device = host_device(&seen.resource);
         if let Some(device) = device.clone() {
-            super::device::remove(device).await;
+            super::device::remove(device).await?;
         }
         self.forget(&a, false, device.as_ref()).await
     }

@@ -5,14 +5,14 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use brindle_cni::proto::HostDevice;
+use brindle_cni::{error::code, fail, proto::HostDevice};
 use brindle_kernel::{
     netlink::{NetlinkError, Rtnl},
     sysctl,
 };
 use tokio::sync::{Semaphore, oneshot};
 
-use super::dataplane::Expected;
+use super::{dataplane::Expected, refused::Refused};
 
 /// Deletions under way at a time; their waits overlap.
 const MAX_DELETIONS: usize = 32;
@@ -51,13 +51,21 @@ impl Deletions {
 }
 
 /// Deletes a device, and waits until it is gone.
-pub(super) async fn remove(device: HostDevice) {
+pub(super) async fn remove(device: HostDevice) -> Result<(), Refused> {
     let (begun, _nobody) = oneshot::channel();
     let name = device.name.clone();
-    match tokio::task::spawn_blocking(move || delete(&device, begun)).await {
-        Ok(Err(e)) if !e.is_not_found() => tracing::warn!(device = %name, "cannot delete it: {e}"),
-        _ => {}
-    }
+    let deletion = move || match delete(&device, begun) {
+        Err(e) if !e.is_not_found() => Err(e.to_string()),
+        _ => Ok(()),
+    };
+    let done = if fail::refuses("device.remove") {
+        Err("BRINDLE_FAILPOINT says so".to_owned())
+    } else {
+        tokio::task::spawn_blocking(deletion).await.unwrap_or_else(|e| Err(e.to_string()))
+    };
+    let Err(why) = done else { return Ok(()) };
+    let msg = format!("cannot delete device {name}: {why}");
+    Err(Refused::new(code::TRY_AGAIN, msg, "it is tried again with the next GC; see what keeps the device"))
 }
 
 fn delete(device: &HostDevice, begun: oneshot::Sender<()>) -> Result<(), NetlinkError> {
