@@ -352,6 +352,8 @@ fn gc(conf: &Conf, input: &[u8]) -> Result<(), CniError> {
         return Err(CniError::config("cni.dev/valid-attachments: is missing"));
     };
     let mut agent = Agent::connect(&conf.sockets, PATIENCE).map_err(|e| e.error())?;
+    // Another node's list of what is valid would have this one's pods collected.
+    right_node(conf, &mut agent)?;
     match agent.call(Call::Gc { network: conf.name.clone(), valid, dry_run: conf.gc_dry_run })? {
         Reply::Deleted if conf.gc_dry_run => Ok(()),
         Reply::Deleted => forward(conf, input, "GC"),

@@ -47,6 +47,10 @@ fn a_configuration_for_another_node_is_refused_and_a_del_is_not() {
     assert_eq!(said.code(), u64::from(code::NOT_AVAILABLE), "{said:?}");
     assert!(said.message().contains("\"n2\""), "{said:?}");
     assert_eq!(agent.calls(), ["ping", "ping", "ping"], "nothing else was asked");
+    conf["cni.dev/valid-attachments"] = json!([]);
+    let said = host.plugin("GC", "-", "", &conf);
+    assert_eq!(said.code(), u64::from(code::CONFIG), "{said:?}");
+    assert_eq!(agent.calls().last(), Some(&"ping"), "not told what to collect");
     assert!(host.plugin("DEL", "c1", "", &conf).ok);
     conf["nodename"] = json!("n1");
     let said = host.plugin("ADD", "c1", &pod.path(), &conf);
