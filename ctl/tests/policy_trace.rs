@@ -130,7 +130,7 @@ kind: Service
 metadata: {name: db, namespace: shop}
 spec:
   clusterIP: 10.96.0.10
-  ports: [{name: sql, port: 80, protocol: TCP}, {name: other, port: 81, protocol: TCP}]
+  ports: [{name: sql, port: 80, protocol: TCP}, {name: other, port: 81, protocol: TCP}, {name: six, port: 86, protocol: TCP}]
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -140,6 +140,14 @@ ports: [{name: sql, port: 5432, protocol: TCP}]
 endpoints:
 - {addresses: [10.0.2.7], conditions: {ready: true}}
 - {addresses: [10.0.2.8], conditions: {ready: false}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-2, namespace: shop, labels: {kubernetes.io/service-name: db}}
+addressType: IPv6
+ports: [{name: sql, port: 5432, protocol: TCP}, {name: six, port: 5436, protocol: TCP}]
+endpoints:
+- {addresses: ["fd00::7"]}
 "#;
 
 #[test]
@@ -148,6 +156,7 @@ fn who_traces_to_a_service_is_shown_the_pods_behind_it() {
     let screens = [
         p.run("policy trace shop/web 10.96.0.10:80"),
         p.run("policy trace shop/web 10.96.0.10:81"),
+        p.run("policy trace shop/web 10.96.0.10:86"),
         p.run("policy trace lab/spy 10.96.0.10:80 -o json"),
     ];
     insta::assert_snapshot!(screens.concat());

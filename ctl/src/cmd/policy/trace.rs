@@ -392,14 +392,12 @@ fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], doubts: &Doubts, fate:
             "{} is an address of service {service}, which the node replaces before policy looks at the packet.",
             p.dst
         );
-        match ends.first() {
-            None => say!("Nothing is ready behind that port of it.\n"),
-            Some(end) => say!(
-                "Behind that port of it {}; trace to one of them, for example {end}.\n",
-                match ends.len() {
-                    1 => "one is ready".to_owned(),
-                    n => format!("{n} are ready"),
-                }
+        match ends.as_slice() {
+            [] => say!("Nothing is ready behind that port of it.\n"),
+            [end] => say!("Behind that port of it is {end}: trace to that.\n"),
+            [end, ..] => say!(
+                "Behind that port of it {} are ready: trace to one of them, for example {end}.\n",
+                ends.len()
             ),
         }
     }
