@@ -55,11 +55,11 @@ pub(super) fn peer_name(text: &str) -> Bad {
 pub(super) fn waited_for(before: &[PeerConfig], peer: &PeerConfig) -> Option<(usize, String)> {
     let same = |p: &PeerConfig| {
         let link_local = matches!(p.address, IpAddr::V6(a) if a.is_unicast_link_local());
-        let apart = p.local_address.is_some()
-            && peer.local_address.is_some()
-            && p.local_address != peer.local_address;
+        // Connections go to the first that fits: one with an address of ours leaves those to others to the second.
+        let local = |p: &PeerConfig| p.local_address.map(|a| a.to_canonical());
+        let apart = local(p).is_some() && local(p) != local(peer);
         let other_link = link_local && p.session.interface != peer.session.interface;
-        p.passive && p.address == peer.address && !apart && !other_link
+        p.passive && p.address.to_canonical() == peer.address.to_canonical() && !apart && !other_link
     };
     let first = before.iter().position(same).filter(|_| peer.passive)?;
     let what = format!(

@@ -333,6 +333,20 @@ fn who_is_only_waited_for_and_needs_another_key_than_the_kernel_asks_for_is_refu
     let e = two("passive: true, passwordFile: two").unwrap_err();
     assert!(e.contains("peers[1].passive: connections from 10.0.0.2 cannot be told apart"), "{e}");
     assert!(e.contains("all given to peers[0]"), "{e}");
+    // The first has only what comes to one address of ours; the other way round it would have all.
+    let places = |first: &str, second: &str| {
+        parse(&format!(
+            "peers:\n  - {{name: a, address: 10.0.0.2, asNumber: 1, passive: true{first}}}\n  \
+             - {{name: b, address: 10.0.0.2, asNumber: 1, port: 1179, passive: true{second}}}\n"
+        ))
+    };
+    let [x, y] = ["10.0.0.10", "10.0.0.11"].map(|a| format!(", sourceAddress: {a}"));
+    places(&x, "").unwrap();
+    places(&x, &y).unwrap();
+    for (first, second) in [("", &x), (&x, &x)] {
+        let e = places(first, second).unwrap_err();
+        assert!(e.contains("all given to peers[0]"), "{e}");
+    }
     let dialled = two("passwordFile: two").unwrap();
     let warnings = dialled.warnings().join("\n");
     assert!(
