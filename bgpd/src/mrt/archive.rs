@@ -53,6 +53,7 @@ impl Archive {
             interval: u64::from(settings.updates_interval.max(1)),
             keep: settings.keep,
             open: None,
+            torn: false,
             lost: Arc::clone(&lost),
         };
         // The first file shows at once whether the directory can be written to.
@@ -133,6 +134,8 @@ struct Files {
     interval: u64,
     keep: usize,
     open: Option<(u64, BufWriter<File>)>,
+    /// The file may have half a record at its end.
+    torn: bool,
     lost: Arc<AtomicU64>,
 }
 
@@ -153,13 +156,11 @@ impl Files {
             }
             let idle = bytes.is_empty();
             let done = guarded(|| {
-                self.file(wall_ms() / 1_000).and_then(|out| {
-                    if !idle {
-                        fault::point("bgp.mrt");
-                    }
-                    out.write_all(&bytes)?;
-                    if idle { out.flush() } else { Ok(()) }
-                })
+                self.file(wall_ms() / 1_000)?;
+                if !idle {
+                    fault::point("bgp.mrt");
+                }
+                self.write(&bytes)
             });
             match done {
                 Ok(Ok(())) => {}
@@ -168,7 +169,7 @@ impl Files {
                     return;
                 }
                 Err(panic) => {
-                    // The file may have half a record; what follows goes on in it, as after a kill.
+                    // Another file, if this one may have half a record.
                     error!(what = words(&panic), "a defect: messages are missing in the MRT archive");
                 }
             }
@@ -183,21 +184,86 @@ impl Files {
         }
     }
 
-    /// The file of this moment; another one when its interval has begun.
-    fn file(&mut self, now: u64) -> io::Result<&mut BufWriter<File>> {
+    /// To the open file; nothing: what it has goes to the disk.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some((_, out)) = &mut self.open else { return Err(io::Error::other("no file is open")) };
+        self.torn = true;
+        if bytes.is_empty() {
+            out.flush()?;
+        } else {
+            out.write_all(bytes)?;
+        }
+        self.torn = false;
+        Ok(())
+    }
+
+    /// The file of this moment; another one when its interval has begun, or the one before is torn. Readers find the
+    /// next record by the length of the one before, so nothing can follow half a one.
+    fn file(&mut self, now: u64) -> io::Result<()> {
         let begins = now - now % self.interval;
+        if std::mem::take(&mut self.torn) {
+            // Whatever is left in memory belongs behind what was torn.
+            if let Some((_, old)) = self.open.take() {
+                drop(old.into_parts());
+            }
+            let free = (now..).find(|at| !self.path(*at).exists()).unwrap_or(now);
+            return self.open(begins, free);
+        }
         if self.open.as_ref().is_none_or(|(at, _)| *at != begins) {
             if let Some((_, mut old)) = self.open.take() {
                 old.flush()?;
             }
-            let path = self.directory.join(format!("updates.{}", date::stamp(begins)));
-            let file = File::options().create(true).append(true).open(path)?;
-            prune(&self.directory, "updates.", self.keep);
-            self.open = Some((begins, BufWriter::new(file)));
+            self.open(begins, begins)?;
         }
-        match &mut self.open {
-            Some((_, out)) => Ok(out),
-            None => Err(io::Error::other("no file is open")),
+        Ok(())
+    }
+
+    /// Opens the file with this time in its name, for the interval that began at `begins`.
+    fn open(&mut self, begins: u64, named: u64) -> io::Result<()> {
+        let file = File::options().create(true).append(true).open(self.path(named))?;
+        prune(&self.directory, "updates.", self.keep);
+        self.open = Some((begins, BufWriter::new(file)));
+        Ok(())
+    }
+
+    fn path(&self, at: u64) -> PathBuf {
+        self.directory.join(format!("updates.{}", date::stamp(at)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_follows_half_a_record() {
+        let directory = std::env::temp_dir().join(format!("bt-{}-torn", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut files = Files {
+            directory: directory.clone(),
+            interval: 900,
+            keep: 9,
+            open: None,
+            torn: false,
+            lost: Arc::default(),
+        };
+        let begins = 1_800_000_000;
+        files.file(begins).unwrap();
+        files.write(b"whole").unwrap();
+        files.write(b"").unwrap();
+        files.write(b"ha").unwrap();
+        // The panic came in the middle of it, and twice in one second.
+        for _ in 0..2 {
+            files.torn = true;
+            files.file(begins).unwrap();
+            files.write(b"next").unwrap();
+            files.write(b"").unwrap();
         }
+        files.file(begins + 1).unwrap();
+        files.write(b"!").unwrap();
+        files.flush();
+        let read = |at| std::fs::read_to_string(files.path(at)).unwrap();
+        assert_eq!([0, 1, 2].map(|s| read(begins + s)), ["whole", "next", "next!"]);
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }
