@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use brindle_admin::defect::{Panic, outlived, words};
+use brindle_admin::defect::{outlived, words};
 use brindle_bgpd_core::speaker::PeerConfig;
 use brindle_config::sync;
 use brindle_config_core::{
@@ -48,7 +48,7 @@ const OBSERVE: Duration = Duration::from_millis(500);
 /// routes because of a right that is missing for services.
 const SERVICES: Duration = Duration::from_secs(30);
 /// How long it is waited before everything is read again after a defect of ours; each time twice as long, up to the second.
-const AFTER_DEFECT: Duration = Duration::from_secs(1);
+pub(crate) const AFTER_DEFECT: Duration = Duration::from_secs(1);
 const AFTER_DEFECTS: Duration = Duration::from_secs(60);
 /// How often files of secrets are read again while resources refer to some.
 const SECRETS: Duration = Duration::from_secs(10);
@@ -101,6 +101,7 @@ pub fn from_store(
                 leaving: BTreeSet::new(),
                 identity: None,
                 origin: Instant::now(),
+                again: None,
             };
             // `Gone` means that the speaker was shut down: there is nobody left to feed.
             let Err(panic) = outlived(run(Feeds::new(Arc::clone(&store)), feeder)).await else { return };
@@ -109,7 +110,7 @@ pub fn from_store(
                 seconds = pause.as_secs(),
                 "a defect, met while the datastore was followed; BGP stays as it is until it is read again. Please report it"
             );
-            tx.send_if_modified(|problems| problems.as_mut().is_some_and(|all| add(all, defect(&panic))));
+            tx.send_if_modified(|problems| met(problems, words(&panic)));
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(AFTER_DEFECTS);
         }
@@ -118,7 +119,7 @@ pub fn from_store(
 }
 
 impl Follower {
-    /// What could not be done as the resources say; `None` before the first plan.
+    /// What could not be done as the resources say; `None` before the first plan, or the first defect.
     pub fn problems(&self) -> Option<Vec<Problem>> {
         self.problems.borrow().clone()
     }
@@ -133,7 +134,7 @@ impl Follower {
         self.peering.clone()
     }
 
-    /// Waits until the first plan was applied. `false`: the follower ended before.
+    /// Waits until the first plan was applied, or met a defect. `false`: the follower ended before.
     pub async fn applied(&mut self) -> bool {
         self.problems.wait_for(Option::is_some).await.is_ok()
     }
@@ -161,6 +162,8 @@ struct Feeder {
     /// AS and router id.
     identity: Option<(u32, Ipv4Addr)>,
     origin: Instant,
+    /// When what met a defect is applied once more.
+    again: Option<Instant>,
 }
 
 /// What the store says: on one line what always matters, on a second one services, while they do.
@@ -240,10 +243,24 @@ impl Feeds {
     }
 }
 
+const DEFECT: &str = "a defect of ours: ";
+
 /// What an operator sees of a defect.
-fn defect(panic: &Panic) -> Problem {
-    let what = format!("a defect of ours ({}): the configuration before stays in force", words(panic));
+fn defect(what: &str) -> Problem {
+    let what = format!("{DEFECT}{what}");
     Problem { about: Key::new(Kind::BgpConfiguration, None, "default"), what }
+}
+
+/// A defect before there is a plan: also before the first one, when there is nothing else to tell; whether it is news.
+fn met(problems: &mut Option<Vec<Problem>>, what: &str) -> bool {
+    let stays = match problems {
+        Some(_) => "the configuration before stays in force",
+        None => "nothing is in force yet",
+    };
+    let all = problems.get_or_insert_default();
+    // The same again is not another.
+    let again = all.iter().any(|p| p.what.starts_with(DEFECT) && p.what.contains(what));
+    !again && add(all, defect(&format!("{stays} ({what})")))
 }
 
 /// Whether it was not there yet.
@@ -300,11 +317,13 @@ async fn run(mut feeds: Feeds, mut feeder: Feeder) -> Result<(), Unanswered> {
 impl Feeder {
     /// After which time to look again without a change of the store; `None`: there is nothing to look at.
     fn pause(&self, in_sync: bool) -> Option<Duration> {
-        if self.mesh.reason().is_some() {
+        let usual = if self.mesh.reason().is_some() {
             Some(OBSERVE)
         } else {
             (in_sync && !self.state.wanted_secrets().is_empty()).then_some(SECRETS)
-        }
+        };
+        let again = self.again.filter(|_| in_sync).map(|at| at.saturating_duration_since(Instant::now()));
+        usual.into_iter().chain(again).min()
     }
 
     /// Looks at what changes without the store.
@@ -330,8 +349,13 @@ impl Feeder {
             }
             changed = self.mesh.reason() != before.as_deref();
         }
-        if changed || self.secrets.read(&mut self.state) {
+        let again = self.again.is_some_and(|at| at <= Instant::now());
+        if changed || again || self.secrets.read(&mut self.state) {
             self.apply().await?;
+            if again {
+                // Once: what meets a defect twice would do it every time, and each costs the sessions.
+                self.again = None;
+            }
         }
         Ok(())
     }
@@ -344,7 +368,7 @@ impl Feeder {
             memory.told(&plan, &self.state);
         }
         self.keep_mesh(&mut plan);
-        let problems = std::mem::take(&mut plan.problems);
+        let mut problems = std::mem::take(&mut plan.problems);
         let peering = Some(std::mem::take(&mut plan.peering));
         self.pods.send_if_modified(|old| {
             let differs = *old != peering;
@@ -358,14 +382,20 @@ impl Feeder {
         } else {
             debug!(peers, routes, problems = problems.len(), "BGP configuration from the datastore");
         }
+        self.again = None;
         match self.handle.apply(plan.into()).await {
             Ok(errors) => {
                 errors.into_iter().for_each(|error| warn!(%error, "trying again every few seconds"));
             }
             Err(Unanswered::Gone) => return Err(Unanswered::Gone),
-            // Again at once would be the same defect; the next change tells it everything.
+            // Once more after a pause, in case it was only the change from what was before; then when something changes.
             Err(e @ Unanswered::Defect) => {
-                error!(error = %e, "the configuration may be in force in part only")
+                error!(error = %e, "the configuration may be in force in part only");
+                add(
+                    &mut problems,
+                    defect("the configuration may be in force in part only; the log says more"),
+                );
+                self.again = Some(Instant::now() + AFTER_DEFECT);
             }
         }
         self.told.send_replace(Some(problems));
@@ -550,6 +580,52 @@ mod tests {
         while follower.problems().is_none_or(|p| p.is_empty()) {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[test]
+    fn a_defect_is_told_before_there_is_a_plan_too() {
+        let mut problems = None;
+        assert!(met(&mut problems, "index out of bounds"));
+        assert!(!met(&mut problems, "index out of bounds"), "again after each pause");
+        let said: Vec<String> = problems.iter().flatten().map(|p| p.what.clone()).collect();
+        assert_eq!(said, ["a defect of ours: nothing is in force yet (index out of bounds)"]);
+        let mut problems = Some(vec![]);
+        assert!(met(&mut problems, "x"));
+        assert!(problems.unwrap()[0].what.contains("the configuration before stays in force (x)"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plan_that_meets_a_defect_is_told_and_applied_once_more() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        store.put_as(&node("a", "10.0.0.1/24"), Expect::Absent).await.unwrap();
+        let (orders, mut taken) = mpsc::channel(4);
+        let handle =
+            Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
+        let mut follower =
+            from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), Environment::default(), handle);
+        let mut next = async || match taken.recv().await {
+            Some(Order::Apply(desired, answer)) => (*desired, answer),
+            _ => panic!("expected a plan"),
+        };
+        let told = |follower: &Follower| {
+            let all = follower.problems().unwrap_or_default();
+            all.iter().any(|p| p.what.contains("a defect of ours: the configuration may be in force in part"))
+        };
+        // Who is asked and has no answer met a defect.
+        let (first, answer) = next().await;
+        let began = Instant::now();
+        drop(answer);
+        follower.problems.changed().await.unwrap();
+        assert!(told(&follower));
+        let (second, answer) = next().await;
+        assert_eq!((first, began.elapsed() >= AFTER_DEFECT), (second, true), "without a change");
+        drop(answer);
+        let rest = tokio::time::timeout(AFTER_DEFECTS, next()).await;
+        assert!(rest.is_err() && told(&follower), "twice is enough");
+        store.put_as(&node("b", "10.0.0.2/24"), Expect::Absent).await.unwrap();
+        let (_, answer) = next().await;
+        answer.send(vec![]).unwrap();
+        follower.problems.wait_for(|p| p.as_ref().is_some_and(Vec::is_empty)).await.unwrap();
     }
 
     /// A node of the mesh becomes a reflector by an annotation, before anybody has made a BGPPeer for it.
