@@ -138,6 +138,10 @@ fn judge(
     let sessions = match (drain, own, bgp) {
         (Some(why), ..) => Err(why.to_owned()),
         (None, Some(problem), _) => Err(problem),
+        // Nothing was told yet, or what was told met a defect.
+        (None, None, Some(Word::Facts(f))) if !f.identity => {
+            Err("the speaker was not told yet whom to speak for".into())
+        }
         (None, None, Some(word)) => word.sessions(uptime),
         (None, None, None) => Ok("not asked for".into()),
     };
@@ -270,6 +274,22 @@ mod tests {
         assert!(health.ok(Probe::Live));
         assert_eq!(failing(&health), ["bgp"]);
         assert!(health.text(Probe::Ready).contains("[-] bgp: Node(n1): has no address"));
+    }
+
+    #[test]
+    fn a_node_whose_speaker_was_told_nothing_is_live_and_not_ready() {
+        let (report, policy) = good();
+        let nobody = || speaks(Some(Word::Facts(Box::default())));
+        let health = judge(Some(&report), &policy, nobody(), None, LATER);
+        assert!(health.ok(Probe::Live));
+        assert_eq!(failing(&health), ["bgp"]);
+        assert!(health.text(Probe::Ready).contains("[-] bgp: the speaker was not told yet"));
+        // Whoever drained it knows why, and so does whoever waits for the datastore.
+        let drained = Speaker { drain: Some("drained"), ..nobody() };
+        let text = judge(Some(&report), &policy, drained, None, LATER).text(Probe::Ready);
+        assert!(text.contains("[-] bgp: drained"), "{text}");
+        let health = judge(Some(&report), &policy, nobody(), Some("waits".into()), LATER);
+        assert_eq!(failing(&health), ["datastore"]);
     }
 
     #[test]
