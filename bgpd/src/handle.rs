@@ -142,8 +142,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) listeners: &'a Listeners,
     /// Connections of strangers.
     pub(crate) refused: u64,
-    /// Sessions that came up.
-    pub(crate) arrivals: u64,
+    /// Sessions of clients that came up ([`crate::health::is_client`]).
+    pub(crate) client_arrivals: u64,
     /// Panics that were outlived.
     pub(crate) defects: u64,
     pub(crate) services: &'a Arc<[Verdict]>,

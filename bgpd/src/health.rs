@@ -9,7 +9,10 @@
 
 use std::time::Duration;
 
-use brindle_bgpd_core::{fsm::StateKind, speaker::DYNAMIC};
+use brindle_bgpd_core::{
+    fsm::StateKind,
+    speaker::{DYNAMIC, PeerConfig},
+};
 use brindle_config_core::status::health::{Check, Health};
 use tokio::time::timeout;
 
@@ -46,8 +49,10 @@ pub struct Facts {
     pub ranges: bool,
     /// Others depend on this speaker: members of ranges, or clients of a reflector.
     pub serves: bool,
-    /// Sessions that came up since the start.
-    pub arrivals: u64,
+    /// Those of `established` that depend on this speaker.
+    pub clients: usize,
+    /// Sessions of such clients that came up since the start.
+    pub client_arrivals: u64,
     /// Since the last one.
     pub rest: Option<Duration>,
 }
@@ -71,13 +76,18 @@ pub async fn ask(handle: &Handle) -> Word {
     }
 }
 
+/// Whether a peer depends on this speaker; another reflector does not.
+pub(crate) fn is_client(peer: &PeerConfig) -> bool {
+    peer.kind == DYNAMIC || peer.reflector_client
+}
+
 impl Facts {
     fn of(s: &Seen<'_>) -> Self {
         fault::point("bgp.health");
         let mut facts = Self {
             identity: s.speaker.is_some(),
             listening: s.listeners.errors().iter().map(|e| format!("{}: {}", e.address, e.why)).collect(),
-            arrivals: s.arrivals,
+            client_arrivals: s.client_arrivals,
             ..Self::default()
         };
         let Some(speaker) = s.speaker else { return facts };
@@ -87,14 +97,16 @@ impl Facts {
         for p in speaker.peers() {
             let up = p.state == StateKind::Established;
             let guest = p.kind == DYNAMIC;
+            let client = speaker.peer_config(p.id).is_some_and(is_client);
             facts.configured += usize::from(!guest);
-            facts.serves |= speaker.peer_config(p.id).is_some_and(|c| c.reflector_client);
+            facts.serves |= client;
             if up {
                 facts.established += 1;
+                facts.clients += usize::from(client);
                 let since = Duration::from_millis(s.now.since_ms(p.since));
                 facts.rest = Some(facts.rest.map_or(since, |r| r.min(since)));
             } else if !guest && speaker.peer_config(p.id).is_some_and(|c| c.session.shutdown.is_none()) {
-                let tried = p.state != StateKind::Idle || p.note.is_some() || p.last_error.is_some();
+                let tried = p.state != StateKind::Idle || p.last_error.is_some();
                 facts.untried |= !tried;
                 facts.away.push(format!("{} {}", p.name, p.state));
             }
@@ -178,8 +190,9 @@ fn sessions(f: &Facts, uptime: Duration) -> Result<String, String> {
             return Err(format!("{said}; not all were tried yet"));
         }
     }
-    if f.serves && f.established == 0 && f.arrivals > 0 {
-        return Err(format!("{said}; all that there were have ended"));
+    // Sessions with other reflectors are no clients.
+    if f.serves && f.clients == 0 && f.client_arrivals > 0 {
+        return Err(format!("{said}, none of them with a client; all that there were have ended"));
     }
     if f.ranges && uptime < CLIENTS {
         let waiting = format!("waiting until {} s after the start", CLIENTS.as_secs());
@@ -212,8 +225,13 @@ mod tests {
 
     #[test]
     fn a_reflector_is_ready_when_its_clients_have_come_to_rest() {
-        let rest =
-            |n, s| Facts { established: n, arrivals: 9, rest: Some(Duration::from_secs(s)), ..facts() };
+        let rest = |n, s| Facts {
+            established: n,
+            clients: n,
+            client_arrivals: 9,
+            rest: Some(Duration::from_secs(s)),
+            ..facts()
+        };
         for (f, uptime, ready) in [
             (facts(), 20, false),
             (facts(), 61, true),
@@ -222,8 +240,11 @@ mod tests {
             // Somebody comes later: that is no reason to be taken out.
             (rest(9, 1), 61, true),
             // All were here and are gone.
-            (Facts { arrivals: 9, ..facts() }, 20, false),
-            (Facts { arrivals: 9, ..facts() }, 6_000, false),
+            (Facts { client_arrivals: 9, ..facts() }, 20, false),
+            (Facts { client_arrivals: 9, ..facts() }, 6_000, false),
+            // Another reflector is there, the clients are gone; or none has ever come, which is not its fault.
+            (Facts { clients: 0, ..rest(1, 99) }, 6_000, false),
+            (Facts { clients: 0, client_arrivals: 0, ..rest(1, 99) }, 6_000, true),
             (Facts { converged: false, ..rest(9, 10) }, 61, false),
             (Facts { listening: vec!["0.0.0.0:1790: in use".into()], ..rest(9, 10) }, 61, false),
         ] {
@@ -239,7 +260,7 @@ mod tests {
             serves: false,
             configured: 2,
             established: 1,
-            arrivals: 1,
+            client_arrivals: 1,
             rest: Some(Duration::from_secs(1)),
             away: vec!["tor Active".into()],
             ..facts()

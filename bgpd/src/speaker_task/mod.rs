@@ -39,6 +39,7 @@ use crate::{
     conn::{self, Chunk, Exit, Mode, Report, Token},
     fib::FibQueue,
     handle::Order,
+    health::is_client,
     import::Importer,
     listeners::Listeners,
     mrt::Archive,
@@ -127,8 +128,8 @@ pub(crate) struct SpeakerTask {
     /// Why a peer is not up: what last sent it to Idle or Active.
     trouble: HashMap<PeerId, String>,
     tally: Tally,
-    /// Sessions that came up since the start.
-    arrivals: u64,
+    /// Sessions of clients that came up since the start.
+    client_arrivals: u64,
     defects: Defects,
     /// Told to leave (RFC 8326).
     draining: bool,
@@ -188,7 +189,7 @@ impl SpeakerTask {
             refused: Refused::default(),
             trouble: HashMap::new(),
             tally: Tally::default(),
-            arrivals: 0,
+            client_arrivals: 0,
             defects: Defects::default(),
             draining: false,
             monitor,
@@ -407,7 +408,8 @@ impl SpeakerTask {
         match event {
             Event::State { peer, name, old, new, cause } => {
                 let news = if new == ESTABLISHED {
-                    self.arrivals += 1;
+                    let config = self.speaker.as_ref().and_then(|s| s.peer_config(*peer));
+                    self.client_arrivals += u64::from(config.is_some_and(is_client));
                     self.trouble.remove(peer);
                     true
                 } else if [IDLE, ACTIVE].contains(&new.as_str()) {

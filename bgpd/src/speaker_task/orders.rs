@@ -72,7 +72,7 @@ impl SpeakerTask {
             tally: &self.tally,
             listeners: &self.listeners,
             refused: self.refused.total,
-            arrivals: self.arrivals,
+            client_arrivals: self.client_arrivals,
             defects: self.defects.total,
             services: &self.services,
             programs: self.fib.is_heard(),
