@@ -18,8 +18,9 @@ use crate::{
     admin::AdminSocket,
     cli::give_back,
     fault,
+    follow::AFTER_DEFECT,
     follow::{Environment, Follower, from_store},
-    handle::Running,
+    handle::{Running, Unanswered},
     metrics,
     mrt::{self, MrtSettings},
     record::Recorder,
@@ -186,7 +187,17 @@ async fn reload(daemon: &Daemon, running: &Running) -> Option<Duration> {
     for field in only_at_start(daemon, &settings) {
         warn!("SIGHUP: {field} changes only with a restart");
     }
-    match running.handle.apply(settings.desired).await {
+    let mut done = running.handle.apply(settings.desired.clone()).await;
+    if done == Err(Unanswered::Defect) {
+        // In case it was only the change from what was before: nobody else would tell the speaker what it should be.
+        error!(
+            seconds = AFTER_DEFECT.as_secs(),
+            "SIGHUP: the configuration met a defect; it is applied once more"
+        );
+        tokio::time::sleep(AFTER_DEFECT).await;
+        done = running.handle.apply(settings.desired).await;
+    }
+    match done {
         Ok(failed) => {
             for e in failed {
                 warn!(error = %e, "trying again every few seconds");

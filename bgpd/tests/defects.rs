@@ -134,6 +134,24 @@ async fn a_file_that_meets_a_defect_when_it_is_read_again_changes_nothing() {
 }
 
 #[tokio::test]
+async fn another_identity_that_meets_a_defect_on_the_way_is_there_all_the_same() {
+    let f = Faulty::start("bgp.restart", "").await;
+    let text = fs::read_to_string(&f.file).unwrap();
+    fs::write(&f.file, text.replacen("asNumber: 64512", "asNumber: 64999", 1)).unwrap();
+    let pid = f.daemon.0.id().to_string();
+    assert!(Command::new("kill").args(["-s", "HUP", &pid]).status().unwrap().success());
+    f.node
+        .until("the new identity", async || {
+            let out = run(&["status", "-c", &f.file]);
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            if text.contains("64999") { Ok(()) } else { Err(format!("{text} {}", f.log())) }
+        })
+        .await;
+    assert!(f.log().contains("SIGHUP: the configuration met a defect"), "{}", f.log());
+    assert_eq!(f.daemon.term(), Some(0));
+}
+
+#[tokio::test]
 async fn a_defect_while_the_datastore_is_followed_is_told_and_tried_again() {
     let dir = Dir::new("follow");
     let log = fs::File::create(dir.path("log")).unwrap();

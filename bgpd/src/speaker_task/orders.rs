@@ -242,7 +242,8 @@ impl SpeakerTask {
 
     /// Another identity is another speaker: the sessions of the old one end.
     fn restart(&mut self, config: Option<SpeakerConfig>, routing: Routing) {
-        if self.speaker.is_some() {
+        let was = self.speaker.is_some();
+        if was {
             info!(old = ?self.identity, new = ?config, "the speaker's identity changed; sessions restart");
             self.feed(Input::Shutdown);
             self.settle();
@@ -250,14 +251,20 @@ impl SpeakerTask {
             links.into_iter().for_each(|conn| self.close(conn));
             self.fib.reset();
         }
-        self.identity.clone_from(&config);
+        // Nobody until the new one is there: where a defect is met on the way, the next order starts it.
+        (self.speaker, self.identity) = (None, None);
         (self.peers, self.routes) = (None, None);
         self.statics.clear();
         self.draining = false;
+        if was {
+            fault::once("bgp.restart");
+        }
+        let who = config.clone();
         self.begin(config.map(|mut config| {
             config.set_routing(routing);
             config
         }));
+        self.identity = who;
     }
 
     /// A speaker that knows nothing yet but what holds for any of this host.
