@@ -7,13 +7,14 @@
 //! who is only waited for could never come up ([`Clash`]). Who is connected to has its own key on that connection.
 
 use std::{
-    collections::BTreeMap,
-    fmt,
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
     net::{IpAddr, SocketAddr},
 };
 
 use brindle_bgpd_core::speaker::{DYNAMIC, DynamicPeers, PeerConfig};
 use ipnet::IpNet;
+use tracing::warn;
 
 /// Keys of one listening socket, with whose they are.
 pub(crate) type Keys = BTreeMap<IpNet, Key>;
@@ -46,13 +47,81 @@ impl fmt::Display for Whose {
     }
 }
 
-/// The key of the socket that holds for an address.
-pub(crate) fn of(keys: &Keys, remote: IpAddr) -> Option<&Key> {
-    let remote = remote.to_canonical();
-    keys.iter()
-        .filter(|(range, _)| range.contains(&remote))
-        .max_by_key(|(r, _)| r.prefix_len())
-        .map(|(_, k)| k)
+/// The keys the kernel has for one listening socket.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    has: BTreeMap<IpNet, Since>,
+    /// What it did not take, or did not give up. It is tried again.
+    refused: BTreeSet<IpNet>,
+}
+
+struct Since {
+    password: String,
+    /// The count of changes from which on handshakes were under it, and under none that is closer.
+    age: u64,
+}
+
+impl fmt::Debug for Since {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a key since {}", self.age)
+    }
+}
+
+impl Held {
+    /// Tells the kernel what is another than it has, by `set`; whether anything changed. What it does not take is not
+    /// there: who needs that key is refused when it comes ([`Held::of`]).
+    pub(crate) fn tell(
+        &mut self,
+        wanted: &Keys,
+        age: u64,
+        mut set: impl FnMut(IpNet, Option<&str>) -> io::Result<()>,
+    ) -> bool {
+        let gone: Vec<IpNet> = self.has.keys().filter(|r| !wanted.contains_key(*r)).copied().collect();
+        let before = std::mem::take(&mut self.refused);
+        let mut changed = false;
+        for range in gone.iter().chain(wanted.keys()) {
+            let password = wanted.get(range).map(|k| k.password.as_str());
+            if self.has.get(range).map(|k| k.password.as_str()) == password {
+                continue;
+            }
+            if let Err(e) = set(*range, password) {
+                if !before.contains(range) {
+                    let said = match password {
+                        Some(_) => "cannot set the TCP-MD5 key; connections from there will not come up",
+                        None => "cannot remove the TCP-MD5 key; connections from there still need it",
+                    };
+                    warn!(peer = %range, error = %e, "{said}; trying again every few seconds");
+                }
+                self.refused.insert(*range);
+                continue;
+            }
+            changed = true;
+            match password {
+                Some(password) => {
+                    self.has.insert(*range, Since { password: password.to_owned(), age });
+                }
+                None => {
+                    self.has.remove(range);
+                    // What had this key has that of a wider range from now on.
+                    self.has.iter_mut().filter(|(r, _)| r.contains(range)).for_each(|(_, k)| k.age = age);
+                }
+            }
+        }
+        changed
+    }
+
+    /// Whether the kernel has all of them, and no others.
+    pub(crate) fn complete(&self) -> bool {
+        self.refused.is_empty()
+    }
+
+    /// The key that a handshake with somebody there was under, as of this count of changes.
+    pub(crate) fn of(&self, remote: IpAddr, age: u64) -> Option<&str> {
+        let remote = remote.to_canonical();
+        let all = self.has.iter().filter(|(range, _)| range.contains(&remote));
+        let (_, key) = all.max_by_key(|(range, _)| range.prefix_len())?;
+        (key.age <= age).then_some(key.password.as_str())
+    }
 }
 
 /// What the settings say of keys.
@@ -259,13 +328,59 @@ mod tests {
         clashes.iter().map(|c| format!("{}{c}", if c.hopeless { "! " } else { "" })).collect()
     }
 
+    /// The key of a socket for an address.
+    fn of(keys: &Keys, remote: IpAddr) -> Option<String> {
+        let mut held = Held::default();
+        held.tell(keys, 0, |_, _| Ok(()));
+        held.of(remote, 0).map(str::to_owned)
+    }
+
+    fn keys(range: &[DynamicPeers]) -> Keys {
+        Wanted::new([], range).of_socket("0.0.0.0".parse().unwrap())
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_take_or_give_up_is_tried_again() {
+        let (net, from) = ("10.0.0.0/24", "10.0.0.9".parse().unwrap());
+        let mut held = Held::default();
+        let fails = |_: IpNet, _: Option<&str>| Err(io::Error::from(io::ErrorKind::OutOfMemory));
+        let first = keys(&[range(net, Some("a"))]);
+        assert!(!held.tell(&first, 1, fails) && !held.complete());
+        assert_eq!(held.of(from, 1), None);
+        assert!(held.tell(&first, 2, |_, _| Ok(())) && held.complete());
+        assert_eq!((held.of(from, 2), held.of(from, 1)), (Some("a"), None), "not who came before");
+        // Another, and none: the kernel still has the old one, and says so until it is gone.
+        for wanted in [keys(&[range(net, Some("b"))]), Keys::new()] {
+            assert!(!held.tell(&wanted, 3, fails) && !held.complete());
+            assert_eq!(held.of(from, 3), Some("a"));
+        }
+        let mut asked = Vec::new();
+        assert!(held.tell(&Keys::new(), 4, |range, password| {
+            asked.push((range.to_string(), password.map(str::to_owned)));
+            Ok(())
+        }));
+        assert_eq!(asked, [(net.to_owned(), None)]);
+        assert!(held.complete() && held.of(from, 4).is_none());
+        assert!(!held.tell(&Keys::new(), 5, fails), "nothing left to do");
+    }
+
+    #[test]
+    fn who_came_under_a_key_that_is_gone_has_not_come_under_that_of_the_range_around_it() {
+        let (wide, from) = (range("10.0.0.0/8", Some("w")), "10.0.0.9".parse().unwrap());
+        let mut held = Held::default();
+        held.tell(&keys(&[wide.clone(), range("10.0.0.0/24", Some("n"))]), 1, |_, _| Ok(()));
+        assert_eq!(held.of(from, 1), Some("n"));
+        held.tell(&keys(&[wide]), 2, |_, _| Ok(()));
+        assert_eq!((held.of(from, 1), held.of(from, 2)), (None, Some("w")));
+    }
+
     const EVERYWHERE: &[&str] = &["0.0.0.0:179", "[::]:179"];
 
     #[test]
     fn of_two_speakers_at_one_address_the_one_that_is_waited_for_has_the_key() {
         let two = [peer("dialled", 1179, Some("b")), waits(peer("waits", 179, Some("a")))];
         let keys = Wanted::new(&two, []).of_socket("0.0.0.0".parse().unwrap());
-        assert_eq!(of(&keys, two[0].address).map(|k| k.password.as_str()), Some("a"));
+        assert_eq!(of(&keys, two[0].address).as_deref(), Some("a"));
         let words = said(&two, &[], EVERYWHERE);
         assert_eq!(words.len(), 1, "{words:?}");
         assert!(
@@ -317,7 +432,7 @@ mod tests {
         let two = [at(peer("a", 179, Some("a")), "10.0.0.10"), at(peer("b", 1179, Some("b")), "10.0.0.11")];
         assert!(said(&two, &[], &["10.0.0.10:179", "10.0.0.11:179"]).is_empty());
         let keys = Wanted::new(&two, []).of_socket("10.0.0.11".parse().unwrap());
-        assert_eq!(of(&keys, two[0].address).map(|k| k.password.as_str()), Some("b"));
+        assert_eq!(of(&keys, two[0].address).as_deref(), Some("b"));
         assert_eq!(said(&two, &[], EVERYWHERE).len(), 1, "one socket for both");
     }
 }

@@ -2,22 +2,25 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, SocketAddr},
+    os::fd::BorrowedFd,
+    sync::atomic::Ordering,
     time::Duration,
 };
 
 use brindle_kernel::tcp;
 use ipnet::IpNet;
 use tokio::{sync::mpsc, time::Instant};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
-    conn::{Listener, Report},
+    conn::{Age, Listener, Report},
     handle::ListenError,
-    keys::{self, Keys, Wanted},
+    keys::{Held, Wanted},
 };
 
-/// How often an address that could not be had is tried again.
+/// How often an address that could not be had is tried again, and a key the kernel did not take.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Listening sockets by the address that was asked for.
@@ -27,14 +30,14 @@ pub(crate) struct Listeners {
     failed: BTreeMap<SocketAddr, String>,
     retry_at: Option<Instant>,
     wanted: Wanted,
+    age: Age,
     inbox: mpsc::Sender<Report>,
 }
 
 #[derive(Debug)]
 struct Open {
     listener: Listener,
-    /// Those the kernel has taken.
-    keys: Keys,
+    keys: Held,
 }
 
 impl Listeners {
@@ -44,6 +47,7 @@ impl Listeners {
             failed: BTreeMap::new(),
             retry_at: None,
             wanted: Wanted::default(),
+            age: Age::default(),
             inbox,
         }
     }
@@ -61,8 +65,13 @@ impl Listeners {
         for address in wanted {
             self.open_one(*address);
         }
-        self.retry_at = (!self.failed.is_empty()).then(|| Instant::now() + RETRY);
+        self.schedule();
         self.errors()
+    }
+
+    fn schedule(&mut self) {
+        let all = self.failed.is_empty() && self.open.values().all(|o| o.keys.complete());
+        self.retry_at = (!all).then(|| Instant::now() + RETRY);
     }
 
     /// When [`Listeners::retry`] has something to do.
@@ -70,24 +79,29 @@ impl Listeners {
         self.retry_at
     }
 
-    /// Tries again what failed.
-    pub(crate) fn retry(&mut self) {
+    /// Tries again what failed. The answer is that of [`Listeners::set_keys`].
+    pub(crate) fn retry(&mut self) -> Vec<Report> {
         for address in std::mem::take(&mut self.failed).into_keys() {
             self.open_one(address);
         }
-        self.retry_at = (!self.failed.is_empty()).then(|| Instant::now() + RETRY);
+        self.tell_keys()
     }
 
     fn open_one(&mut self, address: SocketAddr) {
         if self.open.contains_key(&address) {
             return;
         }
-        match Listener::open(address, self.inbox.clone()) {
+        // What comes to it is no older than its keys, unlike what has come to one before it at this address.
+        let age = self.age.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut keys = Held::default();
+        let wanted = self.wanted.of_socket(address.ip());
+        let ready = |socket: BorrowedFd<'_>| {
+            keys.tell(&wanted, age, |range, password| set(socket, range, password));
+        };
+        match Listener::open(address, self.inbox.clone(), &self.age, ready) {
             Ok(listener) => {
                 info!(address = %listener.local_addr().unwrap_or(address), "listening for BGP");
-                let mut open = Open { listener, keys: Keys::new() };
-                open.set_keys(&self.wanted.of_socket(address.ip()));
-                self.open.insert(address, open);
+                self.open.insert(address, Open { listener, keys });
             }
             // "Everywhere" does not include a family this machine has not.
             Err(e) if tcp::is_family_missing(&e) && address.ip().is_unspecified() => {}
@@ -97,20 +111,35 @@ impl Listeners {
         }
     }
 
-    /// The keys of peers and of ranges; those no longer named are removed.
-    pub(crate) fn set_keys(&mut self, wanted: Wanted) {
+    /// The keys of peers and of ranges; those no longer named are removed. The answer: connections that had waited, made
+    /// before these keys were set.
+    pub(crate) fn set_keys(&mut self, wanted: Wanted) -> Vec<Report> {
         if self.wanted == wanted {
-            return;
+            // What the kernel did not take has its time.
+            return Vec::new();
         }
         self.wanted = wanted;
-        for (address, open) in &mut self.open {
-            open.set_keys(&self.wanted.of_socket(address.ip()));
-        }
+        self.tell_keys()
     }
 
-    /// The key that somebody must have had who came from there to the socket that was asked for as `via`.
-    pub(crate) fn key(&self, via: SocketAddr, remote: IpAddr) -> Option<&str> {
-        keys::of(&self.open.get(&via)?.keys, remote).map(|k| k.password.as_str())
+    /// First the keys, then those who came before; only then does the count go on, so who has it came after both.
+    fn tell_keys(&mut self) -> Vec<Report> {
+        let age = self.age.load(Ordering::SeqCst) + 1;
+        let mut waited = Vec::new();
+        for (address, Open { listener, keys }) in &mut self.open {
+            let wanted = self.wanted.of_socket(address.ip());
+            if keys.tell(&wanted, age, |range, password| set(listener.as_fd(), range, password)) {
+                waited.extend(listener.waiting());
+            }
+        }
+        self.age.store(age, Ordering::SeqCst);
+        self.schedule();
+        waited
+    }
+
+    /// The key that somebody must have had who came from there, at this age, to the socket that was asked for as `via`.
+    pub(crate) fn key(&self, via: SocketAddr, remote: IpAddr, age: u64) -> Option<&str> {
+        self.open.get(&via)?.keys.of(remote, age)
     }
 
     pub(crate) fn errors(&self) -> Vec<ListenError> {
@@ -126,38 +155,11 @@ impl Listeners {
     }
 }
 
-impl Open {
-    /// Tells the kernel what is another than before. What it does not take is not there: who needs that key is refused
-    /// when it comes ([`Listeners::key`]).
-    fn set_keys(&mut self, wanted: &Keys) {
-        let gone: Vec<IpNet> = self.keys.keys().filter(|r| !wanted.contains_key(*r)).copied().collect();
-        for range in gone {
-            self.set(range, None);
-            self.keys.remove(&range);
-        }
-        for (range, key) in wanted {
-            if self.keys.get(range) == Some(key) {
-                continue;
-            }
-            let same = self.keys.get(range).is_some_and(|k| k.password == key.password);
-            if same || self.set(*range, Some(&key.password)) {
-                self.keys.insert(*range, key.clone());
-            } else {
-                self.keys.remove(range);
-            }
-        }
-    }
-
-    fn set(&self, range: IpNet, password: Option<&str>) -> bool {
-        let single = range.prefix_len() == range.max_prefix_len();
-        let done = if single {
-            self.listener.set_password(range.addr(), password)
-        } else {
-            self.listener.set_range_password(range, password)
-        };
-        if let Err(e) = &done {
-            warn!(peer = %range, error = %e, "cannot set the TCP-MD5 key; connections from there will not come up");
-        }
-        done.is_ok()
+fn set(socket: BorrowedFd<'_>, range: IpNet, password: Option<&str>) -> io::Result<()> {
+    let password = password.map(str::as_bytes);
+    if range.prefix_len() == range.max_prefix_len() {
+        tcp::set_md5(socket, range.addr(), password)
+    } else {
+        tcp::set_md5_range(socket, range, password)
     }
 }

@@ -82,6 +82,34 @@ async fn who_has_no_key_gets_in_nowhere_where_one_is_wanted_though_the_socket_as
     assert!(stranger.next().await.is_none(), "without a word");
 }
 
+/// One thread: what waits to be accepted waits until the test does.
+#[tokio::test]
+async fn who_connected_before_there_was_a_key_does_not_get_in_with_it() {
+    let place = Place::new();
+    let us = place.listen(&[place.ours[1]]).await;
+    let newcomer = address();
+    let desired = |key: &str| Desired {
+        speaker: Some(SpeakerConfig::new(64512, place.ours[0])),
+        listen: vec![SocketAddr::new(place.ours[1].into(), place.port)],
+        peers: vec![PeerConfig {
+            passive: true,
+            password: Some(key.into()),
+            ..PeerConfig::new("newcomer", newcomer.into(), 64513)
+        }],
+        ..Desired::default()
+    };
+    let place = Place { them: newcomer, ..place };
+    // Without a key, since there is none yet; then with the old one when there is another.
+    for (with, key) in [(None, "k"), (Some("k"), "l")] {
+        let mut early = place.connect(1, with).expect("the kernel lets it in");
+        assert_eq!(us.handle.apply(desired(key)).await.unwrap(), []);
+        assert!(early.next().await.is_none(), "without a word");
+        // The kernel asks for the key from now on; who has it gets in.
+        let mut late = place.connect(1, Some(key)).expect("with the key");
+        assert!(matches!(late.next().await, Some(Message::Open(_))));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sockets_at_our_addresses_have_each_the_key_of_the_peer_that_connects_there() {
     let place = Place::new();

@@ -2,16 +2,25 @@
 //! and a key for an IPv4 peer needs no mapped address.
 
 use std::{
+    future::poll_fn,
     io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use brindle_kernel::tcp;
-use ipnet::IpNet;
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::TcpListener, sync::mpsc, task::AbortHandle, time::sleep};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::AbortHandle,
+    time::sleep,
+};
 use tracing::{info, warn};
 
 use super::Report;
@@ -20,22 +29,36 @@ const BACKLOG: i32 = 512;
 /// Pause after accept failed for want of descriptors or memory: existing sessions go on, the backlog waits.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Counts changes of keys, of all listening sockets. What was accepted has the count from before it was: its handshake
+/// was under all keys that were set at a lower or the same count.
+pub(crate) type Age = Arc<AtomicU64>;
+
 /// A listening socket and the task that accepts from it; stops listening when dropped.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: Arc<TcpListener>,
+    via: SocketAddr,
+    age: Age,
     task: AbortHandle,
 }
 
 impl Listener {
-    /// Starts listening.
+    /// Starts listening. `ready` has the socket first, before anybody can connect to it.
     ///
     /// # Errors
     /// The system's refusal, e.g. address in use.
-    pub(crate) fn open(address: SocketAddr, inbox: mpsc::Sender<Report>) -> io::Result<Self> {
-        let socket = Arc::new(bind(address)?);
-        let task = tokio::spawn(accept(Arc::clone(&socket), address, inbox)).abort_handle();
-        Ok(Self { socket, task })
+    pub(crate) fn open(
+        address: SocketAddr,
+        inbox: mpsc::Sender<Report>,
+        age: &Age,
+        ready: impl FnOnce(BorrowedFd<'_>),
+    ) -> io::Result<Self> {
+        let socket = bind(address)?;
+        ready(socket.as_fd());
+        socket.listen(BACKLOG)?;
+        let socket = Arc::new(TcpListener::from_std(socket.into())?);
+        let task = accept(Arc::clone(&socket), address, Arc::clone(age), inbox);
+        Ok(Self { socket, via: address, age: Arc::clone(age), task: tokio::spawn(task).abort_handle() })
     }
 
     /// Where it really listens (the port, if 0 was asked for).
@@ -43,23 +66,31 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Requires connections from `peer` to be signed with this key, or no longer. Peers of the other family are none
-    /// of this socket's business.
-    pub(crate) fn set_password(&self, peer: IpAddr, password: Option<&str>) -> io::Result<()> {
-        if self.socket.local_addr()?.is_ipv4() != peer.is_ipv4() {
-            return Ok(());
-        }
-        tcp::set_md5(&*self.socket, peer, password.map(str::as_bytes))
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
-}
 
-impl Listener {
-    /// The same for everybody in a range.
-    pub(crate) fn set_range_password(&self, range: IpNet, password: Option<&str>) -> io::Result<()> {
-        if self.socket.local_addr()?.is_ipv4() != range.addr().is_ipv4() {
-            return Ok(());
-        }
-        tcp::set_md5_range(&*self.socket, range, password.map(str::as_bytes))
+    /// Those that wait to be accepted: their handshakes are over, under the keys there were.
+    pub(crate) fn waiting(&self) -> Vec<Report> {
+        let age = self.age.load(Ordering::SeqCst);
+        let socket = SockRef::from(&*self.socket);
+        // Who connects all the time must not keep us here: more than this did not wait.
+        let all = (0..=BACKLOG).map_while(|_| {
+            loop {
+                match socket.accept() {
+                    Ok((stream, _)) => return Some(stream),
+                    Err(e) if is_about_the_connection(&e) => {}
+                    Err(_) => return None,
+                }
+            }
+        });
+        all.filter_map(|stream| {
+            stream.set_nonblocking(true).ok()?;
+            let stream = TcpStream::from_std(stream.into()).ok()?;
+            let (local, remote) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+            Some(Report::Accepted { stream, via: self.via, local, remote, age })
+        })
+        .collect()
     }
 }
 
@@ -69,7 +100,7 @@ impl Drop for Listener {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -80,16 +111,20 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     tcp::set_ttl(&socket, address.is_ipv4(), u8::MAX)?;
     tcp::set_tos(&socket, address.is_ipv4(), tcp::TOS_CS6)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
-async fn accept(socket: Arc<TcpListener>, via: SocketAddr, inbox: mpsc::Sender<Report>) {
+async fn accept(socket: Arc<TcpListener>, via: SocketAddr, age: Age, inbox: mpsc::Sender<Report>) {
     let mut failing = false;
     loop {
-        let report = match socket.accept().await {
-            Ok((stream, remote)) => match stream.local_addr() {
-                Ok(local) => Report::Accepted { stream, via, local, remote },
+        // As it was before this one was accepted, not as it was when the wait began.
+        let next = poll_fn(|cx| {
+            let age = age.load(Ordering::SeqCst);
+            socket.poll_accept(cx).map_ok(|accepted| (accepted, age))
+        });
+        let report = match next.await {
+            Ok(((stream, remote), age)) => match stream.local_addr() {
+                Ok(local) => Report::Accepted { stream, via, local, remote, age },
                 // Gone before it was looked at.
                 Err(_) => continue,
             },

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 pub(crate) use self::{
     dial::{Dial, dial, prepare},
     half::{Half, write_now},
-    listen::Listener,
+    listen::{Age, Listener},
     read::read,
     write::write,
 };
@@ -42,6 +42,8 @@ pub(crate) enum Report {
         via: SocketAddr,
         local: SocketAddr,
         remote: SocketAddr,
+        /// Keys that are newer were not there when its handshake was.
+        age: u64,
     },
     /// Decoded messages of one connection, oldest first.
     Inputs { token: Token, inputs: Vec<Input> },

@@ -43,7 +43,9 @@ impl SpeakerTask {
 
     pub(super) fn report(&mut self, report: Report) {
         match report {
-            Report::Accepted { stream, via, local, remote } => self.accepted(stream, via, local, remote),
+            Report::Accepted { stream, via, local, remote, age } => {
+                self.accepted(stream, (via, age), local, remote)
+            }
             Report::Inputs { token, inputs } => {
                 if let Some(conn) = self.by_token.get(&token) {
                     if let Some(Link { state: LinkState::Up(up), .. }) = self.links.get(conn) {
@@ -75,7 +77,13 @@ impl SpeakerTask {
         }
     }
 
-    fn accepted(&mut self, stream: TcpStream, via: SocketAddr, local: SocketAddr, remote: SocketAddr) {
+    fn accepted(
+        &mut self,
+        stream: TcpStream,
+        (via, age): (SocketAddr, u64),
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) {
         let interface = tcp::device_of(remote);
         let settings = self.speaker.as_ref();
         let settings =
@@ -83,10 +91,17 @@ impl SpeakerTask {
         let Some(settings) = settings else {
             return self.refused.count(remote, "not a configured peer");
         };
-        // The kernel has one key for an address; that of another peer there, or none, lets nobody in who needs this one.
-        if settings.password.is_some() && settings.password.as_deref() != self.listeners.key(via, remote.ip())
-        {
-            return self.refused.count(remote, "it was not signed with the TCP-MD5 key of its peer");
+        if let Some(key) = settings.password.as_deref() {
+            // The kernel has one key for an address; that of another peer there, or none, lets nobody in who needs this
+            // one. Neither does one that was set after the handshake: what has come since then may be anybody's.
+            if self.listeners.key(via, remote.ip(), age) != Some(key) {
+                return self.refused.count(remote, "it was not signed with the TCP-MD5 key of its peer");
+            }
+            // It has inherited the key; if it has not, the kernel drops from here on what is not signed.
+            if let Err(e) = tcp::set_md5(&stream, remote.ip(), Some(key.as_bytes())) {
+                debug!(%remote, error = %e, "no TCP-MD5 key on the connection");
+                return self.refused.count(remote, "the kernel does not take the TCP-MD5 key of its peer");
+            }
         }
         if let Err(e) = conn::prepare(&stream, &settings) {
             return debug!(%remote, error = %e, "connection was gone before it was accepted");

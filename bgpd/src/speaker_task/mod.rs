@@ -274,7 +274,8 @@ impl SpeakerTask {
 
     fn on_time(&mut self) {
         if self.listeners.deadline().is_some_and(|d| d <= Instant::now()) {
-            self.listeners.retry();
+            let waited = self.listeners.retry();
+            waited.into_iter().for_each(|report| self.report(report));
         }
         // What a peer sent counts from when it was there, not from when those before it were done with.
         let unread =

@@ -138,13 +138,14 @@ impl SpeakerTask {
         self.set_keys();
     }
 
-    /// Before anybody connects, as all of this is one turn.
+    /// Sockets may listen already: who has connected before is judged by the keys there were.
     fn set_keys(&mut self) {
         let wanted = self.speaker.as_ref().map(|s| {
             let peers = s.peer_ids().filter_map(|id| s.peer_config(id));
             Wanted::new(peers, &s.config().dynamic)
         });
-        self.listeners.set_keys(wanted.unwrap_or_default());
+        let waited = self.listeners.set_keys(wanted.unwrap_or_default());
+        waited.into_iter().for_each(|report| self.report(report));
     }
 
     /// We are about to leave (RFC 8326); whoever waits for the peers to react, and then shuts down, is the caller.
