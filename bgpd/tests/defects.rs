@@ -137,7 +137,8 @@ async fn a_file_that_meets_a_defect_when_it_is_read_again_changes_nothing() {
 async fn another_identity_that_meets_a_defect_on_the_way_is_there_all_the_same() {
     let f = Faulty::start("bgp.restart", "").await;
     let text = fs::read_to_string(&f.file).unwrap();
-    fs::write(&f.file, text.replacen("asNumber: 64512", "asNumber: 64999", 1)).unwrap();
+    let text = text.replacen("asNumber: 64512", "asNumber: 64999", 1).replace(", reflectorClient: true", "");
+    fs::write(&f.file, text).unwrap();
     let pid = f.daemon.0.id().to_string();
     assert!(Command::new("kill").args(["-s", "HUP", &pid]).status().unwrap().success());
     f.node
