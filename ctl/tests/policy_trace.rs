@@ -130,6 +130,7 @@ kind: Service
 metadata: {name: db, namespace: shop}
 spec:
   clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00::a"]
   ports: [{name: sql, port: 80, protocol: TCP}, {name: other, port: 81, protocol: TCP}, {name: six, port: 86, protocol: TCP}]
 ---
 apiVersion: discovery.k8s.io/v1
@@ -140,6 +141,7 @@ ports: [{name: sql, port: 5432, protocol: TCP}]
 endpoints:
 - {addresses: [10.0.2.7], conditions: {ready: true}}
 - {addresses: [10.0.2.8], conditions: {ready: false}}
+- {addresses: [10.0.2.9]}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -157,6 +159,7 @@ fn who_traces_to_a_service_is_shown_the_pods_behind_it() {
         p.run("policy trace shop/web 10.96.0.10:80"),
         p.run("policy trace shop/web 10.96.0.10:81"),
         p.run("policy trace shop/web 10.96.0.10:86"),
+        p.run("policy trace fd00::99 [fd00::a]:86"),
         p.run("policy trace lab/spy 10.96.0.10:80 -o json"),
     ];
     insta::assert_snapshot!(screens.concat());

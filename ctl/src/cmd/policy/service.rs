@@ -63,6 +63,10 @@ pub(super) fn behind(entries: &[Entry], address: IpAddr, wanted: Protocol, port:
                 continue;
             }
             for a in list(end, "/addresses").filter_map(|a| a.as_str()?.parse::<IpAddr>().ok()) {
+                // The node chooses among those of the address's family.
+                if a.is_ipv4() != address.is_ipv4() {
+                    continue;
+                }
                 ends.push(match a {
                     IpAddr::V4(a) => format!("{a}:{port}"),
                     IpAddr::V6(a) => format!("[{a}]:{port}"),
