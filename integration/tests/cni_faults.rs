@@ -12,6 +12,15 @@ use brindle_integration::{
 };
 use serde_json::json;
 
+/// A GC for a runtime that knows of these containers.
+fn gc(node: &CniNode, known: &[Container]) -> Said {
+    let mut conf = node.conf();
+    conf["cniVersion"] = json!("1.1.0");
+    let known = known.iter().map(|c| json!({"containerID": c.id, "ifname": "eth0"}));
+    conf["cni.dev/valid-attachments"] = known.collect();
+    node.run(&mut node.command(&bin("brindle"), "GC", "-", ""), &conf)
+}
+
 /// On a busy machine.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -91,19 +100,13 @@ fn an_agent_that_dies_at_any_step_of_a_gc_leaves_what_the_next_one_collects() {
         assert!(node.add(&gone).ok, "{point}");
         let mut command = node.command(&bin("brindle-ipam"), "ADD", &bare.id, &bare.netns());
         assert!(node.run(&mut command, &node.conf()).ok, "{point}");
-        let gc = |node: &CniNode| {
-            let mut conf = node.conf();
-            conf["cniVersion"] = json!("1.1.0");
-            conf["cni.dev/valid-attachments"] = json!([{"containerID": live.id, "ifname": "eth0"}]);
-            node.run(&mut node.command(&bin("brindle"), "GC", "-", ""), &conf)
-        };
         node.kill_agent();
         node.start_agent_dying_at(Some(point));
-        let refused = gc(&node);
+        let refused = gc(&node, std::slice::from_ref(&live));
         assert!(!refused.ok, "{point}: {refused:?}");
         node.kill_agent();
         node.start_agent();
-        let said = gc(&node);
+        let said = gc(&node, std::slice::from_ref(&live));
         assert!(said.ok, "{point}: {said:?}");
         node.settled(&[&live]);
     }
@@ -118,22 +121,16 @@ fn a_device_that_cannot_be_deleted_keeps_its_endpoint_for_the_next_gc() {
     let (live, gone) = (Container::new(), Container::new());
     let (said, its) = (node.add(&live), node.add(&gone));
     assert!(said.ok && its.ok, "{said:?} {its:?}");
-    let gc = |node: &CniNode| {
-        let mut conf = node.conf();
-        conf["cniVersion"] = json!("1.1.0");
-        conf["cni.dev/valid-attachments"] = json!([{"containerID": live.id, "ifname": "eth0"}]);
-        node.run(&mut node.command(&bin("brindle"), "GC", "-", ""), &conf)
-    };
     node.kill_agent();
     node.start_agent_dying_at(Some("device.remove"));
-    let refused = gc(&node);
+    let refused = gc(&node, std::slice::from_ref(&live));
     assert_eq!(refused.code(), 11, "{refused:?}");
     assert!(refused.out.contains("cannot delete device"), "{refused:?}");
     // Whole as it was: its addresses may not go while it can send from them.
     node.settled(&[&live, &gone]);
     node.kill_agent();
     node.start_agent();
-    let done = gc(&node);
+    let done = gc(&node, std::slice::from_ref(&live));
     assert!(done.ok, "{done:?}");
     node.settled(&[&live]);
     assert!(node.pings(&said.address()));
@@ -241,18 +238,11 @@ fn gc_does_not_believe_a_runtime_that_forgot_everything() {
     let node = CniNode::new("forget", "10.123.0.0/24");
     let pods: Vec<Container> = (0..4).map(|_| Container::new()).collect();
     let said: Vec<Said> = pods.iter().map(|c| node.add(c)).collect();
-    let gc = |valid: serde_json::Value| {
-        let mut conf = node.conf();
-        conf["cniVersion"] = json!("1.1.0");
-        conf["cni.dev/valid-attachments"] = valid;
-        node.run(&mut node.command(&bin("brindle"), "GC", "-", ""), &conf)
-    };
-    let refused = gc(json!([]));
+    let refused = gc(&node, &[]);
     assert_eq!(refused.code(), 110, "{refused:?}");
     assert!(refused.out.contains("4 have a device"), "{refused:?}");
     assert!(said.iter().all(|s| node.pings(&s.address())));
-    let valid: Vec<_> = pods[..3].iter().map(|c| json!({"containerID": c.id, "ifname": "eth0"})).collect();
-    assert!(gc(json!(valid)).ok);
+    assert!(gc(&node, &pods[..3]).ok);
     node.settled(&pods[..3].iter().collect::<Vec<_>>());
     for c in &pods {
         assert!(node.del(c).ok);
