@@ -88,29 +88,33 @@ pub fn from_store(
     let (node, secrets) = (node.to_owned(), Secrets(secrets.to_owned()));
     let task = tokio::spawn(async move {
         let mut pause = AFTER_DEFECT;
+        let state = || ClusterState::new(&node).with_floating(told.floating).with_router_id(told.router_id);
+        let memory = || told.memory.as_ref().map(|path| Memory::new(path, &node));
+        let mut feeder = Feeder {
+            state: state(),
+            secrets,
+            memory: memory(),
+            handle,
+            told: tx.clone(),
+            pods,
+            mesh: Mesh::default(),
+            sessions: Vec::new(),
+            leaving: BTreeSet::new(),
+            identity: None,
+            origin: Instant::now(),
+            again: None,
+        };
         loop {
-            let feeder = Feeder {
-                state: ClusterState::new(&node).with_floating(told.floating).with_router_id(told.router_id),
-                secrets: secrets.clone(),
-                memory: told.memory.as_ref().map(|path| Memory::new(path, &node)),
-                handle: handle.clone(),
-                told: tx.clone(),
-                pods: pods.clone(),
-                mesh: Mesh::default(),
-                sessions: Vec::new(),
-                leaving: BTreeSet::new(),
-                identity: None,
-                origin: Instant::now(),
-                again: None,
-            };
             // `Gone` means that the speaker was shut down: there is nobody left to feed.
-            let Err(panic) = outlived(run(Feeds::new(Arc::clone(&store)), feeder)).await else { return };
+            let Err(panic) = outlived(run(Feeds::new(Arc::clone(&store)), &mut feeder)).await else { return };
             error!(
                 what = words(&panic),
                 seconds = pause.as_secs(),
                 "a defect, met while the datastore was followed; BGP stays as it is until it is read again. Please report it"
             );
             tx.send_if_modified(|problems| met(problems, words(&panic)));
+            // What was read may be what it met. Where the leaving of the mesh stands is kept: sessions would end early.
+            (feeder.state, feeder.memory, feeder.again) = (state(), memory(), None);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(AFTER_DEFECTS);
         }
@@ -272,7 +276,7 @@ fn add(all: &mut Vec<Problem>, one: Problem) -> bool {
     new
 }
 
-async fn run(mut feeds: Feeds, mut feeder: Feeder) -> Result<(), Unanswered> {
+async fn run(mut feeds: Feeds, feeder: &mut Feeder) -> Result<(), Unanswered> {
     loop {
         if let Some(memory) = &mut feeder.memory {
             memory.keep().await;
@@ -411,14 +415,15 @@ impl Feeder {
             self.identity = identity;
         }
         let reflects = plan.speaker.as_ref().is_some_and(|s| s.cluster_id.is_some());
-        let old = std::mem::take(&mut self.sessions);
+        // They stay noted until there are new ones: a defect may come between.
+        let old = self.sessions.iter();
         let left: Vec<PeerConfig> = old
-            .into_iter()
             .filter(|p| {
                 self.state.is_node_address(p.address) && plan.peers.iter().all(|q| q.address != p.address)
             })
             // While there is a mesh, only a reflector has left it.
             .filter(|p| !plan.mesh || self.state.is_reflector(p.address))
+            .cloned()
             .collect();
         let event = if plan.mesh && left.is_empty() {
             Event::Wanted
@@ -681,5 +686,54 @@ mod tests {
             assert_eq!(covered, Some(leaving.iter().map(|a| IpAddr::from(*a)).collect()));
             drop(follower);
         }
+    }
+    /// A defect while the mesh is being left: its sessions stay, and the time that has passed counts.
+    #[tokio::test(start_paused = true)]
+    async fn a_defect_does_not_end_the_mesh_that_is_being_left() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        for (name, ip) in [("a", "10.0.0.1/24"), ("b", "10.0.0.2/24"), ("c", "10.0.0.3/24")] {
+            store.put_as(&node(name, ip), Expect::Absent).await.unwrap();
+        }
+        let (orders, mut taken) = mpsc::channel(4);
+        let handle =
+            Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
+        let follower =
+            from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), Environment::default(), handle);
+        let began = Instant::now();
+        let (mut last, mut asked, mut left_at) = (Vec::new(), 0, None);
+        // Nothing covers it, so it is left when the time is over.
+        while left_at.is_none() {
+            match taken.recv().await {
+                Some(Order::Apply(desired, answer)) => {
+                    answer.send(vec![]).unwrap();
+                    let peers: Vec<String> = desired.peers.iter().map(|p| p.name.clone()).collect();
+                    if last.is_empty() {
+                        let mut reflector = node("b", "10.0.0.2/24");
+                        let bgp = reflector.spec.bgp.as_mut().unwrap();
+                        bgp.route_reflector_cluster_id = Some([9, 9, 9, 9].into());
+                        store.put_as(&reflector, Expect::Any).await.unwrap();
+                    } else if peers != ["b", "c"] {
+                        assert_eq!(peers, ["c"]);
+                        left_at = Some(Instant::now());
+                    }
+                    last = peers;
+                }
+                Some(Order::Coverage(leaving, answer)) => {
+                    assert_eq!(leaving, BTreeSet::from([IpAddr::from([10, 0, 0, 2])]));
+                    let coverage =
+                        Coverage { not_ready: vec![format!("look {asked}")], ..Default::default() };
+                    answer.send(coverage).unwrap();
+                    asked += 1;
+                    if asked == 10 {
+                        fault::arm("bgp.follow");
+                    }
+                }
+                _ => panic!("expected a plan, or a question"),
+            }
+        }
+        assert!(asked > 10);
+        drop(follower);
+        let waited = left_at.unwrap() - began;
+        assert!((BOUND..BOUND + AFTER_DEFECT * 3).contains(&waited), "{waited:?}");
     }
 }
