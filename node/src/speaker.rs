@@ -42,8 +42,15 @@ pub(crate) async fn without_datastore(
     };
     let running = start(settings, felix).await?;
     let (peers, routes) = (desired.peers.len(), desired.routes.len());
-    for error in running.handle.apply(desired).await? {
-        tracing::warn!(%error, "trying again every few seconds");
+    match running.handle.apply(desired).await {
+        Ok(errors) => {
+            errors.into_iter().for_each(|error| tracing::warn!(%error, "trying again every few seconds"))
+        }
+        // Pods are served all the same, and the datastore's word comes after it.
+        Err(e @ brindle_bgpd::Unanswered::Defect) => {
+            tracing::error!(error = %e, "the BGP configuration kept from before may be in force in part only");
+        }
+        Err(e @ brindle_bgpd::Unanswered::Gone) => return Err(e.into()),
     }
     tracing::info!(peers, routes, "BGP as the datastore had it last");
     Ok(Some(running))
