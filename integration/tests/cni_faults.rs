@@ -483,6 +483,46 @@ fn addresses_of_a_container_that_is_gone_are_collected_and_nothing_else() {
 }
 
 #[test]
+fn an_agent_that_dies_while_it_collects_leaves_nothing_to_the_next_one() {
+    let mut node = CniNode::without_agent("failc", "10.138.0.0/24");
+    let cache = node.dir.join("results");
+    std::fs::create_dir_all(&cache).unwrap();
+    let args = ["--ipam-gc-grace", "1", "--cni-cache", cache.to_str().unwrap()];
+    let report = node.dir.join("ipam-leaks.json");
+    for point in ["ipam.release.written", "ipam.release.forgotten"] {
+        for has_endpoint in [false, true] {
+            let what = format!("{point}, with an endpoint: {has_endpoint}");
+            node.vars = vec![("BRINDLE_FAILPOINT".into(), point.into())];
+            node.start_agent_with(&args);
+            let gone = Container::new();
+            let file = cache.join(format!("net-{}-eth0", gone.id));
+            let text =
+                json!({"kind": "cniCacheV1", "containerId": gone.id, "ifName": "eth0", "networkName": "net"});
+            std::fs::write(&file, text.to_string()).unwrap();
+            if has_endpoint {
+                let said = node.add(&gone);
+                let device = said.json()["interfaces"][0]["name"].as_str().unwrap().to_owned();
+                sh(node.ns.ns(), &format!("ip link del {device}"));
+            } else {
+                let mut command = node.command(&bin("brindle-ipam"), "ADD", &gone.id, &gone.netns());
+                assert!(node.run(&mut command, &node.conf()).ok, "{what}");
+            }
+            let before = std::fs::read(&report).ok();
+            until_true("it is looked at", LONG, || std::fs::read(&report).ok() != before);
+            std::fs::remove_file(&file).unwrap();
+            until_true(&format!("{what}: the agent dies"), LONG, || !node.status().ok);
+            node.kill_agent();
+            node.vars.clear();
+            node.start_agent_with(&args);
+            until_true(&what, LONG, || node.handles().0.is_empty() && node.endpoints().is_empty());
+            node.settled(&[]);
+            assert!(!node.dir.join("ipam-collecting").exists(), "{what}");
+            node.kill_agent();
+        }
+    }
+}
+
+#[test]
 fn leaks_are_told_from_live_pods_whatever_their_devices_are_called() {
     // By the resource, and by the agent's environment, which stands above it.
     for (resource, variable, prefix) in [(Some("pod"), None, "pod"), (Some("pod"), Some("tap,veth"), "tap")] {

@@ -132,7 +132,11 @@ impl Service {
             cause = "neither the runtime nor the kernel knows it",
             "endpoint of a container that is gone collected"
         );
-        self.forget(&a, false, None).await
+        let handles: Vec<String> = std::iter::once(a.handle()).chain(a.former_handle()).collect();
+        self.begin_collecting(&handles).await;
+        self.forget(&a, false, None).await?;
+        self.end_collecting();
+        Ok(())
     }
 }
 

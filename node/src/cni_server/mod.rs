@@ -27,6 +27,7 @@ mod room;
 mod service;
 mod session;
 mod socket;
+mod unfinished;
 
 use std::{path::PathBuf, sync::Arc};
 
