@@ -135,7 +135,7 @@ impl Service {
         let handles: Vec<String> = std::iter::once(a.handle()).chain(a.former_handle()).collect();
         self.begin_collecting(&handles).await;
         self.forget(&a, false, None).await?;
-        self.end_collecting();
+        self.end_collecting(&handles).await;
         Ok(())
     }
 }

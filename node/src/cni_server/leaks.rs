@@ -101,7 +101,9 @@ impl Service {
     ) -> Result<(), Refused> {
         self.unlocked().await?;
         self.until_followed().await;
-        self.finish_collecting().await?;
+        if args.ipam_gc != Mode::DryRun {
+            self.finish_collecting().await;
+        }
         let evidence = self.evidence(&args.cni_cache, Sight::Followed).await?;
         let known = evidence.attachments.clone().zip(evidence.kernel.clone());
         let known = known.map(|(attachments, kernel)| Known { attachments, kernel });
@@ -136,7 +138,8 @@ impl Service {
             return Ok(());
         }
         let view = View::load(&*self.store, &self.node).await?;
-        self.begin_collecting(std::slice::from_ref(&leak.handle)).await;
+        let begun = std::slice::from_ref(&leak.handle);
+        self.begin_collecting(begun).await;
         let mut allocator = self.allocator.lock().await;
         let ips = if leak.twice {
             allocator.release_handle(&leak.handle, &view, now()).await?
@@ -144,7 +147,7 @@ impl Service {
             allocator.release_ips(&leak.releases, &view, now()).await?.released
         };
         drop(allocator);
-        self.end_collecting();
+        self.end_collecting(begun).await;
         self.attached.forget_handle(&leak.handle).await;
         self.history.note(Event::Collected, &ips, &leak.handle, &leak.allocated_to, &self.node);
         tracing::info!(handle = %leak.handle, addresses = ?ips, cause = leak.why, "leaked addresses collected");

@@ -42,6 +42,7 @@ mod handles;
 mod late;
 mod power;
 mod room;
+mod unfinished;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

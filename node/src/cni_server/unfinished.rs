@@ -1,11 +1,13 @@
 //! Which handles the collector is taking back, in a file below the state folder. An agent that dies after the block is
-//! written and before the handle's record is leaves a record that holds nothing; of a DEL or a GC the runtime reminds the next
-//! agent by asking again, of what the collector began nobody would.
+//! written and before the handle's record is leaves a record that holds nothing, and so does a release that fails there; of
+//! a DEL or a GC the runtime reminds the next agent by asking again, of what the collector began nobody would. A handle
+//! stays in the file until its release is done, or what it left is.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::{refused::Refused, service::Service};
@@ -16,42 +18,120 @@ const COLLECTING: &str = "ipam-collecting";
 impl Service {
     /// Before a release. Where it cannot be written the release is worth more than the word of it.
     pub(super) async fn begin_collecting(&self, handles: &[String]) {
-        let (file, text) = (self.state_dir.join(COLLECTING), handles.join("\n"));
-        let written = tokio::task::spawn_blocking(move || note(&file, &text)).await;
-        if let Some(e) = written.map_or_else(|e| Some(e.to_string()), |w| w.err().map(|e| e.to_string())) {
+        self.note_collecting(handles, &[]).await;
+    }
+
+    /// After one that was done.
+    pub(super) async fn end_collecting(&self, handles: &[String]) {
+        self.note_collecting(&[], handles).await;
+    }
+
+    /// Tasks of the collector follow one another, so nobody writes the file in between.
+    async fn note_collecting(&self, begun: &[String], done: &[String]) {
+        let (folder, begun, done) = (self.state_dir.clone(), begun.to_vec(), done.to_vec());
+        let noted = tokio::task::spawn_blocking(move || note(&folder, begun, &done)).await;
+        if let Err(e) = noted.unwrap_or_else(|e| Err(io::Error::other(e))) {
             tracing::debug!("{COLLECTING}: {e}");
         }
     }
 
-    /// After it.
-    pub(super) fn end_collecting(&self) {
-        match fs::remove_file(self.state_dir.join(COLLECTING)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => tracing::debug!("{COLLECTING}: {e}"),
-            _ => {}
+    /// What an agent before this one, or a look before this one, did not finish. Addresses are not touched: those that are
+    /// leaked are found again. One that cannot be finished now waits for the next look, and no other with it.
+    pub(super) async fn finish_collecting(&self) {
+        let begun = read(&self.state_dir).unwrap_or_else(|e| {
+            tracing::debug!("{COLLECTING}: {e}");
+            BTreeSet::new()
+        });
+        let mut done = Vec::new();
+        for handle in begun {
+            match self.finish(&handle).await {
+                Ok(true) => done.push(handle),
+                Ok(false) => {}
+                Err(refused) => {
+                    tracing::warn!(%handle, "the record of a collected handle stays for now: {}", refused.msg);
+                }
+            }
+        }
+        if !done.is_empty() {
+            self.end_collecting(&done).await;
         }
     }
 
-    /// What an agent before this one, or a look before this one, did not finish. Addresses are not touched: those that are
-    /// leaked are found again.
-    pub(super) async fn finish_collecting(&self) -> Result<(), Refused> {
-        // Tasks of the collector follow one another, so it is nobody's who is still at it.
-        let Ok(text) = fs::read_to_string(self.state_dir.join(COLLECTING)) else { return Ok(()) };
-        for handle in text.lines().filter(|h| !h.is_empty()) {
-            let _turns = self.turns_of_handle(handle).await;
-            if self.claims.hold(handle) {
-                continue;
-            }
-            if self.allocator.lock().await.forget_empty_handle(handle).await? {
-                tracing::info!(%handle, "leaked addresses were collected before; their handle is gone now too");
-            }
+    /// Whether there is nothing left to finish: its record is gone, or holds addresses, which then go with it. Not so while
+    /// an ADD under way has it, or when somebody else wrote the same records.
+    async fn finish(&self, handle: &str) -> Result<bool, Refused> {
+        let _turns = self.turns_of_handle(handle).await;
+        if self.claims.hold(handle) {
+            return Ok(false);
         }
-        self.end_collecting();
-        Ok(())
+        if self.allocator.lock().await.forget_empty_handle(handle).await? {
+            tracing::info!(%handle, "leaked addresses were collected before; their handle is gone now too");
+            return Ok(true);
+        }
+        Ok(!self.reader.held_by(handle).await?.is_empty())
     }
 }
 
-fn note(file: &Path, text: &str) -> io::Result<()> {
-    let mut file = File::create(file)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+fn file(folder: &Path) -> PathBuf {
+    folder.join(COLLECTING)
+}
+
+fn read(folder: &Path) -> io::Result<BTreeSet<String>> {
+    match fs::read(file(folder)) {
+        // Of a line that is damaged no record will be found.
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
+            Ok(text.lines().filter(|l| !l.is_empty()).map(str::to_owned).collect())
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Adds and removes lines, on the disk when it returns; with the last line the file goes.
+fn note(folder: &Path, begun: Vec<String>, done: &[String]) -> io::Result<()> {
+    let before = read(folder)?;
+    let mut lines = before.clone();
+    lines.extend(begun);
+    lines.retain(|l| !done.contains(l));
+    if lines == before {
+        return Ok(());
+    }
+    if lines.is_empty() {
+        return fs::remove_file(file(folder));
+    }
+    let temporary = file(folder).with_extension("tmp");
+    let mut out = File::create(&temporary)?;
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
+    out.sync_all()?;
+    fs::rename(&temporary, file(folder))?;
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_handle_has_a_line_until_it_is_done() {
+        let folder = std::env::temp_dir().join(format!("bt-{}-collecting", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let all = |handles: &[&str]| handles.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>();
+        let lines = || read(&folder).unwrap().into_iter().collect::<Vec<_>>();
+        note(&folder, all(&["net.a"]), &[]).unwrap();
+        note(&folder, all(&["net.b", "net.c"]), &[]).unwrap();
+        assert_eq!(lines(), ["net.a", "net.b", "net.c"], "one that is begun takes no other away");
+        note(&folder, vec![], &all(&["net.b", "net.never"])).unwrap();
+        assert_eq!(lines(), ["net.a", "net.c"]);
+        note(&folder, vec![], &all(&["net.a", "net.c"])).unwrap();
+        assert!(!file(&folder).exists());
+        note(&folder, vec![], &all(&["net.a"])).unwrap();
+        // What an agent before wrote had no end of the last line.
+        fs::write(file(&folder), "net.a\nnet.b").unwrap();
+        note(&folder, all(&["net.c"]), &[]).unwrap();
+        assert_eq!(lines(), ["net.a", "net.b", "net.c"]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
