@@ -101,7 +101,7 @@ pub enum Call {
     Ping,
     /// Which addresses belong to pods of this node (podCIDRs), for `usePodCidr`.
     PodCidrs,
-    /// Of which families this node's pods can have addresses: those a pool that serves it has.
+    /// Of which families every pod of this node can have addresses: those of pools that serve it and select every namespace.
     Families,
     /// Whether an ADD can be served now. Without any of these: one of some pod, from whichever pool.
     Status {

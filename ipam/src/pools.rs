@@ -1,7 +1,10 @@
 //! Which pools may serve a request: what the caller asked for, node and namespace selectors, allowed uses. Decided
 //! from a [`View`] of the configuration; every pool left out leaves its reason.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use brindle_config_core::{
     Key, Kind,
@@ -165,6 +168,25 @@ impl View {
         any.pools.iter_mut().for_each(|p| p.spec.namespace_selector.clear());
         let pools = any.choose(node, family, requested, AllowedUse::Workload, None)?;
         Ok(pools.iter().map(|p| p.spec.cidr).collect())
+    }
+
+    /// The families, IPv4 and IPv6, that every pod of the node may ask for: whoever asks for one that no pool has for its
+    /// namespace is given nothing. So only pools that select every namespace count. Without any, it is what pods of the
+    /// selected namespaces can have: both where the same namespaces have both, else IPv4.
+    pub fn families(&self, node: &str) -> (bool, bool) {
+        let (v4, v6) = (self.namespaces(node, Family::V4), self.namespaces(node, Family::V6));
+        let every = |selectors: &BTreeSet<&str>| selectors.contains("") || selectors.contains("all()");
+        match (every(&v4), every(&v6)) {
+            (false, false) => (!v4.is_empty(), !v6.is_empty() && (v4.is_empty() || v4 == v6)),
+            both => both,
+        }
+    }
+
+    /// Selectors of the pools that could serve some pod of the node.
+    fn namespaces(&self, node: &str, family: Family) -> BTreeSet<&str> {
+        let serving = self.serving(node, family, &[]).unwrap_or_default();
+        let pools = self.pools.iter().filter(|p| serving.contains(&p.spec.cidr));
+        pools.map(|p| p.spec.namespace_selector.trim()).collect()
     }
 
     fn requested(

@@ -184,7 +184,7 @@ impl Default for Families {
     }
 }
 
-/// Waits for the agent. The conflist: the built-in one asks for addresses of the families that pools of this node have.
+/// Waits for the agent. The conflist: the built-in one asks for addresses of the families that any pod of this node can have.
 fn when_ready(args: &InstallArgs, text: &str) -> Result<String> {
     let limit = Duration::from_secs(args.wait);
     if given(args)?.is_some() {

@@ -16,11 +16,11 @@ use super::{address::Wish, now, refused::Refused, service::Service};
 const READ_EVERY: Duration = Duration::from_secs(60);
 
 impl Service {
-    /// The families of which a pool serves this node.
+    /// The families that any pod of this node can have.
     pub(super) async fn families(&self) -> Result<Reply, Refused> {
         let view = View::load(&*self.store, &self.node).await?;
-        let has = |family| view.serving(&self.node, family, &[]).is_ok();
-        Ok(Reply::Families { v4: has(Family::V4), v6: has(Family::V6) })
+        let (v4, v6) = view.families(&self.node);
+        Ok(Reply::Families { v4, v6 })
     }
 
     pub(super) async fn has_room(&self, wish: &Wish) -> Result<(), Refused> {

@@ -73,3 +73,35 @@ async fn a_full_pool_serves_nobody_until_an_address_is_free() {
     assert_eq!(s.ask(del(&attachment("c1"))).await, Reply::Deleted);
     assert!(matches!(s.ask(Call::status()).await, Reply::Pong { .. }));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_for_some_namespaces_makes_no_family_everybodys() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let families = async |six: &str, four: &str| {
+        for (name, cidr, selector) in [("six", "fd00::/122", six), ("pool", "10.1.0.0/24", four)] {
+            let spec = IpPoolSpec {
+                namespace_selector: selector.into(),
+                disabled: selector == "none",
+                ..IpPoolSpec::new(cidr.parse().unwrap())
+            };
+            s.put(ObjectMeta::named(name), spec).await;
+        }
+        match s.ask(Call::Families).await {
+            Reply::Families { v4, v6 } => (v4, v6),
+            other => panic!("{other:?}"),
+        }
+    };
+    let team = "projectcalico.org/name == 'team'";
+    assert_eq!(families("", "").await, (true, true));
+    assert_eq!(families("all()", "").await, (true, true));
+    assert_eq!(families("kind == 'six'", "").await, (true, false));
+    // A pod of another namespace is served by what the conflist then asks for.
+    assert!(matches!(s.ask(add(&attachment("c1"))).await, Reply::Added { .. }));
+    assert_eq!(families("", "kind == 'four'").await, (false, true));
+    // Only pools for some: those are to have addresses all the same.
+    assert_eq!(families("none", team).await, (true, false));
+    assert_eq!(families(team, "none").await, (false, true));
+    assert_eq!(families(team, team).await, (true, true));
+    assert_eq!(families("kind == 'six'", team).await, (true, false), "IPv4, where one of both would fail");
+    assert_eq!(families("none", "none").await, (false, false));
+}
