@@ -21,12 +21,14 @@ pub fn container_mac(container_id: &str, ifname: &str) -> Mac {
     Mac(mac)
 }
 
-/// Whether a host device of this name is the attachment's, whatever prefix the agent was told to give such names.
+/// Whether a host device of this name is the attachment's, whatever prefix the agent was told to give such names, be it of
+/// an earlier version.
 pub fn is_device_of(attachment: &Attachment, device: &str) -> bool {
     // Fewer digits of the hash than these five would fit by chance.
-    (0..=MAX_IFNAME - 5)
-        .filter_map(|n| device.get(..n))
-        .any(|prefix| attachment.host_ifname(prefix) == device)
+    (0..=MAX_IFNAME - 5).filter_map(|n| device.get(..n)).any(|prefix| {
+        attachment.host_ifname(prefix) == device
+            || attachment.former_host_ifname(prefix).is_some_and(|n| n == device)
+    })
 }
 
 /// SHA-1 of the bytes, in hex.
@@ -52,6 +54,8 @@ mod tests {
             let device = of("c1").host_ifname(prefix);
             assert!(is_device_of(&of("c1"), &device), "{device}");
             assert!(!is_device_of(&of("c2"), &device), "{device}");
+            let device = of("c1").former_host_ifname(prefix).unwrap();
+            assert!(is_device_of(&of("c1"), &device), "{device}");
         }
         assert!(!is_device_of(&of("c1"), "veth4f1d2a3b"));
         assert!(!is_device_of(&of("c1"), ""));

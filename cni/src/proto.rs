@@ -81,17 +81,44 @@ impl Attachment {
     }
 
     /// Name of the host device: prefix and the first 11 hexadecimal digits of SHA-1 of `<namespace>.<pod>` for eth0 of
-    /// a pod (as Calico has it); container and interface otherwise.
+    /// a pod (as Calico has it); of pod or container and interface otherwise, with slashes: no name has one, but pods may be
+    /// called like another pod's interface.
     pub fn host_ifname(&self, prefix: &str) -> String {
+        device_name(
+            prefix,
+            &match (&self.pod, self.ifname.as_str()) {
+                (Some(p), "eth0") => format!("{}.{}", p.namespace, p.name),
+                (Some(p), other) => format!("{}.{}/{other}", p.namespace, p.name),
+                (None, other) => format!("/{}/{other}", self.container_id),
+            },
+        )
+    }
+
+    /// The name that earlier versions gave it, where it is another one: with dots alone, which eth0 of another pod may share.
+    pub fn former_host_ifname(&self, prefix: &str) -> Option<String> {
         let text = match (&self.pod, self.ifname.as_str()) {
-            (Some(p), "eth0") => format!("{}.{}", p.namespace, p.name),
+            (Some(_), "eth0") => return None,
             (Some(p), other) => format!("{}.{}.{other}", p.namespace, p.name),
             (None, other) => format!("{}.{other}", self.container_id),
         };
-        let hex: String = Sha1::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
-        let room = 15_usize.saturating_sub(prefix.len()).min(11);
-        format!("{prefix}{}", &hex[..room])
+        Some(device_name(prefix, &text))
     }
+
+    /// Whether both are of one interface of one pod, perhaps in different sandboxes; without a pod, of one container.
+    pub fn is_interface_of(&self, other: &Self) -> bool {
+        let pod = match (&self.pod, &other.pod) {
+            (Some(a), Some(b)) => (&a.namespace, &a.name) == (&b.namespace, &b.name),
+            (None, None) => self.container_id == other.container_id,
+            _ => false,
+        };
+        pod && self.ifname == other.ifname
+    }
+}
+
+fn device_name(prefix: &str, text: &str) -> String {
+    let hex: String = Sha1::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+    let room = 15_usize.saturating_sub(prefix.len()).min(11);
+    format!("{prefix}{}", &hex[..room])
 }
 
 /// What is asked.
@@ -360,5 +387,23 @@ mod tests {
         assert_eq!(a.host_ifname("cali").len(), 15);
         assert_ne!(a.host_ifname("cali"), attachment(true, "net1").host_ifname("cali"));
         assert_ne!(a.host_ifname("cali"), attachment(false, "eth0").host_ifname("cali"));
+    }
+
+    #[test]
+    fn a_second_interface_is_named_like_no_other_pods_first() {
+        let pod = |name: &str, ifname: &str| {
+            let pod = PodRef { namespace: "default".into(), name: name.into(), uid: String::new() };
+            Attachment { pod: Some(pod), ..attachment(true, ifname) }
+        };
+        let (second, first) = (pod("web", "net1"), pod("web.net1", "eth0"));
+        assert_ne!(second.host_ifname("cali"), first.host_ifname("cali"));
+        assert_eq!(second.former_host_ifname("cali"), Some(first.host_ifname("cali")), "as it was");
+        assert_eq!(first.former_host_ifname("cali"), None);
+        assert!(second.is_interface_of(&pod("web", "net1")) && !second.is_interface_of(&pod("web", "eth0")));
+        // Nor a container's that is no pod like a pod's.
+        let container =
+            |id: &str, ifname: &str| Attachment { container_id: id.into(), ..attachment(false, ifname) };
+        assert_ne!(container("default.web", "net1").host_ifname("cali"), second.host_ifname("cali"));
+        assert_ne!(container("default", "web").host_ifname("cali"), pod("web", "eth0").host_ifname("cali"));
     }
 }

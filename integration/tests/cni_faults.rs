@@ -320,6 +320,44 @@ fn families_and_second_interfaces_go_their_own_way() {
 }
 
 #[test]
+fn a_pod_named_like_anothers_interface_does_not_take_its_device() {
+    let node = CniNode::new("names", "10.134.0.0/24");
+    let (a, b) = (Container::new(), Container::new());
+    let call = |verb: &str, c: &Container, pod: &str, ifname: &str| {
+        let mut command = node.command(&bin("brindle"), verb, &c.id, &c.netns());
+        command.env("CNI_IFNAME", ifname);
+        command.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}"));
+        node.run(&mut command, &node.conf())
+    };
+    let device = |said: &Said| said.json()["interfaces"][0]["name"].as_str().unwrap().to_owned();
+    let second = call("ADD", &a, "web", "net1");
+    assert!(second.ok, "{second:?}");
+    let first = call("ADD", &b, "web.net1", "eth0");
+    assert!(first.ok, "{first:?}");
+    assert!(a.ns.rtnl().link_by_name("net1").unwrap().is_some(), "it is still there");
+    assert!(call("DEL", &a, "web", "net1").ok && call("DEL", &b, "web.net1", "eth0").ok);
+    // One that an earlier version made has the name that the other's would have; a repeated ADD leaves it.
+    let (old, new) = (device(&first), device(&second));
+    assert!(call("ADD", &a, "web", "net1").ok);
+    sh(
+        node.ns.ns(),
+        &format!("ip link set {new} down && ip link set {new} name {old} && ip link set {old} up"),
+    );
+    let key = Key::new(Kind::WorkloadEndpoint, Some("default"), &endpoint_name("n1", "k8s", "web", "net1"));
+    node.edit(&key, |value| value["spec"]["interfaceName"] = json!(old));
+    let refused = call("ADD", &b, "web.net1", "eth0");
+    assert_eq!(refused.code(), 104, "{refused:?}");
+    assert!(a.ns.rtnl().link_by_name("net1").unwrap().is_some(), "it is still there");
+    let again = call("ADD", &a, "web", "net1");
+    assert_eq!(device(&again), old);
+    assert!(call("DEL", &a, "web", "net1").ok);
+    let first = call("ADD", &b, "web.net1", "eth0");
+    assert!(first.ok, "{first:?}");
+    assert!(call("DEL", &b, "web.net1", "eth0").ok);
+    node.settled(&[]);
+}
+
+#[test]
 fn an_agent_that_dies_between_the_families_gives_both_to_the_add_that_is_repeated() {
     let mut node = CniNode::new("half", "10.133.0.0/24");
     let six = brindle_config_core::pool::IpPoolSpec::new("fd00:133::/64".parse().unwrap());

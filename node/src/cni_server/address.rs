@@ -10,7 +10,7 @@ use brindle_ipam::{
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{device, history::Event, now, refused::Refused, service::Service};
+use super::{history::Event, now, refused::Refused, service::Service};
 
 /// Attribute of an address: network, container and interface where the handle does not tell them.
 const ATTACHMENT: &str = "cni.brindle.dev/attachment";
@@ -172,7 +172,7 @@ impl Service {
             return Ok(None);
         }
         let Some(former) = self.attached.of_pod(a).filter(|k| !k.given) else { return Ok(None) };
-        if device::exists(a.host_ifname(&self.pod_prefix())).await {
+        if self.may_live(a).await {
             return Ok(None);
         }
         let now = now();

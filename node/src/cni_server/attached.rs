@@ -158,6 +158,11 @@ impl Attached {
         self.lock().values().find(has).map(|k| k.attachment.clone())
     }
 
+    /// The attachments of which this is true.
+    pub(super) fn which(&self, is_it: impl Fn(&Attachment) -> bool) -> Vec<Attachment> {
+        self.lock().values().map(|k| &k.attachment).filter(|a| is_it(a)).cloned().collect()
+    }
+
     /// Those the datastore is to be told of.
     pub(super) fn owed(&self) -> Vec<Kept> {
         self.lock().values().filter(|k| k.owes()).cloned().collect()

@@ -1,6 +1,6 @@
 //! The agent's side of the CNI protocol ([`brindle_cni::proto`]): a unix socket only root may use ([`socket`]), one
 //! session per plugin ([`session`]; [`claims`] tells whose an unfinished ADD is), and behind them the [`service`] that
-//! gives addresses ([`address`]), records endpoints ([`endpoint`]), deletes devices ([`device`]) and carries out what the
+//! gives addresses ([`address`]), records endpoints ([`endpoint`]), deletes devices ([`device`], [`names`]) and carries out what the
 //! journal says ([`replay`]); [`calls`] counts them. What it gave it remembers ([`attached`]), for the time when the datastore is away
 //! ([`remembered`]).
 //!
@@ -18,6 +18,7 @@ mod ghosts;
 mod history;
 mod idle;
 mod leaks;
+mod names;
 mod overlap;
 mod pause;
 mod refused;

@@ -67,10 +67,9 @@ impl Service {
 
     /// What this attachment, or the pod it is for, had before; refused when that is still there.
     async fn before(&self, a: &Attachment, addresses_only: bool) -> Result<Option<Kept>, Refused> {
-        let device = a.host_ifname(&self.pod_prefix());
         if let Some(kept) = self.attached.of(a) {
             let moved = !a.netns_id.is_empty() && kept.attachment.netns_id != a.netns_id;
-            if moved && !addresses_only && device::exists(device).await {
+            if moved && !addresses_only && self.may_live(a).await {
                 return Err(super::endpoint::elsewhere(a));
             }
             return Ok(Some(kept));
@@ -80,7 +79,7 @@ impl Service {
             return Ok(None);
         }
         match self.attached.of_pod(a) {
-            Some(kept) if !device::exists(device).await => Ok(Some(kept)),
+            Some(kept) if !self.may_live(a).await => Ok(Some(kept)),
             _ => Ok(None),
         }
     }

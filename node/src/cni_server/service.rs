@@ -260,6 +260,8 @@ impl Service {
         let mtu = mtu.map_err(|e| {
             Refused::new(code::TRY_AGAIN, e, "try again; if it stays so, see the agent's log")
         })?;
+        let host_ifname = self.host_ifname(a).await?;
+        self.not_anothers(a, &host_ifname).await?;
         let foreign = !other.given.is_empty();
         let given = if foreign {
             let addresses: Vec<IpNet> = other.given.iter().map(|n| IpNet::from(n.addr())).collect();
@@ -277,7 +279,6 @@ impl Service {
         };
         fail::point("agent.add.assigned");
         let Given { addresses, again, announced } = given;
-        let host_ifname = a.host_ifname(&self.pod_prefix());
         if !(known || again || announced) {
             self.announce(a, host_ifname.clone(), addresses.clone()).await;
         }
