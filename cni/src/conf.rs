@@ -240,6 +240,11 @@ pub struct Conf {
     pub warnings: Vec<String>,
 }
 
+/// Whether this is another IPAM plugin whose addresses our interface may have.
+pub fn is_delegate(ipam: &str) -> bool {
+    DELEGATES.contains(&ipam)
+}
+
 /// The version the configuration is written in, as far as it can be made out: errors are answered in it.
 pub fn version_hint(input: &[u8]) -> String {
     let value: Option<Value> = serde_json::from_slice(input).ok();
@@ -295,7 +300,7 @@ impl Conf {
         if raw.mtu != 0 && !(68..=65_535).contains(&raw.mtu) {
             return Err(CniError::config(format!("mtu: {} is not between 68 and 65535", raw.mtu)));
         }
-        let delegate = DELEGATES.contains(&&*raw.ipam.kind).then(|| raw.ipam.kind.clone());
+        let delegate = is_delegate(&raw.ipam.kind).then(|| raw.ipam.kind.clone());
         // Whoever asks to take it back was given nothing under it.
         if raw.ipam.kind != IPAM && delegate.is_none() && command != Command::Del {
             return Err(CniError::new(

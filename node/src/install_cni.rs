@@ -16,7 +16,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use brindle_cni::proto::{self, Call, Reply};
+use brindle_cni::{
+    conf,
+    plugin::lacks_pod_cidr,
+    proto::{self, Call, Reply},
+};
 use clap::{Args, Parser};
 pub(crate) use kept::Kept;
 use place::{plugins, put, remove, remove_file};
@@ -188,11 +192,14 @@ impl Default for Families {
 fn when_ready(args: &InstallArgs, text: &str) -> Result<String> {
     let limit = Duration::from_secs(args.wait);
     if given(args)?.is_some() {
-        wait_for_agent(&args.cni_socket, &question(text), limit)?;
+        wait_for_agent(limit, || {
+            ask(&args.cni_socket, question(text))?;
+            pod_cidrs(&args.cni_socket, text)
+        })?;
         return Ok(text.to_owned());
     }
     // One family is enough to know that there are pools; which there are is asked then.
-    wait_for_agent(&args.cni_socket, &Call::status(), limit)?;
+    wait_for_agent(limit, || ask(&args.cni_socket, Call::status()))?;
     let families = match exchange(&args.cni_socket, Call::Families) {
         Ok(Reply::Families { v4, v6 }) if v4 || v6 => Families { v4, v6 },
         // An agent before this one does not know the question.
@@ -262,11 +269,8 @@ fn secret(value: &Value) -> Option<String> {
 
 /// What is asked of the agent: where the conflist has another IPAM plugin, pools do not matter.
 fn question(conflist: &str) -> Call {
-    let value: Value = serde_json::from_str(conflist).unwrap_or_default();
-    let mut plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
-    let ours = plugins.find(|p| p.get("type").is_some_and(|t| t == BINARIES[0]));
-    let ipam = ours.and_then(|p| p.get("ipam")).cloned().unwrap_or_default();
-    let given = matches!(ipam.get("type").and_then(Value::as_str), Some("host-local" | "static"));
+    let ipam = ours(conflist).get("ipam").cloned().unwrap_or_default();
+    let given = ipam.get("type").and_then(Value::as_str).is_some_and(conf::is_delegate);
     let says = |word: &str, unsaid: bool| match ipam.get(word) {
         Some(Value::Bool(b)) => *b,
         Some(Value::String(text)) => text.eq_ignore_ascii_case("true"),
@@ -274,6 +278,26 @@ fn question(conflist: &str) -> Call {
     };
     let (v4, v6) = (says("assign_ipv4", true), says("assign_ipv6", false));
     Call::Status { given, pools4: Vec::new(), pools6: Vec::new(), num4: v4.into(), num6: v6.into() }
+}
+
+/// The configuration of our plugin in a conflist.
+fn ours(conflist: &str) -> Value {
+    let value: Value = serde_json::from_str(conflist).unwrap_or_default();
+    let mut plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
+    plugins.find(|p| p.get("type").is_some_and(|t| t == BINARIES[0])).cloned().unwrap_or_default()
+}
+
+/// Where the conflist has another IPAM plugin give addresses of the node's pod CIDRs, the node must have them.
+fn pod_cidrs(socket: &Path, conflist: &str) -> Result<(), String> {
+    let ours = ours(conflist);
+    if lacks_pod_cidr(&ours, &[]).is_none() {
+        return Ok(());
+    }
+    match exchange(socket, Call::PodCidrs)? {
+        Reply::PodCidrs { cidrs } => lacks_pod_cidr(&ours, &cidrs).map_or(Ok(()), Err),
+        Reply::Error { msg, .. } => Err(msg),
+        other => Err(format!("it answers {other:?}")),
+    }
 }
 
 /// The plugins that a conflist calls, those for addresses among them.
@@ -284,11 +308,11 @@ fn called(conflist: &str) -> BTreeSet<String> {
     names.filter_map(|n| n?.as_str().map(str::to_owned)).collect()
 }
 
-/// Waits until the agent says that it could serve an ADD of this conflist.
-fn wait_for_agent(socket: &Path, asked: &Call, limit: Duration) -> Result<()> {
+/// Waits until the agent could serve an ADD.
+fn wait_for_agent(limit: Duration, ready: impl Fn() -> Result<(), String>) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
-        let why = match ask(socket, asked.clone()) {
+        let why = match ready() {
             Ok(()) => return Ok(()),
             Err(why) => why,
         };
@@ -393,6 +417,33 @@ mod tests {
                 json!({"name": "n", "plugins": [{"type": "brindle", "ipam": {"type": ipam}}]}).to_string();
             assert!(matches!(question(&text), Call::Status { given, .. } if given == want), "{ipam}");
         }
+    }
+
+    #[test]
+    fn a_conflist_that_takes_pod_cidrs_waits_for_them() {
+        let (dir, mut args) = stage();
+        let conflist = |ipam: Value| {
+            Some(
+                json!({"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "brindle", "ipam": ipam}]})
+                    .to_string(),
+            )
+        };
+        agent(&args.cni_socket, Reply::PodCidrs { cidrs: vec!["10.1.0.0/24".parse().unwrap()] });
+        let check = |args: &InstallArgs| pod_cidrs(&args.cni_socket, args.conflist.as_deref().unwrap());
+        for (subnet, lacks) in
+            [("usePodCidr", ""), ("usePodCidrIPv6", "this node has no pod CIDR of that family yet")]
+        {
+            args.conflist = conflist(json!({"type": "host-local", "ranges": [[{"subnet": subnet}]]}));
+            let said = check(&args).err().unwrap_or_default();
+            assert!(said.is_empty() == lacks.is_empty() && said.contains(lacks), "{subnet}: {said}");
+        }
+        // Nobody is asked for what is not taken.
+        args.cni_socket = dir.join("nobody");
+        args.conflist = conflist(json!({"type": "host-local", "subnet": "10.9.0.0/24"}));
+        assert_eq!(check(&args), Ok(()));
+        args.conflist = conflist(json!({"type": "host-local", "subnet": "usePodCidr"}));
+        assert!(check(&args).is_err());
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

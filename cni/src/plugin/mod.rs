@@ -338,9 +338,18 @@ fn status(conf: &Conf, input: &[u8]) -> Result<(), CniError> {
         num6: conf.ipv6.into(),
     };
     match agent.call(asked).map_err(|e| down(e.into()))? {
-        Reply::Pong { .. } => forward(conf, input, "STATUS"),
+        // As an ADD has it: without a pod CIDR that its configuration takes it would be refused.
+        Reply::Pong { .. } => {
+            delegate(conf, input, true).map_err(down)?.map_or(Ok(()), |other| other.forward("STATUS"))
+        }
         other => Err(Agent::unexpected(&other)),
     }
+}
+
+/// What is amiss with the pod CIDRs of a node for an ADD of this plugin's configuration; none where it takes no more than these.
+pub fn lacks_pod_cidr(plugin: &Value, cidrs: &[ipnet::IpNet]) -> Option<String> {
+    plugin.pointer("/ipam/type").and_then(Value::as_str).filter(|kind| conf::is_delegate(kind))?;
+    delegate::with_pod_cidrs(plugin.to_string().as_bytes(), cidrs, true).err().map(|e| e.message)
 }
 
 fn forward(conf: &Conf, input: &[u8], verb: &str) -> Result<(), CniError> {

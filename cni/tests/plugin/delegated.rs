@@ -121,3 +121,37 @@ echo $CNI_COMMAND >> {}.calls
     assert!(gone.ok, "{gone:?}");
     assert_eq!(calls(&host), "ADD DEL ");
 }
+
+/// As [`played`], in a version that has STATUS and GC.
+fn new_enough(host: &Host) -> Value {
+    let mut conf = played(host, "");
+    let program = host.folder.0.join("host-local");
+    let script = format!(
+        "#!/bin/sh\n[ $CNI_COMMAND != VERSION ] || exec echo '{{\"supportedVersions\":[\"1.1.0\"]}}'\necho $CNI_COMMAND >> {}.calls\n",
+        program.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::write(host.folder.0.join("host-local.calls"), "").unwrap();
+    conf["cniVersion"] = "1.1.0".into();
+    conf
+}
+
+#[test]
+fn a_node_without_the_pod_cidr_that_every_add_takes_is_not_ready() {
+    let host = Host::new("delstatus");
+    let mut conf = new_enough(&host);
+    let known = Arc::new(AtomicBool::new(false));
+    let knows = Arc::clone(&known);
+    let _agent = host.agent(move |call| match call {
+        Call::PodCidrs if !knows.load(Ordering::Relaxed) => Some(Reply::PodCidrs { cidrs: vec![] }),
+        other => content(other),
+    });
+    assert!(host.plugin("STATUS", "", "", &conf).ok, "it takes none");
+    conf["ipam"]["subnet"] = "usePodCidr".into();
+    let said = host.plugin("STATUS", "", "", &conf);
+    assert_eq!(said.code(), 50, "{said:?}");
+    assert!(said.message().contains("no pod CIDR of that family yet"), "{said:?}");
+    known.store(true, Ordering::Relaxed);
+    assert!(host.plugin("STATUS", "", "", &conf).ok);
+    assert_eq!(calls(&host), "STATUS STATUS ");
+}
