@@ -16,7 +16,7 @@ use brindle_config_core::{
     Kind,
     ipam::{AffinityState, BlockAffinitySpec},
     pool::AllowedUse,
-    store::{Store, Stored, decode},
+    store::{Entry, Store, Stored, decode},
 };
 use ipnet::IpNet;
 
@@ -208,13 +208,16 @@ impl BlockAllocator {
                 Ok(Some(held)) => {
                     blocks.insert(held.block.cidr(), Some(held));
                 }
-                Ok(None) | Err(_) => {
-                    // A block we cannot read may be in use: it keeps its place.
-                    if let Some(cidr) = entry.value.pointer("/spec/cidr").and_then(|c| c.as_str())
-                        && let Ok(cidr) = cidr.parse::<IpNet>()
+                Ok(None) => {
+                    if let Some(cidr) = cidr_of(entry)
+                        && let Some(block) = self.half_deleted(&cidr).await
                     {
-                        blocks.insert(cidr.trunc(), None);
+                        blocks.insert(cidr, block);
                     }
+                }
+                Err(_) => {
+                    // A block we cannot read may be in use: it keeps its place.
+                    blocks.extend(cidr_of(entry).map(|cidr| (cidr, None)));
                 }
             }
         }
@@ -235,6 +238,17 @@ impl BlockAllocator {
         }
         self.taken = Some(Taken { pools: division(view), blocks: blocks.keys().copied().collect() });
         Ok(blocks)
+    }
+
+    /// Completes the deletion of a block that its deleter marked and left there: until then nobody else can have it. `None`:
+    /// it is gone; otherwise the block that took its place, as [`AllBlocks`] has it.
+    async fn half_deleted(&self, cidr: &IpNet) -> Option<Option<Held>> {
+        match self.records.block(cidr).await {
+            Ok(None) => None,
+            Ok(Some(held)) => Some(Some(held)),
+            // It is as it was; that the others can be used matters more.
+            Err(_) => Some(None),
+        }
     }
 
     /// Gives up every block, for a node that is gone: empty ones are deleted, those with addresses in use become nobody's
@@ -328,6 +342,11 @@ impl BlockAllocator {
         }
         Ok(())
     }
+}
+
+fn cidr_of(block: &Entry) -> Option<IpNet> {
+    let text = block.value.pointer("/spec/cidr").and_then(|c| c.as_str());
+    text.and_then(|c| c.parse::<IpNet>().ok()).map(|c| c.trunc())
 }
 
 impl Allocator for BlockAllocator {

@@ -515,3 +515,22 @@ fn records_calico_marked_deleted_are_gone() {
     let stored = run(store.get_as::<IpamHandleSpec>(None, "a")).unwrap();
     assert_eq!(stored.resource.spec.block["10.0.0.0/30"], 1);
 }
+
+#[test]
+fn a_block_whose_deletion_stopped_halfway_is_to_be_had_again() {
+    let store = SimStore::with_pool("10.0.0.0/30", 30);
+    let mut gone = Host::new(&store, "gone");
+    assert_eq!(gone.pod("a", 1).addresses.len(), 1);
+    gone.release("a");
+    let mut block = run(store.get_as::<IpamBlockSpec>(None, "10-0-0-0-30")).unwrap().resource;
+    block.spec.deleted = true;
+    store.insert(block);
+    let affinity = Key::new(Kind::BlockAffinity, None, "gone-10-0-0-0-30");
+    run(store.delete(&affinity, Expect::Any)).unwrap();
+    // The only block of the pool.
+    let mut host = Host::new(&store, "n0");
+    assert_eq!(host.pod("b", 1).addresses.len(), 1);
+    assert_eq!(audit(&store.everything()), []);
+    let block = run(store.get_as::<IpamBlockSpec>(None, "10-0-0-0-30")).unwrap().resource;
+    assert_eq!((block.spec.affinity.as_deref(), block.spec.deleted), (Some("host:n0"), false));
+}
