@@ -10,7 +10,7 @@ use brindle_ipam::{
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{history::Event, now, refused::Refused, service::Service};
+use super::{attached::Kept, history::Event, now, refused::Refused, service::Service};
 
 /// Attribute of an address: network, container and interface where the handle does not tell them.
 const ATTACHMENT: &str = "cni.brindle.dev/attachment";
@@ -168,16 +168,20 @@ impl Service {
         wish: &Wish,
         view: &View,
     ) -> Result<Option<Vec<IpNet>>, Refused> {
-        if wish.foreign || !wish.ips.is_empty() {
+        let has = |k: &Kept, ip: &IpAddr| k.addresses.iter().any(|n| n.addr() == *ip);
+        let fits = |k: &Kept| !k.given && wish.ips.iter().all(|ip| has(k, ip));
+        let Some(former) = self.attached.of_pod(a).filter(|k| !wish.foreign && fits(k)) else {
             return Ok(None);
-        }
-        let Some(former) = self.attached.of_pod(a).filter(|k| !k.given) else { return Ok(None) };
+        };
         if self.may_live(a).await {
             return Ok(None);
         }
         let now = now();
         let owner = Owner { handle: a.handle(), attributes: self.attributes(a, &now.attribute(), false) };
-        let ips: Vec<IpAddr> = former.addresses.iter().map(IpNet::addr).collect();
+        // What a pod that names its addresses wishes for no more goes as the former sandbox's.
+        let wished = |n: &&IpNet| wish.ips.is_empty() || wish.ips.contains(&n.addr());
+        let kept: Vec<IpNet> = former.addresses.iter().filter(wished).copied().collect();
+        let ips: Vec<IpAddr> = kept.iter().map(IpNet::addr).collect();
         for ip in &ips {
             match allocator.keep(*ip, &former.handle, &owner, view, now).await {
                 Ok(()) => {}
@@ -194,7 +198,7 @@ impl Service {
         self.attached.forget(&former.attachment).await;
         tracing::info!(container = %a.container_id, workload = a.workload(), addresses = ?ips,
             cause = "its former sandbox is gone", "addresses kept");
-        Ok(Some(former.addresses))
+        Ok(Some(kept))
     }
 
     /// What [`Self::allocate`] will give, as far as the node's own blocks tell.

@@ -199,11 +199,14 @@ impl Stage {
 
     /// ADD and registration on one connection, as the plugin does.
     async fn attach(&self, a: &Attachment) -> Vec<IpNet> {
+        self.attach_by(a, add(a)).await
+    }
+
+    async fn attach_by(&self, a: &Attachment, asked: Call) -> Vec<IpNet> {
         let (socket, a) = (self.folder.join("cni.sock"), a.clone());
         let work = move || {
             let mut stream = StdStream::connect(socket).unwrap();
-            let Reply::Added { addresses, host_ifname, .. } = proto::ask(&mut stream, add(&a)).unwrap()
-            else {
+            let Reply::Added { addresses, host_ifname, .. } = proto::ask(&mut stream, asked).unwrap() else {
                 panic!("not added")
             };
             let register = Call::Register {

@@ -182,6 +182,32 @@ async fn a_pod_keeps_its_addresses_over_a_reboot_that_sent_no_del() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_names_its_address_has_it_again_after_a_reboot_that_sent_no_del() {
+    let s = Stage::new("10.1.0.0/24").await;
+    let ips = |last: &[u8]| last.iter().map(|n| std::net::IpAddr::from([10, 1, 0, *n])).collect::<Vec<_>>();
+    let naming = async |id: &str, last: &[u8]| {
+        let a = pod(id, "uid-1");
+        s.attach_by(&a, handles::add_with(&a, &ips(last))).await
+    };
+    let before = naming("c1", &[7, 9]).await;
+    // Another pod does not get what it names, nor does this one what it never had.
+    let (mut other, view, now) = (s.other_node(), s.view().await, super::super::now());
+    other.assign_ip(ips(&[11])[0], &owner("x"), AllowedUse::Workload, &view, now).await.unwrap();
+    for (uid, last) in [("uid-2", &[7][..]), ("uid-1", &[7, 11])] {
+        let (code, msg) = refused(s.ask(handles::add_with(&pod("c2", uid), &ips(last))).await);
+        assert_eq!(code, code::DUPLICATE_ADDRESS, "{msg}");
+    }
+    assert_eq!(naming("c2", &[7, 9]).await, before);
+    assert_eq!(s.ask(del(&pod("c1", "uid-1"))).await, Reply::Deleted);
+    // Of those it had it names one alone now; the other goes with the sandbox that had it.
+    assert_eq!(naming("c3", &[9]).await, before[1..]);
+    assert_eq!(s.other_node().by_handle("net.c2").await.unwrap(), ips(&[7]));
+    assert_eq!(s.ask(del(&pod("c2", "uid-1"))).await, Reply::Deleted);
+    assert_eq!(s.other_node().by_handle("net.c3").await.unwrap(), ips(&[9]));
+    assert!(s.other_node().by_handle("net.c2").await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_memory_is_said_and_costs_only_its_own_pod() {
     let mut s = Stage::new("10.1.0.0/24").await;
     let (a, b) = (attachment("c1"), attachment("c2"));
