@@ -275,6 +275,24 @@ fn what_is_wrong_is_found_and_released_by_report() {
 }
 
 #[test]
+fn pods_of_a_pool_that_is_being_drained_are_well() {
+    let c = Cluster::new("drained");
+    c.pod("node1", "web", 0, true);
+    let off = IpPoolSpec { disabled: true, ..IpPoolSpec::new("10.65.0.0/28".parse().unwrap()) };
+    c.put(ObjectMeta::named("default-pool"), off);
+    let said = c.run("ipam check");
+    assert!(said.contains("Found 0 in-use IPs that are not in active IP pools."), "{said}");
+    assert!(said.contains("found 0 problems"), "{said}");
+    // Without its record it is one of no active pool.
+    let handle = Key::new(Kind::IpamHandle, None, "k8s-pod-network.web");
+    c.runtime.block_on(c.store.delete(&handle, Expect::Any)).unwrap();
+    let blocks = c.runtime.block_on(c.store.list(&[Kind::IpamBlock])).unwrap();
+    c.runtime.block_on(c.store.delete(&blocks.entries[0].key, Expect::Any)).unwrap();
+    let said = c.run("ipam check");
+    assert!(said.contains("Found 1 in-use IPs that are not in active IP pools."), "{said}");
+}
+
+#[test]
 fn every_tunnel_address_a_node_names_is_in_use() {
     let c = Cluster::new("tunnels");
     let kinds = ["ipip", "vxlan", "vxlanV6", "wireguard", "wireguardV6"];

@@ -206,12 +206,11 @@ fn not_allocated(
         if by.len() > 1 {
             c.used_twice.push((*ip, by.clone()));
         }
-        let list = if world.view.pool_of(*ip).is_none() {
-            &mut c.outside_pools
-        } else if !allocated.contains_key(ip) {
-            &mut c.not_allocated
-        } else {
-            continue;
+        // One that is allocated is well, though its pool has been disabled since: that is how a pool is drained.
+        let list = match world.view.pool_of(*ip) {
+            _ if allocated.contains_key(ip) => continue,
+            None => &mut c.outside_pools,
+            Some(_) => &mut c.not_allocated,
         };
         if args.show_problem_ips {
             let _ = writeln!(t, "  {ip} in use by {}", by.join(", "));
