@@ -26,6 +26,11 @@ use crate::{
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Link-local address the kernel makes of [`HOST_MAC`] (EUI-64).
 pub(crate) const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+/// Whether this is the next hop of a pod.
+pub(crate) fn is_gateway(ip: IpAddr) -> bool {
+    ip == IpAddr::V4(GATEWAY) || ip == IpAddr::V6(GATEWAY6)
+}
+
 /// The interface whose default route counts.
 const FIRST: &str = "eth0";
 /// Metrics of the routes of other interfaces; the kernel's own are 0 and 1024.
@@ -43,6 +48,8 @@ pub(crate) struct Wiring {
     /// None: the kernel's default.
     pub mtu: Option<u32>,
     pub addresses: Vec<IpNet>,
+    /// Beside the default route, and through the same gateway.
+    pub routes: Vec<IpNet>,
     pub forwarding: bool,
 }
 
@@ -170,7 +177,20 @@ impl Wiring {
             let default = Route::new(IpNet::V6(Ipv6Net::default())).with_metric(metric6);
             routes.push(default.via(GATEWAY6.into(), Some(dev), false));
         }
+        routes.extend(self.further().map(|(dst, gateway)| {
+            let metric = if gateway.is_ipv4() { metric4 } else { metric6 };
+            Route::new(dst).with_metric(metric).via(gateway, Some(dev), false)
+        }));
         routes
+    }
+
+    /// Routes beside the default ones, with their gateway. There is none where the pod has no address of the family.
+    pub(crate) fn further(&self) -> impl Iterator<Item = (IpNet, IpAddr)> {
+        let wanted = self.routes.iter().filter(|n| n.prefix_len() > 0).copied();
+        wanted.filter_map(|n| {
+            let gateway = self.gateways().find(|g| g.is_ipv4() == n.addr().is_ipv4())?;
+            Some((n, gateway))
+        })
     }
 
     /// Some runtimes switch IPv6 off in new namespaces.

@@ -6,10 +6,16 @@ use brindle_kernel::{
     netns::NetNs,
 };
 use ipnet::IpNet;
+use serde_json::json;
 
-use super::{Invocation, delegate::Delegate, open_pod};
+use super::{
+    Invocation,
+    delegate::{self, Delegate, Given},
+    open_pod,
+};
 use crate::{
     client::Agent,
+    conf::Dns,
     error::{CniError, code},
     fail, names,
     proto::{Call, Reply},
@@ -32,7 +38,9 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
     let repeated = !before_this.is_empty();
     // Nobody may give back what a running pod has, whatever its ADD is repeated for.
     let given = if repeated {
-        before_this
+        // What they were given with is in the configuration of the plugins that are called here.
+        let routes = delegate::destinations(&call.conf.routes).unwrap_or_default();
+        Given { addresses: before_this, routes, ..Given::default() }
     } else {
         call.given().inspect_err(|_| {
             if !lives(call, &mut host) {
@@ -47,7 +55,7 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
         num4,
         num6,
         ips,
-        given,
+        given: given.addresses.clone(),
         ranges: call.delegate.as_ref().map_or_else(Vec::new, Delegate::ranges),
         pools_of_pod: call.conf.pools_of_pod,
     };
@@ -71,6 +79,7 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
         mac,
         mtu: call.conf.mtu.or(Some(mtu).filter(|m| *m != 0)),
         addresses: addresses.clone(),
+        routes: given.routes.clone(),
         forwarding: call.conf.container.allow_ip_forwarding,
     };
     let wired = wire(&wiring, &mut host, &pod, &mut undo).and_then(|()| {
@@ -95,7 +104,7 @@ pub(super) fn add(call: &Invocation) -> Result<Answer, CniError> {
         }
         return Err(undo.all(&mut host, e));
     }
-    Ok(answer(call, &wiring, before))
+    Ok(answer(call, &wiring, given.dns, before))
 }
 
 /// The addresses that another IPAM plugin gave for this very attachment, when its ADD is repeated: they are those of the
@@ -158,7 +167,8 @@ fn still_there(call: &Invocation, pod: &NetNs) -> Result<(), CniError> {
     }
 }
 
-fn answer(call: &Invocation, wiring: &Wiring, before: Option<Answer>) -> Answer {
+/// `dns`: of the other IPAM plugin; the configuration's own comes first.
+fn answer(call: &Invocation, wiring: &Wiring, dns: Dns, before: Option<Answer>) -> Answer {
     let mtu = wiring.mtu.unwrap_or(1500);
     let host = Interface {
         name: wiring.host_ifname.clone(),
@@ -174,7 +184,11 @@ fn answer(call: &Invocation, wiring: &Wiring, before: Option<Answer>) -> Answer 
         ..Interface::default()
     };
     let addresses: &[IpNet] = &wiring.addresses;
-    Answer::attached(call.conf.version, host, container, addresses, call.conf.dns.clone(), before)
+    let own = call.conf.dns.clone();
+    let dns = if own == Dns::default() { dns } else { own };
+    let mut answer = Answer::attached(call.conf.version, host, container, addresses, dns, before);
+    answer.routes.extend(wiring.further().map(|(dst, gateway)| json!({ "dst": dst, "gw": gateway })));
+    answer
 }
 
 /// What has to go if the rest fails.

@@ -1,15 +1,19 @@
 //! CHECK: a real one. The pair, the pod's addresses and routes, the host's route, and the agent's records.
 
-use brindle_kernel::netlink::Rtnl;
+use std::net::IpAddr;
 
-use super::Invocation;
+use brindle_kernel::netlink::Rtnl;
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::{Invocation, delegate};
 use crate::{
     client::Agent,
     error::{CniError, code},
     names,
     proto::{Call, Reply},
     result::Interface,
-    veth::{Said, Wiring},
+    veth::{self, Said, Wiring},
 };
 
 pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
@@ -37,6 +41,7 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
         mac: names::container_mac(&call.runtime.container_id, ifname),
         mtu: None,
         addresses: addresses.clone(),
+        routes: through_gateway(&result.routes),
         forwarding: false,
     };
     let pod = call.pod()?;
@@ -54,6 +59,13 @@ pub(super) fn check(call: &Invocation) -> Result<(), CniError> {
         Reply::Checked => Ok(()),
         other => Err(Agent::unexpected(&other)),
     }
+}
+
+/// The routes of a result that an ADD of this plugin made.
+fn through_gateway(routes: &[Value]) -> Vec<IpNet> {
+    let gateway = |route: &Value| route.get("gw")?.as_str()?.parse::<IpAddr>().ok();
+    let ours = routes.iter().filter(|r| gateway(r).is_some_and(veth::is_gateway)).cloned();
+    delegate::destinations(&ours.collect::<Vec<_>>()).unwrap_or_default()
 }
 
 /// What a result says of a device, as far as its version of the specification has words for it.

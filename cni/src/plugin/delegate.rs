@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::{
+    conf::Dns,
     error::{CniError, code},
     result::Answer,
 };
@@ -66,6 +67,21 @@ pub(crate) struct Delegate {
     input: Vec<u8>,
 }
 
+/// What it gave.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Given {
+    pub addresses: Vec<IpNet>,
+    /// Networks that lie behind the interface. Gateways it names are on a link the pod does not have.
+    pub routes: Vec<IpNet>,
+    pub dns: Dns,
+}
+
+/// The destinations of routes as results and configurations have them; fails with one that has none.
+pub(super) fn destinations(routes: &[Value]) -> Result<Vec<IpNet>, &Value> {
+    let dst = |route: &Value| route.get("dst")?.as_str()?.parse::<IpNet>().ok();
+    routes.iter().map(|route| dst(route).map(|net| net.trunc()).ok_or(route)).collect()
+}
+
 /// The newest version of the specification, and those before it with results of the same form for addresses.
 const NEWEST: &str = "1.1.0";
 const OLDER: [&str; 2] = ["1.0.0", "0.4.0"];
@@ -79,8 +95,8 @@ impl Delegate {
         Self { kind: kind.to_owned(), input: input.to_vec() }
     }
 
-    /// ADD: its addresses, each for the pod alone.
-    pub(crate) fn add(&self) -> Result<Vec<IpNet>, CniError> {
+    /// ADD: its addresses, each for the pod alone, and what it says beside them.
+    pub(crate) fn add(&self) -> Result<Given, CniError> {
         let out = self.call("ADD")?;
         let answer: Answer = serde_json::from_slice(&out).map_err(|e| {
             CniError::new(code::DECODE, format!("ipam plugin {}: its result does not decode: {e}", self.kind))
@@ -93,7 +109,12 @@ impl Delegate {
             )
             .hint(ITS_OWN));
         }
-        Ok(answer.ips.iter().map(|ip| IpNet::from(ip.address.addr())).collect())
+        let routes = destinations(&answer.routes).map_err(|route| {
+            let what = format!("ipam plugin {}: its result has {route}, which is no route", self.kind);
+            CniError::new(code::DECODE, what).hint(ITS_OWN)
+        })?;
+        let addresses = answer.ips.iter().map(|ip| IpNet::from(ip.address.addr())).collect();
+        Ok(Given { addresses, routes, dns: answer.dns })
     }
 
     /// The ranges that its configuration lets it give addresses of (host-local's; another's says the addresses themselves).

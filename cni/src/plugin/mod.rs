@@ -16,7 +16,7 @@ use std::{
 };
 
 use brindle_kernel::netns::NetNs;
-use delegate::Delegate;
+use delegate::{Delegate, Given};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -233,11 +233,14 @@ impl Invocation {
         self.delegate.is_some() || !self.conf.unmanaged.is_empty()
     }
 
-    /// Addresses that come from elsewhere.
-    fn given(&self) -> Result<Vec<ipnet::IpNet>, CniError> {
+    /// What comes from elsewhere.
+    fn given(&self) -> Result<Given, CniError> {
         match &self.delegate {
             Some(delegate) => delegate.add(),
-            None => Ok(self.conf.unmanaged.iter().map(|ip| (*ip).into()).collect()),
+            None => {
+                let addresses = self.conf.unmanaged.iter().map(|ip| (*ip).into()).collect();
+                Ok(Given { addresses, ..Given::default() })
+            }
         }
     }
 

@@ -122,6 +122,62 @@ echo $CNI_COMMAND >> {}.calls
     assert_eq!(calls(&host), "ADD DEL ");
 }
 
+/// Gives what it was given; everything else as [`content`].
+fn handing_on(call: &Call) -> Option<Reply> {
+    match call {
+        Call::Add { attachment, given, .. } => Some(Reply::Added {
+            addresses: given.clone(),
+            host_ifname: attachment.host_ifname("cali"),
+            mtu: 0,
+            again: false,
+        }),
+        other => content(other),
+    }
+}
+
+#[test]
+fn what_the_delegate_says_of_routes_and_names_reaches_the_pod() {
+    let (host, pod) = (Host::new("delroutes"), Ns::new("delroutes"));
+    // Of IPv6 the pod has no address; a default route it has.
+    let add = r#"echo '{"cniVersion":"1.0.0","ips":[{"address":"10.7.0.2/24","gateway":"10.7.0.1"}],"routes":[{"dst":"0.0.0.0/0"},
+        {"dst":"192.0.2.7/24","gw":"10.7.0.1"},{"dst":"fd00::/64"}],"dns":{"nameservers":["10.96.0.10"],"search":["a.b"]}}'"#;
+    let mut conf = played(&host, add);
+    let _agent = host.agent(handing_on);
+    let added = host.plugin("ADD", "c1", &pod.path(), &conf);
+    assert!(added.ok, "{added:?}");
+    let answer = added.json();
+    assert_eq!(answer["dns"], json!({"nameservers": ["10.96.0.10"], "search": ["a.b"]}));
+    assert_eq!(answer["routes"], json!([{"dst": "192.0.2.0/24", "gw": "169.254.1.1"}]));
+    let routes = || {
+        let all = pod.rtnl().routes(&brindle_kernel::netlink::RouteFilter::main()).unwrap();
+        all.iter().map(|r| r.dst.to_string()).filter(|d| d.starts_with("192.0.2.")).collect::<Vec<_>>()
+    };
+    assert_eq!(routes(), ["192.0.2.0/24"]);
+    // A repeated ADD does not ask it again; its configuration says the same of routes.
+    conf["ipam"]["routes"] = json!([{"dst": "0.0.0.0/0"}, {"dst": "192.0.2.0/24"}]);
+    let again = host.plugin("ADD", "c1", &pod.path(), &conf);
+    assert_eq!(again.json()["routes"], answer["routes"]);
+    // The configuration's own names come first.
+    conf["dns"] = json!({"nameservers": ["192.0.2.53"]});
+    assert!(host.plugin("DEL", "c1", &pod.path(), &conf).ok);
+    let added = host.plugin("ADD", "c1", &pod.path(), &conf);
+    assert_eq!(added.json()["dns"], conf["dns"]);
+}
+
+#[test]
+fn a_route_that_is_none_is_the_delegates_mistake() {
+    let (host, pod) = (Host::new("delnoroute"), Ns::new("delnoroute"));
+    let conf = played(
+        &host,
+        r#"echo '{"cniVersion":"1.0.0","ips":[{"address":"10.7.0.2/24"}],"routes":[{"dst":"all"}]}'"#,
+    );
+    let _agent = host.agent(handing_on);
+    let said = host.plugin("ADD", "c1", &pod.path(), &conf);
+    assert_eq!(said.code(), 6, "{said:?}");
+    assert!(said.message().contains(r#"{"dst":"all"}, which is no route"#), "{said:?}");
+    assert_eq!(calls(&host), "ADD DEL ");
+}
+
 /// As [`played`], in a version that has STATUS and GC.
 fn new_enough(host: &Host) -> Value {
     let mut conf = played(host, "");
