@@ -355,20 +355,30 @@ pub fn lacks_pod_cidr(plugin: &Value, cidrs: &[ipnet::IpNet]) -> Option<String> 
     delegate::with_pod_cidrs(plugin.to_string().as_bytes(), cidrs, true).err().map(|e| e.message)
 }
 
-fn forward(conf: &Conf, input: &[u8], verb: &str) -> Result<(), CniError> {
-    delegate(conf, input, false)?.map_or(Ok(()), |d| d.forward(verb))
-}
-
 fn gc(conf: &Conf, input: &[u8]) -> Result<(), CniError> {
     let Some(valid) = conf.valid_attachments.clone() else {
         return Err(CniError::config("cni.dev/valid-attachments: is missing"));
     };
-    let mut agent = Agent::connect(&conf.sockets, PATIENCE).map_err(|e| e.error())?;
-    // Another node's list of what is valid would have this one's pods collected.
-    right_node(conf, &mut agent)?;
-    match agent.call(Call::Gc { network: conf.name.clone(), valid, dry_run: conf.gc_dry_run })? {
-        Reply::Deleted if conf.gc_dry_run => Ok(()),
-        Reply::Deleted => forward(conf, input, "GC"),
-        other => Err(Agent::unexpected(&other)),
+    let nothing_valid = valid.is_empty();
+    let (mut right, collected) = (conf.nodename.is_none(), Agent::connect(&conf.sockets, PATIENCE));
+    let collected = collected.map_err(|e| e.error()).and_then(|mut agent| {
+        // Another node's list of what is valid would have this one's pods collected.
+        right_node(conf, &mut agent)?;
+        right = true;
+        match agent.call(Call::Gc { network: conf.name.clone(), valid, dry_run: conf.gc_dry_run })? {
+            Reply::Deleted => Ok(()),
+            other => Err(Agent::unexpected(&other)),
+        }
+    });
+    // The other plugin's GC is not to wait for what failed here. But an empty list is believed by nobody before the agent has
+    // compared it with the kernel.
+    if conf.gc_dry_run || !right || (nothing_valid && collected.is_err()) {
+        return collected;
     }
+    let other = delegate(conf, input, false);
+    let forwarded = other.and_then(|other| other.map_or(Ok(()), |o| o.forward("GC")));
+    if let (Err(_), Err(e)) = (&collected, &forwarded) {
+        eprintln!("brindle: {e}");
+    }
+    collected.and(forwarded)
 }

@@ -211,3 +211,39 @@ fn a_node_without_the_pod_cidr_that_every_add_takes_is_not_ready() {
     assert!(host.plugin("STATUS", "", "", &conf).ok);
     assert_eq!(calls(&host), "STATUS STATUS ");
 }
+
+#[test]
+fn gc_reaches_the_delegate_though_the_agents_failed() {
+    let host = Host::new("delgc");
+    let mut conf = new_enough(&host);
+    let some = json!([{ "containerID": "c1", "ifname": "eth0" }]);
+    // Without an agent.
+    conf["cni.dev/valid-attachments"] = some.clone();
+    let said = host.plugin("GC", "", "", &conf);
+    assert_eq!((said.code(), &*calls(&host)), (11, "GC "), "the first error is told: {said:?}");
+    // Whose list this is, and whether an empty one is right, only the agent can say.
+    conf["nodename"] = "n1".into();
+    assert!(!host.plugin("GC", "", "", &conf).ok);
+    conf.as_object_mut().unwrap().remove("nodename");
+    conf["cni.dev/valid-attachments"] = json!([]);
+    assert!(!host.plugin("GC", "", "", &conf).ok);
+    assert_eq!(calls(&host), "GC ");
+    // One endpoint that is not collected.
+    let _agent = host.agent(|call| match call {
+        Call::Gc { .. } => Some(Reply::Error { code: 11, msg: "stuck".into(), details: String::new() }),
+        other => content(other),
+    });
+    assert_eq!((host.plugin("GC", "", "", &conf).code(), &*calls(&host)), (11, "GC "), "an empty list");
+    conf["cni.dev/valid-attachments"] = some;
+    assert_eq!((host.plugin("GC", "", "", &conf).message(), calls(&host)), ("stuck".into(), "GC GC ".into()));
+    conf["nodename"] = "n2".into();
+    assert_eq!(
+        (host.plugin("GC", "", "", &conf).code(), &*calls(&host)),
+        (7, "GC GC "),
+        "another node's list"
+    );
+    conf["nodename"] = "n1".into();
+    conf["gc_dry_run"] = true.into();
+    assert!(!host.plugin("GC", "", "", &conf).ok);
+    assert_eq!(calls(&host), "GC GC ");
+}
