@@ -357,3 +357,58 @@ async fn tls_and_users_let_in_whom_they_should() {
     root.delete(&key, Expect::Any).await.unwrap();
     assert!(matches!(&watch.next().await.unwrap()[..], [Change::Delete { .. }]));
 }
+
+/// A token that carries its own claims (JWT) is refused after any change of users and roles; the store logs in anew.
+#[tokio::test]
+async fn a_change_of_users_locks_nobody_out() {
+    let server = Server::start("jwt", false, &|dir| {
+        fs::write(dir.join("jwt.key"), "a key of this test, long enough for HS256").unwrap();
+        let key = dir.join("jwt.key");
+        vec![format!("--auth-token=jwt,sign-method=HS256,ttl=1h,priv-key={}", key.display())]
+    });
+    ready(&server, &server.store("")).await;
+    let ctl = |args: &[&str]| {
+        let out = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints=http://127.0.0.1:{}", server.port))
+            .args(args)
+            .output()
+            .expect("etcdctl is missing: apt-get install etcd-client (cargo xtask setup does)");
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    ctl(&["user", "add", "root:secret"]);
+    ctl(&["user", "grant-role", "root", "root"]);
+    ctl(&["user", "add", "brindle:hello"]);
+    ctl(&["role", "add", "calico"]);
+    ctl(&["role", "grant-permission", "calico", "--prefix=true", "readwrite", "/calico/"]);
+    ctl(&["user", "grant-role", "brindle", "calico"]);
+    ctl(&["auth", "enable"]);
+    let changes = AtomicU32::new(0);
+    let change = || {
+        let name = format!("u{}:x", changes.fetch_add(1, Ordering::Relaxed));
+        ctl(&["--user=root:secret", "user", "add", &name]);
+    };
+    fs::write(server.dir.join("password"), "hello\n").unwrap();
+    let password = server.dir.join("password");
+    let store = server.store(&format!("user=brindle&password-file={}", password.display()));
+    let key = Key::new(Kind::IpPool, None, "p");
+    let value = json!({"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": "p"},
+        "spec": {"cidr": "10.0.0.0/16"}});
+    store.put(&key, value.clone(), Expect::Absent).await.unwrap();
+    change();
+    store.get(&key).await.unwrap();
+    change();
+    store.put(&key, value, Expect::Any).await.unwrap();
+    change();
+    let from = store.list(&[Kind::IpPool]).await.unwrap().revision;
+    change();
+    let mut watch = store.watch(&[Kind::IpPool], from).await.unwrap();
+    change();
+    store.delete(&key, Expect::Any).await.unwrap();
+    assert!(matches!(&watch.next().await.unwrap()[..], [Change::Delete { .. }]));
+
+    // What nobody may is still refused.
+    ctl(&["--user=root:secret", "user", "revoke-role", "brindle", "calico"]);
+    let e = store.watch(&[Kind::IpPool], from).await.err().expect("no right to it");
+    assert!(matches!(&e, StoreError::Broken(why) if why.contains("permission denied")), "{e}");
+}

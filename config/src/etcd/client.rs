@@ -152,8 +152,9 @@ impl Client {
         Ok(Some(token))
     }
 
-    fn forget_token(&self) {
-        *self.token.lock().expect("no code panics while it holds the token") = None;
+    /// Whether there was one to forget; the next call logs in anew.
+    pub(super) fn forget_token(&self) -> bool {
+        self.token.lock().expect("no code panics while it holds the token").take().is_some()
     }
 
     /// One attempt at one call.
@@ -194,7 +195,7 @@ impl Client {
         }
     }
 
-    /// A call; with a fresh token when the old one has run out.
+    /// A call; with a fresh token when the old one is not good any more.
     async fn call<Q, A>(&self, path: &'static str, message: Q) -> Result<A, StoreError>
     where
         Q: prost::Message + Clone + 'static,
@@ -203,7 +204,7 @@ impl Client {
         let token = self.token().await?;
         let had_token = token.is_some();
         match self.once(path, message.clone(), token).await {
-            Err(s) if had_token && s.code() == Code::Unauthenticated => {
+            Err(s) if had_token && refuses_token(&s) => {
                 self.forget_token();
                 let token = self.token().await?;
                 match self.once(path, message, token).await {
@@ -230,14 +231,38 @@ impl Client {
         Ok(())
     }
 
-    /// Opens a watch; its first answer says that it stands.
+    /// Opens a watch; its first answer says that it stands. With a fresh token when the old one is not good any more.
     pub(super) async fn watch(
         &self,
         create: WatchCreateRequest,
     ) -> Result<Streaming<WatchResponse>, StoreError> {
-        use tokio_stream::StreamExt as _;
         let token = self.token().await?;
-        let channel = self.channel()?;
+        let had_token = token.is_some();
+        let mut answers = self.watch_once(create.clone(), token).await;
+        if had_token && answers.as_ref().is_err_and(refuses_token) {
+            self.forget_token();
+            let token = self.token().await?;
+            answers = self.watch_once(create, token).await;
+        }
+        match answers {
+            Ok(answers) => Ok(answers),
+            Err(s) => {
+                if s.code() != Code::Unauthenticated {
+                    self.look_again();
+                }
+                Err(self.refusal(&s).await)
+            }
+        }
+    }
+
+    /// One attempt at one watch.
+    async fn watch_once(
+        &self,
+        create: WatchCreateRequest,
+        token: Option<MetadataValue<Ascii>>,
+    ) -> Result<Streaming<WatchResponse>, Status> {
+        use tokio_stream::StreamExt as _;
+        let channel = self.channel().map_err(|e| Status::failed_precondition(e.to_string()))?;
         let work = async {
             let mut grpc = Self::grpc(channel);
             grpc.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
@@ -252,17 +277,7 @@ impl Client {
             let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
             Ok(grpc.streaming(request, path, codec).await?.into_inner())
         };
-        match self.in_time(work).await {
-            Ok(answers) => Ok(answers),
-            Err(s) => {
-                if s.code() == Code::Unauthenticated {
-                    self.forget_token();
-                } else {
-                    self.look_again();
-                }
-                Err(self.refusal(&s).await)
-            }
-        }
+        self.in_time(work).await
     }
 
     /// [`Self::error`], with a look at who it is that answers nothing that can be understood.
@@ -314,12 +329,29 @@ impl Client {
             Code::ResourceExhausted if what.contains("space exceeded") => StoreError::Broken(format!(
                 "{name}: {what}; compact and defragment it, then disarm the alarm (etcdctl alarm disarm)"
             )),
+            // Users and roles change while we log in.
+            Code::InvalidArgument if what.contains(OLD_TOKEN) => {
+                StoreError::Unavailable(format!("{name}: {what}"))
+            }
             Code::InvalidArgument | Code::ResourceExhausted | Code::Unimplemented => {
                 StoreError::Broken(format!("{name}: {what}"))
             }
             _ => StoreError::Unavailable(format!("{name}: {what}")),
         }
     }
+}
+
+/// How a server names a token (JWT) that was given out before users and roles were changed.
+const OLD_TOKEN: &str = "revision of auth store is old";
+
+/// Whether the server does not take the token of a call: it has run out, or is older than the users and roles.
+fn refuses_token(status: &Status) -> bool {
+    status.code() == Code::Unauthenticated || status.message().contains(OLD_TOKEN)
+}
+
+/// The same of the words a watch was refused with; etcd 3.4 calls an old token a lack of permission.
+pub(super) fn may_be_the_token(reason: &str) -> bool {
+    [OLD_TOKEN, "invalid auth token", "permission denied"].iter().any(|w| reason.contains(w))
 }
 
 /// What the transport says of a connection that came about and broke.

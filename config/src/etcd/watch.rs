@@ -11,6 +11,7 @@ use tonic::Streaming;
 
 use super::{
     EtcdStore,
+    client::may_be_the_token,
     keys::end_of,
     number,
     pb::{WatchCreateRequest, WatchResponse},
@@ -38,20 +39,10 @@ impl EtcdWatch {
     }
 
     async fn connect(&mut self) -> Result<(), StoreError> {
-        let create = WatchCreateRequest {
-            key: self.folder.clone().into_bytes(),
-            range_end: end_of(&self.folder),
-            start_revision: number(self.seen).saturating_add(1),
-            progress_notify: true,
-        };
-        let mut stream = self.store.client.watch(create).await?;
-        let first = stream.message().await.map_err(|s| self.store.client.error(&s))?;
-        let Some(first) = first else {
-            return Err(StoreError::Unavailable(format!(
-                "{}: the watch ended at once",
-                self.store.client.name()
-            )));
-        };
+        let (mut stream, mut first) = self.begin().await?;
+        if first.canceled && may_be_the_token(&first.cancel_reason) && self.store.client.forget_token() {
+            (stream, first) = self.begin().await?;
+        }
         self.check(&first)?;
         if revision(first.header.unwrap_or_default().revision) < self.seen {
             // An older backup was restored under us.
@@ -59,6 +50,22 @@ impl EtcdWatch {
         }
         self.stream = Some(stream);
         Ok(())
+    }
+
+    /// A new stream and its first answer.
+    async fn begin(&self) -> Result<(Streaming<WatchResponse>, WatchResponse), StoreError> {
+        let create = WatchCreateRequest {
+            key: self.folder.clone().into_bytes(),
+            range_end: end_of(&self.folder),
+            start_revision: number(self.seen).saturating_add(1),
+            progress_notify: true,
+        };
+        let client = &self.store.client;
+        let mut stream = client.watch(create).await?;
+        match stream.message().await.map_err(|s| client.error(&s))? {
+            Some(first) => Ok((stream, first)),
+            None => Err(StoreError::Unavailable(format!("{}: the watch ended at once", client.name()))),
+        }
     }
 
     fn check(&self, answer: &WatchResponse) -> Result<(), StoreError> {
