@@ -34,7 +34,8 @@ pub(crate) async fn publish(
 ) -> Result<Vec<IpNet>> {
     let choices = choose(store, settings, true).await?;
     let addresses: Vec<_> = choices.iter().map(|c| c.address).collect();
-    write(store, settings, &addresses, admin).await?;
+    let detected = [settings.address, settings.address6].map(|wish| wish == OwnAddress::Autodetect);
+    write(store, settings, &addresses, admin, detected).await?;
     // Said once: an agent that waits for its datastore comes here again and again.
     for choice in &choices {
         tracing::info!(address = %choice.address, cause = %choice.why, "this node's address");
@@ -87,7 +88,7 @@ pub(crate) async fn keep(
         if !lacks {
             continue;
         }
-        match write(&*store, &settings, &published, admin).await {
+        match write(&*store, &settings, &published, admin, [false; 2]).await {
             Ok(()) => tracing::info!(
                 new = ?published,
                 cause = "the Node had lost them, as one that is registered anew has",
@@ -159,7 +160,7 @@ async fn look_again(
         return;
     }
     let why = found.iter().map(|c| c.why.as_str()).collect::<Vec<_>>().join("; ");
-    match write(store, settings, &addresses, admin).await {
+    match write(store, settings, &addresses, admin, [false; 2]).await {
         Ok(()) => {
             tracing::info!(old = ?stored, new = ?addresses, cause = %why, "this node's address");
             *published = addresses;
@@ -168,17 +169,19 @@ async fn look_again(
     }
 }
 
+/// `gives_up`: see [`identity::Own`]; an agent that runs keeps what it was published with.
 async fn write(
     store: &dyn Store,
     settings: &Settings,
     addresses: &[IpNet],
     admin: Option<SocketAddr>,
+    gives_up: [bool; 2],
 ) -> Result<()> {
     let admin = admin.map(|a| admin_tcp::published(a, addresses));
     let check = settings.cluster.check_conflicts;
     let beside = !on_kubernetes(&settings.datastore);
     let kubernetes = settings.cluster.k8s_node_ref.as_deref().filter(|_| beside);
-    let own = identity::Own { addresses, as_number: settings.as_number, kubernetes, admin };
+    let own = identity::Own { addresses, as_number: settings.as_number, kubernetes, admin, gives_up };
     identity::publish(store, &settings.node_name, own, check).await.map(drop)
 }
 
@@ -271,8 +274,9 @@ mod tests {
     use crate::settings::{Cli, Command};
 
     fn settings(more: &[&str]) -> Settings {
-        let args = ["brindle-node", "run", "--node-name", "n1"];
-        let cli = <Cli as clap::Parser>::try_parse_from(args.iter().chain(more)).unwrap();
+        let named: &[&str] = if more.contains(&"--node-name") { &[] } else { &["--node-name", "n1"] };
+        let args = ["brindle-node", "run"].iter().chain(named).chain(more);
+        let cli = <Cli as clap::Parser>::try_parse_from(args).unwrap();
         let Command::Run(args) = cli.command else { panic!("run was typed") };
         Settings::from_args(*args).unwrap()
     }
@@ -297,6 +301,40 @@ mod tests {
         assert_eq!((bgp.as_number, bgp.ipv6_address), (Some(AsNumber(65546)), None));
         let none = publish(&*store, &settings(&["--ip", "none"]), None).await.unwrap_err();
         assert!(none.to_string().contains("give one with --ip6"), "{none}");
+    }
+
+    /// Two machines that got each other's address: whoever starts first gives up what it had, so that the other finds it
+    /// free, and both start in the end. Who keeps its address is not kept from starting by one who claims it.
+    #[tokio::test]
+    async fn nodes_whose_addresses_were_swapped_start_again() {
+        let store = brindle_config::open("memory:").unwrap();
+        let write = async |node: &str, address: &str, gives_up: [bool; 2]| {
+            let settings = settings(&["--node-name", node]);
+            super::write(&*store, &settings, &[address.parse().unwrap()], None, gives_up).await
+        };
+        let ips = async |node: &str| {
+            let spec = store.get_as::<NodeSpec>(None, node).await.unwrap().resource.spec;
+            (spec.ips().map(|ip| ip.to_string()).collect::<Vec<_>>(), spec.addresses.len())
+        };
+        let auto = [true; 2];
+        write("a", "10.0.0.1/24", auto).await.unwrap();
+        write("b", "10.0.0.2/24", auto).await.unwrap();
+
+        let e = write("a", "10.0.0.2/24", [false; 2]).await.unwrap_err().to_string();
+        assert!(e.contains("conflicting node detected: Node(b)") && e.contains("--ip,"), "{e}");
+        assert_eq!(ips("a").await, (vec!["10.0.0.1".to_owned()], 1), "a typed address is somebody's wish");
+        write("a", "10.0.0.2/24", auto).await.unwrap_err();
+        assert_eq!(ips("a").await, (vec![], 0));
+        write("b", "10.0.0.1/24", auto).await.unwrap();
+        write("a", "10.0.0.2/24", auto).await.unwrap();
+
+        // One that came by the same address in another way; the incumbent starts again.
+        let copy =
+            Resource::new(ObjectMeta::named("c"), store.get_as(None, "a").await.unwrap().resource.spec);
+        let copy: Resource<NodeSpec> = copy;
+        store.put_as(&copy, brindle_config_core::store::Expect::Absent).await.unwrap();
+        write("a", "10.0.0.2/24", auto).await.unwrap();
+        assert!(write("d", "10.0.0.2/24", auto).await.is_err(), "who comes later does not");
     }
 
     #[test]

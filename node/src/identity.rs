@@ -1,6 +1,9 @@
 //! The Node resource of this node: written with its address, refused when another node has the same one.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use brindle_config_core::{
@@ -65,28 +68,24 @@ pub(crate) struct Own<'a> {
     pub(crate) kubernetes: Option<&'a str>,
     /// Where its agent answers other machines, if it does.
     pub(crate) admin: Option<SocketAddr>,
+    /// Whether the addresses of a family, IPv4 and IPv6, are taken from the Node when another node has the one found:
+    /// what is stored is then neither ours any more nor anybody's wish, and may be what the other node waits for.
+    pub(crate) gives_up: [bool; 2],
 }
 
 /// Publishes what this node is. Another node with the same address is a configuration error: one of the two would draw the
 /// other's traffic. `check`: whether that is looked for.
 pub(crate) async fn publish(store: &dyn Store, name: &str, own: Own<'_>, check: bool) -> Result<NodeSpec> {
-    let Own { addresses, as_number, kubernetes, admin } = own;
-    let nodes = if check {
-        store.list_as::<NodeSpec>().await.context("cannot list the nodes")?.0
-    } else {
-        Vec::new()
-    };
-    for address in addresses {
-        let has = |n: &&Stored<NodeSpec>| n.resource.spec.ips().any(|ip| ip == address.addr());
-        if let Some(other) = nodes.iter().filter(|n| n.resource.metadata.name != name).find(has) {
-            bail!(
-                "conflicting node detected: Node({}) has the address {} too; give this node its own with {}, or delete \
-                 the stale Node",
-                other.resource.metadata.name,
-                address.addr(),
-                if address.addr().is_ipv4() { "--ip" } else { "--ip6" },
-            );
+    let Own { addresses, as_number, kubernetes, admin, gives_up } = own;
+    if check && let Some((ip, other)) = conflict(store, name, addresses).await? {
+        if gives_up[usize::from(ip.is_ipv6())] {
+            give_up(store, name, ip.is_ipv6()).await?;
         }
+        bail!(
+            "conflicting node detected: Node({other}) has the address {ip} too; give this node its own with {}, or delete \
+             the stale Node",
+            if ip.is_ipv4() { "--ip" } else { "--ip6" },
+        );
     }
     update_whole(store, name, |node| {
         match admin {
@@ -116,4 +115,49 @@ pub(crate) async fn publish(store: &dyn Store, name: &str, own: Own<'_>, check: 
         }
     })
     .await
+}
+
+/// An address another node has, and which. The one this node was published with is not doubted: who comes later yields.
+async fn conflict(store: &dyn Store, name: &str, addresses: &[IpNet]) -> Result<Option<(IpAddr, String)>> {
+    let own = match store.get_as::<NodeSpec>(None, name).await {
+        Ok(found) => found.resource.spec,
+        Err(StoreError::NotFound(_)) => NodeSpec::default(),
+        Err(e) => return Err(e).with_context(|| format!("cannot read Node({name})")),
+    };
+    let new: Vec<IpAddr> =
+        addresses.iter().map(IpNet::addr).filter(|ip| !own.ips().any(|o| o == *ip)).collect();
+    if new.is_empty() {
+        return Ok(None);
+    }
+    let nodes = store.list_as::<NodeSpec>().await.context("cannot list the nodes")?.0;
+    let others = nodes.into_iter().map(|n| n.resource).filter(|n| n.metadata.name != name);
+    let has = |node: Resource<NodeSpec>| {
+        let ip = node.spec.ips().find(|ip| new.contains(ip))?;
+        Some((ip, node.metadata.name))
+    };
+    Ok(others.into_iter().find_map(has))
+}
+
+/// Takes the address of a family from the own Node, if it has one.
+async fn give_up(store: &dyn Store, name: &str, v6: bool) -> Result<()> {
+    let stale = match store.get_as::<NodeSpec>(None, name).await {
+        Ok(found) => found.resource.spec.ips().find(|ip| ip.is_ipv6() == v6),
+        Err(StoreError::NotFound(_)) => None,
+        Err(e) => return Err(e).with_context(|| format!("cannot read Node({name})")),
+    };
+    let Some(stale) = stale else { return Ok(()) };
+    update(store, name, |spec| {
+        if let Some(bgp) = &mut spec.bgp {
+            if v6 {
+                bgp.ipv6_address = None;
+            } else {
+                bgp.ipv4_address = None;
+            }
+        }
+        let of_family = |a: &TypedAddress| a.address.contains(':') == v6;
+        spec.addresses.retain(|a| a.kind != "CalicoNodeIP" || !of_family(a));
+    })
+    .await?;
+    tracing::warn!(node = name, old = %stale, "this node's address is taken from its Node: it has another now");
+    Ok(())
 }
