@@ -200,15 +200,16 @@ async fn choose(store: &dyn Store, settings: &Settings, first: bool) -> Result<V
     let stored = nets(&node);
     let mut choices = Vec::new();
     for (wish, method, v6) in [(settings.address, methods[0], false), (settings.address6, methods[1], true)] {
-        let reach = match (wish, method) {
-            (OwnAddress::Autodetect, Method::CanReach(to)) => {
+        let stored = stored.iter().find(|a| a.addr().is_ipv6() == v6 && keeps(&wish)).copied();
+        let looks = autodetect::looks(wish, v6, stored);
+        let reach = match method {
+            Method::CanReach(to) if looks => {
                 let to = to.clone();
                 // A name is asked of a server, which may take its time.
                 Some(tokio::task::spawn_blocking(move || source_towards(&to, v6)).await?)
             }
             _ => None,
         };
-        let stored = stored.iter().find(|a| a.addr().is_ipv6() == v6 && keeps(&wish)).copied();
         let facts = Facts { candidates: candidates()?, internal: internal.clone(), reach, stored };
         choices.extend(autodetect::choose(wish, method, v6, &facts).map_err(anyhow::Error::msg)?);
     }
@@ -335,6 +336,16 @@ mod tests {
         store.put_as(&copy, brindle_config_core::store::Expect::Absent).await.unwrap();
         write("a", "10.0.0.2/24", auto).await.unwrap();
         assert!(write("d", "10.0.0.2/24", auto).await.is_err(), "who comes later does not");
+    }
+
+    #[tokio::test]
+    async fn the_way_to_a_destination_is_asked_for_whenever_an_address_is_looked_for() {
+        let store = brindle_config::open("memory:").unwrap();
+        for ip in ["", "autodetect"] {
+            let told = settings(&["--ip", ip, "--ip-autodetection-method", "can-reach=127.0.0.1"]);
+            let e = publish(&*store, &told, None).await.unwrap_err().to_string();
+            assert!(e.contains("127.0.0.1 cannot be reached: the way there is through 127.0.0.1"), "{e}");
+        }
     }
 
     #[test]

@@ -111,6 +111,11 @@ pub(crate) struct Choice {
     pub(crate) why: String,
 }
 
+/// Whether [`choose`] looks for an address: what only a look needs is asked for only then.
+pub(crate) fn looks(wish: OwnAddress, v6: bool, stored: Option<IpNet>) -> bool {
+    wish == OwnAddress::Autodetect || wish == OwnAddress::Stored && !v6 && stored.is_none()
+}
+
 /// Chooses an IPv4 (or IPv6) address; none if none is wished for.
 pub(crate) fn choose(
     wish: OwnAddress,
