@@ -183,7 +183,7 @@ struct Usage(anyhow::Error);
 
 /// Parses the arguments of this process and does what they say.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = brindle_admin::arguments::parse();
     let done = match cli.command {
         None => match &cli.run.config {
             Some(config) if cli.run.check => check(config),

@@ -28,7 +28,7 @@ pub struct Cli {
 /// The whole program: arguments and environment are the process's.
 #[must_use]
 pub fn main() -> ExitCode {
-    let settings = match Cli::parse().settings() {
+    let settings = match brindle_admin::arguments::parse::<Cli>().settings() {
         Ok(settings) => settings,
         Err(e) => {
             eprintln!("brindle-controllers: {e:#}");

@@ -12,8 +12,6 @@ mod out;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::Parser as _;
-
 /// How a command ended; an `Err` beside it is exit code 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
@@ -36,7 +34,8 @@ pub fn main() -> ExitCode {
         cmd::version::ours(args::Format::Table);
         return ExitCode::SUCCESS;
     }
-    let args = match args::Args::try_parse_from(early::arrange(std::env::args_os().collect())) {
+    let typed = early::arrange(std::env::args_os().collect());
+    let args = match brindle_admin::arguments::try_parse_from::<args::Args>(typed) {
         Ok(args) => args,
         Err(mut error) => {
             early::explain(&mut error);

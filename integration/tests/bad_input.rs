@@ -14,6 +14,7 @@ use brindle_integration::{
     bins::bin,
     cni::{CniNode, Container, ping},
     lab::{Lab, ctl},
+    netns::TestNs,
     wait::{until, until_true},
 };
 use serde_json::{Value, json};
@@ -387,4 +388,42 @@ fn a_first_start_without_its_datastore_says_what_to_do() {
         assert!(line.contains(part), "{part} is missing in {said}");
     }
     assert_eq!(said.lines().filter(|l| l.contains("ERROR")).count(), 1, "{said}");
+}
+
+/// A variable of a manifest that is left empty is one that is not set: each program goes as far as without it.
+#[test]
+fn empty_variables_are_no_settings() {
+    let variables = |program: &str, command: &[&str]| -> Vec<String> {
+        let help = Command::new(bin(program)).args(command).arg("--help").output().expect("it starts").stdout;
+        let help = String::from_utf8_lossy(&help).into_owned();
+        let names = help.split("[env: ").skip(1).filter_map(|rest| rest.split('=').next());
+        names.map(str::to_owned).collect()
+    };
+    // Where nothing can be made: no program gets as far as doing something.
+    let away = ["--datastore", "sqlite:/dev/null/x.db"];
+    let ns = TestNs::new("empty");
+    for (program, command, least) in [
+        ("brindle-node", &["run", "--node-name", "n1", "--state-dir", "/dev/null/state"][..], 40),
+        ("brindle-controllers", &["run", "--once"], 10),
+        ("brindle-bgpd", &["--node", "n1"], 1),
+    ] {
+        let mut names = variables(program, &command[..usize::from(command[0] == "run")]);
+        assert!(names.len() >= least, "{program}: {names:?}");
+        // Those without a line in the help.
+        names.extend(
+            ["FELIX_HEALTHPORT", "FELIX_PROMETHEUSMETRICSPORT", "FELIX_IPINIPMTU"].map(str::to_owned),
+        );
+        let run = |empty: &[String]| {
+            let mut with = Command::new(bin(program));
+            with.args(command).args(away).envs(empty.iter().map(|name| (name, "")));
+            let out = ns.ns().run(|| with.output()).expect("the namespace is alive").expect("it starts");
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            // Without the moment at the beginning of a line of a log.
+            let said = said.trim().rsplit_once(" ERROR ").map_or(said.clone(), |(_, what)| what.to_owned());
+            (out.status.code(), said)
+        };
+        let plain = run(&[]);
+        assert!(plain.0 != Some(0) && plain.1.contains("/dev/null/"), "{program}: {plain:?}");
+        assert_eq!(run(&names), plain, "{program}");
+    }
 }

@@ -151,7 +151,8 @@ impl Cluster {
                 ));
             }
         };
-        if !a.ipv4pool_vxlan.eq_ignore_ascii_case("never") {
+        // `Off` is what Calico's older manifests have.
+        if !["never", "off", ""].contains(&a.ipv4pool_vxlan.to_ascii_lowercase().as_str()) {
             return Err(format!(
                 "--ipv4pool-vxlan {:?}: there is no VXLAN; --ipv4pool-ipip Always or CrossSubnet tunnels by IPIP",
                 a.ipv4pool_vxlan
@@ -291,6 +292,13 @@ mod tests {
         assert_eq!((pools[0].block_size, pools[1].block_size, pools[1].nat_outgoing), (26, 122, false));
         let ipip = ["--ipv4pool-cidr", "10.244.0.0/16", "--ipv4pool-ipip", "CrossSubnet"];
         assert_eq!(parse(&ipip, false).unwrap().pools[0].ipip, EncapMode::CrossSubnet);
+    }
+
+    #[test]
+    fn no_vxlan_may_be_said_as_calico_says_it() {
+        for off in ["Never", "never", "Off", ""] {
+            assert_eq!(parse(&["--ipv4pool-vxlan", off], true).unwrap().pools.len(), 1, "{off:?}");
+        }
     }
 
     #[test]

@@ -49,7 +49,8 @@ impl FelixEnv {
         let mut env = Self::default();
         for (name, text) in vars {
             let Some(field) = name.strip_prefix(PREFIX) else { continue };
-            if ELSEWHERE.contains(&field) {
+            // Felix, too, takes an empty one for one that is not set.
+            if ELSEWHERE.contains(&field) || text.is_empty() {
                 continue;
             }
             let field = ALIASES.iter().find(|a| a.0 == field).map_or(field, |a| a.1);
@@ -222,6 +223,11 @@ mod tests {
             ])
         );
         assert_eq!(ports("none"), json!([]));
+    }
+
+    #[test]
+    fn an_empty_variable_is_none() {
+        assert_eq!(env(&[("FELIX_IPINIPMTU", ""), ("FELIX_NOSUCH", "")]), FelixEnv::default());
     }
 
     #[test]

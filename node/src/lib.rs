@@ -30,12 +30,12 @@ mod waiting;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use brindle_admin::arguments;
 
 /// The whole program: arguments, environment and standard output are the process's.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = settings::Cli::parse();
+    let cli = arguments::parse::<settings::Cli>();
     let settings = match cli.command {
         settings::Command::InstallCni(args) => {
             return match install_cni::run(&args) {
