@@ -8,7 +8,7 @@ use std::{
 use brindle_config_core::{
     Key, Kind,
     pool::{AllowedUse, AssignmentMode, IpPoolSpec},
-    store::{Entry, decode},
+    store::{Entry, Revision, decode},
     workload::WorkloadEndpointSpec,
 };
 use brindle_ipam::{leak::Evidence, usage::Blocks};
@@ -120,6 +120,16 @@ impl Facts {
             }
             Err(error) => self.unreadable.push(error.to_string()),
         }
+    }
+
+    /// What decides whether an address can be given to a service: the pools, and the blocks of those for load balancers.
+    pub fn balancer_stock(&self) -> Vec<(Key, Revision)> {
+        let inside = |e: &&Entry| {
+            let cidr = e.value.pointer("/spec/cidr").and_then(|c| c.as_str()?.parse::<IpNet>().ok());
+            cidr.is_some_and(|c| self.balancer_pools.iter().any(|p| p.cidr.contains(&c)))
+        };
+        let blocks = self.of(Kind::IpamBlock).filter(inside);
+        self.of(Kind::IpPool).chain(blocks).map(|e| (e.key.clone(), e.revision)).collect()
     }
 
     /// Entries of one kind.

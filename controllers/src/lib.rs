@@ -20,4 +20,5 @@ mod kubernetes;
 pub mod metrics;
 mod outside;
 pub mod plan;
+mod rests;
 pub mod run;

@@ -34,11 +34,12 @@ use crate::{
     metrics::Tally,
     outside::Outside,
     plan::{Controller, Graces, Plan, Planned, Planner, Rules},
+    rests::Rests,
 };
 
 /// How long further changes are waited for after the first one.
 const DEBOUNCE: Duration = Duration::from_millis(500);
-/// What could not be done is tried again after this.
+/// A listing that failed is tried again after this.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Plans that follow each other without a pause: what one does may be what the next needs (an address, then the status).
 const ROUNDS: usize = 8;
@@ -128,6 +129,8 @@ struct Worker<'a> {
     reported: Option<Vec<String>>,
     /// What was said already: problems and failures are told when they are new, not at each look.
     told: BTreeSet<String>,
+    /// What could not be done.
+    rests: Rests,
 }
 
 /// The store as followed.
@@ -188,6 +191,7 @@ impl<'a> Worker<'a> {
             unwritten: String::new(),
             reported: None,
             told: BTreeSet::new(),
+            rests: Rests::default(),
         }
     }
 
@@ -312,7 +316,7 @@ impl<'a> Worker<'a> {
             plan.actions.iter().for_each(would);
             return Ok(plan.problems.is_empty());
         }
-        Ok(self.settle(plan).await?.0 && self.told.is_empty())
+        Ok(self.settle(facts, plan).await? && self.told.is_empty())
     }
 
     /// Goes on until the lease is lost (`None`).
@@ -354,22 +358,21 @@ impl<'a> Worker<'a> {
             let plan = self.look(&facts);
             self.report(&facts, &plan.problems).await;
             waiting = !plan.waiting.is_empty();
-            if plan.actions.is_empty() {
-                continue;
-            }
             if self.settings.dry_run {
                 self.say_new(&plan);
                 continue;
             }
+            let awake = self.rests.awake(&plan, &facts, Instant::now()).next().is_some();
             // What was followed may be older than what is stored.
-            match self.again().await {
-                Ok(true) => {}
-                Ok(false) => due = due.min(Instant::now() + AGAIN),
+            let done = if awake { self.again().await } else { Ok(()) };
+            let next = match done {
+                Ok(()) => self.rests.next(),
                 Err(error) => {
                     tracing::warn!(%error, "cannot list the datastore; trying again");
-                    due = due.min(Instant::now() + AGAIN);
+                    Some(Instant::now() + AGAIN)
                 }
-            }
+            };
+            due = next.map_or(due, |next| due.min(next));
         }
     }
 
@@ -408,16 +411,17 @@ impl<'a> Worker<'a> {
         Ok(facts)
     }
 
-    async fn again(&mut self) -> Result<bool> {
+    async fn again(&mut self) -> Result<()> {
         let facts = self.listed().await?;
         let plan = self.look(&facts);
-        Ok(self.settle(plan).await?.0)
+        self.settle(facts, plan).await.map(drop)
     }
 
     /// Plans, and tells new problems.
     fn look(&mut self, facts: &Facts) -> Plan {
         let plan = self.planner.plan(facts, now());
         self.tally.planned(&plan);
+        self.rests.keep(&plan);
         let problems: BTreeSet<String> = plan.problems.iter().cloned().collect();
         for problem in problems.difference(&self.told) {
             tracing::warn!(%problem, "somebody has to see to this");
@@ -427,37 +431,41 @@ impl<'a> Worker<'a> {
         plan
     }
 
-    /// Does what the plan says, and what follows from it. Whether everything could be done, and how many things were.
-    async fn settle(&mut self, mut plan: Plan) -> Result<(bool, usize)> {
-        let (mut good, mut done) = (true, 0);
+    /// Does what the plan says, and what follows from it. What rests when it begins goes on resting. Whether everything
+    /// could be done.
+    async fn settle(&mut self, mut facts: Facts, mut plan: Plan) -> Result<bool> {
+        let mut good = true;
+        let begun = (self.rests.clone(), Instant::now());
         self.told.retain(|t| {
             !t.starts_with(FAILED) || plan.actions.iter().any(|a| t.contains(&a.action.to_string()))
         });
         for _ in 0..ROUNDS {
             let mut changed = false;
-            for planned in std::mem::take(&mut plan.actions) {
+            for planned in begun.0.awake(&plan, &facts, begun.1) {
                 if !self.leads() {
-                    return Ok((false, done));
+                    return Ok(false);
                 }
-                match self.perform(&planned).await {
-                    Some(Outcome::Done) => {
+                match self.perform(planned).await {
+                    Some(Outcome::Done | Outcome::Outdated) => {
+                        self.rests.ended(&planned.action);
                         changed = true;
-                        done += 1;
                     }
-                    Some(Outcome::Outdated) => changed = true,
-                    None => good = false,
+                    None => {
+                        self.rests.failed(&planned.action, &facts, self.running.period, Instant::now());
+                        good = false;
+                    }
                 }
             }
             if !changed {
                 break;
             }
-            let facts = self.listed().await?;
+            facts = self.listed().await?;
             plan = self.look(&facts);
             if plan.actions.is_empty() {
                 break;
             }
         }
-        Ok((good, done))
+        Ok(good)
     }
 
     /// One line per action, with its cause. `None`: it failed.
@@ -520,3 +528,7 @@ fn would(planned: &Planned) {
     let controller = planned.action.controller().name();
     tracing::info!(controller, cause = %planned.why, "would {}", planned.action);
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;
