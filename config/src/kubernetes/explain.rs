@@ -90,14 +90,15 @@ pub(super) fn explain(
             "401 Unauthorized: the token or certificate is wrong or has expired; renew the kubeconfig, or restart the pod"
                 .into(),
         ),
-        // What RBAC denies names verb and resource; admission denies with words of its own.
-        (403, _) if said.is_empty() || said.contains(" cannot ") => broken(format!(
-            "no right to {} {resource}{}; add to its ClusterRole: {}",
-            verb.as_str(),
-            user(&said),
-            verb.rule(place)
-        )),
-        (403, _) => invalid(format!("refused by the cluster: {said}")),
+        (403, _) => match denied(&said) {
+            Some(user) => broken(format!(
+                "no right to {} {resource} for user {user:?} ({said}); add to its ClusterRole: {}",
+                verb.as_str(),
+                verb.rule(place)
+            )),
+            None if said.is_empty() => invalid("refused by the cluster, which does not say why (403)".into()),
+            None => invalid(format!("refused by the cluster: {said}")),
+        },
         (404, _) if unknown_collection(&status) => {
             broken(format!("the cluster has no {resource}; {}", place.remedy()))
         }
@@ -141,10 +142,12 @@ fn too_large(said: &str) -> String {
     format!("too large for the API server ({said}); split it: an object may have about 1.5 MiB")
 }
 
-/// Who was denied, as the server's message names them.
-fn user(said: &str) -> String {
-    let name = said.split_once("User \"").and_then(|(_, rest)| rest.split_once('"')).map(|(name, _)| name);
-    name.map(|n| format!(" for user {n:?}")).unwrap_or_default()
+/// Whom RBAC denied it: its words name user, verb and resource. Admission (webhooks, plugins of the server) has words of
+/// its own, which may have a `cannot` as well.
+fn denied(said: &str) -> Option<&str> {
+    let (user, rest) = said.split_once("User \"")?.1.split_once('"')?;
+    let (_verb, rest) = rest.strip_prefix(" cannot ")?.split_once(' ')?;
+    rest.starts_with("resource ").then_some(user)
 }
 
 fn one_line(text: &str) -> String {
@@ -191,14 +194,40 @@ mod tests {
                 \"system:serviceaccount:kube-system:brindle-node\" cannot list resource \"ippools\" in API group \
                 \"crd.projectcalico.org\" at the cluster scope"}),
         );
-        insta::assert_snapshot!(e, @r#"datastore failure: kubernetes https://h:6443: no right to list ippools.crd.projectcalico.org for user "system:serviceaccount:kube-system:brindle-node"; add to its ClusterRole: {apiGroups: ["crd.projectcalico.org"], resources: ["ippools"], verbs: ["get", "list", "watch"]}"#);
+        insta::assert_snapshot!(e, @r#"datastore failure: kubernetes https://h:6443: no right to list ippools.crd.projectcalico.org for user "system:serviceaccount:kube-system:brindle-node" (ippools.crd.projectcalico.org is forbidden: User "system:serviceaccount:kube-system:brindle-node" cannot list resource "ippools" in API group "crd.projectcalico.org" at the cluster scope); add to its ClusterRole: {apiGroups: ["crd.projectcalico.org"], resources: ["ippools"], verbs: ["get", "list", "watch"]}"#);
         let e = said(
             Verb::PatchStatus,
             Kind::WorkloadEndpoint,
             Some("x"),
             json!({"code": 403, "message": "pods \"p\" is forbidden: User \"u\" cannot patch resource \"pods/status\""}),
         );
-        insta::assert_snapshot!(e, @r#"datastore failure: kubernetes https://h:6443: no right to patch pods for user "u"; add to its ClusterRole: {apiGroups: [""], resources: ["pods/status"], verbs: ["patch"]}"#);
+        insta::assert_snapshot!(e, @r#"datastore failure: kubernetes https://h:6443: no right to patch pods for user "u" (pods "p" is forbidden: User "u" cannot patch resource "pods/status"); add to its ClusterRole: {apiGroups: [""], resources: ["pods/status"], verbs: ["patch"]}"#);
+    }
+
+    /// Words of admission, from Kubernetes 1.36's sources and from webhooks as they are written.
+    #[test]
+    fn what_admission_refuses_is_no_missing_right() {
+        let refused = |verb, name, text: &str| {
+            let status = json!({"code": 403, "reason": "Forbidden", "message": text});
+            said(verb, Kind::IpPool, name, status)
+        };
+        for text in [
+            "ippools.crd.projectcalico.org \"p\" is forbidden: cannot set blockOwnerDeletion if an ownerReference refers \
+             to a resource you can't set finalizers on: , <nil>",
+            "ippools.crd.projectcalico.org \"p\" is forbidden: cannot set an ownerRef on a resource you can't delete: , <nil>",
+            "admission webhook \"validate.kyverno.svc-fail\" denied the request: pools cannot be larger than /16",
+            "admission webhook \"w.example.com\" denied the request: User \"u\" cannot do this on a Friday",
+            "ippools.crd.projectcalico.org \"p\" is forbidden: ValidatingAdmissionPolicy 'x' with binding 'y' denied request: \
+             cannot be changed",
+        ] {
+            let e = refused(Verb::Update, Some("p"), text);
+            assert!(matches!(&e, StoreError::Refused { .. }), "{e:?}");
+            assert!(e.to_string().ends_with(&format!("refused by the cluster: {text}")), "{e}");
+        }
+        let e = refused(Verb::Create, Some("p"), "");
+        assert!(matches!(&e, StoreError::Refused { .. }) && e.to_string().contains("403"), "{e}");
+        let e = refused(Verb::List, None, "").to_string();
+        assert!(e.contains("cannot list ippools.crd.projectcalico.org") && !e.contains("ClusterRole"), "{e}");
     }
 
     #[test]
