@@ -225,12 +225,48 @@ impl Client {
         })?;
         let has = |name: &str| groups.groups.iter().any(|g| g.name == name);
         match (has("crd.projectcalico.org"), has("projectcalico.org")) {
-            (true, _) => Ok(Api::V1),
+            (true, true) => self.beside_native().await.map(|()| Api::V1),
+            (true, false) => Ok(Api::V1),
             (false, true) => Ok(Api::V3),
             (false, false) => Err(Failure::Transport(StoreError::Broken(format!(
                 "{}: the cluster has no CRDs of Calico's API; apply them: kubectl apply -f deploy/crds",
                 self.name()
             )))),
+        }
+    }
+
+    /// The cluster has both groups. As a rule `projectcalico.org` is served by Calico's own API server, which shows what
+    /// `crd.projectcalico.org` holds. Pools in the one and none in the other is something else: a cluster with native
+    /// definitions, to which the others were added. Going on would be starting anew beside its pools and policies.
+    async fn beside_native(&self) -> Result<(), Failure> {
+        const OURS: &str = "/apis/crd.projectcalico.org/v1/ippools?limit=1";
+        const NATIVE: &str = "/apis/projectcalico.org/v3/ippools?limit=1";
+        if self.has_items(OURS).await? != Some(false) || self.has_items(NATIVE).await? != Some(true) {
+            return Ok(());
+        }
+        Err(Failure::Transport(StoreError::Broken(format!(
+            "{}: the cluster has IPPools of projectcalico.org/v3, and none in crd.projectcalico.org, which would be used: were \
+             Brindle's definitions added to a cluster that has native ones? To go on with those: kubectl delete -f deploy/crds \
+             (it deletes what crd.projectcalico.org holds as well), and install without them, with deploy/overlays/native or \
+             helm's --skip-crds. To begin anew in crd.projectcalico.org: make an IPPool there (kubectl)",
+            self.name()
+        ))))
+    }
+
+    /// Whether a list has something in it; `None`: that is not told.
+    async fn has_items(&self, path: &str) -> Result<Option<bool>, Failure> {
+        #[derive(serde::Deserialize)]
+        struct Items {
+            #[serde(default)]
+            items: Vec<serde::de::IgnoredAny>,
+        }
+        match self.call(Method::GET, path, Payload::None).await {
+            Ok(answer) => {
+                Ok(serde_json::from_slice::<Items>(&answer).ok().map(|list| !list.items.is_empty()))
+            }
+            // No right, no such kind, or an API server behind this one that is away.
+            Err(Failure::Api(_)) => Ok(None),
+            Err(failure) => Err(failure),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     support::{documents, generated, read, repo},
 };
 
-const OVERLAYS: [&str; 4] = ["mesh", "reflectors", "policy-only", "etcd"];
+const OVERLAYS: [&str; 5] = ["mesh", "native", "reflectors", "policy-only", "etcd"];
 
 fn overlay(name: &str) -> Vec<Value> {
     render(&format!("deploy/overlays/{name}"))
@@ -31,6 +31,19 @@ fn the_plain_manifest_is_the_mesh_overlay() {
     // kubectl makes them in the order of the file: definitions and accounts before what uses them.
     let at = |kind: &str| there.iter().position(|o| o["kind"] == kind).expect(kind);
     assert!(at("CustomResourceDefinition") < at("DaemonSet") && at("ConfigMap") < at("DaemonSet"));
+}
+
+/// A cluster with definitions of its own would be switched to an empty datastore by ours.
+#[test]
+fn the_native_overlay_is_the_mesh_without_definitions() {
+    let mut mesh = overlay("mesh");
+    mesh.retain(|o| o["kind"] != "CustomResourceDefinition");
+    assert_eq!(by_identity(&overlay("native")), by_identity(&mesh));
+    // The roles allow the same in both groups.
+    for rule in mesh.iter().filter(|o| o["kind"] == "ClusterRole").flat_map(|role| list(role, "rules")) {
+        let has = |group: &str| list(rule, "apiGroups").any(|g| g == group);
+        assert_eq!(has("projectcalico.org"), has("crd.projectcalico.org"), "{rule}");
+    }
 }
 
 #[test]

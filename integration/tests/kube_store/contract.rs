@@ -99,6 +99,32 @@ async fn native_v3_definitions_are_used_where_there_are_no_others() {
     assert!(object["metadata"].get("annotations").is_none(), "{object}");
 }
 
+/// Brindle's definitions applied to a cluster that lives on native ones are no reason to begin anew without its pools.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn definitions_beside_native_ones_that_are_in_use_are_refused() {
+    const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let target = Target::ours_bare().await;
+    for definition in native() {
+        target.create(DEFINITIONS, definition).await;
+    }
+    let pool = |api: &str| {
+        json!({"apiVersion": api, "kind": "IPPool", "metadata": {"name": "pods"},
+        "spec": {"cidr": "10.244.0.0/16"}})
+    };
+    target.create("/apis/projectcalico.org/v3/ippools", pool("projectcalico.org/v3")).await;
+    assert_eq!(target.store().list(&[Kind::IpPool]).await.unwrap().entries.len(), 1);
+    for definition in definitions() {
+        target.create(DEFINITIONS, definition).await;
+    }
+    let e = target.store().list(&[Kind::IpPool]).await.unwrap_err();
+    let told = e.to_string();
+    assert!(matches!(e, StoreError::Broken(_)) && told.contains("deploy/overlays/native"), "{told}");
+
+    // Somebody says that it is meant.
+    target.create("/apis/crd.projectcalico.org/v1/ippools", pool("crd.projectcalico.org/v1")).await;
+    assert_eq!(target.store().list(&[Kind::IpPool]).await.unwrap().entries.len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listing_of_many_kinds_goes_on_without_gap_or_repetition() {
     let target = Arc::new(Target::start().await);
