@@ -204,7 +204,7 @@ mod tests {
         insta::assert_snapshot!(e, @r#"datastore failure: kubernetes https://h:6443: no right to patch pods for user "u" (pods "p" is forbidden: User "u" cannot patch resource "pods/status"); add to its ClusterRole: {apiGroups: [""], resources: ["pods/status"], verbs: ["patch"]}"#);
     }
 
-    /// Words of admission, from Kubernetes 1.36's sources and from webhooks as they are written.
+    /// Words in the forms of admission and of webhooks.
     #[test]
     fn what_admission_refuses_is_no_missing_right() {
         let refused = |verb, name, text: &str| {
