@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use brindle_bgpd_core::{
     speaker::{ConnId, Input, PeerId, Speaker},
-    wire::{Message, WireCx},
+    wire::{Message, WireCx, frame::MsgType},
 };
 use brindle_config_core::status::bgp::Messages;
 use tokio::time::Instant;
@@ -99,13 +99,14 @@ impl Tally {
         }
     }
 
-    /// Counts the UPDATEs in what was packed for a connection.
+    /// Counts what was packed for a connection: UPDATEs, and where the answer to a route refresh begins and ends.
     pub(crate) fn packed(&mut self, conn: ConnId, mut bytes: &[u8], speaker: &Speaker) {
         let Some(peer) = self.peer(conn, Some(speaker)) else { return };
         let sent = &mut self.peers.entry(peer).or_default().sent;
         // The length stands behind the marker (RFC 4271 section 4.1).
-        while let Some([high, low]) = bytes.get(16..18) {
-            sent.update += 1;
+        while let Some([high, low, kind]) = bytes.get(16..19) {
+            let refresh = *kind == MsgType::RouteRefresh as u8;
+            *(if refresh { &mut sent.route_refresh } else { &mut sent.update }) += 1;
             let len = usize::from(u16::from_be_bytes([*high, *low])).max(19);
             bytes = bytes.get(len..).unwrap_or_default();
         }

@@ -75,8 +75,12 @@ protocol bgp v4 {{ local as 64513; neighbor 10.99.0.1 as 64512; hold time {HOLD}
 
     /// A session from host 3.
     fn session(&self) -> TcpStream {
+        self.session_with(&open())
+    }
+
+    fn session_with(&self, open: &[u8]) -> TcpStream {
         let mut stream = self.connect();
-        stream.write_all(&[open(), keepalive()].concat()).expect("the daemon listens");
+        stream.write_all(&[open, &keepalive()].concat()).expect("the daemon listens");
         self.us.established("10.99.0.3");
         stream
     }
@@ -110,6 +114,13 @@ fn open() -> Vec<u8> {
     let [a, b] = ASN.to_be_bytes();
     // Version 4, the AS, hold time 90, an identifier, the capability of IPv4 routes.
     let body = [4, a, b, 0, 90, 10, 99, 0, 3, 8, 2, 6, 1, 4, 0, 1, 0, 1];
+    frame(1, &body).expect("it is short")
+}
+
+/// The same with the capabilities of RFC 2918 and 7313.
+fn open_for_refreshes() -> Vec<u8> {
+    let [a, b] = ASN.to_be_bytes();
+    let body = [4, a, b, 0, 90, 10, 99, 0, 3, 12, 2, 10, 1, 4, 0, 1, 0, 1, 2, 0, 70, 0];
     frame(1, &body).expect("it is short")
 }
 
@@ -168,6 +179,30 @@ fn a_flood_of_updates_keepalives_and_refreshes_delays_nobody_elses_timers() {
     scene.unharmed(before);
     // The daemon is gone, and with it what the reader read from.
     let _ = reader.join().expect("it only reads");
+}
+
+#[test]
+fn a_flood_of_refreshes_by_a_neighbor_that_reads_nothing_stops_nobody() {
+    let segment = Segment::new(3);
+    let scene = Scene::new(&segment);
+    let mut stream = scene.session_with(&open_for_refreshes());
+    // Enough that going over all of it for each request would take longer than the others wait.
+    for n in 0..500 {
+        stream.write_all(&update(n * 200, 0)).expect("the session is up");
+    }
+    scene.good.route("101.134.128.0/24", true);
+    let before = scene.rss();
+    let say = |subtype| frame(5, &[0, 1, subtype, 1]).expect("it is short");
+    let (request, begin) = (say(0), say(1));
+    let flood = [request.repeat(10_000), begin.repeat(10_000), keepalive()].concat();
+    let start = Instant::now();
+    let mut sent = 0;
+    while start.elapsed() < ATTACK {
+        stream.write_all(&flood).expect("a flood is no reason to end a session");
+        sent += 1;
+    }
+    assert!(sent > 5, "{sent} times 20,000 messages: each costs too much");
+    scene.unharmed(before);
 }
 
 #[test]

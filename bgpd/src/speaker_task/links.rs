@@ -32,6 +32,9 @@ use crate::conn::{self, Chunk, Exit, Half, Mode, Report, Token, write_now};
 const CHUNK: usize = 64 * 1024;
 /// RFC 9687 section 3.2: eight minutes, or twice the hold time if that is longer.
 const SEND_HOLD: Duration = Duration::from_secs(480);
+/// Octets of messages other than updates that may wait for a connection. Nothing that a peer does fills this; who has not
+/// read so much for so long has stalled.
+const CONTROL: usize = 64 * 1024;
 
 impl SpeakerTask {
     pub(super) fn reports(&mut self) {
@@ -263,7 +266,13 @@ impl SpeakerTask {
         self.tally.sent(conn, message, self.speaker.as_ref());
         let Some(up) = self.up(conn) else { return };
         match message.emit(&up.write, &mut up.control) {
-            Ok(()) => self.dirty.push(conn),
+            Ok(()) => {
+                let full = before <= CONTROL && up.control.len() > CONTROL;
+                self.dirty.push(conn);
+                if full {
+                    self.feed(Input::SendStalled { conn });
+                }
+            }
             // Control messages are small; a NOTIFICATION with the peer's own bytes in it is cut by the speaker.
             Err(e) => error!(error = %e, "a message could not be written; this is a defect, it is left out"),
         }

@@ -467,8 +467,12 @@ impl Rib {
         v6.devices_changed(&mut cx);
     }
 
-    /// The neighbor asks for everything again. `marked`: the end of it is to be said (RFC 7313).
+    /// The neighbor is to be told everything again. `marked`: where that begins and ends is to be said (RFC 7313). While
+    /// selection is put off it has been told nothing, and will be told all.
     pub fn refresh(&mut self, peer: PeerId, family: Family, marked: bool) {
+        if self.deferred {
+            return;
+        }
         match family {
             Family::Ipv4Unicast => self.v4.groups.refresh(&self.v4.table, peer, marked, &mut self.ring),
             Family::Ipv6Unicast => self.v6.groups.refresh(&self.v6.table, peer, marked, &mut self.ring),
@@ -512,6 +516,12 @@ impl Rib {
     /// Appends UPDATEs for a neighbor: about `limit` octets, at least one message if any waits. False: nothing waits
     /// and nothing was appended.
     pub fn pull(&mut self, peer: PeerId, limit: usize, buf: &mut BytesMut) -> bool {
+        // Nobody is told anything before selection (RFC 4724 section 4.1); its end rings for everybody.
+        if self.deferred {
+            self.v4.groups.drained(peer);
+            self.v6.groups.drained(peer);
+            return false;
+        }
         let start = buf.len();
         let mut packer = std::mem::replace(&mut self.packer, Packer::new(0));
         let (v4, v6, mut cx) = self.split();

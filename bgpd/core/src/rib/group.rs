@@ -159,6 +159,27 @@ enum Out {
     Paths(PathsOut),
 }
 
+/// How far the answer to a route refresh is (RFC 2918).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Answer {
+    #[default]
+    None,
+    /// Everything is queued; its beginning is to be said first.
+    Due,
+    /// Its end is due when nothing else is.
+    Begun,
+}
+
+/// What a member wants again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Refresh {
+    answer: Answer,
+    /// Where the answer begins and ends is said (RFC 7313).
+    marked: bool,
+    /// It was asked for again before the answer was over: one more follows, however often that was.
+    again: bool,
+}
+
 /// A neighbor in a group.
 #[derive(Debug)]
 struct Member {
@@ -166,8 +187,7 @@ struct Member {
     out: Out,
     /// End-of-RIB is due when nothing else is.
     eor: bool,
-    /// So is the end of a route refresh (RFC 7313).
-    eorr: bool,
+    refresh: Refresh,
     /// Everything is to be said again, known or not.
     again: Bits,
     /// The driver knows that there is something to pull.
@@ -188,7 +208,15 @@ impl Member {
             Out::Own(bits) => bits.dirty.is_empty(),
             Out::Paths(paths) => paths.bits.dirty.is_empty(),
         };
-        quiet && !self.eor && !self.eorr
+        quiet && !self.eor && self.refresh.answer == Answer::None
+    }
+
+    /// Whether it was never told anything.
+    fn is_new(&self) -> bool {
+        match &self.out {
+            Out::Ring(_) => false,
+            Out::Own(bits) | Out::Paths(PathsOut { bits, .. }) => bits.told.is_empty(),
+        }
     }
 }
 
@@ -318,10 +346,10 @@ impl Groups {
             None => self.found(table, key, cx),
         };
         // What was due is due still.
-        let due = |what: fn(&Member) -> bool| old.as_ref().is_some_and(what);
-        let (eor, eorr) = (eor || due(|m| m.eor), due(|m| m.eorr));
+        let eor = eor || old.as_ref().is_some_and(|m| m.eor);
+        let refresh = old.as_ref().map(|m| m.refresh).unwrap_or_default();
         let mut member =
-            Member { group: number, out: Out::Ring(0), eor, eorr, again: Bits::default(), rung: false };
+            Member { group: number, out: Out::Ring(0), eor, refresh, again: Bits::default(), rung: false };
         if with_paths {
             let mut paths = match old {
                 Some(Member { out: Out::Paths(p), .. }) => p,
@@ -497,7 +525,9 @@ impl Groups {
         }
     }
 
-    /// Queues everything again (RFC 2918), with the end of it `marked` or not (RFC 7313).
+    /// Queues everything again (RFC 2918), with its beginning and end `marked` or not (RFC 7313). Who has not been told
+    /// anything yet is about to be told all of it, so that is the answer; while End-of-RIB or an earlier answer is due,
+    /// one more follows later: requests cost nothing as long as the answers are not read.
     pub(super) fn refresh<P: Prefix>(
         &mut self,
         table: &Table<P>,
@@ -505,10 +535,27 @@ impl Groups {
         marked: bool,
         ring: &mut Vec<PeerId>,
     ) {
+        let Some(member) = self.member_mut(peer) else { return };
+        if member.eor && member.is_new() {
+            return;
+        }
+        member.refresh.marked = marked;
+        if member.eor || member.refresh.answer != Answer::None {
+            member.refresh.again = true;
+            return;
+        }
+        self.queue_again(table, peer);
+        if let Some(member) = self.member_mut(peer) {
+            member.ring(peer, ring);
+        }
+    }
+
+    /// Everything a member should know is to be said to it, known or not.
+    fn queue_again<P: Prefix>(&mut self, table: &Table<P>, peer: PeerId) {
         self.own(table, peer);
         let Some(Some(member)) = self.members.get_mut(peer.0 as usize) else { return };
         let Some(group) = self.groups.get(member.group) else { return };
-        member.eorr |= marked;
+        member.refresh.answer = Answer::Due;
         match &mut member.out {
             Out::Ring(_) => {}
             Out::Own(bits) => {
@@ -522,9 +569,6 @@ impl Groups {
                 paths.look_at_all();
                 member.again.union(&paths.bits.told);
             }
-        }
-        if !member.is_idle() {
-            member.ring(peer, ring);
         }
     }
 

@@ -20,7 +20,35 @@ pub(super) struct Up {
     /// End-of-RIB markers received.
     pub(super) eor: PerFamily<bool>,
     /// Families the neighbor is sending again, and until when it may take (RFC 7313).
-    pub(super) refreshing: PerFamily<Option<Mono>>,
+    pub(super) refreshing: PerFamily<Option<Refreshing>>,
+}
+
+/// A neighbor is sending everything again (RFC 7313).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refreshing {
+    /// So long it may take.
+    pub(super) until: Mono,
+    /// Something came since it began, or began anew.
+    pub(super) came: bool,
+    /// How often it may still begin anew before it has come to an end.
+    left: u8,
+}
+
+impl Refreshing {
+    /// Nobody needs more; each costs a walk over all that the neighbor has sent.
+    const ANEW: u8 = 8;
+
+    /// A beginning. False: nothing is to be done about it, for nothing has come since the last one, or it was the last
+    /// of too many.
+    pub(super) fn begin(now: &mut Option<Self>, until: Mono) -> bool {
+        let left = match now {
+            Some(Self { came: false, .. } | Self { left: 0, .. }) => return false,
+            Some(old) => old.left - 1,
+            None => Self::ANEW,
+        };
+        *now = Some(Self { until, came: false, left });
+        true
+    }
 }
 
 /// A neighbor.
@@ -80,6 +108,7 @@ impl Neighbor {
     pub(super) fn deadline(&self) -> Option<Mono> {
         let kept = self.long_until.0.into_iter().flatten();
         let refreshing = self.up.iter().flat_map(|up| up.refreshing.0.into_iter().flatten());
+        let refreshing = refreshing.map(|r| r.until);
         let fsm = self.fsm.deadline().into_iter();
         fsm.chain(self.stale_until).chain(kept).chain(refreshing).chain(self.start_at).min()
     }

@@ -7,7 +7,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use super::{
     AddPathSend, Clear, ConnId, Event, ExportPolicy, Output, PeerConfig, PeerId, PrefixAction, Routing,
     Speaker, SpeakerConfig,
-    neighbor::{Neighbor, Up},
+    neighbor::{Neighbor, Refreshing, Up},
 };
 use crate::{
     af::{Family, PerFamily},
@@ -228,6 +228,9 @@ impl Speaker {
         if let Some(family) = end {
             up.eor[family] = true;
         }
+        if !update.reach.is_empty() {
+            up.refreshing.0.iter_mut().flatten().for_each(|r| r.came = true);
+        }
         let conn = up.conn;
         #[cfg(debug_assertions)]
         let seen = self.fault.map(|_| update.clone());
@@ -343,18 +346,13 @@ impl Speaker {
         let Some(up) = peer.up.as_mut().filter(|up| up.session.families[family]) else { return };
         let enhanced = up.session.enhanced_refresh;
         match r.subtype {
-            refresh::REQUEST => {
-                if enhanced {
-                    let begin = Message::RouteRefresh(RouteRefresh::of(family, refresh::BEGIN));
-                    out.push_back(Output::Send { conn: up.conn, message: begin });
-                }
-                self.originate_default(id, family, out);
-                self.rib.refresh(id, family, enhanced);
-            }
+            refresh::REQUEST => self.rib.refresh(id, family, enhanced),
             // Before End-of-RIB of a restarted neighbor its routes are complete in another way (RFC 7313 section 4.2).
             refresh::BEGIN if enhanced && (up.eor[family] || up.session.restart.is_none()) => {
-                up.refreshing[family] = Some(now.plus_ms(wait));
-                self.rib.begin_refresh(id, family);
+                let anew = Refreshing::begin(&mut up.refreshing[family], now.plus_ms(wait));
+                if anew {
+                    self.rib.begin_refresh(id, family);
+                }
             }
             refresh::END if enhanced && up.refreshing[family].is_some() => {
                 self.end_refresh(id, family, "a route refresh has ended", out);
@@ -367,7 +365,7 @@ impl Speaker {
     pub(super) fn refresh_time(&mut self, now: Mono, id: PeerId, out: &mut VecDeque<Output>) {
         for family in Family::ALL {
             let up = self.peers.get(&id).and_then(|p| p.up.as_ref());
-            if up.is_some_and(|up| up.refreshing[family].is_some_and(|at| at <= now)) {
+            if up.is_some_and(|up| up.refreshing[family].is_some_and(|r| r.until <= now)) {
                 self.end_refresh(id, family, "the end of a route refresh did not come in time", out);
             }
         }
@@ -392,8 +390,10 @@ impl Speaker {
                 self.reset(now, id, Stop::with_text(Cease::AdministrativeReset, &text), out);
             }
             Clear::SoftOut => {
+                let up = self.peers.get(&id).and_then(|p| p.up.as_ref());
+                let enhanced = up.is_some_and(|up| up.session.enhanced_refresh);
                 for family in Family::ALL {
-                    self.rib.refresh(id, family, false);
+                    self.rib.refresh(id, family, enhanced);
                 }
             }
             Clear::SoftIn => {

@@ -21,6 +21,12 @@ impl Groups {
             let Some(Some(member)) = self.members.get_mut(peer.0 as usize) else { return };
             let number = member.group;
             let Some(group) = self.groups.get_mut(number) else { return };
+            if member.refresh.answer == Answer::Due {
+                member.refresh.answer = Answer::Begun;
+                if member.refresh.marked {
+                    RouteRefresh::of(P::FAMILY, refresh::BEGIN).append(buf);
+                }
+            }
             match &mut member.out {
                 Out::Ring(at) => {
                     group.ring.read(at, peer, limit - (buf.len() - start), buf);
@@ -69,8 +75,13 @@ impl Groups {
             if std::mem::take(&mut member.eor) {
                 end_of_rib(P::FAMILY, buf);
             }
-            if std::mem::take(&mut member.eorr) {
+            let answered = std::mem::take(&mut member.refresh.answer) != Answer::None;
+            if answered && member.refresh.marked {
                 RouteRefresh::of(P::FAMILY, refresh::END).append(buf);
+            }
+            if std::mem::take(&mut member.refresh.again) {
+                self.queue_again(table, peer);
+                continue;
             }
             self.follow(table, peer, packer);
             return;
