@@ -196,7 +196,7 @@ impl Speaker {
             let seed = self.jitter.next();
             let Some(peer) = self.peers.get_mut(&id) else { return };
             peer.kept_nothing();
-            peer.start_at = None;
+            peer.may_start();
             peer.pinned = pinned;
             peer.fsm = crate::fsm::Peer::new(Arc::new(cfg), seed);
             if down {

@@ -1,6 +1,7 @@
 //! Dynamic neighbors: made when somebody connects from a range, forgotten when nothing of them is left.
 //!
-//! They cannot cost more than the range allows: a limit on their number, and their identifiers are used again.
+//! They cannot cost more than the range allows: a limit on their number, and their identifiers are used again. One that has
+//! to stay down is kept, and counts, until an operator clears it or the settings of its range change.
 
 use std::{collections::VecDeque, net::IpAddr};
 
@@ -32,6 +33,9 @@ impl Speaker {
         let Some(range) = DynamicPeers::of(&self.cfg.dynamic, address) else {
             return Err("not a configured neighbor");
         };
+        if range.template.session.shutdown.is_some() {
+            return Err("the range is shut down");
+        }
         let name = &range.range;
         let members = self.peers.values().filter(|p| p.dynamic && name.contains(&p.fsm.config().address));
         if members.count() >= usize::try_from(range.max).unwrap_or(usize::MAX) {
@@ -52,10 +56,11 @@ impl Speaker {
         id
     }
 
-    /// Forgets a dynamic neighbor of which nothing is left: no connection, no back-off, no routes kept.
+    /// Forgets a dynamic neighbor of which nothing is left: no connection, no back-off, no routes kept, nothing that keeps
+    /// it down.
     pub(super) fn retire(&mut self, now: Mono, id: PeerId, out: &mut VecDeque<Output>) {
         let over = self.peers.get(&id).is_some_and(|p| {
-            p.dynamic && !p.pinned && p.deadline().is_none() && p.fsm.ids().next().is_none()
+            p.dynamic && !p.pinned && !p.held && p.deadline().is_none() && p.fsm.ids().next().is_none()
         });
         if over {
             self.remove(now, id, out);

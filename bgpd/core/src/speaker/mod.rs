@@ -363,7 +363,7 @@ impl Speaker {
             Ok(id) => id,
             Err(why) => {
                 out.push_back(Output::Event(Event::Refused { remote, why: why.into() }));
-                // Strangers are not talked to; who is one of a range may know that it is full (RFC 4486).
+                // Strangers are not talked to; who is one of a range may know that it is full or shut down (RFC 4486).
                 if !self.stopped && DynamicPeers::of(&self.cfg.dynamic, remote.ip()).is_some() {
                     let message = Message::Notification(Cease::ConnectionRejected.notification());
                     out.push_back(Output::Send { conn, message });

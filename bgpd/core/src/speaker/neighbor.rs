@@ -65,6 +65,8 @@ pub(super) struct Neighbor {
     pub(super) long_until: PerFamily<Option<Mono>>,
     /// When a neighbor that had too many prefixes may start again.
     pub(super) start_at: Option<Mono>,
+    /// Such a neighbor does not start by itself at all.
+    pub(super) held: bool,
     /// A warning about the number of prefixes was given.
     pub(super) warned: PerFamily<bool>,
     /// Made on accept; goes when nothing is left of it.
@@ -93,6 +95,7 @@ impl Neighbor {
             long_lived: PerFamily::default(),
             long_until: PerFamily::default(),
             start_at: None,
+            held: false,
             warned: PerFamily::default(),
             dynamic: false,
             pinned: false,
@@ -111,6 +114,12 @@ impl Neighbor {
         let refreshing = refreshing.map(|r| r.until);
         let fsm = self.fsm.deadline().into_iter();
         fsm.chain(self.stale_until).chain(kept).chain(refreshing).chain(self.start_at).min()
+    }
+
+    /// What kept it down no longer does.
+    pub(super) const fn may_start(&mut self) {
+        self.start_at = None;
+        self.held = false;
     }
 
     /// Whether routes of an earlier session are still here.

@@ -295,6 +295,7 @@ impl Speaker {
         };
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.start_at = start_at;
+            peer.held = start_at.is_none();
             let then = start_at.map_or("until it is cleared", |_| "until the restart timer is over");
             out.push_back(warning(peer, format!("{}: down {then}", e.what)));
         }
@@ -316,7 +317,7 @@ impl Speaker {
     /// Ends a session with a reason, and starts it again.
     pub(super) fn reset(&mut self, now: Mono, id: PeerId, stop: Stop, out: &mut VecDeque<Output>) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        peer.start_at = None;
+        peer.may_start();
         let down = peer.fsm.config().session.shutdown.is_some();
         self.drive(now, id, PeerInput::Stop(stop), out);
         if !self.stopped && !down {

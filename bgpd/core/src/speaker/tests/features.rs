@@ -180,6 +180,66 @@ fn a_guest_of_the_wrong_as_is_refused_and_kept_only_for_its_back_off() {
 }
 
 #[test]
+fn a_range_that_is_shut_down_lets_nobody_in() {
+    let mut b = Bench::new(vec![]);
+    let mut shut = range(10, AS);
+    shut.template.session.shutdown = Some("maintenance".into());
+    b.input(Input::SetDynamic(vec![shut.clone()]));
+    b.connect(5);
+    assert_eq!(b.notifications(), [(6, 5)], "as one that is listed and shut down");
+    assert!(b.events().iter().any(|e| e.contains("the range is shut down")), "{:?}", b.events());
+    assert_eq!(guests(&b), []);
+    // Who is in already is told why, and stays out.
+    b.input(Input::SetDynamic(vec![range(10, AS)]));
+    b.establish(5, open(5, AS));
+    b.out.clear();
+    b.input(Input::SetDynamic(vec![shut]));
+    assert_eq!(sent_notification(&b).to_string(), "6/2 cease: administrative shutdown \"maintenance\"");
+    assert_eq!(guests(&b), []);
+    b.out.clear();
+    b.connect(5);
+    assert_eq!(b.notifications(), [(6, 5)]);
+}
+
+#[test]
+fn a_guest_with_too_many_prefixes_stays_down_until_it_is_cleared() {
+    let mut b = Bench::new(vec![]);
+    let limited = |limit| {
+        let mut range = range(2, AS);
+        range.template.session.prefixes.family[Family::Ipv4Unicast] = Some(limit);
+        range.template.session.prefixes.action = PrefixAction::StayDown;
+        range
+    };
+    b.input(Input::SetDynamic(vec![limited(1)]));
+    let too_much = |b: &mut Bench, n| {
+        b.establish(n, open(n, AS));
+        b.message(n, announce(n, &["10.5.0.0/24", "10.5.1.0/24"], ibgp()));
+        assert_eq!((b.state(n), guests(b).len()), (StateKind::Idle, 1));
+    };
+    too_much(&mut b, 5);
+    for _ in 0..3 {
+        b.wait(600_000);
+        b.out.clear();
+        b.connect(5);
+        assert_eq!(b.notifications(), [(6, 5)]);
+    }
+    // It takes up one place of the range, and the others can be had.
+    b.establish(6, open(6, AS));
+    b.input(Input::Disconnected { conn: conn(6), reason: DownReason::Closed("reset".into()) });
+    // What is said again changes nothing.
+    b.input(Input::SetDynamic(vec![limited(1)]));
+    assert_eq!((b.state(5), guests(&b).len()), (StateKind::Idle, 1));
+    let id = b.s.peers().next().unwrap().id;
+    b.input(Input::Clear { peer: id, how: Clear::Reset });
+    assert_eq!(guests(&b), [], "it is forgotten until it comes back");
+    too_much(&mut b, 5);
+    b.input(Input::SetDynamic(vec![limited(9)]));
+    b.establish(5, open(5, AS));
+    b.input(Input::SetDynamic(vec![]));
+    assert_eq!(guests(&b), []);
+}
+
+#[test]
 fn a_guest_that_restarts_gracefully_keeps_its_place_and_routes() {
     let mut b = Bench::new(vec![]);
     b.input(Input::SetDynamic(vec![range(10, AS)]));
