@@ -255,7 +255,8 @@ fn paths(s: &Seen<'_>, which: Scan, page: &[IpNet]) -> Vec<BgpPath> {
     let names = view::names(speaker);
     if let Scan::Told(peer) = which {
         // To whom is what was asked: from whom is news.
-        let from = |prefix, id| speaker.told_from(prefix, id).and_then(|from| names.get(&from).cloned());
+        let from =
+            |prefix, id| speaker.told_from(peer, prefix, id).and_then(|from| names.get(&from).cloned());
         let told = page.iter().flat_map(|p| speaker.told(peer, *p).into_iter().map(|t| (*p, t)));
         return told
             .map(|(prefix, (path_id, set, hop))| BgpPath {

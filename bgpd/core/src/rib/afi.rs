@@ -487,10 +487,19 @@ impl<P: Prefix> Afi<P> {
         }
     }
 
+    /// A place for the default route of ours that somebody is told; it needs no path.
+    pub(super) fn hold_default(&mut self) {
+        let (_, added) = self.table.get_or_add(P::default());
+        self.empty += usize::from(added);
+    }
+
     /// Gives up destinations nobody refers to.
     fn sweep(&mut self) {
         self.groups.forget_undone();
-        let used = self.groups.refers_to();
+        let mut used = self.groups.refers_to();
+        if let Some(n) = self.table.get(P::default()).filter(|_| self.groups.originate()) {
+            used.insert(n);
+        }
         self.empty = self.table.release(|n| used.contains(n));
         self.sweep_at = SWEEP_MIN.max(self.empty * 2).max(self.table.len() / 2);
     }

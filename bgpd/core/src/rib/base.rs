@@ -243,6 +243,7 @@ impl Rib {
         self.set_source(peer);
         self.set_import(peer);
         let eor = !self.deferred;
+        self.hold_default(peer);
         let (v4, v6, mut cx) = self.split();
         for family in Family::ALL.into_iter().filter(|f| peer.families[*f]) {
             match family {
@@ -267,6 +268,7 @@ impl Rib {
         self.set_source(peer);
         self.set_import(peer);
         let changed = |f| old.group(f) != peer.group(f);
+        self.hold_default(peer);
         let (v4, v6, mut cx) = self.split();
         let (f4, f6) = (Family::Ipv4Unicast, Family::Ipv6Unicast);
         if v4.groups.contains(peer.id) && changed(f4) {
@@ -274,6 +276,14 @@ impl Rib {
         }
         if v6.groups.contains(peer.id) && changed(f6) {
             v6.groups.join(&v6.table, peer.id, peer.group(f6), false, &mut cx.out);
+        }
+    }
+
+    /// A default route that is originated is said like any other, whether or not there are paths to it.
+    fn hold_default(&mut self, peer: &RibPeer) {
+        if peer.rewrite.default_route.is_some() {
+            self.v4.hold_default();
+            self.v6.hold_default();
         }
     }
 

@@ -21,6 +21,7 @@ use super::{
     peers::{NextHops, Source},
     prefix::Prefix,
     rewrite::{Rewrite, prepend},
+    table::Dest,
 };
 use crate::{
     policy::{Decision, Facts, Policy},
@@ -72,6 +73,33 @@ pub(super) fn device<'a>(policy: &Policy, next_hops: &'a NextHops, attrs: &Attrs
 }
 
 impl GroupKey {
+    /// LOCAL_PREF of the default route of ours that its members are told in the place of this prefix.
+    pub(super) fn originates<P: Prefix>(&self, prefix: P) -> Option<u32> {
+        self.rewrite.default_route.filter(|_| prefix.net().prefix_len() == 0)
+    }
+
+    /// Its attributes; `None`: we have no address of this family towards its members.
+    pub(super) fn originated<P: Prefix>(&self, local_pref: u32, interner: &mut Interner) -> Option<Attrs> {
+        let next_hop = P::own_next_hop(self.local_address)?;
+        let mut set = AttrSet::default();
+        if self.ibgp {
+            set.local_pref = Some(local_pref);
+        } else {
+            self.rewrite.path(&mut set, self.local_asn);
+            prepend(&mut set, self.local_asn);
+        }
+        self.rewrite.preference(&mut set, self.ibgp);
+        interner.intern(&set, Some(next_hop))
+    }
+
+    /// Whose path its members are told.
+    pub(super) fn owner<P: Prefix>(&self, dest: &Dest<P>) -> Option<PeerId> {
+        match self.originates(dest.prefix) {
+            Some(_) => Some(LOCAL),
+            None => dest.best().map(|p| p.peer),
+        }
+    }
+
     /// The attributes to advertise with, or `None`: not to be advertised to this group.
     pub(super) fn attributes<P: Prefix>(
         &self,
@@ -157,9 +185,6 @@ impl GroupKey {
         interner: &mut Interner,
         memo: &mut Memo,
     ) -> Option<Attrs> {
-        if self.rewrite.default_route && prefix.net().prefix_len() == 0 {
-            return None;
-        }
         let rule = self.rule(prefix.net(), c, &mut memo.read)?;
         if let Some((attrs, peer, by, answer)) = &memo.last
             && attrs == c.attrs

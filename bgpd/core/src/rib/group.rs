@@ -81,7 +81,7 @@ impl Group {
     fn want<P: Prefix>(&self, table: &Table<P>, peer: PeerId, dest: u32) -> Option<&Attrs> {
         let attrs = self.get(dest)?;
         // Split horizon: not back to where it came from.
-        (table.dest(dest).best()?.peer != peer).then_some(attrs)
+        (self.key.owner(table.dest(dest))? != peer).then_some(attrs)
     }
 
     /// What members should know; returns what it was.
@@ -361,8 +361,9 @@ impl Groups {
                     paths
                 }
             };
+            let key = &self.groups[number].key;
             for (n, dest) in table.iter() {
-                if !dest.paths.is_empty() {
+                if !dest.paths.is_empty() || key.originates(dest.prefix).is_some() {
                     paths.bits.dirty.insert(n);
                 }
             }
@@ -425,7 +426,8 @@ impl Groups {
         if group.key.add_path.is_none() {
             for (n, dest) in table.iter() {
                 let attrs = answer(&mut group, dest, cx);
-                group.set(n, None, dest.best().map(|p| p.peer), attrs);
+                let owner = group.key.owner(dest);
+                group.set(n, None, owner, attrs);
             }
         }
         self.groups.insert(group)
@@ -462,11 +464,16 @@ impl Groups {
         cx: &mut OutCx<'_>,
     ) {
         let dest = table.dest(n);
-        let owner = dest.best().map(|p| p.peer);
+        let best = dest.best().map(|p| p.peer);
         for (_, group) in &mut self.groups {
             if group.key.add_path.is_some() {
                 continue;
             }
+            // What we originate ourselves was ours before, too.
+            let (was, owner) = match group.key.originates(dest.prefix) {
+                Some(_) => (Some(LOCAL), Some(LOCAL)),
+                None => (was, best),
+            };
             let new = answer(group, dest, cx);
             let old = group.get(n);
             if old == new.as_ref() && (new.is_none() || was == owner) {
@@ -511,6 +518,11 @@ impl Groups {
                 }
             }
         }
+    }
+
+    /// Whether any group is told a default route of ours.
+    pub(super) fn originate(&self) -> bool {
+        self.groups.iter().any(|(_, g)| g.key.rewrite.default_route.is_some())
     }
 
     /// Whether the rules of any group look at the device of a route.
@@ -623,6 +635,9 @@ impl Groups {
 
 /// What a group is told about the best path of a destination.
 fn answer<P: Prefix>(group: &mut Group, dest: &Dest<P>, cx: &mut OutCx<'_>) -> Option<Attrs> {
+    if let Some(local_pref) = group.key.originates(dest.prefix) {
+        return group.key.originated::<P>(local_pref, cx.interner);
+    }
     let best = dest.best()?;
     let candidate = Candidate {
         attrs: &best.attrs,

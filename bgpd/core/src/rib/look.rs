@@ -67,8 +67,8 @@ pub enum Withheld {
     NoPolicy,
     /// RFC 9494: an external neighbor that does not know long-lived stale routes.
     LongLived,
-    /// It gets a default route of ours instead of any in the RIB.
-    OwnDefault,
+    /// It is to get a default route of ours instead of any in the RIB, and we have no address for its next hop.
+    NoAddress,
     /// Another setting of the neighbor.
     Settings,
     /// Its attributes leave no room for a prefix in a message of this session.
@@ -96,7 +96,9 @@ impl fmt::Display for Withheld {
             Self::LongLived => {
                 "it is kept long after its peer went away, and this peer does not know such routes (RFC 9494)"
             }
-            Self::OwnDefault => "this peer gets a default route of our own (defaultOriginate)",
+            Self::NoAddress => {
+                "defaultOriginate: the session has no address of ours that could be the next hop of this family"
+            }
             Self::Settings => "a setting of this peer keeps it back",
             Self::TooLong => "its attributes do not fit into one message",
         };
@@ -154,11 +156,11 @@ impl Rib {
         }
     }
 
-    /// Whose path was told about a prefix under an identifier of [`told`](Self::told); `None`: our own.
-    pub fn told_from(&self, prefix: IpNet, id: u32) -> Option<PeerId> {
+    /// Whose path a neighbor was told about a prefix under an identifier of [`told`](Self::told); `None`: our own.
+    pub fn told_from(&self, peer: PeerId, prefix: IpNet, id: u32) -> Option<PeerId> {
         let from = match prefix {
-            IpNet::V4(p) => told_from(self.v4(), p, id),
-            IpNet::V6(p) => told_from(self.v6(), p, id),
+            IpNet::V4(p) => told_from(self.v4(), peer, p, id),
+            IpNet::V6(p) => told_from(self.v6(), peer, p, id),
         };
         from.filter(|peer| *peer != LOCAL)
     }
@@ -253,11 +255,11 @@ fn told<P: Prefix>(afi: &Afi<P>, peer: PeerId, prefix: P) -> Vec<(u32, AttrSet, 
     all.into_iter().map(|(id, a)| (id, a.set(), a.next_hop().map(|h| h.ip()))).collect()
 }
 
-fn told_from<P: Prefix>(afi: &Afi<P>, prefix: P, id: u32) -> Option<PeerId> {
+fn told_from<P: Prefix>(afi: &Afi<P>, peer: PeerId, prefix: P, id: u32) -> Option<PeerId> {
     if id != 0 {
         return afi.groups.owner(id);
     }
-    afi.table.dest(afi.table.get(prefix)?).best().map(|p| p.peer)
+    afi.groups.owner_for(peer, afi.table.dest(afi.table.get(prefix)?))
 }
 
 fn export<P: Prefix>(
@@ -267,20 +269,22 @@ fn export<P: Prefix>(
     prefix: P,
 ) -> Export {
     let withheld = Export::Withheld;
-    let Some(n) = afi.table.get(prefix).filter(|n| !afi.table.dest(*n).paths.is_empty()) else {
-        return withheld(Withheld::NoPath);
-    };
+    let key = peer.group(P::FAMILY);
+    let Some(n) = afi.table.get(prefix) else { return withheld(Withheld::NoPath) };
     let dest = afi.table.dest(n);
+    if key.originates(prefix).is_some() {
+        let late = afi.groups.late(peer.id).contains(n);
+        return if late { Export::Waiting } else { withheld(Withheld::NoAddress) };
+    }
+    if dest.paths.is_empty() {
+        return withheld(Withheld::NoPath);
+    }
     let Some(best) = dest.best() else { return withheld(Withheld::NoBest) };
     if best.peer == peer.id {
         return withheld(Withheld::SplitHorizon);
     }
-    let key = peer.group(P::FAMILY);
     let candidate =
         Candidate { attrs: &best.attrs, peer: best.peer, source: sources.get(best.peer), next_hops };
-    if key.rewrite.default_route && prefix.net().prefix_len() == 0 {
-        return withheld(Withheld::OwnDefault);
-    }
     let rule = match key.rule(prefix.net(), &candidate, &mut Reading::default()) {
         Some(rule) => rule,
         None => return withheld(refused(&key, prefix, &candidate)),

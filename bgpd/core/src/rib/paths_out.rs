@@ -31,8 +31,7 @@ impl PathIds {
     }
 
     /// The identifier of a path, told once more.
-    pub(super) fn hold(&mut self, path: &Path) -> u32 {
-        let key = (path.peer, path.path_id);
+    pub(super) fn hold(&mut self, key: (PeerId, u32)) -> u32 {
         let id = *self.by_key.entry(key).or_insert_with(|| {
             let n = self.used.insert((key, 0));
             u32::try_from(n + 1).expect("fewer than 2^32 paths fit into memory")

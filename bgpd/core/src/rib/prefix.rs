@@ -15,7 +15,8 @@ use crate::{
 };
 
 /// A prefix of one family.
-pub(super) trait Prefix: WirePrefix + Copy + Eq + Ord + Hash + fmt::Debug {
+/// The default value is the prefix of everything.
+pub(super) trait Prefix: WirePrefix + Copy + Default + Eq + Ord + Hash + fmt::Debug {
     const FAMILY: Family;
     /// As a prefix of either family.
     fn net(self) -> IpNet;

@@ -23,8 +23,8 @@ pub struct Rewrite {
     pub long_lived: bool,
     /// We are leaving.
     pub draining: bool,
-    /// A default route was originated; none of the RIB is sent.
-    pub default_route: bool,
+    /// LOCAL_PREF of the default route that is originated; none of the RIB is sent then.
+    pub default_route: Option<u32>,
     /// There is no policy, so nothing is sent.
     pub closed: bool,
 }

@@ -41,8 +41,8 @@ impl Speaker {
     }
 
     /// Whose path that is; `None`: our own.
-    pub fn told_from(&self, prefix: IpNet, id: u32) -> Option<PeerId> {
-        self.rib.told_from(prefix, id)
+    pub fn told_from(&self, peer: PeerId, prefix: IpNet, id: u32) -> Option<PeerId> {
+        self.rib.told_from(peer, prefix, id)
     }
 
     /// Whether a neighbor knows of a prefix, and if not, why; `None` without a session.

@@ -157,11 +157,11 @@ impl Speaker {
                 self.cfg.multipath = bounds;
                 self.rib.set_multipath(bounds);
             }
-            Input::SetRouting(routing) => self.set_routing(routing, out),
+            Input::SetRouting(routing) => self.set_routing(routing),
             Input::Defect { remote, interface, what, seconds } => {
                 self.put_aside(now, (remote, interface.as_deref()), what, seconds, out);
             }
-            Input::Drain => self.drain(out),
+            Input::Drain => self.drain(),
             Input::Shutdown => {
                 self.stopped = true;
                 let all: Vec<PeerId> = self.peers.keys().copied().collect();

@@ -1,8 +1,6 @@
 //! What the speaker does while a session is established, and when it begins and ends.
 
-use std::{collections::VecDeque, net::IpAddr, sync::Arc};
-
-use ipnet::{Ipv4Net, Ipv6Net};
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     AddPathSend, Clear, ConnId, Event, ExportPolicy, Output, PeerConfig, PeerId, PrefixAction, Routing,
@@ -14,9 +12,7 @@ use crate::{
     fsm::{Cease, Down, PeerInput, Session, Stop, notice},
     rib::{Inward, Rewrite, RibPeer},
     time::Mono,
-    wire::{
-        AsPath, AttrSet, Message, NextHop, Nlri, Notification, Prefixes, Reach, RouteRefresh, Update, refresh,
-    },
+    wire::{Message, Notification, RouteRefresh, Update, refresh},
 };
 
 /// The neighbor as the RIB sees it.
@@ -51,7 +47,7 @@ pub(super) fn rib_peer(peer: &Neighbor, session: &Session, own: &SpeakerConfig, 
             show_as: local_as.filter(|_| options.local_as_show_own).map(|_| own.asn),
             long_lived: session.long_lived_peer,
             draining,
-            default_route: options.default_route,
+            default_route: options.default_route.then_some(own.local_pref),
             closed: closed_out,
         },
         inward: Inward {
@@ -116,9 +112,6 @@ impl Speaker {
         }
         self.resume(now, id, out);
         self.rib.peer_up(&rib);
-        for family in Family::ALL {
-            self.originate_default(id, family, out);
-        }
         self.sync.touch();
     }
 
@@ -137,30 +130,24 @@ impl Speaker {
     }
 
     /// We are about to leave ([`Input::Drain`](super::Input::Drain)).
-    pub(super) fn drain(&mut self, out: &mut VecDeque<Output>) {
+    pub(super) fn drain(&mut self) {
         self.draining = true;
         let all: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in all {
             self.treat_anew(id);
-            for family in Family::ALL {
-                self.originate_default(id, family, out);
-            }
         }
     }
 
     /// Another cluster, LOCAL_PREF or limit of paths: routes are treated anew, sessions go on.
-    pub(super) fn set_routing(&mut self, routing: Routing, out: &mut VecDeque<Output>) {
+    pub(super) fn set_routing(&mut self, routing: Routing) {
         let old = self.cfg.routing();
         // The limit of paths counts from the next UPDATE on.
         self.cfg.set_routing(routing);
         self.rib.set_routing(routing);
         let all: Vec<PeerId> = self.peers.keys().copied().collect();
-        for id in all {
-            if routing.cluster_id != old.cluster_id {
+        if (routing.cluster_id, routing.local_pref) != (old.cluster_id, old.local_pref) {
+            for id in all {
                 self.treat_anew(id);
-            }
-            for family in Family::ALL.into_iter().filter(|_| routing.local_pref != old.local_pref) {
-                self.originate_default(id, family, out);
             }
         }
     }
@@ -178,36 +165,6 @@ impl Speaker {
             up.rib = rib;
             peer.up = Some(up);
         }
-    }
-
-    /// Sends a default route if the neighbor is to have one whatever the RIB holds.
-    fn originate_default(&self, id: PeerId, family: Family, out: &mut VecDeque<Output>) {
-        let Some(up) = self.peers.get(&id).and_then(|p| p.up.as_ref()) else { return };
-        if !up.rib.rewrite.default_route || !up.session.families[family] {
-            return;
-        }
-        let reach = match (family, up.rib.own(family)) {
-            (Family::Ipv4Unicast, IpAddr::V4(a)) => Reach {
-                next_hop: NextHop::V4(a),
-                prefixes: Prefixes::V4(vec![Nlri { path_id: 0, prefix: Ipv4Net::default() }]),
-            },
-            (Family::Ipv6Unicast, IpAddr::V6(global)) => Reach {
-                next_hop: NextHop::V6 { global, link_local: None },
-                prefixes: Prefixes::V6(vec![Nlri { path_id: 0, prefix: Ipv6Net::default() }]),
-            },
-            // We have no address of this family towards the neighbor.
-            (Family::Ipv4Unicast | Family::Ipv6Unicast, _) => return,
-        };
-        let mut set = AttrSet::default();
-        if up.session.ibgp {
-            set.local_pref = Some(self.cfg.local_pref);
-        } else {
-            set.as_path = AsPath::sequence([up.session.local_asn]);
-        }
-        up.rib.rewrite.preference(&mut set, up.session.ibgp);
-        let update =
-            Update { attributes: Some(set), reach: std::iter::once(reach).collect(), ..Update::default() };
-        out.push_back(Output::Send { conn: up.conn, message: Message::Update(update) });
     }
 
     /// An UPDATE; returns what to do if the neighbor has sent more than it may.

@@ -1,6 +1,6 @@
 //! What one neighbor knows of one destination, without going over all of them.
 
-use super::{Groups, Out, Prefix, Table};
+use super::{Dest, Groups, Out, Prefix, Table};
 use crate::{
     rib::{bits::Bits, paths_out::Told},
     speaker::PeerId,
@@ -10,6 +10,11 @@ impl Groups {
     /// Whose path somebody was told under an identifier of ours.
     pub(in super::super) fn owner(&self, id: u32) -> Option<PeerId> {
         self.ids.owner(id)
+    }
+
+    /// Whose path to a destination a neighbor is told, without add-path.
+    pub(in super::super) fn owner_for<P: Prefix>(&self, peer: PeerId, dest: &Dest<P>) -> Option<PeerId> {
+        self.groups.get(self.member(peer)?.group)?.key.owner(dest)
     }
 
     /// Destinations a neighbor has not been told the latest of.

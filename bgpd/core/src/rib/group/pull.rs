@@ -124,7 +124,7 @@ impl Group {
         for (n, was) in self.pending.drain(..FLUSH_MAX.min(self.pending.len())) {
             self.is_pending.remove(n);
             let now = self.out.get(n as usize).and_then(Option::as_ref);
-            let now = now.zip(table.dest(n).best().map(|p| p.peer));
+            let now = now.zip(self.key.owner(table.dest(n)));
             let before = was.as_ref().map(|(_, p)| *p);
             match (&was, now) {
                 (None, None) => {}
@@ -161,6 +161,10 @@ fn wanted<P: Prefix>(
     cx: &mut OutCx<'_>,
 ) -> Told {
     let Some(send) = group.key.add_path else { return Told::new() };
+    if let Some(local_pref) = group.key.originates(dest.prefix) {
+        let attrs = group.key.originated::<P>(local_pref, cx.interner);
+        return attrs.map(|a| (ids.hold((LOCAL, 0)), a)).into_iter().collect();
+    }
     let decision =
         DecisionCx { sources: cx.sources, next_hops: cx.next_hops, multipath: Multipath::up_to(1) };
     let mut told = Told::new();
@@ -175,7 +179,7 @@ fn wanted<P: Prefix>(
             next_hops: cx.next_hops,
         };
         let attrs = group.key.export(dest.prefix, &candidate, cx.interner, &mut group.memo);
-        told.extend(attrs.map(|a| (ids.hold(path), a)));
+        told.extend(attrs.map(|a| (ids.hold((path.peer, path.path_id)), a)));
     }
     told
 }

@@ -404,24 +404,6 @@ fn as_override_private_numbers_and_local_as() {
 }
 
 #[test]
-fn a_default_route_is_originated_where_asked_for_and_hides_that_of_the_rib() {
-    let mut b = two(|n, c| c.attributes.default_route = n == 3);
-    let sent: Vec<&Update> = b
-        .out
-        .iter()
-        .filter_map(|o| match o {
-            Output::Send { conn: c, message: Message::Update(u) } if *c == conn(3) => Some(u),
-            _ => None,
-        })
-        .collect();
-    let [update] = sent[..] else { panic!("{sent:?}") };
-    assert_eq!(update.attributes.as_ref().unwrap().as_path, AsPath::sequence([AS]));
-    assert_eq!(update.reach[0].next_hop, NextHop::V4([10, 0, 0, 1].into()));
-    b.message(2, announce(2, &["0.0.0.0/0", "10.2.0.0/24"], via(&[65_002])));
-    assert_eq!(b.told(3), [net("10.2.0.0/24")]);
-}
-
-#[test]
 fn a_link_local_neighbor_needs_an_interface() {
     let mut cfg = PeerConfig::new("ll", "fe80::2".parse().unwrap(), AS);
     let mut b = Bench::new(vec![cfg.clone()]);

@@ -1,6 +1,7 @@
 //! One speaker and a scripted neighbor: what it answers, what it uses, what it tells.
 
 mod accepts;
+mod default_route;
 mod defects;
 mod features;
 mod opens;
