@@ -152,7 +152,16 @@ impl GroupKey {
             (NextHopPolicy::Auto, Some(h)) if self.ibgp || local => h,
             (NextHopPolicy::Auto, Some(_)) => return ourselves(),
         };
-        P::fits(hop).then_some(*hop)
+        if !P::fits(hop) {
+            return None;
+        }
+        match *hop {
+            // It means something on its link only, and whether these neighbors are on that is not known here (RFC 2545
+            // section 3). A next hop that is nothing else cannot be passed on at all.
+            NextHop::V6 { global, .. } if global.is_unicast_link_local() => ourselves(),
+            NextHop::V6 { global, .. } => Some(NextHop::V6 { global, link_local: None }),
+            NextHop::V4(a) => Some(NextHop::V4(a)),
+        }
     }
 
     /// `None`: kept back by the policy. Otherwise the filter rule that let it out, if one did.

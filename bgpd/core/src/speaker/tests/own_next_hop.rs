@@ -61,3 +61,44 @@ fn a_route_by_our_own_address_is_not_used_whichever_family_it_is_of() {
     b.message(2, by("fd00::1"));
     assert_ne!(b.why("fd02::/64"), ["best"]);
 }
+
+#[test]
+fn a_next_hop_on_a_link_is_not_passed_on_to_who_may_be_on_another() {
+    let mut inside = PeerConfig { families: Family::ALL.into(), ..neighbor(3, AS) };
+    inside.attributes.own_next_hop = PerFamily([None, Some("fd00::1".parse().unwrap())]);
+    let both = |n, asn| {
+        let mut open = open(n, asn);
+        open.capabilities.push(Capability::MultiProtocol { afi: 2, safi: 1 });
+        open
+    };
+    for policy in [NextHopPolicy::Auto, NextHopPolicy::Keep] {
+        let mut b = Bench::new(vec![both_families(None), PeerConfig { next_hop: policy, ..inside.clone() }]);
+        b.establish(2, both(2, 65_002));
+        b.establish(3, both(3, AS));
+        let link = Some("fe80::2".parse().unwrap());
+        for (global, link_local, told) in
+            [("fd00::2", link, "fd00::2"), ("fe80::2", None, "fd00::1"), ("fe80::2", link, "fd00::1")]
+        {
+            b.message(
+                2,
+                Message::Update(Update {
+                    attributes: Some(via(&[65_002])),
+                    reach: vec![Reach {
+                        next_hop: NextHop::V6 { global: global.parse().unwrap(), link_local },
+                        prefixes: Prefixes::V6(vec![Nlri {
+                            prefix: "fd02::/64".parse().unwrap(),
+                            path_id: 0,
+                        }]),
+                    }],
+                    ..Update::default()
+                }),
+            );
+            let hops: Vec<NextHop> = b.pull(3).iter().flat_map(|u| &u.reach).map(|r| r.next_hop).collect();
+            // It was said already where only what is not passed on differs.
+            assert!(hops.len() <= 1, "{hops:?}");
+            for hop in hops {
+                assert_eq!(hop, NextHop::V6 { global: told.parse().unwrap(), link_local: None });
+            }
+        }
+    }
+}
