@@ -5,20 +5,20 @@ use std::time::Duration;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{Chunk, Exit, LINGER, Mode, Report, Token};
 
 /// Writes chunks until one is the last, or the connection is lost. `send_hold`: how long the peer may refuse to read
-/// (RFC 9687).
+/// (RFC 9687); it may change at any time.
 pub(crate) async fn write(
     token: Token,
     mut socket: impl AsyncWrite + Unpin,
     mut chunks: mpsc::Receiver<Chunk>,
     mut mode: watch::Receiver<Mode>,
     inbox: mpsc::Sender<Report>,
-    send_hold: Duration,
+    mut send_hold: watch::Receiver<Duration>,
 ) -> Exit {
     while let Some(Chunk { mut bytes, last }) = chunks.recv().await {
         let hurry = async {
@@ -27,11 +27,10 @@ pub(crate) async fn write(
             }
         };
         tokio::select! {
-            sent = timeout(send_hold, socket.write_all_buf(&mut bytes)) => match sent {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => return Exit::Lost { token, why: e.to_string() },
-                Err(_) => return Exit::Stalled { token },
+            sent = socket.write_all_buf(&mut bytes) => if let Err(e) = sent {
+                return Exit::Lost { token, why: e.to_string() };
             },
+            () = stalled(&mut send_hold) => return Exit::Stalled { token },
             () = hurry => return Exit::Closed,
         }
         if last {
@@ -46,6 +45,21 @@ pub(crate) async fn write(
     Exit::Closed
 }
 
+/// Waits for the send hold time, whatever it is by then.
+async fn stalled(send_hold: &mut watch::Receiver<Duration>) {
+    let since = Instant::now();
+    loop {
+        let until = since + *send_hold.borrow_and_update();
+        tokio::select! {
+            () = sleep_until(until) => return,
+            changed = send_hold.changed() => if changed.is_err() {
+                // Nobody is left who could change it.
+                return sleep_until(until).await;
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
@@ -58,6 +72,7 @@ mod tests {
         mode: watch::Sender<Mode>,
         reports: mpsc::Receiver<Report>,
         peer: tokio::io::DuplexStream,
+        send_hold: watch::Sender<Duration>,
         task: tokio::task::JoinHandle<Exit>,
     }
 
@@ -66,8 +81,9 @@ mod tests {
         let (chunks, rx) = mpsc::channel(1);
         let (mode, mode_rx) = watch::channel(Mode::Open);
         let (inbox, reports) = mpsc::channel(4);
-        let task = tokio::spawn(write(Token(7), socket, rx, mode_rx, inbox, Duration::from_secs(480)));
-        Rig { chunks, mode, reports, peer, task }
+        let (send_hold, hold_rx) = watch::channel(Duration::from_secs(480));
+        let task = tokio::spawn(write(Token(7), socket, rx, mode_rx, inbox, hold_rx));
+        Rig { chunks, mode, reports, peer, send_hold, task }
     }
 
     fn chunk(n: usize, last: bool) -> Chunk {
@@ -91,6 +107,21 @@ mod tests {
         let r = rig(8);
         r.chunks.send(chunk(100, false)).await.unwrap();
         assert!(matches!(r.task.await.unwrap(), Exit::Stalled { token: Token(7) }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_send_hold_time_counts_from_when_the_peer_stopped_to_read() {
+        let r = rig(8);
+        let start = tokio::time::Instant::now();
+        r.chunks.send(chunk(100, false)).await.unwrap();
+        sleep(Duration::from_secs(20)).await;
+        r.send_hold.send(Duration::from_secs(600)).unwrap();
+        sleep(Duration::from_secs(480)).await;
+        assert!(!r.task.is_finished());
+        r.send_hold.send(Duration::from_secs(510)).unwrap();
+        assert!(matches!(r.task.await.unwrap(), Exit::Stalled { token: Token(7) }));
+        let waited = start.elapsed().as_secs();
+        assert!((509..=511).contains(&waited), "{waited}");
     }
 
     #[tokio::test(start_paused = true)]

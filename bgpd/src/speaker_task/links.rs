@@ -199,22 +199,34 @@ impl SpeakerTask {
         let (mode, mode_rx) = watch::channel(Mode::Open);
         // Two: the chunk being written, and the last one.
         let (chunks, chunks_rx) = mpsc::channel(2);
+        let (send_hold, hold_rx) = watch::channel(send_hold);
         let waiting = Arc::new(AtomicUsize::new(0));
         let inbox = self.inbox_tx.clone();
         self.spawn(token, conn::read(token, conn, read_half, mode_rx.clone(), inbox, Arc::clone(&waiting)));
-        self.spawn(
-            token,
-            conn::write(token, write_half, chunks_rx, mode_rx, self.inbox_tx.clone(), send_hold),
-        );
+        let inbox = self.inbox_tx.clone();
+        self.spawn(token, conn::write(token, write_half, chunks_rx, mode_rx, inbox, hold_rx));
         Up {
             socket,
             mode,
             chunks,
+            send_hold,
             write: WireCx::default(),
             control: BytesMut::new(),
             pending: false,
             busy: false,
             waiting,
+        }
+    }
+
+    /// Connections go on under other settings, where these are about nothing a peer was told.
+    pub(super) fn settings_changed(&self) {
+        let Some(speaker) = &self.speaker else { return };
+        for (conn, link) in &self.links {
+            let LinkState::Up(up) = &link.state else { continue };
+            let settings = speaker.owner(*conn).and_then(|id| speaker.peer_config(id));
+            if let Some(time) = settings.map(send_hold) {
+                up.send_hold.send_if_modified(|old| std::mem::replace(old, time) != time);
+            }
         }
     }
 
@@ -265,6 +277,7 @@ impl SpeakerTask {
     pub(super) fn send(&mut self, conn: ConnId, message: &Message) {
         self.tally.sent(conn, message, self.speaker.as_ref());
         let Some(up) = self.up(conn) else { return };
+        let before = up.control.len();
         match message.emit(&up.write, &mut up.control) {
             Ok(()) => {
                 let full = before <= CONTROL && up.control.len() > CONTROL;

@@ -74,6 +74,8 @@ struct Up {
     socket: Arc<TcpStream>,
     mode: watch::Sender<Mode>,
     chunks: mpsc::Sender<Chunk>,
+    /// How long the peer may take nothing from us.
+    send_hold: watch::Sender<Duration>,
     /// How messages are written: without capabilities until negotiated.
     write: WireCx,
     /// Messages for the next chunk, ahead of updates.

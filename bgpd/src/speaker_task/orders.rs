@@ -123,6 +123,7 @@ impl SpeakerTask {
         }
         self.peers = Some(peers.clone());
         self.feed(Input::SetPeers(peers));
+        self.settings_changed();
         self.set_keys();
         if let Some(speaker) = &self.speaker {
             self.trouble.retain(|id, _| speaker.peer_config(*id).is_some());
@@ -135,6 +136,7 @@ impl SpeakerTask {
             return;
         }
         self.feed(Input::SetDynamic(dynamic));
+        self.settings_changed();
         self.set_keys();
     }
 
