@@ -93,7 +93,7 @@ async fn filters_are_applied_both_ways_and_change_without_the_session() {
 
     let route = them.route("192.168.1.0/26", true);
     assert!(route.contains("BGP.as_path: 64512 64512"), "{route}");
-    assert!(route.contains("(64512,11)") && route.contains("(64512, 1, 2)"), "{route}");
+    assert!(!route.contains("(64512,11)"), "a rule let it out, and Calico's filters end there: {route}");
     them.route("10.96.0.0/16", false);
 
     // Other rules: the same session, other routes.
@@ -114,6 +114,14 @@ async fn filters_are_applied_both_ways_and_change_without_the_session() {
     });
     assert!(us.established("10.99.0.2").since_ms >= since, "the session is the same one");
 
+    // What no rule lets out goes out as usual: with the communities of its prefix.
+    put(&*store, Kind::BgpFilter, "edge", json!({"importV4": [], "exportV4": []})).await;
+    eventually("the communities of the prefix", || {
+        let text = them.route("192.168.1.0/26", true);
+        let there = text.contains("(64512,11)") && text.contains("(64512, 1, 2)");
+        if there && !text.contains("(64512,5)") { Ok(()) } else { Err(text) }
+    });
+
     // A filter that is gone is not "no filter".
     store.delete(&Key::new(Kind::BgpFilter, None, "edge"), Expect::Any).await.unwrap();
     them.route("192.168.1.0/26", false);
@@ -129,7 +137,9 @@ async fn calicos_birds_are_clients_of_a_reflector_from_the_datastore() {
     let url = format!("sqlite:{}", segment.dir(1).join("brindle.db").display());
     let store = brindle_config::open(&url).unwrap();
     let rr = json!({"routeReflectorClusterID": "244.0.0.1"});
-    host1(&*store, rr, json!({"nodeToNodeMeshEnabled": false})).await;
+    let tagged = json!({"nodeToNodeMeshEnabled": false, "communities": [{"name": "pods", "value": "64512:11"}],
+        "prefixAdvertisements": [{"cidr": "192.168.2.0/24", "communities": ["pods"]}]});
+    host1(&*store, rr, tagged).await;
     for host in [2, 3] {
         let spec = json!({"bgp": {"ipv4Address": format!("10.99.0.{host}/24")}});
         put(&*store, Kind::Node, &format!("host{host}"), spec).await;
@@ -145,7 +155,10 @@ async fn calicos_birds_are_clients_of_a_reflector_from_the_datastore() {
     for words in ["BGP.next_hop: 10.99.0.2", "BGP.originator_id: 10.99.0.2", "BGP.cluster_list: 244.0.0.1"] {
         assert!(route.contains(words), "{words}: {route}");
     }
-    two.route("192.168.3.0/26", true);
+    // What is passed on gets the communities of its prefix, like what is our own.
+    assert!(route.contains("(64512,11)"), "{route}");
+    let route = two.route("192.168.3.0/26", true);
+    assert!(!route.contains("(64512,11)"), "{route}");
     let own = two.route("192.168.1.0/26", true);
     assert!(own.contains("BGP.local_pref: 2147482623") && !own.contains("originator_id"), "{own}");
 }

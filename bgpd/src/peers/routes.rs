@@ -10,7 +10,10 @@
 
 use std::collections::BTreeMap;
 
-use brindle_bgpd_core::{speaker::LocalRoute, wire::AttrSet};
+use brindle_bgpd_core::{
+    speaker::{LocalRoute, PrefixTags, Tags},
+    wire::AttrSet,
+};
 use brindle_config_core::{
     Selector,
     bgp::{BgpConfigurationSpec, Community, PrefixAdvertisement},
@@ -25,7 +28,7 @@ use super::{
     state::{ClusterState, IMPORT_ANNOTATION, NodeFacts},
 };
 use crate::{
-    communities::{self, Tag},
+    communities,
     import::{ImportRule, Imports},
 };
 
@@ -63,10 +66,14 @@ pub(super) fn local_routes(
     prefixes.sort();
     prefixes.dedup();
 
-    let tags = Tags::new(state, problems);
+    let ipv6_local_pref = ipv6_local_pref(state);
+    let attributes = |prefix: &IpNet| AttrSet {
+        local_pref: ipv6_local_pref.filter(|_| matches!(prefix, IpNet::V6(_))),
+        ..AttrSet::default()
+    };
     prefixes
         .into_iter()
-        .map(|prefix| LocalRoute { prefix, next_hop: None, attributes: tags.attributes(&prefix) })
+        .map(|prefix| LocalRoute { prefix, next_hop: None, attributes: attributes(&prefix) })
         .collect()
 }
 
@@ -161,61 +168,48 @@ pub(super) fn local_pref(priority: Option<u32>) -> u32 {
     MAX_PRIORITY - priority.unwrap_or(NORMAL_PRIORITY).min(MAX_PRIORITY)
 }
 
-/// What goes onto own routes beside the prefix: communities from prefixAdvertisements, and the LOCAL_PREF of IPv6
-/// routes where it is not the speaker's own (which is that of IPv4).
-struct Tags {
-    ipv6_local_pref: Option<u32>,
-    adverts: Vec<(IpNet, Vec<Tag>)>,
+/// The LOCAL_PREF of IPv6 routes where it is not the speaker's own, which is that of IPv4.
+fn ipv6_local_pref(state: &ClusterState) -> Option<u32> {
+    let global = state.configs.get("default")?;
+    let v6 = local_pref(global.ipv6_normal_route_priority);
+    (v6 != local_pref(global.ipv4_normal_route_priority)).then_some(v6)
 }
 
-impl Tags {
-    fn new(state: &ClusterState, problems: &mut Vec<Problem>) -> Self {
-        let empty = BgpConfigurationSpec::default();
-        let global = state.configs.get("default").unwrap_or(&empty);
-        let node_name = format!("node.{}", state.me);
-        let node = state.configs.get(&node_name).unwrap_or(&empty);
-        // The node's list replaces the global one.
-        let (source, adverts): (&str, &[PrefixAdvertisement]) = if node.prefix_advertisements.is_empty() {
-            ("default", &global.prefix_advertisements)
-        } else {
-            (&node_name, &node.prefix_advertisements)
-        };
-        let names = || node.communities.iter().chain(&global.communities);
-        let adverts = adverts
-            .iter()
-            .map(|a| {
-                let tags = a.communities.iter().filter_map(|text| {
-                    let found = names().find(|c| c.name == *text);
-                    let value = found.map_or(text.as_str(), |Community { value, .. }| value);
-                    let tag = communities::parse(value);
-                    if tag.is_none() {
-                        problems.push(Problem {
-                            about: Key::new(Kind::BgpConfiguration, None, source),
-                            what: format!(
-                                "prefixAdvertisements {}: {text:?} is neither a named community nor aa:nn or \
-                                 aa:nn:mm; it is not attached",
-                                a.cidr
-                            ),
-                        });
-                    }
-                    tag
-                });
-                (a.cidr, tags.collect())
-            })
-            .collect();
-        Self {
-            ipv6_local_pref: Some(local_pref(global.ipv6_normal_route_priority))
-                .filter(|v6| *v6 != local_pref(global.ipv4_normal_route_priority)),
-            adverts,
+/// Communities from prefixAdvertisements, for everything that goes out and that no BGPFilter let out: as in Calico, whose
+/// filter ends where a rule accepts.
+pub(super) fn tags(state: &ClusterState, problems: &mut Vec<Problem>) -> Tags {
+    let empty = BgpConfigurationSpec::default();
+    let global = state.configs.get("default").unwrap_or(&empty);
+    let node_name = format!("node.{}", state.me);
+    let node = state.configs.get(&node_name).unwrap_or(&empty);
+    // The node's list replaces the global one.
+    let (source, adverts): (&str, &[PrefixAdvertisement]) = if node.prefix_advertisements.is_empty() {
+        ("default", &global.prefix_advertisements)
+    } else {
+        (&node_name, &node.prefix_advertisements)
+    };
+    let value_of = |text: &str| {
+        let found = node.communities.iter().chain(&global.communities).find(|c| c.name == text);
+        communities::parse(found.map_or(text, |Community { value, .. }| value))
+    };
+    let mut tags = Vec::with_capacity(adverts.len());
+    for a in adverts {
+        let mut set = AttrSet::default();
+        for text in &a.communities {
+            match value_of(text) {
+                Some(tag) => tag.attach(&mut set),
+                None => problems.push(Problem {
+                    about: Key::new(Kind::BgpConfiguration, None, source),
+                    what: format!(
+                        "prefixAdvertisements {}: {text:?} is neither a named community nor aa:nn or aa:nn:mm; it \
+                         is not attached",
+                        a.cidr
+                    ),
+                }),
+            }
         }
+        let (communities, large_communities) = (set.communities.to_vec(), set.large_communities.to_vec());
+        tags.push(PrefixTags { prefix: a.cidr, communities, large_communities });
     }
-
-    fn attributes(&self, prefix: &IpNet) -> AttrSet {
-        let local_pref = self.ipv6_local_pref.filter(|_| matches!(prefix, IpNet::V6(_)));
-        let mut set = AttrSet { local_pref, ..AttrSet::default() };
-        for tag in self.adverts.iter().filter(|(net, _)| net.contains(prefix)).flat_map(|(_, t)| t) {
-            tag.attach(&mut set);
-        }
-        set
-    }
+    tags.into()
 }

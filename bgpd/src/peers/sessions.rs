@@ -126,6 +126,7 @@ impl<'a> Cx<'a> {
         let export = ExportPolicy {
             deny: state.pools.values().filter(|p| p.disable_bgp_export).map(|p| p.cidr).collect(),
             allow: Some(allow),
+            tags: routes::tags(state, problems),
             ..ExportPolicy::default()
         };
         let mut cx = Self {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use brindle_bgpd_core::speaker::{NextHopPolicy, PeerConfig};
+use brindle_bgpd_core::speaker::{NextHopPolicy, PeerConfig, PrefixTags};
 use brindle_config_core::{
     key::{Key, Kind},
     store::{Entry, Revision, SyncEvent},
@@ -584,7 +584,7 @@ fn a_block_that_belongs_to_somebody_else_is_not_announced() {
 }
 
 #[test]
-fn routes_carry_the_priority_as_local_pref_and_the_communities_of_their_prefix() {
+fn routes_carry_the_priority_as_local_pref_and_what_goes_out_the_communities_of_its_prefix() {
     let config = json!({
         "communities": [{"name": "blue", "value": "65000:7"}],
         "prefixAdvertisements": [
@@ -592,12 +592,19 @@ fn routes_carry_the_priority_as_local_pref_and_the_communities_of_their_prefix()
             {"cidr": "192.168.0.0/16", "communities": ["red"]},
         ],
     });
-    let plan = with_blocks().defaults(config).plan();
+    let plan = with_blocks().node("b", "10.0.0.2").defaults(config).plan();
     let a = &plan.routes[0].attributes;
     assert_eq!((a.local_pref, plan.speaker.as_ref().unwrap().local_pref), (None, 2_147_482_623));
-    assert_eq!(a.communities.as_slice(), [65000 << 16 | 1, 65000 << 16 | 7]);
-    assert_eq!(a.large_communities.as_slice(), [(1, 2, 3)]);
-    assert!(plan.routes[1].attributes.communities.is_empty());
+    assert!(a.communities.is_empty(), "they are the export's matter, of whatever route");
+    assert!(!plan.peers.is_empty());
+    for peer in &plan.peers {
+        let tags: Vec<PrefixTags> = peer.export.tags.clone().into();
+        let [tag, red] = &tags[..] else { panic!("{tags:?}") };
+        assert_eq!(tag.prefix, "192.168.1.0/24".parse().unwrap());
+        assert_eq!(tag.communities, [65000 << 16 | 1, 65000 << 16 | 7]);
+        assert_eq!(tag.large_communities, [(1, 2, 3)]);
+        assert!(red.communities.is_empty() && red.large_communities.is_empty());
+    }
     assert!(problems(&plan).contains("\"red\" is neither a named community"));
 }
 

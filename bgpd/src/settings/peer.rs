@@ -344,8 +344,12 @@ impl Check<'_> {
             }
             Ok(policies) => {
                 peer.import = policies.import;
-                peer.export =
-                    ExportPolicy { deny: p.export.deny, allow: p.export.allow, filters: policies.export };
+                peer.export = ExportPolicy {
+                    deny: p.export.deny,
+                    allow: p.export.allow,
+                    filters: policies.export,
+                    ..ExportPolicy::default()
+                };
             }
             Err(what) => return fail("filters", what),
         }

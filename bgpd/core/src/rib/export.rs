@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     policy::{Decision, Facts, Policy},
-    speaker::{AddPathSend, ExportPolicy, NextHopPolicy, PeerId},
+    speaker::{AddPathSend, ExportPolicy, NextHopPolicy, PeerId, TagNumbers},
     wire::{AttrSet, NextHop, WireCx},
 };
 
@@ -105,6 +105,7 @@ impl GroupKey {
         &self,
         c: &Candidate<'_>,
         rule: Option<u16>,
+        tags: &TagNumbers,
     ) -> Option<(AttrSet, NextHop)> {
         let entry = c.attrs;
         let local = c.peer == LOCAL;
@@ -125,6 +126,7 @@ impl GroupKey {
         if let Some(rule) = rule {
             self.policy.filters.apply(P::FAMILY, rule, &mut set);
         }
+        self.policy.tags.apply(tags, &mut set);
         if !self.ibgp {
             set.local_pref = None;
             set.originator_id = None;
@@ -195,19 +197,25 @@ impl GroupKey {
         memo: &mut Memo,
     ) -> Option<Attrs> {
         let rule = self.rule(prefix.net(), c, &mut memo.read)?;
-        if let Some((attrs, peer, by, answer)) = &memo.last
-            && attrs == c.attrs
-            && *peer == c.peer
-            && *by == rule
+        // As in Calico's filters, which end where a rule accepts: tags are for what goes out as usual.
+        let tags = match rule {
+            None if !self.policy.tags.is_empty() => self.policy.tags.of(&prefix.net()),
+            None | Some(_) => TagNumbers::new(),
+        };
+        if let Some(last) = &memo.last
+            && last.attrs == *c.attrs
+            && last.peer == c.peer
+            && last.rule == rule
+            && last.tags == tags
         {
-            return answer.clone();
+            return last.answer.clone();
         }
-        let answer = self.attributes::<P>(c, rule).and_then(|(set, hop)| {
+        let answer = self.attributes::<P>(c, rule, &tags).and_then(|(set, hop)| {
             let attrs = interner.intern(&set, Some(hop))?;
             // What leaves no room for a prefix cannot be said, so it is not to be known.
             leaves_room::<P>(&attrs, &self.write, &mut memo.scratch).then_some(attrs)
         });
-        memo.last = Some((c.attrs.clone(), c.peer, rule, answer.clone()));
+        memo.last = Some(Asked { attrs: c.attrs.clone(), peer: c.peer, rule, tags, answer: answer.clone() });
         answer
     }
 }
@@ -215,9 +223,18 @@ impl GroupKey {
 /// The last question to a group and its answer.
 #[derive(Debug, Default)]
 pub(super) struct Memo {
-    last: Option<(Attrs, PeerId, Option<u16>, Option<Attrs>)>,
+    last: Option<Asked>,
     read: Reading,
     scratch: BytesMut,
+}
+
+#[derive(Debug)]
+struct Asked {
+    attrs: Attrs,
+    peer: PeerId,
+    rule: Option<u16>,
+    tags: TagNumbers,
+    answer: Option<Attrs>,
 }
 
 #[cfg(test)]
@@ -267,6 +284,7 @@ mod tests {
         g.attributes::<Ipv4Net>(
             &Candidate { attrs: &attrs, peer, source: s, next_hops: &NextHops::default() },
             None,
+            &TagNumbers::new(),
         )
     }
 

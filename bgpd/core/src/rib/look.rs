@@ -21,7 +21,7 @@ use super::{
 use crate::{
     af::Family,
     policy::{Decision, Facts},
-    speaker::PeerId,
+    speaker::{PeerId, TagNumbers},
     wire::AttrSet,
 };
 
@@ -320,7 +320,8 @@ fn refused<P: Prefix>(key: &GroupKey, prefix: P, c: &Candidate<'_>) -> Withheld 
 impl GroupKey {
     /// Why [`attributes`](Self::attributes) refuses a path; `None` if it does not.
     fn refusal<P: Prefix>(&self, c: &Candidate<'_>, rule: Option<u16>) -> Option<Withheld> {
-        if self.attributes::<P>(c, rule).is_some() {
+        // Tags keep nothing back.
+        if self.attributes::<P>(c, rule, &TagNumbers::new()).is_some() {
             return None;
         }
         let communities = c.attrs.set().communities;

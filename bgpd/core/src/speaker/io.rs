@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU8,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -271,13 +272,71 @@ pub struct ExportPolicy {
     pub allow: Option<Vec<IpNet>>,
     /// Rules that come before the lists above: a rule that accepts or rejects has the last word.
     pub filters: Policy,
+    /// Communities by prefix, own routes and learnt ones alike; not where a rule let the route out.
+    pub tags: Tags,
 }
+
+/// Cheap to clone: all peers of a speaker mostly have the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<PrefixTags>", into = "Vec<PrefixTags>")]
+pub struct Tags(Arc<[PrefixTags]>);
+
+impl From<Vec<PrefixTags>> for Tags {
+    fn from(list: Vec<PrefixTags>) -> Self {
+        Self(list.into())
+    }
+}
+
+impl From<Tags> for Vec<PrefixTags> {
+    fn from(tags: Tags) -> Self {
+        tags.0.to_vec()
+    }
+}
+
+/// Communities for a prefix and all longer ones (Calico: prefixAdvertisements). Sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixTags {
+    pub prefix: IpNet,
+    pub communities: Vec<u32>,
+    pub large_communities: Vec<(u32, u32, u32)>,
+}
+
+/// Which of the tags of a policy are for a route.
+pub(crate) type TagNumbers = SmallVec<[u16; 4]>;
 
 impl ExportPolicy {
     /// Whether the policy lets `prefix` out; `local` = it is a route of our own.
     pub fn permits(&self, prefix: &IpNet, local: bool) -> bool {
         !self.deny.iter().any(|d| d.contains(prefix))
             && (local || self.allow.as_ref().is_none_or(|a| a.iter().any(|n| n.contains(prefix))))
+    }
+}
+
+impl Tags {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Those for a prefix.
+    pub(crate) fn of(&self, prefix: &IpNet) -> TagNumbers {
+        (0_u16..).zip(&*self.0).filter(|(_, t)| t.prefix.contains(prefix)).map(|(n, _)| n).collect()
+    }
+
+    /// Adds the communities of some of them.
+    pub(crate) fn apply(&self, which: &TagNumbers, set: &mut AttrSet) {
+        for tag in which.iter().filter_map(|n| self.0.get(usize::from(*n))) {
+            for c in &tag.communities {
+                if let Err(at) = set.communities.binary_search(c) {
+                    set.communities.insert(at, *c);
+                }
+            }
+            for c in &tag.large_communities {
+                if let Err(at) = set.large_communities.binary_search(c) {
+                    set.large_communities.insert(at, *c);
+                }
+            }
+        }
     }
 }
 

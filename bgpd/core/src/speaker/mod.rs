@@ -29,6 +29,7 @@ use bytes::BytesMut;
 
 #[cfg(debug_assertions)]
 pub use self::defect::Fault;
+pub(crate) use self::io::TagNumbers;
 pub use self::{
     defect::Work,
     io::*,

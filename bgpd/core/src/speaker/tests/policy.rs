@@ -195,3 +195,75 @@ fn rules_for_import_wait_for_the_device_and_follow_it_without_the_session() {
     assert_eq!(b.fib().len(), 3);
     assert_eq!((b.state(2), b.notifications()), (StateKind::Established, vec![]));
 }
+
+#[test]
+fn communities_by_prefix_go_onto_everything_that_no_rule_let_out() {
+    let tags = |communities: &[u32]| {
+        let all = PrefixTags { prefix: net("10.0.0.0/8"), communities: vec![9], ..PrefixTags::default() };
+        let some = PrefixTags {
+            prefix: net("10.1.0.0/16"),
+            communities: communities.to_vec(),
+            large_communities: vec![(1, 2, 3)],
+        };
+        Tags::from(vec![all, some])
+    };
+    let no_export = 0xFFFF_FF01;
+    let peers = |communities: &[u32]| {
+        let operations = vec![Operation::AddCommunity(Community::Standard(5))];
+        let accept = Rule { operations, ..inside("10.1.7.0/24", Action::Accept) };
+        let mut to = configured(3, vec![], vec![accept]);
+        to.export.tags = tags(communities);
+        vec![configured(2, vec![], vec![]), to]
+    };
+    let mut b = up(peers(&[7, 8]));
+    b.input(Input::SetLocalRoutes(vec![LocalRoute {
+        prefix: net("10.1.1.0/24"),
+        next_hop: None,
+        attributes: AttrSet::default(),
+    }]));
+    // Those with the same attributes and other prefixes one after the other: an answer is for its prefix.
+    let had = AttrSet { communities: [8].into_iter().collect(), ..via(&[65_002]) };
+    b.message(
+        2,
+        announce(2, &["10.1.2.0/24", "10.2.0.0/24", "10.1.7.0/24", "192.0.2.0/24", "10.1.3.0/24"], had),
+    );
+    let told = |b: &mut Bench| -> BTreeMap<IpNet, (Vec<u32>, usize)> {
+        let updates = b.pull(3);
+        let each = updates.iter().filter_map(|u| Some((u, u.attributes.as_ref()?)));
+        each.flat_map(|(u, a)| {
+            let nets = u.reach.iter().flat_map(|r| match &r.prefixes {
+                Prefixes::V4(l) => l.iter().map(|n| IpNet::V4(n.prefix)).collect::<Vec<_>>(),
+                Prefixes::V6(_) => vec![],
+            });
+            nets.map(|n| (n, (a.communities.to_vec(), a.large_communities.len()))).collect::<Vec<_>>()
+        })
+        .collect()
+    };
+    let want = |list: &[(&str, &[u32], usize)]| -> BTreeMap<IpNet, (Vec<u32>, usize)> {
+        list.iter().map(|(p, c, large)| (net(p), (c.to_vec(), *large))).collect()
+    };
+    let out = told(&mut b);
+    assert_eq!(
+        out,
+        want(&[
+            ("10.1.1.0/24", &[7, 8, 9], 1),
+            ("10.1.2.0/24", &[7, 8, 9], 1),
+            ("10.1.3.0/24", &[7, 8, 9], 1),
+            ("10.1.7.0/24", &[5, 8], 0),
+            ("10.2.0.0/24", &[8, 9], 0),
+            ("192.0.2.0/24", &[8], 0),
+        ])
+    );
+    // Others: said again where they differ. What is added is for the neighbor to obey, not for us.
+    b.out.clear();
+    b.input(Input::SetPeers(peers(&[no_export])));
+    assert_eq!(b.notifications(), []);
+    assert_eq!(
+        told(&mut b),
+        want(&[
+            ("10.1.1.0/24", &[9, no_export], 1),
+            ("10.1.2.0/24", &[8, 9, no_export], 1),
+            ("10.1.3.0/24", &[8, 9, no_export], 1),
+        ])
+    );
+}
