@@ -456,6 +456,8 @@ impl Driver {
         let mut input = String::new();
         let mut count = 0;
         let mut done = Vec::new();
+        // What a set may hold meanwhile.
+        let mut most: BTreeMap<(Family, String), usize> = BTreeMap::new();
         for family in self.families.clone() {
             let Some(half) = self.halves.get(&family) else { continue };
             for d in &changed.members {
@@ -467,8 +469,10 @@ impl Driver {
                 match self.mode {
                     Some(Mode::Iptables(_)) => {
                         let Some(set) = half.sets.get(&name) else { return Ok(false) };
-                        let have = set.members.len();
-                        if have + added.len() > set.max || sets::shrinks(have, removed.len()) {
+                        // Several changes of one set follow each other.
+                        let most = most.entry((family, name.clone())).or_insert(set.members.len());
+                        *most += added.len();
+                        if *most > set.max || sets::shrinks(set.members.len(), removed.len()) {
                             return Ok(false);
                         }
                         // Writing to a String cannot fail. Several changes of one set may repeat a member.
@@ -619,9 +623,7 @@ fn assume_sets(half: &mut Half, layout: &Layout, only: Option<&BTreeSet<String>>
         if only.is_some_and(|o| !o.contains(name)) {
             continue;
         }
-        let room = max.max(want.members.len().next_power_of_two());
-        let kept = half.sets.get(name).filter(|h| h.kind == Some(want.kind) && h.max >= want.members.len());
-        let max = kept.map_or(room, |h| h.max);
+        let max = sets::max_after(half.sets.get(name), want, max);
         half.sets
             .insert(name.clone(), ActualSet { kind: Some(want.kind), max, members: want.members.clone() });
     }

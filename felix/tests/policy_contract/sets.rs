@@ -130,6 +130,40 @@ fn a_set_grows_beyond_its_room_and_shrinks_by_a_swap_while_rules_ask_it() {
 }
 
 #[test]
+fn of_a_full_set_a_member_is_replaced_without_a_word_of_the_kernel() {
+    for world in [World::Model(FilterWorld::new()), World::linux()] {
+        let agent = Agent::start(&world, "iptables-nft");
+        let mut spec = FelixConfigurationSpec::default();
+        spec.extra.insert("iptablesBackend".into(), json!("NFT"));
+        spec.extra.insert("maxIpsetSize".into(), json!(4));
+        let r = Resource::new(ObjectMeta::named("default"), spec);
+        let value = serde_json::to_value(&r).unwrap().into();
+        let entry = Entry { key: r.key(), revision: Revision(2), value };
+        agent.tell(PolicyInput::Store(vec![SyncEvent::Upsert(entry)]));
+        agent.tell(PolicyInput::Deltas(first()));
+        let change = |added: &[&str], removed: &[&str]| {
+            let nets = |texts: &[&str]| texts.iter().map(|t| net(t)).collect();
+            let id = IpSetId("s:one".into());
+            PolicyDelta::IpSetDelta(IpSetDelta { id, added: nets(added), removed: nets(removed) })
+        };
+        let more = ["192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32"];
+        agent.tell(PolicyInput::Deltas(vec![change(&more, &[])]));
+        agent.tell(PolicyInput::Deltas(vec![change(&["192.0.2.4/32"], &["192.0.2.1/32"])]));
+        // Two changes at once, of which the second has room only after the first.
+        let removed = change(&[], &["192.0.2.2/32"]);
+        agent.tell(PolicyInput::Deltas(vec![removed, change(&["192.0.2.5/32"], &["192.0.2.3/32"])]));
+        let counters = agent.settled().counters;
+        assert_eq!(counters.errors, 0, "{counters:?}");
+        let name = names::set(Family::V4, "s:one");
+        let state = world.state("iptables-nft");
+        let members = state.iter().filter_map(|l| l.strip_prefix(&format!("add {name} ")));
+        let members: Vec<&str> = members.map(str::trim).collect();
+        assert_eq!(members, ["10.0.0.0/24", "192.0.2.4", "192.0.2.5"]);
+        agent.stop();
+    }
+}
+
+#[test]
 fn members_of_nftables_sets_change_as_nft_would_change_them_all_or_none() {
     let world = World::linux();
     world.inside(|mut nf| {

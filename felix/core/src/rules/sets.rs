@@ -193,6 +193,27 @@ pub fn shrinks(members: usize, gone: usize) -> bool {
     gone >= REBUILD && gone * 2 > members
 }
 
+/// What a set made for these members holds at most. `max`: FelixConfiguration.maxIpsetSize.
+fn room(want: &WantedSet, max: usize) -> usize {
+    max.max(want.members.len().next_power_of_two())
+}
+
+/// Whether a set gets what is wanted by being built anew and swapped: many go, or what is new has no room beside what goes.
+/// Members that go are removed last, so that no packet misses one that stays under another prefix.
+fn rebuilt(have: &ActualSet, want: &WantedSet) -> bool {
+    let added = want.members.difference(&have.members).count();
+    let gone = have.members.len() + added - want.members.len();
+    added > have.max.saturating_sub(have.members.len()) || shrinks(have.members.len(), gone)
+}
+
+/// What a set holds at most once [`plan`] has been carried out.
+pub fn max_after(have: Option<&ActualSet>, want: &WantedSet, max: usize) -> usize {
+    match have.filter(|h| h.kind == Some(want.kind) && !rebuilt(h, want)) {
+        Some(kept) => kept.max,
+        None => room(want, max),
+    }
+}
+
 /// Plans sets of one family. `max`: FelixConfiguration.maxIpsetSize, exceeded only when a set is larger.
 /// `only`: just these sets are compared.
 pub fn plan(
@@ -205,13 +226,12 @@ pub fn plan(
     let mut out = SetPlan::default();
     let mut temporaries = BTreeSet::new();
     let compare = |out: &mut SetPlan, temporaries: &mut BTreeSet<String>, name: &str, want: &WantedSet| {
-        let room = max.max(want.members.len().next_power_of_two());
+        let room = room(want, max);
         let Some(have) = actual.get(name) else {
             create(out, family, name, want, room);
             out.made += 1;
             return;
         };
-        let gone = have.members.difference(&want.members).count();
         if have.kind != Some(want.kind) {
             // Not ours, whatever its name: the name says the form. The kernel swaps no sets of different forms, and lets
             // go of this one when no rule refers to it.
@@ -221,7 +241,7 @@ pub fn plan(
             out.made += 1;
             return;
         }
-        if want.members.len() > have.max || shrinks(have.members.len(), gone) {
+        if rebuilt(have, want) {
             let temp = temporary(name);
             if actual.contains_key(&temp) {
                 let _ = writeln!(out.before, "destroy {temp}");
@@ -326,6 +346,52 @@ mod tests {
     }
 
     #[test]
+    fn a_full_set_of_which_one_member_is_replaced_is_swapped() {
+        let members = |last: &str| set(SetKind::Net, &["10.0.0.1", "10.0.0.2", "10.0.0.3", last]);
+        let have = ActualSet {
+            kind: Some(SetKind::Net),
+            max: 4,
+            members: members("10.0.0.4").members.clone(),
+        };
+        let actual = BTreeMap::from([("brindle4-a".to_owned(), have)]);
+        let wanted = BTreeMap::from([("brindle4-a".to_owned(), members("10.0.0.5"))]);
+        let p = plan(Family::V4, &wanted, &actual, 4, None);
+        assert!(p.swapped == 1 && p.before.contains("swap brindle4-a-t brindle4-a\n"), "{p:?}");
+    }
+
+    /// The sets of the kernel, as `ipset restore` changes them line by line.
+    #[derive(Default)]
+    struct Kernel(BTreeMap<String, (usize, BTreeSet<String>)>);
+
+    impl Kernel {
+        fn line(&mut self, line: &str) -> Result<(), String> {
+            let no = || format!("refused: {line}");
+            match *line.split(' ').collect::<Vec<_>>() {
+                ["create", name, _, "family", _, "maxelem", max] => {
+                    let new = (max.parse().map_err(|_| no())?, BTreeSet::new());
+                    if self.0.insert(name.into(), new).is_some() { Err(no()) } else { Ok(()) }
+                }
+                ["add", name, member] => {
+                    let (max, members) = self.0.get_mut(name).ok_or_else(no)?;
+                    let fits = members.len() < *max;
+                    if fits && members.insert(member.into()) { Ok(()) } else { Err(no()) }
+                }
+                ["del", name, member] => {
+                    let removed = self.0.get_mut(name).is_some_and(|(_, m)| m.remove(member));
+                    if removed { Ok(()) } else { Err(no()) }
+                }
+                ["swap", a, b] => {
+                    let (first, second) = (self.0.remove(a).ok_or_else(no)?, self.0.remove(b).ok_or_else(no)?);
+                    self.0.extend([(a.to_owned(), second), (b.to_owned(), first)]);
+                    Ok(())
+                }
+                ["destroy", name] => self.0.remove(name).map(drop).ok_or_else(no),
+                _ => Err(no()),
+            }
+        }
+    }
+
+    #[test]
     fn covered_networks_do_not_enter_an_interval_set() {
         let s =
             set(SetKind::Net, &["10.0.0.0/8", "10.1.0.0/16", "10.255.255.255", "11.0.0.0/16", "9.0.0.0/8"]);
@@ -334,6 +400,34 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever a set holds, may hold and is to hold: no line is refused, and what is believed of it then is true.
+        #[test]
+        fn no_line_of_a_plan_exceeds_what_a_set_may_hold(
+            have in proptest::collection::btree_set(0u8..12, 0..12),
+            want in proptest::collection::btree_set(0u8..12, 0..12),
+            spare in 0usize..6,
+            max in 0usize..16,
+        ) {
+            let members = |of: &BTreeSet<u8>| -> BTreeSet<Member> {
+                of.iter().map(|n| Member::Net(IpAddr::from([10, 0, 0, *n]).into())).collect()
+            };
+            let text = |of: &BTreeSet<Member>| of.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+            let have = ActualSet { kind: Some(SetKind::Net), max: have.len() + spare, members: members(&have) };
+            let want = WantedSet { kind: SetKind::Net, members: members(&want) };
+            let mut kernel = Kernel::default();
+            kernel.0.insert("brindle4-a".into(), (have.max, text(&have.members)));
+            let after = max_after(Some(&have), &want, max);
+            let left = text(&want.members);
+            let wanted = BTreeMap::from([("brindle4-a".to_owned(), Arc::new(want))]);
+            let actual = BTreeMap::from([("brindle4-a".to_owned(), have)]);
+            let p = plan(Family::V4, &wanted, &actual, max, None);
+            for line in p.before.lines().chain(p.after.lines()) {
+                let done = kernel.line(line);
+                prop_assert!(done.is_ok(), "{done:?}\n{}", p.before);
+            }
+            prop_assert_eq!(kernel.0, BTreeMap::from([("brindle4-a".to_owned(), (after, left))]));
+        }
+
         #[test]
         fn covering_is_found_whatever_the_order(nets in proptest::collection::vec((any::<u32>(), 1u8..=32), 1..60)) {
             let members: BTreeSet<Member> = nets
