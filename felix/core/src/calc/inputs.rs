@@ -213,7 +213,8 @@ fn closed(key: &Key, spec: &PolicySpec, problems: &mut Vec<String>) -> Input {
     let Some(kind) = policy_kind(key.kind) else { return Input::Nothing };
     match compile::closed(id(key, kind, spec.tier()), spec) {
         Some(policy) => {
-            problems.push(format!("denies everything to those it selects ({})", policy.selector));
+            let what = if kind.is_staged() { "once enforced it would deny" } else { "denies" };
+            problems.push(format!("{what} everything to those it selects ({})", policy.selector));
             Input::Policy(Arc::new(policy))
         }
         None => {

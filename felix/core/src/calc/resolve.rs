@@ -183,7 +183,11 @@ impl Graph {
             let Some(Input::Policy(p)) = self.inputs.get(key) else { continue };
             if !self.tiers.contains_key(&p.id.tier) {
                 let tier = &p.id.tier;
-                add(key, format!("spec.tier: tier {tier} does not exist: applied last, and then denies"));
+                let what = match p.id.kind.is_staged() {
+                    true => "once enforced it would be applied last, and then deny",
+                    false => "applied last, and then denies",
+                };
+                add(key, format!("spec.tier: tier {tier} does not exist: {what}"));
             }
         }
         for net in &self.shared {

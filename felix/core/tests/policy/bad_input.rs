@@ -116,6 +116,23 @@ fn a_policy_of_kubernetes_that_cannot_be_read_closes_its_namespace_or_is_reporte
 }
 
 #[test]
+fn of_a_staged_policy_it_is_said_what_it_would_do() {
+    let staged = [
+        (Kind::StagedNetworkPolicy, "blue", json!({"tier": "nowhere"})),
+        (Kind::StagedGlobalNetworkPolicy, "", json!({"tier": "nowhere"})),
+        (Kind::StagedNetworkPolicy, "blue", json!({"types": ["Foo"]})),
+        (Kind::StagedKubernetesNetworkPolicy, "blue", json!({"podSelector": {}, "policyTypes": ["Foo"]})),
+    ];
+    for (kind, namespace, spec) in staged {
+        let c = Cluster::new([resource(kind, namespace, "p", spec.clone())]);
+        assert!(c.ask("10.0.0.1", "10.0.0.2").allowed(), "{kind} {spec}");
+        let said = c.problems();
+        assert!(said.contains("once enforced it would "), "{kind} {spec}: {said}");
+        assert!(!said.contains("denies"), "{kind} {spec}: {said}");
+    }
+}
+
+#[test]
 fn a_cluster_wide_policy_of_kubernetes_closes_its_subject_when_the_rest_cannot_be_read() {
     let subject = json!({"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": "blue"}}});
     for (kind, action) in [
