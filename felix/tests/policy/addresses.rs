@@ -6,7 +6,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::*;
 
-fn ip(ns: &Ns, line: &str) {
+pub(crate) fn ip(ns: &Ns, line: &str) {
     let ok = ns.run(|| Command::new("ip").args(line.split(' ')).status().unwrap().success());
     assert!(ok, "ip {line}");
 }

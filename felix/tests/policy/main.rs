@@ -3,6 +3,7 @@
 
 mod addresses;
 mod flows;
+mod hosts;
 
 use std::{
     collections::BTreeSet,

@@ -229,7 +229,7 @@ fn write_match(out: &mut String, family: Family, m: &Match) {
         Match::Mark { value, mask } => write!(out, " -m mark --mark {value:#x}/{mask:#x}"),
         Match::Known => write!(out, " -m conntrack --ctstate RELATED,ESTABLISHED"),
         Match::Invalid => write!(out, " -m conntrack --ctstate INVALID"),
-        Match::Dnat { not } => write!(out, " -m conntrack{} --ctstate DNAT", no(*not)),
+        Match::Dnat => write!(out, " -m conntrack --ctstate DNAT"),
         Match::ReverseFails => write!(out, " -m rpfilter --validmark --invert"),
         Match::SrcLocal => write!(out, " -m addrtype --src-type LOCAL"),
         Match::DstLocal => write!(out, " -m addrtype --dst-type LOCAL"),

@@ -159,10 +159,8 @@ pub enum Match {
     Known,
     /// Fits no flow and starts none.
     Invalid,
-    /// Its destination was translated.
-    Dnat {
-        not: bool,
-    },
+    /// Its destination was translated. There is no opposite: of a packet without a flow nftables knows neither.
+    Dnat,
     /// The way back to its source leaves through another device.
     ReverseFails,
     SrcLocal,

@@ -229,7 +229,7 @@ pub(super) fn fixed(
 
     // The output chain of the filter table saw the destination before translation. A local source: the packet is the
     // host's own; what is forwarded was judged on its way.
-    let own = vec![Match::Dnat { not: false }, Match::SrcLocal];
+    let own = vec![Match::Dnat, Match::SrcLocal];
     let to_hep = Rule::new(own, Action::Jump(TO_HEP.into()));
     out.put(Table::Mangle, Chain::new("brindle-POSTROUTING", vec![to_hep]));
 
@@ -286,8 +286,9 @@ pub(super) fn fixed(
         rules.push(accept(vec![proto4(), known, Match::SrcLocal]).because("IPIP to a node"));
     }
     rules.push(clear(m.both()));
-    // What was translated is judged behind the translation, in mangle POSTROUTING.
-    rules.push(Rule::new(vec![Match::Dnat { not: true }], Action::Jump(TO_HEP.into())));
+    // What was translated is judged behind the translation, in mangle POSTROUTING; what has no flow was not translated.
+    rules.push(Rule::new(vec![Match::Dnat], Action::Return).because("judged behind the translation"));
+    rules.push(jump(TO_HEP));
     rules.push(accept(vec![accepted()]));
     out.put(Table::Filter, Chain::new("brindle-OUTPUT", rules));
 

@@ -153,8 +153,8 @@ impl Walk<'_> {
                 same != *not
             }
             Match::Mark { value, mask } => self.mark & mask == *value,
-            Match::Known | Match::Invalid | Match::ReverseFails | Match::SrcOfOtherDevice => false,
-            Match::Dnat { not } => *not,
+            Match::Known | Match::Invalid | Match::Dnat => false,
+            Match::ReverseFails | Match::SrcOfOtherDevice => false,
             Match::SrcLocal => self.local.contains(&p.src),
             Match::DstLocal => self.local.contains(&p.dst),
             // Nobody sends more than the rate, and neighbours are near.
