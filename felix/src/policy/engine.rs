@@ -3,11 +3,11 @@
 
 mod checks;
 mod flows;
+mod host;
 mod moves;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,8 +34,13 @@ use brindle_kernel::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub(super) use self::flows::addresses;
-use self::{checks::Questions, flows::Departed, moves::Moves};
+pub(super) use self::host::addresses;
+use self::{
+    checks::Questions,
+    flows::Departed,
+    host::{HostAddresses, Learned},
+    moves::Moves,
+};
 use super::{
     bridge,
     driver::{DriveError, Driver, Mode},
@@ -99,7 +104,7 @@ pub fn spawn_policy(
         look_took: Duration::ZERO,
         compared: Instant::now(),
         resources: Vec::new(),
-        addresses: BTreeMap::new(),
+        addresses: HostAddresses::default(),
         moves: None,
         rivals: Vec::new(),
         ipvs: ipvs::Watch::default(),
@@ -154,7 +159,7 @@ struct Engine {
     resources: Vec<String>,
     /// Of this host, with their devices, while host endpoints are known by them; who tells of changes; and host endpoints
     /// that others stand in the way of there.
-    addresses: BTreeMap<IpAddr, String>,
+    addresses: HostAddresses,
     moves: Option<Moves>,
     rivals: Vec<String>,
     /// What kube-proxy has in IPVS mode; and what does not hold beside it. Told, but no reason to call the node broken.
@@ -197,7 +202,8 @@ impl Engine {
                 Some((at, _)) => departed.into_iter().chain([at]).min(),
                 None => {
                     let check = self.check_at.filter(|_| self.look.is_none());
-                    check.into_iter().chain(tidy).chain(departed).chain(self.ipvs.due()).min()
+                    let others = [tidy, departed, self.ipvs.due(), self.addresses.due()];
+                    check.into_iter().chain(others.into_iter().flatten()).min()
                 }
             };
             let sleep = async {
@@ -388,7 +394,10 @@ impl Engine {
             self.postpone(now);
             return None;
         }
-        self.look_at_addresses();
+        if !self.look_at_addresses(now) {
+            self.postpone(now);
+            return None;
+        }
         let found = std::mem::take(&mut self.found);
         let check = self.check(now) || found;
         let tidy = self.tidy.is_some_and(|(at, _)| at <= now);
@@ -546,20 +555,24 @@ impl Engine {
     }
 
     /// Which device a host endpoint known by its addresses stands for may change with every address of this host. That is
-    /// a change like others: nobody has touched our rules.
-    fn look_at_addresses(&mut self) {
+    /// a change like others: nobody has touched our rules. `false`: that was never told, so nothing is to be written.
+    fn look_at_addresses(&mut self, now: Instant) -> bool {
         let by_address = self.model.endpoints.values().any(|e| e.interface == Interface::WithAddress);
         // Whoever listens hears of what happens after the look.
         self.moves.get_or_insert_with(Moves::begin).tell_of_addresses(by_address);
-        let now = if by_address { addresses() } else { BTreeMap::new() };
-        if now != self.addresses {
-            self.addresses = now;
-            self.pending.rules = true;
-            self.pending.judge = true;
+        let reading = by_address.then(|| addresses().map_err(|e| e.to_string()));
+        match self.addresses.learn(reading, now) {
+            Learned::Nothing => {}
+            Learned::Changed => {
+                self.pending.rules = true;
+                self.pending.judge = true;
+            }
+            Learned::Unknown => return false,
         }
-        let rivals = self.model.rivals(&self.addresses);
+        let rivals = self.model.rivals(self.addresses.known());
         super::named::log(&self.rivals, &rivals);
         self.rivals = rivals;
+        true
     }
 
     /// What the resources say of the rules, and what the kernel does.
@@ -577,7 +590,8 @@ impl Engine {
             style.places = usize::MAX;
         }
         let families = self.driver.families().to_vec();
-        families.into_iter().map(|f| (f, self.model.layout(f, &around, &style, &self.addresses))).collect()
+        let known = self.addresses.known();
+        families.into_iter().map(|f| (f, self.model.layout(f, &around, &style, known))).collect()
     }
 
     fn publish(&mut self) {
@@ -590,7 +604,8 @@ impl Engine {
             None
         };
         let lines = [&self.mode_problem, &self.problem, &self.bridge_problem, &self.settings.problem];
-        let problems: Vec<String> = lines.into_iter().flatten().cloned().collect();
+        let lines = lines.into_iter().flatten().chain(self.addresses.problem());
+        let problems: Vec<String> = lines.cloned().collect();
         let next = PolicyReport {
             in_sync: self.applied,
             listed: self.model.in_sync(),

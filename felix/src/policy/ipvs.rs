@@ -109,10 +109,14 @@ impl Watch {
         if table == self.table && self.held.is_some_and(|at| at.elapsed() < OWN) {
             return false;
         }
-        let own = addresses();
-        if own.is_empty() {
-            return false;
-        }
+        let own = match addresses() {
+            Ok(own) if own.is_empty() => return false,
+            Ok(own) => own,
+            Err(e) => {
+                self.unreadable = Some(format!("addresses of this host: {e}"));
+                return false;
+            }
+        };
         self.held = Some(Instant::now());
         let elsewhere = |v: &&Virtual| !v.1.iter().any(|a| own.contains_key(a) || a.is_loopback());
         let services = Some(table.iter().filter(elsewhere).map(|v| v.0).collect());

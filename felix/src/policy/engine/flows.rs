@@ -20,7 +20,7 @@ use brindle_kernel::{
 };
 use tokio::sync::oneshot;
 
-use super::Engine;
+use super::{Engine, addresses};
 
 /// How long flows of workloads that have gone stay while other changes come, and at most: the kernel walks through all it
 /// tracks, of every namespace, which takes some 10 ms for each family on a large machine.
@@ -156,7 +156,10 @@ impl Engine {
     /// Cuts flows of `gone`, and those that policy denies now.
     fn judge_flows(&mut self, alive: &BTreeSet<IpAddr>, gone: &BTreeSet<IpAddr>) {
         // What is the host's own is told by its addresses; without knowing them nothing is judged.
-        let host = addresses();
+        let host = addresses().unwrap_or_else(|e| {
+            tracing::warn!("flows are not judged: addresses of this host cannot be read: {e}");
+            BTreeMap::new()
+        });
         self.state.look(&host);
         let mut doors = Doors::new(&self.state, &host);
         let mut results = Vec::new();
@@ -282,20 +285,4 @@ impl<'a> Doors<'a> {
             })
         })
     }
-}
-
-/// Which device has which address; nothing when the kernel does not say.
-pub(in crate::policy) fn addresses() -> BTreeMap<IpAddr, String> {
-    let read = || {
-        let mut rtnl = Rtnl::open()?;
-        let names: BTreeMap<u32, String> = rtnl.links()?.into_iter().map(|l| (l.index, l.name)).collect();
-        let all = rtnl.addrs(None)?;
-        Ok::<_, brindle_kernel::netlink::NetlinkError>(
-            all.into_iter().filter_map(|a| Some((a.net.addr(), names.get(&a.link)?.clone()))).collect(),
-        )
-    };
-    read().unwrap_or_else(|e| {
-        tracing::warn!("addresses of this host cannot be read: {e}");
-        BTreeMap::new()
-    })
 }
