@@ -545,6 +545,10 @@ impl Netfilter for Gated {
     fn forget(&mut self, flows: &[Flow]) -> Result<usize, NfError> {
         self.inner.forget(flows)
     }
+
+    fn mark(&mut self, flows: &[Flow], bits: u32, set: bool) -> Result<usize, NfError> {
+        self.inner.mark(flows, bits, set)
+    }
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub enum NfCall {
     /// One that changes members of sets and maps alone.
     NftMembers,
     NftList,
+    /// The kernel refuses connection marks.
+    Mark,
 }
 
 type Rules = BTreeMap<String, Vec<String>>;
@@ -384,10 +386,29 @@ impl Netfilter for FakeFilter {
     fn forget(&mut self, flows: &[Flow]) -> Result<usize, NfError> {
         Ok(self.world.with(|s| {
             let before = s.flows.len();
-            s.flows.retain(|f| !flows.contains(f));
+            s.flows.retain(|f| !flows.iter().any(|g| same(f, g)));
             before - s.flows.len()
         }))
     }
+
+    fn mark(&mut self, flows: &[Flow], bits: u32, set: bool) -> Result<usize, NfError> {
+        self.world.with(|s| {
+            if s.fails(NfCall::Mark) {
+                return Err(refused("ctnetlink", "injected", ""));
+            }
+            let mut done = 0;
+            for f in s.flows.iter_mut().filter(|f| flows.iter().any(|g| same(f, g))) {
+                f.mark = if set { f.mark | bits } else { f.mark & !bits };
+                done += 1;
+            }
+            Ok(done)
+        })
+    }
+}
+
+/// Flows are known by their tuple; marks change.
+fn same(a: &Flow, b: &Flow) -> bool {
+    (a.version, a.protocol, a.original) == (b.version, b.protocol, b.original)
 }
 
 fn print(tables: &BTreeMap<String, Rules>) -> String {

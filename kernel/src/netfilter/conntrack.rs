@@ -1,5 +1,5 @@
-//! Tracked flows by netlink (nfnetlink, subsystem ctnetlink): dump and delete. No child process per flow, and a flow is
-//! deleted by the very tuple the kernel gave, so that none beside it is hit.
+//! Tracked flows by netlink (nfnetlink, subsystem ctnetlink): dump, mark and delete. No child process per flow, and a flow
+//! is named by the very tuple the kernel gave, so that none beside it is hit.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -17,6 +17,9 @@ const GET: u16 = (1 << 8) | 1;
 const NEW: u16 = 1 << 8;
 const DELETE: u16 = (1 << 8) | 2;
 const ERROR: u16 = 2;
+/// CTA_MARK, CTA_MARK_MASK
+const MARK: u16 = 8;
+const MARK_MASK: u16 = 21;
 const DONE: u16 = 3;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
@@ -45,6 +48,8 @@ pub struct Flow {
     pub original: Tuple,
     /// As its answers come: tells what addresses were translated to.
     pub reply: Tuple,
+    /// Its connection mark.
+    pub mark: u32,
     /// The attributes that name it to the kernel.
     name: Vec<u8>,
 }
@@ -52,7 +57,7 @@ pub struct Flow {
 impl Flow {
     /// For models: a flow that is not the kernel's.
     pub fn invented(version: IpVersion, protocol: u8, original: Tuple, reply: Tuple) -> Self {
-        Self { version, protocol, original, reply, name: Vec::new() }
+        Self { version, protocol, original, reply, mark: 0, name: Vec::new() }
     }
 }
 
@@ -118,18 +123,41 @@ impl Conntrack {
 
     /// Deletes flows by name; those that ended meanwhile do not count.
     pub fn forget(&mut self, flows: &[Flow]) -> Result<usize, NetlinkError> {
-        let mut gone = 0;
+        self.each(flows, DELETE, &[], "delete a tracked flow")
+    }
+
+    /// Sets or clears bits of the connection marks of flows, and leaves their other bits; flows that ended meanwhile do not
+    /// count.
+    pub fn mark(&mut self, flows: &[Flow], bits: u32, set: bool) -> Result<usize, NetlinkError> {
+        let value = if set { bits } else { 0 };
+        // Never with the flag that makes a flow which is not there.
+        self.each(flows, NEW, &[(MARK, value), (MARK_MASK, bits)], "mark a tracked flow")
+    }
+
+    fn each(
+        &mut self,
+        flows: &[Flow],
+        kind: u16,
+        more: &[(u16, u32)],
+        what: &str,
+    ) -> Result<usize, NetlinkError> {
+        let mut done = 0;
         for flow in flows.iter().filter(|f| !f.name.is_empty()) {
-            let what = "delete a tracked flow";
-            let (seq, bytes) = self.message(DELETE, REQUEST | ACK, flow.version, &flow.name);
+            let mut attrs = flow.name.clone();
+            for (kind, value) in more {
+                attrs.extend_from_slice(&8u16.to_ne_bytes());
+                attrs.extend_from_slice(&kind.to_ne_bytes());
+                attrs.extend_from_slice(&value.to_be_bytes());
+            }
+            let (seq, bytes) = self.message(kind, REQUEST | ACK, flow.version, &attrs);
             self.sock.send(&bytes, what)?;
             match self.answer(seq, what) {
-                Ok(()) => gone += 1,
+                Ok(()) => done += 1,
                 Err(e) if e.is_not_found() => {}
                 Err(e) => return Err(e),
             }
         }
-        Ok(gone)
+        Ok(done)
     }
 
     fn answer(&mut self, seq: u32, what: &str) -> Result<(), NetlinkError> {
@@ -173,7 +201,7 @@ fn attrs(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
 /// A flow of the dump; one without addresses is skipped.
 fn decode(version: IpVersion, payload: &[u8]) -> Option<Flow> {
     let body = payload.get(GENERIC..)?;
-    let (mut original, mut reply, mut name) = (None, None, Vec::new());
+    let (mut original, mut reply, mut mark, mut name) = (None, None, 0, Vec::new());
     for (kind, inner, whole) in attrs(body) {
         match kind {
             // CTA_TUPLE_ORIG, CTA_TUPLE_REPLY
@@ -182,13 +210,14 @@ fn decode(version: IpVersion, payload: &[u8]) -> Option<Flow> {
                 append(&mut name, whole);
             }
             2 => reply = tuple(inner),
+            MARK => mark = inner.first_chunk::<4>().map_or(0, |b| u32::from_be_bytes(*b)),
             // CTA_ID, CTA_ZONE: with them the deletion can hit no other flow.
             12 | 18 => append(&mut name, whole),
             _ => {}
         }
     }
     let ((original, protocol), (reply, _)) = (original?, reply?);
-    Some(Flow { version, protocol, original, reply, name })
+    Some(Flow { version, protocol, original, reply, mark, name })
 }
 
 fn append(out: &mut Vec<u8>, attr: &[u8]) {
@@ -269,8 +298,10 @@ mod tests {
         let orig = attr(1 | 0x8000, &one([10, 0, 0, 1], [10, 0, 0, 2], 1000, 80));
         let reply = attr(2 | 0x8000, &one([10, 0, 0, 2], [10, 0, 0, 1], 80, 1000));
         let id = attr(12, &7u32.to_be_bytes());
-        let body = [vec![2, 0, 0, 0], orig.clone(), reply, id.clone()].concat();
+        let mark = attr(8, &0x0010_0002u32.to_be_bytes());
+        let body = [vec![2, 0, 0, 0], orig.clone(), reply, mark, id.clone()].concat();
         let flow = decode(IpVersion::V4, &body).unwrap();
+        assert_eq!(flow.mark, 0x0010_0002);
         assert_eq!((flow.protocol, flow.original.sport, flow.original.dport), (6, 1000, 80));
         assert_eq!(flow.original.src, IpAddr::from([10, 0, 0, 1]));
         assert_eq!(flow.reply.src, IpAddr::from([10, 0, 0, 2]));

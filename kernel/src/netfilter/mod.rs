@@ -69,4 +69,7 @@ pub trait Netfilter: Send {
     fn again(&self) -> Box<dyn Netfilter>;
     /// Forgets flows; one that is gone already is no error. Gives how many there were.
     fn forget(&mut self, flows: &[Flow]) -> Result<usize, NfError>;
+    /// Sets or clears bits of the connection marks of flows and leaves their other bits; one that is gone already is no
+    /// error. Gives how many there were.
+    fn mark(&mut self, flows: &[Flow], bits: u32, set: bool) -> Result<usize, NfError>;
 }

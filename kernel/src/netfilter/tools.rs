@@ -153,6 +153,16 @@ fn find(program: &str) -> Option<PathBuf> {
     folders.map(|f| f.join(program)).find(|p| Path::is_file(p))
 }
 
+impl Tools {
+    /// One socket for all that is asked of flows.
+    fn conntrack(&mut self) -> Result<&mut Conntrack, NfError> {
+        match &mut self.flows {
+            Some(open) => Ok(open),
+            none => Ok(none.insert(Conntrack::open()?)),
+        }
+    }
+}
+
 impl Netfilter for Tools {
     fn save(&mut self, version: IpVersion) -> Result<String, NfError> {
         self.save_of(self.variant, version)
@@ -229,13 +239,7 @@ impl Netfilter for Tools {
         if sysctl::get("net/netfilter/nf_conntrack_count").is_ok_and(|n| n == "0") {
             return Ok(Vec::new());
         }
-        if self.flows.is_none() {
-            self.flows = Some(Conntrack::open()?);
-        }
-        match &mut self.flows {
-            Some(c) => Ok(c.list(version)?),
-            None => Ok(Vec::new()),
-        }
+        Ok(self.conntrack()?.list(version)?)
     }
 
     fn again(&self) -> Box<dyn Netfilter> {
@@ -243,13 +247,11 @@ impl Netfilter for Tools {
     }
 
     fn forget(&mut self, flows: &[Flow]) -> Result<usize, NfError> {
-        if self.flows.is_none() {
-            self.flows = Some(Conntrack::open()?);
-        }
-        match &mut self.flows {
-            Some(c) => Ok(c.forget(flows)?),
-            None => Ok(0),
-        }
+        Ok(self.conntrack()?.forget(flows)?)
+    }
+
+    fn mark(&mut self, flows: &[Flow], bits: u32, set: bool) -> Result<usize, NfError> {
+        Ok(self.conntrack()?.mark(flows, bits, set)?)
     }
 }
 
