@@ -229,6 +229,8 @@ fn write_match(out: &mut String, family: Family, m: &Match) {
         Match::Mark { value, mask } => write!(out, " -m mark --mark {value:#x}/{mask:#x}"),
         Match::Known => write!(out, " -m conntrack --ctstate RELATED,ESTABLISHED"),
         Match::Invalid => write!(out, " -m conntrack --ctstate INVALID"),
+        Match::FlowMark { value, mask } => write!(out, " -m connmark --mark {value:#x}/{mask:#x}"),
+        Match::Related => write!(out, " -m conntrack --ctstate RELATED"),
         Match::Dnat => write!(out, " -m conntrack --ctstate DNAT"),
         Match::ReverseFails => write!(out, " -m rpfilter --validmark --invert"),
         Match::SrcLocal => write!(out, " -m addrtype --src-type LOCAL"),

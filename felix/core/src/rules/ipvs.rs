@@ -23,7 +23,8 @@ use ipnet::IpNet;
 use super::{
     ir::{Action, Chain, Family, Match, Rule, Table},
     layout::{
-        FROM_HEP_FORWARD, Layout, Surroundings, TO_HEP_FORWARD, TO_WL, from_workloads, jump, to_workloads,
+        FROM_HEP_FORWARD, Layout, Surroundings, TO_HEP_FORWARD, TO_WL, before, from_workloads, jump,
+        to_workloads,
     },
     marks::Through,
     names,
@@ -92,13 +93,6 @@ pub(super) fn put(family: Family, s: &Surroundings, out: &mut Layout) {
     rules.push(goto(vec![service], TAKEN).because("judged behind IPVS"));
     before(out, Table::Filter, "brindle-INPUT", rules);
     before(out, Table::Filter, "brindle-OUTPUT", vec![goto(vec![has(through.service)], OUT)]);
-}
-
-fn before(out: &mut Layout, table: Table, name: &str, mut rules: Vec<Rule>) {
-    if let Some(chain) = out.chains.get(&(table, name.to_owned())) {
-        rules.extend_from_slice(&chain.rules);
-        out.put(table, Chain::new(name, rules));
-    }
 }
 
 /// The choice by source: pairs of a workload's address and its chain.

@@ -159,6 +159,13 @@ pub enum Match {
     Known,
     /// Fits no flow and starts none.
     Invalid,
+    /// The mark of its flow: `mark & mask == value`. Never of a packet without a flow.
+    FlowMark {
+        value: u32,
+        mask: u32,
+    },
+    /// Not of a flow, but about one: an ICMP error.
+    Related,
     /// Its destination was translated. There is no opposite: of a packet without a flow nftables knows neither.
     Dnat,
     /// The way back to its source leaves through another device.

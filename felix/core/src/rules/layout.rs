@@ -293,7 +293,30 @@ pub(super) fn fixed(
     out.put(Table::Filter, Chain::new("brindle-OUTPUT", rules));
 
     ipvs::put(family, s, out);
+    closed(s, out);
     hooks(s, out);
+}
+
+/// What belongs to a closed flow ends here, in both directions: in front of all that lets a known flow go on.
+fn closed(s: &Surroundings, out: &mut Layout) {
+    let Some(bit) = s.marks.closed else { return };
+    let of_closed = || Match::FlowMark { value: bit, mask: bit };
+    for chain in ["brindle-INPUT", "brindle-FORWARD", "brindle-OUTPUT"] {
+        let deny = Rule::new(vec![of_closed()], s.deny.clone()).because("policy denies this flow now");
+        // A rejection is about the flow it rejects.
+        let answers = s.deny == Action::Reject && chain == "brindle-OUTPUT";
+        let rejection = Rule::new(vec![of_closed(), Match::Related], Action::Return);
+        let rules = answers.then_some(rejection).into_iter().chain([deny]).collect();
+        before(out, Table::Filter, chain, rules);
+    }
+}
+
+/// Puts rules in front of a chain.
+pub(super) fn before(out: &mut Layout, table: Table, name: &str, mut rules: Vec<Rule>) {
+    if let Some(chain) = out.chains.get(&(table, name.to_owned())) {
+        rules.extend_from_slice(&chain.rules);
+        out.put(table, Chain::new(name, rules));
+    }
 }
 
 fn hooks(s: &Surroundings, out: &mut Layout) {

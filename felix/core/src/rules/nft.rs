@@ -152,6 +152,8 @@ fn write_match(out: &mut String, fam: Family, m: &Match) {
         Match::Mark { value, mask } => write!(out, " meta mark & {mask:#x} == {value:#x}"),
         Match::Known => write!(out, " ct state established,related"),
         Match::Invalid => write!(out, " ct state invalid"),
+        Match::FlowMark { value, mask } => write!(out, " ct mark & {mask:#x} == {value:#x}"),
+        Match::Related => write!(out, " ct state related"),
         Match::Dnat => write!(out, " ct status dnat"),
         Match::ReverseFails => write!(out, " fib saddr . mark . iif oif 0"),
         Match::SrcLocal => write!(out, " fib saddr type local"),

@@ -348,11 +348,8 @@ mod tests {
     #[test]
     fn a_full_set_of_which_one_member_is_replaced_is_swapped() {
         let members = |last: &str| set(SetKind::Net, &["10.0.0.1", "10.0.0.2", "10.0.0.3", last]);
-        let have = ActualSet {
-            kind: Some(SetKind::Net),
-            max: 4,
-            members: members("10.0.0.4").members.clone(),
-        };
+        let have =
+            ActualSet { kind: Some(SetKind::Net), max: 4, members: members("10.0.0.4").members.clone() };
         let actual = BTreeMap::from([("brindle4-a".to_owned(), have)]);
         let wanted = BTreeMap::from([("brindle4-a".to_owned(), members("10.0.0.5"))]);
         let p = plan(Family::V4, &wanted, &actual, 4, None);
@@ -381,7 +378,8 @@ mod tests {
                     if removed { Ok(()) } else { Err(no()) }
                 }
                 ["swap", a, b] => {
-                    let (first, second) = (self.0.remove(a).ok_or_else(no)?, self.0.remove(b).ok_or_else(no)?);
+                    let (first, second) =
+                        (self.0.remove(a).ok_or_else(no)?, self.0.remove(b).ok_or_else(no)?);
                     self.0.extend([(a.to_owned(), second), (b.to_owned(), first)]);
                     Ok(())
                 }

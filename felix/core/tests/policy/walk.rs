@@ -153,7 +153,7 @@ impl Walk<'_> {
                 same != *not
             }
             Match::Mark { value, mask } => self.mark & mask == *value,
-            Match::Known | Match::Invalid | Match::Dnat => false,
+            Match::Known | Match::Related | Match::Invalid | Match::Dnat | Match::FlowMark { .. } => false,
             Match::ReverseFails | Match::SrcOfOtherDevice => false,
             Match::SrcLocal => self.local.contains(&p.src),
             Match::DstLocal => self.local.contains(&p.dst),
