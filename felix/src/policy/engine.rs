@@ -2,6 +2,8 @@
 //! is in `checks`.
 
 mod checks;
+mod closing;
+mod doors;
 mod flows;
 mod host;
 mod moves;
@@ -37,7 +39,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(super) use self::host::addresses;
 use self::{
     checks::Questions,
-    flows::Departed,
+    closing::Closing,
+    flows::Tracked,
     host::{HostAddresses, Learned},
     moves::Moves,
 };
@@ -120,7 +123,8 @@ pub fn spawn_policy(
         questions: Questions::default(),
         urgent: false,
         tidy: None,
-        departed: Departed::default(),
+        closing: Closing::default(),
+        tracked: Tracked::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("policy".into()).spawn(move || runtime.block_on(engine.run(rx)))?;
@@ -182,7 +186,8 @@ struct Engine {
     urgent: bool,
     /// When what is left of workloads that have gone is removed, and when at the latest.
     tidy: Option<(Instant, Instant)>,
-    departed: Departed,
+    closing: Closing,
+    tracked: Tracked,
 }
 
 /// Whether an input says no more than that workloads have gone.
@@ -197,12 +202,12 @@ impl Engine {
         drop(self.guard());
         loop {
             let tidy = self.tidy.map(|(at, _)| at);
-            let departed = self.departed.due();
+            let flows = self.tracked.due();
             let wake = match self.failed {
-                Some((at, _)) => departed.into_iter().chain([at]).min(),
+                Some((at, _)) => flows.into_iter().chain([at]).min(),
                 None => {
                     let check = self.check_at.filter(|_| self.look.is_none());
-                    let others = [tidy, departed, self.ipvs.due(), self.addresses.due()];
+                    let others = [tidy, flows, self.ipvs.due(), self.addresses.due()];
                     check.into_iter().chain(others.into_iter().flatten()).min()
                 }
             };
@@ -238,7 +243,7 @@ impl Engine {
                     self.urgent = true;
                     self.looked(answer, since);
                 }
-                found = self.departed.walked() => {
+                found = self.tracked.walked() => {
                     self.found(found);
                     self.publish();
                     continue;
@@ -275,7 +280,7 @@ impl Engine {
                 let _ = who.send(());
             }
             // Somebody waits for the rules; nobody for this.
-            if changed.is_some() || self.departed.due().is_some() {
+            if changed.is_some() || self.tracked.due().is_some() {
                 self.cut_flows(&changed.unwrap_or_default(), Instant::now());
                 self.publish();
             }
@@ -334,6 +339,7 @@ impl Engine {
         self.pending.whole.extend(new.whole);
         self.pending.members.extend(new.members);
         self.pending.gone.extend(new.gone);
+        self.pending.fresh.extend(new.fresh);
         self.pending.gone_devices.extend(new.gone_devices);
         self.pending.judge |= new.judge;
     }
@@ -343,7 +349,9 @@ impl Engine {
         let make = self.detect()?;
         self.driver.set_mode(Mode::Iptables(make));
         self.ipvs.look(Instant::now());
-        let around = self.around();
+        // Nobody has closed a flow on a node that has no rules.
+        let mut around = self.around();
+        around.marks.closed = None;
         let waiting = |f: &Family| (*f, Model::waiting(*f, &around, &Style::iptables()));
         let waiting = self.driver.families().iter().map(waiting).collect();
         match self.driver.guard(&waiting) {
@@ -405,6 +413,7 @@ impl Engine {
         if !must && self.pending.is_empty() {
             return None;
         }
+        self.judge_old_flows();
         let repairs = self.driver.counters.repairs;
         let result = match self.driver.apply_members(&self.pending) {
             Ok(true) if !must => Ok(()),
@@ -464,6 +473,7 @@ impl Engine {
         self.ipvs_problems = ipvs;
         let changed = std::mem::take(&mut self.pending);
         let wrote = !changed.is_empty() || repaired || !self.applied;
+        self.pending.rules = self.closing.written(!self.applied);
         self.applied = true;
         self.failed = None;
         self.check_pause = if wrote { CHECK } else { (self.check_pause * 2).min(self.settings.refresh) };
@@ -478,9 +488,12 @@ impl Engine {
     }
 
     /// A kernel may know one make of iptables only by name: nothing was ever written with it and it refuses, so the
-    /// other one gets its turn.
+    /// other one gets its turn; then both without marks of flows, which a kernel may lack as well.
     fn try_other_make(&mut self, why: &DriveError) {
         let refused = matches!(why, DriveError::Netfilter(NfError::Refused { .. }));
+        if refused {
+            self.closing.refused(!self.applied);
+        }
         if let (false, true, BackEnd::Auto, Some(Mode::Iptables(make))) =
             (self.applied, refused, self.settings.back_end, self.driver.mode())
         {
@@ -579,7 +592,13 @@ impl Engine {
     fn around(&self) -> Surroundings {
         let mut around = self.settings.around.clone();
         around.ipvs = self.ipvs.services().cloned();
+        around.marks.closed = self.closed_bit();
         around
+    }
+
+    /// The bit of closed flows, unless the kernel has refused rules that ask for it.
+    fn closed_bit(&self) -> Option<u32> {
+        self.settings.around.marks.closed.filter(|_| self.closing.possible())
     }
 
     fn layouts(&mut self) -> BTreeMap<Family, Layout> {

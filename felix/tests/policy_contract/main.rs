@@ -35,6 +35,7 @@ use brindle_kernel::{
 use serde_json::json;
 use tokio::task::JoinHandle;
 
+mod flows;
 mod sets;
 
 const LONG: Duration = Duration::from_secs(60);

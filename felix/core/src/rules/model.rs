@@ -55,11 +55,14 @@ pub struct Changed {
     pub whole: BTreeSet<IpSetId>,
     /// Members of sets that stay, in order.
     pub members: Vec<IpSetDelta>,
-    /// Addresses of workloads that went away.
+    /// Addresses that workloads have no longer.
     pub gone: BTreeSet<IpAddr>,
+    /// Addresses that workloads have got. Nothing before the whole state is known, for then all flows are judged.
+    pub fresh: BTreeSet<IpAddr>,
     /// Their devices.
     pub gone_devices: BTreeSet<String>,
-    /// Flows that were tracked before may be denied now. Not so when all that is new are endpoints nobody knew.
+    /// Flows that were tracked before may be denied now, or those that were denied may be allowed. Of endpoints nobody knew
+    /// that is true for flows of their own addresses alone: `fresh`.
     pub judge: bool,
 }
 
@@ -147,12 +150,13 @@ impl Model {
                     return;
                 }
                 self.changed.judge |= old.is_some() || host;
+                self.moved(old.as_deref().filter(|e| e.host.is_none()), (!host).then_some(&*new));
             }
             PolicyDelta::EndpointRemove(id) => {
                 let old = self.endpoints.remove(&id);
                 self.changed.judge |= old.as_ref().is_some_and(|e| e.host.is_some());
                 let old = old.filter(|e| e.host.is_none());
-                self.changed.gone.extend(old.iter().flat_map(|e| &e.addresses).map(IpNet::addr));
+                self.moved(old.as_deref(), None);
                 if let Some(Interface::Name(device)) = old.map(|e| e.interface.clone()) {
                     self.changed.gone_devices.insert(device);
                 }
@@ -174,6 +178,18 @@ impl Model {
             }
         }
         self.changed.rules = true;
+    }
+
+    /// Notes which addresses a workload has no longer, and which it has got.
+    fn moved(&mut self, old: Option<&EndpointPolicy>, new: Option<&EndpointPolicy>) {
+        let of = |e: Option<&EndpointPolicy>| -> BTreeSet<IpAddr> {
+            e.iter().flat_map(|e| &e.addresses).map(IpNet::addr).collect()
+        };
+        let (old, new) = (of(old), of(new));
+        self.changed.gone.extend(old.difference(&new));
+        if self.in_sync {
+            self.changed.fresh.extend(new.difference(&old));
+        }
     }
 
     fn forget(&mut self, a: &str, b: &str) {
@@ -521,5 +537,45 @@ impl TextCache {
             return;
         }
         self.0.retain(|key, _| layout.chains.contains_key(key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, address: &str) -> PolicyDelta {
+        PolicyDelta::Endpoint(Arc::new(EndpointPolicy {
+            id: EndpointId::Workload { namespace: "red".into(), name: name.into() },
+            interface: Interface::Name(format!("cali{name}")),
+            addresses: vec![address.parse().unwrap()],
+            allowed_sources: Vec::new(),
+            mac: None,
+            closed: None,
+            tiers: Vec::new(),
+            host: None,
+            profiles: Vec::new(),
+        }))
+    }
+
+    #[test]
+    fn addresses_that_workloads_give_up_and_get_are_told() {
+        let mut model = Model::default();
+        let mut tell = |deltas: Vec<PolicyDelta>| {
+            deltas.into_iter().for_each(|d| model.apply(d));
+            let c = model.take_changed();
+            let text =
+                |all: BTreeSet<IpAddr>| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            (text(c.gone), text(c.fresh), c.judge)
+        };
+        let (one, two, three) = ("10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32");
+        let said = |gone: &str, fresh: &str, judge| (gone.to_owned(), fresh.to_owned(), judge);
+        // All flows are judged once everything is known.
+        assert_eq!(tell(vec![pod("b", two), PolicyDelta::InSync]), said("", "", true));
+        assert_eq!(tell(vec![pod("a", one)]), said("", "10.0.0.1", false));
+        assert_eq!(tell(vec![pod("b", three)]), said("10.0.0.2", "10.0.0.3", true));
+        let gone = EndpointId::Workload { namespace: "red".into(), name: "a".into() };
+        let both = vec![PolicyDelta::EndpointRemove(gone), pod("c", one)];
+        assert_eq!(tell(both), said("10.0.0.1", "10.0.0.1", false));
     }
 }

@@ -1,48 +1,79 @@
-//! Tracked flows that are cut: those of workloads that went, and those policy would deny now. All others go on.
+//! Tracked flows that end: those of workloads that went are deleted, those that policy denies now are closed, and opened
+//! again when it allows them. All others go on.
+//!
+//! A flow is closed by a bit of its connection mark, which rules in front of all others look at. Were its entry deleted,
+//! the next packet of its other end would be the first of a new flow in the other direction, which policy may well allow,
+//! and all that follows an answer to it. Where the mask of marks has no bit for that, it is deleted all the same.
+//!
+//! An address a workload gets may have flows of whoever had it before. The kernel's walk through its flows takes longer
+//! than a pod should wait, so: where such flows are known of (the address has just been given up, or the last walk saw
+//! some) they are judged before the rules of the newcomer are written, until when its device passes nothing; of all other
+//! addresses soon after, together with others.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, Instant},
 };
 
-use brindle_felix_core::{
-    policy::{
-        active::{EndpointId, Protocol},
-        state::PolicyState,
-        verdict::{Packet, Place, Verdict, verdict},
-    },
-    rules::{ir::Family, model::Changed},
-};
-use brindle_kernel::{
-    netfilter::{Flow, IpVersion, NfError},
-    netlink::Rtnl,
-};
+use brindle_felix_core::rules::{ir::Family, model::Changed};
+use brindle_kernel::netfilter::{Flow, NfError};
+use ipnet::IpNet;
 use tokio::sync::oneshot;
 
-use super::{Engine, addresses};
+use super::{Engine, addresses, doors::Doors, host::ByAddress};
+use crate::policy::driver::ip;
 
-/// How long flows of workloads that have gone stay while other changes come, and at most: the kernel walks through all it
-/// tracks, of every namespace, which takes some 10 ms for each family on a large machine.
+/// How long flows of workloads that have come or gone are left alone while other changes come, and at most: the kernel walks
+/// through all it tracks, of every namespace, which takes some 10 ms for each family on a large machine.
 const LINGER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Flows that could not be read or changed are looked at again.
+const AGAIN: Duration = Duration::from_secs(10);
 
-/// Addresses of workloads that have gone, whose flows are still to be cut.
+/// Whose flows are still to be looked at, and what was seen of them.
 #[derive(Default)]
-pub(super) struct Departed {
+pub(super) struct Tracked {
+    /// Addresses that workloads had, whose flows are deleted, and have got, whose flows are judged.
     gone: BTreeSet<IpAddr>,
+    fresh: BTreeSet<IpAddr>,
+    /// All flows are to be judged, and could not be.
+    all: bool,
     /// When that is done, and when at the latest.
     due: Option<(Instant, Instant)>,
     walk: Option<Walk>,
+    /// Addresses of pools that had flows and belonged to no workload here when flows were last read.
+    seen: BTreeSet<IpAddr>,
+    /// Families in which no flow is closed. What a former agent closed is not known before flows are read.
+    open: BTreeSet<Family>,
+    problem: Option<String>,
+    /// It was said that flows are deleted.
+    told: bool,
 }
 
 /// The kernel's walk through its flows on a thread of its own, so that nobody waits for it.
 struct Walk {
     /// Whose flows are looked for.
     gone: BTreeSet<IpAddr>,
-    answer: oneshot::Receiver<Result<Vec<Flow>, NfError>>,
+    fresh: BTreeSet<IpAddr>,
+    answer: oneshot::Receiver<Result<Heard, NfError>>,
 }
 
-impl Departed {
+/// What a walk brings back.
+#[derive(Default)]
+struct Heard {
+    flows: Vec<Flow>,
+    families: Vec<Family>,
+    seen: BTreeSet<IpAddr>,
+}
+
+/// What a walk has found.
+pub(super) struct Found {
+    gone: BTreeSet<IpAddr>,
+    fresh: BTreeSet<IpAddr>,
+    heard: Result<Heard, NfError>,
+}
+
+impl Tracked {
     /// When somebody has to look here again.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due.map(|(at, _)| at).filter(|_| self.walk.is_none())
@@ -51,238 +82,311 @@ impl Departed {
     /// The flows a walk has found; it never ends where there is none.
     pub(super) async fn walked(&mut self) -> Found {
         let Some(walk) = &mut self.walk else { return std::future::pending().await };
-        let flows = (&mut walk.answer).await;
-        let gone = self.walk.take().map(|w| w.gone).unwrap_or_default();
-        Found { gone, flows: flows.unwrap_or(Ok(Vec::new())) }
+        let heard = (&mut walk.answer).await;
+        let (gone, fresh) = self.walk.take().map(|w| (w.gone, w.fresh)).unwrap_or_default();
+        Found { gone, fresh, heard: heard.unwrap_or_else(|_| Ok(Heard::default())) }
     }
 
-    fn all(&self) -> impl Iterator<Item = &IpAddr> {
-        self.gone.iter().chain(self.walk.iter().flat_map(|w| &w.gone))
+    /// Waits for others that come and go, but not for ever.
+    fn later(&mut self, now: Instant) {
+        let latest = self.due.map_or(now + LINGER.1, |(_, latest)| latest);
+        self.due = Some(((now + LINGER.0).min(latest), latest));
     }
-}
 
-/// What a walk has found.
-pub(super) struct Found {
-    gone: BTreeSet<IpAddr>,
-    flows: Result<Vec<Flow>, NfError>,
+    fn again(&mut self) {
+        let at = Instant::now() + AGAIN;
+        self.due = Some(self.due.unwrap_or((at, at)));
+    }
+
+    /// Whether an address may have flows of whoever had it before.
+    fn haunted(&self, a: &IpAddr) -> bool {
+        self.gone.contains(a)
+            || self.seen.contains(a)
+            || self.walk.as_ref().is_some_and(|w| w.gone.contains(a))
+    }
+
+    /// Remembers who had flows in these families.
+    fn see(&mut self, families: &[Family], seen: BTreeSet<IpAddr>, alive: &BTreeSet<IpAddr>) {
+        self.seen.retain(|a| !families.iter().any(|f| f.has(&(*a).into())));
+        self.seen.extend(seen.into_iter().filter(|a| !alive.contains(a)));
+    }
+
+    fn failed(&mut self, why: &NfError) {
+        let why = why.to_string();
+        if self.problem.as_ref() != Some(&why) {
+            tracing::warn!("flows could not be cut: {why}");
+        }
+        self.problem = Some(why);
+    }
 }
 
 fn ends(f: &Flow) -> [IpAddr; 4] {
     [f.original.src, f.original.dst, f.reply.src, f.reply.dst]
 }
 
-fn version(family: Family) -> IpVersion {
-    match family {
-        Family::V4 => IpVersion::V4,
-        Family::V6 => IpVersion::V6,
+fn has_end(f: &Flow, of: &BTreeSet<IpAddr>) -> bool {
+    ends(f).iter().any(|a| of.contains(a))
+}
+
+/// Ends of flows that workloads may have, but for those of `gone`, whose flows are deleted.
+fn seen(flows: &[Flow], pools: &[IpNet], gone: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let pooled = |a: &IpAddr| pools.is_empty() || pools.iter().any(|p| p.contains(a));
+    flows.iter().flat_map(ends).filter(|a| pooled(a) && !gone.contains(a)).collect()
+}
+
+/// What becomes of flows.
+#[derive(Default)]
+struct Decided {
+    shut: Vec<Flow>,
+    open: Vec<Flow>,
+}
+
+/// `bit`: that of closed flows.
+fn decide(doors: &mut Doors<'_>, flows: Vec<Flow>, bit: u32) -> Decided {
+    let mut out = Decided::default();
+    for flow in flows {
+        match (doors.denied(&flow), flow.mark & bit != 0) {
+            (true, false) => out.shut.push(flow),
+            (false, true) => out.open.push(flow),
+            _ => {}
+        }
     }
+    out
 }
 
 impl Engine {
-    /// Flows that policy denies now, at once; those of workloads that went away when that is due. Where somebody else has
-    /// an address of theirs, its old flows are judged at once.
-    pub(super) fn cut_flows(&mut self, changed: &Changed, now: Instant) {
-        if !changed.gone.is_empty() {
-            let latest = self.departed.due.map_or(now + LINGER.1, |(_, latest)| latest);
-            self.departed.due = Some(((now + LINGER.0).min(latest), latest));
-            self.departed.gone.extend(&changed.gone);
-        }
-        if !changed.judge && self.departed.all().next().is_none() {
+    /// Before the rules of newcomers: flows of their addresses that are known of.
+    pub(super) fn judge_old_flows(&mut self) {
+        let gone = &self.pending.gone;
+        let old = |a: &&IpAddr| gone.contains(*a) || self.tracked.haunted(a);
+        let haunted: BTreeSet<IpAddr> = self.pending.fresh.iter().filter(old).copied().collect();
+        if haunted.is_empty() {
             return;
         }
         let alive = self.alive();
-        if changed.judge || self.departed.all().any(|a| alive.contains(a)) {
-            self.departed.due = None;
-            let mut gone = std::mem::take(&mut self.departed.gone);
-            gone.retain(|a| !alive.contains(a));
-            self.judge_flows(&alive, &gone);
-        } else if self.departed.due().is_some_and(|at| at <= now) {
-            self.departed.due = None;
-            let gone = std::mem::take(&mut self.departed.gone);
-            if let Some(gone) = self.walk(gone) {
-                self.judge_flows(&alive, &gone);
+        if self.judge_flows(&alive, &BTreeSet::new(), Some(&haunted)) {
+            self.pending.fresh.retain(|a| !haunted.contains(a));
+            self.pending.gone.retain(|a| !haunted.contains(a));
+            self.tracked.gone.retain(|a| !haunted.contains(a));
+        }
+    }
+
+    /// Flows that policy denies or allows now, at once; those of workloads that came or went when that is due.
+    pub(super) fn cut_flows(&mut self, changed: &Changed, now: Instant) {
+        if !changed.gone.is_empty() || !changed.fresh.is_empty() {
+            self.tracked.later(now);
+            self.tracked.gone.extend(&changed.gone);
+            self.tracked.fresh.extend(&changed.fresh);
+        }
+        let due = self.tracked.due().is_some_and(|at| at <= now);
+        if !changed.judge && !due {
+            return;
+        }
+        self.tracked.due = None;
+        let mut fresh = std::mem::take(&mut self.tracked.fresh);
+        let alive = self.alive();
+        // Whoever else has an address of theirs has its flows.
+        let (kept, gone): (BTreeSet<_>, BTreeSet<_>) =
+            std::mem::take(&mut self.tracked.gone).into_iter().partition(|a| alive.contains(a));
+        fresh.extend(kept);
+        let all = std::mem::take(&mut self.tracked.all) || changed.judge;
+        if all {
+            self.tracked.all = !self.judge_flows(&alive, &gone, None);
+            if self.tracked.all {
+                self.tracked.gone = gone;
+                self.tracked.again();
             }
+        } else if let Some((gone, fresh)) = self.walk(gone, fresh) {
+            let both = fresh.union(&gone).copied().collect();
+            self.judge_flows(&alive, &gone, Some(&both));
         }
     }
 
     fn alive(&self) -> BTreeSet<IpAddr> {
         let workloads = self.model.endpoints.values().filter(|e| e.host.is_none());
-        workloads.flat_map(|e| e.addresses.iter().map(ipnet::IpNet::addr)).collect()
+        workloads.flat_map(|e| e.addresses.iter().map(IpNet::addr)).collect()
+    }
+
+    fn pools(&self) -> Vec<IpNet> {
+        self.settings.around.pools.iter().map(|(net, _)| *net).collect()
     }
 
     /// Begins to look for flows of addresses; gives them back where there is no thread to be had.
-    fn walk(&mut self, gone: BTreeSet<IpAddr>) -> Option<BTreeSet<IpAddr>> {
+    fn walk(
+        &mut self,
+        gone: BTreeSet<IpAddr>,
+        fresh: BTreeSet<IpAddr>,
+    ) -> Option<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
         let mut nf = self.driver.netfilter().again();
-        let mut versions: Vec<(Family, IpVersion)> =
-            self.driver.families().iter().map(|f| (*f, version(*f))).collect();
-        versions.retain(|(family, _)| gone.iter().any(|a| family.has(&(*a).into())));
+        let wanted: BTreeSet<IpAddr> = gone.union(&fresh).copied().collect();
+        let mut families = self.driver.families().to_vec();
+        families.retain(|family| wanted.iter().any(|a| family.has(&(*a).into())));
         let (tx, answer) = oneshot::channel();
-        let wanted = gone.clone();
+        let (pools, left) = (self.pools(), gone.clone());
         let work = move || {
-            let flows = versions.into_iter().try_fold(Vec::new(), |mut all, (_, version)| {
-                let flows = nf.flows(version)?;
-                all.extend(flows.into_iter().filter(|f| ends(f).iter().any(|a| wanted.contains(a))));
-                Ok(all)
+            let mut heard = Heard::default();
+            let read = families.into_iter().try_for_each(|family| {
+                let mut flows = nf.flows(ip(family))?;
+                heard.seen.extend(seen(&flows, &pools, &left));
+                heard.families.push(family);
+                flows.retain(|f| has_end(f, &wanted));
+                heard.flows.extend(flows);
+                Ok(())
             });
             // Whoever asked may have ended.
-            let _ = tx.send(flows);
+            let _ = tx.send(read.map(|()| heard));
         };
         match std::thread::Builder::new().name("policy-flows".into()).spawn(work) {
             Ok(_) => {
-                self.departed.walk = Some(Walk { gone, answer });
+                self.tracked.walk = Some(Walk { gone, fresh, answer });
                 None
             }
-            Err(_) => Some(gone),
+            Err(_) => Some((gone, fresh)),
         }
     }
 
-    /// Cuts what a walk has found, but for flows of an address that somebody has meanwhile: those were judged then.
+    /// Deletes what a walk has found of workloads that went, but for flows of an address that somebody has meanwhile, and
+    /// judges what it has found of newcomers.
     pub(super) fn found(&mut self, found: Found) {
+        let heard = match found.heard {
+            Ok(heard) => heard,
+            Err(e) => {
+                self.tracked.failed(&e);
+                self.tracked.gone.extend(found.gone);
+                self.tracked.fresh.extend(found.fresh);
+                self.tracked.again();
+                return;
+            }
+        };
         let alive = self.alive();
-        let result = found.flows.and_then(|mut flows| {
-            flows.retain(|f| ends(f).iter().any(|a| found.gone.contains(a) && !alive.contains(a)));
-            if flows.is_empty() { Ok(0) } else { self.driver.netfilter().forget(&flows) }
-        });
-        self.count(result);
+        self.tracked.see(&heard.families, heard.seen, &alive);
+        let left: BTreeSet<IpAddr> = found.gone.difference(&alive).copied().collect();
+        let (cut, rest): (Vec<Flow>, Vec<Flow>) = heard.flows.into_iter().partition(|f| has_end(f, &left));
+        let theirs: Vec<Flow> = rest.into_iter().filter(|f| has_end(f, &alive)).collect();
+        let bit = self.closed_bit();
+        let host = if theirs.is_empty() { None } else { self.own_addresses() };
+        let decided = match host {
+            Some(host) => decide(&mut Doors::new(&self.state, &host), theirs, bit.unwrap_or(0)),
+            None => Decided::default(),
+        };
+        self.carry_out(cut, decided, bit);
     }
 
-    fn count(&mut self, cut: Result<usize, NfError>) {
-        match cut {
-            Ok(n) => self.driver.counters.flows_cut += n as u64,
-            Err(e) => tracing::warn!("flows could not be cut: {e}"),
+    /// Addresses by which the host's own flows are told; without them nothing is judged.
+    fn own_addresses(&mut self) -> Option<ByAddress> {
+        match addresses() {
+            Ok(host) => {
+                self.state.look(&host);
+                Some(host).filter(|h| !h.is_empty())
+            }
+            Err(e) => {
+                tracing::warn!("flows are not judged: addresses of this host cannot be read: {e}");
+                self.tracked.all = true;
+                self.tracked.again();
+                None
+            }
         }
     }
 
-    /// Cuts flows of `gone`, and those that policy denies now.
-    fn judge_flows(&mut self, alive: &BTreeSet<IpAddr>, gone: &BTreeSet<IpAddr>) {
-        // What is the host's own is told by its addresses; without knowing them nothing is judged.
-        let host = addresses().unwrap_or_else(|e| {
-            tracing::warn!("flows are not judged: addresses of this host cannot be read: {e}");
-            BTreeMap::new()
-        });
-        self.state.look(&host);
-        let mut doors = Doors::new(&self.state, &host);
-        let mut results = Vec::new();
+    /// Deletes, closes and opens. `false`: the kernel refused some of it.
+    fn carry_out(&mut self, mut cut: Vec<Flow>, decided: Decided, bit: Option<u32>) -> bool {
+        let Decided { shut, open } = decided;
+        let nf = self.driver.netfilter();
+        let mut ended = 0;
+        let closed = match bit {
+            _ if shut.is_empty() => Ok(0),
+            Some(bit) => {
+                nf.mark(&shut, bit, true).map_err(|e| format!("they cannot be marked as closed: {e}"))
+            }
+            None if self.closing.possible() => Err(
+                "iptablesMarkMask has no bit left to mark them as closed; widen it, for example 0xffff0000"
+                    .into(),
+            ),
+            None => Err("the kernel takes no rules about marks of flows (xt_connmark)".into()),
+        };
+        match closed {
+            Ok(n) => ended += n,
+            Err(why) => {
+                if !std::mem::replace(&mut self.tracked.told, true) {
+                    tracing::warn!(
+                        "flows that policy denies are deleted, and may begin anew from their other end: {why}"
+                    );
+                }
+                cut.extend(shut);
+            }
+        }
+        let deleted = if cut.is_empty() { Ok(0) } else { nf.forget(&cut) };
+        let opened = match bit.filter(|_| !open.is_empty()) {
+            Some(bit) => nf.mark(&open, bit, false),
+            None => Ok(0),
+        };
+        let done = deleted.map(|n| ended += n).and(opened);
+        self.driver.counters.flows_cut += ended as u64;
+        match done {
+            Ok(_) => {
+                self.tracked.problem = None;
+                true
+            }
+            Err(e) => {
+                self.tracked.failed(&e);
+                false
+            }
+        }
+    }
+
+    /// Deletes flows of `gone`, and judges all others, or those of `only`. `false`: it is to be done again.
+    fn judge_flows(
+        &mut self,
+        alive: &BTreeSet<IpAddr>,
+        gone: &BTreeSet<IpAddr>,
+        only: Option<&BTreeSet<IpAddr>>,
+    ) -> bool {
+        let hosts = self.model.endpoints.values().any(|e| e.host.is_some());
+        let closed_bit = self.closed_bit();
+        let bit = closed_bit.unwrap_or(0);
+        let pools = self.pools();
+        let host = self.own_addresses();
+        let mut well = host.is_some();
         for family in self.driver.families().to_vec() {
+            let of_family = |a: &IpAddr| family.has(&(*a).into());
+            let nobody = match only {
+                Some(only) => !only.iter().any(of_family),
+                None => {
+                    let quiet = !hosts && self.tracked.open.contains(&family);
+                    quiet && !alive.iter().chain(gone).any(of_family)
+                }
+            };
             // The kernel walks through all it tracks, of every namespace.
-            if !doors.any() && !alive.iter().chain(gone).any(|a| family.has(&(*a).into())) {
+            if nobody {
                 continue;
             }
-            let nf = self.driver.netfilter();
-            results.push(nf.flows(version(family)).and_then(|flows| {
-                let (mut cut, rest): (Vec<Flow>, Vec<Flow>) =
-                    flows.into_iter().partition(|f| ends(f).iter().any(|a| gone.contains(a)));
-                let concerned = |f: &Flow| doors.any() || ends(f).iter().any(|a| alive.contains(a));
-                let local: Vec<Flow> = rest.into_iter().filter(concerned).collect();
-                if !host.is_empty() {
-                    cut.extend(local.into_iter().filter(|f| doors.denied(f)));
+            let flows = match self.driver.netfilter().flows(ip(family)) {
+                Ok(flows) => flows,
+                Err(e) => {
+                    self.tracked.failed(&e);
+                    well = false;
+                    continue;
                 }
-                if cut.is_empty() { Ok(0) } else { nf.forget(&cut) }
-            }));
+            };
+            self.tracked.see(&[family], seen(&flows, &pools, gone), alive);
+            let (cut, rest): (Vec<Flow>, Vec<Flow>) = flows.into_iter().partition(|f| has_end(f, gone));
+            let concerned = |f: &Flow| match only {
+                Some(only) => has_end(f, only),
+                None => hosts || f.mark & bit != 0 || has_end(f, alive),
+            };
+            let closed = rest.iter().filter(|f| f.mark & bit != 0).count();
+            let concerned = rest.into_iter().filter(concerned).collect();
+            let decided = match &host {
+                Some(host) => decide(&mut Doors::new(&self.state, host), concerned, bit),
+                None => Decided::default(),
+            };
+            if closed + decided.shut.len() == decided.open.len() {
+                self.tracked.open.insert(family);
+            } else {
+                self.tracked.open.remove(&family);
+            }
+            well &= self.carry_out(cut, decided, closed_bit);
         }
-        results.into_iter().for_each(|r| self.count(r));
-    }
-}
-
-/// Judges flows. By which interface a flow came in is not known any more: it is taken to be the one that leads there.
-struct Doors<'a> {
-    state: &'a PolicyState,
-    /// Addresses of this host, and their devices.
-    host: &'a BTreeMap<IpAddr, String>,
-    /// Whether there are host endpoints at all.
-    any: bool,
-    kernel: Option<(Rtnl, BTreeMap<u32, String>)>,
-    /// The host endpoints on the way to an address, one for each device that leads there.
-    known: BTreeMap<IpAddr, Vec<Option<EndpointId>>>,
-}
-
-impl<'a> Doors<'a> {
-    fn new(state: &'a PolicyState, host: &'a BTreeMap<IpAddr, String>) -> Self {
-        let any = state.endpoints.values().any(|e| e.host.is_some());
-        Self { state, host, any, kernel: None, known: BTreeMap::new() }
-    }
-
-    fn any(&self) -> bool {
-        self.any
-    }
-
-    fn devices(&mut self, to: IpAddr) -> Option<Vec<String>> {
-        if self.kernel.is_none() {
-            let mut rtnl = Rtnl::open().ok()?;
-            let names = rtnl.links().ok()?.into_iter().map(|l| (l.index, l.name)).collect();
-            self.kernel = Some((rtnl, names));
-        }
-        let (rtnl, names) = self.kernel.as_mut()?;
-        let route = rtnl.route_to(to).ok()??;
-        route.hops.iter().map(|h| names.get(&h.dev?).cloned()).collect()
-    }
-
-    fn to(&mut self, peer: IpAddr) -> Vec<Option<EndpointId>> {
-        if !self.any {
-            return vec![None];
-        }
-        if let Some(known) = self.known.get(&peer) {
-            return known.clone();
-        }
-        let devices = self.devices(peer).unwrap_or_default();
-        let mut found: Vec<_> =
-            devices.iter().map(|d| self.state.host_endpoint_at(d, self.host).cloned()).collect();
-        if found.is_empty() {
-            // Not known: nothing is denied there.
-            found.push(None);
-        }
-        self.known.insert(peer, found.clone());
-        found
-    }
-
-    /// Whether policy would refuse the first packet of a flow now, with the destination it had after translation.
-    fn denied(&mut self, flow: &Flow) -> bool {
-        let packet = Packet {
-            src: flow.original.src,
-            dst: flow.reply.src,
-            protocol: Protocol(flow.protocol),
-            src_port: flow.original.sport,
-            dst_port: flow.reply.sport,
-            icmp: flow.original.icmp,
-        };
-        let asked = Packet { dst: flow.original.dst, dst_port: flow.original.dport, ..packet };
-        // A host endpoint may have allowed or denied what was asked for before translation; a workload never saw that.
-        self.refused(&packet, |v| {
-            matches!(v.steps.last().and_then(|s| s.endpoint.as_ref()), Some(EndpointId::Workload { .. }))
-        }) || self.refused(&packet, |_| true) && (asked == packet || self.refused(&asked, |_| true))
-    }
-
-    /// Whether a packet is denied by whichever interface it comes and goes, by verdicts that count.
-    fn refused(&mut self, packet: &Packet, counts: impl Fn(&Verdict) -> bool) -> bool {
-        let own = |a: &IpAddr| self.host.contains_key(a);
-        let (from_host, to_host) = (own(&packet.src), own(&packet.dst));
-        let workload = |a| self.state.workload_at(a).map(|id| Place::Workload(id.clone()));
-        let (from, to) = match (from_host, to_host) {
-            (true, true) => return false,
-            (true, false) => (None, workload(packet.dst)),
-            (false, true) => (workload(packet.src), None),
-            (false, false) => (workload(packet.src), workload(packet.dst)),
-        };
-        // Tunnels between nodes are the host's own affair.
-        if (from_host || to_host) && packet.protocol == Protocol::IPIP {
-            return false;
-        }
-        let none = || vec![None];
-        let arrives = if from.is_some() || from_host { none() } else { self.to(packet.src) };
-        let leaves = if to.is_some() || to_host { none() } else { self.to(packet.dst) };
-        arrives.iter().all(|a| {
-            leaves.iter().all(|b| {
-                let from = from.clone().unwrap_or_else(|| match from_host {
-                    true => Place::Host(b.clone()),
-                    false => Place::Outside(a.clone()),
-                });
-                let to = to.clone().unwrap_or_else(|| match to_host {
-                    true => Place::Host(a.clone()),
-                    false => Place::Outside(b.clone()),
-                });
-                let said = verdict(self.state, packet, &from, &to);
-                !said.allowed() && counts(&said)
-            })
-        })
+        well
     }
 }
