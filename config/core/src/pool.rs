@@ -50,7 +50,7 @@ pub struct IpPoolSpec {
     pub disabled: bool,
     #[serde(default, rename = "disableBGPExport", skip_serializing_if = "std::ops::Not::not")]
     pub disable_bgp_export: bool,
-    /// Prefix length of the blocks; 26 (IPv4) or 122 (IPv6) when absent. See [`IpPoolSpec::block_size`].
+    /// Prefix length of the blocks; 26 (IPv4) or 122 (IPv6) when absent or 0. See [`IpPoolSpec::block_size`].
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "blockSize")]
     pub block_size_raw: Option<u8>,
     #[serde(default = "all", skip_serializing_if = "String::is_empty")]
@@ -88,9 +88,9 @@ impl IpPoolSpec {
         }
     }
 
-    /// Effective block prefix length.
+    /// Effective block prefix length. Written as 0 it is the default, too: in Go that is the number nobody wrote.
     pub fn block_size(&self) -> u8 {
-        self.block_size_raw.unwrap_or(match self.cidr {
+        self.block_size_raw.filter(|size| *size != 0).unwrap_or(match self.cidr {
             IpNet::V4(_) => 26,
             IpNet::V6(_) => 122,
         })

@@ -80,6 +80,12 @@ fn pools_that_calico_accepts_are_accepted() {
     );
     accepted(Kind::IpPool, "six", json!({"cidr": "fd00::/48", "vxlanMode": "Always"}));
     accepted(Kind::IpPool, "one", json!({"cidr": "10.0.0.1/32", "blockSize": 32}));
+    for (cidr, default) in [("10.244.0.0/16", 26), ("fd00::/48", 122)] {
+        let zero = json!({"cidr": cidr, "blockSize": 0});
+        accepted(Kind::IpPool, "zero", zero.clone());
+        let AnyResource::IpPool(pool) = any(Kind::IpPool, "zero", zero) else { panic!("it is a pool") };
+        assert_eq!(pool.spec.block_size(), default, "what Go leaves where nobody wrote a number");
+    }
     accepted(Kind::IpPool, "retired", json!({"cidr": "10.0.0.0/28", "disabled": true}));
     accepted(Kind::IpPool, "lb", json!({"cidr": "10.0.0.0/24", "allowedUses": ["LoadBalancer"]}));
 }
