@@ -24,6 +24,7 @@ use crate::{
     },
     pool::{IpPoolSpec, IpReservationSpec},
     service::ServiceSpec,
+    store::without_nulls,
     workload::WorkloadEndpointSpec,
 };
 
@@ -120,7 +121,7 @@ any_resource! {
 }
 
 impl AnyResource {
-    /// Reads a stored value. The error names the field.
+    /// Reads a stored value, as [`decode`](crate::store::decode) does for one type. The error names the field.
     pub fn from_value(kind: Kind, value: &Value) -> Result<Self, String> {
         // Keeping account of the path costs more than reading: only for what does not read.
         if let Ok(read) = Self::deserialize_kind(kind, value) {
@@ -128,7 +129,11 @@ impl AnyResource {
         }
         let mut track = serde_path_to_error::Track::new();
         let d = serde_path_to_error::Deserializer::new(value, &mut track);
-        Self::deserialize_kind(kind, d).map_err(|e| format!("{}: {e}", track.path()))
+        let error = match Self::deserialize_kind(kind, d) {
+            Ok(read) => return Ok(read),
+            Err(e) => e,
+        };
+        Self::deserialize_kind(kind, without_nulls(value)).map_err(|_| format!("{}: {error}", track.path()))
     }
 
     /// The form in which stores keep it.

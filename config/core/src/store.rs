@@ -173,7 +173,6 @@ pub fn decode<S: Spec>(entry: &Entry) -> Result<Stored<S>, StoreError> {
         return Ok(Stored { revision: entry.revision, resource });
     }
     let resource = serde_path_to_error::deserialize(&*entry.value).or_else(|e| {
-        // Writers in Go leave `null` where a list or a map is empty; for them that is the same as leaving it out.
         serde_json::from_value(without_nulls(&entry.value)).map_err(|_| StoreError::Invalid {
             key: entry.key.clone(),
             reason: format!("{}: {}", e.path(), e.inner()),
@@ -182,8 +181,9 @@ pub fn decode<S: Spec>(entry: &Entry) -> Result<Stored<S>, StoreError> {
     Ok(Stored { revision: entry.revision, resource })
 }
 
-/// The value without members that are `null`; elements of lists stay.
-fn without_nulls(value: &Value) -> Value {
+/// The value without members that are `null`; elements of lists stay. Writers in Go leave `null` where a list or a map is
+/// empty; for them that is the same as leaving it out.
+pub(crate) fn without_nulls(value: &Value) -> Value {
     match value {
         Value::Object(members) => {
             let kept = members.iter().filter(|(_, v)| !v.is_null());
@@ -257,7 +257,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{ipam::IpamBlockSpec, pool::IpPoolSpec};
+    use crate::{AnyResource, ipam::IpamBlockSpec, pool::IpPoolSpec};
 
     fn entry(kind: Kind, spec: Value) -> Entry {
         let value = json!({"apiVersion": "projectcalico.org/v3", "kind": kind.as_str(),
@@ -284,5 +284,10 @@ mod tests {
         let pool = json!({"cidr": "10.0.0.0/16", "allowedUses": null, "nodeSelector": null});
         let pool = decode::<IpPoolSpec>(&entry(Kind::IpPool, pool)).expect("decodes").resource.spec;
         assert_eq!(pool.node_selector, "all()");
+        let pool = entry(Kind::IpPool, json!({"cidr": "10.0.0.0/16", "allowedUses": null, "ipipMode": null}));
+        let any = AnyResource::from_value(Kind::IpPool, &pool.value).expect("what agents read, tools read");
+        assert_eq!(any, decode::<IpPoolSpec>(&pool).expect("decodes").resource.into());
+        let wrong = AnyResource::from_value(Kind::IpPool, &json!({"spec": {"cidr": null}}));
+        assert!(wrong.is_err(), "a null where something is needed");
     }
 }

@@ -30,14 +30,19 @@ pub(crate) fn writable(key: &Key) -> Result<()> {
 }
 
 impl Others {
-    /// Reads what is in the store. Entries that do not decode are the agents' to report.
+    /// Reads what is in the store, and says what of it cannot be read: nothing can be held against that.
     pub(crate) async fn read(store: &dyn Store) -> Result<Self> {
-        let listing = store.list(&CHECKED).await?;
-        let decoded = listing.entries.into_iter().filter_map(|e| {
-            let resource = AnyResource::from_value(e.key.kind, &e.value).ok()?;
-            Some((e.key, resource))
-        });
-        Ok(Self { all: decoded.collect() })
+        let mut all = BTreeMap::new();
+        for e in store.list(&CHECKED).await?.entries {
+            match AnyResource::from_value(e.key.kind, &e.value) {
+                Ok(resource) => drop(all.insert(e.key, resource)),
+                Err(why) => eprintln!(
+                    "warning: {} in the datastore cannot be read, so that nothing is held against it: {why}",
+                    e.key
+                ),
+            }
+        }
+        Ok(Self { all })
     }
 
     /// Whether resources of this kind are held against each other.
