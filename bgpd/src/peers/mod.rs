@@ -41,7 +41,8 @@ pub type Peering = BTreeMap<String, Vec<IpAddr>>;
 /// What a node's speaker should be, as of one state of the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// `None`: the node is not registered or has no address; there is nothing to speak for.
+    /// `None`: the node is not registered or has no address, so there is nothing to speak for; or its configuration could
+    /// not be read since the start.
     pub speaker: Option<SpeakerConfig>,
     /// Where to listen. Unspecified addresses listen on everything of that family.
     pub listen: Vec<SocketAddr>,

@@ -71,6 +71,16 @@ fn build(state: &ClusterState, own: &NodeFacts, plan: &mut Plan, problems: &mut 
         });
         return;
     }
+    // Without it the AS would be a guess, the mesh perhaps one that was given up, and secrets and ports unknown.
+    if let Some(unread) = state.unread_configuration() {
+        problems.push(Problem {
+            about: unread.clone(),
+            what: "could not be read since the start; there are no peers until it is corrected, rather than peers \
+                   with other settings"
+                .into(),
+        });
+        return;
+    }
     let cx = Cx::new(state, own, problems);
     let router_id = state.router_id.or_else(|| own.spec.ipv4());
     plan.speaker = Some(SpeakerConfig {

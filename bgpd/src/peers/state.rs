@@ -1,7 +1,8 @@
 //! What the translation looks at, kept small: the store's entries reduced to the facts that matter for BGP.
 //!
 //! An entry that does not decode keeps its last good value and becomes a problem; losing a session over a typo in
-//! one resource would be worse than acting on yesterday's text.
+//! one resource would be worse than acting on yesterday's text. At a start there is no yesterday: a configuration that
+//! was never read is not the same as none, and nothing is made of what it may say.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -111,6 +112,10 @@ pub struct ClusterState {
     /// What the agent's environment says instead of the node's address.
     pub(super) router_id: Option<Ipv4Addr>,
     pub(super) invalid: BTreeMap<Key, String>,
+    /// BGPConfigurations that were there at the start and have not been read yet.
+    unread: BTreeSet<Key>,
+    /// The first snapshot is complete: what is not in it was not there.
+    in_sync: bool,
     pub(super) services: ServiceTable,
     /// [`services::SELECTOR_ANNOTATION`] as somebody wrote it.
     pub(super) single_services: Option<String>,
@@ -192,22 +197,63 @@ impl ClusterState {
         match event {
             SyncEvent::Upsert(entry) => self.upsert(entry),
             SyncEvent::Delete(key) => self.delete(key),
-            SyncEvent::InSync => false,
+            SyncEvent::InSync => {
+                self.in_sync = true;
+                false
+            }
         }
     }
 
     fn upsert(&mut self, entry: &Entry) -> bool {
         match self.read(entry) {
-            Ok(changed) => self.invalid.remove(&entry.key).is_some() | changed,
+            Ok(changed) => {
+                self.unread.remove(&entry.key);
+                self.invalid.remove(&entry.key).is_some() | changed
+            }
             Err(error) => {
                 let reason = match error {
                     StoreError::Invalid { reason, .. } => reason,
                     other => other.to_string(),
                 };
-                let what = format!("{reason}; the last valid version is used, correct it");
+                let what = format!("{reason}; {}", self.instead(&entry.key));
                 self.invalid.insert(entry.key.clone(), what.clone()) != Some(what)
             }
         }
+    }
+
+    /// What is done about an entry that cannot be read.
+    fn instead(&mut self, key: &Key) -> &'static str {
+        if self.has(key) {
+            return "the last valid version is used, correct it";
+        }
+        if key.kind == Kind::BgpConfiguration && !self.in_sync {
+            self.unread.insert(key.clone());
+        }
+        // Who ran without it goes on without it.
+        "it is left out, correct it"
+    }
+
+    /// Whether something was read of a resource, and is still used.
+    fn has(&self, key: &Key) -> bool {
+        let name = &key.name;
+        match key.kind {
+            Kind::Node => self.nodes.contains_key(name),
+            Kind::BgpConfiguration => self.configs.contains_key(name),
+            Kind::BgpPeer => self.peers.contains_key(name),
+            Kind::BgpFilter => self.filters.contains_key(name),
+            Kind::IpPool => self.pools.contains_key(name),
+            Kind::BlockAffinity => self.claims.contains_key(name),
+            Kind::IpamBlock => self.blocks.contains_key(name),
+            Kind::FelixConfiguration => self.floating.contains_key(name),
+            Kind::WorkloadEndpoint => self.workloads.contains_key(key),
+            _ => self.services.has(key),
+        }
+    }
+
+    /// The BGPConfiguration this node must know before it speaks to anybody, and does not.
+    pub(super) fn unread_configuration(&self) -> Option<&Key> {
+        let own = format!("node.{}", self.me);
+        self.unread.iter().find(|k| k.name == "default" || k.name == own)
     }
 
     fn read(&mut self, entry: &Entry) -> Result<bool, StoreError> {
@@ -303,6 +349,7 @@ impl ClusterState {
     }
 
     fn delete(&mut self, key: &Key) -> bool {
+        self.unread.remove(key);
         let was_invalid = self.invalid.remove(key).is_some();
         was_invalid
             | match key.kind {

@@ -475,6 +475,49 @@ fn an_entry_that_does_not_decode_keeps_its_last_good_value() {
     assert_eq!(c.plan().problems, []);
 }
 
+#[test]
+fn a_configuration_that_was_never_read_makes_no_peers() {
+    let wrong = json!({"asNumber": "many"});
+    let config = |name: &str| Key::new(Kind::BgpConfiguration, None, name);
+    for name in ["default", "node.a"] {
+        let mut c = three().with(Kind::BgpConfiguration, name, wrong.clone());
+        for _ in 0..2 {
+            let plan = c.plan();
+            assert_eq!((plan.speaker, plan.peers, plan.mesh), (None, vec![], false), "{name}");
+            let said = plan.problems.iter().map(|p| format!("{p}\n")).collect::<String>();
+            assert!(said.contains(&format!("{}: spec.asNumber: ", config(name))), "{said}");
+            assert!(said.contains("no peers until it is corrected"), "{said}");
+            assert!(!said.contains("last valid version"), "{said}");
+            c.0.apply(&SyncEvent::InSync);
+        }
+        let mut gone = Cluster(c.0.clone());
+        assert!(gone.0.apply(&SyncEvent::Delete(config(name))));
+        assert_eq!(gone.plan().peers.len(), 2, "{name}: deleted, so the defaults hold");
+        assert!(c.put(Kind::BgpConfiguration, name, json!({}), json!({"listenPort": 1179})));
+        let plan = c.plan();
+        assert_eq!((plan.peers.len(), plan.problems.len()), (2, 0), "{name}: corrected");
+        c.put(Kind::BgpConfiguration, name, json!({}), wrong.clone());
+        assert_eq!(c.plan().peers, plan.peers, "{name}: the last valid version is used");
+        assert!(problems(&c.plan()).contains("the last valid version is used"));
+    }
+    let of_another = three().with(Kind::BgpConfiguration, "node.b", wrong.clone()).plan();
+    assert_eq!(of_another.peers.len(), 2);
+    // What comes while sessions run without it does not end them.
+    let mut c = three();
+    c.0.apply(&SyncEvent::InSync);
+    c.put(Kind::BgpConfiguration, "default", json!({}), wrong);
+    assert_eq!(c.plan().peers.len(), 2);
+    assert!(problems(&c.plan()).contains("it is left out, correct it"), "{}", problems(&c.plan()));
+}
+
+#[test]
+fn prefixes_may_be_addresses() {
+    let config = json!({"prefixAdvertisements": [{"cidr": "192.168.7.7", "communities": ["65000:1"]}]});
+    let filter = json!({"exportV4": [{"cidr": "10.0.0.1", "matchOperator": "Equal", "action": "Reject"}]});
+    let plan = three().defaults(config).with(Kind::BgpFilter, "f", filter).plan();
+    assert_eq!((plan.problems, plan.peers.len()), (vec![], 2));
+}
+
 fn with_blocks() -> Cluster {
     let claim = |cidr: &str, node: &str, state: &str| json!({"cidr": cidr, "node": node, "state": state});
     let block = |cidr: &str, owner: Value| json!({"cidr": cidr, "affinity": owner, "allocations": [], "unallocated": [], "attributes": []});

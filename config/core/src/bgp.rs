@@ -110,6 +110,7 @@ pub struct Community {
 /// Communities to put on what is advertised inside a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrefixAdvertisement {
+    #[serde(deserialize_with = "crate::meta::net_or_ip")]
     pub cidr: IpNet,
     #[serde(default)]
     pub communities: Vec<String>,
@@ -309,7 +310,11 @@ pub struct CommunityMatch {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BgpFilterRule {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::meta::net_or_ip_if_any"
+    )]
     pub cidr: Option<IpNet>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub match_operator: Option<MatchOperator>,

@@ -31,6 +31,13 @@ pub(crate) fn net_or_ip<'de, D: Deserializer<'de>>(d: D) -> Result<IpNet, D::Err
     d.deserialize_str(V)
 }
 
+/// The same for one that may be left out.
+pub(crate) fn net_or_ip_if_any<'de, D: Deserializer<'de>>(d: D) -> Result<Option<IpNet>, D::Error> {
+    #[derive(Deserialize)]
+    struct One(#[serde(deserialize_with = "net_or_ip")] IpNet);
+    Ok(Option::<One>::deserialize(d)?.map(|one| one.0))
+}
+
 /// The same for a list.
 pub(crate) fn nets_or_ips<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<IpNet>, D::Error> {
     #[derive(Deserialize)]

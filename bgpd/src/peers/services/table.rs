@@ -160,6 +160,11 @@ impl ServiceTable {
         Ok(self.sum(&service) | moved)
     }
 
+    /// Whether a service or slice is known.
+    pub(in crate::peers) fn has(&self, key: &Key) -> bool {
+        self.services.contains_key(key) || self.slices.contains_key(key)
+    }
+
     /// Forgets a service; whether it was known.
     pub fn remove_service(&mut self, key: &Key) -> bool {
         self.services.remove(key).is_some()
