@@ -21,6 +21,7 @@ pub mod names;
 pub mod node;
 pub mod node_status;
 pub mod policy;
+pub mod policy_defaults;
 pub mod policy_names;
 pub mod pool;
 pub mod selector;

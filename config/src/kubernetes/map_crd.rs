@@ -3,7 +3,7 @@
 //! `deleted` as text, and policies of the default tier may carry the prefix `default.` (Calico up to 3.31). In
 //! `projectcalico.org/v3` objects are the resources.
 
-use brindle_config_core::{Key, Kind, names};
+use brindle_config_core::{Key, Kind, names, policy_defaults};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
@@ -223,7 +223,7 @@ fn complete(kind: Kind, spec: &mut Value, meta: &mut Map<String, Value>) {
                 meta.insert("labels".into(), Value::Object(labels));
             }
         }
-        _ => {}
+        kind => policy_defaults::complete(kind, fields, meta),
     }
 }
 

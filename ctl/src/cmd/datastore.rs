@@ -10,6 +10,7 @@ use brindle_config_core::{
     Kind, ObjectMeta, Resource,
     felix::ClusterInformationSpec,
     names::old_policy_names,
+    policy_defaults,
     policy_names::{self, Step},
     store::{Entry, Expect, Store, StoreError, StoreExt as _},
 };
@@ -221,8 +222,10 @@ fn import(args: &StoreArgs, file: &std::path::Path, format: Format) -> Result<Ou
                 continue;
             }
             let expect = if key.kind == Kind::Node { Expect::Any } else { Expect::Absent };
+            let mut value = l.resource.to_value();
+            policy_defaults::complete_value(key.kind, &mut value);
             store
-                .put(&key, l.resource.to_value(), expect)
+                .put(&key, value, expect)
                 .await
                 .with_context(|| format!("cannot write {key}; what came before it is written"))?;
         }

@@ -190,7 +190,9 @@ proptest! {
         let mut meta = json!({"name": "some.name", "namespace": "ns"});
         if !labels.is_empty() { meta["labels"] = json!(labels); }
         if !annotations.is_empty() { meta["annotations"] = json!(annotations); }
-        let value = json!({"apiVersion": V3, "kind": kind.as_str(), "metadata": meta, "spec": {}});
+        // Directions that are left out are filled in.
+        let spec = if policy { json!({"types": ["Egress"]}) } else { json!({}) };
+        let value = json!({"apiVersion": V3, "kind": kind.as_str(), "metadata": meta, "spec": spec});
         let all = names_of(&key, api);
         let name = if legacy { all.last() } else { all.first() }.expect("a name");
         let mut object = write(&place(kind, api), api, &key, name, &value, None);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, bail};
 use brindle_config::yaml::Loaded;
 use brindle_config_core::{
-    AnyResource, Key,
+    AnyResource, Key, policy_defaults,
     store::{Entry, Expect, Revision, Store, StoreError},
 };
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -276,11 +276,13 @@ fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Step, V
     Ok(Step { key, kept: value.clone(), value, did, expect })
 }
 
-/// What the store will hold: the revision is the store's own; what the cluster gave the old one stays.
+/// What the store will hold: the revision is the store's own; what the cluster gave the old one stays; a policy says what
+/// Calico's agents do not work out for themselves.
 pub(super) fn stored_form(new: &AnyResource, old: Option<&Entry>) -> Value {
     let mut new = new.clone();
     new.metadata_mut().resource_version = None;
     let mut value = new.to_value();
+    policy_defaults::complete_value(new.kind(), &mut value);
     let Some(old) = old else { return value };
     for member in ["uid", "creationTimestamp"] {
         let kept = old.value.get("metadata").and_then(|m| m.get(member)).cloned();
