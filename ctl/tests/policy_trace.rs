@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, process::Command};
 
+use brindle_config_core::{Key, Kind, store::Expect};
+
 /// A folder with a datastore that holds resources; removed at the end.
 struct Place(PathBuf);
 
@@ -17,7 +19,18 @@ impl Place {
         std::fs::write(place.0.join("r.yaml"), resources).unwrap();
         let made = place.run("create -f r.yaml");
         assert!(made.ends_with("[0]\n"), "{made}");
+        if resources.contains("{name: nowhere}") {
+            place.take_tier_away();
+        }
         place
+    }
+
+    /// Takes a tier from under its policy, which the command would not do.
+    fn take_tier_away(&self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let store = brindle_config::open(&format!("sqlite:{}", self.0.join("t.db").display())).unwrap();
+        runtime.block_on(store.delete(&Key::new(Kind::Tier, None, "nowhere"), Expect::Any)).unwrap();
     }
 
     fn run(&self, line: &str) -> String {
@@ -104,6 +117,10 @@ apiVersion: projectcalico.org/v3
 kind: GlobalNetworkPolicy
 metadata: {name: lost}
 spec: {tier: nowhere, selector: app == "nobody", ingress: [{action: Allow}]}
+---
+apiVersion: projectcalico.org/v3
+kind: Tier
+metadata: {name: nowhere}
 "#;
 
 #[test]

@@ -6,6 +6,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use brindle_config_core::{Key, Kind, store::Expect};
+
 /// A folder with a datastore; removed at the end.
 struct Place {
     dir: PathBuf,
@@ -43,6 +45,18 @@ impl Place {
 
     fn with(&self, args: &[&str]) -> String {
         told(&args.join(" "), &self.command(args).output().unwrap(), &self.dir)
+    }
+
+    /// Writes something into the datastore that the command would not.
+    fn change_stored(&self, pool: &str, from: &str, to: &str) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let store = brindle_config::open(&format!("sqlite:{}", self.dir.join("t.db").display())).unwrap();
+        let key = Key::new(Kind::IpPool, None, pool);
+        let old = runtime.block_on(store.get(&key)).unwrap().value.to_string();
+        assert!(old.contains(from), "{old}");
+        let new = serde_json::from_str(&old.replacen(from, to, 1)).unwrap();
+        runtime.block_on(store.put(&key, new, Expect::Any)).unwrap();
     }
 
     fn stdin(&self, line: &str, text: &str) -> String {
@@ -220,4 +234,71 @@ fn a_stale_revision_is_refused() {
     assert!(
         p.stdin("replace -f -", &String::from_utf8(fresh.stdout).unwrap()).contains("Successfully replaced")
     );
+}
+
+const POLICIES: &str = "\
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: out}
+spec: {tier: low, selector: all(), egress: [{action: Allow}]}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: both, namespace: shop}
+spec: {ingress: [{action: Allow}], egress: [{action: Allow}]}
+---
+apiVersion: projectcalico.org/v3
+kind: StagedNetworkPolicy
+metadata: {name: none, namespace: shop}
+spec: {selector: all()}
+";
+const TIER: &str =
+    "---\napiVersion: projectcalico.org/v3\nkind: Tier\nmetadata: {name: low}\nspec: {order: 7}\n";
+
+#[test]
+fn tiers_hold_policies_and_are_held_by_them() {
+    let p = Place::new("tiers");
+    p.file("policies.yaml", POLICIES);
+    p.file("all.yaml", &format!("{POLICIES}{TIER}"));
+    let screens = [
+        p.run("apply -f policies.yaml"),
+        p.run("get gnp,np,tiers -A -o name"),
+        p.run("apply -f all.yaml"),
+        p.run("apply -f policies.yaml"),
+        p.with(&[
+            "get",
+            "gnp,np,snp",
+            "-A",
+            "-o",
+            "jsonpath={range .items[*]}{.metadata.name} {.metadata.labels} {.spec.types}{\"\\n\"}{end}",
+        ]),
+        p.with(&["patch", "gnp", "out", "-p", r#"{"spec": {"tier": "lower"}}"#]),
+        p.run("delete tier low"),
+        p.run("delete --dry-run tier low"),
+        p.run("delete tier default"),
+        p.with(&["patch", "gnp", "out", "-p", r#"{"spec": {"tier": "default"}}"#]),
+        p.run("get gnp out -o yaml --export"),
+        p.run("apply -f policies.yaml"),
+        p.run("delete -f all.yaml"),
+        p.stdin("create -f -", &TIER.replace("low", "l.ow")),
+        p.stdin("validate -f -", &POLICIES.replace("name: out", "name: low.out.side")),
+    ];
+    insta::assert_snapshot!(screens.join("\n"));
+}
+
+#[test]
+fn what_go_leaves_out_is_read_and_what_cannot_be_read_is_named() {
+    let p = Place::new("nulls");
+    let pool = |name: &str, cidr: &str, more: &str| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {name}}}\nspec: {{cidr: {cidr}{more}}}\n"
+        )
+    };
+    p.stdin("apply -f -", &pool("first", "10.1.0.0/16", ", blockSize: 0"));
+    p.change_stored("first", r#""cidr":"#, r#""allowedUses":null,"ipipMode":null,"cidr":"#);
+    let screens =
+        [p.stdin("apply -f -", &pool("second", "10.1.128.0/17", "")), p.run("label ippool first zone=a")];
+    p.change_stored("first", r#""cidr":"#, r#""natOutgoing":"perhaps","cidr":"#);
+    let more = [p.stdin("apply -f -", &pool("third", "10.3.0.0/16", ""))];
+    insta::assert_snapshot!(screens.iter().chain(&more).cloned().collect::<Vec<_>>().join("\n"));
 }

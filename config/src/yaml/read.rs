@@ -358,7 +358,7 @@ fn load_resource(origin: &Origin, list_of: Option<&str>, out: &mut Loading) {
     };
     let before = out.warnings.len();
     warn_of_idle_fields(&resource, origin, out);
-    match validate::resource(&resource) {
+    match validate::written(&resource) {
         Ok(()) => out.resources.push(Loaded { resource, origin: origin.clone() }),
         Err(invalid) => {
             // What is refused is not kept.

@@ -1,7 +1,7 @@
 //! What makes a resource acceptable beyond its types: Calico's rules, all violations at once, in the shape of its
 //! client errors.
 //!
-//! [`resource`] looks at one resource alone. What needs others is a function of its own that takes them:
+//! [`resource`] looks at one resource alone, [`written`] at one that is about to be written. What needs others is a function of its own that takes them:
 //! [`pool::against`], [`pool::update`], [`node::conflicts`].
 
 mod bgp;
@@ -68,6 +68,17 @@ impl fmt::Display for Invalid {
 }
 
 impl std::error::Error for Invalid {}
+
+/// Checks one resource that somebody writes: as [`resource`], and whether it may have its name. Agents take what has
+/// another one; leaving out a policy because of it would help nobody.
+pub fn written(r: &AnyResource) -> Result<(), Invalid> {
+    let mut errors = Errors::default();
+    policy::check_name(r.kind(), &r.metadata().name, &mut errors);
+    if let Err(others) = resource(r) {
+        errors.0.extend(others.0);
+    }
+    errors.done()
+}
 
 /// Checks one resource by itself.
 pub fn resource(r: &AnyResource) -> Result<(), Invalid> {

@@ -7,14 +7,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Errors;
+use super::{Errors, Invalid, names};
 use crate::{
-    Selector,
+    Kind, Selector,
     convert::{Converted, built_in_tier},
     policy::{
         EntityRule, HostEndpointSpec, IcmpFields, IntOrString, PolicySpec, ProfileSpec, Rule, SetSpec,
         TierSpec,
     },
+    policy_names,
 };
 
 /// Most nets in one list of a rule.
@@ -103,6 +104,29 @@ pub(super) fn check_tier(name: &str, t: &TierSpec, errors: &mut Errors) {
         }
     }
     check_order(t.order, errors);
+}
+
+/// The tier a policy names is not there.
+pub fn no_tier(name: &str) -> Invalid {
+    let mut errors = Errors::default();
+    errors.add("spec.tier", name, "there is no such tier; create it first, or in the same input");
+    Invalid(errors.0)
+}
+
+/// What the names of tiers and policies may be beyond the rules for all names: a dot stands between the two.
+pub(super) fn check_name(kind: Kind, name: &str, errors: &mut Errors) {
+    let dots = name.matches('.').count();
+    if kind == Kind::Tier
+        && let Err(reason) = names::label(name)
+    {
+        errors.add("metadata.name", name, format!("the name of a tier has no dots: {reason}"));
+    } else if policy_names::KINDS.contains(&kind) && dots > 1 {
+        errors.add(
+            "metadata.name",
+            name,
+            format!("the name of a policy has at most one dot, this one has {dots}"),
+        );
+    }
 }
 
 fn check_order(order: Option<f64>, errors: &mut Errors) {

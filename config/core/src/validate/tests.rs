@@ -26,6 +26,26 @@ fn accepted(kind: Kind, name: &str, spec: Value) {
 }
 
 #[test]
+fn a_dot_in_a_name_stands_between_tier_and_policy() {
+    let said = |kind: Kind, name: &str| {
+        let read = any(kind, name, json!({}));
+        assert_eq!(resource(&read), Ok(()), "agents take what is there");
+        written(&read).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    let long = "t".repeat(64);
+    for name in ["a.b", long.as_str()] {
+        assert!(said(Kind::Tier, name).contains("the name of a tier has no dots"), "{name}");
+    }
+    assert_eq!(said(Kind::Tier, &long[..63]), "");
+    for kind in crate::policy_names::KINDS {
+        assert_eq!(said(kind, "tier.name"), "");
+        let two = said(kind, "tier.name.more");
+        assert!(two.contains("metadata.name = 'tier.name.more'") && two.contains("at most one dot"), "{two}");
+    }
+    assert_eq!(said(Kind::GlobalNetworkSet, "a.b.c"), "");
+}
+
+#[test]
 fn pools_that_calico_refuses_are_refused() {
     let mut shown = String::new();
     for (name, spec) in [

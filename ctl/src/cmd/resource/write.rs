@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, bail};
 use brindle_config::yaml::Loaded;
 use brindle_config_core::{
-    AnyResource, Key, policy_defaults,
+    AnyResource, Key, Kind, policy_defaults, policy_names,
     store::{Entry, Expect, Revision, Store, StoreError},
 };
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -138,7 +138,15 @@ async fn steps(
     let olds = futures::stream::iter(&keys).map(|key| existing(store, key)).buffered(ABREAST);
     let olds: Vec<Option<Entry>> = olds.try_collect().await?;
     let mut steps: Vec<(Step, usize)> = Vec::new();
-    for (at, (loaded, key)) in input.resources.iter().zip(keys).enumerate() {
+    let mut order: Vec<_> = input.resources.iter().zip(keys).enumerate().collect();
+    // A policy is never there without its tier, wherever in the input that stands.
+    if let Some(first) = order.iter().position(|(_, (_, key))| policy_names::KINDS.contains(&key.kind)) {
+        order.sort_by_key(|(at, (_, key))| match key.kind {
+            Kind::Tier if *at > first => (first, 0),
+            _ => (*at, 1),
+        });
+    }
+    for (at, (loaded, key)) in order {
         let old = olds.get(at).and_then(Option::as_ref);
         let refusal = match (verb, old) {
             (Verb::Create, Some(_)) if args.skip_exists => {
@@ -245,7 +253,7 @@ fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Step, V
     let key = loaded.resource.key();
     let wrong = |field: &str, why: String| vec![loaded.origin.problem(field, why).to_string()];
     guard::writable(&key).map_err(|e| wrong("kind", e.to_string()))?;
-    others.check(&loaded.resource).map_err(|invalid| {
+    others.check(&loaded.resource, old).map_err(|invalid| {
         let each = invalid.0.iter().flat_map(|e| wrong(&e.field, format!("{}: {}", e.value, e.reason)));
         each.collect::<Vec<_>>()
     })?;
@@ -334,7 +342,7 @@ pub(super) async fn update(
         let old = super::get::one(store, key).await?;
         let new = change(&old)?;
         let others = Others::read(store).await?;
-        others.check(&new).with_context(|| format!("{key} cannot be written"))?;
+        others.check(&new, Some(&old)).with_context(|| format!("{key} cannot be written"))?;
         let value = stored_form(&new, Some(&old));
         if *old.value == value {
             return Ok(Did::Unchanged);
@@ -409,7 +417,7 @@ fn plain_yaml(mut value: Value) -> String {
 /// `delete`.
 pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
     let namespace = args.namespace.namespace.as_deref();
-    let keys = if args.files.is_empty() {
+    let mut keys = if args.files.is_empty() {
         match select::selection(&args.what, namespace)? {
             Selection::Named(keys) => keys,
             Selection::Kinds(_) => {
@@ -421,8 +429,11 @@ pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
         // What it says beside its name may be the reason why it is to go.
         load::keys(&args.files, how)?
     };
+    // Its policies before a tier: whatever interrupts this, none is left without one.
+    keys.sort_by_key(|key| key.kind == Kind::Tier);
     let store = open_to_change(&args.store, false)?;
     block_on(async {
+        guard::tiers_to_go(&*store, &keys).await?;
         let mut done = Vec::new();
         for key in &keys {
             guard::writable(key)?;
