@@ -385,7 +385,7 @@ fn policies_get_their_names() {
             assert!(said.ends_with("[0]\n"), "{said}");
         };
         for (name, order) in
-            [("default.a", 1), ("default.b", 2), ("b", 2), ("default.c", 3), ("c", 4), ("plain", 5)]
+            [("default.a", 1), ("b", 2), ("default.b", 2), ("c", 4), ("default.c", 3), ("plain", 5)]
         {
             policy(name, order);
         }
@@ -400,6 +400,46 @@ fn policies_get_their_names() {
         text += &backend.run("datastore migrate-policy-names --force --dry-run");
         insta::assert_snapshot!("policy_names", text);
     }
+}
+
+/// A policy of an old Calico answers to its name without the tier, as it does for Calico's own client.
+#[test]
+fn policies_of_an_old_calico_answer_to_both_names() {
+    let apply = |backend: &Backend, kind: &str, name: &str, spec: &str| {
+        let text = format!(
+            "apiVersion: projectcalico.org/v3\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
+        );
+        backend.run(&format!("apply -f - < {text}"))
+    };
+    let said: Vec<String> = [(Kind::Etcd, "old-et"), (Kind::Kubernetes, "old-ku")]
+        .map(|(kind, tag)| {
+            let backend = Backend::new(kind, tag);
+            let gnp = |name: &str, order: u32| {
+                apply(&backend, "GlobalNetworkPolicy", name, &format!("order: {order}, selector: all()"))
+            };
+            apply(&backend, "ClusterInformation", "default", "calicoVersion: v3.31.2");
+            let first = gnp("one", 1);
+            assert!(first.ends_with("[0]\n"), "{first}");
+            apply(&backend, "ClusterInformation", "default", "calicoVersion: v3.32.0");
+            assert!(gnp("one", 2).ends_with("[0]\n"));
+            assert!(gnp("two", 3).ends_with("[0]\n"));
+            let count = backend.run("get gnp -o custom-columns=ORDER");
+            let named = backend.run("get gnp one -o jsonpath={.spec.order}");
+            let labelled = backend.run("label gnp one a=b");
+            assert!(labelled.ends_with("[0]\n"), "{labelled}");
+            let names = backend.run("get gnp -o custom-columns=NAME");
+            let stored = if kind == Kind::Etcd { "default.one" } else { "one" };
+            assert!(
+                names.lines().any(|l| l.trim() == stored) && names.lines().any(|l| l.trim() == "two"),
+                "{names}"
+            );
+            let gone = backend.run("delete gnp one");
+            assert!(gone.ends_with("[0]\n"), "{gone}");
+            format!("{count}{named}{}", backend.run("get gnp -o custom-columns=NAME"))
+        })
+        .into();
+    assert_eq!(said[0], said[1], "what a person sees is the same");
+    assert!(!said[0].contains("one\n"), "{said:?}");
 }
 
 /// What a watch shows, line by line; ended when dropped.

@@ -11,7 +11,8 @@ use crate::{
     store::{Entry, Revision},
 };
 
-const PREFIX: &str = "default.";
+/// What stands before the name there.
+pub const PREFIX: &str = "default.";
 
 /// The kinds whose names these are.
 pub const KINDS: [Kind; 4] = [

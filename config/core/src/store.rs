@@ -126,6 +126,11 @@ pub trait Store: Send + Sync {
         let _ = (node, word);
         Box::pin(async { Ok(false) })
     }
+    /// Whether policies lie here under the names they are written with, also those that Calico before 3.32 calls
+    /// `default.NAME`: who writes one has to know which of the two is looked for.
+    fn keeps_names_as_written(&self) -> bool {
+        false
+    }
     /// Changes of the given kinds after `from`, in order.
     fn watch<'a>(&'a self, kinds: &'a [Kind], from: Revision) -> StoreFuture<'a, Box<dyn Watch>>;
     /// The same datastore, of whose WorkloadEndpoints listings and watches hold those of one node only, where the server

@@ -291,6 +291,10 @@ impl Store for EtcdStore {
         })
     }
 
+    fn keeps_names_as_written(&self) -> bool {
+        true
+    }
+
     fn watch<'a>(&'a self, kinds: &'a [Kind], from: Revision) -> StoreFuture<'a, Box<dyn Watch>> {
         Box::pin(async move {
             let watch = watch::EtcdWatch::open(self.clone(), kinds, from).await?;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     Did,
     args::{EditArgs, LabelArgs, OneArgs, PatchArgs, PatchType},
-    block_on, get, open_to_change, report, select, shown, write,
+    block_on, get, old_names, open_to_change, report, select, shown, write,
 };
 use crate::{Outcome, args::Format, out};
 
@@ -71,6 +71,7 @@ pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
     };
     let store = open_to_change(&args.one.store, false)?;
     block_on(async {
+        let key = old_names::stored(&*store, key).await?;
         let mut idle = Vec::new();
         let did = write::update(&*store, &key, args.dry_run, |old: &Entry| {
             let mut value = (*old.value).clone();
@@ -131,6 +132,7 @@ pub(crate) fn label(args: &LabelArgs, format: Format) -> Result<Outcome> {
     }
     let store = open_to_change(&args.one.store, false)?;
     block_on(async {
+        let key = old_names::stored(&*store, key).await?;
         let did = write::update(&*store, &key, false, |old: &Entry| {
             let mut new = resource(&key, &old.value)?;
             let labels = &mut new.metadata_mut().labels;
@@ -173,6 +175,7 @@ pub(crate) fn edit(args: &EditArgs, format: Format) -> Result<Outcome> {
     super::guard::writable(&key)?;
     let store = open_to_change(&args.one.store, false)?;
     block_on(async {
+        let key = old_names::stored(&*store, key).await?;
         let entry = get::one(&*store, &key).await?;
         let before = get::yaml(&shown(&entry));
         let file = Draft::new(&before)?;

@@ -15,7 +15,7 @@ use super::{
     block_on, columns,
     columns::Facts,
     form::Form,
-    load, open,
+    load, old_names, open,
     print::{self, Shape},
     select::{self, Selection},
 };
@@ -72,9 +72,13 @@ pub(crate) fn get(args: &GetArgs, form: &Form) -> Result<Outcome> {
             load::files(&args.files, how)?.resources.into_iter().map(|l| l.resource.key()).collect(),
         )
     };
-    let wanted = Wanted { selection, namespace, everywhere: args.all_namespaces, selector };
     let store = open(&args.store)?;
     block_on(async {
+        let selection = match selection {
+            Selection::Named(keys) => Selection::Named(old_names::all_stored(&*store, keys).await?),
+            kinds => kinds,
+        };
+        let wanted = Wanted { selection, namespace, everywhere: args.all_namespaces, selector };
         let shape = Shape {
             form,
             everywhere: args.all_namespaces,

@@ -10,6 +10,7 @@ mod gotemplate;
 mod guard;
 mod jsonpath;
 mod load;
+mod old_names;
 pub(crate) mod place;
 mod print;
 mod select;

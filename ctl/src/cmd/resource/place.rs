@@ -279,6 +279,10 @@ impl Store for Advised {
         self.call(self.inner.watch(kinds, from))
     }
 
+    fn keeps_names_as_written(&self) -> bool {
+        self.inner.keeps_names_as_written()
+    }
+
     fn for_node(&self, node: &str) -> Option<Arc<dyn Store>> {
         self.inner.for_node(node)
     }

@@ -20,6 +20,7 @@ use super::{
     get::{export, missing, yaml},
     guard::{self, Others},
     load::{self, How, Input},
+    old_names::{self, Names, existing},
     open_to_change, report,
     select::{self, Selection},
 };
@@ -134,6 +135,7 @@ async fn steps(
     complaints: &mut Complaints,
 ) -> Result<Vec<Step>> {
     let mut others = Others::read(store).await?;
+    let names = Names::of(store).await?;
     let keys: Vec<Key> = input.resources.iter().map(|l| l.resource.key()).collect();
     let olds = futures::stream::iter(&keys).map(|key| existing(store, key)).buffered(ABREAST);
     let olds: Vec<Option<Entry>> = olds.try_collect().await?;
@@ -148,6 +150,7 @@ async fn steps(
     }
     for (at, (loaded, key)) in order {
         let old = olds.get(at).and_then(Option::as_ref);
+        let key = old.map_or(key, |old| old.key.clone());
         let refusal = match (verb, old) {
             (Verb::Create, Some(_)) if args.skip_exists => {
                 let (value, kept) = (Value::Null, Value::Null);
@@ -160,7 +163,7 @@ async fn steps(
         };
         let checked = match refusal {
             Some(refusal) => Err(vec![loaded.origin.problem("metadata.name", refusal).to_string()]),
-            None => step(loaded, old, &others),
+            None => step(loaded, old, &others, names),
         };
         let mut step = match checked {
             Ok(step) => step,
@@ -240,17 +243,9 @@ fn told(reason: &str) -> (&str, &str) {
     }
 }
 
-async fn existing(store: &dyn Store, key: &Key) -> Result<Option<Entry>> {
-    match store.get(key).await {
-        Ok(e) => Ok(Some(e)),
-        Err(StoreError::NotFound(_)) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot read {key}")),
-    }
-}
-
 /// Checks one resource, or says what is wrong with it.
-fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Step, Vec<String>> {
-    let key = loaded.resource.key();
+fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others, names: Names) -> Result<Step, Vec<String>> {
+    let key = old.map_or_else(|| names.key(&loaded.resource), |old| old.key.clone());
     let wrong = |field: &str, why: String| vec![loaded.origin.problem(field, why).to_string()];
     guard::writable(&key).map_err(|e| wrong("kind", e.to_string()))?;
     others.check(&loaded.resource, old).map_err(|invalid| {
@@ -275,7 +270,7 @@ fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Step, V
         );
         return Err(wrong("metadata.resourceVersion", message));
     }
-    let value = stored_form(&loaded.resource, old);
+    let value = stored_form(&loaded.resource, &key, old);
     let (did, expect) = match old {
         None => (Did::Created, Expect::Absent),
         Some(old) if *old.value == value => (Did::Unchanged, Expect::Any),
@@ -285,10 +280,12 @@ fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others) -> Result<Step, V
 }
 
 /// What the store will hold: the revision is the store's own; what the cluster gave the old one stays; a policy says what
-/// Calico's agents do not work out for themselves.
-pub(super) fn stored_form(new: &AnyResource, old: Option<&Entry>) -> Value {
+/// Calico's agents do not work out for themselves, and has the name it is stored under.
+pub(super) fn stored_form(new: &AnyResource, key: &Key, old: Option<&Entry>) -> Value {
     let mut new = new.clone();
-    new.metadata_mut().resource_version = None;
+    let meta = new.metadata_mut();
+    meta.resource_version = None;
+    meta.name.clone_from(&key.name);
     let mut value = new.to_value();
     policy_defaults::complete_value(new.kind(), &mut value);
     let Some(old) = old else { return value };
@@ -343,7 +340,7 @@ pub(super) async fn update(
         let new = change(&old)?;
         let others = Others::read(store).await?;
         others.check(&new, Some(&old)).with_context(|| format!("{key} cannot be written"))?;
-        let value = stored_form(&new, Some(&old));
+        let value = stored_form(&new, key, Some(&old));
         if *old.value == value {
             return Ok(Did::Unchanged);
         }
@@ -417,7 +414,7 @@ fn plain_yaml(mut value: Value) -> String {
 /// `delete`.
 pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
     let namespace = args.namespace.namespace.as_deref();
-    let mut keys = if args.files.is_empty() {
+    let keys = if args.files.is_empty() {
         match select::selection(&args.what, namespace)? {
             Selection::Named(keys) => keys,
             Selection::Kinds(_) => {
@@ -429,10 +426,11 @@ pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
         // What it says beside its name may be the reason why it is to go.
         load::keys(&args.files, how)?
     };
-    // Its policies before a tier: whatever interrupts this, none is left without one.
-    keys.sort_by_key(|key| key.kind == Kind::Tier);
     let store = open_to_change(&args.store, false)?;
     block_on(async {
+        let mut keys = old_names::all_stored(&*store, keys).await?;
+        // Its policies before a tier: whatever interrupts this, none is left without one.
+        keys.sort_by_key(|key| key.kind == Kind::Tier);
         guard::tiers_to_go(&*store, &keys).await?;
         let mut done = Vec::new();
         for key in &keys {
