@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -16,7 +16,10 @@ use brindle_config_core::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 use serde_json::Value;
 
-use super::fault::{corrupt, explain, io_error, is_busy};
+use super::{
+    fault::{corrupt, explain, io_error, is_busy},
+    pair::{Identity, Opening, identity},
+};
 
 /// `PRAGMA application_id`: "Brnd".
 const APPLICATION_ID: i64 = 0x4272_6e64;
@@ -61,8 +64,8 @@ CREATE TABLE changes (
 pub(super) struct Db {
     conn: Connection,
     path: PathBuf,
-    /// Device and inode of the file when it was opened.
-    file: (u64, u64),
+    /// The file that was opened.
+    file: Identity,
     /// Counts how often the file was replaced under us; a watch of an older generation must list again.
     generation: u64,
 }
@@ -116,6 +119,8 @@ impl Db {
     }
 
     fn connect(path: &Path, create: bool, check: bool) -> Result<Self, Failure> {
+        let opening = Opening::begin(path)?;
+        let before = identity(path).ok();
         let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
         let mut conn = Connection::open_with_flags(path, flags)?;
@@ -140,6 +145,11 @@ impl Db {
         )?;
         create_schema(&mut conn, path)?;
         let file = identity(path).map_err(|e| io_error(path, &e))?;
+        if before.is_some_and(|b| b != file) {
+            let what = format!("{}: the file was replaced while it was opened", path.display());
+            return Err(StoreError::Unavailable(what).into());
+        }
+        opening.done(file);
         Ok(Self { conn, path: path.to_owned(), file, generation: 0 })
     }
 
@@ -467,8 +477,4 @@ fn create_schema(conn: &mut Connection, path: &Path) -> Result<(), Failure> {
     }
     tx.commit()?;
     Ok(())
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::metadata(path).map(|m| (m.dev(), m.ino()))
 }

@@ -3,14 +3,16 @@
 //! - `db`: schema and transactions; `fault`: what each error means. Synchronous.
 //! - `worker`: a thread that owns one connection, so that no caller's runtime ever waits for a disk.
 //! - `feed`: how a commit in one process wakes the watches in all others.
+//! - `pair`: a log is never replayed over another file than the one it was begun for.
 //! - `store`: the `Store` trait over these.
 //!
-//! Files: `PATH` (0600), SQLite's own `PATH-wal` and `PATH-shm`, and `PATH.feed`, 8 bytes whose modification is the
-//! signal. The whole set must live on a local file system.
+//! Files: `PATH` (0600), SQLite's own `PATH-wal` and `PATH-shm`, `PATH.feed`, 8 bytes whose modification is the signal,
+//! and `PATH.lock`. The whole set must live on a local file system.
 
 mod db;
 mod fault;
 mod feed;
+mod pair;
 mod store;
 mod worker;
 

@@ -13,7 +13,7 @@ use brindle_config_core::{
     store::{Expect, Store, StoreError},
 };
 
-use super::{Role, TempDir, key, value};
+use super::{Role, TempDir, key, number, value};
 
 /// A user without rights.
 const NOBODY: u32 = 65534;
@@ -176,12 +176,7 @@ async fn a_file_removed_while_open_is_noticed() {
 async fn a_file_replaced_while_open_is_taken_over() {
     let dir = TempDir::new();
     let db = dir.path("store.db");
-    let backup = dir.path("backup.db");
-    {
-        let store = SqliteStore::open(&backup).expect("creates");
-        store.put(&key("from-backup"), value(7), Expect::Absent).await.expect("writes");
-    }
-    only_the_file(&backup);
+    let backup = backup(&dir).await;
     let store = SqliteStore::open(&db).expect("creates");
     let from = store.put(&key("old"), value(1), Expect::Absent).await.expect("writes");
     let mut watch = store.watch(&[Kind::BgpPeer], from).await.expect("watches");
@@ -191,6 +186,96 @@ async fn a_file_replaced_while_open_is_taken_over() {
     fs::rename(&backup, &db).expect("renames");
     store.get(&key("from-backup")).await.expect("the new file is in use");
     assert_eq!(watch.next().await, Err(StoreError::Compacted(from)), "watches list again");
+}
+
+/// A backup with one entry, as `sqlite3 .backup` makes it.
+async fn backup(dir: &TempDir) -> std::path::PathBuf {
+    let backup = dir.path("backup.db");
+    {
+        let store = SqliteStore::open(&backup).expect("creates");
+        store.put(&key("from-backup"), value(7), Expect::Absent).await.expect("writes");
+    }
+    only_the_file(&backup);
+    backup
+}
+
+/// What is in a store: exactly the backup.
+async fn assert_restored(store: &SqliteStore, who: &str) {
+    let entries = store.list(&[Kind::BgpPeer]).await.expect(who).entries;
+    let names: Vec<&str> = entries.iter().map(|e| e.key.name.as_str()).collect();
+    assert_eq!(names, ["from-backup"], "{who}");
+}
+
+#[tokio::test]
+async fn a_backup_moved_over_the_file_is_not_mixed_with_the_log_of_the_old_one() {
+    for new_first in [false, true] {
+        let dir = TempDir::new();
+        let db = dir.path("store.db");
+        let backup = backup(&dir).await;
+        let old = SqliteStore::open(&db).expect("creates");
+        for n in 0..50 {
+            old.put(&key(&format!("old{n}")), value(n), Expect::Absent).await.expect("writes");
+        }
+        let mut other = Role::start("follow", &db);
+        assert!(other.says().is_some());
+        fs::rename(&backup, &db).expect("renames");
+        if new_first {
+            assert_restored(&SqliteStore::open(&db).expect("opens"), "who opens it").await;
+        }
+        assert_restored(&old, "who had it open").await;
+        assert_restored(&SqliteStore::open(&db).expect("opens"), "who opens it later").await;
+        old.put(&key("next"), value(8), Expect::Absent).await.expect("writes into the new one");
+        drop(other);
+        drop(old);
+        let text: String = rusqlite::Connection::open(&db)
+            .and_then(|c| c.query_row("PRAGMA integrity_check", [], |r| r.get(0)))
+            .expect("reads");
+        assert_eq!(text, "ok");
+        let again = SqliteStore::open(&db).expect("opens");
+        let left = again.list(&[Kind::BgpPeer]).await.expect("reads").entries;
+        assert_eq!(left.len(), 2, "the backup and what was written since");
+        let kept = fs::metadata(dir.path("store.db-wal.replaced")).expect("the old log was kept");
+        assert!(kept.len() > 0);
+    }
+}
+
+#[tokio::test]
+async fn a_backup_moved_over_the_file_of_a_dead_process_is_not_mixed_either() {
+    let dir = TempDir::new();
+    let db = dir.path("store.db");
+    let backup = backup(&dir).await;
+    let mut role = Role::start("count", &db);
+    for _ in 0..20 {
+        role.says().expect("it counts");
+    }
+    role.kill();
+    assert!(fs::metadata(dir.path("store.db-wal")).expect("it was killed").len() > 0);
+    // The same file: its log is taken in.
+    SqliteStore::open(&db).expect("opens").get(&key("counter")).await.expect("nothing is lost");
+    let mut role = Role::start("count", &db);
+    role.says().expect("it counts");
+    role.kill();
+    fs::rename(&backup, &db).expect("renames");
+    assert_restored(&SqliteStore::open(&db).expect("opens"), "after a crash").await;
+}
+
+#[tokio::test]
+async fn files_copied_with_their_log_stay_together() {
+    let dir = TempDir::new();
+    let db = dir.path("store.db");
+    let mut role = Role::start("count", &db);
+    for _ in 0..20 {
+        role.says().expect("it counts");
+    }
+    role.kill();
+    let copy = dir.path("copy.db");
+    for end in ["", "-wal", ".lock"] {
+        fs::copy(format!("{}{end}", db.display()), format!("{}{end}", copy.display())).expect("copies");
+    }
+    let counted = |e: brindle_config_core::store::Entry| number(&e.value);
+    let there = SqliteStore::open(&db).expect("opens").get(&key("counter")).await.map(counted);
+    let here = SqliteStore::open(&copy).expect("opens").get(&key("counter")).await.map(counted);
+    assert_eq!((there.is_ok(), &here), (true, &there), "the log was taken in");
 }
 
 #[tokio::test]
