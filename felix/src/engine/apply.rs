@@ -72,16 +72,20 @@ impl Engine {
                 Err(e) => self.failed(Part::Host, e.to_string(), now),
             }
         }
-        let mut todo = Vec::new();
+        let (mut todo, mut lacking) = (Vec::new(), BTreeSet::new());
         for e in self.wanted.endpoints.values() {
             // A device that is down forgets its neighbours.
             let Some(link) = self.view.link_named(&e.dev).filter(|l| l.up) else { continue };
             let want = Set::of(e);
-            let waits = self.parts_failed.waits(&Part::Device(e.dev.clone()), now);
-            if self.set.get(&link.index) != Some(&want) && !waits {
-                todo.push((link.index, e.dev.clone(), want));
+            if self.set.get(&link.index) != Some(&want) {
+                lacking.insert(e.dev.clone());
+                if !self.parts_failed.waits(&Part::Device(e.dev.clone()), now) {
+                    todo.push((link.index, e.dev.clone(), want));
+                }
             }
         }
+        // Whatever else failed has nothing to be tried for: its device is down or gone, or nobody has it any more.
+        self.parts_failed.retain(|p| !matches!(p, Part::Device(d) if !lacking.contains(d)));
         let known = match todo.iter().any(|(_, _, s)| !s.neighbours.is_empty()) {
             true => self.kernel.neighs().unwrap_or_default(),
             false => Vec::new(),
@@ -108,17 +112,15 @@ impl Engine {
                 Err(e) => self.failed(Part::Device(dev), e, now),
             }
         }
-        let view = &self.view;
-        self.parts_failed.retain(|p| !matches!(p, Part::Device(d) if view.link_named(d).is_none()));
     }
 
     /// The addresses pods peer with, on their devices: there or gone as wanted.
     pub(super) fn apply_peering(&mut self, dirty: &mut Dirty, now: Instant) {
         let Some(peering) = &self.peering else { return };
-        let mut todo = Vec::new();
+        let (mut todo, mut lacking) = (Vec::new(), BTreeSet::new());
         for e in self.wanted.endpoints.values() {
             let Some(link) = self.view.link_named(&e.dev).filter(|l| l.up) else { continue };
-            if !self.owner.is_pod(&e.dev) || self.parts_failed.waits(&Part::Peering(e.dev.clone()), now) {
+            if !self.owner.is_pod(&e.dev) {
                 continue;
             }
             let want = peering.get(&*e.dev).map_or(&[][..], Vec::as_slice);
@@ -128,9 +130,13 @@ impl Engine {
             let lacks = want.iter().filter(|ip| have.iter().all(|a| a.net.addr() != **ip));
             let new: Vec<Addr> = lacks.map(|ip| peering_address(link.index, *ip)).collect();
             if !(gone.is_empty() && new.is_empty()) {
-                todo.push((link.index, e.dev.clone(), gone, new));
+                lacking.insert(e.dev.clone());
+                if !self.parts_failed.waits(&Part::Peering(e.dev.clone()), now) {
+                    todo.push((link.index, e.dev.clone(), gone, new));
+                }
             }
         }
+        self.parts_failed.retain(|p| !matches!(p, Part::Peering(d) if !lacking.contains(d)));
         for (index, dev, gone, new) in todo {
             let done = self.write_peering(&gone, &new);
             // With its last address a device loses its IPv4 routes, and nobody is told.
@@ -152,8 +158,6 @@ impl Engine {
                 Err(e) => self.failed(Part::Peering(dev), e.to_string(), now),
             }
         }
-        let view = &self.view;
-        self.parts_failed.retain(|p| !matches!(p, Part::Peering(d) if view.link_named(d).is_none()));
     }
 
     /// New ones first: a device that has an address keeps its routes.
@@ -196,12 +200,22 @@ impl Engine {
         if plan.kept > 0 && self.fib_in_sync {
             self.recheck_at.get_or_insert(now + GRACE);
         }
-        let (view, wanted) = (&self.view, &self.wanted.routes);
-        self.routes_failed.retain(|k| wanted.contains_key(k) || view.actual.contains_key(k));
-        self.write(plan.steps, now);
+        self.settle_failed(dirty, &plan.steps);
+        self.write(plan.steps, dirty.fresh, now);
     }
 
-    fn write(&mut self, mut steps: Vec<Step>, now: Instant) {
+    /// Forgets the failures of entries that need no write any more: they are right, held (which is said in its place, and
+    /// news of the device or of the other route brings them back), or nobody's.
+    fn settle_failed(&mut self, dirty: &Dirty, steps: &[Step]) {
+        if self.routes_failed.is_empty() {
+            return;
+        }
+        let written: BTreeSet<RouteKey> = steps.iter().map(key).collect();
+        self.routes_failed.retain(|k| written.contains(k) || !(dirty.compare || dirty.keys.contains(k)));
+    }
+
+    /// `fresh`: the kernel has just been read.
+    fn write(&mut self, mut steps: Vec<Step>, fresh: bool, now: Instant) {
         steps.retain(|s| !self.routes_failed.waits(&key(s), now));
         // Local pods first: somebody waits for them.
         steps.sort_by_key(|s| match s {
@@ -228,14 +242,18 @@ impl Engine {
             }
         }
         if changes.is_empty() {
+            // Whatever became of a bulk without an answer has been read back.
+            if fresh {
+                self.parts_failed.done(&Part::Bulk);
+            }
             return;
         }
         let report = self.kernel.write_routes(&changes);
-        self.account(&sent, &report, now);
+        self.account(&sent, &report, fresh, now);
     }
 
     /// Believes what the kernel said about each write.
-    fn account(&mut self, sent: &[Step], report: &BatchReport, now: Instant) {
+    fn account(&mut self, sent: &[Step], report: &BatchReport, fresh: bool, now: Instant) {
         let mut refused = BTreeSet::new();
         for r in &report.refused {
             let Some(step) = sent.get(r.index) else { continue };
@@ -283,7 +301,9 @@ impl Engine {
             tracing::info!(added, replaced, deleted, refused = refused.len(), "routes written");
         }
         match &report.broken {
-            None => drop(self.parts_failed.done(&Part::Bulk)),
+            // An earlier one is still to be read back, unless it has been.
+            None if fresh => drop(self.parts_failed.done(&Part::Bulk)),
+            None => {}
             Some(e) => self.failed(Part::Bulk, e.to_string(), now),
         }
     }

@@ -185,6 +185,8 @@ struct Dirty {
     compare: bool,
     /// Look at settings, the tunnel and the report again.
     rest: bool,
+    /// Everything has just been read: what is known of the kernel does not depend on what became of earlier writes.
+    fresh: bool,
 }
 
 impl Dirty {
@@ -346,6 +348,10 @@ impl Engine {
 
     /// When something is to be done unasked. Before the store is in sync: never.
     fn deadline(&self) -> Option<Instant> {
+        // Nothing is decided until the kernel can be read: whatever else is due waits for that.
+        if let Some(t) = self.parts_failed.at(&Part::Read) {
+            return Some(t).filter(|_| self.store_in_sync);
+        }
         let times = [
             self.routes_failed.next(),
             self.parts_failed.next(),
@@ -565,6 +571,9 @@ impl Engine {
         self.apply_peering(&mut dirty, now);
         self.apply_routes(&dirty, now);
         self.tunnel.guard(self.wanted.tunnel.as_ref(), &self.view.links);
+        // What was due has had its turn.
+        self.routes_failed.rearm(now);
+        self.parts_failed.rearm(now);
         self.publish(now);
     }
 
@@ -579,8 +588,8 @@ impl Engine {
         if self.dirty.read || self.dirty.devices.len() > SINGLY {
             self.view.read(&mut *self.kernel, &self.owner, now)?;
             self.set.retain(|i, _| self.view.links.contains_key(i));
-            self.dirty =
-                Dirty { all: true, prefixes: std::mem::take(&mut self.dirty.prefixes), ..Dirty::default() };
+            let prefixes = std::mem::take(&mut self.dirty.prefixes);
+            self.dirty = Dirty { all: true, fresh: true, prefixes, ..Dirty::default() };
             return Ok(());
         }
         let mut news = News::default();

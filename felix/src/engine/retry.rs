@@ -66,6 +66,24 @@ impl<K: Ord + Clone> Retries<K> {
         }
     }
 
+    /// What is still due although its time was used: later, so that nobody waits for a time that has passed. Its words stay.
+    pub(crate) fn rearm(&mut self, now: Instant) {
+        for f in self.0.values_mut().filter(|f| f.at <= now) {
+            f.attempts = f.attempts.saturating_add(1);
+            f.at = now + wait(f.attempts);
+        }
+    }
+
+    /// Whether nothing has failed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// When this one may be tried again.
+    pub(crate) fn at(&self, key: &K) -> Option<Instant> {
+        self.0.get(key).map(|f| f.at)
+    }
+
     /// Whether it may not be tried yet.
     pub(crate) fn waits(&self, key: &K, now: Instant) -> bool {
         self.0.get(key).is_some_and(|f| f.at > now)
@@ -135,6 +153,22 @@ mod tests {
         assert_eq!(r.next(), Some(t + MAX));
         assert_eq!(r.due(t + MAX).collect::<Vec<_>>(), [&"a"]);
         assert!(r.done(&"a") && !r.done(&"a"));
+    }
+
+    #[test]
+    fn what_was_not_tried_in_its_time_is_due_later_and_not_at_once() {
+        let (mut r, t) = (Retries::default(), Instant::now());
+        r.failed("a", "no".into(), t);
+        r.rearm(t);
+        assert_eq!(r.next(), Some(t + FIRST), "its time has not come");
+        r.rearm(t + FIRST);
+        assert_eq!(r.next(), Some(t + 3 * FIRST));
+        assert_eq!(r.error(&"a"), Some("no"));
+        r.hasten(&"a", t + FIRST);
+        for _ in 0..100 {
+            r.rearm(t + MAX);
+        }
+        assert_eq!(r.at(&"a"), Some(t + MAX + 4 * FIRST));
     }
 
     #[test]

@@ -162,6 +162,11 @@ impl World {
     pub fn route_writes(&self) -> u64 {
         lock(&self.0.model).route_writes
     }
+
+    /// How often somebody asked for the routes.
+    pub fn route_dumps(&self) -> u64 {
+        lock(&self.0.model).route_dumps
+    }
 }
 
 /// One program's access to the model.
@@ -177,6 +182,7 @@ fn refused(what: String) -> impl FnOnce(i32) -> NetlinkError {
 impl FakeKernel {
     fn read<T>(&self, call: Call, f: impl FnOnce(&Model) -> T) -> Result<T, NetlinkError> {
         let mut model = lock(&self.shared.model);
+        model.route_dumps += u64::from(call == Call::Routes);
         match model.script.take_dump(call) {
             Some(fault) => Err(fault.error(&format!("list ({call:?})"))),
             None => Ok(f(&model)),

@@ -32,6 +32,8 @@ pub(super) struct Model {
     pub(super) script: Script,
     /// Route writes that took effect.
     pub(super) route_writes: u64,
+    /// Dumps of routes that were asked for.
+    pub(super) route_dumps: u64,
     next_index: u32,
     /// What happened since the events were last taken.
     pub(super) happened: Vec<Event>,

@@ -3,6 +3,7 @@
 mod converge;
 mod fate;
 mod faults;
+mod spin;
 mod tunnel;
 
 use std::{
@@ -231,7 +232,10 @@ impl Sim {
     pub(super) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         self.settle();
+        let mut at_once = 0;
         while let Some(t) = self.engine.deadline().filter(|t| *t <= end) {
+            at_once = if t > self.now { 0 } else { at_once + 1 };
+            assert!(at_once < 20, "the engine goes on without pause: {:?}", self.report().routes);
             self.now = self.now.max(t);
             self.settle();
         }
