@@ -76,6 +76,19 @@ pub(crate) fn from_kernel(r: &KernelRoute, names: &Names) -> Option<Route> {
     Some(Route { dst: r.dst, metric: r.metric, protocol: r.protocol, target })
 }
 
+/// The same with those hops only by which packets leave: all that counts in routes that are not ours. (Ours keep theirs:
+/// the kernel asks for every hop of a route that is to be deleted.)
+pub(crate) fn live(r: &KernelRoute, names: &Names) -> Option<Route> {
+    let mut r = r.clone();
+    if r.hops.len() > 1 {
+        r.hops.retain(|h| !h.dead);
+        if r.hops.is_empty() {
+            r.kind = RouteKind::Unreachable;
+        }
+    }
+    from_kernel(&r, names)
+}
+
 /// The kernel's form; the error names the device that is not there.
 pub(crate) fn to_kernel(r: &Route, names: &Names) -> Result<KernelRoute, String> {
     let index = |dev: &str| names.index(dev).ok_or_else(|| format!("{r}: no device {dev}"));
@@ -90,6 +103,7 @@ pub(crate) fn to_kernel(r: &Route, names: &Names) -> Result<KernelRoute, String>
                     dev: Some(index(&h.dev)?),
                     onlink: h.onlink,
                     weight: h.weight,
+                    dead: false,
                 });
             }
             route

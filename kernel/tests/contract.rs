@@ -304,6 +304,7 @@ fn blackholes_and_multipath_read_back_as_written(b: &dyn Bench) {
         gateway: Some(ip(&format!("10.9.0.{last}"))),
         onlink: true,
         weight: 1,
+        dead: false,
     };
     let mut multi = Route::new(net("10.1.1.0/26")).with_protocol(80);
     multi.hops = vec![hop(7), hop(8)];

@@ -22,7 +22,7 @@ use crate::{
     ipip::table::Ends,
     owner::Ownership,
     path::{NoWay, Paths, Way},
-    route::{Dev, Hop, METRIC, PROTO_CLUSTER, PROTO_DEVICE, Route, RouteKey, Target, route_key},
+    route::{Dev, Hop, METRIC, PROTO_CLUSTER, PROTO_DEVICE, Route, RouteKey, Target, even, route_key},
     sysctl::{self, Setting},
 };
 
@@ -300,13 +300,13 @@ impl Desired {
         metric: u32,
     ) -> Option<Route> {
         self.fib_problems.remove(&prefix);
-        let (mut hops, mut nodes) = (Vec::new(), Ends::new());
+        let (mut ways, mut nodes) = (Vec::new(), Ends::new());
         for nh in inputs.fib.get(&prefix).into_iter().flatten() {
             match paths.path(&prefix, *nh) {
-                Ok((Way::Direct { via, dev, onlink }, _)) => hops.push(Hop::new(via, dev, onlink)),
+                Ok((Way::Direct(hops), _)) => ways.push(hops),
                 Ok((Way::Ipip(via), _)) => {
                     nodes.push(via);
-                    hops.push(Hop::new(via.into(), Dev::clone(tunnel_device), true));
+                    ways.push(vec![Hop::new(via.into(), Dev::clone(tunnel_device), true)]);
                 }
                 Err(NoWay::Self_ | NoWay::Service(_)) => {}
                 Err(why) => drop(self.fib_problems.insert(prefix, format!("{prefix} via {nh}: {why}"))),
@@ -315,7 +315,7 @@ impl Desired {
         nodes.sort_unstable();
         self.carry(prefix, nodes);
         // Two next hops may resolve to one gateway: it gets the share of both.
-        let target = Target::via(hops)?;
+        let target = Target::via(even(ways))?;
         Some(Route { dst: prefix, metric, protocol: PROTO_CLUSTER, target })
     }
 

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use prefix_trie::PrefixMap;
 use serde::{Deserialize, Serialize};
 
-use crate::route::{Dev, Route, Target};
+use crate::route::{Dev, Hop, Route, Target};
 
 /// One network device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,10 +33,9 @@ pub enum Reach {
     Connected {
         dev: Dev,
     },
-    /// Through a gateway the host already routes to, by a route of this metric.
+    /// Through gateways the host already routes to (at least one; several share the flows), by a route of this metric.
     Through {
-        via: IpAddr,
-        dev: Dev,
+        hops: Vec<Hop>,
         metric: u32,
     },
     Nowhere,
@@ -53,10 +52,11 @@ impl Reach {
         }
     }
 
-    /// The device packets leave by.
+    /// The device packets leave by, of several the first.
     pub fn device(&self) -> Option<&str> {
         match self {
-            Self::Connected { dev } | Self::Through { dev, .. } => Some(dev),
+            Self::Connected { dev } => Some(dev),
+            Self::Through { hops, .. } => hops.first().map(|h| &*h.dev),
             Self::Nowhere => None,
         }
     }
@@ -141,11 +141,8 @@ impl HostView {
         let metric = route.map_or(0, |r| r.metric);
         match route.map(|r| &r.target) {
             Some(Target::Device(dev)) => Reach::Connected { dev: dev.clone() },
-            Some(Target::Via(hops)) => match hops.first() {
-                Some(h) => Reach::Through { via: h.via, dev: h.dev.clone(), metric },
-                None => Reach::Nowhere,
-            },
-            Some(Target::Blackhole | Target::Other(_)) | None => Reach::Nowhere,
+            Some(Target::Via(hops)) if !hops.is_empty() => Reach::Through { hops: hops.clone(), metric },
+            Some(Target::Via(_) | Target::Blackhole | Target::Other(_)) | None => Reach::Nowhere,
         }
     }
 }

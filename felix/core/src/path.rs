@@ -17,13 +17,14 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::{
     host::{HostView, Reach},
     inputs::Inputs,
-    route::Dev,
+    route::Hop,
 };
 
 /// Where packets for a prefix go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    Direct { via: IpAddr, dev: Dev, onlink: bool },
+    /// One hop, or those by which the host reaches the next hop.
+    Direct(Vec<Hop>),
     Ipip(Ipv4Addr),
 }
 
@@ -59,20 +60,31 @@ impl fmt::Display for Rule {
     }
 }
 
+/// Where the next hop of a direct path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behind {
+    Connected,
+    /// Behind this gateway of the host's routes, and so many others.
+    Gateway(IpAddr, usize),
+}
+
 /// The reason of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Why {
     pub rule: Rule,
-    /// For a direct path: the gateway found in the host's routes, if the next hop is not connected.
-    pub behind: Option<Option<IpAddr>>,
+    /// For a direct path between nodes.
+    pub behind: Option<Behind>,
 }
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.behind {
             None => write!(f, "{}", self.rule),
-            Some(None) => write!(f, "{}; next hop connected", self.rule),
-            Some(Some(gw)) => write!(f, "{}; next hop behind {gw}", self.rule),
+            Some(Behind::Connected) => write!(f, "{}; next hop connected", self.rule),
+            Some(Behind::Gateway(gw, 0)) => write!(f, "{}; next hop behind {gw}", self.rule),
+            Some(Behind::Gateway(gw, more)) => {
+                write!(f, "{}; next hop behind {gw} and {more} more gateway(s)", self.rule)
+            }
         }
     }
 }
@@ -144,7 +156,7 @@ impl<'a> Paths<'a> {
         }
         // What a pod of this node announces is behind its device, whatever its pool wants between nodes.
         if let Some(dev) = self.inputs.pod_device(next_hop) {
-            let way = Way::Direct { via: next_hop, dev: dev.into(), onlink: true };
+            let way = Way::Direct(vec![Hop::new(next_hop, dev.into(), true)]);
             return Ok((way, Why { rule: Rule::Pod, behind: None }));
         }
         let mode = self.inputs.pool_of(prefix).map(|p| p.ipip_mode);
@@ -164,16 +176,16 @@ impl<'a> Paths<'a> {
             (Some(_), _) => Rule::Never,
             (None, _) => Rule::NoPool,
         };
-        let reach = self.reach(next_hop);
-        match reach {
-            Reach::Connected { dev } => {
-                Ok((Way::Direct { via: next_hop, dev, onlink: true }, Why { rule, behind: Some(None) }))
+        let (hops, behind) = match self.reach(next_hop) {
+            Reach::Connected { dev } => (vec![Hop::new(next_hop, dev, true)], Some(Behind::Connected)),
+            // As the host has them: a gateway it reaches as a neighbour on no subnet, we do as well.
+            Reach::Through { hops, .. } => {
+                let behind = hops.first().map(|h| Behind::Gateway(h.via, hops.len().saturating_sub(1)));
+                (hops, behind)
             }
-            Reach::Through { via, dev, .. } => {
-                Ok((Way::Direct { via, dev, onlink: false }, Why { rule, behind: Some(Some(via)) }))
-            }
-            Reach::Nowhere => Err(NoWay::Unreachable(rule)),
-        }
+            Reach::Nowhere => return Err(NoWay::Unreachable(rule)),
+        };
+        Ok((Way::Direct(hops), Why { rule, behind }))
     }
 
     /// The range for services that a prefix lies in. Packets for services are this node's own business (kube-proxy

@@ -45,6 +45,25 @@ fn gcd(a: u16, b: u16) -> u16 {
     }
 }
 
+/// Ways that are to have equal parts of the flows, each of one hop or several that share its part by their weights.
+pub fn even(mut ways: Vec<Vec<Hop>>) -> Vec<Hop> {
+    let total = |way: &Vec<Hop>| way.iter().map(|h| u32::from(h.weight)).sum::<u32>().max(1);
+    let part = ways.iter().map(total).fold(1u32, |l, t| {
+        let common = u32::from(gcd(u16::try_from(l).unwrap_or(1), u16::try_from(t).unwrap_or(1)));
+        l.saturating_mul(t.checked_div(common).unwrap_or(t))
+    });
+    // Beyond what a weight can say the parts are as near as it gets.
+    let part = part.min(u32::from(MAX_WEIGHT));
+    for way in &mut ways {
+        let of = total(way);
+        for h in way.iter_mut() {
+            let weight = u32::from(h.weight).saturating_mul(part).saturating_add(of / 2).checked_div(of);
+            h.weight = weight.and_then(|w| u16::try_from(w).ok()).unwrap_or(1).clamp(1, MAX_WEIGHT);
+        }
+    }
+    ways.into_iter().flatten().collect()
+}
+
 /// Where matching packets go.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Target {
@@ -147,5 +166,31 @@ impl fmt::Display for Route {
             write!(f, " metric {}", self.metric)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(hops: &[(u8, u16)]) -> Vec<Hop> {
+        let hop = |(n, weight): &(u8, u16)| Hop {
+            weight: *weight,
+            ..Hop::new([10, 0, 0, *n].into(), "eth0".into(), false)
+        };
+        hops.iter().map(hop).collect()
+    }
+
+    #[test]
+    fn each_way_has_the_same_part_and_its_hops_share_it() {
+        let weights = |ways: &[&[(u8, u16)]]| {
+            let all = even(ways.iter().map(|w| way(w)).collect());
+            all.iter().map(|h| h.weight).collect::<Vec<_>>()
+        };
+        assert_eq!(weights(&[&[(1, 1)], &[(2, 1)]]), [1, 1]);
+        assert_eq!(weights(&[&[(1, 1), (2, 1)], &[(3, 1)]]), [1, 1, 2]);
+        assert_eq!(weights(&[&[(1, 3), (2, 1)], &[(3, 1), (4, 2)]]), [9, 3, 4, 8]);
+        assert_eq!(weights(&[&[(1, 256), (2, 255)], &[(3, 1)]]), [128, 128, 256], "as near as it gets");
+        assert_eq!(even(vec![]), []);
     }
 }

@@ -1,6 +1,8 @@
 //! What became of one prefix in the kernel: the entry that is there, or why it is not, what comes before it, and how
 //! packets for it leave. For whoever asks (`brindlectl bgp explain`); nothing is changed.
 
+use std::collections::BTreeSet;
+
 use brindle_felix_core::{
     path::{Paths, Way},
     route::Route,
@@ -77,8 +79,10 @@ impl Engine {
             Ok((Way::Ipip(to), why)) => {
                 Fate { good: true, what: format!("by the tunnel {} to {to}: {why}", self.device) }
             }
-            Ok((Way::Direct { dev, .. }, why)) => {
-                Fate { good: true, what: format!("to {nh} by {dev}, no tunnel: {why}") }
+            Ok((Way::Direct(hops), why)) => {
+                let devices: BTreeSet<&str> = hops.iter().map(|h| &*h.dev).collect();
+                let devices = devices.into_iter().collect::<Vec<_>>().join(" and ");
+                Fate { good: true, what: format!("to {nh} by {devices}, no tunnel: {why}") }
             }
             Err(why) => Fate { good: false, what: format!("not to {nh}: {why}") },
         })

@@ -483,7 +483,7 @@ impl Engine {
     /// Draws the conclusions.
     fn learn(&mut self, news: &mut News, now: Instant) {
         self.dirty.read |= news.resync;
-        self.dirty.devices.append(&mut news.downed);
+        self.dirty.devices.append(&mut news.bounced);
         for key in news.by_others.intersection(&news.keys) {
             self.undone(*key, now);
         }

@@ -16,7 +16,7 @@ use brindle_felix_core::{
 };
 use brindle_kernel::{
     api::Kernel,
-    netlink::{Addr, Event, Link, NetlinkError, RouteFilter},
+    netlink::{Addr, Event, Link, NetlinkError, Route as KernelRoute, RouteFilter},
 };
 use ipnet::IpNet;
 
@@ -31,8 +31,8 @@ pub(crate) struct News {
     pub(crate) by_others: BTreeSet<RouteKey>,
     /// Devices that came, went or changed.
     pub(crate) devices: BTreeSet<Dev>,
-    /// Devices (by index) that went down: which of their routes are left has to be read.
-    pub(crate) downed: BTreeSet<u32>,
+    /// Devices (by index) that went down or, with addresses of the host, came up: what their routes are has to be read.
+    pub(crate) bounced: BTreeSet<u32>,
     /// Devices with addresses, addresses, or foreign routes changed: next hops may be reached otherwise.
     pub(crate) host: bool,
     /// The view cannot be kept up to date: read everything.
@@ -93,10 +93,19 @@ impl View {
     ) -> Result<(), NetlinkError> {
         self.read_links(kernel, now)?;
         let routes = kernel.routes(&RouteFilter::main())?;
-        let ours = routes.iter().filter_map(|r| convert::from_kernel(r, &self.names));
-        self.actual = ours.map(|r| (r.key(), r)).collect();
+        let all = routes.iter().filter_map(|r| self.route(r, owner));
+        self.actual = all.map(|r| (r.key(), r)).collect();
         self.host.set_all_foreign(self.actual.values().filter(|r| !owner.owns(r)));
         Ok(())
+    }
+
+    /// A route as felix-core sees it; none for other tables.
+    fn route(&self, r: &KernelRoute, owner: &Ownership) -> Option<Route> {
+        let all = convert::from_kernel(r, &self.names)?;
+        match owner.owns(&all) {
+            true => Some(all),
+            false => convert::live(r, &self.names),
+        }
     }
 
     fn is_of_services(&self, link: u32) -> bool {
@@ -165,13 +174,13 @@ impl View {
                 }
             }
             Event::Route(r) => {
-                if let Some(r) = convert::from_kernel(r, &self.names) {
+                if let Some(r) = self.route(r, owner) {
                     news.by_others.insert(r.key());
                     self.set_route(r, owner, news);
                 }
             }
             Event::RouteGone(r) => {
-                let Some(r) = convert::from_kernel(r, &self.names) else { return };
+                let Some(r) = self.route(r, owner) else { return };
                 match self.actual.get(&r.key()) {
                     Some(have) if have.target == r.target && have.protocol == r.protocol => {
                         news.by_others.insert(r.key());
@@ -198,8 +207,9 @@ impl View {
             return;
         }
         self.refresh_host_link(l.index);
-        if was_up && !l.up {
-            news.downed.insert(l.index);
+        // Going down takes routes along, or kills their hops; coming up brings hops to life, and nobody is told.
+        if (was_up && !l.up) || (old.is_some() && l.up && !was_up && self.has_addresses(l.index)) {
+            news.bounced.insert(l.index);
         }
         news.devices.insert(l.name.as_str().into());
         news.host |= self.has_addresses(l.index);
@@ -250,7 +260,7 @@ impl View {
         let Some(name) = self.names.name(index).cloned() else { return Ok(()) };
         let there = kernel.routes(&RouteFilter { dev: Some(index), ..RouteFilter::main() })?;
         let there: BTreeMap<RouteKey, Route> =
-            there.iter().filter_map(|r| convert::from_kernel(r, &self.names)).map(|r| (r.key(), r)).collect();
+            there.iter().filter_map(|r| self.route(r, owner)).map(|r| (r.key(), r)).collect();
         for key in self.through(&name) {
             if !there.contains_key(&key) {
                 self.remove_route(key, owner, news);

@@ -39,6 +39,7 @@ const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 1;
 const IFF_LOOPBACK: u32 = 1 << 3;
 const IFF_LOWER_UP: u32 = 1 << 16;
+const RTNH_F_DEAD: u32 = 1;
 const RTNH_F_ONLINK: u32 = 4;
 
 type Attr<'a> = (u16, &'a [u8]);
@@ -175,7 +176,13 @@ pub(crate) fn route(payload: &[u8]) -> Result<Option<Route>, String> {
         return Ok(None);
     }
     let prefix = u8_at(head, 1);
-    let mut single = NextHop { dev: None, gateway: None, onlink: flags & RTNH_F_ONLINK != 0, weight: 1 };
+    let mut single = NextHop {
+        dev: None,
+        gateway: None,
+        onlink: flags & RTNH_F_ONLINK != 0,
+        weight: 1,
+        dead: flags & RTNH_F_DEAD != 0,
+    };
     let mut r = Route {
         table: u8_at(head, 4).into(),
         protocol: u8_at(head, 5),
@@ -231,6 +238,7 @@ fn hops(mut b: &[u8]) -> Result<Vec<NextHop>, String> {
             gateway: None,
             onlink: u32::from(u8_at(hop, 2)) & RTNH_F_ONLINK != 0,
             weight: u16::from(u8_at(hop, 3)) + 1,
+            dead: u32::from(u8_at(hop, 2)) & RTNH_F_DEAD != 0,
         };
         for a in attrs(hop.get(8..).unwrap_or_default()) {
             match a? {

@@ -19,8 +19,8 @@ fn what_we_encode_reads_back_the_same() {
         Route::new("10.0.0.0/26".parse().unwrap()).via(gw, Some(3), true).with_protocol(80).with_mtu(1480);
     let mut multi = Route::new("10.0.1.0/26".parse().unwrap()).with_protocol(80);
     multi.hops = vec![
-        NextHop { dev: Some(3), gateway: Some(gw), onlink: true, weight: 1 },
-        NextHop { dev: Some(4), gateway: Some(six), onlink: false, weight: 7 },
+        NextHop { dev: Some(3), gateway: Some(gw), onlink: true, weight: 1, dead: false },
+        NextHop { dev: Some(4), gateway: Some(six), onlink: false, weight: 7, dead: false },
     ];
     let all = [
         plain,
@@ -33,6 +33,17 @@ fn what_we_encode_reads_back_the_same() {
     for r in all {
         assert_eq!(route(&emitted(&encode::route(&r))).unwrap().unwrap(), r);
     }
+}
+
+#[test]
+fn a_hop_whose_device_is_down_is_dead() {
+    let hop = |last: u8| [8, 0, 0, 0, last, 0, 0, 0];
+    let mut b = hop(3).to_vec();
+    b.extend(hop(4));
+    b[2] = 0x15; // dead, onlink, no carrier
+    b[10] = 0x10; // no carrier
+    let all: Vec<_> = hops(&b).unwrap().into_iter().map(|h| (h.dev, h.dead, h.onlink)).collect();
+    assert_eq!(all, [(Some(3), true, true), (Some(4), false, false)]);
 }
 
 #[test]

@@ -245,6 +245,8 @@ pub struct NextHop {
     pub onlink: bool,
     /// Share of a multipath route, 1 to 256.
     pub weight: u16,
+    /// Read back only: its device is down, and the kernel sends nothing this way.
+    pub dead: bool,
 }
 
 /// A route. Build with [`Route::new`] and the `with_` methods.
@@ -293,7 +295,7 @@ impl Route {
     /// Straight out of a device, scope link.
     #[must_use]
     pub fn dev(mut self, index: u32) -> Self {
-        self.hops.push(NextHop { dev: Some(index), gateway: None, onlink: false, weight: 1 });
+        self.hops.push(NextHop { dev: Some(index), gateway: None, onlink: false, weight: 1, dead: false });
         if self.dst.addr().is_ipv4() {
             self.scope = scope::LINK;
         }
@@ -303,7 +305,7 @@ impl Route {
     /// Through a gateway; `dev` none lets the kernel find the device.
     #[must_use]
     pub fn via(mut self, gateway: IpAddr, dev: Option<u32>, onlink: bool) -> Self {
-        self.hops.push(NextHop { dev, gateway: Some(gateway), onlink, weight: 1 });
+        self.hops.push(NextHop { dev, gateway: Some(gateway), onlink, weight: 1, dead: false });
         self.scope = scope::UNIVERSE;
         self
     }

@@ -3,7 +3,7 @@
 use brindle_kernel::{
     api::Kernel,
     fake::{Call, Fault},
-    netlink::{Route as KernelRoute, RouteChange},
+    netlink::{Addr, NextHop, Route as KernelRoute, RouteChange},
 };
 use proptest::prelude::*;
 
@@ -212,6 +212,63 @@ fn a_next_hop_follows_the_hosts_own_route() {
     write(&w, RouteChange::Add(nearer));
     s.settle();
     assert!(s.table().iter().any(|r| r.starts_with("192.168.3.0/26 via 10.0.1.253")), "{:?}", s.table());
+}
+
+#[test]
+fn a_next_hop_behind_a_gateway_on_no_subnet_is_reached_as_the_host_does() {
+    let w = world();
+    let eth0 = w.link("eth0").unwrap().index;
+    let default = w.routes().into_iter().find(|r| r.dst.prefix_len() == 0).unwrap();
+    write(&w, RouteChange::Delete(default));
+    w.other().del_addr(eth0, "10.0.1.1/24".parse().unwrap()).unwrap();
+    w.other().add_addr(&Addr::new(eth0, "10.0.1.1/32".parse().unwrap())).unwrap();
+    let onlink = KernelRoute::new("0.0.0.0/0".parse().unwrap()).via(ip("10.77.9.9"), Some(eth0), true);
+    write(&w, RouteChange::Add(onlink));
+    let s = settled(&w);
+    let route = w.routes().into_iter().find(|r| r.dst.to_string() == "192.168.3.0/26").unwrap();
+    assert_eq!((route.hops[0].gateway, route.hops[0].onlink), (Some(ip("10.77.9.9")), true));
+    assert!(s.report().routes.failed.is_empty(), "{:?}", s.report().routes);
+}
+
+#[test]
+fn a_next_hop_behind_several_gateways_is_reached_by_those_that_live() {
+    let w = pod_world();
+    let eth0 = w.link("eth0").unwrap().index;
+    let eth1 = w.add_device("eth1", true);
+    w.other().add_addr(&Addr::new(eth1, "10.1.1.1/24".parse().unwrap())).unwrap();
+    let hop = |gw: &str, dev, weight| NextHop {
+        gateway: Some(ip(gw)),
+        dev: Some(dev),
+        onlink: false,
+        weight,
+        dead: false,
+    };
+    let mut both = KernelRoute::new("10.9.0.0/16".parse().unwrap());
+    both.hops = vec![hop("10.0.1.253", eth0, 1), hop("10.1.1.254", eth1, 3)];
+    write(&w, RouteChange::Add(both.clone()));
+    let mut s = settled(&w);
+    let ways = |s: &Sim, dst: &str| -> Vec<(String, u16)> {
+        let r = s.world.routes().into_iter().find(|r| r.dst.to_string() == dst).unwrap();
+        r.hops.iter().map(|h| (h.gateway.unwrap().to_string(), h.weight)).collect()
+    };
+    let way = |gw: &str, weight| (gw.to_owned(), weight);
+    assert_eq!(ways(&s, "192.168.3.0/26"), [way("10.0.1.253", 1), way("10.1.1.254", 3)]);
+    assert!(s.report().encap.paths[1].why.contains("behind 10.0.1.253 and 1 more"), "{:?}", s.report().encap);
+
+    // A next hop of its own beside it has as much as both.
+    s.fib(&[("192.168.4.0/26", &["10.0.1.2", "10.9.9.9"])], true);
+    s.settle();
+    let shares = ways(&s, "192.168.4.0/26");
+    assert_eq!(shares, [way("10.0.1.2", 4), way("10.0.1.253", 1), way("10.1.1.254", 3)]);
+
+    both.hops[0].dead = true;
+    write(&w, RouteChange::Replace(both.clone()));
+    s.settle();
+    assert_eq!(ways(&s, "192.168.3.0/26"), [way("10.1.1.254", 1)]);
+    both.hops[1].dead = true;
+    write(&w, RouteChange::Replace(both));
+    s.settle();
+    assert!(!s.table().iter().any(|r| r.starts_with("192.168.3.0/26")), "{:?}", s.table());
 }
 
 #[test]
