@@ -43,6 +43,8 @@ pub struct Plan {
 #[derive(Clone, Copy)]
 pub struct PlanCx<'a> {
     pub owner: &'a Ownership,
+    /// Further entries of a key, which IPv6 has: those in `actual` are ours where one of them is.
+    pub beside: &'a BTreeMap<RouteKey, Vec<Route>>,
     /// Before bgpd has said that its best paths are complete, learned routes found in the kernel stay: they are what an
     /// earlier agent was told, and forward.
     pub fib_in_sync: bool,
@@ -65,7 +67,7 @@ impl Plan {
         }
         for (key, have) in actual {
             if !desired.contains_key(key) {
-                plan.unwanted(have, cx);
+                plan.unwanted(key, have, cx);
             }
         }
         plan
@@ -88,7 +90,7 @@ impl Plan {
         }
         for key in keys {
             if let (None, Some(have)) = (desired.get(key), actual.get(key)) {
-                plan.unwanted(have, cx);
+                plan.unwanted(key, have, cx);
             }
         }
         plan
@@ -109,23 +111,41 @@ impl Plan {
             self.held.push(Held { route: want.clone(), why, foreign: false });
             return;
         }
-        match have {
-            Some(have) if have == want => {}
-            Some(have) if cx.owner.owns(have) => {
+        match (have, cx.beside.get(&want.key())) {
+            (Some(have), Some(beside)) => self.want_among(have, beside, want, cx),
+            (Some(have), None) if have == want => {}
+            (Some(have), None) if cx.owner.owns(have) => {
                 self.steps.push(Step::Replace { old: have.clone(), new: want.clone() });
             }
-            Some(have) => self.held.push(Held {
-                route: want.clone(),
-                why: format!(
-                    "somebody else's route is in its place ({have}); remove it or change its metric"
-                ),
-                foreign: true,
-            }),
-            None => self.steps.push(Step::Add(want.clone())),
+            (Some(have), None) => self.hold(want, have),
+            (None, _) => self.steps.push(Step::Add(want.clone())),
         }
     }
 
-    fn unwanted(&mut self, have: &Route, cx: &PlanCx<'_>) {
+    /// Of several entries of one key, which IPv6 has, the kernel would choose itself whom a replacement hits, perhaps
+    /// somebody else's. Ours that are not as wanted go; what is wanted follows if nobody else has the place then.
+    fn want_among(&mut self, have: &Route, beside: &[Route], want: &Route, cx: &PlanCx<'_>) {
+        let all = || std::iter::once(have).chain(beside);
+        let stale = all().filter(|r| cx.owner.owns(r) && *r != want);
+        self.steps.extend(stale.cloned().map(Step::Delete));
+        if all().all(|r| r != want)
+            && let Some(theirs) = all().find(|r| !cx.owner.owns(r))
+        {
+            self.hold(want, theirs);
+        }
+    }
+
+    fn hold(&mut self, want: &Route, theirs: &Route) {
+        let why = format!("somebody else's route is in its place ({theirs}); remove it or change its metric");
+        self.held.push(Held { route: want.clone(), why, foreign: true });
+    }
+
+    fn unwanted(&mut self, key: &RouteKey, have: &Route, cx: &PlanCx<'_>) {
+        let beside = cx.beside.get(key).into_iter().flatten();
+        std::iter::once(have).chain(beside).for_each(|r| self.unwanted_one(r, cx));
+    }
+
+    fn unwanted_one(&mut self, have: &Route, cx: &PlanCx<'_>) {
         if !cx.owner.owns(have) {
             return;
         }

@@ -305,7 +305,7 @@ fn a_multipath_route_that_gains_or_loses_a_hop_is_replaced_in_place() {
     i.set_fib(prefix, vec!["10.0.2.4".parse().unwrap()]);
     let after = desired(&i);
     let owner = ownership(&i);
-    let cx = PlanCx { owner: &owner, fib_in_sync: true, grace: &|_| false };
+    let cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync: true, grace: &|_| false };
     let there = Plan::new(&before.routes, &after.routes, &host(), &cx);
     let back = Plan::new(&after.routes, &before.routes, &host(), &cx);
     insta::assert_snapshot!(format!("{there}{back}"));
@@ -368,7 +368,7 @@ proptest! {
         let mut actual = table(actual);
         let wanted = table(wanted.into_iter().filter(|r| owner.owns(r)).collect());
         let foreign: Vec<_> = actual.values().filter(|r| !owner.owns(r)).cloned().collect();
-        let cx = PlanCx { owner: &owner, fib_in_sync, grace: &|_| false };
+        let cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync, grace: &|_| false };
         let host = host();
         let plan = Plan::new(&actual, &wanted, &host, &cx);
         apply(&mut actual, &plan);
@@ -390,7 +390,7 @@ proptest! {
 fn the_same_state_plans_nothing() {
     let d = desired(&inputs(EncapMode::CrossSubnet));
     let owner = ownership(&inputs(EncapMode::CrossSubnet));
-    let cx = PlanCx { owner: &owner, fib_in_sync: true, grace: &|_| false };
+    let cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync: true, grace: &|_| false };
     assert_eq!(Plan::new(&d.routes, &d.routes, &host(), &cx), Plan::default());
 }
 
@@ -464,7 +464,7 @@ fn a_plan_reads_like_a_list_of_what_will_happen() {
     ]);
     let i = inputs(EncapMode::CrossSubnet);
     let owner = ownership(&i);
-    let mut cx = PlanCx { owner: &owner, fib_in_sync: true, grace: &|_| false };
+    let mut cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync: true, grace: &|_| false };
     let plan = Plan::new(&actual, &desired(&i).routes, &host(), &cx);
     assert_eq!(
         plan.to_string(),
@@ -478,4 +478,37 @@ fn a_plan_reads_like_a_list_of_what_will_happen() {
     cx.fib_in_sync = false;
     let plan = Plan::new(&actual, &desired(&i).routes, &host(), &cx);
     assert!(plan.to_string().ends_with("= 1 kept for now\n"), "{plan}");
+}
+
+#[test]
+fn of_several_entries_of_one_place_ours_go_and_others_stay() {
+    let i = inputs(EncapMode::Never);
+    let owner = ownership(&i);
+    let six = |protocol, gw: &str| Route {
+        dst: "2001:db8:2::/64".parse().unwrap(),
+        metric: 1024,
+        protocol,
+        target: Target::Via(vec![Hop::new(gw.parse().unwrap(), "eth0".into(), true)]),
+    };
+    let (ours, old, theirs) = (six(80, "fe80::2"), six(80, "fe80::3"), six(9, "fe80::9"));
+    let plan = |have: &[&Route], want: &[&Route]| {
+        let of = |all: &[&Route]| table(all.iter().map(|r| (*r).clone()).collect());
+        let beside: BTreeMap<_, _> = match have {
+            [first, more @ ..] if !more.is_empty() => {
+                BTreeMap::from([(first.key(), more.iter().map(|r| (*r).clone()).collect())])
+            }
+            _ => BTreeMap::new(),
+        };
+        let cx = PlanCx { owner: &owner, beside: &beside, fib_in_sync: true, grace: &|_| false };
+        Plan::new(&of(&have[..have.len().min(1)]), &of(want), &host(), &cx)
+    };
+    assert_eq!(plan(&[&ours, &theirs], &[]).steps, [Step::Delete(ours.clone())]);
+    assert_eq!(plan(&[&ours, &old, &theirs], &[]).steps.len(), 2);
+    assert_eq!(plan(&[&ours, &theirs], &[&ours]), Plan::default(), "it is there");
+    assert_eq!(plan(&[&old, &ours], &[&ours]).steps, [Step::Delete(old.clone())]);
+    let there = plan(&[&old, &theirs], &[&ours]);
+    assert_eq!(there.steps, [Step::Delete(old.clone())], "a replacement might hit theirs");
+    assert!(there.held.len() == 1 && there.held[0].why.contains("fe80::9"), "{there}");
+    let alone = plan(&[&theirs], &[&ours]);
+    assert!(alone.is_empty() && alone.held.len() == 1, "no attempt that the kernel would refuse");
 }

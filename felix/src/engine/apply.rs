@@ -187,7 +187,8 @@ impl Engine {
             self.owner.is_pod(dev)
                 && self.view.first_seen(dev).is_some_and(|t| now.saturating_duration_since(t) < GRACE)
         };
-        let cx = PlanCx { owner: &self.owner, fib_in_sync: self.fib_in_sync, grace: &young };
+        let (owner, beside) = (&self.owner, &self.view.beside);
+        let cx = PlanCx { owner, beside, fib_in_sync: self.fib_in_sync, grace: &young };
         let (actual, wanted, host) = (&self.view.actual, &self.wanted.routes, &self.view.host);
         let plan = if dirty.compare {
             self.held.clear();
@@ -201,7 +202,28 @@ impl Engine {
             self.recheck_at.get_or_insert(now + GRACE);
         }
         self.settle_failed(dirty, &plan.steps);
+        let (wanted, beside) = (&self.wanted.routes, &self.view.beside);
+        let freed: BTreeSet<RouteKey> = match beside.is_empty() {
+            true => BTreeSet::new(),
+            false => plan
+                .steps
+                .iter()
+                .map(key)
+                .filter(|k| wanted.contains_key(k) && beside.contains_key(k))
+                .collect(),
+        };
         self.write(plan.steps, dirty.fresh, now);
+        self.fill(&freed, now);
+    }
+
+    /// Writes what is wanted in the place of several entries, once those of ours that were wrong are gone.
+    fn fill(&mut self, freed: &BTreeSet<RouteKey>, now: Instant) {
+        let (actual, wanted) = (&self.view.actual, &self.wanted.routes);
+        let free = freed.iter().filter(|k| !actual.contains_key(k));
+        let steps: Vec<Step> = free.filter_map(|k| wanted.get(k).cloned().map(Step::Add)).collect();
+        if !steps.is_empty() {
+            self.write(steps, false, now);
+        }
     }
 
     /// Forgets the failures of entries that need no write any more: they are right, held (which is said in its place, and
@@ -287,7 +309,7 @@ impl Engine {
                 }
                 Step::Delete(r) => {
                     deleted += 1;
-                    self.view.remove_route(r.key(), &self.owner, &mut own);
+                    self.view.remove_route(r, &self.owner, &mut own);
                 }
             }
         }

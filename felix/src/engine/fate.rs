@@ -22,8 +22,7 @@ impl Engine {
             return vec![fact(false, what.into())];
         }
         let mut out = Vec::new();
-        let entries = (prefix, 0)..=(prefix, u32::MAX);
-        let wanted = self.wanted.routes.range(entries.clone()).next();
+        let wanted = self.wanted.routes.range((prefix, 0)..=(prefix, u32::MAX)).next();
         match wanted {
             Some((key, want)) => {
                 let there = self.view.actual.get(key);
@@ -43,8 +42,7 @@ impl Engine {
                 });
             }
             None => {
-                let left = self.view.actual.range(entries).map(|(_, r)| r);
-                for r in left.filter(|r| self.owner.owns(r)) {
+                for r in self.view.entries(prefix).filter(|r| self.owner.owns(r)) {
                     let until =
                         if self.fib_in_sync { "it is removed" } else { "it stays until routes are in sync" };
                     out.push(fact(false, format!("in the kernel, from before: {r}; {until}")));
@@ -58,8 +56,7 @@ impl Engine {
 
     /// Other people's entries for the prefix that the kernel takes before ours, or in the absence of ours.
     fn shadows(&self, prefix: IpNet, wanted: Option<&Route>) -> impl Iterator<Item = String> {
-        let others = self.view.actual.range((prefix, 0)..=(prefix, u32::MAX)).map(|(_, r)| r);
-        others.filter(|r| !self.owner.owns(r)).filter_map(move |r| match wanted {
+        self.view.entries(prefix).filter(|r| !self.owner.owns(r)).filter_map(move |r| match wanted {
             Some(w) => (r.metric < w.metric).then(|| {
                 format!(
                     "shadowed: somebody else's {r} comes first (metric {} before {}); remove it: ip route del {}",

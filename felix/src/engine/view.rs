@@ -44,8 +44,10 @@ pub(crate) struct View {
     pub(crate) links: BTreeMap<u32, Link>,
     pub(crate) addrs: BTreeSet<Addr>,
     pub(crate) names: Names,
-    /// The main table.
+    /// The main table: of each key the entry that counts, which is ours where there is one of ours.
     pub(crate) actual: BTreeMap<RouteKey, Route>,
+    /// The other entries of a key. IPv6 has several: a router advertisement's stands beside ours of the same metric.
+    pub(crate) beside: BTreeMap<RouteKey, Vec<Route>>,
     pub(crate) host: HostView,
     /// When a device was first seen, by index.
     seen: BTreeMap<u32, Instant>,
@@ -93,10 +95,37 @@ impl View {
     ) -> Result<(), NetlinkError> {
         self.read_links(kernel, now)?;
         let routes = kernel.routes(&RouteFilter::main())?;
-        let all = routes.iter().filter_map(|r| self.route(r, owner));
-        self.actual = all.map(|r| (r.key(), r)).collect();
-        self.host.set_all_foreign(self.actual.values().filter(|r| !owner.owns(r)));
+        (self.actual, self.beside) = (BTreeMap::new(), BTreeMap::new());
+        for r in &routes {
+            if let Some(r) = self.route(r, owner) {
+                self.put(r, owner);
+            }
+        }
+        let all = self.actual.values().chain(self.beside.values().flatten());
+        self.host.set_all_foreign(all.filter(|r| !owner.owns(r)));
         Ok(())
+    }
+
+    /// Takes one entry of a reading.
+    fn put(&mut self, mut r: Route, owner: &Ownership) {
+        let key = r.key();
+        match self.actual.get_mut(&key) {
+            None => drop(self.actual.insert(key, r)),
+            Some(have) if *have == r => {}
+            Some(have) => {
+                if owner.owns(&r) && !owner.owns(have) {
+                    std::mem::swap(have, &mut r);
+                }
+                self.beside.entry(key).or_default().push(r);
+            }
+        }
+    }
+
+    /// Every entry for a prefix.
+    pub(crate) fn entries(&self, prefix: IpNet) -> impl Iterator<Item = &Route> {
+        let range = (prefix, 0)..=(prefix, u32::MAX);
+        let beside = self.beside.range(range.clone()).flat_map(|(_, all)| all);
+        self.actual.range(range).map(|(_, r)| r).chain(beside)
     }
 
     /// A route as felix-core sees it; none for other tables.
@@ -175,23 +204,59 @@ impl View {
             }
             Event::Route(r) => {
                 if let Some(r) = self.route(r, owner) {
-                    news.by_others.insert(r.key());
-                    self.set_route(r, owner, news);
+                    self.appeared(r, owner, news);
                 }
             }
             Event::RouteGone(r) => {
                 let Some(r) = self.route(r, owner) else { return };
-                match self.actual.get(&r.key()) {
-                    Some(have) if have.target == r.target && have.protocol == r.protocol => {
-                        news.by_others.insert(r.key());
-                        self.remove_route(r.key(), owner, news);
-                    }
+                let taken = self.actual.contains_key(&r.key());
+                if self.remove_route(&r, owner, news) {
+                    news.by_others.insert(r.key());
+                } else {
                     // The end of something that is not what we believe to be there.
-                    Some(_) => news.resync = true,
-                    None => {}
+                    news.resync |= taken;
                 }
             }
         }
+    }
+
+    /// An entry somebody made.
+    fn appeared(&mut self, r: Route, owner: &Ownership, news: &mut News) {
+        let key = r.key();
+        if self.found(r, owner, news) {
+            news.by_others.insert(key);
+        }
+    }
+
+    /// An entry that is there: in the place of what was there or, in IPv6, beside it, which no event says. Where one of ours
+    /// is concerned all is read again. True: the entry as it is known now was changed.
+    fn found(&mut self, r: Route, owner: &Ownership, news: &mut News) -> bool {
+        let key = r.key();
+        let Some(have) = self.actual.get(&key).filter(|have| **have != r && key.0.addr().is_ipv6()) else {
+            self.set_route(r, owner, news);
+            return true;
+        };
+        if self.beside.get(&key).is_some_and(|all| all.contains(&r)) {
+            return false;
+        }
+        match (owner.owns(have), owner.owns(&r)) {
+            (false, false) => {
+                // Every device has a connected route to fe80::/64.
+                let devices = (&have.target, &r.target);
+                if matches!(devices, (Target::Device(a), Target::Device(b)) if a != b) {
+                    self.put(r, owner);
+                    self.foreign_changed(key.0, owner, news);
+                    return false;
+                }
+            }
+            (true, true) => news.resync = true,
+            _ => {
+                news.resync = true;
+                return false;
+            }
+        }
+        self.set_route(r, owner, news);
+        true
     }
 
     fn link(&mut self, l: &Link, now: Instant, news: &mut News) {
@@ -237,16 +302,17 @@ impl View {
 
     /// A device is gone for good, and its routes with it. Of a route with several ways others may be left.
     fn vanish(&mut self, name: &str, owner: &Ownership, news: &mut News) {
-        for key in self.through(name) {
-            match self.actual.get(&key).map(|r| &r.target) {
-                Some(Target::Via(hops)) if hops.len() > 1 => news.resync = true,
-                _ => self.remove_route(key, owner, news),
+        for r in self.through(name) {
+            match &r.target {
+                Target::Via(hops) if hops.len() > 1 => news.resync = true,
+                _ => drop(self.remove_route(&r, owner, news)),
             }
         }
     }
 
-    fn through(&self, name: &str) -> Vec<RouteKey> {
-        self.actual.values().filter(|r| r.devices().any(|d| d == name)).map(Route::key).collect()
+    fn through(&self, name: &str) -> Vec<Route> {
+        let all = self.actual.values().chain(self.beside.values().flatten());
+        all.filter(|r| r.devices().any(|d| d == name)).cloned().collect()
     }
 
     /// Reads which routes go through a device.
@@ -259,15 +325,14 @@ impl View {
     ) -> Result<(), NetlinkError> {
         let Some(name) = self.names.name(index).cloned() else { return Ok(()) };
         let there = kernel.routes(&RouteFilter { dev: Some(index), ..RouteFilter::main() })?;
-        let there: BTreeMap<RouteKey, Route> =
-            there.iter().filter_map(|r| self.route(r, owner)).map(|r| (r.key(), r)).collect();
-        for key in self.through(&name) {
-            if !there.contains_key(&key) {
-                self.remove_route(key, owner, news);
+        let there: BTreeSet<Route> = there.iter().filter_map(|r| self.route(r, owner)).collect();
+        for r in self.through(&name) {
+            if !there.contains(&r) {
+                self.remove_route(&r, owner, news);
             }
         }
-        for r in there.into_values() {
-            self.set_route(r, owner, news);
+        for r in there {
+            self.found(r, owner, news);
         }
         Ok(())
     }
@@ -285,18 +350,28 @@ impl View {
         }
     }
 
-    /// An entry that is gone.
-    pub(crate) fn remove_route(&mut self, key: RouteKey, owner: &Ownership, news: &mut News) {
-        if let Some(old) = self.actual.remove(&key) {
+    /// An entry that is gone; whether it was known.
+    pub(crate) fn remove_route(&mut self, gone: &Route, owner: &Ownership, news: &mut News) -> bool {
+        let key = gone.key();
+        let same = |r: &Route| r.target == gone.target && r.protocol == gone.protocol;
+        let beside = self.beside.remove(&key).unwrap_or_default();
+        let mut all: Vec<Route> = self.actual.remove(&key).into_iter().chain(beside).collect();
+        let at = all.iter().position(same);
+        let known = at.map(|i| all.remove(i));
+        for r in all {
+            self.put(r, owner);
+        }
+        if let Some(old) = &known {
             news.keys.insert(key);
-            if !owner.owns(&old) {
+            if !owner.owns(old) {
                 self.foreign_changed(key.0, owner, news);
             }
         }
+        known.is_some()
     }
 
     fn foreign_changed(&mut self, dst: IpNet, owner: &Ownership, news: &mut News) {
-        let best = self.actual.range((dst, 0)..=(dst, u32::MAX)).map(|(_, r)| r).find(|r| !owner.owns(r));
+        let best = self.entries(dst).filter(|r| !owner.owns(r)).min_by_key(|r| r.metric);
         self.host.set_foreign(dst, best.cloned());
         news.host = true;
     }

@@ -138,6 +138,11 @@ impl World {
         })
     }
 
+    /// The kernel puts an IPv6 route beside what is there, as a router advertisement has it do.
+    pub fn advertise(&self, route: &Route) {
+        self.0.change(0, |m| m.advertise(route));
+    }
+
     /// All routes, in order.
     pub fn routes(&self) -> Vec<Route> {
         lock(&self.0.model).routes().cloned().collect()

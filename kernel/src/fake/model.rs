@@ -14,8 +14,8 @@ use nix::libc::{
 use super::fault::Script;
 use crate::netlink::{Addr, Event, Link, Neigh, Route, RouteChange, RouteKind, TABLE_MAIN, proto, scope};
 
-/// The entry a route occupies: table, destination, tos, metric.
-type Slot = (u32, IpNet, u8, u32);
+/// The entry a route occupies: table, destination, tos, metric, and its number among several, which IPv6 has.
+type Slot = (u32, IpNet, u8, u32, u32);
 
 /// Errno, positive.
 type Res = Result<(), i32>;
@@ -45,7 +45,7 @@ fn metric_of(r: &Route) -> u32 {
 }
 
 fn slot(r: &Route) -> Slot {
-    (r.table, r.dst, r.tos, metric_of(r))
+    (r.table, r.dst, r.tos, metric_of(r), 0)
 }
 
 fn nowhere(kind: RouteKind) -> bool {
@@ -210,7 +210,7 @@ impl Model {
     pub(super) fn change(&mut self, change: &RouteChange) -> Res {
         match change {
             RouteChange::Add(r) => {
-                if self.routes.contains_key(&slot(r)) {
+                if self.first(r).is_some() {
                     return Err(EEXIST);
                 }
                 self.put(r)
@@ -220,6 +220,22 @@ impl Model {
         }?;
         self.route_writes += 1;
         Ok(())
+    }
+
+    /// The first entry in the place of a route.
+    fn first(&self, r: &Route) -> Option<Slot> {
+        let first = slot(r);
+        self.routes.range(first..=(first.0, first.1, first.2, first.3, u32::MAX)).next().map(|(k, _)| *k)
+    }
+
+    /// The kernel itself puts an IPv6 route beside what is there (a router advertisement).
+    pub(super) fn advertise(&mut self, r: &Route) {
+        let mut at = slot(r);
+        while self.routes.contains_key(&at) {
+            at.4 += 1;
+        }
+        self.happened.push(Event::Route(r.clone()));
+        self.routes.insert(at, r.clone());
     }
 
     fn put(&mut self, r: &Route) -> Res {
@@ -252,7 +268,7 @@ impl Model {
             }
         }
         self.happened.push(Event::Route(r.clone()));
-        self.routes.insert(slot(&r), r);
+        self.routes.insert(self.first(&r).unwrap_or_else(|| slot(&r)), r);
         Ok(())
     }
 

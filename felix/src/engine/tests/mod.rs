@@ -1,5 +1,6 @@
 //! The engine on the modelled kernel, step by step, with a clock of the test's own.
 
+mod beside;
 mod converge;
 mod fate;
 mod faults;
