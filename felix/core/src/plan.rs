@@ -29,6 +29,12 @@ pub struct Held {
     pub foreign: bool,
 }
 
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.route, self.why)
+    }
+}
+
 /// What to write. Additions and replacements come first, deletions last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {

@@ -495,6 +495,9 @@ impl Engine {
             }
             self.parts_failed.hasten(&Part::Device(Dev::clone(&dev)), now);
             if self.owner.is_pod(&dev) {
+                // What the pod announces waits for its device as well.
+                let waiting = self.held.iter().filter(|(_, h)| h.route.devices().any(|d| *d == *dev));
+                self.dirty.keys.extend(waiting.map(|(k, _)| *k));
                 let of_dev = self.wanted.endpoints.values().filter(|e| e.dev == dev);
                 for net in of_dev.flat_map(|e| &e.addresses).map(IpNet::trunc) {
                     let keys = self.wanted.routes.range((net, 0)..=(net, u32::MAX)).map(|(k, _)| *k);

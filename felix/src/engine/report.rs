@@ -7,7 +7,11 @@ use std::{
 };
 
 use brindle_config_core::status::EncapStatus;
-use brindle_felix_core::desire::{Endpoint, paths};
+use brindle_felix_core::{
+    desire::{Endpoint, paths},
+    plan::Held,
+    route::Target,
+};
 
 use super::{Engine, FRESH_PATHS};
 
@@ -27,20 +31,30 @@ impl Engine {
                 Some(why) => drop(waiting.insert(key.clone(), why)),
             }
         }
-        let blocked = self.held.values().filter(|h| h.foreign);
-        let failed: Vec<String> = (self.routes_failed.errors().chain(self.parts_failed.errors()))
-            .map(str::to_owned)
-            .chain(blocked.map(|h| format!("{}: {}", h.route, h.why)))
-            .collect();
-        self.status.in_sync = self.fib_in_sync && failed.is_empty();
+        // A pod without its route is this node's failure. Another route somebody else has in the place of ours is the administrator's
+        // business, and one that waits for its device follows by itself; endpoints say that of theirs.
+        let pods = |h: &&Held| matches!(h.route.target, Target::Device(_));
+        let (mut failed, mut held) = (Vec::new(), Vec::new());
+        failed.extend(self.routes_failed.errors().chain(self.parts_failed.errors()).map(str::to_owned));
+        failed.extend(self.held.values().filter(|h| pods(h) && h.foreign).map(ToString::to_string));
+        held.extend(self.held.values().filter(|h| !pods(h)).take(SHOWN).map(ToString::to_string));
+        let waits = self.held.values().any(|h| !pods(&h) && !h.foreign);
+        self.status.in_sync = self.fib_in_sync && failed.is_empty() && !waits;
         self.status.desired = self.wanted.routes.len();
         self.status.failed = failed.iter().take(SHOWN).cloned().collect();
         let problems: Vec<String> =
             self.wanted.problems().map(str::to_owned).chain(failed).take(10 * SHOWN).collect();
         let (device, why) = self.tunnel.describe();
         let refused = self.tunnel.refused(!self.asked.is_empty());
-        let warnings: Vec<String> =
-            self.wanted.warnings.iter().cloned().chain(self.tunnel.unfiltered()).take(SHOWN).collect();
+        let warnings: Vec<String> = self
+            .wanted
+            .warnings
+            .iter()
+            .cloned()
+            .chain(self.tunnel.unfiltered())
+            .chain(held)
+            .take(SHOWN)
+            .collect();
         self.report.send_if_modified(|r| {
             let mut changed = false;
             let mut set = |differs: bool| changed |= differs;

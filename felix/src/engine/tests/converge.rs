@@ -196,12 +196,44 @@ fn a_foreign_route_in_the_way_is_named_and_spared() {
         .with_metric(1024);
     write(&w, RouteChange::Add(theirs.clone()));
     let mut s = settled(&w);
-    let failed = s.report().routes.failed;
-    assert!(failed[0].contains("somebody else's route is in its place"), "{failed:?}");
-    assert!(!s.report().routes.in_sync);
+    let r = s.report();
+    assert!(r.warnings[0].contains("somebody else's route is in its place"), "{r:?}");
+    assert!(r.routes.in_sync && r.routes.failed.is_empty() && r.problems.is_empty(), "{r:?}");
     write(&w, RouteChange::Delete(w.routes().into_iter().find(|r| r.protocol == 4).unwrap()));
     s.settle();
     assert_eq!(s.table(), SETTLED);
+}
+
+#[test]
+fn a_foreign_route_in_the_place_of_a_pods_is_a_failure() {
+    let w = pod_world();
+    let theirs = KernelRoute::new("192.168.1.5/32".parse().unwrap())
+        .via(ip("10.0.1.99"), None, false)
+        .with_protocol(4)
+        .with_metric(1024);
+    write(&w, RouteChange::Add(theirs));
+    let s = settled(&w);
+    let r = s.report();
+    assert!(r.routes.failed[0].contains("somebody else's route is in its place"), "{r:?}");
+    assert!(!r.routes.in_sync && r.ready.is_empty() && r.warnings.is_empty(), "{r:?}");
+}
+
+#[test]
+fn a_learned_route_that_waits_for_a_device_is_named() {
+    let w = pod_world();
+    let mut s = settled(&w);
+    s.store([pod("b", "cali00000000002", "192.168.1.6/32")]);
+    s.fib(&[("192.168.4.0/26", &["192.168.1.6"])], true);
+    s.settle();
+    let r = s.report();
+    assert!(
+        r.warnings[0].contains("192.168.4.0/26") && r.warnings[0].contains("waiting for device"),
+        "{r:?}"
+    );
+    assert!(!r.routes.in_sync && r.routes.failed.is_empty() && r.problems.is_empty(), "{r:?}");
+    w.add_device("cali00000000002", true);
+    s.settle();
+    assert!(s.report().routes.in_sync && s.report().warnings.is_empty(), "{:?}", s.report());
 }
 
 #[test]
