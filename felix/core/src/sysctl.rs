@@ -7,10 +7,12 @@ use ipnet::IpNet;
 pub struct Setting {
     pub path: String,
     pub value: &'static str,
+    /// A kernel without this parameter lacks nothing.
+    pub optional: bool,
 }
 
 fn set(path: String, value: &'static str) -> Setting {
-    Setting { path, value }
+    Setting { path, value, optional: false }
 }
 
 /// The host's settings.
@@ -36,9 +38,13 @@ pub fn device(dev: &str, addresses: &[IpNet], spoofs: bool) -> Vec<Setting> {
             set(format!("net/ipv4/conf/{dev}/rp_filter"), if spoofs { "0" } else { "1" }),
         ]);
     }
-    if addresses.iter().any(|a| a.addr().is_ipv6()) {
+    // A pod without IPv6 can send it all the same: no advertisement or redirect of its moves the host's routes.
+    let six = addresses.iter().any(|a| a.addr().is_ipv6());
+    for deaf in ["accept_ra", "accept_redirects"] {
+        all.push(Setting { optional: !six, ..set(format!("net/ipv6/conf/{dev}/{deaf}"), "0") });
+    }
+    if six {
         all.extend([
-            set(format!("net/ipv6/conf/{dev}/accept_ra"), "0"),
             set(format!("net/ipv6/conf/{dev}/proxy_ndp"), "1"),
             set(format!("net/ipv6/conf/{dev}/forwarding"), "1"),
         ]);
@@ -56,6 +62,18 @@ mod tests {
             let all = device("cali1", &["10.0.0.1/32".parse().expect("a prefix")], spoofs);
             let found = all.iter().find(|s| s.path == "net/ipv4/conf/cali1/rp_filter").map(|s| s.value);
             assert_eq!(found, Some(value));
+        }
+    }
+
+    #[test]
+    fn whatever_a_pod_has_the_host_is_deaf_to_its_advertisements_and_redirects() {
+        for (address, optional) in [("10.0.0.1/32", true), ("2001:db8::1/128", false)] {
+            let all = device("cali1", &[address.parse().expect("a prefix")], false);
+            for deaf in ["accept_ra", "accept_redirects"] {
+                let path = format!("net/ipv6/conf/cali1/{deaf}");
+                let found = all.iter().find(|s| s.path == path).map(|s| (s.value, s.optional));
+                assert_eq!(found, Some(("0", optional)), "{address} {deaf}");
+            }
         }
     }
 }

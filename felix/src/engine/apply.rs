@@ -178,7 +178,10 @@ impl Engine {
     }
 
     fn ensure(&mut self, settings: &[Setting]) -> Result<(), SysctlError> {
-        settings.iter().try_for_each(|s| self.kernel.ensure_sysctl(&s.path, s.value).map(drop))
+        settings.iter().try_for_each(|s| match self.kernel.ensure_sysctl(&s.path, s.value) {
+            Err(e) if s.optional && e.is_not_found() => Ok(()),
+            done => done.map(drop),
+        })
     }
 
     /// Compares, plans and writes routes.

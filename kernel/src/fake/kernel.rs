@@ -127,6 +127,11 @@ impl World {
         lock(&self.0.model).kinds.insert(kind.to_owned());
     }
 
+    /// From now on it is a kernel without IPv6, as far as parameters show it.
+    pub fn without_ipv6(&self) {
+        lock(&self.0.model).without_ipv6 = true;
+    }
+
     /// A new device of kind veth, up or down; its index.
     pub fn add_device(&self, name: &str, up: bool) -> u32 {
         self.0.change(0, |m| {

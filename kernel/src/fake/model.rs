@@ -27,6 +27,8 @@ pub(super) struct Model {
     routes: BTreeMap<Slot, Route>,
     pub(super) neighs: BTreeMap<(u32, IpAddr), Neigh>,
     sysctls: BTreeMap<String, String>,
+    /// A kernel started without IPv6: its parameters are not there.
+    pub(super) without_ipv6: bool,
     /// Device kinds `add_link` knows.
     pub(super) kinds: BTreeSet<String>,
     pub(super) script: Script,
@@ -311,7 +313,7 @@ impl Model {
     pub(super) fn sysctl(&self, key: &str) -> Result<String, i32> {
         let mut parts = key.splitn(5, '/');
         let (net, family, group, dev) = (parts.next(), parts.next(), parts.next(), parts.next());
-        if net != Some("net") || family.is_none() {
+        if net != Some("net") || family.is_none() || (family == Some("ipv6") && self.without_ipv6) {
             return Err(ENOENT);
         }
         if let (Some("conf" | "neigh"), Some(dev)) = (group, dev)

@@ -53,6 +53,23 @@ fn a_node_comes_up_and_says_so() {
 }
 
 #[test]
+fn the_host_is_deaf_to_router_advertisements_of_a_pod_without_ipv6() {
+    let w = pod_world();
+    let keys = ["accept_ra", "accept_redirects"].map(|k| format!("net/ipv6/conf/{POD_DEV}/{k}"));
+    for k in &keys {
+        w.other().ensure_sysctl(k, "1").unwrap();
+    }
+    let s = settled(&w);
+    assert_eq!(keys.map(|k| w.sysctl(&k).unwrap()), ["0", "0"]);
+    assert_eq!(s.report().ready.len(), 1);
+
+    let w = pod_world();
+    w.without_ipv6();
+    let s = settled(&w);
+    assert_eq!(s.report().ready.len(), 1, "{:?}", s.report());
+}
+
+#[test]
 fn a_restart_with_unchanged_state_writes_nothing() {
     let w = pod_world();
     drop(settled(&w));
