@@ -17,7 +17,7 @@ use regex_lite::Regex;
 use crate::{
     conflicts::conflicts,
     floating,
-    host::HostView,
+    host::{HostView, Link},
     inputs::Inputs,
     ipip::table::Ends,
     owner::Ownership,
@@ -28,8 +28,10 @@ use crate::{
 
 /// Octets of an outer IPv4 header.
 pub const IPIP_OVERHEAD: u32 = 20;
-/// MTU assumed when no device carries the node's address (Calico's fallback).
+/// MTU assumed when no device shows that of the underlay (Calico's fallback).
 const FALLBACK_MTU: u32 = 1460;
+/// Calico's default of mtuIfacePattern.
+const UNDERLAY: &str = "^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)";
 
 /// The tunnel device that should exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +130,12 @@ pub fn paths(inputs: &Inputs, host: &HostView) -> Vec<EncapPath> {
 
 fn metric(inputs: &Inputs) -> u32 {
     inputs.felix().ipv4_normal_route_priority.unwrap_or(METRIC)
+}
+
+/// The smallest MTU of devices with such names by which packets leave.
+fn smallest_mtu(host: &HostView, names: &Regex, counts: impl Fn(&Link) -> bool) -> Option<u32> {
+    let all = host.links().filter(|(n, l)| names.is_match(n) && !l.inner && counts(l));
+    all.map(|(_, l)| l.mtu).min()
 }
 
 /// Entries that are in one map and not, or differently, in the other.
@@ -231,11 +239,12 @@ impl Desired {
     }
 
     /// MTU of the underlay: of the devices mtuIfacePattern matches the smallest (as Calico), else of the device with the
-    /// node's address.
+    /// node's address. Where that is on `lo`, as in routed fabrics, the smallest of the devices that are up and named like
+    /// network cards.
     fn parent_mtu(&mut self, inputs: &Inputs, host: &HostView) -> u32 {
         if let Some(pattern) = inputs.felix().mtu_iface_pattern.filter(|p| !p.is_empty()) {
             match Regex::new(&pattern) {
-                Ok(re) => match host.links().filter(|(n, _)| re.is_match(n)).map(|(_, l)| l.mtu).min() {
+                Ok(re) => match smallest_mtu(host, &re, |_| true) {
                     Some(mtu) => return mtu,
                     None => self.warnings.push(format!(
                         "FelixConfiguration mtuIfacePattern {pattern:?} matches no interface; the MTU is that of the \
@@ -250,7 +259,9 @@ impl Desired {
         }
         let me = inputs.nodes.get(&inputs.node);
         let mine = me.into_iter().flat_map(brindle_config_core::node::NodeSpec::ips);
-        mine.filter_map(|ip| host.carrier_of(ip)).map(|(_, l)| l.mtu).min().unwrap_or(FALLBACK_MTU)
+        let carriers = mine.filter_map(|ip| host.carrier_of(ip)).map(|(_, l)| l).filter(|l| !l.inner);
+        let cards = || smallest_mtu(host, &Regex::new(UNDERLAY).ok()?, |l| l.up);
+        carriers.map(|l| l.mtu).min().or_else(cards).unwrap_or(FALLBACK_MTU)
     }
 
     /// Endpoints, and the routes to their addresses.

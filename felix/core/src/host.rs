@@ -14,6 +14,8 @@ pub struct Link {
     pub up: bool,
     /// Octets.
     pub mtu: u32,
+    /// A loopback or dummy: it may carry addresses of the host, but no packet leaves by it.
+    pub inner: bool,
     /// Addresses with the prefix length of their subnet.
     pub addresses: Vec<IpNet>,
 }
@@ -119,7 +121,9 @@ impl HostView {
 
     /// The device that carries this very address.
     pub fn carrier_of(&self, ip: IpAddr) -> Option<(&str, &Link)> {
-        self.links().find(|(_, l)| l.addresses.iter().any(|a| a.addr() == ip))
+        let with = |l: &Link| l.addresses.iter().any(|a| a.addr() == ip);
+        // On a loopback, too: the other one says more.
+        self.links().filter(|(_, l)| with(l)).min_by_key(|(_, l)| l.inner)
     }
 
     /// How `ip` is reached: the longest connected subnet, else the host's own routes.

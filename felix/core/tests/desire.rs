@@ -87,6 +87,7 @@ fn host() -> HostView {
     let link = |addresses: &[&str]| Link {
         up: true,
         mtu: 1500,
+        inner: false,
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
     };
     let links = BTreeMap::from([
@@ -320,7 +321,7 @@ fn the_underlays_mtu_is_that_of_the_matching_interfaces() {
             ..Default::default()
         }));
         let mut links: BTreeMap<_, _> = host().links().map(|(n, l)| (n.into(), l.clone())).collect();
-        links.insert("eth1".into(), Link { up: true, mtu: 1400, addresses: vec![] });
+        links.insert("eth1".into(), Link { up: true, mtu: 1400, ..Link::default() });
         desire(i, &host().with_links(links), &"tunl0".into())
     };
     assert_eq!(with(&mut i, "^eth.*").tunnel.unwrap().mtu, 1380);
@@ -330,6 +331,33 @@ fn the_underlays_mtu_is_that_of_the_matching_interfaces() {
     let bad = with(&mut i, "eth(");
     assert_eq!(bad.tunnel.unwrap().mtu, 1480);
     assert!(bad.warnings[0].contains("no regular expression"), "{:?}", bad.warnings);
+}
+
+#[test]
+fn where_the_nodes_address_is_on_lo_the_underlays_mtu_is_that_of_the_network_cards() {
+    let i = inputs(EncapMode::Never);
+    let link = |mtu, up, inner, address: Option<&str>| Link {
+        up,
+        mtu,
+        inner,
+        addresses: address.into_iter().map(|a| a.parse().unwrap()).collect(),
+    };
+    let mtu = |links: &[(&str, Link)]| {
+        let links = links.iter().map(|(n, l)| ((*n).into(), l.clone())).collect();
+        desire(&i, &HostView::new(links, []), &"tunl0".into()).pod_mtu
+    };
+    let lo = || ("lo", link(65536, true, true, Some("10.0.1.1/32")));
+    let cards = [("eth0", link(9000, true, false, None)), ("ens3", link(1500, true, false, None))];
+    let all = |more: &[(&'static str, Link)]| {
+        let all = std::iter::once(lo()).chain(cards.clone()).chain(more.iter().cloned());
+        mtu(&all.collect::<Vec<_>>())
+    };
+    assert_eq!(all(&[]), 1500);
+    assert_eq!(all(&[("enp9s0", link(1280, false, false, None))]), 1500, "one that is down does not count");
+    assert_eq!(all(&[("docker0", link(1300, true, false, None))]), 1500, "nor one with another name");
+    assert_eq!(all(&[("eth9", link(1300, true, true, None))]), 1500, "nor a dummy");
+    assert_eq!(all(&[("vlan7", link(1400, true, false, Some("10.0.1.1/32")))]), 1400, "on a device, too");
+    assert_eq!(mtu(&[lo()]), 1460);
 }
 
 #[test]

@@ -33,7 +33,8 @@ pub(crate) struct News {
     pub(crate) devices: BTreeSet<Dev>,
     /// Devices (by index) that went down or, with addresses of the host, came up: what their routes are has to be read.
     pub(crate) bounced: BTreeSet<u32>,
-    /// Devices with addresses, addresses, or foreign routes changed: next hops may be reached otherwise.
+    /// Devices that are no pods', addresses, or foreign routes changed: next hops may be reached otherwise, or the MTU of the
+    /// underlay be another.
     pub(crate) host: bool,
     /// The view cannot be kept up to date: read everything.
     pub(crate) resync: bool,
@@ -143,7 +144,8 @@ impl View {
 
     fn host_link(&self, l: &Link) -> HostLink {
         let addresses = self.addrs_of(l.index).map(|a| a.net).collect();
-        HostLink { up: l.up, mtu: l.mtu, addresses }
+        let inner = l.loopback || l.kind.as_deref() == Some("dummy");
+        HostLink { up: l.up, mtu: l.mtu, inner, addresses }
     }
 
     fn refresh_host_link(&mut self, index: u32) {
@@ -186,7 +188,7 @@ impl View {
     /// Takes an event in.
     pub(crate) fn take(&mut self, event: &Event, owner: &Ownership, now: Instant, news: &mut News) {
         match event {
-            Event::Link(l) => self.link(l, now, news),
+            Event::Link(l) => self.link(l, owner, now, news),
             Event::LinkGone(l) => self.link_gone(l, owner, news),
             Event::Addr(a) => {
                 let known = self.links.get(&a.link).is_some_and(|l| !carries_services(&l.name));
@@ -259,7 +261,7 @@ impl View {
         true
     }
 
-    fn link(&mut self, l: &Link, now: Instant, news: &mut News) {
+    fn link(&mut self, l: &Link, owner: &Ownership, now: Instant, news: &mut News) {
         let old = self.links.insert(l.index, l.clone());
         self.seen.entry(l.index).or_insert(now);
         if self.names.set(l.index, &l.name).is_some() {
@@ -277,7 +279,8 @@ impl View {
             news.bounced.insert(l.index);
         }
         news.devices.insert(l.name.as_str().into());
-        news.host |= self.has_addresses(l.index);
+        // The MTU of the underlay may be that of a device without addresses.
+        news.host |= self.has_addresses(l.index) || !owner.is_pod(&l.name);
     }
 
     fn link_gone(&mut self, l: &Link, owner: &Ownership, news: &mut News) {
@@ -285,7 +288,7 @@ impl View {
         if self.names.name(l.index).is_none() {
             return;
         }
-        news.host |= self.has_addresses(l.index);
+        news.host |= self.has_addresses(l.index) || !owner.is_pod(&l.name);
         self.vanish(&l.name, owner, news);
         self.addrs.retain(|a| a.link != l.index);
         self.links.remove(&l.index);

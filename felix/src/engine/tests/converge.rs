@@ -321,6 +321,20 @@ fn a_next_hop_behind_several_gateways_is_reached_by_those_that_live() {
 }
 
 #[test]
+fn new_pods_have_the_mtu_of_the_network_card_where_the_nodes_address_is_on_lo() {
+    let w = pod_world();
+    let (lo, eth0) = (w.link("lo").unwrap().index, w.link("eth0").unwrap().index);
+    w.other().set_link_up(lo, true).unwrap();
+    w.other().del_addr(eth0, "10.0.1.1/24".parse().unwrap()).unwrap();
+    w.other().add_addr(&Addr::new(lo, "10.0.1.1/32".parse().unwrap())).unwrap();
+    let mut s = settled(&w);
+    assert_eq!(s.report().pod_mtu, 1500);
+    w.other().set_link_mtu(eth0, 1400).unwrap();
+    s.settle();
+    assert_eq!(s.report().pod_mtu, 1400, "a device without addresses");
+}
+
+#[test]
 fn a_parent_that_bounces_gets_its_routes_back() {
     let w = pod_world();
     let mut s = settled(&w);
