@@ -162,6 +162,9 @@ impl TunnelManager {
         let none_at_all = want.is_err() || self.policy == CarrierPolicy::Kernel;
         if let Some(left) = carriers(links).find(|l| none_at_all || l.name != device) {
             self.end_carrier(left, kernel)?;
+            if let Err(why) = want {
+                self.none = why.to_owned();
+            }
             return Ok(true);
         }
         let want = match want {

@@ -573,6 +573,7 @@ impl Engine {
         self.apply_settings(now);
         self.apply_peering(&mut dirty, now);
         self.apply_routes(&dirty, now);
+        self.end_tunnel(now);
         self.tunnel.guard(self.wanted.tunnel.as_ref(), &self.view.links);
         // What was due has had its turn.
         self.routes_failed.rearm(now);
@@ -635,14 +636,9 @@ impl Engine {
             if self.parts_failed.waits(&Part::Tunnel, now) {
                 return;
             }
-            let want = self
-                .wanted
-                .tunnel
-                .clone()
-                .map(|t| self.keep_carried(t))
-                .ok_or_else(|| self.inputs.why_no_ipip());
-            let want = want.as_ref().map_err(String::as_str);
-            match self.tunnel.reconcile(want, &mut *self.kernel, &self.view.links, &self.view.addrs) {
+            // One that is not wanted any more goes when no route needs it.
+            let Some(want) = self.wanted.tunnel.clone().map(|t| self.keep_carried(t)) else { return };
+            match self.tunnel.reconcile(Ok(&want), &mut *self.kernel, &self.view.links, &self.view.addrs) {
                 Ok(changed) => {
                     self.parts_failed.done(&Part::Tunnel);
                     if !changed {
@@ -657,6 +653,19 @@ impl Engine {
                 }
                 Err(e) => return self.failed(Part::Tunnel, format!("tunnel: {e}"), now),
             }
+        }
+    }
+
+    /// Ends the tunnel if none is wanted: after the routes were written, so that packets have another way before theirs goes.
+    /// That its device is gone is heard as any other news.
+    fn end_tunnel(&mut self, now: Instant) {
+        if self.wanted.tunnel.is_some() || self.parts_failed.waits(&Part::Tunnel, now) {
+            return;
+        }
+        let why = self.inputs.why_no_ipip();
+        match self.tunnel.reconcile(Err(&why), &mut *self.kernel, &self.view.links, &self.view.addrs) {
+            Ok(_) => drop(self.parts_failed.done(&Part::Tunnel)),
+            Err(e) => self.failed(Part::Tunnel, format!("tunnel: {e}"), now),
         }
     }
 

@@ -85,7 +85,10 @@ pub(super) fn key_of(e: &SyncEvent) -> Key {
 
 /// What a carrier was told.
 #[derive(Clone, Default)]
-pub(super) struct Told(pub(super) Arc<Mutex<Vec<Tunnel>>>, pub(super) Option<World>);
+pub(super) struct Told(pub(super) Arc<Mutex<Vec<Tunnel>>>, pub(super) Option<World>, pub(super) Stopped);
+
+/// The routes that were there when a carrier was stopped.
+pub(super) type Stopped = Arc<Mutex<Vec<KernelRoute>>>;
 
 impl Carrier for Told {
     fn ensure(&mut self, device: &str, want: &Tunnel) -> Result<(), String> {
@@ -107,6 +110,7 @@ impl Carrier for Told {
 
     fn stop(&mut self) {
         if let Some((w, link)) = self.1.as_ref().and_then(|w| Some((w, w.link("tunl0")?))) {
+            *self.2.lock().unwrap() = w.routes();
             let _ = w.other().del_link(link.index);
         }
     }

@@ -54,7 +54,7 @@ fn a_device_the_module_brought_along_is_adopted_down_as_it_is() {
 #[test]
 fn without_ipip_the_carrier_is_told_everything() {
     let w = world();
-    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone())));
+    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone()), Stopped::default()));
     cross(&mut s, Some("192.168.1.1"));
     assert_eq!(s.table(), ROUTES);
     let told = s.carrier.0.lock().unwrap().last().unwrap().clone();
@@ -80,7 +80,7 @@ fn without_ipip_the_carrier_is_told_everything() {
 #[test]
 fn a_carrier_that_died_is_started_again() {
     let w = world();
-    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone())));
+    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone()), Stopped::default()));
     cross(&mut s, Some("192.168.1.1"));
     let before = s.carrier.0.lock().unwrap().len();
     w.other().del_link(w.link("tunl0").unwrap().index).unwrap();
@@ -154,7 +154,7 @@ fn the_carrier_has_a_device_of_its_own_beside_the_kernels() {
     let w = world();
     w.support("ipip");
     w.other().add_link("tunl0", "ipip", None).unwrap();
-    let mut s = Sim::with(&w, CarrierPolicy::User, Told(Arc::default(), Some(w.clone())));
+    let mut s = Sim::with(&w, CarrierPolicy::User, Told(Arc::default(), Some(w.clone()), Stopped::default()));
     cross(&mut s, None);
     assert!(s.table()[2].contains("dev brtun0"), "{:?}", s.table());
     assert!(!w.link("tunl0").unwrap().up, "the kernel's is left alone");
@@ -163,7 +163,7 @@ fn the_carrier_has_a_device_of_its_own_beside_the_kernels() {
 #[test]
 fn what_a_restarted_agent_has_not_learnt_again_is_still_carried() {
     let w = world();
-    let carrier = Told(Arc::default(), Some(w.clone()));
+    let carrier = Told(Arc::default(), Some(w.clone()), Stopped::default());
     let mut s = Sim::with(&w, CarrierPolicy::Auto, carrier.clone());
     cross(&mut s, None);
     drop(s);
@@ -199,7 +199,7 @@ fn a_device_of_another_kind_is_named_as_the_cause() {
 #[test]
 fn equal_nodes_share_a_prefix_through_the_tunnel_and_beside_it() {
     let w = world();
-    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone())));
+    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone()), Stopped::default()));
     cross(&mut s, None);
     s.fib(
         &[
@@ -285,12 +285,18 @@ fn no_iptables_is_one_line_and_stops_nothing() {
 #[test]
 fn a_carrier_nobody_needs_any_more_is_ended() {
     let w = world();
-    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone())));
+    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone()), Stopped::default()));
     cross(&mut s, None);
     s.store([pool(EncapMode::Never)]);
     s.settle();
     assert!(w.link("tunl0").is_none());
     assert_eq!(s.report().encap.device, "none");
+    let left = s.carrier.2.lock().unwrap();
+    let direct = |r: &KernelRoute| {
+        r.dst.to_string() == "192.168.3.0/26" && r.hops[0].gateway == Some(ip("10.0.1.254"))
+    };
+    assert!(left.iter().any(direct), "its end came before the direct route: {left:?}");
+    drop(left);
     assert!(
         s.table().iter().any(|r| r.starts_with("192.168.3.0/26 via 10.0.1.254 dev eth0")),
         "{:?}",
@@ -301,7 +307,7 @@ fn a_carrier_nobody_needs_any_more_is_ended() {
 #[test]
 fn who_asks_gets_the_counters_of_the_moment() {
     let w = world();
-    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone())));
+    let mut s = Sim::with(&w, CarrierPolicy::Auto, Told(Arc::default(), Some(w.clone()), Stopped::default()));
     let ask = |s: &mut Sim| {
         let (tx, mut rx) = oneshot::channel();
         s.give(FelixInput::Ask(tx));
