@@ -18,8 +18,8 @@ use brindle_felix::{CarrierPolicy, FelixInput, FibUpdate, Handle, Settings};
 use brindle_kernel::{
     api::{Events, Linux},
     netlink::{
-        Addr, Event, Monitor, NetlinkError, Route, RouteBatcher, RouteChange, RouteFilter, Rtnl, Veth,
-        VethPeer, Waker,
+        Addr, Event, Monitor, NetlinkError, NextHop, Route, RouteBatcher, RouteChange, RouteFilter, Rtnl,
+        Veth, VethPeer, Waker,
     },
     netns::NetNs,
 };
@@ -270,5 +270,79 @@ fn what_happens_while_the_listener_is_overrun_is_found_by_reading_everything() {
         assert!(s.overruns > before.0, "{} overruns", s.overruns);
         let lost = |e: &Event| matches!(e, Event::RouteGone(r) if r.dst.to_string() == "192.168.2.0/26");
         assert!(!s.events[before.1..].iter().any(lost), "the news of the route was not lost");
+    });
+}
+
+/// Runs `ip` in this thread's namespace.
+fn ip(args: &str) {
+    let done = std::process::Command::new("ip").args(args.split(' ')).output().unwrap();
+    assert!(done.status.success(), "ip {args}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// The routes of a prefix, each with gateways and protocol.
+fn of(k: &mut Rtnl, prefix: &str) -> Vec<String> {
+    let all = k.routes(&RouteFilter::main()).unwrap().into_iter().filter(|r| r.dst.to_string() == prefix);
+    let gateway = |h: &NextHop| h.gateway.map_or_else(|| "none".to_owned(), |g| g.to_string());
+    all.map(|r| format!("{} {}", r.hops.iter().map(gateway).collect::<Vec<_>>().join(" "), r.protocol))
+        .collect()
+}
+
+fn learn(h: &Handle, prefix: &str, next_hops: &[&str]) {
+    let change = (prefix.parse().unwrap(), next_hops.iter().map(|n| n.parse().unwrap()).collect());
+    send(h, FelixInput::Fib(FibUpdate { changes: vec![change], in_sync: true, ..FibUpdate::default() }));
+}
+
+#[test]
+fn ours_beside_somebody_elses_of_the_same_ipv6_prefix_and_metric_is_withdrawn() {
+    let ns = Namespace::new("beside");
+    ns.run(|| {
+        let mut k = Rtnl::open().unwrap();
+        ip("link add eth0 type veth peer name eth0p");
+        ip("link set eth0p up");
+        ip("link set eth0 up");
+        ip("addr add 10.0.1.1/24 dev eth0");
+        ip("addr add fd00:f::1/64 dev eth0 nodad");
+        let h = start();
+        send(&h, FelixInput::Store(snapshot()));
+        let prefix = "2001:db8:2::/64";
+        learn(&h, prefix, &["fd00:f::2"]);
+        wait("the learned route", || of(&mut k, prefix) == ["fd00:f::2 80"]);
+        ip("-6 route append 2001:db8:2::/64 dev eth0 proto static metric 1024");
+        assert_eq!(of(&mut k, prefix).len(), 2, "both are there");
+        learn(&h, prefix, &[]);
+        wait("theirs is left", || of(&mut k, prefix) == ["none 4"]);
+        learn(&h, prefix, &["fd00:f::2"]);
+        wait("it is named", || h.report().warnings.iter().any(|w| w.contains("in its place")));
+        assert_eq!(of(&mut k, prefix), ["none 4"]);
+        assert!(h.report().routes.failed.is_empty(), "{:?}", h.report().routes);
+        ip("-6 route del 2001:db8:2::/64 dev eth0 proto static metric 1024");
+        wait("ours follows", || of(&mut k, prefix) == ["fd00:f::2 80"]);
+    });
+}
+
+#[test]
+fn a_next_hop_is_reached_by_the_live_gateways_of_the_host_even_on_no_subnet() {
+    let ns = Namespace::new("onlink");
+    ns.run(|| {
+        let mut k = Rtnl::open().unwrap();
+        for n in [0, 1] {
+            ip(&format!("link add eth{n} type veth peer name eth{n}p"));
+            ip(&format!("link set eth{n}p up"));
+            ip(&format!("link set eth{n} up"));
+        }
+        ip("addr add 10.77.1.1/32 dev eth0");
+        ip("route add default via 10.77.9.9 dev eth0 onlink");
+        let h = start();
+        send(&h, FelixInput::Store(snapshot()));
+        let prefix = "192.168.2.0/26";
+        learn(&h, prefix, &["10.9.9.9"]);
+        wait("through the gateway on no subnet", || of(&mut k, prefix) == ["10.77.9.9 80"]);
+        ip("route replace default nexthop via 10.77.9.9 dev eth0 onlink nexthop via 10.78.9.9 dev eth1 onlink");
+        wait("both gateways", || of(&mut k, prefix) == ["10.77.9.9 10.78.9.9 80"]);
+        ip("link set eth1 down");
+        wait("the one that lives", || of(&mut k, prefix) == ["10.77.9.9 80"]);
+        ip("link set eth1 up");
+        wait("both again", || of(&mut k, prefix) == ["10.77.9.9 10.78.9.9 80"]);
+        assert!(h.report().routes.failed.is_empty(), "{:?}", h.report().routes);
     });
 }

@@ -31,7 +31,7 @@ pub(crate) struct News {
     pub(crate) by_others: BTreeSet<RouteKey>,
     /// Devices that came, went or changed.
     pub(crate) devices: BTreeSet<Dev>,
-    /// Devices (by index) that went down or, with addresses of the host, came up: what their routes are has to be read.
+    /// Devices (by index) that went down or, those that are no pods', came up: what their routes are has to be read.
     pub(crate) bounced: BTreeSet<u32>,
     /// Devices that are no pods', addresses, or foreign routes changed: next hops may be reached otherwise, or the MTU of the
     /// underlay be another.
@@ -275,7 +275,7 @@ impl View {
         }
         self.refresh_host_link(l.index);
         // Going down takes routes along, or kills their hops; coming up brings hops to life, and nobody is told.
-        if (was_up && !l.up) || (old.is_some() && l.up && !was_up && self.has_addresses(l.index)) {
+        if was_up != l.up && old.is_some() && (was_up || !owner.is_pod(&l.name)) {
             news.bounced.insert(l.index);
         }
         news.devices.insert(l.name.as_str().into());
