@@ -144,6 +144,10 @@ fn reflected(all: &Attributes) -> Attributes {
     all.entry(9).or_insert_with(|| (0x80, replay::SENDER.octets().to_vec()));
     let clusters = all.entry(10).or_insert_with(|| (0x80, vec![]));
     clusters.1 = [&replay::REFLECTOR.octets()[..], &clusters.1].concat();
+    // The link-local half of a next hop is for who is on that link (RFC 2545 section 3).
+    if let Some((_, hop)) = all.get_mut(&3) {
+        hop.truncate(16);
+    }
     // Unknown to us: optional ones that are not transitive end here, the others get Partial.
     all.retain(|code, (flags, _)| *code <= 35 || *flags & 0xc0 != 0x80);
     for (code, (flags, _)) in &mut all {
