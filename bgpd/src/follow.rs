@@ -521,14 +521,29 @@ mod tests {
         Resource::new(ObjectMeta::named("default"), serde_json::from_value(spec).unwrap())
     }
 
+    /// A follower of the node `a`, and what it orders.
+    fn fed(store: &Arc<dyn Store>) -> (Follower, mpsc::Receiver<Order>) {
+        let (orders, taken) = mpsc::channel(4);
+        let handle =
+            Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
+        let none = Path::new("/nonexistent");
+        (from_store(Arc::clone(store), "a", none, Environment::default(), handle), taken)
+    }
+
+    /// The nodes `a`, `b` and `c`.
+    async fn mesh() -> Arc<dyn Store> {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        for (name, ip) in [("a", "10.0.0.1/24"), ("b", "10.0.0.2/24"), ("c", "10.0.0.3/24")] {
+            store.put_as(&node(name, ip), Expect::Absent).await.unwrap();
+        }
+        store
+    }
+
     async fn first_plan(store: Arc<dyn Store>) -> (Desired, Duration) {
         store.put_as(&node("a", "10.0.0.1/24"), Expect::Absent).await.unwrap();
         store.put_as(&ranges(), Expect::Absent).await.unwrap();
-        let (orders, mut taken) = mpsc::channel(4);
         let began = Instant::now();
-        let handle =
-            Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-        let _follower = from_store(store, "a", Path::new("/nonexistent"), Environment::default(), handle);
+        let (_follower, mut taken) = fed(&store);
         match taken.recv().await {
             Some(Order::Apply(desired, _)) => (*desired, began.elapsed()),
             _ => panic!("expected a plan"),
@@ -561,14 +576,7 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         store.put_as(&node("a", "10.0.0.1/24"), Expect::Absent).await.unwrap();
         store.put_as(&node("b", "10.0.0.2/24"), Expect::Absent).await.unwrap();
-        let (orders, mut taken) = mpsc::channel(4);
-        let mut follower = from_store(
-            Arc::clone(&store),
-            "a",
-            Path::new("/nonexistent"),
-            Environment::default(),
-            Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() },
-        );
+        let (mut follower, mut taken) = fed(&store);
         let mut next = async || match taken.recv().await {
             Some(Order::Apply(desired, answer)) => {
                 answer.send(vec![]).unwrap();
@@ -603,11 +611,7 @@ mod tests {
     async fn a_plan_that_meets_a_defect_is_told_and_applied_once_more() {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         store.put_as(&node("a", "10.0.0.1/24"), Expect::Absent).await.unwrap();
-        let (orders, mut taken) = mpsc::channel(4);
-        let handle =
-            Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-        let mut follower =
-            from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), Environment::default(), handle);
+        let (mut follower, mut taken) = fed(&store);
         let mut next = async || match taken.recv().await {
             Some(Order::Apply(desired, answer)) => (*desired, answer),
             _ => panic!("expected a plan"),
@@ -637,20 +641,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn mesh_sessions_of_a_new_reflector_stay_until_others_carry_their_routes() {
         for new in ["a", "b"] {
-            let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-            for (name, ip) in [("a", "10.0.0.1/24"), ("b", "10.0.0.2/24"), ("c", "10.0.0.3/24")] {
-                store.put_as(&node(name, ip), Expect::Absent).await.unwrap();
-            }
-            let (orders, mut taken) = mpsc::channel(4);
-            let handle =
-                Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-            let follower = from_store(
-                Arc::clone(&store),
-                "a",
-                Path::new("/nonexistent"),
-                Environment::default(),
-                handle,
-            );
+            let store = mesh().await;
+            let (follower, mut taken) = fed(&store);
             let mut covered = None;
             let mut plans: Vec<Vec<String>> = Vec::new();
             // All sessions; with that of the new reflector (or all of its own) kept; without.
@@ -690,15 +682,8 @@ mod tests {
     /// A defect while the mesh is being left: its sessions stay, and the time that has passed counts.
     #[tokio::test(start_paused = true)]
     async fn a_defect_does_not_end_the_mesh_that_is_being_left() {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-        for (name, ip) in [("a", "10.0.0.1/24"), ("b", "10.0.0.2/24"), ("c", "10.0.0.3/24")] {
-            store.put_as(&node(name, ip), Expect::Absent).await.unwrap();
-        }
-        let (orders, mut taken) = mpsc::channel(4);
-        let handle =
-            Handle { orders, events: tokio::sync::broadcast::channel(1).0, kernel: Default::default() };
-        let follower =
-            from_store(Arc::clone(&store), "a", Path::new("/nonexistent"), Environment::default(), handle);
+        let store = mesh().await;
+        let (follower, mut taken) = fed(&store);
         let began = Instant::now();
         let (mut last, mut asked, mut left_at) = (Vec::new(), 0, None);
         // Nothing covers it, so it is left when the time is over.
