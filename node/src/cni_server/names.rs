@@ -36,10 +36,10 @@ impl Service {
         let first = |a: &Attachment| a.pod.is_some() && a.ifname == "eth0";
         let may_have = |other: &Attachment| {
             // Those of two pods' eth0 differ: a namespace's name has no dot. It saves two hashes for each pod of the node.
-            !(first(a) && first(other))
-                && !other.is_interface_of(a)
-                && (other.host_ifname(&prefix) == name
-                    || other.former_host_ifname(&prefix).is_some_and(|n| n == name))
+            if first(a) && first(other) || other.is_interface_of(a) {
+                return false;
+            }
+            other.host_ifname(&prefix) == name || other.former_host_ifname(&prefix).is_some_and(|n| n == name)
         };
         for other in self.attached.which(may_have) {
             if self.records(&other, name).await? && device::exists(name.to_owned()).await {
