@@ -12,6 +12,7 @@ pub trait Pause: Send + Sync {
     fn pause(&self, attempt: u32) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
     /// A write is done, and the one that belongs to it is not: where a test lets the process die. One of [`STEPS`].
+    /// Nothing happens by default: only who can be made to die there has something to do.
     fn passed(&self, _step: &'static str) {}
 }
 
