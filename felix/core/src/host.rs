@@ -126,27 +126,78 @@ impl HostView {
         self.links().filter(|(_, l)| with(l)).min_by_key(|(_, l)| l.inner)
     }
 
-    /// How `ip` is reached: the longest connected subnet, else the host's own routes.
+    /// How `ip` is reached, by the longest prefix as the kernel itself would: a connected subnet, or a route of the host's
+    /// own that is more specific than it.
     pub fn reach(&self, ip: IpAddr) -> Reach {
         let connected = self
             .links
             .iter()
             .filter(|(_, l)| l.up)
             .flat_map(|(n, l)| l.addresses.iter().map(move |a| (n, a)))
-            .filter(|(_, a)| a.contains(&ip) && a.prefix_len() < if ip.is_ipv4() { 32 } else { 128 })
+            .filter(|(_, a)| a.contains(&ip) && a.prefix_len() < a.max_prefix_len())
             .max_by_key(|(_, a)| a.prefix_len());
-        if let Some((dev, _)) = connected {
-            return Reach::Connected { dev: Dev::clone(dev) };
-        }
         let route = match ip {
             IpAddr::V4(a) => self.foreign4.get_lpm(&a.into()).map(|(_, r)| r),
             IpAddr::V6(a) => self.foreign6.get_lpm(&a.into()).map(|(_, r)| r),
         };
+        if let Some((dev, subnet)) = connected
+            && route.is_none_or(|r| r.dst.prefix_len() <= subnet.prefix_len())
+        {
+            return Reach::Connected { dev: Dev::clone(dev) };
+        }
         let metric = route.map_or(0, |r| r.metric);
         match route.map(|r| &r.target) {
             Some(Target::Device(dev)) => Reach::Connected { dev: dev.clone() },
             Some(Target::Via(hops)) if !hops.is_empty() => Reach::Through { hops: hops.clone(), metric },
             Some(Target::Via(_) | Target::Blackhole | Target::Other(_)) | None => Reach::Nowhere,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(dst: &str, target: Target) -> Route {
+        Route { dst: dst.parse().unwrap(), metric: 100, protocol: 4, target }
+    }
+
+    fn via(gateway: &str) -> Target {
+        Target::Via(vec![Hop::new(gateway.parse().unwrap(), "eth0".into(), false)])
+    }
+
+    /// As the kernel has it: a route of the host's own inside its subnet is the way there, one for all of it or more is not.
+    #[test]
+    fn the_longest_prefix_says_how_an_address_is_reached() {
+        let addresses = ["10.0.0.1/16", "fd00::1/48"].map(|a| a.parse().unwrap()).into();
+        let eth0 = Link { up: true, mtu: 1500, inner: false, addresses };
+        let view = HostView::new(
+            BTreeMap::from([("eth0".into(), eth0)]),
+            [
+                route("0.0.0.0/0", via("10.0.0.254")),
+                route("10.0.0.0/16", via("10.0.0.253")),
+                route("10.0.9.0/24", via("10.0.0.252")),
+                route("10.0.9.9/32", Target::Device("eth1".into())),
+                route("10.0.10.0/24", Target::Blackhole),
+                route("fd00:0:0:9::/64", via("fd00::252")),
+            ],
+        );
+        let gateway = |ip: &str| match view.reach(ip.parse().unwrap()) {
+            Reach::Connected { dev } => dev.to_string(),
+            Reach::Through { hops, .. } => hops[0].via.to_string(),
+            Reach::Nowhere => "nowhere".to_owned(),
+        };
+        for (ip, expected) in [
+            ("10.0.1.7", "eth0"),
+            ("10.0.9.7", "10.0.0.252"),
+            ("10.0.9.9", "eth1"),
+            ("10.0.10.7", "nowhere"),
+            ("10.1.0.1", "10.0.0.254"),
+            ("fd00::7", "eth0"),
+            ("fd00:0:0:9::7", "fd00::252"),
+            ("fd01::7", "nowhere"),
+        ] {
+            assert_eq!(gateway(ip), expected, "{ip}");
         }
     }
 }
