@@ -32,7 +32,7 @@ fn asks_version(mut typed: impl Iterator<Item = OsString>) -> bool {
 pub fn main() -> ExitCode {
     if asks_version(std::env::args_os().skip(1)) {
         cmd::version::ours(args::Format::Table);
-        return ExitCode::SUCCESS;
+        return written(ExitCode::SUCCESS);
     }
     let typed = early::arrange(std::env::args_os().collect());
     let args = match brindle_admin::arguments::try_parse_from::<args::Args>(typed) {
@@ -44,12 +44,23 @@ pub fn main() -> ExitCode {
     };
     let output =
         if args.output == cmd::resource::form::Form::Json { args::Format::Json } else { args::Format::Table };
-    match meaning::understand(args).and_then(cmd::run) {
+    written(match meaning::understand(args).and_then(cmd::run) {
         Ok(Outcome::Ok) => ExitCode::SUCCESS,
         Ok(Outcome::Degraded) => ExitCode::from(1),
         Ok(Outcome::Code(code)) => ExitCode::from(code),
         Err(error) => {
             out::error(output, &error);
+            ExitCode::from(2)
+        }
+    })
+}
+
+/// An answer that is cut off must not pass for a whole one, such as a backup on a full disk.
+fn written(code: ExitCode) -> ExitCode {
+    match out::unwritten() {
+        None => code,
+        Some(e) => {
+            out::note(&format!("cannot write the answer: {e}; what is there is not all of it"));
             ExitCode::from(2)
         }
     }

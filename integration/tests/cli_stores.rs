@@ -369,6 +369,24 @@ fn everything_moves_from_one_datastore_to_another_and_back() {
     fs::write(back.dir.join("torn.yaml"), "===\n").unwrap();
     let torn = back.run("datastore migrate import -f torn.yaml");
     assert!(torn.contains("expected three sections"), "{torn}");
+
+    // An export that was cut off, by a full disk for example, is none; and who writes it says so.
+    let whole = fs::read_to_string(back.dir.join("export.yaml")).unwrap();
+    let half = whole.trim_end().rsplit_once('\n').unwrap().0;
+    fs::write(back.dir.join("half.yaml"), half).unwrap();
+    let said = Backend::new(Kind::Sqlite, "half")
+        .run(&format!("datastore migrate import -f {}", back.dir.join("half.yaml").display()));
+    assert!(
+        said.contains("cut off") && said.contains("nothing was written") && said.contains("[2]"),
+        "{said}"
+    );
+    for words in [&["get", "ippools", "-o", "yaml"][..], &["datastore", "migrate", "export"], &["version"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        back.run("datastore migrate lock");
+        let out = back.command(words).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(2) && said.contains("No space left"), "{words:?}: {out:?}");
+    }
 }
 
 /// Policies under the names of an old Calico, on the store that keeps them as they are written.

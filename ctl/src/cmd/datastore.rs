@@ -1,6 +1,7 @@
 //! `brindlectl datastore migrate`: lock a datastore, carry everything into another one, unlock it there.
 //!
-//! The file has calicoctl's three sections, between lines of `===`: resources, ClusterInformation, records of IPAM.
+//! The file has calicoctl's three sections, between lines of `===`: resources, ClusterInformation, records of IPAM. Ours
+//! has a first and a last line besides, so that one that was cut off is told from a whole one.
 
 use std::{fs, path::PathBuf};
 
@@ -76,6 +77,10 @@ enum MigrateCommand {
 
 /// Line between the sections.
 const BETWEEN: &str = "===";
+/// First line of what export writes.
+const BEGIN: &str = "# brindlectl datastore migrate export";
+/// How its last line begins; the number of resources follows.
+const END: &str = "# end: ";
 /// Records that only agents write.
 const IPAM: [Kind; 3] = [Kind::BlockAffinity, Kind::IpamBlock, Kind::IpamHandle];
 /// What belongs to Kubernetes and is not carried.
@@ -145,8 +150,8 @@ async fn set_ready(store: &dyn Store, ready: bool) -> Result<()> {
     bail!("ClusterInformation(default) is being changed all the time; try again")
 }
 
-/// Everything of some kinds as YAML documents.
-async fn documents(store: &dyn Store, kinds: &[Kind]) -> Result<String> {
+/// Everything of some kinds as YAML documents, and how many they are.
+async fn documents(store: &dyn Store, kinds: &[Kind]) -> Result<(String, usize)> {
     let entries = store.list(kinds).await.context("cannot read the datastore")?.entries;
     let mut values: Vec<Value> = entries.iter().map(|e| (*e.value).clone()).collect();
     for value in &mut values {
@@ -154,7 +159,8 @@ async fn documents(store: &dyn Store, kinds: &[Kind]) -> Result<String> {
             meta.remove("resourceVersion");
         }
     }
-    Ok(if values.is_empty() { String::new() } else { yaml::to_yaml_documents(&values) })
+    let text = if values.is_empty() { String::new() } else { yaml::to_yaml_documents(&values) };
+    Ok((text, values.len()))
 }
 
 fn export(args: &StoreArgs) -> Result<Outcome> {
@@ -169,12 +175,14 @@ fn export(args: &StoreArgs) -> Result<Outcome> {
         }
         let apart = |k: &Kind| IPAM.contains(k) || FOREIGN.contains(k) || *k == Kind::ClusterInformation;
         let rest: Vec<Kind> = Kind::ALL.into_iter().filter(|k| !apart(k)).collect();
-        let mut text = documents(&*store, &rest).await?;
+        let (first, mut count) = documents(&*store, &rest).await?;
+        let mut text = format!("{BEGIN}\n{first}");
         for kinds in [&[Kind::ClusterInformation][..], &IPAM] {
-            text += BETWEEN;
-            text.push('\n');
-            text += &documents(&*store, kinds).await?;
+            let (section, more) = documents(&*store, kinds).await?;
+            text += &format!("{BETWEEN}\n{section}");
+            count += more;
         }
+        text += &format!("{END}{count} resources\n");
         Ok(text)
     })?;
     put!("{text}");
@@ -200,8 +208,9 @@ fn import(args: &StoreArgs, file: &std::path::Path, format: Format) -> Result<Ou
     if problems > 0 {
         bail!("{problems} problem{} in {name}; nothing was written", if problems == 1 { "" } else { "s" });
     }
-    let store = open_to_change(args, true)?;
     let count = loaded.len();
+    whole(&text, count).with_context(|| format!("{name}: nothing was written"))?;
+    let store = open_to_change(args, true)?;
     block_on(async {
         let all: Vec<Kind> = Kind::ALL.into_iter().filter(|k| !FOREIGN.contains(k)).collect();
         let there = store.list(&all).await.context("cannot read the datastore")?.entries;
@@ -328,6 +337,20 @@ async fn carried_out(store: &dyn Store, step: &Step, entry: &Entry) -> Result<bo
     }
 }
 
+/// What our export has written must be there to its last line. Files of calicoctl have no such lines.
+fn whole(text: &str, found: usize) -> Result<()> {
+    if text.lines().next() != Some(BEGIN) {
+        return Ok(());
+    }
+    let Some(end) = text.lines().last().and_then(|line| line.strip_prefix(END)) else {
+        bail!("the file is cut off: its last line would begin with {END:?}; export again");
+    };
+    if !text.ends_with('\n') || end != format!("{found} resources") {
+        bail!("its last line speaks of {end}, and {found} are there; export again");
+    }
+    Ok(())
+}
+
 /// The three sections, each with empty lines for what is before it.
 fn sections(text: &str) -> Result<Vec<String>> {
     let mut all = vec![String::new()];
@@ -336,7 +359,9 @@ fn sections(text: &str) -> Result<Vec<String>> {
             // So that lines count from the top of the file.
             all.push("\n".repeat(number + 1));
         } else if let Some(last) = all.last_mut() {
-            last.push_str(line);
+            if line != BEGIN && !line.starts_with(END) {
+                last.push_str(line);
+            }
             last.push('\n');
         }
     }
@@ -347,4 +372,22 @@ fn sections(text: &str) -> Result<Vec<String>> {
         );
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_cut_off_is_no_export() {
+        let text = format!("{BEGIN}\na\n===\n===\nb\n{END}2 resources\n");
+        whole(&text, 2).unwrap();
+        for cut in BEGIN.len()..text.len() {
+            let e = whole(&text[..cut], 2).unwrap_err().to_string();
+            assert!(e.contains("export again"), "{cut}: {e}");
+        }
+        let e = whole(&text, 1).unwrap_err().to_string();
+        assert!(e.contains("2 resources, and 1 are there"), "{e}");
+        whole("a\n===\n===\nb\n", 2).unwrap();
+    }
 }

@@ -3,7 +3,10 @@
 mod grid;
 mod table;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    sync::OnceLock,
+};
 
 use serde::Serialize;
 
@@ -43,18 +46,24 @@ pub(crate) fn paint(text: &str, mood: Mood, colours: bool) -> String {
 /// business: what was begun is finished all the same.
 pub(crate) fn write(text: std::fmt::Arguments<'_>) {
     let mut out = std::io::stdout().lock();
-    if out.write_fmt(text).and_then(|()| out.flush()).is_err() {
-        BROKEN.store(true, std::sync::atomic::Ordering::Relaxed);
+    if let Err(e) = out.write_fmt(text).and_then(|()| out.flush()) {
+        // The first error says why; what follows it says the same.
+        let _ = FAILED.set(e);
     }
 }
 
 /// Whether somebody still reads stdout.
 pub(crate) fn open() -> bool {
-    !BROKEN.load(std::sync::atomic::Ordering::Relaxed)
+    FAILED.get().is_none()
 }
 
-/// Set once a write has failed.
-static BROKEN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+/// Why stdout does not have all of the answer, unless its reader wanted no more of it.
+pub(crate) fn unwritten() -> Option<&'static io::Error> {
+    FAILED.get().filter(|e| e.kind() != io::ErrorKind::BrokenPipe)
+}
+
+/// The first write that failed.
+static FAILED: OnceLock<io::Error> = OnceLock::new();
 
 /// `print!` that survives a closed pipe.
 macro_rules! put {
