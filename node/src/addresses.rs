@@ -3,6 +3,7 @@
 //! `monitor-addresses`).
 
 use std::{
+    cmp::Reverse,
     net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -238,11 +239,13 @@ fn internal_addresses(node: &NodeSpec) -> Vec<IpAddr> {
 fn candidates() -> Result<Vec<Candidate>> {
     let mut k = Rtnl::open()?;
     let links = k.links()?;
-    let all = k.addrs(None)?.into_iter().filter_map(|a| {
+    let mut all = k.addrs(None)?;
+    all.sort_by_key(|a| Reverse(a.link));
+    let named = all.into_iter().filter_map(|a| {
         let link = links.iter().find(|l| l.index == a.link)?;
         Some(Candidate { interface: link.name.clone(), address: a.net })
     });
-    Ok(all.collect())
+    Ok(named.collect())
 }
 
 /// The address the kernel takes towards a destination: a datagram socket is connected, nothing is sent.

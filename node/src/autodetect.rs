@@ -35,7 +35,7 @@ const EXCLUDED: [&str; 19] = [
 /// How an address is looked for.
 #[derive(Clone, Debug)]
 pub(crate) enum Method {
-    /// The first usable address of the first interface that is not excluded.
+    /// The first usable address of the last interface that is not excluded.
     FirstFound,
     /// The InternalIP of this node's Node resource.
     KubernetesInternalIp,
@@ -87,7 +87,7 @@ impl Method {
 /// What is known of this machine and this node.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
-    /// In interface order.
+    /// Interfaces from the last to the first, as Calico looks through them (`GetInterfaces`); addresses of one as they are.
     pub(crate) candidates: Vec<Candidate>,
     /// Addresses of type InternalIP on the Node resource.
     pub(crate) internal: Vec<IpAddr>,
@@ -172,9 +172,12 @@ pub(crate) fn choose(
     .map(Some)
 }
 
+/// Of several that fit, the one the Node has: an interface that is added moves no node to another network.
 fn detect(method: &Method, v6: bool, facts: &Facts) -> Result<Choice, String> {
     let first = |why: &str, fits: &dyn Fn(&Candidate) -> bool| {
-        let found = facts.candidates.iter().find(|c| usable(c.address.addr(), v6) && fits(c));
+        let fitting = || facts.candidates.iter().filter(|c| usable(c.address.addr(), v6) && fits(c));
+        let stored = |c: &&Candidate| facts.stored.is_some_and(|s| s.addr() == c.address.addr());
+        let found = fitting().find(stored).or_else(|| fitting().next());
         found.map(|c| Choice { address: c.address, why: format!("{why}, on {}", c.interface) })
     };
     let any = |patterns: &[Regex], name: &str| patterns.iter().any(|p| p.is_match(name));
@@ -357,7 +360,12 @@ mod tests {
         let (address, why) = chosen(OwnAddress::Stored, false, &all).unwrap();
         assert_eq!(address, "192.0.2.9/28");
         assert!(why.contains("as the Node has it; on bond1.100"), "{why}");
-        assert_eq!(chosen(OwnAddress::Autodetect, false, &all).unwrap().0, "10.0.0.5/24");
+        let (address, why) = chosen(OwnAddress::Autodetect, false, &all).unwrap();
+        assert_eq!(address, "192.0.2.9/28", "the method may mean it");
+        assert!(why.contains("first usable address, on bond1.100"), "{why}");
+        let other = Method::parse("interface=eth0").unwrap();
+        let moved = choose(OwnAddress::Autodetect, &other, false, &all).unwrap().unwrap();
+        assert_eq!(moved.address.to_string(), "10.0.0.5/24", "the method cannot mean it");
         assert_eq!(chosen(OwnAddress::None, false, &all), None);
         all.stored = Some("fd00::77/64".parse().unwrap());
         let (address, why) = chosen(OwnAddress::Stored, true, &all).unwrap();
