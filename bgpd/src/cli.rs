@@ -261,8 +261,7 @@ pub(crate) fn give_back() {
 }
 
 fn init_log(format: LogFormat, level: &str) -> Result<log::Flush> {
-    let filter = log::filter(&brindle_admin::log::filter(level))
-        .map_err(|e| usage(anyhow::anyhow!("log level {level:?}: {e}")))?;
+    let filter = log::filter(level).map_err(|e| usage(anyhow::anyhow!("log level {level:?}: {e}")))?;
     log::to_stderr(format, filter).map_err(anyhow::Error::msg)
 }
 

@@ -44,15 +44,7 @@ pub fn to_stderr(format: LogFormat, filter: EnvFilter) -> Result<Flush, String> 
 /// # Errors
 /// What is wrong with it.
 pub fn filter(text: &str) -> Result<EnvFilter, String> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    for part in text.split(',').map(str::trim) {
-        // A mistyped level would be taken as the name of a module that says nothing.
-        let module = part.contains(['=', '[', '_', ':']);
-        if !(module || LEVELS.iter().any(|l| l.eq_ignore_ascii_case(part))) {
-            return Err(format!("{part:?}: expected one of {}, or MODULE=LEVEL", LEVELS.join(", ")));
-        }
-    }
-    EnvFilter::try_new(text).map_err(|e| e.to_string())
+    EnvFilter::try_new(brindle_admin::log::filter(text)?).map_err(|e| e.to_string())
 }
 
 fn start(out: impl Write + Send + 'static, room: usize) -> io::Result<(Lines, Flush)> {

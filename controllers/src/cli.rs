@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use brindle_config::lease::Candidate;
 use brindle_config_core::{duration, lease::Timing};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -173,9 +173,10 @@ impl fmt::Debug for Log {
 impl Log {
     /// Lets through what a filter says; a filter that cannot be read changes nothing.
     pub fn set(&self, filter: &str) {
-        let changed = EnvFilter::try_new(brindle_admin::log::filter(filter)).map(|f| (self.0)(f));
-        if !matches!(changed, Ok(true)) {
-            tracing::warn!(filter, "the log cannot be changed; it goes on as it was");
+        match read_filter(filter).map(|f| (self.0)(f)) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(filter, "the log cannot be changed; it goes on as it was"),
+            Err(why) => tracing::warn!(filter, "the log goes on as it was: {why}"),
         }
     }
 }
@@ -269,9 +270,12 @@ fn host_name() -> Option<String> {
     Some(text.trim().to_lowercase()).filter(|n| !n.is_empty())
 }
 
+fn read_filter(wish: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(brindle_admin::log::filter(wish)?).map_err(|e| e.to_string())
+}
+
 fn start_log(format: LogFormat, filter: &str) -> Result<Log> {
-    let filter = EnvFilter::try_new(brindle_admin::log::filter(filter))
-        .with_context(|| format!("--log-level {filter:?}"))?;
+    let filter = read_filter(filter).map_err(|why| anyhow!("--log-level {filter:?}: {why}"))?;
     let colours = std::io::stderr().is_terminal();
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);

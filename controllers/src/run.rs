@@ -80,6 +80,7 @@ async fn run(settings: Settings) -> Result<bool> {
     }
     let mut term = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("SIGINT")?;
+    brindle_admin::hangup::outlive().context("SIGHUP")?;
     let mut leadership = settings.candidate.clone().map(|c| lease::stand(Arc::clone(&store), c));
     let work = async {
         loop {

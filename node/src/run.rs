@@ -69,6 +69,7 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     let signals = |kind| signal(kind).map_err(|e| Failure::Setup(anyhow!("cannot handle signals: {e}")));
     let mut term = signals(SignalKind::terminate())?;
     let mut int = signals(SignalKind::interrupt())?;
+    brindle_admin::hangup::outlive().map_err(|e| Failure::Setup(anyhow!("cannot handle signals: {e}")))?;
     let way_out = OnceLock::new();
     // It may wait for the datastore for long, and speak BGP meanwhile.
     let begin = start(&settings, started, &way_out);

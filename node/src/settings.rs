@@ -9,7 +9,6 @@ use std::{
 use brindle_config_core::bgp::AsNumber;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use tracing_subscriber::EnvFilter;
 
 use crate::cluster::Cluster;
 
@@ -188,7 +187,7 @@ impl Settings {
         if address == OwnAddress::None && address6 == OwnAddress::None {
             return Err("--ip and --ip6 are both none: a node needs an address".into());
         }
-        EnvFilter::try_new(&a.log_level).map_err(|e| format!("--log-level {:?}: {e}", a.log_level))?;
+        brindle_bgpd::log::filter(&a.log_level).map_err(|e| format!("--log-level {:?}: {e}", a.log_level))?;
         brindle_config::check_url(&a.datastore).map_err(|e| format!("--datastore: {e}"))?;
         let cluster = Cluster::from_args(a.cluster, on_kubernetes(&a.datastore))?;
         if let Some(node) = cluster.k8s_node_ref.as_ref().filter(|n| **n != node_name)
@@ -240,8 +239,7 @@ impl Settings {
 
     /// Starts logging to standard error, in whole until the guard is dropped.
     pub(crate) fn init_log(&self) -> Result<brindle_bgpd::log::Flush, String> {
-        let filter = brindle_admin::log::filter(&self.log_filter);
-        let filter = EnvFilter::try_new(filter).map_err(|e| format!("--log-level: {e}"))?;
+        let filter = brindle_bgpd::log::filter(&self.log_filter).map_err(|e| format!("--log-level: {e}"))?;
         let format = match self.log_format {
             LogFormat::Text => brindle_bgpd::settings::LogFormat::Text,
             LogFormat::Json => brindle_bgpd::settings::LogFormat::Json,
@@ -378,6 +376,7 @@ mod tests {
             (["--router-id", "0.0.0.0"], "--router-id"),
             (["--router-id", "fd00::1"], "--router-id"),
             (["--log-level", "brindle=loud"], "--log-level"),
+            (["--log-level", "warning"], "--log-level"),
         ] {
             let e = parse(&args).unwrap_err();
             assert!(e.contains(flag), "{args:?}: {e}");
@@ -390,6 +389,17 @@ mod tests {
             e.contains("\"abc\"") && e.contains("1 to 4294967295") && e.contains("environment AS"),
             "{e}"
         );
+    }
+
+    /// What is shipped for service managers starts this program, and ends it alone: the carrier goes on.
+    #[test]
+    fn the_unit_for_systemd_starts_an_agent() {
+        let unit = include_str!("../../deploy/systemd/brindle-node.service");
+        let value = |key: &str| unit.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=')).unwrap();
+        let typed: Vec<&str> = value("ExecStart").split_whitespace().collect();
+        let cli = <Cli as clap::Parser>::try_parse_from(&typed).unwrap();
+        assert!(matches!(cli.command, Command::Run(_)), "{typed:?}");
+        assert_eq!((value("KillMode"), value("Restart")), ("process", "always"));
     }
 
     #[test]
