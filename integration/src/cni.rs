@@ -63,10 +63,20 @@ impl Said {
 
 /// Calls the plugin as a runtime on a node does: `dir` is the agent's, the pod is in the namespace `default`.
 pub fn call_plugin(ns: &NetNs, dir: &Path, verb: &str, id: &str, netns: &str, pod: &str) -> Said {
-    let conf = json!({"cniVersion": "1.1.0", "name": "k8s-pod-network", "type": "brindle",
-        "agent_socket": dir.join("cni.sock"), "state_dir": dir, "ipam": {"type": "brindle-ipam"}});
     let mut command = plugin(&bin("brindle"), verb, id, netns, pod);
-    called(ns, &mut command, &conf)
+    called(ns, &mut command, &cluster_conf(dir))
+}
+
+/// [`call_plugin`] as kubelet's runtime calls it, which names the pod's uid.
+pub fn call_plugin_for(ns: &NetNs, dir: &Path, verb: &str, c: &Container, pod: &str, uid: &str) -> Said {
+    let mut command = plugin(&bin("brindle"), verb, &c.id, &c.netns(), pod);
+    let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};K8S_POD_UID={uid}");
+    called(ns, command.env("CNI_ARGS", args), &cluster_conf(dir))
+}
+
+fn cluster_conf(dir: &Path) -> Value {
+    json!({"cniVersion": "1.1.0", "name": "k8s-pod-network", "type": "brindle",
+        "agent_socket": dir.join("cni.sock"), "state_dir": dir, "ipam": {"type": "brindle-ipam"}})
 }
 
 /// A plugin's command line and environment.

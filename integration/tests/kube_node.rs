@@ -12,7 +12,7 @@ use std::{
 
 use brindle_integration::{
     bins::bin,
-    cni::{Container, Said, call_plugin, ping},
+    cni::{Container, Said, call_plugin, call_plugin_for, ping},
     kube::ApiServer,
     peer::Segment,
     process::Running,
@@ -229,6 +229,32 @@ fn two_nodes_of_a_cluster_serve_pods_and_policy() {
     let out = cluster.piped(2, &mut command, &serde_json::to_vec(&conf).unwrap());
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(!out.status.success() && text.contains("eth0 of a Pod"), "{text}");
+
+    // A sandbox of a pod that went comes late: it does not get the device of the pod that has its name now.
+    let uid = cluster.server.get(("v1", "Pod"), ("default", "web")).unwrap()["metadata"]["uid"].clone();
+    let static_pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "mirror", "namespace": "default",
+            "annotations": {"kubernetes.io/config.hash": "0123456789abcdef0123456789abcdef"}},
+        "spec": {"nodeName": "n2", "containers": [{"name": "c", "image": "example.org/c:1"}]}});
+    cluster.server.apply(static_pod).unwrap();
+    let add = |c: &Container, pod: &str, uid: &str| {
+        call_plugin_for(&cluster.ns(2), &cluster.segment.dir(2), "ADD", c, pod, uid)
+    };
+    let [first, second, again, late] = std::array::from_fn(|_| Container::new());
+    let said = add(&late, "web", "11111111-1111-1111-1111-111111111111");
+    assert!(!said.ok && format!("{said:?}").contains("former pod default/web"), "{said:?}");
+    assert!(ping(b.ns.ns(), &web), "the pod that is there keeps its device");
+    // The same pod in a new sandbox, and one that kubelet knows by a uid the Pod does not have.
+    let said = add(&again, "web", uid.as_str().unwrap());
+    assert!(said.ok, "{said:?}");
+    for c in [&first, &second] {
+        let said = add(c, "mirror", "0123456789abcdef0123456789abcdef");
+        assert!(said.ok, "{said:?}");
+    }
+    for (c, pod) in [(&late, "web"), (&again, "web"), (&first, "mirror"), (&second, "mirror")] {
+        let said = cluster.plugin(2, "DEL", &c.id, &c.netns(), pod);
+        assert!(said.ok, "{said:?}");
+    }
 
     for (host, name, c) in [(2, "web", &a), (3, "client", &b), (3, "late", &d)] {
         let said = cluster.plugin(host, "DEL", &c.id, &c.netns(), name);

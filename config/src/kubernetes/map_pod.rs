@@ -24,6 +24,8 @@ const CONTAINER: &str = "cni.projectcalico.org/containerID";
 const AWS_IPS: &str = "vpc.amazonaws.com/pod-ips";
 /// Before annotations of ours: what an endpoint holds beyond what Calico writes.
 const OWN: &str = "cni.brindle.dev/";
+/// The uid by which kubelet knows a pod of a file; the Pod that mirrors it has one of its own.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
 const MAC: &str = "cni.brindle.dev/mac";
 const INTERFACE: &str = "cni.brindle.dev/interface";
 
@@ -138,7 +140,7 @@ fn interface_name(namespace: &str, pod: &str) -> String {
 
 /// Annotations of a pod that its endpoint carries.
 fn carried(annotation: &str) -> bool {
-    (annotation.contains("projectcalico.org/") || annotation.starts_with(OWN))
+    (annotation.contains("projectcalico.org/") || annotation.starts_with(OWN) || annotation == STATIC_UID)
         && ![POD_IP, POD_IPS, MAC, INTERFACE].contains(&annotation)
 }
 

@@ -39,6 +39,9 @@ const CONTAINER: &str = "cni.projectcalico.org/containerID";
 /// Number of the host device: its name alone would also be that of the pod's next sandbox.
 const DEVICE: &str = "cni.brindle.dev/device";
 
+/// The uid by which kubelet knows a pod of a file (Kubernetes' own annotation).
+const STATIC_UID: &str = "kubernetes.io/config.hash";
+
 pub(super) type Endpoint = Stored<WorkloadEndpointSpec>;
 
 /// What a CHECK is about.
@@ -109,7 +112,8 @@ impl Service {
     }
 
     /// Refuses an attachment that lives already, in another namespace. Its record alone does not count: after a reboot
-    /// the same container may come back before anybody deleted it. Says whether there is a record.
+    /// the same container may come back before anybody deleted it. Refuses one of a pod that went, where another of its name
+    /// is attached: it would take that pod's device. Says whether there is a record.
     pub(super) async fn not_elsewhere(&self, a: &Attachment) -> Result<bool, Refused> {
         let Some(there) = self.endpoint(&self.endpoint_key(a)).await? else { return Ok(false) };
         let netns = there.resource.metadata.annotations.get(NETNS).filter(|n| !n.is_empty());
@@ -121,7 +125,28 @@ impl Service {
         {
             return Err(elsewhere(a));
         }
+        if !same_container {
+            self.of_this_pod(a, &there)?;
+        }
         Ok(true)
+    }
+
+    /// Kubernetes says which pod of a name there is: its endpoint has the Pod's uid. In other datastores it has one of its
+    /// own, and the latest sandbox counts.
+    fn of_this_pod(&self, a: &Attachment, there: &Endpoint) -> Result<(), Refused> {
+        let meta = &there.resource.metadata;
+        let uid = meta.annotations.get(STATIC_UID).or(meta.uid.as_ref()).filter(|_| self.endpoints_are_pods);
+        match (uid, &a.pod) {
+            (Some(uid), Some(pod)) if !pod.uid.is_empty() && pod.uid != *uid => Err(Refused::new(
+                code::CONTAINER,
+                format!(
+                    "container {} is of a former pod {}/{}: its uid is {}, the pod there is now has {uid}",
+                    a.container_id, pod.namespace, pod.name, pod.uid
+                ),
+                "nothing needs doing: kubelet ends this sandbox",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses addresses that another IPAM plugin, or a pod's annotation, gives and that an endpoint of this node has: both

@@ -48,6 +48,8 @@ pub(crate) struct CniServerSettings {
     /// Holds the journal.
     pub(crate) state_dir: PathBuf,
     pub(crate) store: Arc<dyn Store>,
+    /// The datastore is Kubernetes: an endpoint is its Pod, with that one's uid.
+    pub(crate) endpoints_are_pods: bool,
     pub(crate) dataplane: Arc<dyn Dataplane>,
     pub(crate) leaks: LeakArgs,
 }
@@ -70,6 +72,7 @@ pub(crate) async fn start(
         socket: settings.cni_socket.clone(),
         state_dir: settings.state_dir.clone(),
         store: Arc::clone(store),
+        endpoints_are_pods: crate::settings::on_kubernetes(&settings.datastore),
         dataplane: Arc::new(dataplane::Both {
             felix: felix.clone(),
             policy: policy.clone(),

@@ -48,6 +48,7 @@ const PREFIX: &str = "cali";
 pub(super) struct Service {
     pub(super) node: String,
     pub(super) store: Arc<dyn Store>,
+    pub(super) endpoints_are_pods: bool,
     pub(super) dataplane: Arc<dyn Dataplane>,
     pub(super) journal: PathBuf,
     pub(super) state_dir: PathBuf,
@@ -83,6 +84,7 @@ impl Service {
         Self {
             node: settings.node.clone(),
             store: Arc::clone(&settings.store),
+            endpoints_are_pods: settings.endpoints_are_pods,
             dataplane: Arc::clone(&settings.dataplane),
             journal: settings.state_dir.join(journal::FOLDER),
             state_dir: settings.state_dir.clone(),

@@ -177,6 +177,7 @@ impl Stage {
             socket: self.folder.join("cni.sock"),
             state_dir: self.folder.clone(),
             store: self.store.clone(),
+            endpoints_are_pods: false,
             dataplane: self.dataplane.clone(),
             leaks: super::LeakArgs { ipam_gc: super::leaks::Mode::Off, ..super::LeakArgs::default() },
         };

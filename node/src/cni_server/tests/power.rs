@@ -177,6 +177,7 @@ impl Node {
             socket: folder.join("cni.sock"),
             state_dir: folder.to_owned(),
             store: Arc::clone(&store) as Arc<dyn Store>,
+            endpoints_are_pods: false,
             dataplane: Arc::new(dataplane),
             leaks: leaks.clone(),
         });

@@ -32,6 +32,7 @@ async fn service(lines: &str) -> (Service, Arc<Switch>, PathBuf) {
         socket: folder.join("cni.sock"),
         state_dir: folder.clone(),
         store: store.clone(),
+        endpoints_are_pods: false,
         dataplane: Arc::new(Stub::default()),
         leaks: LeakArgs::default(),
     });
