@@ -64,7 +64,7 @@ pub struct Args {
     pub pod_name: Option<String>,
     pub pod_uid: Option<String>,
     /// An address asked for.
-    pub ip: Option<std::net::IpAddr>,
+    pub ips: Vec<std::net::IpAddr>,
     /// A MAC asked for.
     pub mac: Option<brindle_kernel::netlink::Mac>,
 }
@@ -208,9 +208,9 @@ impl Args {
                 }
                 "K8S_POD_UID" if !value.is_empty() => args.pod_uid = Some(value.to_owned()),
                 "IP" if !value.is_empty() => {
-                    // Some runtimes write a CIDR.
-                    let ip = value.split('/').next().unwrap_or(value);
-                    args.ip = Some(ip.parse().map_err(|_| invalid("not an IP address"))?);
+                    // Several with commas, and some runtimes write CIDRs.
+                    let ips = value.split(',').map(|one| one.split('/').next().unwrap_or(one).trim().parse());
+                    args.ips = ips.collect::<Result<_, _>>().map_err(|_| invalid("not an IP address"))?;
                 }
                 "MAC" if !value.is_empty() => {
                     let mac: brindle_kernel::netlink::Mac =
@@ -297,6 +297,17 @@ mod tests {
     }
 
     #[test]
+    fn addresses_come_with_commas_and_lengths() {
+        let ips = |text: &str| Args::parse(&format!("IP={text}")).map(|a| a.ips).map_err(|e| e.code);
+        let both = ["10.20.0.5", "fd00:20::5"].map(|ip| ip.parse().unwrap());
+        assert_eq!(ips("10.20.0.5,fd00:20::5"), Ok(both.to_vec()));
+        assert_eq!(ips("10.20.0.5/32,fd00:20::5/128"), Ok(both.to_vec()));
+        assert_eq!(ips("10.20.0.5/24"), Ok(both[..1].to_vec()));
+        assert_eq!(ips("10.20.0.5,"), Err(4));
+        assert_eq!(ips("10.20.0.5,x/32"), Err(4));
+    }
+
+    #[test]
     fn del_leaves_out_what_no_add_succeeded_with() {
         let wrong = [
             ("CNI_ARGS", "IP=300.1.1.1;K8S_POD_NAME=web-0;MAC=x;nonsense;K8S_POD_NAMESPACE=default"),
@@ -310,7 +321,7 @@ mod tests {
             let a = read(Command::Del, &vars).unwrap();
             assert_eq!(a.args.pod_name.as_deref(), Some("web-0"));
             assert_eq!(a.args.pod_namespace.as_deref(), Some("default"));
-            assert_eq!((a.args.ip, a.args.mac), (None, None));
+            assert_eq!((&*a.args.ips, a.args.mac), (&[][..], None));
         }
     }
 

@@ -247,7 +247,8 @@ impl Invocation {
     /// The request for addresses.
     fn wish(&self) -> (Vec<String>, Vec<String>, u8, u8, Vec<std::net::IpAddr>) {
         let mut ips = self.conf.ips.clone();
-        ips.extend(self.runtime.args.ip);
+        // Meta-plugins say the same at both places.
+        ips.extend(self.runtime.args.ips.iter().filter(|ip| !self.conf.ips.contains(ip)));
         (
             self.conf.ipv4_pools.clone(),
             self.conf.ipv6_pools.clone(),
