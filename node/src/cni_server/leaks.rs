@@ -250,8 +250,9 @@ pub(super) fn handles_of(network: &str, container_id: &str, ifname: &str) -> imp
     ))
 }
 
-/// Handles of the attachments libcni remembers: it writes a file at ADD and removes it at DEL. One that does not read
-/// could be anybody's, so then nothing is known.
+/// Handles of the attachments libcni remembers: it writes a file at ADD and removes it at DEL. What a file does not say
+/// (it is written in place, and empty after a power cut), its name does; one whose name does not either could be
+/// anybody's, so then nothing is known.
 fn attachments(cache: &Path) -> Option<BTreeSet<String>> {
     let mut handles = BTreeSet::new();
     for file in fs::read_dir(cache).ok()? {
@@ -267,13 +268,13 @@ fn attachments(cache: &Path) -> Option<BTreeSet<String>> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(_) => return None,
         };
-        let value: Value = serde_json::from_slice(&text).ok()?;
+        let value: Value = serde_json::from_slice(&text).unwrap_or_default();
         let field = |name: &str| value.get(name).and_then(Value::as_str);
         match (field("networkName"), field("containerId"), field("ifName")) {
             (Some(network), Some(container), Some(ifname)) => {
                 handles.extend(handles_of(network, container, ifname));
             }
-            // A file of the time before libcni wrote names into it: `network-container-ifname`.
+            // It is cut off, or of the time before libcni wrote names into it: `network-container-ifname`.
             _ => {
                 let name = path.file_name()?.to_str()?.to_owned();
                 let (rest, ifname) = name.rsplit_once('-')?;
@@ -317,4 +318,27 @@ fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = file.with_extension("tmp");
     fs::write(&temporary, bytes)?;
     fs::rename(&temporary, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_libcni_that_is_cut_off_stands_for_its_attachment() {
+        let folder = std::env::temp_dir().join(format!("bt-{}-results", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let whole = r#"{"networkName": "k8s-pod-network", "containerId": "aa", "ifName": "eth0"}"#;
+        fs::write(folder.join("k8s-pod-network-aa-eth0"), whole).unwrap();
+        fs::write(folder.join("k8s-pod-network-bb-eth0"), "").unwrap();
+        fs::write(folder.join("k8s-pod-network-cc-net1"), &whole[..40]).unwrap();
+        let heard = attachments(&folder).unwrap();
+        for (container, ifname) in [("aa", "eth0"), ("bb", "eth0"), ("cc", "net1")] {
+            let handle = handle::handle("k8s-pod-network", container, ifname);
+            assert!(heard.contains(&handle), "{handle}: {heard:?}");
+        }
+        fs::write(folder.join("nonsense"), "").unwrap();
+        assert_eq!(attachments(&folder), None, "it may be anybody's");
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -56,8 +56,15 @@ pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<O
         folders.into_iter().filter_map(|(node, folder)| Some((node, collector(&folder)?))).collect();
     for (node, found) in &collectors {
         let count = |what: &str| found.get(what).and_then(Value::as_array).map_or(0, Vec::len);
+        // By handle, who could not be heard about it.
+        let unjudged = found.get("unknown").and_then(Value::as_object).filter(|u| !u.is_empty());
+        let unjudged = unjudged.map_or_else(String::new, |unknown| {
+            let silent: BTreeSet<&str> = unknown.values().filter_map(Value::as_str).collect();
+            let silent = silent.into_iter().collect::<Vec<_>>().join(", ");
+            format!(" Of {} it cannot say, for want of an answer of: {silent}.", unknown.len())
+        });
         let line = format!(
-            "{} ({}, looked at {}): {} leaked handles, {} waiting for the grace period of {} s.",
+            "{} ({}, looked at {}): {} leaked handles, {} waiting for the grace period of {} s.{unjudged}",
             node.as_ref().map_or("The agent's collector".to_owned(), |n| format!("The collector of {n}")),
             found["mode"].as_str().unwrap_or("?"),
             found["time"].as_str().unwrap_or("?"),
