@@ -283,6 +283,8 @@ fn pods_of_a_pool_that_is_being_drained_are_well() {
     let said = c.run("ipam check");
     assert!(said.contains("Found 0 in-use IPs that are not in active IP pools."), "{said}");
     assert!(said.contains("found 0 problems"), "{said}");
+    let why = c.run("ipam why 10.65.0.9");
+    assert!(why.contains("not given: its pool default-pool is disabled") && !why.contains("queue"), "{why}");
     // Without its record it is one of no active pool.
     let handle = Key::new(Kind::IpamHandle, None, "k8s-pod-network.web");
     c.runtime.block_on(c.store.delete(&handle, Expect::Any)).unwrap();

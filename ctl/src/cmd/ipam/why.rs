@@ -104,7 +104,7 @@ fn line(what: &str, fact: &str) {
 }
 
 struct Story {
-    /// `in-use`, `cooling`, `reserved`, `free`, `outside`; `conflict` when the record says that nobody has it and something
+    /// `in-use`, `cooling`, `reserved`, `free`, `outside`, `disabled`; `conflict` when the record says that nobody has it and something
     /// uses it.
     state: &'static str,
     summary: String,
@@ -156,11 +156,11 @@ fn story(world: &World, ip: IpAddr, now: Now) -> Story {
     }
     let (state, summary) = match (block, pool) {
         (Some(b), _) => in_block(world, ip, b, endpoint.is_some(), now, &mut facts),
-        (None, None) => ("outside", format!("{ip} is in no IP pool: it is never given")),
         (None, Some(_)) if world.view.reservations.contains(ip) => {
             ("reserved", format!("{ip} is reserved: it is given only to who asks for it"))
         }
-        (None, Some(_)) => ("free", format!("{ip} is free: no node has claimed its block yet")),
+        (None, _) => never_given(world, ip)
+            .unwrap_or_else(|| ("free", format!("{ip} is free: no node has claimed its block yet"))),
     };
     let users = world.users().remove(&ip).unwrap_or_default().join(", ");
     let (state, summary) = match state {
@@ -179,6 +179,17 @@ fn story(world: &World, ip: IpAddr, now: Now) -> Story {
     Story { state, summary, facts, balancer, node }
 }
 
+/// Why nobody gets an address that nobody has.
+fn never_given(world: &World, ip: IpAddr) -> Option<(&'static str, String)> {
+    match world.view.pools.iter().find(|p| p.spec.cidr.contains(&ip)) {
+        None => Some(("outside", format!("{ip} is in no IP pool: it is never given"))),
+        Some(p) if p.spec.disabled => {
+            Some(("disabled", format!("{ip} is not given: its pool {} is disabled", p.name)))
+        }
+        Some(_) => None,
+    }
+}
+
 fn in_block(
     world: &World,
     ip: IpAddr,
@@ -190,6 +201,9 @@ fn in_block(
     let Some(a) = block.allocation(ip) else {
         if world.view.reservations.contains(ip) {
             return ("reserved", format!("{ip} is reserved: it is given only to who asks for it"));
+        }
+        if let Some(never) = never_given(world, ip) {
+            return never;
         }
         let at = net::ordinal(&block.cidr(), ip)
             .and_then(|o| block.spec().unallocated.iter().position(|u| *u as u128 == o));
