@@ -20,7 +20,7 @@ fn tracked(node: &Node) -> Vec<Flow> {
     })
 }
 
-fn sh(ns: &Ns, line: &str) {
+pub(super) fn sh(ns: &Ns, line: &str) {
     assert!(ns.run(|| Command::new("sh").args(["-ec", line]).status().unwrap()).success(), "{line}");
 }
 

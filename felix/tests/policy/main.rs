@@ -4,6 +4,7 @@
 mod addresses;
 mod flows;
 mod hosts;
+mod translated;
 
 use std::{
     collections::BTreeSet,

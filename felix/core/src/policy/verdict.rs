@@ -3,7 +3,7 @@
 //!
 //! Replies and later packets of an accepted flow pass by connection tracking and are not asked about here.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -118,7 +118,19 @@ pub fn place(state: &PolicyState, address: IpAddr) -> Place {
 
 /// Decides about a packet on its way from one place to another.
 pub fn verdict(state: &PolicyState, packet: &Packet, from: &Place, to: &Place) -> Verdict {
-    let mut asked = Asked { state, packet, steps: Vec::new() };
+    verdict_translated(state, packet, packet, from, to)
+}
+
+/// Decides about a packet whose destination was translated (a service, a node port). `before`: as it was sent, which is what
+/// untracked and pre-DNAT policy see; `packet`: as all others see it.
+pub fn verdict_translated(
+    state: &PolicyState,
+    before: &Packet,
+    packet: &Packet,
+    from: &Place,
+    to: &Place,
+) -> Verdict {
+    let mut asked = Asked { state, before, packet, steps: Vec::new() };
     asked.run(from, to);
     Verdict { steps: asked.steps }
 }
@@ -132,6 +144,9 @@ enum Outcome {
 
 struct Asked<'a> {
     state: &'a PolicyState,
+    /// As it was sent.
+    before: &'a Packet,
+    /// As the policy that is asked sees it.
     packet: &'a Packet,
     steps: Vec<Step>,
 }
@@ -213,23 +228,24 @@ impl<'a> Asked<'a> {
         let Some(e) = hep.and_then(|id| self.state.endpoints.get(id)) else { return };
         // Named interfaces are not where the packet comes in, and policy before DNAT is not for workloads.
         if action == ToHostAction::Return && e.interface == Interface::Any {
-            self.own(&e.id.clone(), &EndpointPolicy::clone(e), Direction::Ingress);
+            self.own(&Arc::clone(e), Direction::Ingress);
         }
     }
 
     /// Traffic of the node itself at a host endpoint.
     fn host(&mut self, hep: Option<&EndpointId>, direction: Direction) -> bool {
-        let Some((id, e, host)) = self.endpoint(hep) else {
+        let Some(e) = self.endpoint(hep) else {
             return self.say(None, direction, true, Reason::NotPoliced);
         };
-        if let Some(decided) = self.early(&id, &e, &host, direction, true) {
+        if let Some(decided) = self.early(&e, direction, true) {
             return decided;
         }
-        self.own(&id, &e, direction)
+        self.own(&e, direction)
     }
 
     /// The policy of a host endpoint for the node's own traffic that nothing decided early.
-    fn own(&mut self, id: &EndpointId, e: &EndpointPolicy, direction: Direction) -> bool {
+    fn own(&mut self, e: &EndpointPolicy, direction: Direction) -> bool {
+        let id = &e.id;
         if let Some(reason) = self.failsafe(direction, true) {
             return self.say(Some(id), direction, true, reason);
         }
@@ -242,8 +258,8 @@ impl<'a> Asked<'a> {
 
     /// Traffic that comes in at a host endpoint and goes on.
     fn arriving(&mut self, hep: Option<&EndpointId>) -> bool {
-        if let Some((id, e, host)) = self.endpoint(hep)
-            && let Some(decided) = self.early(&id, &e, &host, Direction::Ingress, false)
+        if let Some(e) = self.endpoint(hep)
+            && let Some(decided) = self.early(&e, Direction::Ingress, false)
         {
             return decided;
         }
@@ -253,14 +269,21 @@ impl<'a> Asked<'a> {
     /// Untracked and pre-DNAT policy; what it allows no later host policy looks at. `own`: the host is an end of the
     /// flow, so that its failsafe ports are open for good; for what is forwarded to such a port these policies alone are
     /// left out, and the policy for forwarded traffic decides.
-    fn early(
+    fn early(&mut self, e: &EndpointPolicy, direction: Direction, own: bool) -> Option<bool> {
+        let after = std::mem::replace(&mut self.packet, self.before);
+        let decided = e.host.as_ref().and_then(|host| self.before_translation(e, host, direction, own));
+        self.packet = after;
+        decided
+    }
+
+    fn before_translation(
         &mut self,
-        id: &EndpointId,
         e: &EndpointPolicy,
         host: &HostPolicy,
         direction: Direction,
         own: bool,
     ) -> Option<bool> {
+        let id = &e.id;
         let pre_dnat: &[EndpointTier] = if direction == Direction::Ingress { &host.pre_dnat } else { &[] };
         for (tiers, untracked) in [(host.untracked.as_slice(), true), (pre_dnat, false)] {
             if tiers.is_empty() || self.state.closed(e).is_some() {
@@ -280,21 +303,21 @@ impl<'a> Asked<'a> {
     }
 
     fn forwarded(&mut self, hep: Option<&EndpointId>, direction: Direction) -> bool {
-        let Some((id, e, host)) = self.endpoint(hep) else {
+        let Some(e) = self.endpoint(hep) else {
             return self.say(None, direction, true, Reason::NotPoliced);
         };
         if let Some(reason) = self.state.closed(&e).cloned() {
-            return self.say(Some(&id), direction, false, Reason::Closed(reason));
+            return self.say(Some(&e.id), direction, false, Reason::Closed(reason));
         }
-        match self.tiers(&host.forward, direction) {
-            Outcome::Decided(allowed, reason) => self.say(Some(&id), direction, allowed, reason),
-            Outcome::Open => self.say(Some(&id), direction, true, Reason::NoForwardPolicy),
+        let forward = e.host.as_ref().map_or(&[][..], |host| &host.forward);
+        match self.tiers(forward, direction) {
+            Outcome::Decided(allowed, reason) => self.say(Some(&e.id), direction, allowed, reason),
+            Outcome::Open => self.say(Some(&e.id), direction, true, Reason::NoForwardPolicy),
         }
     }
 
-    fn endpoint(&self, hep: Option<&EndpointId>) -> Option<(EndpointId, EndpointPolicy, HostPolicy)> {
-        let e = self.state.endpoints.get(hep?)?;
-        Some((e.id.clone(), (**e).clone(), e.host.clone().unwrap_or_default()))
+    fn endpoint(&self, hep: Option<&EndpointId>) -> Option<Arc<EndpointPolicy>> {
+        self.state.endpoints.get(hep?).cloned()
     }
 
     /// Why no policy of a host endpoint is asked.
