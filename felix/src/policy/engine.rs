@@ -7,6 +7,7 @@ mod doors;
 mod flows;
 mod host;
 mod moves;
+mod walk;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -265,9 +266,11 @@ impl Engine {
             }
             // Before anything is mended; what is not written yet is written first. Whoever asks again finds it mended.
             self.verify(false);
-            let mut changed = self.step(Instant::now());
-            if self.verify(true) {
-                changed = changed.or(self.step(Instant::now()));
+            let mut written = self.step(Instant::now());
+            if self.verify(true)
+                && let Some(more) = self.step(Instant::now())
+            {
+                written.get_or_insert_default().absorb(more);
             }
             if self.driver.untidy {
                 self.tidy_later(now);
@@ -280,8 +283,8 @@ impl Engine {
                 let _ = who.send(());
             }
             // Somebody waits for the rules; nobody for this.
-            if changed.is_some() || self.tracked.due().is_some() {
-                self.cut_flows(&changed.unwrap_or_default(), Instant::now());
+            if written.is_some() || self.tracked.due().is_some() {
+                self.cut_flows(&written.unwrap_or_default(), Instant::now());
                 self.publish();
             }
             self.answer();
@@ -334,14 +337,7 @@ impl Engine {
             }
             self.model.apply(d);
         }
-        let new = self.model.take_changed();
-        self.pending.rules |= new.rules;
-        self.pending.whole.extend(new.whole);
-        self.pending.members.extend(new.members);
-        self.pending.gone.extend(new.gone);
-        self.pending.fresh.extend(new.fresh);
-        self.pending.gone_devices.extend(new.gone_devices);
-        self.pending.judge |= new.judge;
+        self.pending.absorb(self.model.take_changed());
     }
 
     /// A node without any rules of ours would let its workloads through until the resources are known.

@@ -62,7 +62,7 @@ pub struct Changed {
     /// Their devices.
     pub gone_devices: BTreeSet<String>,
     /// Flows that were tracked before may be denied now, or those that were denied may be allowed. Of endpoints nobody knew
-    /// that is true for flows of their own addresses alone: `fresh`.
+    /// that is true for flows of their own addresses alone, `fresh`, and of sets for those of `members`.
     pub judge: bool,
 }
 
@@ -70,6 +70,18 @@ impl Changed {
     /// Whether nothing did.
     pub fn is_empty(&self) -> bool {
         !self.rules && self.whole.is_empty() && self.members.is_empty()
+    }
+
+    /// What changed later, too.
+    pub fn absorb(&mut self, later: Self) {
+        let Self { rules, whole, members, gone, fresh, gone_devices, judge } = later;
+        self.rules |= rules;
+        self.whole.extend(whole);
+        self.members.extend(members);
+        self.gone.extend(gone);
+        self.fresh.extend(fresh);
+        self.gone_devices.extend(gone_devices);
+        self.judge |= judge;
     }
 }
 
@@ -123,7 +135,6 @@ impl Model {
                         set.members.extend(holdable(d.added.iter().map(member), family));
                     }
                     self.changed.members.push(d);
-                    self.changed.judge = true;
                 }
                 return;
             }

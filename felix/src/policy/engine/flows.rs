@@ -11,21 +11,26 @@
 //! addresses soon after, together with others.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use brindle_felix_core::rules::{ir::Family, model::Changed};
-use brindle_kernel::netfilter::{Flow, NfError};
+use brindle_kernel::netfilter::Flow;
 use ipnet::IpNet;
 use tokio::sync::oneshot;
 
-use super::{Engine, addresses, doors::Doors, host::ByAddress};
-use crate::policy::driver::ip;
+use super::{
+    Engine, addresses,
+    doors::Doors,
+    host::ByAddress,
+    walk::{Around, Heard, Look, Work, has_end},
+};
 
-/// How long flows of workloads that have come or gone are left alone while other changes come, and at most: the kernel walks
-/// through all it tracks, of every namespace, which takes some 10 ms for each family on a large machine.
+/// How long flows of workloads that have come or gone, and of members of sets, are left alone while other changes come, and
+/// at most: the kernel walks through all it tracks, of every namespace, which takes some 10 ms for each family on a large
+/// machine.
 const LINGER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Flows that could not be read or changed are looked at again.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -33,11 +38,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// Whose flows are still to be looked at, and what was seen of them.
 #[derive(Default)]
 pub(super) struct Tracked {
-    /// Addresses that workloads had, whose flows are deleted, and have got, whose flows are judged.
-    gone: BTreeSet<IpAddr>,
-    fresh: BTreeSet<IpAddr>,
-    /// All flows are to be judged, and could not be.
-    all: bool,
+    next: Work,
     /// When that is done, and when at the latest.
     due: Option<(Instant, Instant)>,
     walk: Option<Walk>,
@@ -52,25 +53,14 @@ pub(super) struct Tracked {
 
 /// The kernel's walk through its flows on a thread of its own, so that nobody waits for it.
 struct Walk {
-    /// Whose flows are looked for.
-    gone: BTreeSet<IpAddr>,
-    fresh: BTreeSet<IpAddr>,
-    answer: oneshot::Receiver<Result<Heard, NfError>>,
-}
-
-/// What a walk brings back.
-#[derive(Default)]
-struct Heard {
-    flows: Vec<Flow>,
-    families: Vec<Family>,
-    seen: BTreeSet<IpAddr>,
+    work: Work,
+    answer: oneshot::Receiver<Result<Heard, String>>,
 }
 
 /// What a walk has found.
 pub(super) struct Found {
-    gone: BTreeSet<IpAddr>,
-    fresh: BTreeSet<IpAddr>,
-    heard: Result<Heard, NfError>,
+    work: Work,
+    heard: Result<Heard, String>,
 }
 
 impl Tracked {
@@ -83,36 +73,42 @@ impl Tracked {
     pub(super) async fn walked(&mut self) -> Found {
         let Some(walk) = &mut self.walk else { return std::future::pending().await };
         let heard = (&mut walk.answer).await;
-        let (gone, fresh) = self.walk.take().map(|w| (w.gone, w.fresh)).unwrap_or_default();
-        Found { gone, fresh, heard: heard.unwrap_or_else(|_| Ok(Heard::default())) }
+        let work = self.walk.take().map(|w| w.work).unwrap_or_default();
+        Found { work, heard: heard.unwrap_or_else(|_| Err("the thread that read them has died".to_owned())) }
     }
 
-    /// Waits for others that come and go, but not for ever.
-    fn later(&mut self, now: Instant) {
-        let latest = self.due.map_or(now + LINGER.1, |(_, latest)| latest);
-        self.due = Some(((now + LINGER.0).min(latest), latest));
+    /// Work waits for others that come and go, but not for ever; what policy says of all flows does not wait.
+    fn add(&mut self, work: Work, now: Instant) {
+        if work.all {
+            self.due = Some((now, now));
+        } else if !work.is_empty() {
+            let latest = self.due.map_or(now + LINGER.1, |(_, latest)| latest);
+            self.due = Some(((now + LINGER.0).min(latest), latest));
+        }
+        self.next.absorb(work);
     }
 
-    fn again(&mut self) {
+    fn again(&mut self, work: Work) {
+        self.next.absorb(work);
         let at = Instant::now() + AGAIN;
         self.due = Some(self.due.unwrap_or((at, at)));
     }
 
     /// Whether an address may have flows of whoever had it before.
     fn haunted(&self, a: &IpAddr) -> bool {
-        self.gone.contains(a)
+        self.next.gone.contains(a)
             || self.seen.contains(a)
-            || self.walk.as_ref().is_some_and(|w| w.gone.contains(a))
+            || self.walk.as_ref().is_some_and(|w| w.work.gone.contains(a))
     }
 
-    /// Remembers who had flows in these families.
-    fn see(&mut self, families: &[Family], seen: BTreeSet<IpAddr>, alive: &BTreeSet<IpAddr>) {
-        self.seen.retain(|a| !families.iter().any(|f| f.has(&(*a).into())));
+    /// Remembers who had flows in the families that were read.
+    fn see(&mut self, heard: &mut Heard, alive: &BTreeSet<IpAddr>) {
+        self.seen.retain(|a| !heard.closed.keys().any(|f| f.has(&(*a).into())));
+        let seen = std::mem::take(&mut heard.seen);
         self.seen.extend(seen.into_iter().filter(|a| !alive.contains(a)));
     }
 
-    fn failed(&mut self, why: &NfError) {
-        let why = why.to_string();
+    fn failed(&mut self, why: String) {
         if self.problem.as_ref() != Some(&why) {
             tracing::warn!("flows could not be cut: {why}");
         }
@@ -120,25 +116,21 @@ impl Tracked {
     }
 }
 
-fn ends(f: &Flow) -> [IpAddr; 4] {
-    [f.original.src, f.original.dst, f.reply.src, f.reply.dst]
-}
-
-fn has_end(f: &Flow, of: &BTreeSet<IpAddr>) -> bool {
-    ends(f).iter().any(|a| of.contains(a))
-}
-
-/// Ends of flows that workloads may have, but for those of `gone`, whose flows are deleted.
-fn seen(flows: &[Flow], pools: &[IpNet], gone: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
-    let pooled = |a: &IpAddr| pools.is_empty() || pools.iter().any(|p| p.contains(a));
-    flows.iter().flat_map(ends).filter(|a| pooled(a) && !gone.contains(a)).collect()
-}
-
 /// What becomes of flows.
 #[derive(Default)]
 struct Decided {
     shut: Vec<Flow>,
     open: Vec<Flow>,
+}
+
+impl Decided {
+    /// Of each family, whether no flow is closed once this is carried out.
+    fn leaves_open(&self, closed: &BTreeMap<Family, usize>) -> BTreeMap<Family, bool> {
+        let of = |list: &[Flow], family: Family| {
+            list.iter().filter(|f| family.has(&f.original.src.into())).count()
+        };
+        closed.iter().map(|(f, n)| (*f, n + of(&self.shut, *f) == of(&self.open, *f))).collect()
+    }
 }
 
 /// `bit`: that of closed flows.
@@ -163,113 +155,102 @@ impl Engine {
         if haunted.is_empty() {
             return;
         }
-        let alive = self.alive();
-        if self.judge_flows(&alive, &BTreeSet::new(), Some(&haunted)) {
+        let touched = haunted.iter().map(|a| IpNet::from(*a)).collect();
+        if self.settle(Work { touched, ..Work::default() }, None) {
             self.pending.fresh.retain(|a| !haunted.contains(a));
             self.pending.gone.retain(|a| !haunted.contains(a));
-            self.tracked.gone.retain(|a| !haunted.contains(a));
+            self.tracked.next.gone.retain(|a| !haunted.contains(a));
         }
     }
 
-    /// Flows that policy denies or allows now, at once; those of workloads that came or went when that is due.
+    /// Flows that policy denies or allows now, at once; those of workloads that came or went, and of members of sets, when
+    /// that is due, by a walk.
     pub(super) fn cut_flows(&mut self, changed: &Changed, now: Instant) {
-        if !changed.gone.is_empty() || !changed.fresh.is_empty() {
-            self.tracked.later(now);
-            self.tracked.gone.extend(&changed.gone);
-            self.tracked.fresh.extend(&changed.fresh);
-        }
-        let due = self.tracked.due().is_some_and(|at| at <= now);
-        if !changed.judge && !due {
+        self.tracked.add(Work::of(changed), now);
+        if self.tracked.due().is_none_or(|at| at > now) {
             return;
         }
         self.tracked.due = None;
-        let mut fresh = std::mem::take(&mut self.tracked.fresh);
-        let alive = self.alive();
-        // Whoever else has an address of theirs has its flows.
-        let (kept, gone): (BTreeSet<_>, BTreeSet<_>) =
-            std::mem::take(&mut self.tracked.gone).into_iter().partition(|a| alive.contains(a));
-        fresh.extend(kept);
-        let all = std::mem::take(&mut self.tracked.all) || changed.judge;
-        if all {
-            self.tracked.all = !self.judge_flows(&alive, &gone, None);
-            if self.tracked.all {
-                self.tracked.gone = gone;
-                self.tracked.again();
-            }
-        } else if let Some((gone, fresh)) = self.walk(gone, fresh) {
-            let both = fresh.union(&gone).copied().collect();
-            self.judge_flows(&alive, &gone, Some(&both));
+        let work = std::mem::take(&mut self.tracked.next);
+        if work.all {
+            // Whoever asks whether a policy is in force is told once this is done.
+            self.settle(work, None);
+            return;
         }
+        let look = self.look_for(&work);
+        let mut nf = self.driver.netfilter().again();
+        let (tx, answer) = oneshot::channel();
+        // Whoever asked may have ended.
+        let walk = move || drop(tx.send(look.hear(&mut *nf).map_err(|e| e.to_string())));
+        match std::thread::Builder::new().name("policy-flows".into()).spawn(walk) {
+            Ok(_) => self.tracked.walk = Some(Walk { work, answer }),
+            Err(_) => drop(self.settle(work, None)),
+        }
+    }
+
+    pub(super) fn found(&mut self, found: Found) {
+        self.settle(found.work, Some(found.heard));
+    }
+
+    /// Deletes flows of workloads that went, but for those of an address that somebody has meanwhile, and judges all others.
+    /// Without what a walk has heard the flows are read here. `false`: it is to be done again.
+    fn settle(&mut self, work: Work, heard: Option<Result<Heard, String>>) -> bool {
+        let heard = match heard {
+            Some(heard) => heard,
+            None => {
+                let look = self.look_for(&work);
+                look.hear(self.driver.netfilter()).map_err(|e| e.to_string())
+            }
+        };
+        let mut heard = match heard {
+            Ok(heard) => heard,
+            Err(why) => {
+                self.tracked.failed(why);
+                self.tracked.again(work);
+                return false;
+            }
+        };
+        let alive = self.alive();
+        self.tracked.see(&mut heard, &alive);
+        let left: BTreeSet<IpAddr> = work.gone.difference(&alive).copied().collect();
+        let (cut, rest): (Vec<Flow>, Vec<Flow>) = heard.flows.into_iter().partition(|f| has_end(f, &left));
+        let bit = self.closed_bit();
+        let decided = match self.own_addresses() {
+            Some(host) => Some(decide(&mut Doors::new(&self.state, &host), rest, bit.unwrap_or(0))),
+            None => None,
+        };
+        let judged = decided.is_some();
+        let decided = decided.unwrap_or_default();
+        let open = decided.leaves_open(&heard.closed);
+        let well = self.carry_out(cut, decided, bit) && judged;
+        for (family, open) in open {
+            if well && open {
+                self.tracked.open.insert(family);
+            } else {
+                self.tracked.open.remove(&family);
+            }
+        }
+        if !well {
+            self.tracked.again(work);
+        }
+        well
+    }
+
+    fn look_for(&self, work: &Work) -> Look {
+        let around = Around {
+            families: self.driver.families(),
+            open: &self.tracked.open,
+            alive: self.alive(),
+            hosts: self.model.endpoints.values().any(|e| e.host.is_some()),
+            pools: self.settings.around.pools.iter().map(|(net, _)| *net).collect(),
+            bit: self.closed_bit().unwrap_or(0),
+        };
+        Look::new(work, around)
     }
 
     fn alive(&self) -> BTreeSet<IpAddr> {
         let workloads = self.model.endpoints.values().filter(|e| e.host.is_none());
         workloads.flat_map(|e| e.addresses.iter().map(IpNet::addr)).collect()
-    }
-
-    fn pools(&self) -> Vec<IpNet> {
-        self.settings.around.pools.iter().map(|(net, _)| *net).collect()
-    }
-
-    /// Begins to look for flows of addresses; gives them back where there is no thread to be had.
-    fn walk(
-        &mut self,
-        gone: BTreeSet<IpAddr>,
-        fresh: BTreeSet<IpAddr>,
-    ) -> Option<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)> {
-        let mut nf = self.driver.netfilter().again();
-        let wanted: BTreeSet<IpAddr> = gone.union(&fresh).copied().collect();
-        let mut families = self.driver.families().to_vec();
-        families.retain(|family| wanted.iter().any(|a| family.has(&(*a).into())));
-        let (tx, answer) = oneshot::channel();
-        let (pools, left) = (self.pools(), gone.clone());
-        let work = move || {
-            let mut heard = Heard::default();
-            let read = families.into_iter().try_for_each(|family| {
-                let mut flows = nf.flows(ip(family))?;
-                heard.seen.extend(seen(&flows, &pools, &left));
-                heard.families.push(family);
-                flows.retain(|f| has_end(f, &wanted));
-                heard.flows.extend(flows);
-                Ok(())
-            });
-            // Whoever asked may have ended.
-            let _ = tx.send(read.map(|()| heard));
-        };
-        match std::thread::Builder::new().name("policy-flows".into()).spawn(work) {
-            Ok(_) => {
-                self.tracked.walk = Some(Walk { gone, fresh, answer });
-                None
-            }
-            Err(_) => Some((gone, fresh)),
-        }
-    }
-
-    /// Deletes what a walk has found of workloads that went, but for flows of an address that somebody has meanwhile, and
-    /// judges what it has found of newcomers.
-    pub(super) fn found(&mut self, found: Found) {
-        let heard = match found.heard {
-            Ok(heard) => heard,
-            Err(e) => {
-                self.tracked.failed(&e);
-                self.tracked.gone.extend(found.gone);
-                self.tracked.fresh.extend(found.fresh);
-                self.tracked.again();
-                return;
-            }
-        };
-        let alive = self.alive();
-        self.tracked.see(&heard.families, heard.seen, &alive);
-        let left: BTreeSet<IpAddr> = found.gone.difference(&alive).copied().collect();
-        let (cut, rest): (Vec<Flow>, Vec<Flow>) = heard.flows.into_iter().partition(|f| has_end(f, &left));
-        let theirs: Vec<Flow> = rest.into_iter().filter(|f| has_end(f, &alive)).collect();
-        let bit = self.closed_bit();
-        let host = if theirs.is_empty() { None } else { self.own_addresses() };
-        let decided = match host {
-            Some(host) => decide(&mut Doors::new(&self.state, &host), theirs, bit.unwrap_or(0)),
-            None => Decided::default(),
-        };
-        self.carry_out(cut, decided, bit);
     }
 
     /// Addresses by which the host's own flows are told; without them nothing is judged.
@@ -280,9 +261,10 @@ impl Engine {
                 Some(host).filter(|h| !h.is_empty())
             }
             Err(e) => {
-                tracing::warn!("flows are not judged: addresses of this host cannot be read: {e}");
-                self.tracked.all = true;
-                self.tracked.again();
+                tracing::warn!(
+                    "flows are not judged before the next look in {} s: addresses of this host cannot be read: {e}",
+                    AGAIN.as_secs()
+                );
                 None
             }
         }
@@ -328,65 +310,9 @@ impl Engine {
                 true
             }
             Err(e) => {
-                self.tracked.failed(&e);
+                self.tracked.failed(e.to_string());
                 false
             }
         }
-    }
-
-    /// Deletes flows of `gone`, and judges all others, or those of `only`. `false`: it is to be done again.
-    fn judge_flows(
-        &mut self,
-        alive: &BTreeSet<IpAddr>,
-        gone: &BTreeSet<IpAddr>,
-        only: Option<&BTreeSet<IpAddr>>,
-    ) -> bool {
-        let hosts = self.model.endpoints.values().any(|e| e.host.is_some());
-        let closed_bit = self.closed_bit();
-        let bit = closed_bit.unwrap_or(0);
-        let pools = self.pools();
-        let host = self.own_addresses();
-        let mut well = host.is_some();
-        for family in self.driver.families().to_vec() {
-            let of_family = |a: &IpAddr| family.has(&(*a).into());
-            let nobody = match only {
-                Some(only) => !only.iter().any(of_family),
-                None => {
-                    let quiet = !hosts && self.tracked.open.contains(&family);
-                    quiet && !alive.iter().chain(gone).any(of_family)
-                }
-            };
-            // The kernel walks through all it tracks, of every namespace.
-            if nobody {
-                continue;
-            }
-            let flows = match self.driver.netfilter().flows(ip(family)) {
-                Ok(flows) => flows,
-                Err(e) => {
-                    self.tracked.failed(&e);
-                    well = false;
-                    continue;
-                }
-            };
-            self.tracked.see(&[family], seen(&flows, &pools, gone), alive);
-            let (cut, rest): (Vec<Flow>, Vec<Flow>) = flows.into_iter().partition(|f| has_end(f, gone));
-            let concerned = |f: &Flow| match only {
-                Some(only) => has_end(f, only),
-                None => hosts || f.mark & bit != 0 || has_end(f, alive),
-            };
-            let closed = rest.iter().filter(|f| f.mark & bit != 0).count();
-            let concerned = rest.into_iter().filter(concerned).collect();
-            let decided = match &host {
-                Some(host) => decide(&mut Doors::new(&self.state, host), concerned, bit),
-                None => Decided::default(),
-            };
-            if closed + decided.shut.len() == decided.open.len() {
-                self.tracked.open.insert(family);
-            } else {
-                self.tracked.open.remove(&family);
-            }
-            well &= self.carry_out(cut, decided, closed_bit);
-        }
-        well
     }
 }
