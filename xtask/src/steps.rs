@@ -52,7 +52,8 @@ const STEPS: [Step; 13] = [
     ("oracles", oracles),
     ("doc", || cargo("test --workspace --doc")),
     ("deny", deny),
-    ("fuzz", || cargo("build --manifest-path fuzz/Cargo.toml")),
+    // That they fit the code; whoever fuzzes builds them with instruments of their own.
+    ("fuzz", || cargo("check --manifest-path fuzz/Cargo.toml")),
     // That they build, not how fast they are: the development profile has all they need already.
     ("bench", || cargo("bench --workspace --no-run --profile dev")),
 ];
