@@ -251,6 +251,86 @@ async fn nobody_there_is_said_with_the_address() {
     assert!(e.to_string().contains("refused"), "{e}");
 }
 
+/// Three servers that are one cluster.
+fn cluster(name: &str) -> [Server; 3] {
+    let peers: [String; 3] = std::array::from_fn(|_| format!("http://127.0.0.1:{}", free_port()));
+    let all: Vec<String> = peers.iter().enumerate().map(|(n, p)| format!("m{n}={p}")).collect();
+    std::array::from_fn(|n| {
+        let own = &peers[n];
+        // The last of a flag counts.
+        Server::start(&format!("{name}{n}"), false, &|_| {
+            vec![
+                format!("--name=m{n}"),
+                format!("--listen-peer-urls={own}"),
+                format!("--initial-advertise-peer-urls={own}"),
+                format!("--initial-cluster={}", all.join(",")),
+            ]
+        })
+    })
+}
+
+/// A store that knows these servers, in this order.
+fn store_of(servers: &[&Server]) -> EtcdStore {
+    let all: Vec<String> = servers.iter().map(|s| format!("http://127.0.0.1:{}", s.port)).collect();
+    EtcdStore::new(EtcdSettings::parse(&all.join(","), |_| None).unwrap())
+}
+
+fn pool(name: &str) -> (Key, serde_json::Value) {
+    let value = json!({"apiVersion": "projectcalico.org/v3", "kind": "IPPool", "metadata": {"name": name},
+        "spec": {"cidr": "10.0.0.0/16"}});
+    (Key::new(Kind::IpPool, None, name), value)
+}
+
+#[tokio::test]
+async fn one_dead_member_of_three_costs_no_call() {
+    let mut servers = cluster("dead");
+    for server in &servers {
+        ready(server, &store_of(&[server])).await;
+    }
+    let (key, value) = pool("p");
+    let [a, b, c] = &servers;
+    let before = store_of(&[a, b, c]);
+    before.put(&key, value.clone(), Expect::Absent).await.unwrap();
+    let from = before.list(&[Kind::IpPool]).await.unwrap().revision;
+    servers[0].stop();
+    let [dead, b, c] = &servers;
+    ready(b, &store_of(&[b])).await;
+    ready(c, &store_of(&[c])).await;
+    for order in [[dead, b, c], [b, dead, c], [b, c, dead]] {
+        let store = store_of(&order);
+        for n in 0..50 {
+            store.get(&key).await.unwrap_or_else(|e| panic!("get {n}: {e}"));
+            store.put(&key, value.clone(), Expect::Any).await.unwrap_or_else(|e| panic!("put {n}: {e}"));
+        }
+        // Where each begins is left to chance, so that sooner or later it is the dead one, with each kind of call.
+        for n in 0..20 {
+            let writes = store_of(&order).put(&key, value.clone(), Expect::Any).await;
+            writes.unwrap_or_else(|e| panic!("first put {n}: {e}"));
+            if let Err(e) = store_of(&order).watch(&[Kind::IpPool], from).await {
+                panic!("first watch {n}: {e}");
+            }
+        }
+    }
+    before.get(&key).await.expect("a store that knew the dead one alive goes on");
+}
+
+#[tokio::test]
+async fn where_nobody_answers_each_is_told_with_its_reason() {
+    let ports = [free_port(), free_port()];
+    let all: Vec<String> = ports.iter().map(|p| format!("http://127.0.0.1:{p}")).collect();
+    let store = EtcdStore::new(EtcdSettings::parse(&all.join(","), |_| None).unwrap());
+    let (key, value) = pool("p");
+    for e in [store.list(&[]).await.unwrap_err(), store.put(&key, value, Expect::Any).await.unwrap_err()] {
+        assert!(matches!(e, StoreError::Unavailable(_)), "{e}");
+        let text = e.to_string();
+        for place in &all {
+            let said =
+                text.split("; ").any(|part| part.contains(&format!("{place}: ")) && part.contains("refused"));
+            assert!(said, "{place}: {text}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn tls_and_users_let_in_whom_they_should() {
     use rcgen::{

@@ -1,9 +1,6 @@
-//! The connection: endpoints, TLS, tokens, deadlines, and what an error of the server means to a caller.
+//! Calls: which members are asked, tokens, deadlines, and what an error of the server means to a caller.
 
-use std::{
-    sync::{Mutex, MutexGuard},
-    time::Duration,
-};
+use std::{error::Error as _, sync::Mutex, time::Duration};
 
 use brindle_config_core::store::StoreError;
 use tonic::{
@@ -11,114 +8,93 @@ use tonic::{
     client::Grpc,
     codegen::http::uri::PathAndQuery,
     metadata::{Ascii, MetadataValue},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::Channel,
 };
 use tonic_prost::ProstCodec;
 
 use super::{
+    members::{Members, cause},
     pb::{
-        AuthenticateRequest, AuthenticateResponse, CompactionRequest, CompactionResponse, RangeRequest,
-        RangeResponse, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+        AuthenticateRequest, AuthenticateResponse, CompactionRequest, CompactionResponse, Op, RangeRequest,
+        RangeResponse, ResponseHeader, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest,
+        WatchResponse,
     },
     settings::EtcdSettings,
 };
 
-/// How long a connection may take to come about.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long a call may take.
 const CALL: Duration = Duration::from_secs(15);
-/// How often an idle connection is tried, so that a dead server is noticed while only watching.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+/// The same for one that another member can be asked instead: well within the time a lease lasts, so that a member whose
+/// machine lost its power costs nobody one. Longer than a connection may take.
+const SOON: Duration = Duration::from_secs(6);
 /// Largest answer; pages are far smaller.
 const LARGEST: usize = 256 << 20;
 
-/// A client of one cluster; clones of the channel share connections.
+/// A client of one cluster.
 pub(super) struct Client {
-    settings: EtcdSettings,
-    dialed: Mutex<Option<Dialed>>,
+    members: Members,
     token: Mutex<Option<MetadataValue<Ascii>>>,
 }
 
-/// What was dialed, and the certificates and keys it was dialed with.
-struct Dialed {
-    channel: Channel,
-    pems: Vec<Vec<u8>>,
+/// When what a member failed to do is asked of the next one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// It changes nothing, so always.
+    Reads,
+    /// Where it cannot have been done: nothing is written twice.
+    Writes,
+}
+
+/// A watch that stands.
+pub(super) struct Watching {
+    pub(super) stream: Streaming<WatchResponse>,
+    pub(super) first: WatchResponse,
+    /// The connection it runs on.
+    turn: u64,
 }
 
 impl Client {
     pub(super) fn new(settings: EtcdSettings) -> Self {
-        Self { settings, dialed: Mutex::new(None), token: Mutex::new(None) }
+        Self { members: Members::new(settings), token: Mutex::new(None) }
     }
 
     /// The cluster's name in messages.
     pub(super) fn name(&self) -> String {
-        self.settings.name()
+        self.settings().name()
     }
 
-    /// Connections are made when they are needed, and again when they break.
-    fn channel(&self) -> Result<Channel, StoreError> {
-        let mut dialed = self.dialed();
-        if let Some(d) = &*dialed {
-            return Ok(d.channel.clone());
-        }
-        let pems = self.pems()?;
-        let channel = self.dial()?;
-        *dialed = Some(Dialed { channel: channel.clone(), pems });
-        Ok(channel)
+    fn settings(&self) -> &EtcdSettings {
+        &self.members.settings
     }
 
-    fn dialed(&self) -> MutexGuard<'_, Option<Dialed>> {
-        self.dialed.lock().expect("no code panics while it holds the connection")
-    }
-
-    /// The authority, our certificate and our key as they are now.
-    fn pems(&self) -> Result<Vec<Vec<u8>>, StoreError> {
-        let s = &self.settings;
-        let all = [("etcd ca", &s.ca), ("etcd cert", &s.cert), ("etcd key", &s.key)];
-        all.into_iter().filter_map(|(what, pem)| pem.as_ref().map(|p| p.read(what))).collect()
-    }
-
-    /// A call did not get through: certificates are renewed in place (a Secret that is mounted), and those of the
-    /// connection may have run out.
-    fn look_again(&self) {
-        let mut dialed = self.dialed();
-        if let Some(d) = &*dialed
-            && self.pems().is_ok_and(|now| now != d.pems)
-        {
-            tracing::info!("{}: its certificates were renewed; connecting with the new ones", self.name());
-            *dialed = None;
-        }
-    }
-
-    fn dial(&self) -> Result<Channel, StoreError> {
-        let s = &self.settings;
-        let mut endpoints = Vec::new();
-        for address in &s.endpoints {
-            let wrong =
-                |e: &dyn std::fmt::Display| StoreError::Broken(format!("etcd endpoint {address}: {e}"));
-            let mut endpoint = Endpoint::from_shared(address.clone())
-                .map_err(|e| wrong(&e))?
-                .connect_timeout(CONNECT)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(KEEPALIVE)
-                .keep_alive_timeout(KEEPALIVE)
-                .keep_alive_while_idle(true);
-            if address.starts_with("https://") {
-                let ca = s.ca.as_ref().ok_or_else(|| {
-                    wrong(&"https needs the authority that signed the server's certificate: ca=FILE or ETCD_CA_CERT_FILE")
-                })?;
-                let mut tls =
-                    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca.read("etcd ca")?));
-                if let (Some(cert), Some(key)) = (&s.cert, &s.key) {
-                    tls = tls.identity(Identity::from_pem(cert.read("etcd cert")?, key.read("etcd key")?));
-                }
-                endpoint = endpoint.tls_config(tls).map_err(|e| wrong(&cause(&e)))?;
+    /// Asks the member that is spoken to, and the others in turn where it fails; with the turn of the one that served.
+    /// The error says what each of them said.
+    async fn ask<A, F>(&self, again: Again, attempt: impl Fn(Channel) -> F) -> Result<(A, u64), Status>
+    where
+        F: Future<Output = Result<A, Status>>,
+    {
+        let mut left = self.settings().endpoints.len();
+        let mut said = Vec::new();
+        loop {
+            left = left.saturating_sub(1);
+            let member = self.members.current().map_err(|e| Status::failed_precondition(e.to_string()))?;
+            let limit = if left > 0 && again == Again::Reads { SOON } else { CALL };
+            let status = match in_time(limit, attempt(member.channel)).await {
+                Ok(answer) => return Ok((answer, member.turn)),
+                Err(status) => status,
+            };
+            if !is_the_members(&status) {
+                return Err(status);
             }
-            endpoints.push(endpoint);
-        }
-        match <[Endpoint; 1]>::try_from(endpoints) {
-            Ok([one]) => Ok(one.connect_lazy()),
-            Err(several) => Ok(Channel::balance_list(several.into_iter())),
+            let why = words(&status);
+            self.members.leave(member.turn, &why);
+            said.push(format!("{}: {why}", member.address));
+            if left == 0 || (again == Again::Writes && !is_unsent(&status)) {
+                return Err(match self.settings().endpoints.len() {
+                    1 => status,
+                    _ => Status::new(status.code(), said.join("; ")),
+                });
+            }
         }
     }
 
@@ -132,15 +108,15 @@ impl Client {
 
     /// The token calls carry; asked for when there is a user and none is known.
     async fn token(&self) -> Result<Option<MetadataValue<Ascii>>, StoreError> {
-        let (Some(name), Some(password)) = (&self.settings.user, &self.settings.password) else {
+        let (Some(name), Some(password)) = (&self.settings().user, &self.settings().password) else {
             return Ok(None);
         };
         if let Some(token) = self.known_token() {
             return Ok(Some(token));
         }
         let ask = AuthenticateRequest { name: name.clone(), password: password.clone() };
-        let answer: AuthenticateResponse = match self.once("/etcdserverpb.Auth/Authenticate", ask, None).await
-        {
+        let asked = self.once("/etcdserverpb.Auth/Authenticate", Again::Reads, ask, None).await;
+        let answer: AuthenticateResponse = match asked {
             Ok(answer) => answer,
             Err(s) => return Err(self.refusal(&s).await),
         };
@@ -157,57 +133,46 @@ impl Client {
         self.token.lock().expect("no code panics while it holds the token").take().is_some()
     }
 
-    /// One attempt at one call.
+    /// One call, with one token.
     async fn once<Q, A>(
         &self,
         path: &'static str,
+        again: Again,
         message: Q,
         token: Option<MetadataValue<Ascii>>,
     ) -> Result<A, Status>
     where
-        Q: prost::Message + 'static,
+        Q: prost::Message + Clone + 'static,
         A: prost::Message + Default + 'static,
     {
-        let channel = self.channel().map_err(|e| Status::failed_precondition(e.to_string()))?;
-        let work = async {
-            let mut grpc = Self::grpc(channel);
-            grpc.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
-            let mut request = Request::new(message);
-            if let Some(token) = token {
+        let attempt = |channel: Channel| {
+            let mut request = Request::new(message.clone());
+            if let Some(token) = token.clone() {
                 request.metadata_mut().insert("token", token);
             }
-            let answer =
-                grpc.unary(request, PathAndQuery::from_static(path), ProstCodec::<Q, A>::default()).await?;
-            Ok(answer.into_inner())
+            async move {
+                let mut grpc = Self::grpc(channel);
+                grpc.ready().await.map_err(|e| Status::from_error(e.into()))?;
+                let path = PathAndQuery::from_static(path);
+                Ok(grpc.unary(request, path, ProstCodec::<Q, A>::default()).await?.into_inner())
+            }
         };
-        let result = self.in_time(work).await;
-        if matches!(&result, Err(s) if matches!(s.code(), Code::Unavailable | Code::Unknown | Code::DeadlineExceeded))
-        {
-            self.look_again();
-        }
-        result
-    }
-
-    async fn in_time<A>(&self, work: impl Future<Output = Result<A, Status>>) -> Result<A, Status> {
-        match tokio::time::timeout(CALL, work).await {
-            Ok(result) => result,
-            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", CALL.as_secs()))),
-        }
+        self.ask(again, attempt).await.map(|(answer, _)| answer)
     }
 
     /// A call; with a fresh token when the old one is not good any more.
-    async fn call<Q, A>(&self, path: &'static str, message: Q) -> Result<A, StoreError>
+    async fn call<Q, A>(&self, path: &'static str, again: Again, message: Q) -> Result<A, StoreError>
     where
         Q: prost::Message + Clone + 'static,
         A: prost::Message + Default + 'static,
     {
         let token = self.token().await?;
         let had_token = token.is_some();
-        match self.once(path, message.clone(), token).await {
+        match self.once(path, again, message.clone(), token).await {
             Err(s) if had_token && refuses_token(&s) => {
                 self.forget_token();
                 let token = self.token().await?;
-                match self.once(path, message, token).await {
+                match self.once(path, again, message, token).await {
                     Ok(answer) => Ok(answer),
                     Err(s) => Err(self.refusal(&s).await),
                 }
@@ -218,66 +183,79 @@ impl Client {
     }
 
     pub(super) async fn range(&self, request: RangeRequest) -> Result<RangeResponse, StoreError> {
-        self.call("/etcdserverpb.KV/Range", request).await
+        self.call("/etcdserverpb.KV/Range", Again::Reads, request).await
+    }
+
+    /// Where the cluster is now; whoever answers has asked the others.
+    pub(super) async fn now(&self) -> Result<Option<ResponseHeader>, StoreError> {
+        let request = RangeRequest { key: b"\0".to_vec(), limit: 1, ..Default::default() };
+        Ok(self.range(request).await?.header)
     }
 
     pub(super) async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, StoreError> {
-        self.call("/etcdserverpb.KV/Txn", request).await
+        let mut ops = request.success.iter().chain(&request.failure);
+        let reads = ops.all(|op| matches!(op.request, Some(Op::Range(_)) | None));
+        let again = if reads { Again::Reads } else { Again::Writes };
+        self.call("/etcdserverpb.KV/Txn", again, request).await
     }
 
     pub(super) async fn compact(&self, revision: i64) -> Result<(), StoreError> {
         let _: CompactionResponse =
-            self.call("/etcdserverpb.KV/Compact", CompactionRequest { revision }).await?;
+            self.call("/etcdserverpb.KV/Compact", Again::Writes, CompactionRequest { revision }).await?;
         Ok(())
     }
 
     /// Opens a watch; its first answer says that it stands. With a fresh token when the old one is not good any more.
-    pub(super) async fn watch(
-        &self,
-        create: WatchCreateRequest,
-    ) -> Result<Streaming<WatchResponse>, StoreError> {
+    pub(super) async fn watch(&self, create: WatchCreateRequest) -> Result<Watching, StoreError> {
         let token = self.token().await?;
         let had_token = token.is_some();
-        let mut answers = self.watch_once(create.clone(), token).await;
+        let mut answers = self.watch_once(&create, token).await;
         if had_token && answers.as_ref().is_err_and(refuses_token) {
             self.forget_token();
             let token = self.token().await?;
-            answers = self.watch_once(create, token).await;
+            answers = self.watch_once(&create, token).await;
         }
         match answers {
-            Ok(answers) => Ok(answers),
-            Err(s) => {
-                if s.code() != Code::Unauthenticated {
-                    self.look_again();
-                }
-                Err(self.refusal(&s).await)
-            }
+            Ok(watching) => Ok(watching),
+            Err(s) => Err(self.refusal(&s).await),
         }
     }
 
-    /// One attempt at one watch.
+    /// One watch, with one token.
     async fn watch_once(
         &self,
-        create: WatchCreateRequest,
+        create: &WatchCreateRequest,
         token: Option<MetadataValue<Ascii>>,
-    ) -> Result<Streaming<WatchResponse>, Status> {
+    ) -> Result<Watching, Status> {
         use tokio_stream::StreamExt as _;
-        let channel = self.channel().map_err(|e| Status::failed_precondition(e.to_string()))?;
-        let work = async {
-            let mut grpc = Self::grpc(channel);
-            grpc.ready().await.map_err(|e| Status::unavailable(cause(&e)))?;
+        let attempt = |channel: Channel| {
             // The stream stays open on our side: its end would end the watch.
-            let ask =
-                tokio_stream::once(WatchRequest { create: Some(create) }).chain(tokio_stream::pending());
+            let ask = tokio_stream::once(WatchRequest { create: Some(create.clone()) })
+                .chain(tokio_stream::pending());
             let mut request = Request::new(ask);
-            if let Some(token) = token {
+            if let Some(token) = token.clone() {
                 request.metadata_mut().insert("token", token);
             }
-            let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
-            let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
-            Ok(grpc.streaming(request, path, codec).await?.into_inner())
+            async move {
+                let mut grpc = Self::grpc(channel);
+                grpc.ready().await.map_err(|e| Status::from_error(e.into()))?;
+                let path = PathAndQuery::from_static("/etcdserverpb.Watch/Watch");
+                let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
+                let mut stream = grpc.streaming(request, path, codec).await?.into_inner();
+                match stream.message().await? {
+                    Some(first) => Ok((stream, first)),
+                    None => Err(Status::unavailable("the watch ended at once")),
+                }
+            }
         };
-        self.in_time(work).await
+        let ((stream, first), turn) = self.ask(Again::Reads, attempt).await?;
+        Ok(Watching { stream, first, turn })
+    }
+
+    /// A watch ended that nobody had ended: what it says, and the next one goes to another member.
+    pub(super) fn broke(&self, watching: &Watching, status: &Status) -> StoreError {
+        self.members.leave(watching.turn, &words(status));
+        self.error(status)
     }
 
     /// [`Self::error`], with a look at who it is that answers nothing that can be understood.
@@ -285,10 +263,10 @@ impl Client {
         let error = self.error(status);
         let StoreError::Unavailable(why) = &error else { return error };
         // A connection that came about and broke; what was never reached says nothing.
-        if !why.ends_with(BROKE) {
+        if !why.contains(BROKE) {
             return error;
         }
-        for place in self.settings.endpoints.iter().filter_map(|e| e.strip_prefix("http://")) {
+        for place in self.settings().endpoints.iter().filter_map(|e| e.strip_prefix("http://")) {
             if speaks_tls(place.trim_end_matches('/')).await {
                 let name = self.name();
                 return StoreError::Broken(format!(
@@ -302,12 +280,7 @@ impl Client {
 
     /// What a refusal means to the caller.
     pub(super) fn error(&self, status: &Status) -> StoreError {
-        let what = match std::error::Error::source(status) {
-            Some(source) if !status.message().contains(&source.to_string()) => {
-                format!("{}: {}", status.message(), cause(source))
-            }
-            _ => status.message().to_owned(),
-        };
+        let what = words(status);
         let name = self.name();
         match status.code() {
             Code::FailedPrecondition if what.starts_with("datastore failure") => {
@@ -324,7 +297,7 @@ impl Client {
             )),
             Code::PermissionDenied => StoreError::Broken(format!(
                 "{name}: {what}; the user needs read and write access to the keys under {}",
-                self.settings.root
+                self.settings().root
             )),
             Code::ResourceExhausted if what.contains("space exceeded") => StoreError::Broken(format!(
                 "{name}: {what}; compact and defragment it, then disarm the alarm (etcdctl alarm disarm)"
@@ -339,6 +312,34 @@ impl Client {
             _ => StoreError::Unavailable(format!("{name}: {what}")),
         }
     }
+}
+
+async fn in_time<A>(limit: Duration, work: impl Future<Output = Result<A, Status>>) -> Result<A, Status> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", limit.as_secs()))),
+    }
+}
+
+/// A status with what it comes from.
+fn words(status: &Status) -> String {
+    match status.source() {
+        Some(source) if !status.message().contains(&source.to_string()) => {
+            format!("{}: {}", status.message(), cause(source))
+        }
+        _ => status.message().to_owned(),
+    }
+}
+
+/// Whether the fault is of the member that was asked, or of the way to it: another one may serve. What a server has sent
+/// has no source.
+fn is_the_members(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) || status.source().is_some()
+}
+
+/// Whether there was no connection to send anything on.
+fn is_unsent(status: &Status) -> bool {
+    std::iter::successors(status.source(), |&e| e.source()).any(|e| e.is::<tonic::ConnectError>())
 }
 
 /// How a server names a token (JWT) that was given out before users and roles were changed.
@@ -372,13 +373,4 @@ async fn speaks_tls(place: &str) -> bool {
         Some(head == [ALERT, 3])
     };
     tokio::time::timeout(Duration::from_secs(1), ask).await.ok().flatten().unwrap_or_default()
-}
-
-/// The innermost reason: the outer ones say only that something failed.
-fn cause(e: &(dyn std::error::Error + 'static)) -> String {
-    let mut innermost = e;
-    while let Some(next) = innermost.source() {
-        innermost = next;
-    }
-    innermost.to_string()
 }

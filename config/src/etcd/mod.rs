@@ -5,6 +5,7 @@
 
 mod client;
 mod keys;
+mod members;
 mod model;
 mod pb;
 mod settings;
@@ -49,9 +50,8 @@ impl EtcdStore {
 
     /// Forgets all history up to now (`etcdctl compact`).
     pub async fn compact(&self) -> Result<(), StoreError> {
-        let now =
-            self.client.range(RangeRequest { key: b"\0".to_vec(), limit: 1, ..Default::default() }).await?;
-        self.client.compact(now.header.unwrap_or_default().revision).await
+        let now = self.client.now().await?;
+        self.client.compact(now.unwrap_or_default().revision).await
     }
 
     /// Finds a resource among the places it can lie in.
@@ -224,8 +224,7 @@ impl Store for EtcdStore {
                 match result {
                     Ok(()) => {
                         if kinds.is_empty() {
-                            let now = RangeRequest { key: b"\0".to_vec(), limit: 1, ..Default::default() };
-                            at = self.client.range(now).await?.header.unwrap_or_default().revision;
+                            at = self.client.now().await?.unwrap_or_default().revision;
                         }
                         entries.sort_by(|a, b| a.key.cmp(&b.key));
                         return Ok(Listing { entries, revision: revision(at) });

@@ -1,5 +1,6 @@
-//! A watch: one stream over the smallest folder that holds the kinds. When the connection breaks it is opened again
-//! behind the last change it delivered, so that nothing is lost or told twice; a compacted history ends it.
+//! A watch: one stream over the smallest folder that holds the kinds. When the connection breaks, or its member loses the
+//! others, it is opened again with the next member behind the last change it delivered, so that nothing is lost or told
+//! twice; a compacted history ends it.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +8,14 @@ use brindle_config_core::{
     Kind,
     store::{Change, Revision, StoreError, StoreFuture, Watch},
 };
-use tonic::Streaming;
+use tonic::Status;
 
 use super::{
     EtcdStore,
-    client::may_be_the_token,
+    client::{Watching, may_be_the_token},
     keys::end_of,
     number,
-    pb::{WatchCreateRequest, WatchResponse},
+    pb::{ResponseHeader, WatchCreateRequest, WatchResponse},
     revision,
 };
 
@@ -26,7 +27,7 @@ pub(super) struct EtcdWatch {
     folder: String,
     /// Everything up to here was delivered, or was of no concern.
     seen: Revision,
-    stream: Option<Streaming<WatchResponse>>,
+    stream: Option<Watching>,
 }
 
 impl EtcdWatch {
@@ -39,33 +40,28 @@ impl EtcdWatch {
     }
 
     async fn connect(&mut self) -> Result<(), StoreError> {
-        let (mut stream, mut first) = self.begin().await?;
-        if first.canceled && may_be_the_token(&first.cancel_reason) && self.store.client.forget_token() {
-            (stream, first) = self.begin().await?;
-        }
-        self.check(&first)?;
-        if revision(first.header.unwrap_or_default().revision) < self.seen {
-            // An older backup was restored under us.
-            return Err(StoreError::Compacted(self.seen));
-        }
-        self.stream = Some(stream);
-        Ok(())
-    }
-
-    /// A new stream and its first answer.
-    async fn begin(&self) -> Result<(Streaming<WatchResponse>, WatchResponse), StoreError> {
+        let client = &self.store.client;
         let create = WatchCreateRequest {
             key: self.folder.clone().into_bytes(),
             range_end: end_of(&self.folder),
             start_revision: number(self.seen).saturating_add(1),
             progress_notify: true,
         };
-        let client = &self.store.client;
-        let mut stream = client.watch(create).await?;
-        match stream.message().await.map_err(|s| client.error(&s))? {
-            Some(first) => Ok((stream, first)),
-            None => Err(StoreError::Unavailable(format!("{}: the watch ended at once", client.name()))),
+        let mut watching = client.watch(create.clone()).await?;
+        let first = &watching.first;
+        if first.canceled && may_be_the_token(&first.cancel_reason) && client.forget_token() {
+            watching = client.watch(create).await?;
         }
+        self.check(&watching.first)?;
+        let behind =
+            |header: Option<ResponseHeader>| revision(header.unwrap_or_default().revision) < self.seen;
+        // Another member may be a little behind the one before; all of them together are not, unless an older backup was
+        // restored under us.
+        if behind(watching.first.header.clone()) && behind(client.now().await?) {
+            return Err(StoreError::Compacted(self.seen));
+        }
+        self.stream = Some(watching);
+        Ok(())
     }
 
     fn check(&self, answer: &WatchResponse) -> Result<(), StoreError> {
@@ -116,23 +112,18 @@ impl Watch for EtcdWatch {
                 if self.stream.is_none() {
                     self.connect().await?;
                 }
-                let Some(stream) = self.stream.as_mut() else { continue };
-                let answer = match stream.message().await {
+                let Some(watching) = self.stream.as_mut() else { continue };
+                let answer = match watching.stream.message().await {
                     Ok(Some(answer)) => answer,
-                    Ok(None) | Err(_) if !broken => {
-                        // Once per call: a server that is gone is the caller's to wait for.
-                        broken = true;
+                    end => {
+                        let status = end.err().unwrap_or_else(|| Status::unavailable("the watch ended"));
+                        let error = self.store.client.broke(watching, &status);
                         self.stream = None;
+                        // Once per call: a cluster that is gone is the caller's to wait for.
+                        if std::mem::replace(&mut broken, true) {
+                            return Err(error);
+                        }
                         continue;
-                    }
-                    Ok(None) => {
-                        self.stream = None;
-                        let name = self.store.client.name();
-                        return Err(StoreError::Unavailable(format!("{name}: the watch ended")));
-                    }
-                    Err(status) => {
-                        self.stream = None;
-                        return Err(self.store.client.error(&status));
                     }
                 };
                 if let Err(e) = self.check(&answer) {
