@@ -233,6 +233,8 @@ impl Client {
             let ask = tokio_stream::once(WatchRequest { create: Some(create.clone()) })
                 .chain(tokio_stream::pending());
             let mut request = Request::new(ask);
+            // A member that is cut off from the others hears of no change; with this it ends the watch.
+            request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
             if let Some(token) = token.clone() {
                 request.metadata_mut().insert("token", token);
             }
