@@ -63,8 +63,12 @@ impl Said {
 
 /// Calls the plugin as a runtime on a node does: `dir` is the agent's, the pod is in the namespace `default`.
 pub fn call_plugin(ns: &NetNs, dir: &Path, verb: &str, id: &str, netns: &str, pod: &str) -> Said {
-    let mut command = plugin(&bin("brindle"), verb, id, netns, pod);
-    called(ns, &mut command, &cluster_conf(dir))
+    call_plugin_with(ns, &cluster_conf(dir), verb, id, netns, pod)
+}
+
+/// The same with this configuration.
+pub fn call_plugin_with(ns: &NetNs, conf: &Value, verb: &str, id: &str, netns: &str, pod: &str) -> Said {
+    called(ns, &mut plugin(&bin("brindle"), verb, id, netns, pod), conf)
 }
 
 /// [`call_plugin`] as kubelet's runtime calls it, which names the pod's uid.

@@ -32,6 +32,8 @@ pub struct KubeNode {
     pub ns: TestNs,
     pub dir: PathBuf,
     pub name: String,
+    /// Variables of the agent's environment.
+    pub vars: Vec<(String, String)>,
     address: String,
 }
 
@@ -58,7 +60,7 @@ impl KubeNode {
         let token = server.service_account_token("kube-system", "brindle-node");
         server.write_kubeconfig(&dir.join("agent.kubeconfig"), &token);
         server.write_kubeconfig(&dir.join("admin.kubeconfig"), server.admin_token());
-        Self { agent: None, server, ns, dir, name: name.into(), address: address.into() }
+        Self { agent: None, server, ns, dir, name: name.into(), vars: Vec::new(), address: address.into() }
     }
 
     /// The Node object, as a kubelet registers it.
@@ -80,6 +82,7 @@ impl KubeNode {
             .args(["--state-dir".as_ref(), self.dir.as_os_str()])
             .args(["--datastore", &format!("kubernetes:{}", self.dir.join("agent.kubeconfig").display())])
             .args(args)
+            .envs(self.vars.iter().map(|(k, v)| (k, v)))
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(log);

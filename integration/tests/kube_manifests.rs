@@ -16,9 +16,14 @@ mod support;
 #[path = "../../config/tests/deploy/template.rs"]
 mod template;
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
-use brindle_integration::kube::ApiServer;
+use brindle_integration::{
+    cni::{Container, call_plugin_with},
+    kube::ApiServer,
+    kube_node::KubeNode,
+    wait::until,
+};
 use kustomize::identity;
 use serde_json::{Value, json};
 
@@ -86,6 +91,50 @@ fn the_chart() {
         "the chart with reflectors",
         &template::chart(|v| v["reflectors"]["enabled"] = true.into()),
     );
+}
+
+/// A cloud's route tables hold the Nodes' podCIDRs, whatever pools there are. Needs root and Debian's
+/// containernetworking-plugins.
+#[test]
+fn where_somebody_else_routes_pods_get_addresses_of_their_nodes_pod_cidr() {
+    let mut node = KubeNode::new("kcloud", "node-a", "10.0.0.1/16");
+    let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
+        "spec": {"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}});
+    node.server.apply(object).unwrap_or_else(|s| panic!("{}", s.message));
+    // The environment of the agent: what the ConfigMap has, and what the container has beside it.
+    let objects = kustomize::render("deploy/overlays/policy-only");
+    let of = |kind: &str| objects.iter().find(|o| o["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"));
+    let container = &of("DaemonSet")["spec"]["template"]["spec"]["containers"][0];
+    let config = of("ConfigMap")["data"].as_object().expect("a mapping");
+    node.vars = config.iter().map(|(k, v)| (k.clone(), v.as_str().expect("a text").to_owned())).collect();
+    assert!(
+        container["env"].as_array().is_some_and(|all| all.iter().any(|v| v["name"] == "BRINDLE_INSTALL_CNI"))
+    );
+    let folder = node.dir.join("net.d");
+    node.vars.push(("BRINDLE_INSTALL_CNI".into(), "true".into()));
+    node.vars.push(("CNI_NET_DIR".into(), folder.display().to_string()));
+    node.start_agent(&[]);
+    let conflist = until("the conflist is there", Duration::from_secs(90), || {
+        fs::read_to_string(folder.join("10-brindle.conflist")).map_err(|e| format!("{e}\n{}", node.log()))
+    });
+    let conflist: Value = serde_json::from_str(&conflist).unwrap();
+    let mut conf = conflist["plugins"][0].clone();
+    for name in ["cniVersion", "name"] {
+        conf[name] = conflist[name].clone();
+    }
+    // As a runtime calls it, with the files of this test.
+    conf["agent_socket"] = json!(node.dir.join("cni.sock"));
+    conf["state_dir"] = json!(node.dir);
+    conf["ipam"]["dataDir"] = json!(node.dir.join("host-local"));
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod-a", "namespace": "default"},
+        "spec": {"nodeName": "node-a", "containers": [{"name": "c", "image": "i:1"}]}});
+    node.server.apply(pod).unwrap_or_else(|s| panic!("{}", s.message));
+    let c = Container::new();
+    let said = call_plugin_with(node.ns.ns(), &conf, "ADD", &c.id, &c.netns(), "pod-a");
+    assert!(said.ok && said.address().starts_with("10.244.7."), "{said:?}\n{}", node.log());
+    assert!(node.server.list(("crd.projectcalico.org/v1", "IPPool")).is_empty(), "no pool is made");
+    assert!(call_plugin_with(node.ns.ns(), &conf, "DEL", &c.id, &c.netns(), "pod-a").ok);
 }
 
 /// The commands that a section of a page tells to type, block by block.
