@@ -1,7 +1,11 @@
 //! The agent and the Node object of its own node: what it wrote there comes back when the object is made anew, and while it
 //! is away the agent says that it is not ready. Needs root.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use brindle_integration::{
     bins::bin,
@@ -99,6 +103,28 @@ fn the_cluster_is_told_that_the_nodes_network_is_there() {
     node.stop_agent();
     node.start_agent(&[]);
     says(&node, "False", "BrindleIsUp");
+}
+
+/// A cloud that makes routes says when they are there.
+#[test]
+fn where_somebody_else_routes_the_condition_is_theirs() {
+    let mut node = node("ktheirs");
+    register_in_a_cloud(&node);
+    node.start_agent(&["--networking", "none"]);
+    ready(&node);
+    let theirs = Some(["True", "NoRouteCreated"].map(str::to_owned));
+    // A ready agent is seen within a second, and what it says is written at once.
+    let end = Instant::now() + Duration::from_secs(4);
+    until("the time is over", LONG, || {
+        assert_eq!(unavailable(&node), theirs, "{}", node.log());
+        if Instant::now() > end { Ok(()) } else { Err(String::new()) }
+    });
+    let mut drain = Command::new(bin("brindle-node"));
+    let out = drain.args(["drain", "--wait", "0", "--state-dir"]).arg(&node.dir).output();
+    let said = out.expect("the program starts");
+    assert!(format!("{said:?}").contains("--networking none"), "{said:?}");
+    node.stop_agent();
+    assert_eq!(unavailable(&node), theirs);
 }
 
 #[test]

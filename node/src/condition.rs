@@ -1,7 +1,8 @@
 //! The condition NetworkUnavailable of the own Node of Kubernetes. Clouds set it, and with it a taint that keeps pods away
 //! until somebody says that the network is there: the agent, when it is ready the first time, and again for a Node that was
 //! registered anew. It stays over a restart, for traffic goes on; a drain takes the word back (Calico: `CalicoIsUp`, and
-//! `CalicoIsDown` by its preStop hook).
+//! `CalicoIsDown` by its preStop hook). Where somebody else routes between nodes (`--networking none`) the word is theirs: a
+//! cloud's `NoRouteCreated` stays until its route is there. Such an agent has nothing to drain either.
 
 use std::{sync::Arc, time::Duration};
 

@@ -100,7 +100,8 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     if let Some(listener) = health {
         tokio::spawn(health::serve(listener, sources.clone()));
     }
-    if on_kubernetes(&settings.datastore) {
+    // Who routes between nodes says whether the network is there.
+    if on_kubernetes(&settings.datastore) && settings.networking == Networking::Bgp {
         tokio::spawn(condition::keep(Arc::clone(&store), sources.clone()));
     }
     let on_signal = Arc::clone(&drain);
