@@ -81,16 +81,29 @@ impl Node {
 
     /// Without waiting until it serves.
     fn start_agent_alone(&mut self) {
+        self.start_agent_with(&[]);
+    }
+
+    fn start_agent_with(&mut self, vars: &[(&str, &str)]) {
         let (out, err) = self.log("agent.log");
         let mut command = Command::new(bin("brindle-node"));
         command
             .args(["run", "--node-name", "n1", "--ip", "192.0.2.1/24"])
             .args(["--state-dir".as_ref(), self.dir.as_os_str()])
             .args(["--datastore", &format!("etcd:{ETCD}")])
+            .env_remove("KUBERNETES_SERVICE_HOST")
+            .envs(vars.iter().copied())
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(err);
         self.agent = Some(Running::start_in(self.ns.ns(), &mut command));
+    }
+
+    /// Whether `brindle-node probe` is content, and what it says.
+    fn probe(&self, what: &str) -> (bool, String) {
+        let mut command = Command::new(bin("brindle-node"));
+        let out = command.args(["probe", what, "--state-dir"]).arg(&self.dir).output().unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
     /// Starts the agent with a pool and adds two pods, which reach each other.
@@ -282,4 +295,35 @@ fn pods_of_before_a_reboot_have_their_addresses_while_etcd_is_dead() {
     until_true("nothing is left", LONG, || {
         !node.etcdctl(&["get", "--prefix", "--keys-only", "/calico/ipam/v2/handle/"]).contains("net.")
     });
+}
+
+/// A new node of a cluster that starts: its agent may be there before etcd.
+#[test]
+fn a_pod_on_a_new_node_waits_for_etcd() {
+    let mut node = Node::new("etcdlate");
+    node.kill_etcd();
+    node.start_agent_with(&[("KUBERNETES_SERVICE_HOST", "10.96.0.1"), ("KUBERNETES_SERVICE_PORT", "443")]);
+    let log = |node: &Node| fs::read_to_string(node.dir.join("agent.log")).unwrap_or_default();
+    until("it lives", LONG, || match node.probe("--live") {
+        (true, _) => Ok(()),
+        (false, said) => Err(format!("{said}\n{}", log(&node))),
+    });
+    let (ready, said) = node.probe("--ready");
+    assert!(!ready && said.contains("[-] datastore: waiting for etcd:http://127.0.0.1:2379"), "{said}");
+    assert!(said.contains("refused"), "{said}");
+    assert!(!log(&node).contains("kube-proxy"), "the address is no service's: {}", log(&node));
+    node.start_etcd();
+    until("it goes on", LONG, || match node.probe("--ready") {
+        (true, _) => Ok(()),
+        (false, said) => Err(format!("{said}\n{}", log(&node))),
+    });
+    assert!(log(&node).contains("agent started"), "{}", log(&node));
+
+    // Whoever starts one by hand is told at once.
+    node.agent.take().unwrap().kill();
+    fs::remove_file(node.dir.join("nodename")).unwrap();
+    node.kill_etcd();
+    node.start_agent_alone();
+    let status = node.agent.take().unwrap().wait(LONG);
+    assert!(!status.success() && log(&node).contains("as a pod of the cluster"), "{status} {}", log(&node));
 }

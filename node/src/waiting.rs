@@ -1,9 +1,10 @@
 //! The start of an agent whose datastore is away, or does not let it in. On a node where an agent ran before, pods come back after a reboot and
 //! must not wait for another machine: routes, policy, BGP and the CNI server start at once, with what the last agent left,
-//! and everything else when the datastore answers. Probes are answered meanwhile: it lives, and is not ready. A first start has nothing to go by and ends with what is wrong, but as
-//! a pod of a cluster, which the cluster itself has told where its API server is.
+//! and everything else when the datastore answers. Probes are answered meanwhile: it lives, and is not ready. A first start
+//! has nothing to go by and ends with what is wrong, but as a pod of a cluster, whose manifest says where the datastore is.
 
 use std::{
+    ffi::{OsStr, OsString},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -121,7 +122,8 @@ pub(crate) struct Early {
     pause: Duration,
     /// The [`gist`] of what was said last.
     told: String,
-    in_cluster: bool,
+    /// Whether the datastore's address is one that kube-proxy serves.
+    a_service: bool,
 }
 
 impl Early {
@@ -168,7 +170,7 @@ impl Early {
             waits,
             pause: PAUSE.0,
             told: String::new(),
-            in_cluster: in_cluster(&settings.datastore),
+            a_service: settings.datastore == IN_CLUSTER,
         })
     }
 
@@ -178,7 +180,7 @@ impl Early {
         let why = format!("{why:#}");
         self.waits.set(&why);
         if self.told != gist(&why) {
-            let hint = if self.in_cluster && away {
+            let hint = if self.a_service && away {
                 "; the address is a service's, so kube-proxy must run on this node, or KUBERNETES_SERVICE_HOST and \
                  KUBERNETES_SERVICE_PORT name the API server itself"
             } else {
@@ -220,24 +222,31 @@ pub(crate) struct Ended {
 
 /// Whether waiting makes sense. On a node that has been served before it does whenever the datastore does not answer or
 /// does not serve this agent: a clock that is wrong after a reboot makes tokens and certificates invalid, and pods of
-/// before must not wait for it. On a new node only a pod waits, and only for an answer: it starts beside kube-proxy,
-/// without which there is no way to the API server's service yet; ending would make kubelet wait longer before each next
-/// try.
+/// before must not wait for it. On a new node only a pod waits, and only for an answer: it starts beside kube-proxy, without
+/// which there is no way to the API server's service yet, and in a cluster that starts its etcd may be later than its nodes;
+/// ending would make kubelet wait longer before each next try.
 pub(crate) fn is_worth_it(why: &anyhow::Error, settings: &Settings) -> bool {
     let served = || {
         std::fs::read_to_string(settings.state_dir.join(NODENAME))
             .is_ok_and(|name| name.trim() == settings.node_name)
     };
     if is_away(why) {
-        return in_cluster(&settings.datastore) || served();
+        return is_pod(&settings.datastore, api_server().as_deref()) || served();
     }
     // What is wrong with a file of this machine, waiting does not mend.
     !settings.datastore.starts_with("sqlite:") && is_refusal(why) && served()
 }
 
 /// The API server of the cluster this is a pod of.
-fn in_cluster(datastore: &str) -> bool {
-    datastore == "kubernetes:"
+const IN_CLUSTER: &str = "kubernetes:";
+
+/// Whether this is a pod of a cluster, whatever holds its resources: kubelet tells every container where the API server is.
+fn is_pod(datastore: &str, api_server: Option<&OsStr>) -> bool {
+    datastore == IN_CLUSTER || api_server.is_some_and(|host| !host.is_empty())
+}
+
+fn api_server() -> Option<OsString> {
+    std::env::var_os("KUBERNETES_SERVICE_HOST")
 }
 
 /// What a first start says: there is nothing to go by.
@@ -296,6 +305,20 @@ mod tests {
             assert_eq!((is_away(&e), is_refusal(&e)), (away, refusal), "{e:#}");
         }
         assert!(!is_refusal(&anyhow::anyhow!("conflicting node detected")));
+    }
+
+    #[test]
+    fn a_pod_is_one_whatever_its_datastore_is() {
+        for (datastore, host, want) in [
+            ("kubernetes:", None, true),
+            ("etcd:http://192.0.2.1:2379", Some("10.96.0.1"), true),
+            ("kubernetes:/etc/brindle/kubeconfig", Some("10.96.0.1"), true),
+            ("etcd:http://192.0.2.1:2379", None, false),
+            // Set and empty is not set.
+            ("etcd:http://192.0.2.1:2379", Some(""), false),
+        ] {
+            assert_eq!(is_pod(datastore, host.map(OsStr::new)), want, "{datastore} {host:?}");
+        }
     }
 
     #[test]
