@@ -49,6 +49,16 @@ fn checksum(file: &str) -> String {
 
 const SECRETS: &str = "      {{- with .Values.image.pullSecrets }}\n      imagePullSecrets:\n        {{- toYaml . | nindent 8 }}\n      {{- end }}\n";
 
+const GRACE: &str = "      terminationGracePeriodSeconds: 30\n";
+
+/// A drain that the kubelet cuts off leaves peers with sessions that just break: after the seconds the sessions are ended and
+/// the Node is told.
+const VALUED_GRACE: &str = r#"      {{- if gt (.Values.config.BRINDLE_DRAIN | int64 | add 5) (.Values.node.terminationGracePeriodSeconds | int64) }}
+      {{- fail "config.BRINDLE_DRAIN: kubelet would cut the drain off: node.terminationGracePeriodSeconds must be at least 5 more" }}
+      {{- end }}
+      terminationGracePeriodSeconds: {{ .Values.node.terminationGracePeriodSeconds | int64 }}
+"#;
+
 fn resources(cpu: &str, of: &str) -> (String, String) {
     (
         format!(
@@ -87,7 +97,12 @@ fn generate() {
     let labels = "      labels:\n        k8s-app: brindle-node\n    spec:\n";
     let sum = checksum("config.yaml");
     let annotated = labels.replace("    spec:\n", &format!("      annotations:\n{sum}    spec:\n"));
-    let places = [(account, &*format!("{account}{SECRETS}")), (&there, &here), (labels, &annotated)];
+    let places = [
+        (account, &*format!("{account}{SECRETS}")),
+        (GRACE, VALUED_GRACE),
+        (&there, &here),
+        (labels, &annotated),
+    ];
     make(&format!("{base}/node/daemonset.yaml"), "daemonset.yaml", &places, None);
     let account = "      serviceAccountName: brindle-controllers\n";
     let (there, here) = resources("50m", "controllers");
@@ -254,6 +269,30 @@ fn a_dotted_as_number_without_quotes_is_refused() {
     let refused = std::panic::catch_unwind(|| rendered(1.1.into())).expect_err("it is refused");
     let why = refused.downcast_ref::<String>().expect("a sentence");
     assert!(why.contains("config.AS") && why.contains("needs quotes"), "{why}");
+}
+
+/// kubelet kills what has not ended in time.
+#[test]
+fn a_drain_that_would_be_cut_off_is_refused() {
+    generate();
+    let grace = |drain: Value, seconds: Option<u32>| {
+        let all = render(|v| {
+            v["config"]["BRINDLE_DRAIN"] = drain.clone();
+            if let Some(seconds) = seconds {
+                v["node"]["terminationGracePeriodSeconds"] = seconds.into();
+            }
+        });
+        let node = all.into_iter().find(|(k, _)| k[1] == "DaemonSet").expect("a DaemonSet").1;
+        node["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].clone()
+    };
+    assert_eq!(grace(Value::Null, None), 30);
+    assert_eq!(grace("25".into(), None), 30);
+    assert_eq!(grace(120.into(), Some(125)), 125);
+    for (drain, seconds) in [(json!(26), None), (json!("120"), None), (json!(120), Some(124))] {
+        let refused = std::panic::catch_unwind(|| grace(drain.clone(), seconds)).expect_err("it is refused");
+        let why = refused.downcast_ref::<String>().expect("a sentence");
+        assert!(why.contains("config.BRINDLE_DRAIN") && why.contains("at least 5 more"), "{why}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A strict renderer of the part of Go's template language that the chart uses: `{{ .Values.a.b }}`, `.Release.Namespace`,
 //! `if`/`else if`/`else`/`with`/`end`, `range $key, $value := .a.map`, pipelines of `quote`, `int64`, `toYaml`, `toJson`,
-//! `kindIs "KIND"`, `eq $a "TEXT"`, `contains "TEXT"`, `fail "SENTENCE"`, `sha256sum`, `nindent N` and `include (print $.Template.BasePath "/FILE") .`, trimming with `-`. Whatever else
+//! `kindIs "KIND"`, `eq $a "TEXT"`, `gt (PIPELINE) (PIPELINE)`, `add N`, `contains "TEXT"`, `fail "SENTENCE"`, `sha256sum`, `nindent N` and `include (print $.Template.BasePath "/FILE") .`, trimming with `-`. Whatever else
 //! stands in a template is a panic, so that the chart stays within it.
 
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -217,7 +217,17 @@ const fn kind(value: &Value) -> &'static str {
     }
 }
 
+/// As sprig has it: what is not there is 0.
+fn number(value: &Value) -> i64 {
+    if value.is_null() { 0 } else { text(value).parse().expect("a number") }
+}
+
 fn pipeline(name: &str, action: &str, scope: &Scope<'_>) -> Value {
+    if let Some(both) = action.strip_prefix("gt (") {
+        let both = both.strip_suffix(')').and_then(|b| b.split_once(") ("));
+        let (a, b) = both.unwrap_or_else(|| panic!("{name}: {action}: two in parentheses"));
+        return (number(&pipeline(name, a, scope)) > number(&pipeline(name, b, scope))).into();
+    }
     let mut value: Option<Value> = None;
     for stage in action.split('|') {
         if let Some(why) = stage.trim().strip_prefix("fail ") {
@@ -233,7 +243,11 @@ fn pipeline(name: &str, action: &str, scope: &Scope<'_>) -> Value {
         };
         value = Some(match words.as_slice() {
             ["quote", ..] => format!("{:?}", text(&argument(1, value))).into(),
-            ["int64"] => text(&argument(1, value)).parse::<i64>().expect("a number").into(),
+            ["int64"] => number(&argument(1, value)).into(),
+            ["add", n] => {
+                let n: i64 = n.parse().unwrap_or_else(|_| panic!("{name}: {action}: a number"));
+                (number(&argument(2, value)) + n).into()
+            }
             ["toJson", ..] => argument(1, value).to_string().into(),
             ["kindIs", wanted, ..] => {
                 let wanted = literal(wanted).unwrap_or_else(|| panic!("{name}: {action}: a kind in quotes"));
@@ -285,7 +299,13 @@ fn look_up(name: &str, path: &str, scope: &Scope<'_>) -> Value {
     }
     let mut at = scope.root;
     for part in inside.split('.') {
-        at = at.get(part).unwrap_or_else(|| panic!("{name}: there is no {path}"));
+        // Any variable may be left out of the agents' environment; else what is not there is a mistake.
+        let optional = part.starts_with("BRINDLE_");
+        at = match at.get(part) {
+            Some(value) => value,
+            None if optional => &Value::Null,
+            None => panic!("{name}: there is no {path}"),
+        };
     }
     at.clone()
 }
@@ -306,6 +326,11 @@ fn actions_are_rendered_as_go_does() {
     assert_eq!(r("{{ .Values.map | toJson | quote }}"), r#""{\"k\":\"v\"}""#);
     let some = "{{ range $k, $v := .Values.map }}{{ if eq $k \"k\" }}{{ if $v | contains \"w\" }}w{{ else }}v{{ end }}{{ end }}{{ end }}";
     assert_eq!(r(some), "v");
+    let over =
+        "{{ if gt (.Values.BRINDLE_X | int64 | add 5) (.Values.n | int64) }}more{{ else }}not{{ end }}";
+    let with = |values: Value| render("test", over, &json!({"Values": values}));
+    assert_eq!([with(json!({"n": 5})), with(json!({"n": "4"}))], ["not", "more"]);
+    assert_eq!(with(json!({"BRINDLE_X": "3", "n": 7})), "more");
     assert!(std::panic::catch_unwind(|| r("{{ fail \"it is wrong\" }}")).is_err());
     let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     assert_eq!(r("{{ with .Values.off }}x{{ else }}{{ .Values.a | sha256sum }}{{ end }}").len(), empty.len());
