@@ -302,7 +302,8 @@ impl Conf {
         }
         let delegate = is_delegate(&raw.ipam.kind).then(|| raw.ipam.kind.clone());
         // Whoever asks to take it back was given nothing under it.
-        if raw.ipam.kind != IPAM && delegate.is_none() && command != Command::Del {
+        let takes_back = matches!(command, Command::Del | Command::Gc);
+        if raw.ipam.kind != IPAM && delegate.is_none() && !takes_back {
             return Err(CniError::new(
                 code::FIELD,
                 format!("ipam.type: {:?} is not supported", raw.ipam.kind),

@@ -3,6 +3,7 @@
 //! Every file is written beside its place, synced, and renamed: nobody ever sees half of one. The conflist holds no
 //! secret: the plugin talks to the agent, which has the datastore.
 
+mod calico;
 mod kept;
 mod place;
 
@@ -21,7 +22,7 @@ use brindle_cni::{
     plugin::lacks_pod_cidr,
     proto::{self, Call, Reply},
 };
-use clap::{Args, Parser};
+use clap::{Args, Parser, builder::FalseyValueParser};
 pub(crate) use kept::Kept;
 use place::{plugins, put, remove, remove_file};
 use serde_json::{Value, json};
@@ -38,8 +39,9 @@ const OTHERS: [&str; 5] = ["loopback", "portmap", "bandwidth", "tuning", "host-l
 /// Those of them that the image has. Without one of the others nothing is amiss, unless the conflist calls it.
 const SHIPPED: [&str; 2] = ["loopback", "portmap"];
 
+/// Where everything goes.
 #[derive(Debug, Args)]
-pub(crate) struct InstallArgs {
+pub(crate) struct Places {
     /// Where runtimes look for plugins
     #[arg(long, env = "CNI_BIN_DIR", value_name = "DIR", default_value = "/opt/cni/bin")]
     bin_dir: PathBuf,
@@ -49,6 +51,27 @@ pub(crate) struct InstallArgs {
     /// Name of the conflist's file
     #[arg(long, env = "CNI_CONF_NAME", value_name = "FILE", default_value = "10-brindle.conflist")]
     conf_name: String,
+}
+
+impl Places {
+    fn conflist(&self) -> PathBuf {
+        self.net_dir.join(&self.conf_name)
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(
+            !self.conf_name.contains('/') && self.conf_name.ends_with(".conflist"),
+            "--conf-name {:?}: expected a file name that ends in .conflist",
+            self.conf_name
+        );
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstallArgs {
+    #[command(flatten)]
+    places: Places,
     /// Name of the network; the same as Calico's, so that addresses keep their owner
     #[arg(long, env = "CNI_NETWORK_NAME", value_name = "NAME", default_value = "k8s-pod-network")]
     network: String,
@@ -71,6 +94,10 @@ pub(crate) struct InstallArgs {
     /// Plugins not to install, by name, with commas
     #[arg(long, env = "SKIP_CNI_BINARIES", value_name = "NAME,..", value_delimiter = ',')]
     skip_binaries: Vec<String>,
+    /// On a node that ran Calico: also take the place of its plugins `calico` and `calico-ipam`, which are kept and put back
+    /// by a removal. CRI-O calls them to delete the pods that Calico attached
+    #[arg(long, env = "BRINDLE_TAKE_OVER", value_parser = FalseyValueParser::new())]
+    take_over: bool,
     /// Where the plugins are now [default: the folder of this program]
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
@@ -93,16 +120,12 @@ pub(crate) struct InstallArgs {
 
 /// Installs, refreshes or removes; says what it did.
 pub(crate) fn run(args: &InstallArgs) -> Result<Vec<String>> {
-    ensure!(
-        !args.conf_name.contains('/') && args.conf_name.ends_with(".conflist"),
-        "--conf-name {:?}: expected a file name that ends in .conflist",
-        args.conf_name
-    );
+    args.places.check()?;
     let old = args.old_conf_name.as_deref().unwrap_or_default();
     ensure!(!old.contains('/'), "--old-conf-name {old:?}: expected a file name without a folder");
-    let conflist = args.net_dir.join(&args.conf_name);
+    let conflist = args.places.conflist();
     if args.remove {
-        return remove(args, &conflist);
+        return remove_files(&args.places, false, false);
     }
     let text = conflist_text(args, Families::default())?;
     let mut done = plugins(args, &called(&text))?;
@@ -114,6 +137,12 @@ pub(crate) fn run(args: &InstallArgs) -> Result<Vec<String>> {
     Ok(done)
 }
 
+/// Takes conflist and plugins away again, and puts Calico's back; `dry_run`: only says what would go.
+pub(crate) fn remove_files(places: &Places, keep_plugins: bool, dry_run: bool) -> Result<Vec<String>> {
+    places.check()?;
+    remove(places, keep_plugins, dry_run)
+}
+
 /// For an agent that is ready itself: only the conflist. What was done, and what is to be looked after.
 pub(crate) fn conflist_for(cni_socket: &Path) -> Result<(Vec<String>, Kept)> {
     #[derive(Parser)]
@@ -123,7 +152,7 @@ pub(crate) fn conflist_for(cni_socket: &Path) -> Result<(Vec<String>, Kept)> {
     }
     let mut args = FromEnvironment::try_parse_from(["brindle-node"])?.args;
     cni_socket.clone_into(&mut args.cni_socket);
-    let conflist = args.net_dir.join(&args.conf_name);
+    let conflist = args.places.conflist();
     let text = conflist_text(&args, Families::default())?;
     let text = when_ready(&args, &text)?;
     let mut done = Vec::new();
@@ -132,12 +161,12 @@ pub(crate) fn conflist_for(cni_socket: &Path) -> Result<(Vec<String>, Kept)> {
 }
 
 fn write_conflist(args: &InstallArgs, conflist: &Path, text: &str, done: &mut Vec<String>) -> Result<()> {
-    fs::create_dir_all(&args.net_dir).with_context(|| args.net_dir.display().to_string())?;
+    fs::create_dir_all(&args.places.net_dir).with_context(|| args.places.net_dir.display().to_string())?;
     put(conflist, text.as_bytes(), 0o644, done)?;
     match args.old_conf_name.as_deref() {
         // Two conflists: runtimes take the first by name.
-        Some(old) if !old.is_empty() && !old.contains('/') && old != args.conf_name => {
-            remove_file(&args.net_dir.join(old), done)
+        Some(old) if !old.is_empty() && !old.contains('/') && old != args.places.conf_name => {
+            remove_file(&args.places.net_dir.join(old), done)
         }
         _ => Ok(()),
     }
@@ -356,7 +385,7 @@ mod tests {
 
     static NEXT: AtomicU32 = AtomicU32::new(0);
 
-    fn stage() -> (PathBuf, InstallArgs) {
+    pub(super) fn stage() -> (PathBuf, InstallArgs) {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("bt-{}-install-{n}", std::process::id()));
         fs::create_dir_all(dir.join("from")).unwrap();
@@ -368,9 +397,11 @@ mod tests {
             fs::write(dir.join("others").join(b), format!("plugin {b}")).unwrap();
         }
         let args = InstallArgs {
-            bin_dir: dir.join("bin"),
-            net_dir: dir.join("net.d"),
-            conf_name: "10-brindle.conflist".into(),
+            places: Places {
+                bin_dir: dir.join("bin"),
+                net_dir: dir.join("net.d"),
+                conf_name: "10-brindle.conflist".into(),
+            },
             network: "k8s-pod-network".into(),
             conflist: None,
             conflist_file: None,
@@ -378,6 +409,7 @@ mod tests {
             old_conf_name: None,
             update_binaries: "true".into(),
             skip_binaries: Vec::new(),
+            take_over: false,
             from: Some(dir.join("from")),
             others: dir.join("others"),
             cni_socket: dir.join("cni.sock"),
@@ -454,7 +486,7 @@ mod tests {
             let pong = Reply::Pong { node: "n".into(), version: "1".into() };
             agent_of(&args.cni_socket, pong, Families { v4, v6 });
             run(&args).unwrap();
-            let text = fs::read_to_string(args.net_dir.join(&args.conf_name)).unwrap();
+            let text = fs::read_to_string(args.places.net_dir.join(&args.places.conf_name)).unwrap();
             let list: Value = serde_json::from_str(&text).unwrap();
             let ipam = &list["plugins"][0]["ipam"];
             let word = |name: &str| ipam[name].as_str().unwrap_or_default().to_owned();
@@ -469,8 +501,10 @@ mod tests {
     #[test]
     fn what_a_killed_run_left_halfway_is_no_obstacle() {
         let (dir, args) = stage();
-        fs::create_dir_all(&args.net_dir).unwrap();
-        for (folder, name) in [(&args.bin_dir, "brindle"), (&args.net_dir, &*args.conf_name)] {
+        fs::create_dir_all(&args.places.net_dir).unwrap();
+        for (folder, name) in
+            [(&args.places.bin_dir, "brindle"), (&args.places.net_dir, &*args.places.conf_name)]
+        {
             fs::create_dir_all(folder).unwrap();
             fs::write(folder.join(format!(".{name}.{}.tmp", std::process::id())), "half").unwrap();
         }
@@ -480,7 +514,7 @@ mod tests {
             let all = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name());
             all.filter(|n| n.to_string_lossy().ends_with(".tmp")).count()
         };
-        assert_eq!((hidden(&args.bin_dir), hidden(&args.net_dir)), (0, 0));
+        assert_eq!((hidden(&args.places.bin_dir), hidden(&args.places.net_dir)), (0, 0));
         fs::remove_dir_all(dir).unwrap();
     }
 
@@ -513,8 +547,8 @@ mod tests {
     fn plugins_of_others_come_where_there_are_none_and_replace_none_of_the_nodes() {
         let (dir, mut args) = stage();
         args.plugins_only = true;
-        fs::create_dir_all(&args.bin_dir).unwrap();
-        fs::write(args.bin_dir.join("portmap"), "the node's own").unwrap();
+        fs::create_dir_all(&args.places.bin_dir).unwrap();
+        fs::write(args.places.bin_dir.join("portmap"), "the node's own").unwrap();
         for name in ["bandwidth", "tuning", "loopback"] {
             fs::remove_file(args.others.join(name)).unwrap();
         }
@@ -530,16 +564,16 @@ mod tests {
             fs::write(args.others.join(name), format!("plugin {name}")).unwrap();
         }
         let done = run(&args).unwrap().join("\n");
-        assert_eq!(fs::read_to_string(args.bin_dir.join("loopback")).unwrap(), "plugin loopback");
-        assert_eq!(fs::read_to_string(args.bin_dir.join("portmap")).unwrap(), "the node's own");
+        assert_eq!(fs::read_to_string(args.places.bin_dir.join("loopback")).unwrap(), "plugin loopback");
+        assert_eq!(fs::read_to_string(args.places.bin_dir.join("portmap")).unwrap(), "the node's own");
         assert!(done.contains("portmap: there already") && done.contains("tuning: missing, and "), "{done}");
         // Somebody has one of his own by now.
-        fs::write(args.bin_dir.join("bandwidth"), "a package's").unwrap();
+        fs::write(args.places.bin_dir.join("bandwidth"), "a package's").unwrap();
         args.remove = true;
         args.plugins_only = false;
         let done = run(&args).unwrap().join("\n");
         assert!(done.contains("bandwidth: changed since it was installed, left alone"), "{done}");
-        let mut left: Vec<_> = fs::read_dir(&args.bin_dir)
+        let mut left: Vec<_> = fs::read_dir(&args.places.bin_dir)
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
@@ -554,11 +588,12 @@ mod tests {
         let (dir, mut args) = stage();
         args.plugins_only = true;
         run(&args).unwrap();
-        let read = |args: &InstallArgs, name: &str| fs::read_to_string(args.bin_dir.join(name)).unwrap();
+        let read =
+            |args: &InstallArgs, name: &str| fs::read_to_string(args.places.bin_dir.join(name)).unwrap();
         for name in ["loopback", "portmap", "tuning"] {
             fs::write(args.others.join(name), format!("newer {name}")).unwrap();
         }
-        fs::write(args.bin_dir.join("portmap"), "a package's").unwrap();
+        fs::write(args.places.bin_dir.join("portmap"), "a package's").unwrap();
         args.update_binaries = "false".into();
         let done = run(&args).unwrap().join("\n");
         assert_eq!(read(&args, "loopback"), "plugin loopback", "{done}");
@@ -566,7 +601,7 @@ mod tests {
 
         args.update_binaries = "true".into();
         // It may be running at this moment.
-        let old = File::open(args.bin_dir.join("loopback")).unwrap();
+        let old = File::open(args.places.bin_dir.join("loopback")).unwrap();
         let done = run(&args).unwrap().join("\n");
         assert_eq!(io::read_to_string(old).unwrap(), "plugin loopback");
         assert_eq!(
@@ -581,7 +616,7 @@ mod tests {
         fs::remove_file(args.others.join("tuning")).unwrap();
         let done = run(&args).unwrap().join("\n");
         assert!(done.contains("tuning: ") && done.contains("has no newer one, left alone"), "{done}");
-        let record = args.bin_dir.join(".brindle-plugins");
+        let record = args.places.bin_dir.join(".brindle-plugins");
         let marks = fs::read_to_string(&record).unwrap();
         fs::write(&record, format!("{marks}loopback 7 0123456789abcdef\n")).unwrap();
         fs::write(args.others.join("loopback"), "newest").unwrap();
@@ -591,7 +626,10 @@ mod tests {
 
         (args.plugins_only, args.remove) = (false, true);
         let done = run(&args).unwrap().join("\n");
-        assert!(!args.bin_dir.join("loopback").exists() && !args.bin_dir.join("tuning").exists(), "{done}");
+        assert!(
+            !args.places.bin_dir.join("loopback").exists() && !args.places.bin_dir.join("tuning").exists(),
+            "{done}"
+        );
         assert_eq!(read(&args, "portmap"), "a package's");
         fs::remove_dir_all(dir).unwrap();
     }
@@ -632,21 +670,28 @@ mod tests {
         args.plugins_only = true;
         args.skip_binaries = vec!["tuning".into(), "brindle-ipam".into()];
         run(&args).unwrap();
-        assert!(!args.bin_dir.join("tuning").exists() && !args.bin_dir.join("brindle-ipam").exists());
+        assert!(
+            !args.places.bin_dir.join("tuning").exists()
+                && !args.places.bin_dir.join("brindle-ipam").exists()
+        );
 
         for name in ["brindle", "loopback"] {
-            fs::set_permissions(args.bin_dir.join(name), fs::Permissions::from_mode(0o644)).unwrap();
+            fs::set_permissions(args.places.bin_dir.join(name), fs::Permissions::from_mode(0o644)).unwrap();
         }
         fs::write(dir.join("from/brindle"), "program of the next version").unwrap();
         args.update_binaries = "false".into();
         let done = run(&args).unwrap().join("\n");
-        assert_eq!(fs::read_to_string(args.bin_dir.join("brindle")).unwrap(), "program brindle", "{done}");
+        assert_eq!(
+            fs::read_to_string(args.places.bin_dir.join("brindle")).unwrap(),
+            "program brindle",
+            "{done}"
+        );
         args.update_binaries = "true".into();
         fs::write(dir.join("from/brindle"), "program brindle").unwrap();
-        fs::set_permissions(args.bin_dir.join("brindle"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(args.places.bin_dir.join("brindle"), fs::Permissions::from_mode(0o600)).unwrap();
         let again = run(&args).unwrap().join("\n");
         for name in ["brindle", "loopback"] {
-            let mode = fs::metadata(args.bin_dir.join(name)).unwrap().permissions().mode();
+            let mode = fs::metadata(args.places.bin_dir.join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o111, 0o111, "{name}: {done}\n{again}");
         }
         args.update_binaries = "perhaps".into();
@@ -661,7 +706,10 @@ mod tests {
         args.mtu = "1400".into();
         let read = |args: &InstallArgs| -> Value {
             run(args).unwrap();
-            serde_json::from_str(&fs::read_to_string(args.net_dir.join(&args.conf_name)).unwrap()).unwrap()
+            serde_json::from_str(
+                &fs::read_to_string(args.places.net_dir.join(&args.places.conf_name)).unwrap(),
+            )
+            .unwrap()
         };
         assert_eq!(read(&args)["plugins"][0]["mtu"], 1400);
 
@@ -670,11 +718,11 @@ mod tests {
         args.conflist = Some("{".into());
         args.conflist_file = Some(file.to_str().unwrap().into());
         args.old_conf_name = Some("10-brindle.conflist".into());
-        args.conf_name = "05-mine.conflist".into();
+        args.places.conf_name = "05-mine.conflist".into();
         let value = read(&args);
         assert_eq!(value["name"], "mine");
         assert_eq!(value["plugins"][0]["mtu"], 1400);
-        assert!(!args.net_dir.join("10-brindle.conflist").exists());
+        assert!(!args.places.net_dir.join("10-brindle.conflist").exists());
         // Its own name is not an old one.
         args.old_conf_name = Some("05-mine.conflist".into());
         read(&args);

@@ -1,6 +1,7 @@
 //! From environment and standard input to standard output and exit code. One file per command.
 
 mod add;
+mod calico;
 mod check;
 mod del;
 mod delegate;
@@ -47,12 +48,16 @@ pub enum Program {
     Ipam,
     /// `loopback`: the pod's `lo`, nothing else.
     Loopback,
+    /// `calico`: what Calico attached is deleted, nothing is attached.
+    Calico,
+    /// `calico-ipam`: the same of addresses alone.
+    CalicoIpam,
 }
 
 impl Program {
     /// Which one a path calls: `brindle` unless its name is another's.
     pub fn called(path: &Path) -> Self {
-        let all = [Self::Ipam, Self::Loopback];
+        let all = [Self::Ipam, Self::Loopback, Self::Calico, Self::CalicoIpam];
         all.into_iter().find(|p| path.file_name().is_some_and(|n| n == p.name())).unwrap_or(Self::Interface)
     }
 
@@ -61,6 +66,8 @@ impl Program {
             Self::Interface => "brindle",
             Self::Ipam => "brindle-ipam",
             Self::Loopback => "loopback",
+            Self::Calico => "calico",
+            Self::CalicoIpam => "calico-ipam",
         }
     }
 }
@@ -130,6 +137,7 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
     if command == Command::Version {
         return Ok(Some(result::versions(&conf::version_hint(input))));
     }
+    let Some(program) = calico::instead(program, command)? else { return Ok(None) };
     let conf = Conf::parse(input, command)?;
     for warning in &conf.warnings {
         eprintln!("{}: {warning}", program.name());
@@ -165,7 +173,7 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
         (Program::Interface, _) => check::check(&call).map(|()| None),
         (Program::Ipam, Command::Add) => ipam::add(&call).and_then(json).map(Some),
         (Program::Ipam, Command::Del) => ipam::del(&call).map(|()| None),
-        (Program::Ipam | Program::Loopback, _) => ipam::check(&call).map(|()| None),
+        (_, _) => ipam::check(&call).map(|()| None),
     }
 }
 

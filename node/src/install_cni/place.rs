@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{BINARIES, InstallArgs, OTHERS, SHIPPED, boolean};
+use super::{BINARIES, InstallArgs, OTHERS, Places, SHIPPED, boolean, calico};
 
 /// In the folder of the plugins: a line for each of others that was installed here, `NAME SIZE CHECKSUM`; two of a name
 /// while one takes the other's place.
@@ -29,9 +29,9 @@ pub(super) fn plugins(args: &InstallArgs, called: &BTreeSet<String>) -> Result<V
         }
     };
     let mut done = Vec::new();
-    fs::create_dir_all(&args.bin_dir).with_context(|| args.bin_dir.display().to_string())?;
+    fs::create_dir_all(&args.places.bin_dir).with_context(|| args.places.bin_dir.display().to_string())?;
     for name in BINARIES.into_iter().filter(|b| !skipped(args, b)) {
-        let (source, place) = (from.join(name), args.bin_dir.join(name));
+        let (source, place) = (from.join(name), args.places.bin_dir.join(name));
         if !update && place.exists() {
             leave(&place, "not to be updated", &mut done);
             continue;
@@ -40,20 +40,21 @@ pub(super) fn plugins(args: &InstallArgs, called: &BTreeSet<String>) -> Result<V
             fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
         put(&place, &bytes, 0o755, &mut done)?;
     }
+    calico::stand_in(args, &from, update, &mut done)?;
     others(args, update, called, &mut done)?;
     Ok(done)
 }
 
-fn skipped(args: &InstallArgs, name: &str) -> bool {
+pub(super) fn skipped(args: &InstallArgs, name: &str) -> bool {
     args.skip_binaries.iter().any(|s| s.trim() == name)
 }
 
 /// Plugins of others: what a node has from elsewhere is the node's own affair, newer or older. One that was installed here,
 /// and is as it was then, is brought up to date as ours are.
 fn others(args: &InstallArgs, update: bool, called: &BTreeSet<String>, done: &mut Vec<String>) -> Result<()> {
-    let mut record = Record::read(&args.bin_dir);
+    let mut record = Record::read(&args.places.bin_dir);
     for name in OTHERS.into_iter().filter(|o| !skipped(args, o)) {
-        let place = args.bin_dir.join(name);
+        let place = args.places.bin_dir.join(name);
         let there = fs::symlink_metadata(&place);
         if let Ok(there) = &there {
             // A link is not what was put there.
@@ -93,7 +94,7 @@ fn others(args: &InstallArgs, update: bool, called: &BTreeSet<String>, done: &mu
 }
 
 /// A plugin that stays as it is, but for the bit without which nobody can call it.
-fn leave(place: &Path, why: &str, done: &mut Vec<String>) {
+pub(super) fn leave(place: &Path, why: &str, done: &mut Vec<String>) {
     let shown = place.display();
     let lacks = fs::metadata(place).is_ok_and(|m| m.is_file() && !executable(&m));
     let line = match lacks.then(|| fs::set_permissions(place, Permissions::from_mode(0o755))) {
@@ -158,62 +159,102 @@ pub(super) fn remove_file(path: &Path, done: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Takes away what was installed: the conflist first, then the plugins.
-pub(super) fn remove(args: &InstallArgs, conflist: &Path) -> Result<Vec<String>> {
-    let mut done = Vec::new();
-    remove_file(conflist, &mut done)?;
-    for name in BINARIES {
-        remove_file(&args.bin_dir.join(name), &mut done)?;
+/// Takes away what was installed: the conflist first, then the plugins, unless pods still need them for their DEL.
+pub(super) fn remove(places: &Places, keep_plugins: bool, dry_run: bool) -> Result<Vec<String>> {
+    let mut hand = Hand { dry_run, done: Vec::new() };
+    hand.remove(&places.conflist())?;
+    let mut record = Record::read(&places.bin_dir);
+    calico::give_back(places, &mut record, &mut hand)?;
+    if keep_plugins {
+        if !dry_run {
+            record.keep()?;
+        }
+        return Ok(hand.done);
     }
-    let record = Record::read(&args.bin_dir);
+    for name in BINARIES {
+        hand.remove(&places.bin_dir.join(name))?;
+    }
     for (name, marks) in &record.marks {
-        let place = args.bin_dir.join(name);
+        let place = places.bin_dir.join(name);
         match fs::read(&place) {
-            Ok(bytes) if marks.contains(&mark_of(&bytes)) => remove_file(&place, &mut done)?,
-            Ok(_) => done.push(format!("{}: changed since it was installed, left alone", place.display())),
+            Ok(bytes) if marks.contains(&mark_of(&bytes)) => hand.remove(&place)?,
+            Ok(_) => hand.leave(&place, "changed since it was installed"),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e).with_context(|| place.display().to_string()),
         }
     }
-    match fs::remove_file(&record.path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("cannot remove {}", record.path.display()))
+    if !dry_run {
+        record.remove()?;
+    }
+    Ok(hand.done)
+}
+
+/// Takes files away, or only says so.
+pub(super) struct Hand {
+    dry_run: bool,
+    done: Vec<String>,
+}
+
+impl Hand {
+    /// A file goes, if it is there.
+    pub(super) fn remove(&mut self, path: &Path) -> Result<()> {
+        if !self.dry_run {
+            return remove_file(path, &mut self.done);
         }
-        Ok(()) | Err(_) => Ok(done),
+        if fs::symlink_metadata(path).is_ok() {
+            self.done.push(format!("{}: would be removed", path.display()));
+        }
+        Ok(())
+    }
+
+    /// A file comes back under the name it had.
+    pub(super) fn rename(&mut self, from: &Path, to: &Path) -> Result<()> {
+        if self.dry_run {
+            self.done.push(format!("{}: would be put back as {}", from.display(), to.display()));
+            return Ok(());
+        }
+        fs::rename(from, to)
+            .with_context(|| format!("cannot put {} back as {}", from.display(), to.display()))?;
+        self.done.push(format!("{}: put back", to.display()));
+        Ok(())
+    }
+
+    pub(super) fn leave(&mut self, path: &Path, why: &str) {
+        self.done.push(format!("{}: {why}, left alone", path.display()));
     }
 }
 
-/// Which plugins of others were installed here, and what they were.
-struct Record {
+/// Which plugins of others, or in their place, were installed here, and what they were.
+pub(super) struct Record {
     path: PathBuf,
     marks: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Record {
     /// What is written there; lines that are not understood count for nothing.
-    fn read(folder: &Path) -> Self {
+    pub(super) fn read(folder: &Path) -> Self {
         let path = folder.join(RECORD);
         let text = fs::read_to_string(&path).unwrap_or_default();
         let mut marks: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, mark) in text.lines().filter_map(|line| line.split_once(' ')) {
-            if OTHERS.contains(&name) {
+            if OTHERS.contains(&name) || calico::NAMES.contains(&name) {
                 marks.entry(name.to_owned()).or_default().insert(mark.to_owned());
             }
         }
         Self { path, marks }
     }
 
-    fn names(&self, name: &str) -> bool {
+    pub(super) fn names(&self, name: &str) -> bool {
         self.marks.contains_key(name)
     }
 
     /// Whether this is what was installed.
-    fn fits(&self, name: &str, bytes: &[u8]) -> bool {
+    pub(super) fn fits(&self, name: &str, bytes: &[u8]) -> bool {
         self.marks.get(name).is_some_and(|marks| marks.contains(&mark_of(bytes)))
     }
 
     /// This may be there from now on.
-    fn note(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+    pub(super) fn note(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         match self.marks.entry(name.to_owned()).or_default().insert(mark_of(bytes)) {
             true => self.write(),
             false => Ok(()),
@@ -221,11 +262,29 @@ impl Record {
     }
 
     /// Nothing but this is there from now on.
-    fn settle(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+    pub(super) fn settle(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let only = BTreeSet::from([mark_of(bytes)]);
         match self.marks.insert(name.to_owned(), only.clone()) {
             Some(before) if before == only => Ok(()),
             _ => self.write(),
+        }
+    }
+
+    pub(super) fn forget(&mut self, name: &str) {
+        self.marks.remove(name);
+    }
+
+    /// What it says now, if there is anything to say.
+    fn keep(&self) -> Result<()> {
+        if self.marks.is_empty() { self.remove() } else { self.write() }
+    }
+
+    fn remove(&self) -> Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("cannot remove {}", self.path.display()))
+            }
+            _ => Ok(()),
         }
     }
 
