@@ -17,8 +17,10 @@ mod filter;
 mod handle;
 mod look;
 pub mod policy;
+mod remove;
 mod tunnel;
 
 pub use engine::{CarrierPolicy, Settings, StartError, spawn, spawn_on};
 pub use handle::{FelixInput, FibUpdate, Handle, Report, WaitError};
 pub use look::{Fate, Intent, Looked, compare, look};
+pub use remove::{Removal, Removed};

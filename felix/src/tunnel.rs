@@ -255,9 +255,14 @@ impl TunnelManager {
     }
 }
 
+/// Whether a carrier made this device.
+pub(crate) fn is_carriers(link: &Link) -> bool {
+    matches!(link.name.as_str(), DEVICE | BESIDE) && link.kind.as_deref() == Some(TUN)
+}
+
 /// Devices that carriers made here.
 fn carriers(links: &BTreeMap<u32, Link>) -> impl Iterator<Item = &Link> {
-    links.values().filter(|l| matches!(l.name.as_str(), DEVICE | BESIDE) && l.kind.as_deref() == Some(TUN))
+    links.values().filter(|l| is_carriers(l))
 }
 
 /// Up, MTU, one address.

@@ -22,6 +22,7 @@ mod metrics;
 mod path;
 mod policy;
 mod probe;
+mod remove;
 mod run;
 mod settings;
 mod speaker;
@@ -43,6 +44,15 @@ pub fn main() -> ExitCode {
                     done.iter().for_each(|line| eprintln!("brindle-node: {line}"));
                     ExitCode::SUCCESS
                 }
+                Err(e) => {
+                    eprintln!("brindle-node: {e:#}");
+                    ExitCode::from(2)
+                }
+            };
+        }
+        settings::Command::Remove(args) => {
+            return match remove::run(&args, |line| print(&format!("{line}\n"))) {
+                Ok(all) => ExitCode::from(u8::from(!all)),
                 Err(e) => {
                     eprintln!("brindle-node: {e:#}");
                     ExitCode::from(2)

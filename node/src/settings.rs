@@ -26,6 +26,10 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Put the CNI plugins and the conflist where container runtimes look, once the agent is ready
     InstallCni(Box<crate::install_cni::InstallArgs>),
+    /// Take Brindle off this node, on which no agent runs any more: conflist, plugins, rules, sets and the device of
+    /// brindle-ipip. Pods keep their devices, addresses and routes, and no policy holds for them any more. Exit code 0 all
+    /// is gone, 1 something is left, 2 nothing was removed
+    Remove(Box<crate::remove::RemoveArgs>),
     /// Ask the agent of this node whether it lives or is ready; exit code 0 or 1, the reasons on standard output
     Probe(crate::probe::ProbeArgs),
     /// Move traffic away from this node and end its BGP sessions; a restart of the agent brings them back

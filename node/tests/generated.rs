@@ -16,7 +16,7 @@ fn the_reference_is_that_of_this_program() {
     let mut text = String::from(
         "<!-- Generated from the program's help by `cargo xtask generate`; do not edit. -->\n# brindle-node\n",
     );
-    for command in ["run", "install-cni"] {
+    for command in ["run", "install-cni", "remove"] {
         text += &format!("\n## brindle-node {command}\n\n```\n{}```\n", help(&[command]));
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/brindle-node.md");

@@ -12,8 +12,16 @@ use crate::{
 
 const OVERLAYS: [&str; 5] = ["mesh", "native", "reflectors", "policy-only", "etcd"];
 
+/// All that is rendered: the overlays, and what takes Brindle off the nodes again.
+const RENDERED: [&str; 6] = ["mesh", "native", "reflectors", "policy-only", "etcd", REMOVE];
+const REMOVE: &str = "remove";
+
+fn folder(name: &str) -> String {
+    if name == REMOVE { format!("deploy/{name}") } else { format!("deploy/overlays/{name}") }
+}
+
 fn overlay(name: &str) -> Vec<Value> {
-    render(&format!("deploy/overlays/{name}"))
+    render(&folder(name))
 }
 
 fn by_identity(objects: &[Value]) -> BTreeMap<[String; 4], Value> {
@@ -48,8 +56,8 @@ fn the_native_overlay_is_the_mesh_without_definitions() {
 
 #[test]
 fn the_real_kustomize_renders_the_same() {
-    for name in OVERLAYS {
-        let folder = repo(&format!("deploy/overlays/{name}"));
+    for name in RENDERED {
+        let folder = repo(&folder(name));
         let out = match Command::new("kubectl").arg("kustomize").arg(&folder).output() {
             Ok(out) => out,
             Err(e) => {
@@ -85,7 +93,7 @@ fn has(objects: &[Value], kind: &str, name: &Value) -> bool {
 
 #[test]
 fn manifests_refer_to_what_exists() {
-    for name in OVERLAYS {
+    for name in RENDERED {
         let objects = overlay(name);
         for (pod, spec) in pods(&objects) {
             let account = &spec["serviceAccountName"];
@@ -222,6 +230,45 @@ fn the_agent_sees_what_the_runtime_remembers() {
     }
 }
 
+/// What takes Brindle off a node must see all that the agent and its init container put there, and where an agent runs.
+#[test]
+fn the_removal_reaches_what_the_agent_left() {
+    let mesh = overlay("mesh");
+    let (_, agent) = pods(&mesh).into_iter().find(|p| p.0 == "brindle-node").expect("a DaemonSet");
+    let objects = overlay(REMOVE);
+    let [(_, spec)] = pods(&objects).try_into().expect("one DaemonSet");
+    let help = read("docs/reference/brindle-node.md");
+    let (_, help) = help.split_once("## brindle-node remove").expect("its help");
+    for field in ["hostNetwork", "priorityClassName", "tolerations", "nodeSelector", "securityContext"] {
+        assert_eq!(spec[field], agent[field], "{field}");
+    }
+    let (init, rest) = (&spec["initContainers"][0], &spec["containers"][0]);
+    assert_eq!(init["command"], json!(["/usr/bin/brindle-node", "remove"]));
+    assert_eq!(rest["command"], json!(["/usr/bin/brindle-node", "remove", "--dry-run", "--stay"]));
+    for flag in ["--dry-run", "--stay", "--keep-plugins"] {
+        assert!(help.contains(flag), "{flag}");
+    }
+    for c in [init, rest] {
+        assert_eq!(c["image"], agent["containers"][0]["image"]);
+        for (variable, volume) in [("CNI_BIN_DIR", "cni-bin"), ("CNI_NET_DIR", "cni-net")] {
+            assert!(help.contains(&format!("[env: {variable}=]")), "{variable}");
+            let told = list(c, "env").find(|e| e["name"] == variable).expect(variable);
+            let mount = list(c, "volumeMounts").find(|m| m["name"] == volume).expect(volume);
+            assert_eq!(told["value"], mount["mountPath"]);
+        }
+        for volume in ["state", "cni-bin", "cni-net", "xtables-lock"] {
+            let of = |s: &Value| list(s, "volumes").find(|v| v["name"] == volume).cloned();
+            assert_eq!(of(spec), of(agent), "{volume}");
+            assert!(list(c, "volumeMounts").any(|m| m["name"] == volume), "{volume}");
+        }
+        // Where the agent has them.
+        for volume in ["state", "xtables-lock"] {
+            let at = |c: &Value| list(c, "volumeMounts").find(|m| m["name"] == volume).cloned();
+            assert_eq!(at(c), at(&agent["containers"][0]), "{volume}");
+        }
+    }
+}
+
 /// Whoever changes the reflectors' AS number must change both.
 #[test]
 fn reflectors_are_told_one_as_number() {
@@ -285,7 +332,7 @@ fn reflectors_go_one_by_one_and_let_nobody_in_unasked() {
 
 #[test]
 fn pods_have_no_more_than_they_need() {
-    for name in OVERLAYS {
+    for name in RENDERED {
         for (pod, spec) in pods(&overlay(name)) {
             assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{name} {pod}");
             // The image holds programs of one architecture.
@@ -306,6 +353,7 @@ fn pods_have_no_more_than_they_need() {
                         &["NET_ADMIN", "NET_RAW", "DAC_OVERRIDE"]
                     }
                     Some("brindle-node") => &["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE", "DAC_OVERRIDE"],
+                    _ if name == REMOVE => &["NET_ADMIN", "NET_RAW", "DAC_OVERRIDE"],
                     // Folders of the host that may be another user's.
                     Some("install-cni") => &["DAC_OVERRIDE"],
                     _ => &[],

@@ -88,6 +88,12 @@ pub fn remove(saved: &str) -> Option<String> {
     Some(text)
 }
 
+/// What `ipset restore` is to be told so that the sets are gone that `ipset save` said are there; nothing when none is.
+pub fn forget(saved: &str) -> String {
+    let there = |set: &str| saved.lines().any(|l| l.split(' ').take(2).eq(["create", set]));
+    [SET, SHADOW].into_iter().filter(|set| there(set)).map(|set| format!("destroy {set}\n")).collect()
+}
+
 /// Packets dropped, in what `iptables-save -c -t filter` said.
 pub fn dropped(saved: &str) -> Option<u64> {
     let drop = rules();
@@ -189,6 +195,12 @@ mod tests {
         COMMIT
         ");
         assert_eq!(remove(OTHERS), None);
+        let sets = "create brindle-ipip-nodes hash:net family inet\ncreate brindle-ipip-nodes2 hash:net family inet\n\
+            add brindle-ipip-nodes 10.0.0.1\n";
+        assert_eq!(
+            (&*forget(sets), &*forget("create other hash:net\n")),
+            ("destroy brindle-ipip-nodes\n", "")
+        );
     }
 
     #[test]

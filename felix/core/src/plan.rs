@@ -170,6 +170,14 @@ impl Plan {
     }
 }
 
+/// Routes that only the agent needs: to other nodes, and the blackholes of this one's blocks. Those of local pods are not
+/// among them, and the other owner that comes takes these over.
+pub fn removal<'r>(actual: impl Iterator<Item = &'r Route>) -> Vec<Route> {
+    let ours =
+        |r: &&Route| r.protocol == PROTO_CLUSTER && matches!(r.target, Target::Via(_) | Target::Blackhole);
+    actual.filter(ours).cloned().collect()
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -192,5 +200,27 @@ impl fmt::Display for Plan {
             writeln!(f, "= {} kept for now", self.kept)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::Hop;
+
+    #[test]
+    fn a_removal_takes_what_leads_to_other_nodes_and_no_route_of_a_pod() {
+        let route =
+            |protocol, target| Route { dst: "10.0.0.0/26".parse().unwrap(), metric: 1024, protocol, target };
+        let via = |dev: &str| Target::Via(vec![Hop::new("192.0.2.7".parse().unwrap(), dev.into(), true)]);
+        let ours = [route(80, via("tunl0")), route(80, via("eth0")), route(80, Target::Blackhole)];
+        let others = [
+            route(80, Target::Device("cali1".into())),
+            route(3, Target::Device("cali1".into())),
+            route(12, via("tunl0")),
+            route(4, Target::Blackhole),
+            route(80, Target::Other("throw".into())),
+        ];
+        assert_eq!(removal(ours.iter().chain(&others)), ours);
     }
 }

@@ -552,12 +552,7 @@ impl Driver {
                 }
                 // A make that is not installed has left nothing.
                 let Ok(Some(text)) = self.nf.probe(variant, ip(family)) else { continue };
-                let mut input = String::new();
-                for (table, have) in table_plan::parse(&text)? {
-                    let none = Wanted::default();
-                    let plan = table_plan::plan(table, &none, &have, &Seen::new(), Leftovers::Remove);
-                    input.push_str(&plan.input);
-                }
+                let input = table_plan::removal(&text)?.input;
                 if !input.is_empty() {
                     self.nf.set_variant(variant);
                     let result = self.nf.restore(ip(family), &input);

@@ -19,5 +19,6 @@ mod named;
 mod readback;
 
 pub use driver::Counters;
+pub(crate) use driver::ip;
 pub use engine::{Calculation, spawn_policy};
 pub use handle::{PolicyHandle, PolicyInput, PolicyReport, PolicySetup, Verified};

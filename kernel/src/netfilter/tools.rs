@@ -19,6 +19,8 @@ use crate::{
 const LOCK: u64 = 10;
 /// How long any tool may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Modules of the kernel, also those it was built with that have parameters, as ip_set has.
+const MODULES: &str = "/sys/module";
 /// Where tools are looked for beside PATH.
 const SBIN: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 
@@ -191,6 +193,10 @@ impl Netfilter for Tools {
     }
 
     fn save_sets(&mut self) -> Result<String, NfError> {
+        // Without the module there is none, and asking would load it.
+        if Path::new(MODULES).is_dir() && !Path::new(MODULES).join("ip_set").exists() {
+            return Ok(String::new());
+        }
         Ok(self.run("ipset", "ipset", &["save"], None)?.into_text())
     }
 

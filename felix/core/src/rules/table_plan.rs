@@ -201,6 +201,28 @@ pub enum Leftovers {
     Keep,
 }
 
+/// What takes all of ours out of the tables of one make of iptables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// For iptables-restore. Empty: nothing of ours is there.
+    pub input: String,
+    /// Our chains, and our rules in chains of others.
+    pub chains: usize,
+    pub rules: usize,
+}
+
+/// Plans a removal of what iptables-save said: in every table nothing is wanted.
+pub fn removal(text: &str) -> Result<Removal, SaveError> {
+    let mut out = Removal::default();
+    for (table, have) in parse(text)? {
+        let plan = plan(table, &Wanted::default(), &have, &Seen::new(), Leftovers::Remove);
+        out.chains += plan.removed;
+        out.rules += plan.input.lines().filter(|l| l.starts_with("-D ")).count();
+        out.input.push_str(&plan.input);
+    }
+    Ok(out)
+}
+
 /// Lines of a restore in the order they must stand in.
 #[derive(Default)]
 struct Lines {
@@ -607,5 +629,27 @@ mod tests {
         let e = parse("*filter\nwhat is this\n").unwrap_err();
         assert_eq!(e.to_string(), "line 2 of iptables-save is not understood: \"what is this\"");
         assert!(parse("*security\n:INPUT ACCEPT [0:0]\nx\nCOMMIT\n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_removal_takes_ours_out_of_every_table_and_nothing_else() {
+        let saved = "*nat\n:POSTROUTING ACCEPT [0:0]\n:KUBE-POSTROUTING - [0:0]\n:brindle-POSTROUTING - [0:0]\n\
+            -A POSTROUTING -m comment --comment \"bri:0123456789abcdef\" -j brindle-POSTROUTING\n\
+            -A POSTROUTING -j KUBE-POSTROUTING\n-A brindle-POSTROUTING -j MASQUERADE\nCOMMIT\n\
+            *filter\n:FORWARD ACCEPT [0:0]\n:theirs - [0:0]\n:brindle-FORWARD - [0:0]\n:brindle-ipip - [0:0]\n\
+            -A FORWARD -j brindle-FORWARD\n-A FORWARD -j theirs\n-A theirs -g brindle-FORWARD\n\
+            -A theirs -s 10.0.0.1/32 -j DROP\n-A brindle-ipip -j DROP\nCOMMIT\n*mangle\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
+        let out = removal(saved).unwrap();
+        assert_eq!((out.chains, out.rules), (2, 3));
+        let nat = "*nat\n-D POSTROUTING -m comment --comment \"bri:0123456789abcdef\" -j brindle-POSTROUTING\n\
+            -F brindle-POSTROUTING\n-X brindle-POSTROUTING\nCOMMIT\n";
+        let filter = "*filter\n-D FORWARD -j brindle-FORWARD\n-D theirs -g brindle-FORWARD\n\
+            -F brindle-FORWARD\n-X brindle-FORWARD\nCOMMIT\n";
+        assert!(out.input.contains(nat) && out.input.contains(filter), "{}", out.input);
+        assert_eq!(out.input.len(), nat.len() + filter.len(), "{}", out.input);
+        assert_eq!(
+            removal("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j theirs\nCOMMIT\n").unwrap(),
+            Removal::default()
+        );
     }
 }
