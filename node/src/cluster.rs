@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::{addresses::POLL_INTERVAL, autodetect::Method, settings::Networking};
 
 /// Port of Calico's health checks.
-const HEALTH_PORT: u16 = 9099;
+pub(crate) const HEALTH_PORT: u16 = 9099;
 /// Port of Felix' metrics.
 const METRICS_PORT: u16 = 9091;
 
