@@ -307,6 +307,28 @@ mod tests {
         assert!(none.to_string().contains("give one with --ip6"), "{none}");
     }
 
+    /// With these Calico's nodes go on encrypting and encapsulating what they send here.
+    #[tokio::test]
+    async fn what_calico_left_of_its_tunnels_is_taken_from_the_node() {
+        let store = brindle_config::open("memory:").unwrap();
+        let left = serde_json::json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "n1"},
+            "spec": {"bgp": {"ipv4Address": "192.0.2.7/24", "ipv4IPIPTunnelAddr": "10.0.0.1"}, "interfaces": [],
+                "ipv4VXLANTunnelAddr": "10.0.0.2", "vxlanTunnelMACAddr": "66:0a:0b:0c:0d:0e",
+                "ipv6VXLANTunnelAddr": "fd00::2", "vxlanTunnelMACAddrV6": "66:0a:0b:0c:0d:0f",
+                "wireguard": {"interfaceIPv4Address": "10.0.0.3", "interfaceIPv6Address": "fd00::3"}},
+            "status": {"podCIDRs": ["10.1.0.0/24"], "wireguardPublicKey": "k", "wireguardPublicKeyV6": "k6"}});
+        let left: Resource<NodeSpec> = serde_json::from_value(left).unwrap();
+        store.put_as(&left, brindle_config_core::store::Expect::Absent).await.unwrap();
+        publish(&*store, &settings(&[]), None).await.unwrap();
+        let node = store.get_as::<NodeSpec>(None, "n1").await.unwrap().resource;
+        assert_eq!(node.extra["status"], serde_json::json!({"podCIDRs": ["10.1.0.0/24"]}));
+        let mut spec = serde_json::to_value(&node.spec).unwrap();
+        spec.as_object_mut().unwrap().remove("addresses");
+        let stays = serde_json::json!({"bgp": {"ipv4Address": "192.0.2.7/24", "ipv4IPIPTunnelAddr": "10.0.0.1"},
+            "interfaces": []});
+        assert_eq!(spec, stays);
+    }
+
     /// Two machines that got each other's address: whoever starts first gives up what it had, so that the other finds it
     /// free, and both start in the end. Who keeps its address is not kept from starting by one who claims it.
     #[tokio::test]

@@ -14,7 +14,7 @@ use brindle_config_core::{
     store::{Expect, Store, StoreError, StoreExt, Stored},
 };
 use ipnet::IpNet;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Attempts against writers of the same object.
 const ATTEMPTS: u32 = 20;
@@ -92,6 +92,7 @@ pub(crate) async fn publish(store: &dyn Store, name: &str, own: Own<'_>, check: 
             Some(a) => drop(node.metadata.annotations.insert(ADMIN_ADDRESS.into(), a.to_string())),
             None => drop(node.metadata.annotations.remove(ADMIN_ADDRESS)),
         }
+        forget_tunnels(node);
         let spec = &mut node.spec;
         if let Some(name) = kubernetes {
             spec.extra.insert("orchRefs".into(), json!([{"nodeName": name, "orchestrator": "k8s"}]));
@@ -115,6 +116,20 @@ pub(crate) async fn publish(store: &dyn Store, name: &str, own: Own<'_>, check: 
         }
     })
     .await
+}
+
+/// Takes from the Node what a Calico that ran here has left of its tunnels: with a public key of WireGuard, or the address of a
+/// VXLAN device, Calico's nodes would go on sending what nobody here opens.
+fn forget_tunnels(node: &mut Resource<NodeSpec>) {
+    let spec = &mut node.spec;
+    (spec.ipv4_vxlan_tunnel_addr, spec.vxlan_tunnel_mac_addr) = (None, None);
+    for field in ["ipv6VXLANTunnelAddr", "vxlanTunnelMACAddrV6", "wireguard"] {
+        spec.extra.remove(field);
+    }
+    if let Some(status) = node.extra.get_mut("status").and_then(Value::as_object_mut) {
+        status.remove("wireguardPublicKey");
+        status.remove("wireguardPublicKeyV6");
+    }
 }
 
 /// An address another node has, and which. The one this node was published with is not doubted: who comes later yields.
