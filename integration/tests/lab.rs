@@ -77,6 +77,57 @@ fn crosssubnet_tunnels_between_segments_only_and_always_everywhere() {
     lab.down();
 }
 
+/// What would have to go by VXLAN is not routed as if nothing were, and where WireGuard is asked for nobody is left to believe that
+/// it encrypts.
+#[test]
+fn what_is_asked_for_in_vain_makes_no_node_ready_and_is_named_everywhere() {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let (lab, _) = Lab::up("vain", &["--nodes", "3", "--pods-per-node", "1"]);
+    let store = lab.store_url();
+    let patch = |kind: &str, name: &str, spec: &str| {
+        let spec = format!("{{\"spec\": {spec}}}");
+        ctl(&["patch", kind, name, "-p", &spec, "--datastore", &store]).expect(0).stderr
+    };
+    let named = |what: &str| {
+        wait::until("every node names it", LIMIT, || {
+            let status = lab.ctl(&["status"]);
+            let rows = status.last()["nodes"].as_array().cloned().unwrap_or_default();
+            let all = rows.len() == 3 && rows.iter().all(|r| r["problems"].to_string().contains(what));
+            if status.code == 1 && all { Ok(()) } else { Err(format!("{status:#?}")) }
+        });
+        for node in ["node1", "node2", "node3"] {
+            let status = lab.node_status(node);
+            assert_eq!(status["ready"], false, "{status:#}");
+        }
+    };
+    let pool = "default-ipv4-ippool";
+    let said = patch("ippool", pool, r#"{"ipipMode": "Never", "vxlanMode": "CrossSubnet"}"#);
+    assert!(said.contains("spec.vxlanMode: is CrossSubnet, and there is no VXLAN in this version"), "{said}");
+    named(&format!("IPPool({pool}): vxlanMode is CrossSubnet, and there is no VXLAN in this version"));
+    let paths = lab.node_status("node1")["encap"]["paths"].clone();
+    assert_eq!(paths.as_array().map(Vec::len), Some(1), "within the segment it is direct: {paths:#}");
+    let ping = lab.ctl(&["ping"]).expect(1);
+    let lost = failures(ping.last());
+    assert_eq!(lost.len(), 2 * 4, "small and full, to the other segment and back: {lost:?}");
+    assert!(lost.iter().all(|(from, to)| (from == "p3-1") != (to == "p3-1")), "{lost:?}");
+    patch("ippool", pool, r#"{"ipipMode": "CrossSubnet", "vxlanMode": "Never"}"#);
+    lab.wait_healthy(LIMIT);
+    lab.ping_ok();
+
+    let file = lab.dir().join("felix.yaml");
+    let text = "apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: default}\n\
+                spec: {wireguardEnabled: true}\n";
+    std::fs::write(&file, text).expect("it can be written");
+    let file = file.to_str().expect("the path is text");
+    let said = ctl(&["apply", "-f", file, "--datastore", &store]).expect(0).stderr;
+    assert!(said.contains("there is no WireGuard in this version"), "{said}");
+    named("FelixConfiguration: wireguardEnabled is true, and there is no WireGuard in this version");
+    lab.ping_ok();
+    patch("felixconfig", "default", r#"{"wireguardEnabled": false}"#);
+    lab.wait_healthy(LIMIT);
+    lab.down();
+}
+
 #[test]
 fn pods_of_a_dead_agent_are_reachable_and_the_next_agent_writes_no_route() {
     let (lab, _) = Lab::up("kill", &[]);

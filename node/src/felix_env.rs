@@ -5,7 +5,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use brindle_config_core::{
-    Key, Kind, fields,
+    Key, Kind,
+    felix::FelixConfigurationSpec,
+    fields,
     store::{Entry, Revision, SyncEvent},
 };
 use brindle_felix_core::desire::pod_prefixes;
@@ -34,7 +36,7 @@ const ALIASES: [(&str, &str); 2] = [("IPINIPENABLED", "ipipEnabled"), ("IPINIPMT
 pub(crate) struct FelixEnv {
     fields: BTreeMap<String, Value>,
     /// Variables that mean nothing here.
-    pub(crate) unknown: Vec<String>,
+    unknown: Vec<String>,
 }
 
 impl FelixEnv {
@@ -64,9 +66,22 @@ impl FelixEnv {
         env
     }
 
-    /// Field names that are set, for the log.
-    pub(crate) fn names(&self) -> Vec<&str> {
-        self.fields.keys().map(String::as_str).collect()
+    /// Says what is set: what acts, what does not, and what means nothing.
+    pub(crate) fn tell(&self) {
+        let (idle, acting): (Vec<_>, Vec<_>) =
+            self.fields.iter().partition(|(name, value)| is_idle(name, value));
+        let names = |fields: &[(&String, &Value)]| -> String {
+            fields.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        if !acting.is_empty() {
+            tracing::info!(fields = names(&acting), "the environment stands above FelixConfiguration");
+        }
+        if !idle.is_empty() {
+            tracing::warn!(fields = names(&idle), "the environment sets what has no effect in this version");
+        }
+        if !self.unknown.is_empty() {
+            tracing::warn!("these mean nothing to this agent: {}", self.unknown.join(" "));
+        }
     }
 
     /// The prefixes of pod devices, if it says; none otherwise.
@@ -129,6 +144,12 @@ impl FelixEnv {
         });
         Entry { key, revision: Revision(0), value: Arc::new(value) }
     }
+}
+
+/// Whether nothing comes of a field. One whose value does not fit is the model's, which names it.
+fn is_idle(name: &str, value: &Value) -> bool {
+    let kept = serde_json::from_value::<FelixConfigurationSpec>(json!({name: value}));
+    kept.is_ok_and(|spec| spec.extra.contains_key(name)) && !fields::acts(Kind::FelixConfiguration, name)
 }
 
 /// A variable's text as the field wants it: a boolean, a number, a list of ports, or the text.
@@ -223,6 +244,20 @@ mod tests {
             ])
         );
         assert_eq!(ports("none"), json!([]));
+    }
+
+    #[test]
+    fn what_has_no_effect_is_told_from_what_has() {
+        let e = env(&[
+            ("FELIX_IPINIPMTU", "nonsense"),
+            ("FELIX_IPTABLESREFRESHINTERVAL", "60"),
+            ("FELIX_IPV6SUPPORT", "false"),
+            ("FELIX_VXLANMTU", "1410"),
+            ("FELIX_WIREGUARDENABLED", "true"),
+        ]);
+        let idle: Vec<&str> =
+            e.fields.iter().filter(|(n, v)| is_idle(n, v)).map(|(n, _)| n.as_str()).collect();
+        assert_eq!(idle, ["ipv6Support", "vxlanMTU", "wireguardEnabled"]);
     }
 
     #[test]

@@ -225,12 +225,7 @@ async fn start(
     };
     let admin = port.as_ref().map(admin_tcp::Port::address).transpose()?;
     let env = FelixEnv::read();
-    if !env.names().is_empty() {
-        tracing::info!(fields = env.names().join(" "), "the environment stands above FelixConfiguration");
-    }
-    if !env.unknown.is_empty() {
-        tracing::warn!("these mean nothing to this agent: {}", env.unknown.join(" "));
-    }
+    env.tell();
     let metrics = metrics::Sources::new(&store, &settings.node_name);
     if let Some(address) = settings.metrics {
         let listener = brindle_bgpd::metrics::listen(address).await?;

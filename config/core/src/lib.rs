@@ -30,6 +30,7 @@ pub mod status;
 pub mod store;
 pub mod suggest;
 pub mod time;
+pub mod unserved;
 pub mod validate;
 pub mod workload;
 pub mod workload_view;

@@ -9,7 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use brindle_config_core::{AnyResource, Key, Kind, ObjectMeta, fields, meta::API_VERSION, suggest, validate};
+use brindle_config_core::{
+    AnyResource, Key, Kind, ObjectMeta, fields, meta::API_VERSION, suggest, unserved, validate,
+};
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -419,12 +421,15 @@ fn wrong_api_version(origin: &Origin, accepted: &[&str]) -> Option<Problem> {
     Some(origin.problem("apiVersion", message))
 }
 
-/// Fields of a resource that do nothing, each with what is to be said of it.
+/// Fields of a resource that do nothing, or that ask for what there is not, each with what is to be said of it.
 pub fn idle_fields(resource: &AnyResource) -> Vec<(String, String)> {
-    let mut all = Vec::new();
+    let mut all = unserved::of(resource);
     for (at, extra) in resource.extras() {
         for name in extra.keys() {
             let field = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+            if all.iter().any(|(told, _)| *told == field) {
+                continue;
+            }
             let message = match fields::lookup(resource.kind(), &field) {
                 // Metadata and status are the server's business.
                 fields::Known::Yes if !field.starts_with("spec.") => continue,

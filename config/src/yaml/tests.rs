@@ -455,6 +455,24 @@ fn a_count_is_shown_without_quotes() {
     assert!(said.contains("at most 256 entries, found 300 entries"), "{said}");
 }
 
+/// What asks for what there is not says so once, whether or not the model has the field.
+#[test]
+fn what_there_is_not_is_warned_of_with_its_place() {
+    let text = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: p}\n\
+                spec:\n  cidr: 10.0.0.0/16\n  vxlanMode: Always\n---\n\
+                apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: default}\n\
+                spec:\n  wireguardEnabled: true\n  bpfEnabled: false\n";
+    let loading = parse_str("x.yaml", text);
+    let said: Vec<String> = loading.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(
+        said[0].starts_with("x.yaml:6") && said[0].contains("set ipipMode: Always and vxlanMode: Never"),
+        "{said:?}"
+    );
+    assert!(said[1].contains("there is no WireGuard in this version"), "{said:?}");
+    assert!(said[2].contains("bpfEnabled") && said[2].contains("has no effect"), "{said:?}");
+}
+
 #[test]
 fn fields_that_act_are_not_called_idle() {
     let node = json!({"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "n"},

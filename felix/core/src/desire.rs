@@ -147,7 +147,9 @@ fn changed(old: &BTreeMap<RouteKey, Route>, new: &BTreeMap<RouteKey, Route>) -> 
 impl Desired {
     /// What cannot be done as asked, with what to do.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
-        self.problems.iter().chain(self.fib_problems.values()).map(String::as_str)
+        // Many prefixes may be without a way for one reason, that of their pool.
+        let learned: BTreeSet<&String> = self.fib_problems.values().collect();
+        self.problems.iter().chain(learned).map(String::as_str)
     }
 
     /// Recomputes everything but the ways of learned routes. Returns the entries that may have changed.
@@ -158,6 +160,7 @@ impl Desired {
         tunnel_device: &Dev,
     ) -> BTreeSet<RouteKey> {
         self.problems = inputs.bad.values().cloned().collect();
+        self.problems.extend(inputs.unserved());
         self.warnings = conflicts(inputs);
         self.host_settings = sysctl::host(inputs.pools.values().any(|p| p.cidr.addr().is_ipv6()));
         self.refresh_tunnel(inputs, host);
@@ -320,6 +323,7 @@ impl Desired {
                     ways.push(vec![Hop::new(via.into(), Dev::clone(tunnel_device), true)]);
                 }
                 Err(NoWay::Self_ | NoWay::Service(_)) => {}
+                Err(why @ NoWay::Vxlan { .. }) => drop(self.fib_problems.insert(prefix, why.to_string())),
                 Err(why) => drop(self.fib_problems.insert(prefix, format!("{prefix} via {nh}: {why}"))),
             }
         }

@@ -14,7 +14,7 @@ use brindle_config_core::{
     node::NodeSpec,
     pool::IpPoolSpec,
     store::{Entry, SyncEvent, decode},
-    validate,
+    unserved, validate,
     workload::{ALLOWED_SOURCES, WorkloadEndpointSpec, allowed_sources},
 };
 use ipnet::{IpNet, Ipv4Net};
@@ -219,9 +219,24 @@ impl Inputs {
         self.blocks.values().filter(|b| b.host.as_ref() == Some(&self.node))
     }
 
-    /// The pool that covers a prefix, the most specific one.
-    pub fn pool_of(&self, prefix: &IpNet) -> Option<&IpPoolSpec> {
-        self.pools.values().filter(|p| p.cidr.contains(prefix)).max_by_key(|p| p.cidr.prefix_len())
+    /// The pool that covers a prefix, the most specific one, with its name.
+    pub fn pool_of(&self, prefix: &IpNet) -> Option<(&str, &IpPoolSpec)> {
+        let all = self.pools.iter().map(|(name, p)| (name.as_str(), p));
+        all.filter(|(_, p)| p.cidr.contains(prefix)).max_by_key(|(_, p)| p.cidr.prefix_len())
+    }
+
+    /// What FelixConfiguration, or the environment that stands above it, asks this node for in vain.
+    pub fn unserved(&self) -> Vec<String> {
+        let felix = self.felix();
+        let said = unserved::felix(&felix).map(|(field, why)| {
+            format!(
+                "FelixConfiguration: {field} is true, and {why}; set it to false where that will do, in `default`, for this \
+                 node alone in `node.{}`, or as FELIX_{} if the agent's environment says it",
+                self.node,
+                field.to_ascii_uppercase()
+            )
+        });
+        said.collect()
     }
 
     fn upsert(&mut self, e: &Entry) -> bool {

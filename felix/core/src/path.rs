@@ -1,8 +1,8 @@
 //! How a remote prefix is reached: directly, or through the IPIP tunnel; and why.
 //!
-//! The pool decides first (`ipipMode`), the local node's subnet second (CrossSubnet: the next hop inside the CIDR of
-//! this node's own address, as Calico and BIRD's configuration do it), the host's own routes last: a direct next hop
-//! that is not on a connected subnet is resolved through them (BIRD's `gateway recursive`).
+//! The pool decides first (`ipipMode`; what it wants in VXLAN has no way), the local node's subnet second (CrossSubnet: the
+//! next hop inside the CIDR of this node's own address, as Calico and BIRD's configuration do it), the host's own routes
+//! last: a direct next hop that is not on a connected subnet is resolved through them (BIRD's `gateway recursive`).
 
 use std::{
     cell::RefCell,
@@ -11,7 +11,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use brindle_config_core::pool::EncapMode;
+use brindle_config_core::{pool::EncapMode, unserved};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
@@ -90,12 +90,15 @@ impl fmt::Display for Why {
 }
 
 /// Why there is no path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoWay {
     /// The next hop is this node: nothing to do.
     Self_,
     /// The prefix lies in this range for services.
     Service(IpNet),
+    /// The pool, by this name, wants it in VXLAN: what that means. The network between the nodes knows no pods, so that a
+    /// direct path would lose the packets without a word.
+    Vxlan { pool: String, why: String },
     /// The host has no route to the next hop.
     Unreachable(Rule),
 }
@@ -110,6 +113,7 @@ impl fmt::Display for NoWay {
                     "inside {range}, a range for services: packets for them are kube-proxy's on this node"
                 )
             }
+            Self::Vxlan { pool, why } => write!(f, "IPPool({pool}): vxlanMode {why}"),
             Self::Unreachable(rule) => {
                 write!(f, "no route to the next hop ({rule}); is its segment reachable?")
             }
@@ -159,10 +163,21 @@ impl<'a> Paths<'a> {
             let way = Way::Direct(vec![Hop::new(next_hop, dev.into(), true)]);
             return Ok((way, Why { rule: Rule::Pod, behind: None }));
         }
-        let mode = self.inputs.pool_of(prefix).map(|p| p.ipip_mode);
+        let pool = self.inputs.pool_of(prefix);
         let within = match next_hop {
             IpAddr::V4(nh) => self.my_net.is_some_and(|n| n.contains(&nh)),
             IpAddr::V6(nh) => self.my_net6.is_some_and(|n| n.contains(&nh)),
+        };
+        let vxlan = pool.map_or(EncapMode::Never, |(_, p)| p.vxlan_mode);
+        if let Some((name, pool)) = pool
+            && (vxlan == EncapMode::Always || vxlan == EncapMode::CrossSubnet && !within)
+        {
+            return Err(NoWay::Vxlan { pool: name.into(), why: unserved::vxlan(pool).unwrap_or_default() });
+        }
+        let mode = match vxlan {
+            EncapMode::Never => pool.map(|(_, p)| p.ipip_mode),
+            // As with IPIP across subnets, within this one.
+            EncapMode::Always | EncapMode::CrossSubnet => Some(vxlan),
         };
         let rule = match (mode, next_hop) {
             (Some(EncapMode::Always), IpAddr::V4(nh)) if self.ipip => {

@@ -199,6 +199,65 @@ fn always_tunnels_even_to_a_neighbour() {
     assert!(p.len() == 2 && p.iter().all(|p| p.mode == "ipip"), "{p:?}");
 }
 
+/// A direct path would lose the packets without a word: there is no route, and the pool is named once.
+#[test]
+fn what_a_pool_wants_in_vxlan_has_no_way_but_within_the_segment() {
+    let with = |cidr: &str, mode: EncapMode| {
+        let mut i = inputs(EncapMode::Never);
+        let pool = IpPoolSpec { vxlan_mode: mode, ..IpPoolSpec::new(cidr.parse().unwrap()) };
+        i.apply(&upsert("pool", pool));
+        i.set_fib("192.168.4.0/26".parse().unwrap(), vec!["10.0.2.3".parse().unwrap()]);
+        let learned = |t: &String| t.contains(" via ");
+        let d = desired(&i);
+        let routes: Vec<String> = text(&d).into_iter().filter(learned).collect();
+        let problems: Vec<String> = d.problems().map(str::to_owned).collect();
+        let why: Vec<String> = paths(&i, &host()).into_iter().map(|p| p.why).collect();
+        (routes, problems, why)
+    };
+    let (routes, problems, why) = with("192.168.0.0/16", EncapMode::CrossSubnet);
+    assert_eq!(routes, ["192.168.2.0/26 via 10.0.1.2 dev eth0 onlink proto 80 metric 1024"]);
+    assert_eq!(why, ["CrossSubnet, same segment; next hop connected"]);
+    assert_eq!(
+        problems,
+        [
+            "IPPool(pool): vxlanMode is CrossSubnet, and there is no VXLAN in this version: its pods and nodes of other \
+          subnets do not reach each other; set ipipMode: CrossSubnet and vxlanMode: Never"
+        ]
+    );
+    let (routes, problems, _) = with("192.168.0.0/16", EncapMode::Always);
+    assert_eq!(routes, [""; 0]);
+    assert!(problems.len() == 1 && problems[0].contains("set ipipMode: Always"), "{problems:?}");
+    // Not this pool's prefixes.
+    let (routes, problems, _) = with("10.128.0.0/16", EncapMode::Always);
+    assert_eq!((routes.len(), problems.len()), (3, 0));
+}
+
+#[test]
+fn what_felix_is_told_to_do_and_does_not_is_a_problem() {
+    let said = |spec: serde_json::Value, own: serde_json::Value| -> Vec<String> {
+        let mut i = inputs(EncapMode::Never);
+        i.apply(&felix(serde_json::from_value(spec).unwrap()));
+        i.apply(&upsert::<brindle_config_core::felix::FelixConfigurationSpec>(
+            "node.n1",
+            serde_json::from_value(own).unwrap(),
+        ));
+        desired(&i).problems().map(str::to_owned).collect()
+    };
+    let (yes, no) = (serde_json::json!({"wireguardEnabled": true}), serde_json::json!({}));
+    assert_eq!(
+        said(yes.clone(), no.clone()),
+        [
+            "FelixConfiguration: wireguardEnabled is true, and there is no WireGuard in this version, and packets between \
+          nodes are not encrypted; set it to false where that will do, in `default`, for this node alone in `node.n1`, or \
+          as FELIX_WIREGUARDENABLED if the agent's environment says it"
+        ]
+    );
+    assert_eq!(said(yes, serde_json::json!({"wireguardEnabled": false})), [""; 0]);
+    let all =
+        said(no, serde_json::json!({"bpfEnabled": true, "vxlanEnabled": true, "wireguardEnabledV6": true}));
+    assert_eq!(all.len(), 3, "{all:?}");
+}
+
 #[test]
 fn never_uses_the_hosts_own_route_to_the_next_hop() {
     let d = desired(&inputs(EncapMode::Never));

@@ -38,7 +38,7 @@ pub(super) fn check(p: &IpPoolSpec, errors: &mut Errors) {
         );
     }
     if p.ipip_mode != EncapMode::Never && matches!(cidr, IpNet::V6(_)) {
-        errors.add("spec.ipipMode", format!("{:?}", p.ipip_mode), "IPIP does not carry IPv6; use vxlanMode");
+        errors.add("spec.ipipMode", format!("{:?}", p.ipip_mode), "IPIP does not carry IPv6; set Never");
     }
     block_size(p, errors);
     errors.selector("spec.nodeSelector", &p.node_selector);
