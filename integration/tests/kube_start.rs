@@ -1,7 +1,9 @@
 //! The start of an agent on a Kubernetes cluster: without an API server it waits, and what an earlier agent left in the
 //! kernel stays; with one it follows each collection by one stream. Needs root.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    collections::BTreeMap, fs, os::unix::net::UnixListener, path::PathBuf, process::Command, time::Duration,
+};
 
 use brindle_integration::{
     bins::bin,
@@ -89,6 +91,89 @@ fn an_agent_that_starts_without_its_server_waits_and_touches_nothing() {
     assert!(text.contains("the datastore answers"), "{text}");
     until_true("the whole agent answers", LONG, || node.status().is_some_and(|s| s["node"] == "node-a"));
     until("it is ready", LONG, || match node.probe("--ready") {
+        (true, _) => Ok(()),
+        (false, said) => Err(said),
+    });
+}
+
+/// Two agents would undo each other's rules and routes. The sign is a socket at which nobody answers: what Calico's BIRD has.
+#[test]
+fn an_agent_beside_a_calico_touches_nothing_until_it_has_gone() {
+    const LEFT: [&str; 6] = [
+        "projectcalico.org/WireguardPublicKey",
+        "projectcalico.org/WireguardPublicKeyV6",
+        "projectcalico.org/IPv4VXLANTunnelAddr",
+        "projectcalico.org/VXLANTunnelMACAddr",
+        "projectcalico.org/IPv6VXLANTunnelAddr",
+        "projectcalico.org/VXLANTunnelMACAddrV6",
+    ];
+    let mut node = node("kbeside");
+    let values = ["key", "key", "10.128.0.1", "66:0a:0b:0c:0d:0e", "fd00::1", "66:0a:0b:0c:0d:0f"];
+    let left: BTreeMap<&str, &str> = LEFT.into_iter().zip(values).collect();
+    let object =
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a", "annotations": left}});
+    node.server.apply(object).unwrap_or_else(|s| panic!("{}", s.message));
+    let stored = |node: &KubeNode| node.server.get(("v1", "Node"), ("", "node-a")).expect("it is registered");
+    let registered = stored(&node);
+    assert_eq!(registered["metadata"]["annotations"].as_object().map(serde_json::Map::len), Some(6));
+
+    let folder = node.dir.join("calico");
+    fs::create_dir_all(&folder).unwrap();
+    let bind = || UnixListener::bind(folder.join("bird.ctl"));
+    let calico = node.ns.ns().run(bind).unwrap().expect("a socket");
+    let before = kernel(&node);
+    for how in [&["--networking", "none"][..], &[]] {
+        node.start_agent(how);
+        let lines = || log(&node).matches("a Calico runs on this node").count();
+        let wanted = if how.is_empty() { 2 } else { 1 };
+        until("it says what it waits for", LONG, || if lines() == wanted { Ok(()) } else { Err(log(&node)) });
+        let (live, said) = node.probe("--live");
+        assert!(live, "{said}");
+        let (ready, said) = node.probe("--ready");
+        assert!(!ready && said.contains("[-] calico: waiting for "), "{said}");
+        assert!(
+            said.contains("calico/bird.ctl") && said.contains("keep calico-node off this node"),
+            "{said}"
+        );
+        let said = node.status().expect("somebody answers").to_string();
+        assert!(said.contains("the agent has not started yet"), "{said}");
+        if !how.is_empty() {
+            node.stop_agent();
+        }
+    }
+    assert_eq!(kernel(&node), before, "nothing in the kernel was touched");
+    assert_eq!(stored(&node), registered, "nor was the Node");
+
+    // As a calico-node that was killed leaves it: the file is there, and nobody listens.
+    drop(calico);
+    assert!(folder.join("bird.ctl").exists());
+    node.wait_for_agent(LONG);
+    until("it is ready", LONG, || match node.probe("--ready") {
+        (true, _) => Ok(()),
+        (false, said) => Err(said),
+    });
+    assert_eq!(log(&node).matches("a Calico runs on this node").count(), 2, "said once each: {}", log(&node));
+    let annotations = stored(&node)["metadata"]["annotations"].clone();
+    assert_eq!(annotations["projectcalico.org/IPv4Address"], "10.0.0.1/16", "{annotations:#}");
+    for name in LEFT {
+        assert_eq!(
+            annotations[name],
+            Value::Null,
+            "Calico's nodes would go on sending by {name}: {annotations:#}"
+        );
+    }
+
+    // One that comes to an agent that runs.
+    fs::remove_file(folder.join("bird.ctl")).unwrap();
+    let calico = node.ns.ns().run(bind).unwrap().expect("a socket");
+    until("it is named", LONG, || match node.probe("--ready") {
+        (false, said) if said.contains("[-] calico: a Calico runs on this node too") => Ok(()),
+        (_, said) => Err(said),
+    });
+    let reasons = node.status().map(|s| s["reasons"].to_string()).unwrap_or_default();
+    assert!(reasons.contains("calico: a Calico runs on this node too"), "{reasons}");
+    drop(calico);
+    until("it is ready again", LONG, || match node.probe("--ready") {
         (true, _) => Ok(()),
         (false, said) => Err(said),
     });

@@ -4,7 +4,7 @@
 //! Live: the threads that do the work answer. Ready: the datastore was read, routes and policy are in the kernel, and
 //! BGP is as `brindle_bgpd::health` wants it of any speaker. A node the speaker cannot speak for is never ready.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use brindle_admin::http::{self, Answer};
 use brindle_bgpd::{
@@ -18,7 +18,11 @@ use brindle_config_core::{
 use brindle_felix::{FelixInput, Report, policy::PolicyReport};
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
-use crate::{drain::Drain, waiting::Wait};
+use crate::{
+    beside::{self, Intruder},
+    drain::Drain,
+    waiting::Wait,
+};
 
 /// What the speaker cannot do as configured.
 pub(crate) type BgpProblems = tokio::sync::watch::Receiver<Option<Vec<Problem>>>;
@@ -34,6 +38,8 @@ pub(crate) struct Sources {
     pub(crate) node: String,
     pub(crate) drain: Arc<Drain>,
     pub(crate) started: std::time::Instant,
+    /// A Calico that came to this node after the start; none: nobody looks yet.
+    pub(crate) intruder: Option<Intruder>,
     /// The agent waits for its datastore.
     pub(crate) waits: Option<Arc<Wait>>,
 }
@@ -57,7 +63,17 @@ impl Sources {
         let own = self.own_problem();
         let bgp = Speaker { word: bgp, own, drain: self.drain.state() };
         let waits = self.waits.as_ref().map(|w| w.text());
-        judge(felix.as_ref(), &self.policy.report(), bgp, waits, self.started.elapsed())
+        let mut health = judge(felix.as_ref(), &self.policy.report(), bgp, waits, self.started.elapsed());
+        health.checks.extend(self.intruder.as_ref().and_then(beside::check));
+        health
+    }
+
+    /// For whoever asks again and again.
+    pub(crate) fn asker(self) -> impl Fn() -> Pin<Box<dyn Future<Output = Health> + Send>> + Clone + Send {
+        move || {
+            let sources = self.clone();
+            Box::pin(async move { sources.health().await })
+        }
     }
 
     /// What keeps the speaker from speaking for this node. Problems with others are not this node's.
@@ -166,12 +182,15 @@ pub(crate) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves until dropped.
-pub(crate) async fn serve(listener: TcpListener, sources: Sources) {
+pub(crate) async fn serve<F>(listener: TcpListener, health: impl Fn() -> F + Clone + Send + 'static)
+where
+    F: Future<Output = Health> + Send + 'static,
+{
     let answer = move |path: String| {
-        let sources = sources.clone();
+        let health = health.clone();
         async move {
             let probe = probe(&path)?;
-            let health = sources.health().await;
+            let health = health().await;
             Some(Answer::text(health.ok(probe), health.text(probe)))
         }
     };

@@ -6,7 +6,8 @@ mod addresses;
 mod admin;
 mod admin_tcp;
 mod autodetect;
-#[expect(dead_code, reason = "nothing asks yet")]
+mod beside;
+#[expect(dead_code, reason = "nobody asks for a BIRD alone yet")]
 mod calico;
 mod calico_status;
 mod cluster;

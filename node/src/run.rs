@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    addresses, admin, admin_tcp, calico_status, condition, defaults,
+    addresses, admin, admin_tcp, beside, calico_status, condition, defaults,
     drain::Drain,
     felix_env::FelixEnv,
     health::{self, BgpProblems},
@@ -95,10 +95,11 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
         node: settings.node_name.clone(),
         drain: Arc::clone(&drain),
         started,
+        intruder: Some(beside::watch()),
         waits: None,
     };
     if let Some(listener) = health {
-        tokio::spawn(health::serve(listener, sources.clone()));
+        tokio::spawn(health::serve(listener, sources.clone().asker()));
     }
     // Who routes between nodes says whether the network is there.
     if on_kubernetes(&settings.datastore) && settings.networking == Networking::Bgp {
@@ -217,6 +218,7 @@ async fn start(
     started: Instant,
     way_out: &OnceLock<Arc<Drain>>,
 ) -> anyhow::Result<Parts> {
+    beside::until_alone(settings).await?;
     let url = settings.datastore.clone();
     let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
     let port = match &settings.admin_port {

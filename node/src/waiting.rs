@@ -150,6 +150,7 @@ impl Early {
             node: settings.node_name.clone(),
             drain: Arc::clone(&drain),
             started,
+            intruder: None,
             waits: Some(Arc::clone(&waits)),
         };
         // First of all: kubelet's probes ask here whether the agent lives.
@@ -157,7 +158,9 @@ impl Early {
         let admin = tokio::spawn(admin::serve(local_socket::twin(&listener)?, answers, bgp));
         let cni = cni_server::start(settings, store, felix, policy).await?;
         let health = match settings.cluster.health {
-            Some(address) => Some(tokio::spawn(health::serve(health::listen(address).await?, sources))),
+            Some(address) => {
+                Some(tokio::spawn(health::serve(health::listen(address).await?, sources.asker())))
+            }
             None => None,
         };
         Ok(Self {
