@@ -54,7 +54,7 @@ impl KubeNode {
         let dir = std::env::temp_dir().join(ns.name());
         fs::create_dir_all(&dir).expect("a folder for this node");
         let server = transcript::api_server(ns.ns(), [127, 0, 0, 1].into());
-        for path in ["crds", "base/node/account.yaml", "base/cluster/roles.yaml"] {
+        for path in ["crds", "base/node/account.yaml", "base/node-roles/roles.yaml"] {
             server.load(&deploy(path)).unwrap_or_else(|e| panic!("{e}"));
         }
         let token = server.service_account_token("kube-system", "brindle-node");

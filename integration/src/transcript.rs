@@ -144,7 +144,7 @@ impl Backend {
         let definitions = definitions.map(|f| f.expect("a file").path());
         // The folder's list for kustomize is no object.
         let definitions = definitions.filter(|p| !p.ends_with("kustomization.yaml"));
-        for path in definitions.chain(["base/node/account.yaml", "base/cluster/roles.yaml"].map(deploy)) {
+        for path in definitions.chain(["base/node/account.yaml", "base/node-roles/roles.yaml"].map(deploy)) {
             server.load(&path).unwrap_or_else(|e| panic!("{e}"));
         }
         let namespaces = self.dir.join("namespaces.yaml");

@@ -78,7 +78,7 @@ fn the_plain_manifest() {
 
 #[test]
 fn every_overlay() {
-    for overlay in ["mesh", "native", "reflectors", "policy-only", "etcd"] {
+    for overlay in ["mesh", "native", "beside-calico", "reflectors", "policy-only", "etcd"] {
         let folder = format!("deploy/overlays/{overlay}");
         applied_and_read_back(&folder, &kustomize::render(&folder));
     }

@@ -63,7 +63,7 @@ impl Cluster {
         for path in definitions.filter(|p| !p.ends_with("kustomization.yaml")) {
             server.load(&path).unwrap();
         }
-        for path in ["base/node/account.yaml", "base/cluster/roles.yaml"] {
+        for path in ["base/node/account.yaml", "base/node-roles/roles.yaml"] {
             server.load(&deploy(path)).unwrap();
         }
         let admin = segment.dir(SERVER).join("admin.kubeconfig");

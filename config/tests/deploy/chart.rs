@@ -86,7 +86,7 @@ fn make(source: &str, name: &str, places: &[(&str, &str)], only_if: Option<&str>
 
 fn generate() {
     let base = "deploy/base";
-    make(&format!("{base}/cluster/roles.yaml"), "roles.yaml", &[], None);
+    make(&format!("{base}/node-roles/roles.yaml"), "roles.yaml", &[], None);
     make(&format!("{base}/node/account.yaml"), "account.yaml", &[], None);
     let config = format!("{base}/node/config.yaml");
     let whole = read(&config);
@@ -97,13 +97,18 @@ fn generate() {
     let labels = "      labels:\n        k8s-app: brindle-node\n    spec:\n";
     let sum = checksum("config.yaml");
     let annotated = labels.replace("    spec:\n", &format!("      annotations:\n{sum}    spec:\n"));
+    let arch = "        kubernetes.io/arch: amd64\n";
+    let more = "        {{- with .Values.node.nodeSelector }}\n        {{- toYaml . | nindent 8 }}\n        {{- end }}\n";
     let places = [
         (account, &*format!("{account}{SECRETS}")),
         (GRACE, VALUED_GRACE),
         (&there, &here),
         (labels, &annotated),
+        (arch, &format!("{arch}{more}")),
     ];
     make(&format!("{base}/node/daemonset.yaml"), "daemonset.yaml", &places, None);
+    let controllers = Some(".Values.controllers.enabled");
+    make(&format!("{base}/cluster/roles.yaml"), "controllers-roles.yaml", &[], controllers);
     let account = "      serviceAccountName: brindle-controllers\n";
     let (there, here) = resources("50m", "controllers");
     let places = [
@@ -111,7 +116,6 @@ fn generate() {
         (&there, &here),
         ("replicas: 2", "replicas: {{ .Values.controllers.replicas | int64 }}"),
     ];
-    let controllers = Some(".Values.controllers.enabled");
     make(&format!("{base}/controllers/controllers.yaml"), "controllers.yaml", &places, controllers);
     let reflectors = Some(".Values.reflectors.enabled");
     let config = read("deploy/reflectors/config.yaml");
@@ -196,6 +200,13 @@ fn the_chart_renders_to_what_the_overlays_are() {
     generate();
     assert_eq!(plain(|_| {}), overlay("mesh"));
     assert_eq!(plain(|v| v["reflectors"]["enabled"] = true.into()), overlay("reflectors"));
+    let mut beside = plain(|v| {
+        v["controllers"]["enabled"] = false.into();
+        v["node"]["nodeSelector"] = json!({"brindle.dev/node": "true"});
+    });
+    // --skip-crds
+    beside.retain(|identity, _| identity[1] != "CustomResourceDefinition");
+    assert_eq!(beside, overlay("beside-calico"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::{
     support::{documents, generated, read, repo},
 };
 
-const OVERLAYS: [&str; 5] = ["mesh", "native", "reflectors", "policy-only", "etcd"];
+const OVERLAYS: [&str; 6] = ["mesh", "native", "beside-calico", "reflectors", "policy-only", "etcd"];
 
 /// All that is rendered: the overlays, and what takes Brindle off the nodes again.
 const RENDERED: [&str; 6] = ["mesh", "native", "reflectors", "policy-only", "etcd", REMOVE];
@@ -51,6 +51,32 @@ fn the_native_overlay_is_the_mesh_without_definitions() {
     for rule in mesh.iter().filter(|o| o["kind"] == "ClusterRole").flat_map(|role| list(role, "rules")) {
         let has = |group: &str| list(rule, "apiGroups").any(|g| g == group);
         assert_eq!(has("projectcalico.org"), has("crd.projectcalico.org"), "{rule}");
+    }
+}
+
+/// Agents where somebody said so, and nothing that acts on the whole cluster.
+#[test]
+fn beside_calico_agents_run_on_labelled_nodes_alone() {
+    let mut native = overlay("native");
+    let whole = |o: &Value| o.to_string().contains("brindle-controllers");
+    native.retain(|o| !whole(o));
+    let node = native.iter_mut().find(|o| o["kind"] == "DaemonSet").expect("the agents");
+    node["spec"]["template"]["spec"]["nodeSelector"]["brindle.dev/node"] = "true".into();
+    assert_eq!(by_identity(&overlay("beside-calico")), by_identity(&native));
+    // The page that tells the way keeps Calico off the same nodes.
+    let page = read("docs/from-calico.md");
+    assert!(page.contains("kubectl label node NODE brindle.dev/node=true"));
+    let patches: Vec<Value> = page
+        .split("-p '{")
+        .skip(1)
+        .filter_map(|rest| rest.split('\'').next())
+        .map(|text| serde_saphyr::from_str(&format!("{{{text}")).unwrap_or_else(|e| panic!("{text}: {e}")))
+        .collect();
+    let terms = "affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let off = json!([{"matchExpressions": [{"key": "brindle.dev/node", "operator": "DoesNotExist"}]}]);
+    for at in ["/spec/template/spec", "/spec/calicoNodeDaemonSet/spec/template/spec"] {
+        let at = format!("{at}/{terms}");
+        assert!(patches.iter().any(|p| p.pointer(&at) == Some(&off)), "no patch of {at}: {patches:?}");
     }
 }
 
