@@ -24,7 +24,8 @@ pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 pub const MAX_INPUT: usize = 1024 * 1024;
 /// Where the agent listens unless `agent_socket` says otherwise, in this order.
 const SOCKETS: [&str; 2] = ["/run/brindle/cni.sock", "/var/lib/brindle/cni.sock"];
-const STATE_DIR: &str = "/var/lib/brindle";
+/// Where the agent keeps its files unless `state_dir` says otherwise.
+pub const STATE_DIR: &str = "/var/lib/brindle";
 /// Other IPAM plugins whose addresses our interface may have.
 const DELEGATES: [&str; 2] = ["host-local", "static"];
 /// What the plugin calls itself in an `ipam` section.

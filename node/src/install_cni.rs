@@ -4,6 +4,7 @@
 //! secret: the plugin talks to the agent, which has the datastore.
 
 mod calico;
+mod conflist;
 mod kept;
 mod place;
 
@@ -18,11 +19,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use brindle_cni::{
-    conf,
     plugin::lacks_pod_cidr,
     proto::{self, Call, Reply},
 };
 use clap::{Args, Parser, builder::FalseyValueParser};
+use conflist::{Families, called, conflist_text, given, of_another_node, ours, question};
 pub(crate) use kept::Kept;
 use place::{plugins, put, remove, remove_file};
 use serde_json::{Value, json};
@@ -107,6 +108,9 @@ pub(crate) struct InstallArgs {
     /// The agent's socket
     #[arg(long, value_name = "PATH", default_value = "/var/lib/brindle/cni.sock")]
     cni_socket: PathBuf,
+    /// Folder of the agent's own files [default: that of its socket]
+    #[arg(long, env = "BRINDLE_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// Seconds to wait for the agent to be ready; without it no conflist is written
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     wait: u64,
@@ -144,7 +148,7 @@ pub(crate) fn remove_files(places: &Places, keep_plugins: bool, dry_run: bool) -
 }
 
 /// For an agent that is ready itself: only the conflist. What was done, and what is to be looked after.
-pub(crate) fn conflist_for(cni_socket: &Path) -> Result<(Vec<String>, Kept)> {
+pub(crate) fn conflist_for(cni_socket: &Path, state_dir: &Path) -> Result<(Vec<String>, Kept)> {
     #[derive(Parser)]
     struct FromEnvironment {
         #[command(flatten)]
@@ -152,6 +156,7 @@ pub(crate) fn conflist_for(cni_socket: &Path) -> Result<(Vec<String>, Kept)> {
     }
     let mut args = FromEnvironment::try_parse_from(["brindle-node"])?.args;
     cni_socket.clone_into(&mut args.cni_socket);
+    args.state_dir = Some(state_dir.to_owned());
     let conflist = args.places.conflist();
     let text = conflist_text(&args, Families::default())?;
     let text = when_ready(&args, &text)?;
@@ -172,148 +177,27 @@ fn write_conflist(args: &InstallArgs, conflist: &Path, text: &str, done: &mut Ve
     }
 }
 
-/// The conflist as it was given, and by what.
-fn given(args: &InstallArgs) -> Result<Option<(String, String)>> {
-    if let Some(file) = args.conflist_file.as_ref().filter(|f| !f.is_empty()) {
-        let what = format!("--conflist-file {file} (CNI_NETWORK_CONFIG_FILE)");
-        let text = fs::read_to_string(file).with_context(|| format!("{what} cannot be read"))?;
-        return Ok(Some((text, what)));
-    }
-    let text = args.conflist.clone().filter(|t| !t.is_empty());
-    Ok(text.map(|t| (t, "--conflist (CNI_NETWORK_CONFIG)".to_owned())))
-}
-
-/// The first of the words that Calico's installer replaces in a conflist, like `__KUBECONFIG_FILEPATH__`.
-fn placeholder(text: &str) -> Option<&str> {
-    let from = text.find("__")?;
-    let rest = &text[from + 2..];
-    let word = rest.split("__").next().unwrap_or_default();
-    let is_one = !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
-    if is_one && rest.len() > word.len() {
-        return Some(&text[from..from + word.len() + 4]);
-    }
-    placeholder(rest)
-}
-
-fn mtu(text: &str) -> Result<u32> {
-    match text.parse() {
-        Ok(mtu) if mtu == 0 || (68..=65_535).contains(&mtu) => Ok(mtu),
-        _ if text.is_empty() => Ok(0),
-        _ => bail!("--mtu {text:?} (CNI_MTU): expected 68 to 65535, or 0 for what the agent finds out"),
-    }
-}
-
-/// Of which families pods get addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Families {
-    v4: bool,
-    v6: bool,
-}
-
-impl Default for Families {
-    /// As the plugin has it where the conflist does not say.
-    fn default() -> Self {
-        Self { v4: true, v6: false }
-    }
-}
-
 /// Waits for the agent. The conflist: the built-in one asks for addresses of the families that any pod of this node can have.
 fn when_ready(args: &InstallArgs, text: &str) -> Result<String> {
     let limit = Duration::from_secs(args.wait);
     if given(args)?.is_some() {
         wait_for_agent(limit, || {
-            ask(&args.cni_socket, question(text))?;
+            let node = ask(&args.cni_socket, question(text))?;
+            if let Some(why) = of_another_node(text, &node) {
+                return Err(why);
+            }
             pod_cidrs(&args.cni_socket, text)
         })?;
         return Ok(text.to_owned());
     }
     // One family is enough to know that there are pools; which there are is asked then.
-    wait_for_agent(limit, || ask(&args.cni_socket, Call::status()))?;
+    wait_for_agent(limit, || ask(&args.cni_socket, Call::status()).map(drop))?;
     let families = match exchange(&args.cni_socket, Call::Families) {
         Ok(Reply::Families { v4, v6 }) if v4 || v6 => Families { v4, v6 },
         // An agent before this one does not know the question.
         _ => Families::default(),
     };
     conflist_text(args, families)
-}
-
-fn conflist_text(args: &InstallArgs, families: Families) -> Result<String> {
-    let mtu = mtu(&args.mtu)?;
-    let value: Value = match given(args)? {
-        Some((text, what)) => {
-            let text = text.replace("__CNI_MTU__", &mtu.to_string());
-            if let Some(word) = placeholder(&text) {
-                bail!("{what} has {word}, which stands for nothing here; only __CNI_MTU__ is replaced");
-            }
-            serde_json::from_str(&text).with_context(|| format!("{what} is no JSON"))?
-        }
-        None => {
-            let mut ipam = json!({"type": "brindle-ipam"});
-            if families != Families::default() {
-                // Texts, as Calico's have it.
-                ipam["assign_ipv4"] = families.v4.to_string().into();
-                ipam["assign_ipv6"] = families.v6.to_string().into();
-            }
-            let mut plugin = json!({"type": "brindle", "agent_socket": args.cni_socket,
-                "ipam": ipam, "capabilities": {"io.kubernetes.cri.pod-annotations": true}});
-            if mtu != 0 {
-                plugin["mtu"] = mtu.into();
-            }
-            json!({
-                "cniVersion": "1.0.0",
-                "name": args.network,
-                "plugins": [
-                    plugin,
-                    {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}},
-                ],
-            })
-        }
-    };
-    let list = value.get("plugins").and_then(Value::as_array).filter(|l| !l.is_empty());
-    ensure!(list.is_some(), "the conflist has no plugins");
-    ensure!(
-        value.get("name").and_then(Value::as_str).is_some_and(|n| !n.is_empty()),
-        "the conflist has no name"
-    );
-    if let Some(secret) = secret(&value) {
-        bail!(
-            "the conflist has a member {secret:?}; every user of the node can read it: the plugin needs no credentials"
-        );
-    }
-    Ok(serde_json::to_string_pretty(&value)? + "\n")
-}
-
-/// A member that by its name holds a credential.
-fn secret(value: &Value) -> Option<String> {
-    const WORDS: [&str; 5] = ["token", "password", "secret", "private_key", "client-key"];
-    match value {
-        Value::Object(members) => members.iter().find_map(|(name, v)| {
-            let lower = name.to_ascii_lowercase();
-            if WORDS.iter().any(|w| lower.contains(w)) { Some(name.clone()) } else { secret(v) }
-        }),
-        Value::Array(items) => items.iter().find_map(secret),
-        _ => None,
-    }
-}
-
-/// What is asked of the agent: where the conflist has another IPAM plugin, pools do not matter.
-fn question(conflist: &str) -> Call {
-    let ipam = ours(conflist).get("ipam").cloned().unwrap_or_default();
-    let given = ipam.get("type").and_then(Value::as_str).is_some_and(conf::is_delegate);
-    let says = |word: &str, unsaid: bool| match ipam.get(word) {
-        Some(Value::Bool(b)) => *b,
-        Some(Value::String(text)) => text.eq_ignore_ascii_case("true"),
-        _ => unsaid,
-    };
-    let (v4, v6) = (says("assign_ipv4", true), says("assign_ipv6", false));
-    Call::Status { given, pools4: Vec::new(), pools6: Vec::new(), num4: v4.into(), num6: v6.into() }
-}
-
-/// The configuration of our plugin in a conflist.
-fn ours(conflist: &str) -> Value {
-    let value: Value = serde_json::from_str(conflist).unwrap_or_default();
-    let mut plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
-    plugins.find(|p| p.get("type").is_some_and(|t| t == BINARIES[0])).cloned().unwrap_or_default()
 }
 
 /// Where the conflist has another IPAM plugin give addresses of the node's pod CIDRs, the node must have them.
@@ -327,14 +211,6 @@ fn pod_cidrs(socket: &Path, conflist: &str) -> Result<(), String> {
         Reply::Error { msg, .. } => Err(msg),
         other => Err(format!("it answers {other:?}")),
     }
-}
-
-/// The plugins that a conflist calls, those for addresses among them.
-fn called(conflist: &str) -> BTreeSet<String> {
-    let value: Value = serde_json::from_str(conflist).unwrap_or_default();
-    let plugins = value.get("plugins").and_then(Value::as_array).into_iter().flatten();
-    let names = plugins.flat_map(|p| [p.get("type"), p.pointer("/ipam/type")]);
-    names.filter_map(|n| n?.as_str().map(str::to_owned)).collect()
 }
 
 /// Waits until the agent could serve an ADD.
@@ -354,9 +230,10 @@ fn wait_for_agent(limit: Duration, ready: impl Fn() -> Result<(), String>) -> Re
     }
 }
 
-fn ask(socket: &Path, asked: Call) -> Result<(), String> {
+/// Whose agent it is, where it is ready.
+fn ask(socket: &Path, asked: Call) -> Result<String, String> {
     match exchange(socket, asked)? {
-        Reply::Pong { .. } => Ok(()),
+        Reply::Pong { node, .. } => Ok(node),
         Reply::Error { msg, .. } => Err(msg),
         other => Err(format!("it answers {other:?}")),
     }
@@ -413,6 +290,7 @@ mod tests {
             from: Some(dir.join("from")),
             others: dir.join("others"),
             cni_socket: dir.join("cni.sock"),
+            state_dir: None,
             wait: 0,
             plugins_only: false,
             remove: false,
@@ -552,8 +430,10 @@ mod tests {
         for name in ["bandwidth", "tuning", "loopback"] {
             fs::remove_file(args.others.join(name)).unwrap();
         }
-        args.conflist =
-            Some(json!({"name": "n", "plugins": [{"type": "brindle"}, {"type": "tuning"}]}).to_string());
+        args.conflist = Some(
+            json!({"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "brindle"}, {"type": "tuning"}]})
+                .to_string(),
+        );
         // Not shipped, and called by nobody.
         let done = run(&args).unwrap().join("\n");
         assert!(!done.contains("bandwidth"), "{done}");
@@ -714,7 +594,11 @@ mod tests {
         assert_eq!(read(&args)["plugins"][0]["mtu"], 1400);
 
         let file = dir.join("template");
-        fs::write(&file, r#"{"name":"mine","plugins":[{"type":"brindle","mtu":__CNI_MTU__}]}"#).unwrap();
+        fs::write(
+            &file,
+            r#"{"cniVersion":"1.0.0","name":"mine","plugins":[{"type":"brindle","mtu":__CNI_MTU__}]}"#,
+        )
+        .unwrap();
         args.conflist = Some("{".into());
         args.conflist_file = Some(file.to_str().unwrap().into());
         args.old_conf_name = Some("10-brindle.conflist".into());
@@ -750,6 +634,62 @@ mod tests {
             let e = format!("{:#}", run(&args).unwrap_err());
             assert!(e.contains(want), "{text}: {e}");
         }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_conflist_whose_every_add_would_be_refused_is_not_written() {
+        let (dir, mut args) = stage();
+        agent(&args.cni_socket, Reply::Pong { node: "n1".into(), version: "1".into() });
+        let list = |version: &str, name: &str, plugin: &str| {
+            format!(r#"{{"cniVersion": "{version}", "name": "{name}", "plugins": [{plugin}]}}"#)
+        };
+        let ours = r#"{"type": "brindle"}"#;
+        for (text, want) in [
+            (format!(r#"{{"name": "n", "plugins": [{ours}]}}"#), "cniVersion is missing"),
+            (list("0.2.0", "n", ours), "0.2.0"),
+            (list("1.0.0", "my net", ours), "my net"),
+            (list("1.0.0", "n", r#"{"type": "brindle", "ipam": {"type": "calico-ipam"}}"#), "calico-ipam"),
+            (list("1.0.0", "n", r#"{"type": "macvlan"}"#), "calls neither brindle nor"),
+            (list("1.0.0", "n", r#"{"type": "brindle", "nodename": "n2"}"#), "the nodename \"n2\""),
+        ] {
+            args.conflist = Some(text.clone());
+            let e = format!("{:#}", run(&args).unwrap_err());
+            assert!(e.contains(want), "{text}: {e}");
+            assert!(!args.places.net_dir.join(&args.places.conf_name).exists(), "{text}");
+        }
+        for plugin in [
+            r#"{"type": "macvlan", "ipam": {"type": "brindle-ipam"}}"#,
+            r#"{"type": "brindle", "nodename": "n1", "ipam": {"type": "host-local", "subnet": "10.9.0.0/24"}}"#,
+        ] {
+            args.conflist = Some(list("1.0.0", "n", plugin));
+            run(&args).unwrap();
+        }
+        let asked = question(&list("1.0.0", "n", r#"{"type": "brindle", "ipam": {"ipv4_pools": ["red"]}}"#));
+        assert!(matches!(asked, Call::Status { pools4, .. } if pools4 == ["red"]));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_built_in_conflist_names_the_state_folder_and_calls_bandwidth_where_it_is() {
+        let (dir, mut args) = stage();
+        let list = |args: &InstallArgs| -> Value {
+            serde_json::from_str(&conflist_text(args, Families::default()).unwrap()).unwrap()
+        };
+        assert_eq!(list(&args)["plugins"][0]["state_dir"], json!(dir), "that of the socket");
+        args.state_dir = Some("/var/lib/brindle".into());
+        assert_eq!(list(&args)["plugins"][0].get("state_dir"), None, "as the plugin has it");
+        assert_eq!(list(&args)["plugins"].as_array().map(Vec::len), Some(2));
+        fs::create_dir_all(&args.places.bin_dir).unwrap();
+        let bandwidth = args.places.bin_dir.join("bandwidth");
+        fs::write(&bandwidth, "x").unwrap();
+        fs::set_permissions(&bandwidth, fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(list(&args)["plugins"].as_array().map(Vec::len), Some(2), "nobody can call it");
+        fs::set_permissions(&bandwidth, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(
+            list(&args)["plugins"][2],
+            json!({"type": "bandwidth", "capabilities": {"bandwidth": true}})
+        );
         fs::remove_dir_all(dir).unwrap();
     }
 }

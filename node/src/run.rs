@@ -323,8 +323,10 @@ async fn start(
     tokio::spawn(addresses::keep(store.clone(), settings.clone(), published, admin));
     if settings.cluster.install_cni {
         // Not one of the runtime's few threads: it may sleep for long.
-        let socket = settings.cni_socket.clone();
-        std::thread::Builder::new().name("conflist".into()).spawn(move || install_conflist(&socket))?;
+        let (socket, state_dir) = (settings.cni_socket.clone(), settings.state_dir.clone());
+        std::thread::Builder::new()
+            .name("conflist".into())
+            .spawn(move || install_conflist(&socket, &state_dir))?;
     }
 
     let bgp_problems = speaker.as_ref().map(|s| s.follower.watch());
@@ -409,11 +411,11 @@ const CONFLIST: Duration = Duration::from_secs(5);
 
 /// The conflist, once pods can be attached; tried until it is there, and put back when somebody takes it away. Runs on a
 /// thread of its own.
-fn install_conflist(socket: &std::path::Path) {
+fn install_conflist(socket: &std::path::Path, state_dir: &std::path::Path) {
     // The pause grows to half a minute; the log says why each time.
     let mut pause = Duration::from_secs(1);
     loop {
-        match crate::install_cni::conflist_for(socket) {
+        match crate::install_cni::conflist_for(socket, state_dir) {
             Ok((done, mut conflist)) => {
                 done.iter().for_each(|line| tracing::info!("conflist {line}"));
                 loop {
