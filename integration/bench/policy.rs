@@ -252,7 +252,8 @@ impl Running {
 
 fn start(args: &Args, b: BackEnd) -> Result<()> {
     let ns = TestNs::new(&format!("bp{}", b.name()));
-    let setup = PolicySetup { node: "n1".into(), families: Vec::new(), prefixes: Vec::new() };
+    let setup =
+        PolicySetup { node: "n1".into(), families: Vec::new(), prefixes: Vec::new(), calico: || None };
     let calculation = Calculated(Graph::new(Scope::Node("n1".into())));
     let (own, tools) = cpu()?;
     let store = store_cpu()?;

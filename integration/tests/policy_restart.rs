@@ -1,16 +1,18 @@
 //! Policy while packets flow: the agent dies and comes back, and the back end changes; no packet of an allowed flow is
-//! lost, none of a denied one arrives, and an agent that finds everything as it should be writes nothing. Needs root.
+//! lost, none of a denied one arrives, and an agent that finds everything as it should be writes nothing. The same when it
+//! takes a node over from a Calico, whose rules go. Needs root.
 
 use std::{
     fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::Duration,
 };
 
 use brindle_integration::{
+    cni::sh,
     policy::{
         lab::{BackEnd, PolicyLab},
         world::{gnp, host, k8s, with},
@@ -275,4 +277,194 @@ fn a_write_that_ends_in_its_middle_is_finished_and_passes_nothing() {
             assert_eq!((p.in_sync, writes), (true, (0, 0, 0, 0)), "{back_end:?}: {p:?}");
         });
     }
+}
+
+/// Rules of others, which survive everything: as kube-proxy and an administrator have them.
+const STRANGERS: &str = "\
+*nat
+:KUBE-POSTROUTING - [0:0]
+-A POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+COMMIT
+*filter
+:KUBE-FORWARD - [0:0]
+:MY-CHAIN - [0:0]
+-A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD
+-A KUBE-FORWARD -m comment --comment \"see cali: not its\" -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A INPUT -m comment --comment MY-rule -j MY-CHAIN
+-A MY-CHAIN -i cali+ -j RETURN
+COMMIT
+";
+
+/// What Calico has in a packet filter for these devices, and none other.
+fn of_calico(digit: char, devices: &[String]) -> String {
+    let mut known = String::new();
+    for d in devices {
+        for (way, flag) in [("from", "-i"), ("to", "-o")] {
+            let chain = format!("cali-{}w-{d}", &way[..1]);
+            known.push_str(&format!(
+                ":{chain} - [0:0]\n\
+                -A cali-{way}-wl-dispatch {flag} {d} -m comment --comment \"cali:k_{way}\" -g {chain}\n\
+                -A {chain} -m comment --comment \"cali:a_{way}\" -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+                -A {chain} -m comment --comment \"cali:b_{way}\" -j MARK --set-xmark 0x0/0x10000\n\
+                -A {chain} -m comment --comment \"cali:c_{way}\" -j MARK --set-xmark 0x10000/0x10000\n"
+            ));
+        }
+    }
+    let mut text = String::from("*filter\n");
+    // A chain is there before rules lead to it.
+    let (declared, rules): (Vec<_>, Vec<_>) = known.lines().partition(|l| l.starts_with(':'));
+    for chain in ["cali-FORWARD", "cali-from-wl-dispatch", "cali-to-wl-dispatch"] {
+        text.push_str(&format!(":{chain} - [0:0]\n"));
+    }
+    declared.iter().chain(&rules).for_each(|l| text.push_str(&format!("{l}\n")));
+    for (way, flag) in [("from", "-i"), ("to", "-o")] {
+        text.push_str(&format!(
+            "-A cali-FORWARD {flag} cali+ -m comment --comment \"cali:d_{way}\" -j cali-{way}-wl-dispatch\n\
+            -A cali-{way}-wl-dispatch -m comment --comment \"cali:e_{way}\" -m comment --comment \"Unknown interface\" -j DROP\n"
+        ));
+    }
+    text.push_str(
+        "-I FORWARD 1 -m comment --comment \"cali:wUHhoiAYhphO9Mso\" -j cali-FORWARD\n\
+        -A FORWARD -m comment --comment \"cali:S93hcgKJrXEqnTfs\" -m comment --comment \"Policy explicitly accepted \
+        packet.\" -m mark --mark 0x10000/0x10000 -j ACCEPT\nCOMMIT\n",
+    );
+    text.push_str(&format!(
+        "*nat\n:cali-POSTROUTING - [0:0]\n:cali-nat-outgoing - [0:0]\n\
+        -I POSTROUTING 1 -m comment --comment \"cali:O3lYWMrLQYEMJtB5\" -j cali-POSTROUTING\n\
+        -A cali-POSTROUTING -m comment --comment \"cali:Z-c7XtVd2Bq7s_hA\" -j cali-nat-outgoing\n\
+        -A cali-nat-outgoing -m comment --comment \"cali:flqWnvo8yq4ULQLa\" -m set --match-set \
+        cali{digit}0masq-ipam-pools src -m set ! --match-set cali{digit}0masq-ipam-pools dst -j MASQUERADE\nCOMMIT\n\
+        *mangle\n:cali-PREROUTING - [0:0]\n\
+        -I PREROUTING 1 -m comment --comment \"cali:6gwbT8clXdHdC1b1\" -j cali-PREROUTING\n\
+        -A cali-PREROUTING -m comment --comment \"cali:6BJqBjBC7crtA-7-\" -m mark --mark 0x10000/0x10000 -j ACCEPT\n\
+        COMMIT\n*raw\n:cali-PREROUTING - [0:0]\n\
+        -I PREROUTING 1 -m comment --comment \"cali:6gwbT8clXdHdC1b1\" -j cali-PREROUTING\n\
+        -A cali-PREROUTING -m comment --comment \"cali:XFX5xbM8B9qR10JG\" -j MARK --set-xmark 0x0/0xe0000\nCOMMIT\n"
+    ));
+    text
+}
+
+/// The same in nftables.
+fn of_calico_in_nft(family: &str, devices: &[String]) -> String {
+    let known = devices.iter().map(|d| format!("\"{d}\" : return")).collect::<Vec<_>>().join(", ");
+    format!(
+        "table {family} calico {{
+            map known {{ type ifname : verdict; elements = {{ {known} }} }}
+            chain filter-from {{ iifname vmap @known; drop comment \"cali:a; Unknown interface\"; }}
+            chain filter-to {{ oifname vmap @known; drop comment \"cali:b; Unknown interface\"; }}
+            chain filter-FORWARD {{ type filter hook forward priority 0; policy accept;
+                iifname \"cali*\" jump filter-from; oifname \"cali*\" jump filter-to; }}
+        }}\n"
+    )
+}
+
+fn feed(lab: &PolicyLab, tool: &str, input: &str) {
+    let file = lab.node.dir.join("input");
+    fs::write(&file, input).expect("the node's folder is writable");
+    sh(lab.node.ns.ns(), &format!("{tool} < {}", file.display()));
+}
+
+/// Everything a Calico leaves on a node that had these pods, with both makes of iptables and with nftables, and rules of
+/// others beside it.
+fn leave(lab: &PolicyLab) {
+    let devices: Vec<String> = lab.node.devices();
+    assert!(!devices.is_empty());
+    feed(
+        lab,
+        "ipset restore",
+        "create cali40masq-ipam-pools hash:net family inet\nadd cali40masq-ipam-pools 10.0.0.0/16\n\
+        create cali60masq-ipam-pools hash:net family inet6\ncreate cali4t7 hash:ip family inet\n\
+        create MY-set hash:ip family inet\n",
+    );
+    for make in ["legacy", "nft"] {
+        for (tool, digit) in [("iptables", '4'), ("ip6tables", '6')] {
+            feed(lab, &format!("{tool}-{make}-restore --noflush"), &of_calico(digit, &devices));
+            feed(lab, &format!("{tool}-{make}-restore --noflush"), STRANGERS);
+        }
+    }
+    let nft: String = ["ip", "ip6"].iter().map(|f| of_calico_in_nft(f, &devices)).collect();
+    feed(lab, "nft -f -", &(nft + "table ip MY-table { chain MY-own { counter;}; }\n"));
+}
+
+/// What is in the kernel of Calico's, and of others'.
+fn found(lab: &PolicyLab) -> (Vec<String>, Vec<String>) {
+    let dump = lab.dump();
+    let lines = |words: &[&str]| {
+        let has = |l: &&str| words.iter().any(|w| l.contains(w));
+        // Without counters.
+        let bare = |l: &str| {
+            l.split_once("] ").map_or(l, |(_, l)| l).split(" packets").next().unwrap_or_default().to_owned()
+        };
+        dump.lines().map(str::trim).filter(has).map(bare).collect::<Vec<_>>()
+    };
+    (
+        lines(&["cali-", "\"cali:a", "\"cali:w", "\"cali:S", "cali40", "cali60", "cali4t", " calico"]),
+        lines(&["KUBE-POSTROUTING", "KUBE-FORWARD", "MY-"]),
+    )
+}
+
+/// Whether a TCP connection comes about.
+fn connects(from: &NetNs, to: &NetNs, address: &str) -> bool {
+    let at: SocketAddr = format!("{address}:{}", PORT + 1).parse().expect("an address");
+    let listener = to.run(|| TcpListener::bind(at)).expect("alive").expect("the port is free");
+    let done = from.run(|| TcpStream::connect_timeout(&at, Duration::from_secs(2)).is_ok()).expect("alive");
+    drop(listener);
+    done
+}
+
+#[test]
+fn what_a_calico_has_left_goes_and_its_neighbours_stay() {
+    for back_end in BackEnd::ALL {
+        let mut lab = PolicyLab::new(back_end);
+        under_traffic(&mut lab, |lab| {
+            lab.node.kill_agent();
+            leave(lab);
+            let (calicos, others) = found(lab);
+            assert!(calicos.len() > 20 && others.len() > 10, "{calicos:#?} {others:#?}");
+            lab.node.start_agent();
+            lab.settle();
+            // The kernel lets go of sets a moment after the rules that ask them.
+            until("all of it is gone", LIMIT, || match found(lab) {
+                (left, now) if left.is_empty() && now == others => Ok(()),
+                other => Err(format!("{back_end:?}: {other:#?} instead of {others:#?}\n{}", lab.node.log())),
+            });
+            let p = lab.policy();
+            assert_eq!((p.in_sync, &p.problems), (true, &vec![]), "{p:?}");
+            let log = lab.node.log();
+            let said: Vec<&str> = log.lines().filter(|l| l.contains("a Calico had left")).collect();
+            assert!(said.len() == 1 && said[0].contains("tables=2"), "{said:?}");
+            // A pod that Calico's rules would not have known, both ways.
+            let new = lab.newcomer("ns3", "p9", &["10.0.2.9".into(), "fd00::2:9".into()]);
+            let old = lab.pod(lab.site("ns3/p1")).ns.ns();
+            assert!(connects(old, new.ns.ns(), "10.0.2.9"), "{}", lab.dump());
+            assert!(connects(new.ns.ns(), old, "10.0.2.1"), "{}", lab.dump());
+        });
+    }
+}
+
+#[test]
+fn while_a_calico_runs_its_rules_stay_and_are_named() {
+    let mut lab = PolicyLab::new(BackEnd::Nft);
+    let dir = lab.node.dir.join("calico");
+    fs::create_dir(&dir).expect("the node's folder is writable");
+    let path = dir.join("bird.ctl");
+    let bird = lab.node.ns.ns().run(|| UnixListener::bind(&path)).expect("alive").expect("it can listen");
+    leave(&lab);
+    let before = found(&lab);
+    // A check follows what is written.
+    lab.set(&with(policies()));
+    until("it is named", LIMIT, || {
+        let p = lab.policy();
+        let named =
+            p.problems.iter().any(|l| l.contains("a Calico runs on this node") && l.contains("bird.ctl"));
+        if named { Ok(()) } else { Err(format!("{p:?}")) }
+    });
+    assert_eq!(found(&lab), before);
+    drop(bird);
+    until("its rules go when it has gone", LIMIT, || {
+        let (p, (left, others)) = (lab.policy(), found(&lab));
+        assert_eq!(others, before.1);
+        if p.problems.is_empty() && left.is_empty() { Ok(()) } else { Err(format!("{p:?} {left:#?}")) }
+    });
 }

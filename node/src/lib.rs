@@ -7,7 +7,6 @@ mod admin;
 mod admin_tcp;
 mod autodetect;
 mod beside;
-#[expect(dead_code, reason = "nobody asks for a BIRD alone yet")]
 mod calico;
 mod calico_status;
 mod cluster;

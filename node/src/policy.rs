@@ -14,7 +14,7 @@ use brindle_felix_core::{
 };
 use brindle_kernel::netfilter::Tools;
 
-use crate::{felix_env::FelixEnv, settings::Settings};
+use crate::{calico, felix_env::FelixEnv, settings::Settings};
 
 /// The calculation graph of this node.
 struct Calculated(Graph);
@@ -48,8 +48,12 @@ pub(crate) fn start(
     store: &Arc<dyn Store>,
     env: &FelixEnv,
 ) -> anyhow::Result<PolicyHandle> {
-    let setup =
-        PolicySetup { node: settings.node_name.clone(), families: Vec::new(), prefixes: env.pod_prefixes() };
+    let setup = PolicySetup {
+        node: settings.node_name.clone(),
+        families: Vec::new(),
+        prefixes: env.pod_prefixes(),
+        calico: calico::running,
+    };
     let graph = Graph::new(Scope::Node(settings.node_name.clone()));
     let handle = spawn_policy(&setup, Box::new(Tools::default()), Box::new(Calculated(graph)))?;
     let mut events = brindle_config::sync::follow(Arc::clone(store), kinds());

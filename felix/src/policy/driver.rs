@@ -7,6 +7,7 @@ use std::{
 };
 
 use brindle_felix_core::rules::{
+    calico,
     ir::{Family, Table},
     layout::Layout,
     model::{Changed, Model, TextCache},
@@ -95,6 +96,8 @@ pub(crate) struct Driver {
     alone: bool,
     /// Rules nobody needs were left for later.
     pub(crate) untidy: bool,
+    /// Something of a Calico's was seen and is not known to be gone.
+    pub(crate) calico: bool,
     pub(crate) max_set: usize,
     pub(crate) counters: Counters,
 }
@@ -118,6 +121,7 @@ impl Driver {
             switches: 0,
             alone: false,
             untidy: false,
+            calico: false,
             max_set: 1 << 20,
             counters: Counters::default(),
         }
@@ -181,6 +185,7 @@ impl Driver {
     fn believe(&mut self, reading: Reading) {
         self.counters.reads += 1;
         for (family, read) in reading {
+            self.calico |= read.calico;
             if let Some(half) = self.halves.get_mut(&family) {
                 (half.tables, half.sets, half.nft) = (read.tables, read.sets, read.nft);
             }
@@ -541,32 +546,29 @@ impl Driver {
                 && let Some(json) = self.nf.nft_list(ip(family), nft::TABLE).ok().flatten()
             {
                 self.counters.nft_writes += 1;
-                for input in nft_plan::removal(family, &json)?.iter().filter(|i| !i.is_empty()) {
+                for input in nft_plan::removal(family, nft::TABLE, &json)?.iter().filter(|i| !i.is_empty()) {
                     self.nf.nft(input)?;
                 }
                 tracing::info!(family = nft::family(family), "rules of the former back end nftables removed");
             }
+            self.calico |= matches!(self.nf.nft_list(ip(family), calico::TABLE), Ok(Some(_)));
             for variant in [Variant::Legacy, Variant::Nft] {
                 if mode == Mode::Iptables(variant) {
                     continue;
                 }
                 // A make that is not installed has left nothing.
                 let Ok(Some(text)) = self.nf.probe(variant, ip(family)) else { continue };
+                self.calico |= calico::in_rules(&text);
                 let input = table_plan::removal(&text)?.input;
                 if !input.is_empty() {
-                    self.nf.set_variant(variant);
-                    let result = self.nf.restore(ip(family), &input);
-                    if let Mode::Iptables(own) = mode {
-                        self.nf.set_variant(own);
-                    }
-                    result?;
-                    self.counters.table_writes += 1;
+                    self.restore_with(variant, family, &input)?;
                     tracing::info!(back_end = %variant, "rules of the former back end removed");
                 }
             }
             if mode == Mode::Nft
                 && let Ok(text) = self.nf.save_sets()
             {
+                self.calico |= calico::in_sets(&text);
                 let have = sets::parse(family, &text);
                 let plan = sets::plan(family, &sets::WantedSets::new(), &have, self.max_set, None);
                 if !plan.after.is_empty() {
@@ -576,6 +578,65 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Writes rules with either make.
+    fn restore_with(&mut self, variant: Variant, family: Family, input: &str) -> Result<(), NfError> {
+        self.nf.set_variant(variant);
+        let result = self.nf.restore(ip(family), input);
+        if let Some(Mode::Iptables(own)) = self.mode {
+            self.nf.set_variant(own);
+        }
+        self.counters.table_writes += 1;
+        result
+    }
+
+    /// Removes what a Calico has left, of every table, family and make; ours is in force. Gives what shows that one runs
+    /// here, if anything is left and so stays. Adds to `removed` what has gone, whatever comes of the rest.
+    pub(crate) fn clear_calico(
+        &mut self,
+        running: impl Fn() -> Option<String>,
+        removed: &mut calico::Count,
+    ) -> Result<Option<String>, DriveError> {
+        let (mut rules, mut tables) = (Vec::new(), Vec::new());
+        for family in self.families.clone() {
+            for variant in [Variant::Legacy, Variant::Nft] {
+                // Of a make that is not installed nothing was seen either.
+                let Ok(Some(text)) = self.nf.probe(variant, ip(family)) else { continue };
+                rules.push((variant, family, calico::rules(&text)));
+            }
+            if let Some(json) = self.nf.nft_list(ip(family), calico::TABLE).ok().flatten() {
+                tables.push(nft_plan::removal(family, calico::TABLE, &json)?);
+            }
+        }
+        rules.retain(|(_, _, removal)| !removal.input.is_empty());
+        let sets = self.nf.save_sets().map(|text| calico::sets(&text)).unwrap_or_default();
+        if rules.is_empty() && tables.is_empty() && sets.input.is_empty() {
+            self.calico = false;
+            return Ok(None);
+        }
+        if let Some(who) = running() {
+            return Ok(Some(who));
+        }
+        for (variant, family, removal) in rules {
+            self.restore_with(variant, family, &removal.input)?;
+            *removed += removal.count;
+        }
+        for inputs in tables {
+            for input in inputs.iter().filter(|i| !i.is_empty()) {
+                self.counters.nft_writes += 1;
+                self.nf.nft(input)?;
+            }
+            removed.tables += 1;
+        }
+        // Rules asked for them until now.
+        if !sets.input.is_empty() {
+            self.counters.set_writes += 1;
+            self.nf.restore_sets(&sets.input)?;
+            *removed += sets.count;
+        }
+        self.calico = false;
+        Ok(None)
     }
 }
 

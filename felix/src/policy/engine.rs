@@ -1,6 +1,7 @@
 //! The thread: inputs, decision, one write; what failed is tried again with growing pauses. What it reads back, and when,
 //! is in `checks`.
 
+mod calico;
 mod checks;
 mod closing;
 mod doors;
@@ -24,6 +25,7 @@ use brindle_felix_core::{
     },
     rules::{
         around::{self, BackEnd, Settings},
+        calico::is_line,
         ir::Family,
         layout::{Layout, Surroundings},
         model::{Changed, Model},
@@ -39,6 +41,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub(super) use self::host::addresses;
 use self::{
+    calico::Calico,
     checks::Questions,
     closing::Closing,
     flows::Tracked,
@@ -126,6 +129,7 @@ pub fn spawn_policy(
         tidy: None,
         closing: Closing::default(),
         tracked: Tracked::default(),
+        calico: Calico::new(setup.calico),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("policy".into()).spawn(move || runtime.block_on(engine.run(rx)))?;
@@ -189,6 +193,7 @@ struct Engine {
     tidy: Option<(Instant, Instant)>,
     closing: Closing,
     tracked: Tracked,
+    calico: Calico,
 }
 
 /// Whether an input says no more than that workloads have gone.
@@ -208,7 +213,7 @@ impl Engine {
                 Some((at, _)) => flows.into_iter().chain([at]).min(),
                 None => {
                     let check = self.check_at.filter(|_| self.look.is_none());
-                    let others = [tidy, flows, self.ipvs.due(), self.addresses.due()];
+                    let others = [tidy, flows, self.ipvs.due(), self.addresses.due(), self.calico.due()];
                     check.into_iter().chain(others.into_iter().flatten()).min()
                 }
             };
@@ -272,6 +277,8 @@ impl Engine {
             {
                 written.get_or_insert_default().absorb(more);
             }
+            // Who waits for the rules waits for this as well: a new pod's packets meet what is left there.
+            self.clear_calico(Instant::now());
             if self.driver.untidy {
                 self.tidy_later(now);
             } else {
@@ -549,7 +556,9 @@ impl Engine {
         let nf = self.driver.netfilter();
         let mut look = |variant| {
             let text = nf.probe(variant, IpVersion::V4).map_err(|e| e.to_string())?;
-            Ok::<_, String>(VariantChoice::of(&text.unwrap_or_default(), table_plan::is_ours))
+            Ok::<_, String>(VariantChoice::of(&text.unwrap_or_default(), |l| {
+                table_plan::is_ours(l) || is_line(l)
+            }))
         };
         // One of the makes may be missing; then the other is the answer.
         match (look(Variant::Legacy), look(Variant::Nft)) {
@@ -619,7 +628,7 @@ impl Engine {
             None
         };
         let lines = [&self.mode_problem, &self.problem, &self.bridge_problem, &self.settings.problem];
-        let lines = lines.into_iter().flatten().chain(self.addresses.problem());
+        let lines = lines.into_iter().flatten().chain(self.addresses.problem()).chain(self.calico.problem());
         let problems: Vec<String> = lines.cloned().collect();
         let next = PolicyReport {
             in_sync: self.applied,

@@ -114,6 +114,8 @@ pub struct PolicySetup {
     pub families: Vec<Family>,
     /// Prefixes of workloads' devices until the resources say; the default when empty.
     pub prefixes: Vec<String>,
+    /// What shows that a Calico runs on this node, in words.
+    pub calico: fn() -> Option<String>,
 }
 
 /// A running policy thread. Dropping every handle ends it and leaves the kernel as it is.

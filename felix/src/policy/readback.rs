@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use brindle_felix_core::rules::{
+    calico,
     ir::{Family, Table},
     nft, nft_plan,
     sets::{self, ActualSet},
@@ -19,6 +20,8 @@ pub(crate) struct Half {
     pub(crate) tables: BTreeMap<Table, table_plan::Actual>,
     pub(crate) sets: BTreeMap<String, ActualSet>,
     pub(crate) nft: nft_plan::Actual,
+    /// There is something of a Calico's.
+    pub(crate) calico: bool,
 }
 
 /// Everything of ours in the kernel.
@@ -33,11 +36,15 @@ pub(crate) fn read(nf: &mut dyn Netfilter, mode: Mode, families: &[Family]) -> R
     };
     for family in families {
         let half = match mode {
-            Mode::Iptables(_) => Half {
-                tables: table_plan::parse(&nf.save(ip(*family))?)?,
-                sets: sets::parse(*family, &sets),
-                nft: nft_plan::Actual::default(),
-            },
+            Mode::Iptables(_) => {
+                let rules = nf.save(ip(*family))?;
+                Half {
+                    tables: table_plan::parse(&rules)?,
+                    sets: sets::parse(*family, &sets),
+                    nft: nft_plan::Actual::default(),
+                    calico: calico::in_rules(&rules) || calico::in_sets(&sets),
+                }
+            }
             Mode::Nft => Half {
                 nft: nft_plan::parse(nf.nft_list(ip(*family), nft::TABLE)?.as_deref())?,
                 ..Half::default()

@@ -147,7 +147,8 @@ impl Node {
     }
 
     fn start(&mut self, back_end: BackEnd) {
-        let setup = PolicySetup { node: "n1".into(), families: Vec::new(), prefixes: Vec::new() };
+        let setup =
+            PolicySetup { node: "n1".into(), families: Vec::new(), prefixes: Vec::new(), calico: || None };
         let tools = Box::new(Tools::default());
         let handle = self.ns.run(|| spawn_policy(&setup, tools, Box::new(Nothing)).unwrap());
         self.handle = Some(handle);
@@ -723,7 +724,8 @@ fn a_node_without_rules_denies_new_flows_of_workloads_until_the_resources_are_kn
     let (mut other, _) = node.pods[1]._servers[1].accept().unwrap();
     other.set_read_timeout(Some(LONG)).unwrap();
 
-    let setup = PolicySetup { node: "n1".into(), families: Vec::new(), prefixes: Vec::new() };
+    let setup =
+        PolicySetup { node: "n1".into(), families: Vec::new(), prefixes: Vec::new(), calico: || None };
     let tools = Box::new(Tools::default());
     node.handle = Some(node.ns.run(|| spawn_policy(&setup, tools, Box::new(Nothing)).unwrap()));
     let r = node.report();
@@ -755,7 +757,8 @@ fn a_mixture_of_both_iptables_is_refused_and_a_choice_helps() {
         let line = format!("iptables-{make} -A INPUT -s 192.0.2.66 -j ACCEPT");
         assert!(node.ns.run(|| Command::new("sh").args(["-ec", &line]).status().unwrap()).success());
     }
-    let setup = PolicySetup { node: "n1".into(), families: Vec::new(), prefixes: Vec::new() };
+    let setup =
+        PolicySetup { node: "n1".into(), families: Vec::new(), prefixes: Vec::new(), calico: || None };
     let tools = Box::new(Tools::new(Variant::Legacy));
     node.handle = Some(node.ns.run(|| spawn_policy(&setup, tools, Box::new(Nothing)).unwrap()));
     let mut deltas = node_settings();

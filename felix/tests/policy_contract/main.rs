@@ -35,6 +35,7 @@ use brindle_kernel::{
 use serde_json::json;
 use tokio::task::JoinHandle;
 
+mod calico;
 mod flows;
 mod sets;
 
@@ -134,7 +135,16 @@ impl Agent {
         back_end: &str,
         tools: impl FnOnce(Box<dyn Netfilter>) -> Box<dyn Netfilter> + Send,
     ) -> Self {
-        let agent = Self::early(world, &[], tools);
+        Self::early(world, &[], tools, || None).told(back_end)
+    }
+
+    /// One beside a Calico, as that shows.
+    fn beside(world: &World, back_end: &str, calico: fn() -> Option<String>) -> Self {
+        Self::early(world, &[], |nf| nf, calico).told(back_end)
+    }
+
+    fn told(self, back_end: &str) -> Self {
+        let agent = self;
         let (nft, iptables) = match back_end {
             "nftables" => ("Enabled", "Auto"),
             "iptables-nft" => ("Disabled", "NFT"),
@@ -155,10 +165,11 @@ impl Agent {
         world: &World,
         prefixes: &[&str],
         tools: impl FnOnce(Box<dyn Netfilter>) -> Box<dyn Netfilter> + Send,
+        calico: fn() -> Option<String>,
     ) -> Self {
         let families = brindle_felix_core::rules::ir::Family::ALL.into();
         let prefixes = prefixes.iter().map(|p| (*p).to_owned()).collect();
-        let setup = PolicySetup { node: "n1".into(), families, prefixes };
+        let setup = PolicySetup { node: "n1".into(), families, prefixes, calico };
         let handle = world.inside(|nf| spawn_policy(&setup, tools(nf), Box::new(Nothing)).unwrap());
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -187,6 +198,16 @@ impl Agent {
             }
             assert!(Instant::now() < deadline, "{r:?}");
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until a problem with these words is reported.
+    #[track_caller]
+    fn named(&self, words: &str) {
+        let deadline = Instant::now() + LONG;
+        while !self.report().problems.iter().any(|p| p.contains(words)) {
+            assert!(Instant::now() < deadline, "{:?}", self.report());
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -332,7 +353,7 @@ fn what_was_written_is_recognised_and_what_a_stranger_undoes_comes_back() {
 #[test]
 fn devices_of_the_given_prefixes_are_guarded_before_the_resources_are_known() {
     for world in [World::Model(FilterWorld::new()), World::linux()] {
-        let agent = Agent::early(&world, &["eni", "veth"], |nf| nf);
+        let agent = Agent::early(&world, &["eni", "veth"], |nf| nf, || None);
         assert!(!agent.report().in_sync);
         let make = world.inside(|mut nf| nf.default_variant().unwrap());
         let state = world.state(if make == Variant::Nft { "iptables-nft" } else { "iptables-legacy" });

@@ -259,10 +259,25 @@ impl PolicyLab {
         &self.pods[site]
     }
 
+    /// One more pod, which nobody is asked for.
+    pub fn newcomer(&self, ns: &str, name: &str, addresses: &[String; 2]) -> Container {
+        let c = Container::new();
+        let said = add(&self.node, &c, ns, name, addresses);
+        assert!(said.ok, "{said:?}\n{}", self.node.log());
+        c
+    }
+
     /// The rules of all back ends, for a report.
     pub fn dump(&self) -> String {
         let mut all = String::new();
-        for line in ["iptables-legacy-save -c", "iptables-nft-save -c", "ipset save", "nft list ruleset"] {
+        for line in [
+            "iptables-legacy-save -c",
+            "ip6tables-legacy-save -c",
+            "iptables-nft-save -c",
+            "ip6tables-nft-save -c",
+            "ipset save",
+            "nft list ruleset",
+        ] {
             let out = self.node.ns.ns().run(|| Command::new("sh").args(["-c", line]).output());
             let out = out.expect("the namespace is alive").expect("there is a shell");
             all.push_str(&format!("== {line}\n{}", String::from_utf8_lossy(&out.stdout)));

@@ -136,11 +136,11 @@ pub fn parse(json: Option<&str>) -> Result<Actual, ListError> {
     Ok(out)
 }
 
-/// Two transactions that remove the table of which this was read. Chains at hooks go first: a packet that is under way
+/// Two transactions that remove the table of this name of which this was read. Chains at hooks go first: a packet that is under way
 /// in the rest of the table would no longer find the elements of its maps in the moment in which these go.
-pub fn removal(family: Family, json: &str) -> Result<[String; 2], ListError> {
+pub fn removal(family: Family, table: &str, json: &str) -> Result<[String; 2], ListError> {
     let all: Listing = serde_json::from_str(json)?;
-    let (fam, table) = (nft::family(family), nft::TABLE);
+    let fam = nft::family(family);
     let mut first = String::new();
     for c in all.nftables.into_iter().filter_map(|o| o.chain).filter(|c| c.hook.is_some()) {
         // Writing to a String cannot fail.
@@ -507,13 +507,13 @@ mod tests {
     fn a_table_is_unhooked_before_it_goes() {
         let json = r#"{"nftables": [{"table": {"name": "brindle"}}, {"chain": {"name": "filter-FORWARD",
             "hook": "forward", "prio": 0}}, {"chain": {"name": "filter-brindle-from-wl"}}]}"#;
-        let [first, then] = removal(Family::V6, json).unwrap();
+        let [first, then] = removal(Family::V6, nft::TABLE, json).unwrap();
         assert_eq!(
             first,
             "flush chain ip6 brindle filter-FORWARD\ndelete chain ip6 brindle filter-FORWARD\n"
         );
         assert_eq!(then, "delete table ip6 brindle\n");
-        assert!(removal(Family::V4, "{").is_err());
+        assert!(removal(Family::V4, nft::TABLE, "{").is_err());
     }
 
     #[test]
