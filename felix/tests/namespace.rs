@@ -94,6 +94,7 @@ fn settings() -> Settings {
         state_dir: PathBuf::from("/nonexistent"),
         carrier: CarrierPolicy::Auto,
         carrier_args: Vec::new(),
+        bird: None,
     }
 }
 

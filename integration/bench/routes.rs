@@ -120,6 +120,7 @@ fn felix(b: &Bench, n: u32) -> Result<(Report, Duration)> {
             state_dir: "/nonexistent".into(),
             carrier: CarrierPolicy::Auto,
             carrier_args: Vec::new(),
+            bird: None,
         };
         let start = Instant::now();
         let handle = brindle_felix::spawn(&settings)?;

@@ -32,7 +32,6 @@ pub(crate) fn running() -> Option<String> {
 }
 
 /// What shows that a BIRD runs in this network namespace, Calico's or another: its routes are in use.
-#[expect(dead_code, reason = "for routes")]
 pub(crate) fn bird() -> Option<String> {
     birds().first().map(|socket| format!("a BIRD listens on {socket}"))
 }

@@ -19,11 +19,11 @@ use serde_json::{Value, json};
 use tokio::{net::UnixListener, task::JoinHandle};
 
 use crate::{
-    admin, cni_server,
+    admin, calico, cni_server,
     drain::Drain,
     felix_env::FelixEnv,
     health, local_socket, policy,
-    settings::{Carrier, Settings},
+    settings::{Carrier, Networking, Settings},
     speaker,
 };
 
@@ -51,6 +51,11 @@ impl Dataplanes {
                 Carrier::User => CarrierPolicy::User,
             },
             carrier_args: settings.log_args(),
+            // Without a speaker of ours somebody else's routes are what there is.
+            bird: match settings.networking {
+                Networking::Bgp => Some(calico::bird),
+                Networking::None => None,
+            },
         })?;
         Ok(Self { policy, felix })
     }

@@ -5,8 +5,10 @@ use std::{collections::BTreeMap, fmt};
 use crate::{
     host::HostView,
     owner::Ownership,
-    route::{PROTO_CLUSTER, Route, RouteKey, Target},
+    route::{PROTO_CLUSTER, PROTO_KERNEL, Route, RouteKey, Target},
 };
+
+type Table = BTreeMap<RouteKey, Route>;
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,10 @@ pub struct Plan {
     pub held: Vec<Held>,
     /// Ours, unwanted, and left in place for now.
     pub kept: usize,
+    /// Entries of those who are gone that stay until ours for their destination is there.
+    pub follow: Vec<RouteKey>,
+    /// Desired routes that are not used: somebody else's with a better metric leads elsewhere.
+    pub outranked: Vec<Held>,
 }
 
 /// What bears on deletions.
@@ -56,6 +62,15 @@ pub struct PlanCx<'a> {
     pub fib_in_sync: bool,
     /// Pod devices seen so recently that their routes may be somebody's work in progress.
     pub grace: &'a dyn Fn(&str) -> bool,
+    /// Routes of somebody who is gone: they go as soon as ours are in their place.
+    pub left: &'a dyn Fn(&Route) -> bool,
+}
+
+impl PlanCx<'_> {
+    /// Whether a route is ours to remove.
+    fn ours(&self, route: &Route) -> bool {
+        self.owner.owns(route) || (self.left)(route)
+    }
 }
 
 impl Plan {
@@ -68,12 +83,12 @@ impl Plan {
     ) -> Self {
         let mut plan = Self::default();
         let mut cache = BTreeMap::new();
-        for (key, want) in desired {
-            plan.want(actual.get(key), want, host, cx, &mut cache);
+        for want in desired.values() {
+            plan.want(actual, want, host, cx, &mut cache);
         }
         for (key, have) in actual {
             if !desired.contains_key(key) {
-                plan.unwanted(key, have, cx);
+                plan.unwanted(have, (actual, desired), cx);
             }
         }
         plan
@@ -91,12 +106,12 @@ impl Plan {
         let mut cache = BTreeMap::new();
         for key in keys.clone() {
             if let Some(want) = desired.get(key) {
-                plan.want(actual.get(key), want, host, cx, &mut cache);
+                plan.want(actual, want, host, cx, &mut cache);
             }
         }
         for key in keys {
             if let (None, Some(have)) = (desired.get(key), actual.get(key)) {
-                plan.unwanted(key, have, cx);
+                plan.unwanted(have, (actual, desired), cx);
             }
         }
         plan
@@ -104,7 +119,7 @@ impl Plan {
 
     fn want<'r>(
         &mut self,
-        have: Option<&Route>,
+        actual: &BTreeMap<RouteKey, Route>,
         want: &'r Route,
         host: &HostView,
         cx: &PlanCx<'_>,
@@ -117,10 +132,20 @@ impl Plan {
             self.held.push(Held { route: want.clone(), why, foreign: false });
             return;
         }
-        match (have, cx.beside.get(&want.key())) {
+        let (dst, metric) = want.key();
+        let mut better = actual.range((dst, 0)..(dst, metric)).map(|(_, r)| r);
+        let elsewhere = |r: &&Route| r.target != want.target && r.protocol != PROTO_KERNEL && !cx.ours(r);
+        if let Some(theirs) = better.find(elsewhere) {
+            let why = format!(
+                "somebody else's route with a better metric leads elsewhere ({theirs}); remove it or give it a metric \
+                 above {metric}"
+            );
+            self.outranked.push(Held { route: want.clone(), why, foreign: true });
+        }
+        match (actual.get(&(dst, metric)), cx.beside.get(&(dst, metric))) {
             (Some(have), Some(beside)) => self.want_among(have, beside, want, cx),
             (Some(have), None) if have == want => {}
-            (Some(have), None) if cx.owner.owns(have) => {
+            (Some(have), None) if cx.ours(have) => {
                 self.steps.push(Step::Replace { old: have.clone(), new: want.clone() });
             }
             (Some(have), None) => self.hold(want, have),
@@ -132,10 +157,10 @@ impl Plan {
     /// somebody else's. Ours that are not as wanted go; what is wanted follows if nobody else has the place then.
     fn want_among(&mut self, have: &Route, beside: &[Route], want: &Route, cx: &PlanCx<'_>) {
         let all = || std::iter::once(have).chain(beside);
-        let stale = all().filter(|r| cx.owner.owns(r) && *r != want);
+        let stale = all().filter(|r| cx.ours(r) && *r != want);
         self.steps.extend(stale.cloned().map(Step::Delete));
         if all().all(|r| r != want)
-            && let Some(theirs) = all().find(|r| !cx.owner.owns(r))
+            && let Some(theirs) = all().find(|r| !cx.ours(r))
         {
             self.hold(want, theirs);
         }
@@ -146,12 +171,24 @@ impl Plan {
         self.held.push(Held { route: want.clone(), why, foreign: true });
     }
 
-    fn unwanted(&mut self, key: &RouteKey, have: &Route, cx: &PlanCx<'_>) {
-        let beside = cx.beside.get(key).into_iter().flatten();
-        std::iter::once(have).chain(beside).for_each(|r| self.unwanted_one(r, cx));
+    /// `tables`: what is there and what is desired.
+    fn unwanted(&mut self, have: &Route, tables: (&Table, &Table), cx: &PlanCx<'_>) {
+        let beside = cx.beside.get(&have.key()).into_iter().flatten();
+        std::iter::once(have).chain(beside).for_each(|r| self.unwanted_one(r, tables, cx));
     }
 
-    fn unwanted_one(&mut self, have: &Route, cx: &PlanCx<'_>) {
+    fn unwanted_one(&mut self, have: &Route, (actual, desired): (&Table, &Table), cx: &PlanCx<'_>) {
+        if (cx.left)(have) {
+            // Packets have another way before theirs goes.
+            let ours = desired.range((have.dst, 0)..=(have.dst, u32::MAX));
+            if ours.into_iter().all(|(key, want)| actual.get(key) == Some(want)) {
+                self.steps.push(Step::Delete(have.clone()));
+            } else {
+                self.follow.push(have.key());
+                self.kept += 1;
+            }
+            return;
+        }
         if !cx.owner.owns(have) {
             return;
         }
@@ -206,7 +243,81 @@ impl fmt::Display for Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::Hop;
+    use crate::{
+        host::Link,
+        route::{Hop, METRIC, PROTO_BIRD},
+    };
+
+    fn via(gateway: &str, protocol: u8, metric: u32) -> Route {
+        let hop = Hop::new(gateway.parse().unwrap(), "eth0".into(), false);
+        Route { dst: "10.0.0.64/26".parse().unwrap(), metric, protocol, target: Target::Via(vec![hop]) }
+    }
+
+    fn table(routes: &[&Route]) -> Table {
+        routes.iter().map(|r| (r.key(), (*r).clone())).collect()
+    }
+
+    fn host() -> HostView {
+        let eth0 = Link { up: true, mtu: 1500, inner: false, addresses: Vec::new() };
+        HostView::default().with_links([("eth0".into(), eth0)].into())
+    }
+
+    fn plan(actual: &[&Route], desired: &[&Route], left: bool) -> Plan {
+        let owner =
+            Ownership { interface_prefixes: vec!["cali".into()], remove_external: true, device_protocol: 3 };
+        let cx = PlanCx {
+            owner: &owner,
+            beside: &BTreeMap::new(),
+            fib_in_sync: true,
+            grace: &|_| false,
+            left: &|r| left && r.protocol == PROTO_BIRD,
+        };
+        Plan::new(&table(actual), &table(desired), &host(), &cx)
+    }
+
+    #[test]
+    fn a_route_that_was_left_goes_when_ours_is_there_and_not_before() {
+        let (ours, theirs) = (via("10.9.0.3", PROTO_CLUSTER, METRIC), via("10.9.0.2", PROTO_BIRD, 0));
+        let first = plan(&[&theirs], &[&ours], true);
+        assert_eq!(first.steps, [Step::Add(ours.clone())]);
+        assert_eq!(first.follow, [theirs.key()]);
+        let then = plan(&[&theirs, &ours], &[&ours], true);
+        assert_eq!((then.steps, then.follow), (vec![Step::Delete(theirs.clone())], vec![]));
+        assert_eq!(plan(&[&theirs], &[], true).steps, [Step::Delete(theirs.clone())], "nobody has another");
+        assert!(plan(&[&theirs], &[], false).is_empty(), "its owner lives");
+    }
+
+    #[test]
+    fn a_route_that_was_left_in_the_place_of_ours_is_replaced() {
+        let (ours, theirs) = (via("10.9.0.3", PROTO_CLUSTER, METRIC), via("10.9.0.2", PROTO_BIRD, METRIC));
+        let want = Step::Replace { old: theirs.clone(), new: ours.clone() };
+        assert_eq!(plan(&[&theirs], &[&ours], true).steps, [want]);
+        assert_eq!(plan(&[&theirs], &[&ours], false).held.len(), 1);
+    }
+
+    #[test]
+    fn a_better_route_of_somebody_else_is_named_if_it_leads_elsewhere() {
+        let ours = via("10.9.0.3", PROTO_CLUSTER, METRIC);
+        let said = |theirs: &Route| {
+            let plan = plan(&[&ours, theirs], &[&ours], false);
+            plan.outranked.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            said(&via("10.9.0.2", 4, 0)),
+            [
+                "10.0.0.64/26 via 10.9.0.3 dev eth0 proto 80 metric 1024: somebody else's route with a better metric leads \
+              elsewhere (10.0.0.64/26 via 10.9.0.2 dev eth0 proto 4); remove it or give it a metric above 1024"
+            ]
+        );
+        let none: [String; 0] = [];
+        assert_eq!(said(&via("10.9.0.3", 4, 0)), none, "the same way");
+        assert_eq!(said(&via("10.9.0.2", 4, 2000)), none, "a worse metric");
+        assert_eq!(
+            said(&via("10.9.0.2", PROTO_KERNEL, 0)),
+            none,
+            "a connected subnet is nearer than any way to it"
+        );
+    }
 
     #[test]
     fn a_removal_takes_what_leads_to_other_nodes_and_no_route_of_a_pod() {

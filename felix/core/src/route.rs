@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 pub const PROTO_CLUSTER: u8 = 80;
 /// Route protocol of pod routes (boot; FelixConfiguration.deviceRouteProtocol).
 pub const PROTO_DEVICE: u8 = 3;
+/// Route protocol of what the kernel makes itself: connected subnets, link-local.
+pub const PROTO_KERNEL: u8 = 2;
+/// Route protocol of BIRD.
+pub const PROTO_BIRD: u8 = 12;
 /// Metric of our routes (Calico since 3.32: `ipv4NormalRoutePriority`, 1024). Not 0: the kernel keeps one route per
 /// destination and metric, so that a route somebody else put there without a metric stays beside ours, and is
 /// preferred, instead of being overwritten; and IPv6 has no metric 0, so that both families read back alike.

@@ -365,7 +365,13 @@ fn a_multipath_route_that_gains_or_loses_a_hop_is_replaced_in_place() {
     i.set_fib(prefix, vec!["10.0.2.4".parse().unwrap()]);
     let after = desired(&i);
     let owner = ownership(&i);
-    let cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync: true, grace: &|_| false };
+    let cx = PlanCx {
+        owner: &owner,
+        beside: &BTreeMap::new(),
+        fib_in_sync: true,
+        grace: &|_| false,
+        left: &|_| false,
+    };
     let there = Plan::new(&before.routes, &after.routes, &host(), &cx);
     let back = Plan::new(&after.routes, &before.routes, &host(), &cx);
     insta::assert_snapshot!(format!("{there}{back}"));
@@ -455,7 +461,7 @@ proptest! {
         let mut actual = table(actual);
         let wanted = table(wanted.into_iter().filter(|r| owner.owns(r)).collect());
         let foreign: Vec<_> = actual.values().filter(|r| !owner.owns(r)).cloned().collect();
-        let cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync, grace: &|_| false };
+        let cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync, grace: &|_| false, left: &|_| false };
         let host = host();
         let plan = Plan::new(&actual, &wanted, &host, &cx);
         apply(&mut actual, &plan);
@@ -477,7 +483,13 @@ proptest! {
 fn the_same_state_plans_nothing() {
     let d = desired(&inputs(EncapMode::CrossSubnet));
     let owner = ownership(&inputs(EncapMode::CrossSubnet));
-    let cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync: true, grace: &|_| false };
+    let cx = PlanCx {
+        owner: &owner,
+        beside: &BTreeMap::new(),
+        fib_in_sync: true,
+        grace: &|_| false,
+        left: &|_| false,
+    };
     assert_eq!(Plan::new(&d.routes, &d.routes, &host(), &cx), Plan::default());
 }
 
@@ -551,7 +563,13 @@ fn a_plan_reads_like_a_list_of_what_will_happen() {
     ]);
     let i = inputs(EncapMode::CrossSubnet);
     let owner = ownership(&i);
-    let mut cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync: true, grace: &|_| false };
+    let mut cx = PlanCx {
+        owner: &owner,
+        beside: &BTreeMap::new(),
+        fib_in_sync: true,
+        grace: &|_| false,
+        left: &|_| false,
+    };
     let plan = Plan::new(&actual, &desired(&i).routes, &host(), &cx);
     assert_eq!(
         plan.to_string(),
@@ -586,7 +604,8 @@ fn of_several_entries_of_one_place_ours_go_and_others_stay() {
             }
             _ => BTreeMap::new(),
         };
-        let cx = PlanCx { owner: &owner, beside: &beside, fib_in_sync: true, grace: &|_| false };
+        let cx =
+            PlanCx { owner: &owner, beside: &beside, fib_in_sync: true, grace: &|_| false, left: &|_| false };
         Plan::new(&of(&have[..have.len().min(1)]), &of(want), &host(), &cx)
     };
     assert_eq!(plan(&[&ours, &theirs], &[]).steps, [Step::Delete(ours.clone())]);

@@ -1,15 +1,17 @@
 //! Writing: settings and neighbours of pod devices, and the plan of routes. Nothing here decides what is wanted.
 
 use std::{
-    collections::BTreeSet,
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use brindle_felix_core::{
     desire::Endpoint,
-    plan::{Plan, PlanCx, Step},
-    route::{RouteKey, Target},
+    owner::is_birds,
+    plan::{Held, Plan, PlanCx, Step},
+    route::{PROTO_BIRD, Route, RouteKey, Target},
     sysctl::Setting,
 };
 use brindle_kernel::{
@@ -186,19 +188,24 @@ impl Engine {
 
     /// Compares, plans and writes routes.
     pub(super) fn apply_routes(&mut self, dirty: &Dirty, now: Instant) {
-        let young = |dev: &str| {
-            self.owner.is_pod(dev)
-                && self.view.first_seen(dev).is_some_and(|t| now.saturating_duration_since(t) < GRACE)
-        };
-        let (owner, beside) = (&self.owner, &self.view.beside);
-        let cx = PlanCx { owner, beside, fib_in_sync: self.fib_in_sync, grace: &young };
-        let (actual, wanted, host) = (&self.view.actual, &self.wanted.routes, &self.view.host);
         let plan = if dirty.compare {
             self.held.clear();
-            Plan::new(actual, wanted, host, &cx)
+            let plan = self.plan(None, now);
+            let old = std::mem::take(&mut self.outranked);
+            self.name_outranked(old, &plan);
+            plan
         } else {
-            self.held.retain(|k, _| !dirty.keys.contains(k));
-            Plan::for_keys(dirty.keys.iter(), actual, wanted, host, &cx)
+            // A route of whatever metric bears on ours to the same destination.
+            let same = |k: &RouteKey| self.wanted.routes.range((k.0, 0)..=(k.0, u32::MAX)).map(|(k, _)| *k);
+            let keys: BTreeSet<RouteKey> =
+                dirty.keys.iter().flat_map(same).chain(dirty.keys.iter().copied()).collect();
+            self.held.retain(|k, _| !keys.contains(k));
+            let plan = self.plan(Some(&keys), now);
+            let (old, others) =
+                std::mem::take(&mut self.outranked).into_iter().partition(|(k, _)| keys.contains(k));
+            self.outranked = others;
+            self.name_outranked(old, &plan);
+            plan
         };
         self.held.extend(plan.held.into_iter().map(|h| (h.route.key(), h)));
         if plan.kept > 0 && self.fib_in_sync {
@@ -215,8 +222,43 @@ impl Engine {
                 .filter(|k| wanted.contains_key(k) && beside.contains_key(k))
                 .collect(),
         };
+        tell_of_birds(&plan.steps);
         self.write(plan.steps, dirty.fresh, now);
         self.fill(&freed, now);
+        if !plan.follow.is_empty() {
+            let follow = self.plan(Some(&plan.follow.into_iter().collect()), now);
+            tell_of_birds(&follow.steps);
+            self.write(follow.steps, false, now);
+        }
+    }
+
+    /// Compares everything, or these entries.
+    fn plan(&self, keys: Option<&BTreeSet<RouteKey>>, now: Instant) -> Plan {
+        let young = |dev: &str| {
+            self.owner.is_pod(dev)
+                && self.view.first_seen(dev).is_some_and(|t| now.saturating_duration_since(t) < GRACE)
+        };
+        let bird = OnceCell::new();
+        // Asked only where there is such a route.
+        let gone = || self.bird.is_some_and(|runs| bird.get_or_init(runs).is_none());
+        let left = |r: &Route| self.fib_in_sync && is_birds(&self.inputs, r) && gone();
+        let (owner, beside) = (&self.owner, &self.view.beside);
+        let cx = PlanCx { owner, beside, fib_in_sync: self.fib_in_sync, grace: &young, left: &left };
+        let (actual, wanted, host) = (&self.view.actual, &self.wanted.routes, &self.view.host);
+        match keys {
+            None => Plan::new(actual, wanted, host, &cx),
+            Some(keys) => Plan::for_keys(keys.iter(), actual, wanted, host, &cx),
+        }
+    }
+
+    /// Keeps which routes of ours are not used; each is said once. `old`: what was known of those that were compared.
+    fn name_outranked(&mut self, old: BTreeMap<RouteKey, Held>, plan: &Plan) {
+        for held in &plan.outranked {
+            if old.get(&held.route.key()) != Some(held) {
+                tracing::warn!("{held}");
+            }
+        }
+        self.outranked.extend(plan.outranked.iter().map(|h| (h.route.key(), h.clone())));
     }
 
     /// Writes what is wanted in the place of several entries, once those of ours that were wrong are gone.
@@ -331,6 +373,22 @@ impl Engine {
             None => {}
             Some(e) => self.failed(Part::Bulk, e.to_string(), now),
         }
+    }
+}
+
+/// Says how many routes of a BIRD's go.
+fn tell_of_birds(steps: &[Step]) {
+    let birds = |s: &&Step| match s {
+        Step::Replace { old: r, .. } | Step::Delete(r) => r.protocol == PROTO_BIRD,
+        Step::Add(_) => false,
+    };
+    let routes = steps.iter().filter(birds).count();
+    if routes > 0 {
+        tracing::info!(
+            routes,
+            cause = "no BIRD runs on this node",
+            "removing routes of pools that a BIRD has left"
+        );
     }
 }
 

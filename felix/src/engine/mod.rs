@@ -83,6 +83,8 @@ pub struct Settings {
     pub carrier: CarrierPolicy,
     /// Further arguments for the process, such as the form of its log.
     pub carrier_args: Vec<String>,
+    /// What shows that a BIRD runs on this node, in words; with none of it, the routes a BIRD has left stay.
+    pub bird: Option<fn() -> Option<String>>,
 }
 
 /// What is done by other programs.
@@ -240,6 +242,9 @@ pub(crate) struct Engine {
     set: BTreeMap<u32, apply::Set>,
     host_set: bool,
     held: BTreeMap<RouteKey, Held>,
+    /// Routes of ours that somebody else's with a better metric keep from being used.
+    outranked: BTreeMap<RouteKey, Held>,
+    bird: Option<fn() -> Option<String>>,
     dirty: Dirty,
     routes_failed: Retries<RouteKey>,
     parts_failed: Retries<Part>,
@@ -282,6 +287,8 @@ impl Engine {
             set: BTreeMap::new(),
             host_set: false,
             held: BTreeMap::new(),
+            outranked: BTreeMap::new(),
+            bird: settings.bird,
             dirty: Dirty { read: true, all: true, ..Dirty::default() },
             routes_failed: Retries::default(),
             parts_failed: Retries::default(),

@@ -53,6 +53,7 @@ impl Engine {
             .cloned()
             .chain(self.tunnel.unfiltered())
             .chain(held)
+            .chain(self.outranked.values().take(SHOWN).map(ToString::to_string))
             .take(SHOWN)
             .collect();
         self.report.send_if_modified(|r| {

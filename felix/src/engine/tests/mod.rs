@@ -1,6 +1,7 @@
 //! The engine on the modelled kernel, step by step, with a clock of the test's own.
 
 mod beside;
+mod birds;
 mod converge;
 mod fate;
 mod faults;
@@ -191,6 +192,7 @@ impl Sim {
             state_dir: PathBuf::from("/nonexistent"),
             carrier: policy,
             carrier_args: Vec::new(),
+            bird: None,
         };
         let filter = Tables::default();
         let outside = Outside { carrier: Box::new(carrier.clone()), filter: Box::new(filter.clone()) };
