@@ -316,3 +316,19 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_walk_whose_thread_died_is_no_walk_that_found_nothing() {
+        let (tx, answer) = oneshot::channel();
+        let work = Work { gone: [IpAddr::from([10, 0, 0, 1])].into(), ..Work::default() };
+        let mut tracked = Tracked { walk: Some(Walk { work, answer }), ..Tracked::default() };
+        drop(tx);
+        let found = tracked.walked().await;
+        assert!(found.heard.is_err() && !found.work.gone.is_empty());
+        assert!(tracked.walk.is_none());
+    }
+}
