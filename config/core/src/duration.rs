@@ -155,6 +155,14 @@ mod tests {
         insta::assert_snapshot!(shown);
     }
 
+    #[test]
+    fn no_number_is_read_in_another_way_than_gos() {
+        for bad in ["1m30", "1..5s", "1e400s", "0x10s", "99999999999999999999999h", "9999999999999999999s"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert!(parse("9223372036s").is_ok(), "Go's longest");
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "[+-]?[0-9.]{0,40}(ns|us|ms|s|m|h|µs|x)?\\PC{0,3}") {

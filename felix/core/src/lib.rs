@@ -10,7 +10,6 @@ pub mod calc;
 pub mod conflicts;
 pub mod desire;
 pub mod differ;
-pub mod duration;
 pub mod floating;
 pub mod host;
 pub mod inputs;

@@ -20,12 +20,12 @@ use std::{
 };
 
 use brindle_config_core::{
+    duration,
     status::{EncapPath, RouteStatus},
     store::SyncEvent,
 };
 use brindle_felix_core::{
     desire::{Desired, Tunnel, desire, ownership},
-    duration,
     host::Reach,
     inputs::{Impact, Inputs},
     ipip::table::Ends,
@@ -402,7 +402,7 @@ impl Engine {
     /// routeRefreshInterval plus up to a tenth, by node, since the nodes of a cluster tend to start together.
     fn refresh_interval(&self) -> Option<Duration> {
         let text = self.inputs.felix().route_refresh_interval;
-        let interval = text.as_deref().and_then(duration::parse).unwrap_or(REFRESH);
+        let interval = text.as_deref().and_then(|t| duration::parse(t).ok()).unwrap_or(REFRESH);
         let mut hasher = std::hash::DefaultHasher::new();
         self.node.hash(&mut hasher);
         let jitter = interval.mul_f64(0.1 * f64::from(hasher.finish() as u16) / f64::from(u16::MAX));

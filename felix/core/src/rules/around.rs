@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use brindle_config_core::{Kind, pool::AllowedUse, validate};
+use brindle_config_core::{Kind, duration, pool::AllowedUse, validate};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use super::{
     layout::Surroundings,
     marks::{DEFAULT_MASK, Marks},
 };
-use crate::{desire, duration, floating, inputs::Inputs};
+use crate::{desire, floating, inputs::Inputs};
 
 /// The kinds [`settings`] looks at.
 pub const KINDS: [Kind; 3] = [Kind::FelixConfiguration, Kind::IpPool, Kind::Node];
@@ -117,7 +117,7 @@ pub fn settings(inputs: &Inputs) -> Settings {
         ipvs: None,
     };
     let refresh = own("iptablesRefreshInterval", "nftablesRefreshInterval");
-    let refresh = refresh.and_then(Value::as_str).and_then(duration::parse);
+    let refresh = refresh.and_then(Value::as_str).and_then(|t| duration::parse(t).ok());
     Settings {
         around,
         back_end,

@@ -387,6 +387,21 @@ fn an_interval_of_zero_switches_the_slow_resync_off() {
     assert_eq!(s.engine.deadline(), None, "an idle engine does nothing at all");
 }
 
+#[test]
+fn an_interval_longer_than_a_clock_goes_is_no_interval() {
+    let w = pod_world();
+    let mut s = settled(&w);
+    for text in ["9999999999999999999s", "9223372036s"] {
+        let spec = brindle_config_core::felix::FelixConfigurationSpec {
+            route_refresh_interval: Some(text.into()),
+            ..Default::default()
+        };
+        s.store([upsert("default", spec)]);
+        s.pass(Duration::from_secs(120));
+        assert!(s.engine.deadline().is_some(), "{text}");
+    }
+}
+
 /// Any route of the main table, ours or not.
 fn any_route(devs: Vec<u32>) -> impl Strategy<Value = KernelRoute> {
     let protocol = prop::sample::select(vec![3u8, 4, 12, 80, 80, 186]);
