@@ -5,13 +5,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use brindle_config_core::{
-    Key, Kind,
-    felix::FelixConfigurationSpec,
-    fields,
+    Key, Kind, felix, fields,
     store::{Entry, Revision, SyncEvent},
+    unserved,
 };
 use brindle_felix_core::desire::pod_prefixes;
 use serde_json::{Value, json};
+
+mod value;
 
 const PREFIX: &str = "FELIX_";
 
@@ -29,7 +30,11 @@ const ELSEWHERE: [&str; 9] = [
 ];
 
 /// Names in Felix' environment that are not those of the resource.
-const ALIASES: [(&str, &str); 2] = [("IPINIPENABLED", "ipipEnabled"), ("IPINIPMTU", "ipipMTU")];
+const ALIASES: [(&str, &str); 3] = [
+    ("IPINIPENABLED", "ipipEnabled"),
+    ("IPINIPMTU", "ipipMTU"),
+    ("EXTERNALNODESCIDRLIST", "externalNodesList"),
+];
 
 /// What the environment says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,6 +42,10 @@ pub(crate) struct FelixEnv {
     fields: BTreeMap<String, Value>,
     /// Variables that mean nothing here.
     unknown: Vec<String>,
+    /// Variables of fields that this version does not act on.
+    idle: Vec<String>,
+    /// Variables that do not say what they should, and what that is.
+    wrong: Vec<String>,
 }
 
 impl FelixEnv {
@@ -50,37 +59,50 @@ impl FelixEnv {
     fn from_vars(vars: impl Iterator<Item = (String, String)>) -> Self {
         let mut env = Self::default();
         for (name, text) in vars {
-            let Some(field) = name.strip_prefix(PREFIX) else { continue };
+            let upper = name.to_ascii_uppercase();
+            let Some(field) = upper.strip_prefix(PREFIX) else { continue };
             // Felix, too, takes an empty one for one that is not set.
             if ELSEWHERE.contains(&field) || text.is_empty() {
                 continue;
             }
             let field = ALIASES.iter().find(|a| a.0 == field).map_or(field, |a| a.1);
             let known = |f: &&str| f.eq_ignore_ascii_case(field) && !f.contains(['.', '[']);
-            match fields::of(Kind::FelixConfiguration).find(known) {
-                Some(known) => drop(env.fields.insert(known.to_owned(), value(known, &text))),
-                None => env.unknown.push(name),
+            let Some(known) = fields::of(Kind::FelixConfiguration).find(known) else {
+                env.unknown.push(name);
+                continue;
+            };
+            let idle = felix::form(known).is_none();
+            // What a node cannot have it must not be ready without: that is said of the field.
+            let flag = unserved::asks(known).then_some(felix::Form::Flag);
+            match felix::form(known).or(flag).map(|form| value::value(known, form, &text)) {
+                Some(Ok(value)) => drop(env.fields.insert(known.to_owned(), value)),
+                Some(Err(reason)) => env.wrong.push(format!("{name}={text}: {reason}")),
+                None => {}
+            }
+            if idle {
+                env.idle.push(name);
             }
         }
-        env.unknown.sort();
+        for list in [&mut env.unknown, &mut env.idle, &mut env.wrong] {
+            list.sort();
+        }
         env
     }
 
-    /// Says what is set: what acts, what does not, and what means nothing.
-    pub(crate) fn tell(&self) {
-        let (idle, acting): (Vec<_>, Vec<_>) =
-            self.fields.iter().partition(|(name, value)| is_idle(name, value));
-        let names = |fields: &[(&String, &Value)]| -> String {
-            fields.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ")
-        };
-        if !acting.is_empty() {
-            tracing::info!(fields = names(&acting), "the environment stands above FelixConfiguration");
+    /// Tells what is set, and what is not understood.
+    pub(crate) fn log(&self) {
+        if !self.fields.is_empty() {
+            let fields: Vec<&str> = self.fields.keys().map(String::as_str).collect();
+            tracing::info!(fields = fields.join(" "), "the environment stands above FelixConfiguration");
         }
-        if !idle.is_empty() {
-            tracing::warn!(fields = names(&idle), "the environment sets what has no effect in this version");
+        if !self.idle.is_empty() {
+            tracing::info!("without effect in this version: {}", self.idle.join(" "));
         }
         if !self.unknown.is_empty() {
             tracing::warn!("these mean nothing to this agent: {}", self.unknown.join(" "));
+        }
+        for wrong in &self.wrong {
+            tracing::warn!("{wrong}; it is left out, correct the variable");
         }
     }
 
@@ -146,62 +168,10 @@ impl FelixEnv {
     }
 }
 
-/// Whether nothing comes of a field. One whose value does not fit is the model's, which names it.
-fn is_idle(name: &str, value: &Value) -> bool {
-    let kept = serde_json::from_value::<FelixConfigurationSpec>(json!({name: value}));
-    kept.is_ok_and(|spec| spec.extra.contains_key(name)) && !fields::acts(Kind::FelixConfiguration, name)
-}
-
-/// A variable's text as the field wants it: a boolean, a number, a list of ports, or the text.
-fn value(field: &str, text: &str) -> Value {
-    if field.starts_with("failsafe") {
-        return ports(text);
-    }
-    if field == "externalNodesList" {
-        return text.split(',').map(str::trim).filter(|t| !t.is_empty()).collect();
-    }
-    match text.to_ascii_lowercase().as_str() {
-        "true" => return true.into(),
-        "false" => return false.into(),
-        _ => {}
-    }
-    if let Ok(number) = text.parse::<i64>() {
-        return number.into();
-    }
-    // Actions are upper case in the environment and capitalised in the resource.
-    if field.ends_with("Action") {
-        let mut letters = text.chars();
-        let first = letters.next().map(|c| c.to_ascii_uppercase());
-        return first.into_iter().chain(letters.map(|c| c.to_ascii_lowercase())).collect::<String>().into();
-    }
-    text.into()
-}
-
-/// `tcp:22,udp:0.0.0.0/0:68,179`; `none` is the empty list.
-fn ports(text: &str) -> Value {
-    if text.eq_ignore_ascii_case("none") {
-        return json!([]);
-    }
-    let one = |item: &str| {
-        let parts: Vec<&str> = item.split(':').collect();
-        let (protocol, net, port) = match parts.as_slice() {
-            [port] => ("tcp", None, *port),
-            [protocol, port] => (*protocol, None, *port),
-            // An IPv6 network has colons of its own.
-            [protocol, net @ .., port] => (*protocol, Some(net.join(":")), *port),
-            [] => return Value::Null,
-        };
-        let port = port.parse::<u16>().map_or_else(|_| json!(port), |p| json!(p));
-        match net {
-            Some(net) => json!({"protocol": protocol.to_ascii_uppercase(), "net": net, "port": port}),
-            None => json!({"protocol": protocol.to_ascii_uppercase(), "port": port}),
-        }
-    };
-    text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(one).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use brindle_config_core::{felix::FelixConfigurationSpec, store};
+
     use super::*;
 
     fn env(vars: &[(&str, &str)]) -> FelixEnv {
@@ -210,7 +180,8 @@ mod tests {
 
     fn felix(name: &str, spec: Value) -> SyncEvent {
         let key = Key::new(Kind::FelixConfiguration, None, name);
-        let value = json!({"metadata": {"name": name}, "spec": spec});
+        let value = json!({"apiVersion": "projectcalico.org/v3", "kind": "FelixConfiguration",
+            "metadata": {"name": name}, "spec": spec});
         SyncEvent::Upsert(Entry { key, revision: Revision(7), value: Arc::new(value) })
     }
 
@@ -222,42 +193,61 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_read_as_their_fields_want_them() {
+    fn variables_are_read_by_the_names_of_felix() {
         let e = env(&[
             ("FELIX_DEFAULTENDPOINTTOHOSTACTION", "ACCEPT"),
             ("FELIX_IPINIPMTU", "1400"),
+            ("FELIX_IPINIPENABLED", "1"),
+            ("FELIX_ExternalNodesCIDRList", "10.0.0.0/24"),
             ("FELIX_NONSENSE", "1400"),
             ("FELIX_IPV6SUPPORT", "false"),
-            ("FELIX_FAILSAFEINBOUNDHOSTPORTS", "tcp:22,udp:10.0.0.0/8:68,tcp:fd00::/8:179"),
             ("FELIX_HEALTHENABLED", "true"),
             ("PATH", "/bin"),
         ]);
-        assert_eq!(e.unknown, ["FELIX_NONSENSE"]);
-        assert_eq!(e.fields["defaultEndpointToHostAction"], "Accept");
-        assert_eq!((&e.fields["ipipMTU"], &e.fields["ipv6Support"]), (&json!(1400), &json!(false)));
+        assert_eq!((e.unknown, e.idle), (vec!["FELIX_NONSENSE".into()], vec!["FELIX_IPV6SUPPORT".into()]));
+        assert_eq!(e.wrong, Vec::<String>::new());
         assert_eq!(
-            e.fields["failsafeInboundHostPorts"],
-            json!([
-                {"protocol": "TCP", "port": 22},
-                {"protocol": "UDP", "net": "10.0.0.0/8", "port": 68},
-                {"protocol": "TCP", "net": "fd00::/8", "port": 179},
-            ])
+            json!(e.fields),
+            json!({"defaultEndpointToHostAction": "Accept", "ipipMTU": 1400, "ipipEnabled": true,
+                "externalNodesList": ["10.0.0.0/24"]})
         );
-        assert_eq!(ports("none"), json!([]));
     }
 
     #[test]
-    fn what_has_no_effect_is_told_from_what_has() {
+    fn a_variable_that_cannot_be_read_harms_no_field() {
         let e = env(&[
-            ("FELIX_IPINIPMTU", "nonsense"),
-            ("FELIX_IPTABLESREFRESHINTERVAL", "60"),
-            ("FELIX_IPV6SUPPORT", "false"),
-            ("FELIX_VXLANMTU", "1410"),
-            ("FELIX_WIREGUARDENABLED", "true"),
+            ("FELIX_ROUTEREFRESHINTERVAL", "60"),
+            ("FELIX_REMOVEEXTERNALROUTES", "no"),
+            ("FELIX_DEVICEROUTEPROTOCOL", "many"),
+            ("FELIX_CHAININSERTMODE", "Apend"),
         ]);
-        let idle: Vec<&str> =
-            e.fields.iter().filter(|(n, v)| is_idle(n, v)).map(|(n, _)| n.as_str()).collect();
-        assert_eq!(idle, ["ipv6Support", "vxlanMTU", "wireguardEnabled"]);
+        assert_eq!(
+            e.wrong,
+            [
+                "FELIX_CHAININSERTMODE=Apend: expected one of Insert, Append",
+                "FELIX_DEVICEROUTEPROTOCOL=many: expected a whole number from 0 to 255",
+            ]
+        );
+        let mut batch = vec![felix("default", json!({"chainInsertMode": "Append", "ipipMTU": 1300}))];
+        e.apply(&mut batch, "n1", &mut false);
+        let SyncEvent::Upsert(entry) = &batch[0] else { panic!("{batch:?}") };
+        let read = store::decode::<FelixConfigurationSpec>(entry).expect("it is whole").resource.spec;
+        assert_eq!(read.route_refresh_interval.as_deref(), Some("60s"));
+        assert_eq!((read.remove_external_routes, read.device_route_protocol), (Some(false), None));
+        assert_eq!((read.setting("chainInsertMode"), read.ipip_mtu), (Some(&json!("Append")), Some(1300)));
+    }
+
+    #[test]
+    fn what_asks_for_what_there_is_not_reaches_the_configuration() {
+        let e = env(&[
+            ("FELIX_WIREGUARDENABLED", "1"),
+            ("FELIX_BPFENABLED", "false"),
+            ("FELIX_VXLANENABLED", "perhaps"),
+            ("FELIX_VXLANMTU", "1410"),
+        ]);
+        assert_eq!(json!(e.fields), json!({"wireguardEnabled": true, "bpfEnabled": false}));
+        assert_eq!(e.idle.len(), 4, "{:?}", e.idle);
+        assert!(e.wrong.len() == 1 && e.wrong[0].starts_with("FELIX_VXLANENABLED=perhaps"), "{:?}", e.wrong);
     }
 
     #[test]

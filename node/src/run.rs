@@ -227,7 +227,7 @@ async fn start(
     };
     let admin = port.as_ref().map(admin_tcp::Port::address).transpose()?;
     let env = FelixEnv::read();
-    env.tell();
+    env.log();
     let metrics = metrics::Sources::new(&store, &settings.node_name);
     if let Some(address) = settings.metrics {
         let listener = brindle_bgpd::metrics::listen(address).await?;

@@ -71,6 +71,19 @@ impl FelixConfigurationSpec {
         "workloadSourceSpoofing",
     ];
 
+    /// Fields that are acted on and have a place in the model, sorted.
+    pub const MODELLED: [&str; 9] = [
+        "deviceRouteProtocol",
+        "externalNodesList",
+        "interfacePrefix",
+        "ipipEnabled",
+        "ipipMTU",
+        "ipv4NormalRoutePriority",
+        "mtuIfacePattern",
+        "removeExternalRoutes",
+        "routeRefreshInterval",
+    ];
+
     /// One of [`Self::SETTINGS`], as it is written.
     pub fn setting(&self, name: &str) -> Option<&Value> {
         debug_assert!(Self::SETTINGS.contains(&name), "{name} is acted on: it belongs to SETTINGS");
@@ -82,6 +95,61 @@ impl FelixConfigurationSpec {
         let text = self.setting("workloadSourceSpoofing").and_then(Value::as_str);
         text.is_some_and(|t| t.eq_ignore_ascii_case("Any"))
     }
+}
+
+/// What a field that is acted on holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `true` or `false`.
+    Flag,
+    /// A whole number, from and to.
+    Number(u32, u32),
+    /// A text with a duration of Go's.
+    Duration,
+    /// One of a few words, in any case.
+    Word(&'static [&'static str]),
+    Text,
+    /// A list of addresses and CIDRs.
+    Nets,
+    /// A list of protocol, port and net.
+    Ports,
+    /// A port, or the first and the last as text.
+    PortRange,
+}
+
+/// What a field of FelixConfiguration holds; none for one that is not acted on.
+pub fn form(field: &str) -> Option<Form> {
+    Some(match field {
+        "allowIPIPPacketsFromWorkloads"
+        | "allowVXLANPacketsFromWorkloads"
+        | "disableConntrackInvalidCheck"
+        | "ipipEnabled"
+        | "removeExternalRoutes" => Form::Flag,
+        "chainInsertMode" => Form::Word(&["Insert", "Append"]),
+        "defaultEndpointToHostAction" => Form::Word(&["Drop", "Accept", "Return"]),
+        "deviceRouteProtocol" => Form::Number(0, 255),
+        "externalNodesList" => Form::Nets,
+        "failsafeInboundHostPorts" | "failsafeOutboundHostPorts" => Form::Ports,
+        "floatingIPs" => Form::Word(&["Enabled", "Disabled"]),
+        "interfacePrefix"
+        | "iptablesNATOutgoingInterfaceFilter"
+        | "logPrefix"
+        | "mtuIfacePattern"
+        | "natOutgoingAddress" => Form::Text,
+        "ipipMTU" => Form::Number(0, 65_515),
+        "iptablesBackend" => Form::Word(&["Auto", "Legacy", "NFT"]),
+        "iptablesFilterDenyAction" | "nftablesFilterDenyAction" => Form::Word(&["Drop", "Reject"]),
+        "iptablesMarkMask" | "nftablesMarkMask" => Form::Number(0, u32::MAX),
+        "iptablesRefreshInterval" | "nftablesRefreshInterval" | "routeRefreshInterval" => Form::Duration,
+        "ipv4NormalRoutePriority" => Form::Number(1, 2_147_483_646),
+        "maxIpsetSize" => Form::Number(1, u32::MAX),
+        "natOutgoingExclusions" => Form::Word(&["IPPoolsOnly", "IPPoolsAndHostIPs"]),
+        "natPortRange" => Form::PortRange,
+        "nftablesMode" => Form::Word(&["Auto", "Enabled", "Disabled"]),
+        "vxlanPort" => Form::Number(1, 65_535),
+        "workloadSourceSpoofing" => Form::Word(&["Any", "Disabled"]),
+        _ => return None,
+    })
 }
 
 impl Spec for FelixConfigurationSpec {
@@ -114,5 +182,22 @@ impl Spec for ClusterInformationSpec {
 
     fn extras(&self) -> Vec<(String, &Extra)> {
         vec![(String::new(), &self.extra)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fields;
+
+    #[test]
+    fn exactly_what_is_acted_on_has_a_form() {
+        let all = FelixConfigurationSpec::SETTINGS.into_iter().chain(FelixConfigurationSpec::MODELLED);
+        let mut all: Vec<&str> = all.collect();
+        let formed = fields::of(Kind::FelixConfiguration).filter(|f| form(f).is_some());
+        let mut formed: Vec<&str> = formed.collect();
+        all.sort_unstable();
+        formed.sort_unstable();
+        assert_eq!(formed, all);
     }
 }

@@ -57,8 +57,12 @@ pub fn vxlan(pool: &IpPoolSpec) -> Option<String> {
     ))
 }
 
-/// The fields that ask for what there is not, with what follows. A number and a word are what a variable of Felix'
-/// environment may say instead.
+/// Whether a field of FelixConfiguration is a flag that asks for what there is not.
+pub fn asks(field: &str) -> bool {
+    FELIX.iter().any(|(name, _)| *name == field)
+}
+
+/// The fields that ask for what there is not, with what follows. What is no flag by its type may be meant as one.
 pub fn felix(spec: &FelixConfigurationSpec) -> impl Iterator<Item = (&'static str, &'static str)> {
     let wanted = |name: &str| {
         spec.extra.get(name).is_some_and(|v| match v.as_str() {

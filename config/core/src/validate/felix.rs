@@ -6,7 +6,10 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{Errors, policy};
-use crate::{felix::FelixConfigurationSpec, policy::IntOrString};
+use crate::{
+    felix::{FelixConfigurationSpec, Form, form},
+    policy::IntOrString,
+};
 
 pub(super) fn check(name: &str, f: &FelixConfigurationSpec, errors: &mut Errors) {
     let per_node = name.strip_prefix("node.").is_some_and(|n| !n.is_empty());
@@ -15,7 +18,7 @@ pub(super) fn check(name: &str, f: &FelixConfigurationSpec, errors: &mut Errors)
         errors.add("metadata.name", name, reason);
     }
     if let Some(prefixes) = &f.interface_prefix {
-        for prefix in prefixes.split(',') {
+        for prefix in prefixes.split(',').map(str::trim) {
             errors.interface("spec.interfacePrefix", prefix, false);
         }
     }
@@ -51,79 +54,56 @@ fn setting(name: &str, value: &Value, errors: &mut Errors) {
         let shown = text.map_or_else(|| value.to_string(), str::to_owned);
         errors.add(&field, shown, reason);
     };
-    if let Some(allowed) = choices(name) {
-        if !text.is_some_and(|t| allowed.iter().any(|a| a.eq_ignore_ascii_case(t))) {
-            let meant = text.and_then(|t| crate::suggest::closest(t, allowed.iter().copied()));
-            let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
-            wrong(format!("expected one of {}{hint}", allowed.join(", ")));
+    match form(name) {
+        Some(Form::Word(allowed)) => {
+            if !text.is_some_and(|t| allowed.iter().any(|a| a.eq_ignore_ascii_case(t))) {
+                let meant = text.and_then(|t| crate::suggest::closest(t, allowed.iter().copied()));
+                let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
+                wrong(format!("expected one of {}{hint}", allowed.join(", ")));
+            }
         }
-        return;
-    }
-    let number = |from: u64, to: u64| value.as_u64().is_some_and(|n| (from..=to).contains(&n));
-    match name {
-        "allowIPIPPacketsFromWorkloads"
-        | "allowVXLANPacketsFromWorkloads"
-        | "disableConntrackInvalidCheck"
-            if !value.is_boolean() =>
-        {
-            wrong("expected true or false".into());
-        }
-        "failsafeInboundHostPorts" | "failsafeOutboundHostPorts" => match value.as_array() {
+        Some(Form::Flag) if !value.is_boolean() => wrong("expected true or false".into()),
+        Some(Form::Ports) => match value.as_array() {
             Some(list) => failsafes(&field, list, errors),
             None => wrong("expected a list of protocol, port and net".into()),
         },
-        "iptablesMarkMask" | "nftablesMarkMask" => {
-            let mask = value.as_u64().and_then(|m| u32::try_from(m).ok());
-            if mask.is_none_or(|m| (m & !FOREIGN_MARKS).count_ones() < 2) {
-                wrong(format!(
-                    "expected a number up to {} with at least two bits beside {FOREIGN_MARKS:#x}, such as {} \
-                     (0xffff0000)",
-                    u32::MAX,
-                    0xffff_0000_u32
-                ));
+        Some(Form::Number(from, to)) => {
+            let number = value.as_u64().and_then(|n| u32::try_from(n).ok());
+            let number = number.filter(|n| (from..=to).contains(n));
+            if name.ends_with("MarkMask") {
+                if number.is_none_or(|m| (m & !FOREIGN_MARKS).count_ones() < 2) {
+                    wrong(format!(
+                        "expected a number up to {to} with at least two bits beside {FOREIGN_MARKS:#x}, such as {} \
+                         (0xffff0000)",
+                        0xffff_0000_u32
+                    ));
+                }
+            } else if number.is_none() {
+                let what = if name.ends_with("Port") { "a port from " } else { "" };
+                wrong(format!("expected {what}{from} to {to}"));
             }
         }
-        "iptablesRefreshInterval" | "nftablesRefreshInterval" => match text {
+        Some(Form::Duration) => match text {
             Some(t) => errors.duration(&field, Some(&t.to_owned())),
             None => wrong("expected a duration such as 90s".into()),
         },
-        "iptablesNATOutgoingInterfaceFilter" if !text.is_some_and(super::device_name) => {
-            wrong("expected the name of an interface".into());
-        }
-        "logPrefix" if text.is_none() => {
-            wrong("expected a text".into());
-        }
-        "maxIpsetSize" if !number(1, u32::MAX.into()) => {
-            wrong(format!("expected 1 to {}", u32::MAX));
-        }
-        "natOutgoingAddress" if text.is_none_or(|t| t.parse::<IpAddr>().is_err()) => {
-            wrong("expected an IP address".into());
-        }
-        "natPortRange" => {
+        Some(Form::PortRange) => {
             if let Err(reason) = nat_port_range(value) {
                 wrong(reason);
             }
         }
-        "vxlanPort" if !number(1, u16::MAX.into()) => {
-            wrong("expected a port from 1 to 65535".into());
-        }
+        Some(Form::Text) => match name {
+            "iptablesNATOutgoingInterfaceFilter" if !text.is_some_and(super::device_name) => {
+                wrong("expected the name of an interface".into());
+            }
+            "natOutgoingAddress" if text.is_none_or(|t| t.parse::<IpAddr>().is_err()) => {
+                wrong("expected an IP address".into());
+            }
+            _ if text.is_none() => wrong("expected a text".into()),
+            _ => {}
+        },
         _ => {}
     }
-}
-
-/// The values of a field that has a few.
-fn choices(name: &str) -> Option<&'static [&'static str]> {
-    Some(match name {
-        "chainInsertMode" => &["Insert", "Append"],
-        "defaultEndpointToHostAction" => &["Drop", "Accept", "Return"],
-        "floatingIPs" => &["Enabled", "Disabled"],
-        "iptablesBackend" => &["Auto", "Legacy", "NFT"],
-        "iptablesFilterDenyAction" | "nftablesFilterDenyAction" => &["Drop", "Reject"],
-        "natOutgoingExclusions" => &["IPPoolsOnly", "IPPoolsAndHostIPs"],
-        "nftablesMode" => &["Auto", "Enabled", "Disabled"],
-        "workloadSourceSpoofing" => &["Any", "Disabled"],
-        _ => return None,
-    })
 }
 
 /// Reads `natPortRange`: `40000`, `"40000"` or `"32768:65535"`.

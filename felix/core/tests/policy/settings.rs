@@ -22,19 +22,6 @@ use brindle_felix_core::{
 };
 use serde_json::{Value, json};
 
-/// Fields of the model itself; routes, tunnel and devices follow from them.
-const MODELLED: [&str; 9] = [
-    "deviceRouteProtocol",
-    "externalNodesList",
-    "interfacePrefix",
-    "ipipEnabled",
-    "ipipMTU",
-    "ipv4NormalRoutePriority",
-    "mtuIfacePattern",
-    "removeExternalRoutes",
-    "routeRefreshInterval",
-];
-
 /// What a node makes of these configurations.
 fn outcome(configurations: &[(&str, Value)]) -> (Settings, PolicySettings) {
     let mut graph = Graph::new(Scope::Node("n1".into()));
@@ -82,7 +69,7 @@ fn the_list_of_fields_that_act_is_what_acts() {
         }
     }
     let listed: BTreeSet<&str> = FelixConfigurationSpec::SETTINGS.into();
-    assert_eq!(&acting - &BTreeSet::from(MODELLED), listed);
+    assert_eq!(&acting - &BTreeSet::from(FelixConfigurationSpec::MODELLED), listed);
     for field in &listed {
         assert!(
             fields::acts(Kind::FelixConfiguration, field)
@@ -107,7 +94,7 @@ fn the_list_of_fields_of_the_model_is_complete() {
     };
     let value = serde_json::to_value(spec).expect("it is plain data");
     let names: BTreeSet<&str> = value.as_object().expect("an object").keys().map(String::as_str).collect();
-    assert_eq!(names, MODELLED.into());
+    assert_eq!(names, FelixConfigurationSpec::MODELLED.into());
 }
 
 #[test]
