@@ -11,7 +11,6 @@ use std::{
 
 use brindle_config_core::{
     bgp::{BgpConfigurationSpec, BgpFilterSpec, BgpPassword, BgpPeerSpec},
-    felix::FelixConfigurationSpec,
     ipam::{AffinityState, BlockAffinitySpec},
     key::{Key, Kind},
     kube::EndpointSliceSpec,
@@ -325,8 +324,8 @@ impl ClusterState {
                 }
             }
             Kind::FelixConfiguration => {
-                let felix: FelixConfigurationSpec = spec(entry)?;
-                let text = felix.setting("floatingIPs").and_then(serde_json::Value::as_str);
+                // Felix names what cannot be read of it; one field says nothing about the others.
+                let text = entry.value.pointer("/spec/floatingIPs").and_then(serde_json::Value::as_str);
                 match text.map(|t| t.eq_ignore_ascii_case("enabled")) {
                     Some(on) => self.floating.insert(name.to_owned(), on) != Some(on),
                     None => self.floating.remove(name).is_some(),

@@ -1,7 +1,7 @@
 //! FelixConfiguration (the fields this version acts on; all others are kept in `extra`) and ClusterInformation.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::{
     key::Kind,
@@ -83,6 +83,24 @@ impl FelixConfigurationSpec {
         "removeExternalRoutes",
         "routeRefreshInterval",
     ];
+
+    /// Reads a stored spec field by field: one that holds nothing of its kind says nothing about the others, and keeps what
+    /// it had in `old`. Also the names of those.
+    pub fn field_by_field(spec: &Map<String, Value>, old: Option<&Self>) -> (Self, Vec<String>) {
+        let old = old.and_then(|o| serde_json::to_value(o).ok()).unwrap_or_default();
+        let mut unread = Vec::new();
+        let mut good = Map::new();
+        for (name, value) in spec.iter().filter(|(_, value)| !value.is_null()) {
+            let value = if Self::deserialize(json!({name: value})).is_ok() {
+                Some(value)
+            } else {
+                unread.push(name.clone());
+                old.get(name)
+            };
+            good.extend(value.map(|v| (name.clone(), v.clone())));
+        }
+        (Self::deserialize(Value::Object(good)).unwrap_or_default(), unread)
+    }
 
     /// One of [`Self::SETTINGS`], as it is written.
     pub fn setting(&self, name: &str) -> Option<&Value> {
@@ -199,5 +217,18 @@ mod tests {
         all.sort_unstable();
         formed.sort_unstable();
         assert_eq!(formed, all);
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_read_takes_no_other_with_it() {
+        let old = FelixConfigurationSpec { route_refresh_interval: Some("7s".into()), ..Default::default() };
+        let spec = json!({"routeRefreshInterval": 60, "removeExternalRoutes": "no", "ipipMTU": 1400,
+            "chainInsertMode": "Append", "externalNodesList": null});
+        let (read, unread) =
+            FelixConfigurationSpec::field_by_field(spec.as_object().expect("an object"), Some(&old));
+        assert_eq!(unread, ["removeExternalRoutes", "routeRefreshInterval"]);
+        assert_eq!((read.ipip_mtu, read.remove_external_routes), (Some(1400), None));
+        assert_eq!(read.route_refresh_interval.as_deref(), Some("7s"), "as it was");
+        assert_eq!(read.setting("chainInsertMode"), Some(&json!("Append")));
     }
 }

@@ -281,7 +281,9 @@ impl Inputs {
                 },
             ),
             Kind::Node => put(&mut self.nodes, &mut self.bad, e, |k| k.name.clone(), Some),
-            Kind::FelixConfiguration => put(&mut self.felix, &mut self.bad, e, |k| k.name.clone(), Some),
+            Kind::FelixConfiguration => self
+                .field_by_field(e)
+                .unwrap_or_else(|| put(&mut self.felix, &mut self.bad, e, |k| k.name.clone(), Some)),
             Kind::BgpConfiguration if e.key.name == "default" => {
                 // What does not decode keeps its last good value; the speaker names it.
                 let Ok(c) = decode::<BgpConfigurationSpec>(e).map(|s| s.resource.spec) else { return false };
@@ -305,6 +307,23 @@ impl Inputs {
             // The kinds of policy are for `calc`.
             _ => false,
         }
+    }
+
+    /// A FelixConfiguration some of whose fields do not decode; `None`: it is not one.
+    fn field_by_field(&mut self, e: &Entry) -> Option<bool> {
+        let why = decode::<FelixConfigurationSpec>(e).err()?;
+        let spec = e.value.get("spec")?.as_object()?;
+        let old = self.felix.get(&e.key.name);
+        let (read, unread) = FelixConfigurationSpec::field_by_field(spec, old);
+        let why = match &*unread {
+            [] => return None,
+            [_] => format!("{why}; its other fields hold"),
+            // The error names the first.
+            all => format!("{why}; cannot be read: {}; its other fields hold", all.join(", ")),
+        };
+        let changed = old != Some(&read);
+        self.felix.insert(e.key.name.clone(), read);
+        Some((self.bad.insert(e.key.clone(), why.clone()) != Some(why)) | changed)
     }
 
     /// Takes in whether an endpoint of this node asks for sources that are not its own.

@@ -17,7 +17,7 @@ use brindle_felix_core::{
     policy::active::{PolicyDelta, PolicySettings, ToHostAction},
     rules::{
         around::{self, Settings},
-        ir::Action,
+        ir::{Action, Place},
     },
 };
 use serde_json::{Value, json};
@@ -239,4 +239,16 @@ fn one_field_of_a_wrong_type_leaves_the_others_in_force() {
     }
     let (settings, said) = put(json!({}));
     assert_eq!((settings.map(|s| s.to_host), said.as_str()), (Some(ToHostAction::Accept), ""));
+}
+
+#[test]
+fn a_field_of_a_wrong_type_takes_no_other_with_it() {
+    let (rules, policy) = outcome(&[(
+        "default",
+        json!({"routeRefreshInterval": 60, "ipipEnabled": "yes", "chainInsertMode": "Append",
+            "interfacePrefix": "eni", "defaultEndpointToHostAction": "Return"}),
+    )]);
+    assert_eq!(rules.around.place, Place::Last);
+    assert_eq!(rules.around.prefixes, ["eni"]);
+    assert_eq!(policy.to_host, ToHostAction::Return);
 }
