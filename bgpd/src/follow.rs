@@ -105,14 +105,19 @@ pub fn from_store(
             again: None,
         };
         loop {
-            // `Gone` means that the speaker was shut down: there is nobody left to feed.
-            let Err(panic) = outlived(run(Feeds::new(Arc::clone(&store)), &mut feeder)).await else { return };
+            let ended = outlived(run(Feeds::new(Arc::clone(&store)), &mut feeder)).await;
+            let what = match &ended {
+                // The speaker was shut down: there is nobody left to feed.
+                Ok(Err(_)) => return,
+                Ok(Ok(())) => "the follower of the datastore ended",
+                Err(panic) => words(panic),
+            };
             error!(
-                what = words(&panic),
+                what,
                 seconds = pause.as_secs(),
                 "a defect, met while the datastore was followed; BGP stays as it is until it is read again. Please report it"
             );
-            tx.send_if_modified(|problems| met(problems, words(&panic)));
+            tx.send_if_modified(|problems| met(problems, what));
             // What was read may be what it met. Where the leaving of the mesh stands is kept: sessions would end early.
             (feeder.state, feeder.memory, feeder.again) = (state(), memory(), None);
             tokio::time::sleep(pause).await;
@@ -209,7 +214,7 @@ impl Feeds {
         (waits && !left.is_zero()).then_some(left)
     }
 
-    /// Waits for the next batch and takes it. `false`: the store is gone. Cancel safe.
+    /// Waits for the next batch and takes it. `false`: nobody follows the store any more. Cancel safe.
     async fn take(&mut self, state: &mut ClusterState) -> bool {
         let (batch, of_services) = match &mut self.services {
             None => (self.main.recv().await, false),

@@ -26,10 +26,16 @@ use crate::jitter;
 /// The lease as seen by one candidate; dropping it gives up without a word, [`Leadership::resign`] says so.
 #[derive(Debug)]
 pub struct Leadership {
+    key: Key,
     until: watch::Receiver<Option<Instant>>,
     resign: mpsc::Sender<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
+
+/// Nobody stands for election any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the candidate for {0} ended with a defect, which the log tells; start this process again")]
+pub struct Ended(Key);
 
 /// Where the record is, and whose it is to be.
 #[derive(Clone, Debug)]
@@ -45,8 +51,9 @@ pub struct Candidate {
 pub fn stand(store: Arc<dyn Store>, candidate: Candidate) -> Leadership {
     let (told, until) = watch::channel(None);
     let (resign, asked) = mpsc::channel(1);
+    let key = Key::new(brindle_config_core::Kind::Lease, Some(&candidate.namespace), &candidate.name);
     let runner = Runner {
-        key: Key::new(brindle_config_core::Kind::Lease, Some(&candidate.namespace), &candidate.name),
+        key: key.clone(),
         elector: Elector::new(candidate.identity.clone(), candidate.timing),
         candidate,
         store,
@@ -55,7 +62,7 @@ pub fn stand(store: Arc<dyn Store>, candidate: Candidate) -> Leadership {
         holder: None,
     };
     let task = tokio::spawn(runner.run(asked));
-    Leadership { until, resign, task }
+    Leadership { key, until, resign, task }
 }
 
 impl Leadership {
@@ -70,12 +77,12 @@ impl Leadership {
     }
 
     /// Waits until this process leads.
-    pub async fn elected(&mut self) {
+    ///
+    /// # Errors
+    /// It never will: the task that stands for it met a defect.
+    pub async fn elected(&mut self) -> Result<(), Ended> {
         let current = |t: &Option<Instant>| t.is_some_and(|t| Instant::now() < t);
-        if self.until.wait_for(current).await.is_err() {
-            // The task cannot end before this handle does.
-            std::future::pending().await
-        }
+        self.until.wait_for(current).await.map(drop).map_err(|_| Ended(self.key.clone()))
     }
 
     /// Gives the lease back, so that the next one need not wait for its end.
@@ -259,14 +266,14 @@ mod tests {
     async fn one_leads_and_the_next_follows_at_once_when_it_resigns() {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let mut a = stand(store.clone(), candidate("a"));
-        a.elected().await;
+        a.elected().await.unwrap();
         let mut b = stand(store.clone(), candidate("b"));
         sleep(Duration::from_secs(60)).await;
         assert!(a.leads() && !b.leads(), "renewed all the time");
         let asked = Instant::now();
         a.resign().await;
         assert_eq!(holder(&store).await, None);
-        b.elected().await;
+        b.elected().await.unwrap();
         assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
         assert_eq!(holder(&store).await.as_deref(), Some("b"));
     }
@@ -275,13 +282,26 @@ mod tests {
     async fn a_dead_leader_is_followed_after_the_duration_and_never_before() {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let mut a = stand(store.clone(), candidate("a"));
-        a.elected().await;
+        a.elected().await.unwrap();
         let (until, died) = (a.watch(), Instant::now());
         drop(a);
         let mut b = stand(store.clone(), candidate("b"));
-        b.elected().await;
+        b.elected().await.unwrap();
         assert!(died.elapsed() >= Duration::from_secs(15), "{:?}", died.elapsed());
         assert!(until.borrow().is_none_or(|t| t < Instant::now()), "the dead one would have stopped by now");
         assert_eq!(holder(&store).await.as_deref(), Some("b"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_candidate_that_ended_is_not_waited_for() {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let mut first = stand(store.clone(), candidate("a"));
+        first.elected().await.unwrap();
+        let mut second = stand(store, candidate("b"));
+        // As a panic would.
+        second.task.abort();
+        let why =
+            timeout(Duration::from_secs(60), second.elected()).await.expect("it does not wait for ever");
+        assert!(why.unwrap_err().to_string().contains("Lease(kube-system/brindle-controllers)"));
     }
 }

@@ -79,13 +79,10 @@ pub(crate) fn told(error: StoreError) -> anyhow::Error {
     }
 }
 
-/// Completes with the next change; never where nobody is followed.
-pub(crate) async fn changed(names: &mut Option<watch::Receiver<Option<BTreeSet<String>>>>) {
-    if let Some(names) = names
-        && names.changed().await.is_ok()
-    {
-        return;
+/// Completes with the next change; never where nobody is followed. `false`: the follower has ended.
+pub(crate) async fn changed(names: &mut Option<watch::Receiver<Option<BTreeSet<String>>>>) -> bool {
+    match names {
+        Some(names) => names.changed().await.is_ok(),
+        None => std::future::pending().await,
     }
-    // An error: the follower has ended, and with it this process.
-    std::future::pending().await
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use brindle_admin::http;
 use brindle_config::{
     lease::{self, Leadership},
@@ -75,9 +75,14 @@ async fn run(settings: Settings) -> Result<bool> {
     if let Some(address) = settings.given.metrics {
         outside.listens(address, http::listen("--metrics", address).await?);
     }
-    if !settings.once {
-        tokio::spawn(outside.follow(Arc::clone(&store)));
-    }
+    let outside = async {
+        if !settings.once {
+            // It ends with a defect, or what it follows does.
+            let _ = tokio::spawn(outside.follow(Arc::clone(&store))).await;
+            return ended("what follows KubeControllersConfiguration");
+        }
+        std::future::pending().await
+    };
     let mut term = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("SIGINT")?;
     brindle_admin::hangup::outlive().context("SIGHUP")?;
@@ -85,7 +90,7 @@ async fn run(settings: Settings) -> Result<bool> {
     let work = async {
         loop {
             if let Some(l) = &mut leadership {
-                l.elected().await;
+                l.elected().await?;
             }
             tally.leads(true);
             let mut worker = Worker::new(&settings, Arc::clone(&store), leadership.as_ref(), tally.clone());
@@ -102,6 +107,7 @@ async fn run(settings: Settings) -> Result<bool> {
     };
     let ended = tokio::select! {
         done = work => done,
+        error = outside => Err(error),
         _ = term.recv() => Ok(true),
         _ = int.recv() => Ok(true),
     };
@@ -109,6 +115,11 @@ async fn run(settings: Settings) -> Result<bool> {
         l.resign().await;
     }
     ended
+}
+
+/// A part that is to run as long as the process.
+fn ended(part: &str) -> anyhow::Error {
+    anyhow!("{part} ended with a defect, which the log tells; start this process again")
 }
 
 /// What is done while the lease is held.
@@ -148,12 +159,11 @@ impl Cache {
     }
 
     /// Takes what comes until then; `false`: nothing came. Cancel safe.
-    async fn wait(&mut self, until: Instant) -> bool {
+    async fn wait(&mut self, until: Instant) -> Result<bool> {
         let mut news = false;
         let mut until = until;
         while let Ok(batch) = timeout_at(until, self.events.recv()).await {
-            // The sender ends with its receiver only.
-            let Some(batch) = batch else { break };
+            let batch = batch.ok_or_else(|| ended("what follows the datastore"))?;
             for event in batch {
                 match event {
                     SyncEvent::Upsert(e) => drop(self.entries.insert(e.key.clone(), e)),
@@ -166,7 +176,7 @@ impl Cache {
             }
             news = true;
         }
-        news
+        Ok(news)
     }
 }
 
@@ -336,8 +346,15 @@ impl<'a> Worker<'a> {
             let next = if waiting { due.min(Instant::now() + tick) } else { due };
             let news = tokio::select! {
                 news = cache.wait(next) => news,
-                () = kubernetes::changed(&mut nodes) => true,
+                still = kubernetes::changed(&mut nodes) => match still {
+                    true => Ok(true),
+                    false => Err(ended("what follows the nodes of Kubernetes")),
+                },
                 () = self.deposed() => return None,
+            };
+            let news = match news {
+                Ok(news) => news,
+                Err(error) => return Some(Err(error)),
             };
             if !self.leads() {
                 return None;

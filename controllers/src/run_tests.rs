@@ -89,3 +89,11 @@ async fn a_service_that_cannot_be_served_does_not_have_everything_listed_at_ever
         () = story => {}
     }
 }
+
+#[tokio::test]
+async fn a_follower_that_ended_ends_the_process_too() {
+    let (_, events) = mpsc::channel(1);
+    let mut cache = Cache { events, entries: BTreeMap::new(), in_sync: false };
+    let error = cache.wait(Instant::now() + DEBOUNCE).await.unwrap_err();
+    assert!(error.to_string().contains("what follows the datastore"), "{error}");
+}

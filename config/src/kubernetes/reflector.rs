@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use super::{
     Inner, Piece,
     kinds::{Api, Place, Shape},
-    shared::Shared,
+    shared::{Filling, Shared},
     watch::KubeWatch,
 };
 use crate::jitter;
@@ -61,7 +61,8 @@ impl Reflectors {
         }
         let shared = Arc::<Shared>::default();
         let trouble = Arc::<Mutex<Option<String>>>::default();
-        let task = tokio::spawn(keep(Arc::clone(inner), kind, Arc::clone(&shared), Arc::clone(&trouble)));
+        let filling = Filling(Arc::clone(&shared));
+        let task = tokio::spawn(keep(Arc::clone(inner), kind, filling, Arc::clone(&trouble)));
         let new = Arc::new(Reflector { shared, trouble, task });
         running.insert(selected, Arc::downgrade(&new));
         Some(new)
@@ -116,7 +117,7 @@ pub(super) struct Reflector {
 }
 
 impl Reflector {
-    pub(super) fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
@@ -141,11 +142,11 @@ impl Inner {
 }
 
 /// Fills the cache until it is stopped.
-async fn keep(inner: Arc<Inner>, kind: Kind, shared: Arc<Shared>, last: Arc<Mutex<Option<String>>>) {
+async fn keep(inner: Arc<Inner>, kind: Kind, filling: Filling, last: Arc<Mutex<Option<String>>>) {
     let mut attempt = 0u32;
     let mut trouble = None;
     loop {
-        let error = match pass(&inner, kind, &shared, &mut attempt, &mut trouble).await {
+        let error = match pass(&inner, kind, &filling.0, &mut attempt, &mut trouble).await {
             Ok(never) => match never {},
             Err(e) => e,
         };

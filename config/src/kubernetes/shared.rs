@@ -13,7 +13,7 @@ use std::{
 
 use brindle_config_core::{
     Key,
-    store::{Entry, Revision, StoreFuture, Subscription, SyncEvent},
+    store::{Entry, Revision, StoreError, StoreFuture, Subscription, SyncEvent},
 };
 use tokio::sync::watch;
 
@@ -119,16 +119,28 @@ impl Objects {
     }
 }
 
-/// The cache of one collection.
-pub(super) struct Shared {
-    objects: Mutex<Objects>,
+/// What readers wait for.
+#[derive(Clone, Copy, Debug, Default)]
+struct News {
     /// Counts up with every change, once the first listing is complete; 0 before.
-    news: watch::Sender<u64>,
+    changes: u64,
+    /// Nobody fills the cache any more.
+    over: bool,
 }
 
-impl Default for Shared {
-    fn default() -> Self {
-        Self { objects: Mutex::default(), news: watch::Sender::new(0) }
+/// The cache of one collection.
+#[derive(Default)]
+pub(super) struct Shared {
+    objects: Mutex<Objects>,
+    news: watch::Sender<News>,
+}
+
+/// Held by whoever fills a cache: with it goes the hope of the readers, however it goes.
+pub(super) struct Filling(pub(super) Arc<Shared>);
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.0.news.send_modify(|n| n.over = true);
     }
 }
 
@@ -184,12 +196,12 @@ impl Shared {
     }
 
     fn tell(&self) {
-        self.news.send_modify(|n| *n += 1);
+        self.news.send_modify(|n| n.changes += 1);
     }
 
     /// Whether the first listing is complete.
     pub(super) fn in_sync(&self) -> bool {
-        *self.news.borrow() > 0
+        self.news.borrow().changes > 0
     }
 
     /// Gives every object that is there to `each`, in the order in which they changed.
@@ -229,7 +241,7 @@ impl Item {
 struct Reader {
     reflector: Arc<Reflector>,
     id: u64,
-    news: watch::Receiver<u64>,
+    news: watch::Receiver<News>,
     /// What it was told since it last had read everything: that an object is there, or is not. What lies behind its
     /// position may have moved on before it came by.
     since: HashMap<Arc<Key>, bool>,
@@ -300,13 +312,16 @@ impl Subscription for Readers {
         Box::pin(async move {
             for reader in self.readers.iter_mut().filter(|_| !self.told) {
                 // The sender lives in the reflector, which the reader holds.
-                let _ = reader.news.wait_for(|n| *n > 0).await;
+                let _ = reader.news.wait_for(|n| n.over || n.changes > 0).await;
             }
             loop {
                 let mut batch = Vec::new();
                 for reader in &mut self.readers {
                     // What comes from now on is news again, also if it is read below already.
-                    reader.news.mark_unchanged();
+                    if reader.news.borrow_and_update().over {
+                        let why = "a follower of the API server ended with a defect, which the log tells";
+                        return Err(StoreError::Broken(why.into()));
+                    }
                     reader.read(&mut batch);
                 }
                 if batch.len() < BATCH && !std::mem::replace(&mut self.told, true) {

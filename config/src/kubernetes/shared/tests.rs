@@ -260,3 +260,21 @@ async fn a_long_snapshot_comes_in_pieces_and_is_visited_whole() {
     r.shared().visit(&mut |e| seen.push(e));
     assert_eq!(seen, many);
 }
+
+#[tokio::test]
+async fn readers_are_told_when_nobody_fills_the_cache_any_more() {
+    let (r, mut readers) = setup();
+    let mut late = Readers::new(vec![Arc::clone(&r)]);
+    list(r.shared(), &[entry("a", 1, 1)]);
+    assert_eq!(told(&mut readers).await, ["+a=1", "sync"]);
+    let (filling, waits) =
+        (Filling(Arc::clone(r.shared())), tokio::spawn(async move { readers.next().await }));
+    let died = tokio::spawn(async move {
+        let _filling = filling;
+        panic!("as a defect would");
+    });
+    assert!(died.await.is_err());
+    let why = waits.await.unwrap().expect_err("it does not wait for ever");
+    assert!(why.to_string().contains("ended with a defect"), "{why}");
+    assert!(late.next().await.is_err(), "nor one that comes late");
+}
