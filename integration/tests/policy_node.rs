@@ -83,3 +83,28 @@ fn among_many_policies_of_a_tier_the_first_that_decides_is_obeyed() {
         expect(&format!("policy {order} is about something else again"), false);
     }
 }
+
+/// What feeds policy meets a defect: an agent that went on would enforce what was said before, and say that it is ready.
+#[test]
+fn an_agent_whose_policy_is_fed_no_more_ends_and_the_next_one_goes_on() {
+    let mut node = CniNode::without_agent("feed", "10.89.0.0/24");
+    node.vars = vec![("BRINDLE_FAILPOINT".into(), "agent.policy.feed".into())];
+    node.start_agent();
+    let (a, b) = (Container::new(), Container::new());
+    let (_, ip_b) = (node.add(&a), node.add(&b).address());
+    until_true("without policy pods talk", LONG, || ping(a.ns.ns(), &ip_b));
+    let deny: NetworkPolicySpec =
+        serde_json::from_value(serde_json::json!({"selector": "all()", "types": ["Ingress"]}))
+            .expect("a policy");
+    let meta = ObjectMeta { namespace: Some("default".into()), ..ObjectMeta::named("deny") };
+    node.put(meta, deny);
+    until_true("the agent ends and says of what", LONG, || {
+        node.log().contains("the follower of the datastore for policy ended unexpectedly")
+            && !node.status().ok
+    });
+    node.kill_agent();
+    node.vars.clear();
+    node.start_agent();
+    until_true("the policy is in force", LONG, || !ping(a.ns.ns(), &ip_b));
+    assert!(node.pings(&ip_b), "the host reaches its pods");
+}

@@ -28,6 +28,7 @@ mod remove;
 mod run;
 mod settings;
 mod speaker;
+mod tasks;
 mod tunnel_address;
 mod waiting;
 

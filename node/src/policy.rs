@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use brindle_cni::fail;
 use brindle_config_core::{
     Kind,
     store::{Store, SyncEvent},
@@ -14,7 +15,7 @@ use brindle_felix_core::{
 };
 use brindle_kernel::netfilter::Tools;
 
-use crate::{calico, felix_env::FelixEnv, settings::Settings};
+use crate::{calico, felix_env::FelixEnv, settings::Settings, tasks::Tasks};
 
 /// The calculation graph of this node.
 struct Calculated(Graph);
@@ -42,11 +43,12 @@ pub(crate) fn kinds() -> Vec<Kind> {
     kinds
 }
 
-/// Starts the thread and the task that feeds it.
+/// Starts the thread and the tasks that feed and watch it.
 pub(crate) fn start(
     settings: &Settings,
     store: &Arc<dyn Store>,
     env: &FelixEnv,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<PolicyHandle> {
     let setup = PolicySetup {
         node: settings.node_name.clone(),
@@ -59,14 +61,22 @@ pub(crate) fn start(
     let mut events = brindle_config::sync::follow(Arc::clone(store), kinds());
     let to = handle.clone();
     let (env, node) = (env.clone(), settings.node_name.clone());
-    tokio::spawn(async move {
+    tasks.spawn("the follower of the datastore for policy", async move {
         let mut seen = false;
         while let Some(mut batch) = events.recv().await {
+            let met = |e: &SyncEvent| matches!(e, SyncEvent::Upsert(e) if e.key.kind == Kind::NetworkPolicy);
+            assert!(
+                !(fail::refuses("agent.policy.feed") && batch.iter().any(met)),
+                "a defect that a test put in"
+            );
             env.apply(&mut batch, &node, &mut seen);
             if !to.send(PolicyInput::Store(batch)).await {
-                return;
+                // Policy has ended, and is told of.
+                return std::future::pending().await;
             }
         }
     });
+    let policy = handle.clone();
+    tasks.spawn("policy", async move { policy.ended().await });
     Ok(handle)
 }

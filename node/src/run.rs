@@ -6,7 +6,6 @@
 //! ```
 
 use std::{
-    pin::Pin,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -30,7 +29,9 @@ use crate::{
     health::{self, BgpProblems},
     local_socket, lock, metrics, path,
     settings::{Networking, Settings, on_kubernetes},
-    speaker, tunnel_address,
+    speaker,
+    tasks::Tasks,
+    tunnel_address,
     waiting::{self, Dataplanes, Early, Ended},
 };
 
@@ -40,6 +41,17 @@ pub(crate) enum Failure {
     Setup(anyhow::Error),
     /// It ran and cannot go on.
     Running(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(e: anyhow::Error) -> Self {
+        Self::Setup(e)
+    }
+}
+
+/// A part ended that is to run as long as the agent.
+fn ended(part: &str) -> Failure {
+    Failure::Running(anyhow!("{part} ended unexpectedly; kernel routes stay"))
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -75,7 +87,7 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
     let begin = start(&settings, started, &way_out);
     tokio::pin!(begin);
     let begun = tokio::select! {
-        parts = &mut begin => parts.map_err(Failure::Setup)?.into(),
+        parts = &mut begin => parts?.into(),
         _ = term.recv() => None,
         _ = int.recv() => None,
     };
@@ -86,7 +98,7 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
         tracing::info!(cause = "a signal", "agent ends before it has started; kernel routes stay");
         return Ok(());
     };
-    let Parts { store, felix, policy, bgp, bgp_problems, mut ended, listener, port, drain, health } = parts;
+    let Parts { store, felix, policy, bgp, bgp_problems, mut tasks, listener, port, drain, health } = parts;
     let sources = health::Sources {
         felix: felix.clone(),
         policy: policy.clone(),
@@ -99,11 +111,11 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
         waits: None,
     };
     if let Some(listener) = health {
-        tokio::spawn(health::serve(listener, sources.clone().asker()));
+        tasks.spawn("the answers to probes", health::serve(listener, sources.clone().asker()));
     }
     // Who routes between nodes says whether the network is there.
     if on_kubernetes(&settings.datastore) && settings.networking == Networking::Bgp {
-        tokio::spawn(condition::keep(Arc::clone(&store), sources.clone()));
+        tasks.spawn("the Node's condition", condition::keep(Arc::clone(&store), sources.clone()));
     }
     let on_signal = Arc::clone(&drain);
     let end_of = Arc::clone(&store);
@@ -146,15 +158,15 @@ async fn agent(settings: Settings) -> Result<(), Failure> {
         })
     };
     if let Some(port) = port {
-        tokio::spawn(port.serve(Arc::clone(&answer), bgp.clone()));
+        tasks.spawn("the admin port", port.serve(Arc::clone(&answer), bgp.clone()));
     }
-    tokio::spawn(admin::serve(listener, answer, bgp.clone()));
+    tasks.spawn("the admin socket", admin::serve(listener, answer, bgp.clone()));
     tracing::info!(node = %settings.node_name, state = %settings.state_dir.display(), "agent started");
 
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
-        part = &mut ended => return Err(Failure::Running(anyhow!("{part} ended unexpectedly; kernel routes stay"))),
+        part = tasks.ended() => return Err(ended(part)),
     }
     if leave(&on_signal, settings.cluster.drain, &mut term, &mut int).await {
         condition::down(&*end_of, &settings.node_name).await;
@@ -192,8 +204,8 @@ struct Parts {
     bgp: Option<brindle_bgpd::Handle>,
     /// What the speaker cannot do as configured.
     bgp_problems: Option<BgpProblems>,
-    /// Completes with the name of a part that ended by itself.
-    ended: Pin<Box<dyn Future<Output = &'static str> + Send>>,
+    /// Everything that is to run as long as the agent.
+    tasks: Tasks,
     listener: tokio::net::UnixListener,
     /// For other machines.
     port: Option<admin_tcp::Port>,
@@ -217,10 +229,12 @@ async fn start(
     settings: &Settings,
     started: Instant,
     way_out: &OnceLock<Arc<Drain>>,
-) -> anyhow::Result<Parts> {
+) -> Result<Parts, Failure> {
     beside::until_alone(settings).await?;
+    let mut tasks = Tasks::default();
     let url = settings.datastore.clone();
-    let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
+    let opened = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await;
+    let store = opened.context("the datastore cannot be opened")?.map_err(anyhow::Error::from)?;
     let port = match &settings.admin_port {
         Some((address, token)) => Some(admin_tcp::bind(*address, token).await?),
         None => None,
@@ -230,30 +244,39 @@ async fn start(
     env.log();
     let metrics = metrics::Sources::new(&store, &settings.node_name);
     if let Some(address) = settings.metrics {
-        let listener = brindle_bgpd::metrics::listen(address).await?;
-        tokio::spawn(metrics::serve(listener, Arc::clone(&metrics)));
+        let listener = brindle_bgpd::metrics::listen(address).await.map_err(anyhow::Error::from)?;
+        tasks.spawn("the metrics", metrics::serve(listener, Arc::clone(&metrics)));
     }
     let mut early: Option<Early> = None;
     let published = loop {
-        match enter(&*store, settings, admin).await {
+        let entered = tokio::select! {
+            entered = enter(&*store, settings, admin) => entered,
+            part = died(&mut tasks, &mut early) => return Err(ended(part)),
+        };
+        match entered {
             Ok(published) => break published,
             Err(why) if waiting::is_worth_it(&why, settings) => {
-                let early = match &mut early {
-                    Some(early) => early,
+                match &mut early {
+                    Some(early) => early.say(&why),
                     None => {
-                        let early = early.insert(Early::start(settings, &store, &env, started, &why).await?);
+                        let new = Early::start(settings, &store, &env, started, &why, &mut tasks).await?;
+                        let early = early.insert(new);
                         metrics.parts(&early.dataplanes, &early.cni);
                         if let Some(drain) = early.drain() {
                             drain.speaker().into_iter().for_each(|bgp| metrics.bgp(bgp));
                             // Set here only, and an agent waits once.
                             let _ = way_out.set(Arc::clone(drain));
                         }
-                        early
+                        early.say(&why);
                     }
-                };
-                early.wait(&why).await;
+                }
+                let pause = early.as_mut().map(Early::pause).unwrap_or_default();
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    part = died(&mut tasks, &mut early) => return Err(ended(part)),
+                }
             }
-            Err(why) => return Err(waiting::explained(why)),
+            Err(why) => return Err(waiting::explained(why).into()),
         }
     };
     let (early, speaking, listener) = match early {
@@ -279,7 +302,7 @@ async fn start(
     };
     let (dataplanes, cni) = match early {
         Some((dataplanes, cni)) => (dataplanes, Some(cni)),
-        None => (Dataplanes::start(settings, &store, &env)?, None),
+        None => (Dataplanes::start(settings, &store, &env, &mut tasks)?, None),
     };
     let Dataplanes { policy, felix } = dataplanes.clone();
     // Routes need the pods of this node alone; policy follows all of them by itself.
@@ -288,19 +311,20 @@ async fn start(
     let mut events = brindle_config::sync::follow(own, KINDS.to_vec());
     let to_felix = felix.clone();
     let node = settings.node_name.clone();
-    let feed = tokio::spawn(async move {
+    tasks.spawn("the follower of the datastore for routes", async move {
         let mut seen = false;
         while let Some(mut batch) = events.recv().await {
             env.apply(&mut batch, &node, &mut seen);
             if !to_felix.send(FelixInput::Store(batch)).await {
-                return;
+                // Felix has ended, and is told of.
+                return std::future::pending().await;
             }
         }
     });
 
     let (bgp, speaker) = match settings.networking {
         Networking::Bgp => {
-            let speaker = speaker::speak(settings, &store, floating, &felix, speaking).await?;
+            let speaker = speaker::speak(settings, &store, floating, &felix, speaking, &mut tasks).await?;
             metrics.bgp(&speaker.running.handle);
             (Some(speaker.running.handle.clone()), Some(speaker))
         }
@@ -311,59 +335,72 @@ async fn start(
         }
     };
 
-    tokio::spawn(give_memory_back(policy.watch()));
+    tasks.spawn_beside("what gives memory back", give_memory_back(policy.watch()));
     let v4 = published.iter().any(|a| a.addr().is_ipv4());
-    tokio::spawn(keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
-    let cni = match cni {
+    tasks.spawn_beside("the MTU file", keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
+    let mut cni = match cni {
         Some(cni) => cni,
         None => crate::cni_server::start(settings, &store, &felix, &policy).await?,
     };
     metrics.parts(&dataplanes, &cni);
-    tokio::spawn(tunnel_address::keep(store.clone(), settings.node_name.clone(), v4, cni.history()));
-    tokio::spawn(addresses::keep(store.clone(), settings.clone(), published, admin));
+    tasks.spawn(
+        "the tunnel address",
+        tunnel_address::keep(store.clone(), settings.node_name.clone(), v4, cni.history()),
+    );
+    tasks.spawn("the Node's addresses", addresses::keep(store.clone(), settings.clone(), published, admin));
+    tasks.spawn("the CNI server", async move { cni.ended().await });
     if settings.cluster.install_cni {
         // Not one of the runtime's few threads: it may sleep for long.
         let (socket, state_dir) = (settings.cni_socket.clone(), settings.state_dir.clone());
+        let (alive, gone) = tokio::sync::oneshot::channel::<()>();
+        let keep = move || {
+            let _alive = alive;
+            install_conflist(&socket, &state_dir);
+        };
         std::thread::Builder::new()
             .name("conflist".into())
-            .spawn(move || install_conflist(&socket, &state_dir))?;
+            .spawn(keep)
+            .context("no thread for the conflist")?;
+        tasks.spawn("the conflist", async move {
+            // An error: the thread is no more.
+            let _ = gone.await;
+        });
     }
 
     let bgp_problems = speaker.as_ref().map(|s| s.follower.watch());
-    tokio::spawn(calico_status::keep(calico_status::Sources {
+    let sources = calico_status::Sources {
         store: store.clone(),
         node: settings.node_name.clone(),
         felix: felix.clone(),
         bgp: bgp.clone(),
         started,
         configured: bgp_problems.clone(),
-    }));
-    let gone = felix.clone();
-    let policy_gone = policy.clone();
+    };
+    tasks.spawn("the CalicoNodeStatus", calico_status::keep(sources));
     let drain = drain.unwrap_or_else(|| Arc::new(Drain::new(bgp.clone())));
-    let wished = Arc::clone(&drain);
-    let ended = Box::pin(async move {
-        let speaker = async {
-            match speaker {
-                Some(mut s) => {
-                    s.running.ended().await;
-                    drop(s.follower);
-                    if wished.is_done() {
-                        std::future::pending::<()>().await;
-                    }
-                }
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = gone.ended() => "felix",
-            () = policy_gone.ended() => "policy",
-            () = speaker => "bgpd",
-            _ = feed => "the datastore follower",
-            () = cni.ended() => "the CNI server",
+    if let Some(mut speaker) = speaker {
+        let drain = Arc::clone(&drain);
+        tasks.spawn("bgpd", async move {
+            // Fed until it ends.
+            let _follower = speaker.follower;
+            speaker::ended(&mut speaker.running, &drain).await;
+        });
+    }
+    Ok(Parts { store, felix, policy, bgp, bgp_problems, tasks, listener, port, drain, health })
+}
+
+/// Completes with the name of a part that ended while the agent starts. Cancel safe.
+async fn died(tasks: &mut Tasks, early: &mut Option<Early>) -> &'static str {
+    let early = async {
+        match early {
+            Some(early) => early.ended().await,
+            None => std::future::pending().await,
         }
-    });
-    Ok(Parts { store, felix, policy, bgp, bgp_problems, ended, listener, port, drain, health })
+    };
+    tokio::select! {
+        part = tasks.ended() => part,
+        part = early => part,
+    }
 }
 
 /// When an agent's start is over, and now and then, what it needed only for that is given back. In a large cluster, or on a

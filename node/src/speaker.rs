@@ -9,7 +9,11 @@ use brindle_felix::{FelixInput, FibUpdate};
 use brindle_felix_core::route::PROTO_CLUSTER;
 use brindle_kernel::netlink::{RouteFilter, Rtnl};
 
-use crate::settings::{Networking, Settings};
+use crate::{
+    drain::Drain,
+    settings::{Networking, Settings},
+    tasks::Tasks,
+};
 
 /// The file below the state folder with what the datastore said last.
 const MEMORY: &str = "bgp.json";
@@ -24,6 +28,7 @@ pub(crate) struct Speaker {
 pub(crate) async fn without_datastore(
     settings: &Settings,
     felix: &brindle_felix::Handle,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<Option<brindle_bgpd::Running>> {
     if settings.networking == Networking::None {
         return Ok(None);
@@ -40,7 +45,7 @@ pub(crate) async fn without_datastore(
             return Ok(None);
         }
     };
-    let running = start(settings, felix).await?;
+    let running = start(settings, felix, tasks).await?;
     let (peers, routes) = (desired.peers.len(), desired.routes.len());
     match running.handle.apply(desired).await {
         Ok(errors) => {
@@ -71,10 +76,11 @@ pub(crate) async fn speak(
     floating: Option<bool>,
     felix: &brindle_felix::Handle,
     running: Option<brindle_bgpd::Running>,
+    tasks: &mut Tasks,
 ) -> anyhow::Result<Speaker> {
     let running = match running {
         Some(running) => running,
-        None => start(settings, felix).await?,
+        None => start(settings, felix, tasks).await?,
     };
     let follower = brindle_bgpd::from_store(
         store.clone(),
@@ -83,12 +89,26 @@ pub(crate) async fn speak(
         brindle_bgpd::Environment { floating, router_id: settings.router_id, memory: Some(memory(settings)) },
         running.handle.clone(),
     );
-    tokio::spawn(tell_peering(follower.peering(), felix.clone()));
+    tasks.spawn_beside("what tells felix of peers in pods", tell_peering(follower.peering(), felix.clone()));
     Ok(Speaker { running, follower })
 }
 
+/// Completes when the speaker has ended by itself; its end after a drain was wished for. Cancel safe.
+pub(crate) async fn ended(running: &mut brindle_bgpd::Running, drain: &Drain) {
+    if !drain.is_done() {
+        running.ended().await;
+    }
+    if drain.is_done() {
+        std::future::pending().await
+    }
+}
+
 /// Starts a speaker that has nothing to say yet.
-async fn start(settings: &Settings, felix: &brindle_felix::Handle) -> anyhow::Result<brindle_bgpd::Running> {
+async fn start(
+    settings: &Settings,
+    felix: &brindle_felix::Handle,
+    tasks: &mut Tasks,
+) -> anyhow::Result<brindle_bgpd::Running> {
     let restarting = forwards_already()?;
     if restarting {
         tracing::info!(cause = "learned routes found in the kernel", "announcing a graceful restart");
@@ -100,7 +120,10 @@ async fn start(settings: &Settings, felix: &brindle_felix::Handle) -> anyhow::Re
     };
     // Before the first route: rules that look at devices wait for felix's word instead of finding none.
     running.handle.set_devices(std::collections::BTreeMap::new()).await?;
-    tokio::spawn(tell_next_hops(felix.watch(), running.handle.clone()));
+    tasks.spawn_beside(
+        "what tells the speaker of next hops",
+        tell_next_hops(felix.watch(), running.handle.clone()),
+    );
     let programs = felix.clone();
     running.handle.ask_kernel_with(Box::new(move |prefix| {
         let felix = programs.clone();
@@ -112,7 +135,7 @@ async fn start(settings: &Settings, felix: &brindle_felix::Handle) -> anyhow::Re
         })
     }));
     let felix = felix.clone();
-    tokio::spawn(async move {
+    tasks.spawn_beside("what tells felix of best paths", async move {
         while let Some(batch) = fib.next().await {
             let update = FibUpdate {
                 reset: batch.reset,

@@ -16,7 +16,7 @@ use brindle_config_core::{
 };
 use brindle_felix::{CarrierPolicy, policy::PolicyHandle};
 use serde_json::{Value, json};
-use tokio::{net::UnixListener, task::JoinHandle};
+use tokio::net::UnixListener;
 
 use crate::{
     admin, calico, cni_server,
@@ -25,6 +25,7 @@ use crate::{
     health, local_socket, policy,
     settings::{Carrier, Networking, Settings},
     speaker,
+    tasks::Tasks,
 };
 
 /// First and longest pause between two attempts.
@@ -40,8 +41,13 @@ pub(crate) struct Dataplanes {
 impl Dataplanes {
     /// Starts both; neither writes routes or rules before it has read the datastore, except for denying what is new where
     /// there are no rules.
-    pub(crate) fn start(settings: &Settings, store: &Arc<dyn Store>, env: &FelixEnv) -> anyhow::Result<Self> {
-        let policy = policy::start(settings, store, env)?;
+    pub(crate) fn start(
+        settings: &Settings,
+        store: &Arc<dyn Store>,
+        env: &FelixEnv,
+        tasks: &mut Tasks,
+    ) -> anyhow::Result<Self> {
+        let policy = policy::start(settings, store, env, tasks)?;
         let felix = brindle_felix::spawn(&brindle_felix::Settings {
             node: settings.node_name.clone(),
             state_dir: settings.state_dir.clone(),
@@ -57,6 +63,8 @@ impl Dataplanes {
                 Networking::None => None,
             },
         })?;
+        let watched = felix.clone();
+        tasks.spawn("felix", async move { watched.ended().await });
         Ok(Self { policy, felix })
     }
 }
@@ -119,10 +127,10 @@ pub(crate) struct Early {
     pub(crate) cni: cni_server::Server,
     /// Speaks as the last agent did; the whole one goes on with it.
     speaking: Option<(brindle_bgpd::Running, Arc<Drain>)>,
-    health: Option<JoinHandle<()>>,
-    /// The admin socket, and who answers there meanwhile.
+    /// The admin socket.
     listener: UnixListener,
-    admin: JoinHandle<()>,
+    /// Who answers there and to probes meanwhile.
+    answering: Tasks,
     waits: Arc<Wait>,
     pause: Duration,
     /// The [`gist`] of what was said last.
@@ -139,12 +147,13 @@ impl Early {
         env: &FelixEnv,
         started: Instant,
         why: &anyhow::Error,
+        tasks: &mut Tasks,
     ) -> anyhow::Result<Self> {
         let listener = local_socket::bind(&settings.admin_socket)?;
-        let dataplanes = Dataplanes::start(settings, store, env)?;
+        let dataplanes = Dataplanes::start(settings, store, env, tasks)?;
         let Dataplanes { policy, felix } = &dataplanes;
         let waits = Arc::new(Wait::new(&settings.datastore, why));
-        let speaking = speaker::without_datastore(settings, felix).await?;
+        let speaking = speaker::without_datastore(settings, felix, tasks).await?;
         let bgp = speaking.as_ref().map(|s| s.handle.clone());
         let drain = Arc::new(Drain::new(bgp.clone()));
         let sources = health::Sources {
@@ -160,21 +169,21 @@ impl Early {
         };
         // First of all: kubelet's probes ask here whether the agent lives.
         let answers = answers(sources.clone(), Arc::clone(&waits), bgp.is_some());
-        let admin = tokio::spawn(admin::serve(local_socket::twin(&listener)?, answers, bgp));
+        let mut answering = Tasks::default();
+        answering.spawn("the admin socket", admin::serve(local_socket::twin(&listener)?, answers, bgp));
         let cni = cni_server::start(settings, store, felix, policy).await?;
-        let health = match settings.cluster.health {
-            Some(address) => {
-                Some(tokio::spawn(health::serve(health::listen(address).await?, sources.asker())))
-            }
-            None => None,
-        };
+        if let Some(address) = settings.cluster.health {
+            answering.spawn(
+                "the answers to probes",
+                health::serve(health::listen(address).await?, sources.asker()),
+            );
+        }
         Ok(Self {
             dataplanes,
             cni,
             speaking: speaking.map(|s| (s, drain)),
-            health,
             listener,
-            admin,
+            answering,
             waits,
             pause: PAUSE.0,
             told: String::new(),
@@ -182,8 +191,8 @@ impl Early {
         })
     }
 
-    /// Says why it waits, if that is news, and waits.
-    pub(crate) async fn wait(&mut self, why: &anyhow::Error) {
+    /// Says why it waits, if that is news.
+    pub(crate) fn say(&mut self, why: &anyhow::Error) {
         let away = is_away(why);
         let why = format!("{why:#}");
         self.waits.set(&why);
@@ -197,8 +206,12 @@ impl Early {
             tracing::warn!(cause = %why, "waiting for the datastore; pods that were here before are served{hint}");
             self.told = gist(&why);
         }
-        tokio::time::sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(PAUSE.1);
+    }
+
+    /// How long to wait until the next attempt.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let longer = (self.pause * 2).min(PAUSE.1);
+        std::mem::replace(&mut self.pause, longer)
     }
 
     /// The speaker's way out, if one speaks.
@@ -206,16 +219,27 @@ impl Early {
         self.speaking.as_ref().map(|(_, drain)| drain)
     }
 
+    /// Completes with the name of a part of its own that ended. Cancel safe.
+    pub(crate) async fn ended(&mut self) -> &'static str {
+        let speaker = async {
+            match &mut self.speaking {
+                Some((running, drain)) => speaker::ended(running, drain).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            part = self.answering.ended() => part,
+            () = self.cni.ended() => "the CNI server",
+            () = speaker => "bgpd",
+        }
+    }
+
     /// The wait is over: what the whole agent starts anew is given free. Who asks at the admin socket now is answered by
     /// the whole agent.
     pub(crate) async fn end(self) -> Ended {
         tracing::info!(old = "waiting", new = "starting", cause = "the datastore answers", "agent");
-        if let Some(health) = self.health {
-            health.abort();
-            // Cancelled: its port is free now.
-            drop(health.await);
-        }
-        self.admin.abort();
+        // The port for probes is free then.
+        self.answering.stop().await;
         Ended { dataplanes: self.dataplanes, cni: self.cni, speaking: self.speaking, listener: self.listener }
     }
 }

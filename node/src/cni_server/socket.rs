@@ -30,7 +30,7 @@ impl Server {
     }
 
     /// Completes when the server has ended, which it does only by a defect.
-    pub(crate) async fn ended(mut self) {
+    pub(crate) async fn ended(&mut self) {
         let [serve, replay, collect] = &mut self.tasks;
         tokio::select! {
             _ = serve => {}
