@@ -8,12 +8,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use brindle_kernel::files;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::warn;
@@ -159,12 +159,7 @@ fn passwords(plan: &Plan, state: &ClusterState) -> Passwords {
 
 /// Whole or not at all, and for root alone.
 fn save(path: &Path, text: &str) -> io::Result<()> {
-    let part = path.with_extension("part");
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&part, path)
+    files::replace(path, text.as_bytes(), 0o600, true)
 }
 
 /// What the speaker of `node` was last told, by the file `path`; `None` when there is no file. Neighbors whose password

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
+pub mod files;
 pub mod icmp;
 pub mod memory;
 pub mod netfilter;

@@ -28,6 +28,7 @@ mod remove;
 mod run;
 mod settings;
 mod speaker;
+mod state_files;
 mod tasks;
 mod tunnel_address;
 mod waiting;

@@ -29,7 +29,7 @@ use crate::{
     health::{self, BgpProblems},
     local_socket, lock, metrics, path,
     settings::{Networking, Settings, on_kubernetes},
-    speaker,
+    speaker, state_files,
     tasks::Tasks,
     tunnel_address,
     waiting::{self, Dataplanes, Early, Ended},
@@ -287,9 +287,7 @@ async fn start(
         None => (None, None, None),
     };
     let (speaking, drain) = speaking.unzip();
-    let nodename = settings.state_dir.join(waiting::NODENAME);
-    std::fs::write(&nodename, format!("{}\n", settings.node_name))
-        .with_context(|| format!("cannot write {}", nodename.display()))?;
+    state_files::leave_node_name(&settings.state_dir, &settings.node_name).await?;
 
     // Bound before anything is written to the kernel: whoever can connect finds a starting agent, not a dead one.
     let listener = match listener {
@@ -337,7 +335,7 @@ async fn start(
 
     tasks.spawn_beside("what gives memory back", give_memory_back(policy.watch()));
     let v4 = published.iter().any(|a| a.addr().is_ipv4());
-    tasks.spawn_beside("the MTU file", keep_mtu_file(settings.state_dir.join("mtu"), felix.watch()));
+    tasks.spawn_beside("the MTU file", state_files::keep_mtu(settings.state_dir.clone(), felix.watch()));
     let mut cni = match cni {
         Some(cni) => cni,
         None => crate::cni_server::start(settings, &store, &felix, &policy).await?,
@@ -464,29 +462,6 @@ fn install_conflist(socket: &std::path::Path, state_dir: &std::path::Path) {
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_secs(30));
-    }
-}
-
-/// STATE/mtu: what other tools and the CNI plugin give new pods.
-async fn keep_mtu_file(
-    path: std::path::PathBuf,
-    mut report: tokio::sync::watch::Receiver<brindle_felix::Report>,
-) {
-    let mut written = 0;
-    loop {
-        let mtu = report.borrow_and_update().pod_mtu;
-        if mtu != 0 && mtu != written {
-            match std::fs::write(&path, format!("{mtu}\n")) {
-                Ok(()) => {
-                    tracing::info!(old = written, new = mtu, "MTU for new pods");
-                    written = mtu;
-                }
-                Err(e) => tracing::warn!("cannot write {}: {e}", path.display()),
-            }
-        }
-        if report.changed().await.is_err() {
-            return;
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use brindle_config_core::bgp::AsNumber;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, state_files};
 
 /// The agent of one Brindle node.
 #[derive(Debug, Parser)]
@@ -316,7 +316,7 @@ pub(crate) fn on_kubernetes(datastore: &str) -> bool {
 
 /// Calico's order: the file that an earlier agent wrote, `HOSTNAME`, the kernel's name.
 fn remembered_or_host_name(state_dir: &std::path::Path) -> Result<String, String> {
-    let file = std::fs::read_to_string(state_dir.join("nodename")).unwrap_or_default();
+    let file = state_files::node_name(state_dir).unwrap_or_default();
     let names = [file, std::env::var("HOSTNAME").unwrap_or_default()];
     match names.iter().map(|n| n.trim().to_ascii_lowercase()).find(|n| !n.is_empty()) {
         Some(name) => Ok(name),

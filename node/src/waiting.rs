@@ -24,7 +24,7 @@ use crate::{
     felix_env::FelixEnv,
     health, local_socket, policy,
     settings::{Carrier, Networking, Settings},
-    speaker,
+    speaker, state_files,
     tasks::Tasks,
 };
 
@@ -258,10 +258,8 @@ pub(crate) struct Ended {
 /// which there is no way to the API server's service yet, and in a cluster that starts its etcd may be later than its nodes;
 /// ending would make kubelet wait longer before each next try.
 pub(crate) fn is_worth_it(why: &anyhow::Error, settings: &Settings) -> bool {
-    let served = || {
-        std::fs::read_to_string(settings.state_dir.join(NODENAME))
-            .is_ok_and(|name| name.trim() == settings.node_name)
-    };
+    let served =
+        || state_files::node_name(&settings.state_dir).is_some_and(|name| name == settings.node_name);
     if is_away(why) {
         return is_pod(&settings.datastore, api_server().as_deref()) || served();
     }
@@ -311,9 +309,6 @@ fn is_refusal(why: &anyhow::Error) -> bool {
 fn gist(why: &str) -> String {
     why.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
-
-/// The file below the state folder that says which node an agent served here.
-pub(crate) const NODENAME: &str = "nodename";
 
 #[cfg(test)]
 mod tests {

@@ -5,13 +5,14 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Write as _},
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+use brindle_kernel::files;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{LabPlan, check_lab_name};
@@ -191,15 +192,9 @@ impl LabDir {
     /// Writes the state: a new file, synced, renamed over the old one.
     pub(crate) fn save(&self, state: &LabState) -> Result<()> {
         let file = self.state_file();
-        let next = self.path.join("lab.json.new");
-        let write = || -> io::Result<()> {
-            let mut f = File::create(&next)?;
-            serde_json::to_writer_pretty(&mut f, state)?;
-            f.write_all(b"\n")?;
-            f.sync_all()?;
-            fs::rename(&next, &file)
-        };
-        write().with_context(|| format!("cannot write {}", file.display()))
+        let mut text = serde_json::to_vec_pretty(state)?;
+        text.push(b'\n');
+        files::replace(&file, &text, 0o644, true).with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// Creates the directory. Fails when it is there.

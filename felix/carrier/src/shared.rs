@@ -1,15 +1,15 @@
 //! What the threads of the carrier share: the configuration in force, replaced as a whole and read
 //! without a lock as long as it stays, and the counters.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use brindle_felix_core::ipip::table::{Table, TableError};
+use brindle_kernel::files;
 use tracing::warn;
 
 use crate::control::{Config, Configured, InboundStats, OutboundStats, Stats};
@@ -97,12 +97,7 @@ impl Shared {
 
 /// Writes the file as a whole or not at all.
 fn leave(path: &Path, config: &Config) -> io::Result<()> {
-    let next = path.with_extension("config~");
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    file.write_all(&serde_json::to_vec(config)?)?;
-    drop(file);
-    std::fs::rename(&next, path)
+    files::replace(path, &serde_json::to_vec(config)?, 0o600, false)
 }
 
 /// One thread's view of the configuration.

@@ -23,7 +23,10 @@ use brindle_ipam::{
     leak::{Collector, Evidence, Findings, Leak},
     usage::Blocks,
 };
-use brindle_kernel::netlink::{RouteFilter, Rtnl};
+use brindle_kernel::{
+    files,
+    netlink::{RouteFilter, Rtnl},
+};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -120,7 +123,8 @@ impl Service {
         }
         let text = report(&found, args).to_string();
         let file = self.state_dir.join(REPORT);
-        match tokio::task::spawn_blocking(move || replace(&file, text.as_bytes())).await {
+        match tokio::task::spawn_blocking(move || files::replace(&file, text.as_bytes(), 0o644, false)).await
+        {
             Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::debug!("{REPORT}: {e}"),
             Err(e) => tracing::debug!("{REPORT}: {e}"),
@@ -312,12 +316,6 @@ fn report(found: &Findings, args: &LeakArgs) -> Value {
         "waiting": found.waiting.iter().map(leak).collect::<Vec<_>>(),
         "unknown": found.unknown,
     })
-}
-
-fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = file.with_extension("tmp");
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, file)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::{
 
 use brindle_cni::proto::Attachment;
 use brindle_ipam::View;
+use brindle_kernel::files;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -135,8 +136,7 @@ impl Overlaps {
         let (file, report) = (self.file.clone(), told.report());
         let write = move || {
             let Some(report) = report else { return remove(&file) };
-            let temporary = file.with_extension("tmp");
-            fs::write(&temporary, report.to_string()).and_then(|()| fs::rename(&temporary, &file))
+            files::replace(&file, report.to_string().as_bytes(), 0o644, false)
         };
         match tokio::task::spawn_blocking(write).await {
             Ok(Ok(())) => {}

@@ -5,10 +5,11 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
+
+use brindle_kernel::files;
 
 use super::{refused::Refused, service::Service};
 
@@ -100,14 +101,8 @@ fn note(folder: &Path, begun: Vec<String>, done: &[String]) -> io::Result<()> {
     if lines.is_empty() {
         return fs::remove_file(file(folder));
     }
-    let temporary = file(folder).with_extension("tmp");
-    let mut out = File::create(&temporary)?;
-    for line in lines {
-        writeln!(out, "{line}")?;
-    }
-    out.sync_all()?;
-    fs::rename(&temporary, file(folder))?;
-    File::open(folder)?.sync_all()
+    let text: String = lines.into_iter().map(|line| line + "\n").collect();
+    files::replace(&file(folder), text.as_bytes(), 0o644, true)
 }
 
 #[cfg(test)]
