@@ -100,10 +100,22 @@ fn setting(name: &str, value: &Value, errors: &mut Errors) {
                 wrong("expected an IP address".into());
             }
             _ if text.is_none() => wrong("expected a text".into()),
+            "logPrefix" if !text.is_some_and(|t| t.chars().all(logged)) => {
+                wrong(
+                    "expected printable ASCII without \", \\ and $; what is no such letter is left out"
+                        .into(),
+                );
+            }
             _ => {}
         },
         _ => {}
     }
+}
+
+/// Whether it can stand in `logPrefix`: it neither ends the quotes of iptables-restore and nft nor begins one of nft's
+/// variables in them.
+pub fn logged(c: char) -> bool {
+    (c.is_ascii_graphic() || c == ' ') && !matches!(c, '"' | '\\' | '$')
 }
 
 /// Reads `natPortRange`: `40000`, `"40000"` or `"32768:65535"`.
@@ -185,6 +197,7 @@ mod tests {
             ),
             ("vxlanPort", json!(4790)),
             ("logPrefix", Value::Null),
+            ("logPrefix", json!("%t %k: /_-{}'*")),
         ] {
             assert_eq!(said(field, value.clone()), Vec::<String>::new(), "{field}: {value}");
         }
@@ -217,6 +230,12 @@ mod tests {
                 "spec.natPortRange = '0' (expected a port or FIRST:LAST, from 1 to 65535)",
             ),
             ("maxIpsetSize", json!(0), "spec.maxIpsetSize = '0' (expected 1 to 4294967295)"),
+            (
+                "logPrefix",
+                json!("cost$"),
+                "spec.logPrefix = 'cost$' (expected printable ASCII without \", \\ and $; what is no such letter is \
+                 left out)",
+            ),
             (
                 "iptablesMarkMask",
                 json!(0x1_e000),

@@ -20,7 +20,7 @@ mod workload;
 #[cfg(test)]
 mod tests;
 
-pub use felix::nat_port_range;
+pub use felix::{logged, nat_port_range};
 pub use workload::is_plain as workload_is_plain;
 
 use std::fmt;

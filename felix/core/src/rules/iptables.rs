@@ -4,6 +4,8 @@
 
 use std::fmt::Write as _;
 
+use brindle_config_core::validate;
+
 use super::{
     ir::{Action, Chain, Dispatch, Family, Hook, Iface, Match, Ports, Rule, Way},
     names::{COMMENT, digest},
@@ -291,14 +293,9 @@ fn to_ports(ports: Option<Ports>) -> String {
     ports.map(|p| format!(" --to-ports {}-{}", p.first, p.last)).unwrap_or_default()
 }
 
-/// At most 29 letters (the kernel's limit), none that would end the quotes.
+/// At most 29 letters (the kernel's limit), none that would end the quotes or that nft takes for a variable in them.
 pub(super) fn log_prefix(prefix: &str) -> String {
-    prefix
-        .chars()
-        .filter(|c| c.is_ascii_graphic() || *c == ' ')
-        .filter(|c| !"\"\\".contains(*c))
-        .take(29)
-        .collect()
+    prefix.chars().filter(|c| validate::logged(*c)).take(29).collect()
 }
 
 #[cfg(test)]
@@ -402,7 +399,7 @@ mod tests {
 
     #[test]
     fn what_a_user_wrote_cannot_end_a_quote() {
-        assert_eq!(log_prefix("a\"b\\\nc"), "abc");
+        assert_eq!(log_prefix("a\"b\\\n$c"), "abc");
         assert_eq!(comment("0", Some("x\" -j ACCEPT\n")), "bri:0; x_ -j ACCEPT_");
     }
 }
