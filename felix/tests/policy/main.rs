@@ -4,6 +4,7 @@
 mod addresses;
 mod flows;
 mod hosts;
+mod tools;
 mod translated;
 
 use std::{

@@ -207,9 +207,20 @@ fn rules(
     let mut out = Vec::with_capacity(list.len());
     for (i, r) in (0u32..).zip(list) {
         let index = from.and_then(|f| f.get(i as usize).copied()).unwrap_or(i);
-        out.push(rule(namespace, &format!("{field}[{i}]"), index, r, sets)?);
+        let rule = rule(namespace, &format!("{field}[{i}]"), index, r, sets)?;
+        out.extend(one_protocol(rule));
     }
     Ok(out)
+}
+
+/// A rule that asks for one protocol and not for another: the first says it all, and iptables takes one of the two.
+/// `None`: it asks for one and for all others, so that no packet fits.
+fn one_protocol(mut rule: Rule) -> Option<Rule> {
+    if rule.protocol.is_some() && rule.protocol == rule.not_protocol {
+        return None;
+    }
+    rule.not_protocol = rule.not_protocol.filter(|_| rule.protocol.is_none());
+    Some(rule)
 }
 
 fn rule(
@@ -364,4 +375,32 @@ fn ports(field: &str, list: &[config::IntOrString]) -> Result<(Vec<PortRange>, V
         }
     }
     Ok((ranges, names))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_protocol_and_not_protocol_one_is_left() {
+        let spec: PolicySpec = serde_json::from_value(json!({"ingress": [
+            {"action": "Allow", "protocol": "TCP", "notProtocol": "UDP"},
+            {"action": "Allow", "protocol": "TCP", "notProtocol": 6, "source": {"selector": "has(a)"}},
+            {"action": "Deny", "protocol": "ICMP", "notProtocol": "TCP", "icmp": {"type": 8}},
+            {"action": "Deny", "notProtocol": "UDP"}]}))
+        .expect("it has the right types");
+        let id = PolicyId {
+            tier: "default".into(),
+            kind: crate::policy::active::PolicyKind::NetworkPolicy,
+            namespace: "a".into(),
+            name: "p".into(),
+        };
+        let done = policy(id, &spec, None).expect("it can be enforced");
+        let left: Vec<_> = done.inbound.iter().map(|r| (r.why.index, r.protocol, r.not_protocol)).collect();
+        let (tcp, udp, icmp) = (Some(Protocol::TCP), Some(Protocol::UDP), Some(Protocol::ICMP));
+        assert_eq!(left, [(0, tcp, None), (2, icmp, None), (3, None, udp)]);
+        assert!(done.sets.is_empty(), "what no rule asks for is not made: {:?}", done.sets);
+    }
 }

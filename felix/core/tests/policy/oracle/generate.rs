@@ -231,7 +231,9 @@ impl Random {
         let protocol = self.pick(&["TCP", "TCP", "UDP", "SCTP", "ICMP", "ICMPv6", "", "", ""]);
         if !protocol.is_empty() {
             r["protocol"] = protocol.into();
-        } else if self.once(6) {
+        }
+        // Beside a protocol, too: the same, or another one.
+        if self.once(if protocol.is_empty() { 6 } else { 12 }) {
             r["notProtocol"] = self.pick(&[json!("UDP"), json!(6)]);
         }
         if protocol.starts_with("ICMP") && self.once(2) {
