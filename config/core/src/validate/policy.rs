@@ -389,6 +389,12 @@ pub(super) fn check_host_endpoint(h: &HostEndpointSpec, errors: &mut Errors) {
             errors.add(&format!("spec.expectedIPs[{i}]"), ip, "expected an IP address");
         }
     }
+    for (i, p) in h.ports.iter().enumerate().filter(|(_, p)| !p.protocol.is_empty()) {
+        if !matches!(protocol(&p.protocol.as_str().into()), Ok(6 | 17 | 132)) {
+            let reason = "expected TCP, UDP or SCTP: no rule can name a port of another protocol";
+            errors.add(&format!("spec.ports[{i}].protocol"), &p.protocol, reason);
+        }
+    }
 }
 
 pub(super) fn converted(result: Result<Converted, (String, String)>, errors: &mut Errors) {
@@ -431,6 +437,24 @@ mod tests {
             assert_eq!(found, wanted);
         }
         assert_eq!(tier("mine", json!({"order": 5.0, "defaultAction": "Pass"})), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_host_endpoint_names_ports_of_protocols_that_have_some() {
+        let of = |protocol: &str| {
+            let ports = json!([{"name": "echo", "protocol": protocol, "port": 8}]);
+            said(Kind::HostEndpoint, "h", json!({"node": "n1", "interfaceName": "eth0", "ports": ports}))
+        };
+        for good in ["", "TCP", "udp", "SCTP"] {
+            assert_eq!(of(good), Vec::<String>::new(), "{good}");
+        }
+        for bad in ["ICMP", "UDPLite", "47", "nothing"] {
+            let wanted = format!(
+                "spec.ports[0].protocol = '{bad}' (expected TCP, UDP or SCTP: no rule can name a port of another \
+                 protocol)"
+            );
+            assert_eq!(of(bad), [wanted]);
+        }
     }
 
     #[test]

@@ -468,7 +468,8 @@ impl Graph {
                 let ports =
                     item.ports.iter().filter(|(n, p, _)| n == name && protocol.is_none_or(|want| want == *p));
                 for (_, protocol, port) in ports {
-                    for net in &item.nets {
+                    // ipset takes no unspecified address, and nobody has it.
+                    for net in item.nets.iter().filter(|n| !n.addr().is_unspecified()) {
                         one(IpSetMember::IpPort { address: net.addr(), protocol: *protocol, port: *port });
                     }
                 }

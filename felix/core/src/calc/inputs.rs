@@ -182,11 +182,12 @@ pub(crate) fn read(key: &Key, value: &Value) -> (Input, Vec<String>) {
             return (input, problems);
         }
     };
-    let mut problems: Vec<String> = match validate::resource(&resource) {
-        Ok(()) => Vec::new(),
-        Err(e) => e.0.iter().map(ToString::to_string).collect(),
-    };
-    let input = of(key, value, resource, !problems.is_empty(), &mut problems);
+    let errors = validate::resource(&resource).err().map(|e| e.0).unwrap_or_default();
+    let mut problems: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    // A named port that no rule can ask for is left out; nothing else of the host endpoint depends on it.
+    let port = |field: &str| key.kind == Kind::HostEndpoint && field.starts_with("spec.ports[");
+    let bad = errors.iter().any(|e| !port(&e.field));
+    let input = of(key, value, resource, bad, &mut problems);
     (input, problems)
 }
 
@@ -512,7 +513,7 @@ fn set(labels: BTreeMap<String, String>, parents: Vec<String>, nets: &[String]) 
     }))
 }
 
-/// Named ports, by name, protocol and number.
+/// Named ports, by name, protocol and number. No set holds others than those of protocols that have ports.
 fn ports<'a>(list: impl Iterator<Item = (&'a str, &'a str, u16)>) -> Vec<(String, Protocol, u16)> {
     let known = |protocol: &str| match protocol {
         "" => Some(Protocol::TCP),
@@ -520,18 +521,20 @@ fn ports<'a>(list: impl Iterator<Item = (&'a str, &'a str, u16)>) -> Vec<(String
     };
     list.filter(|(name, ..)| !name.is_empty())
         .filter_map(|(name, protocol, port)| Some((name.to_owned(), known(protocol)?, port)))
+        .filter(|(_, protocol, _)| protocol.has_ports())
         .collect()
 }
 
 fn slice(key: &Key, labels: &BTreeMap<String, String>, fields: &Extra) -> Input {
     let Some(service) = labels.get("kubernetes.io/service-name") else { return Input::Nothing };
     let Ok(slice) = EndpointSlice::of(fields) else { return Input::Nothing };
-    let addresses: Vec<IpAddr> =
-        slice.endpoints.iter().flat_map(|e| &e.addresses).filter_map(|a| a.parse().ok()).collect();
+    let addresses = slice.endpoints.iter().flat_map(|e| &e.addresses);
+    let addresses = addresses.filter_map(|a| a.parse::<IpAddr>().ok());
+    let addresses: Vec<IpAddr> = addresses.filter(|a| !a.is_unspecified()).collect();
     let mut with = Vec::new();
     for p in &slice.ports {
         let protocol = Protocol::from_name(p.protocol.as_deref().unwrap_or("TCP"));
-        if let (Some(protocol), Some(port)) = (protocol, p.port) {
+        if let (Some(protocol), Some(port)) = (protocol.filter(|p| p.has_ports()), p.port) {
             with.extend(addresses.iter().map(|a| IpSetMember::IpPort { address: *a, protocol, port }));
         }
     }

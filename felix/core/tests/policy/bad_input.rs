@@ -310,6 +310,31 @@ fn a_host_endpoint_that_cannot_be_taken_as_written_closes_its_interface() {
 }
 
 #[test]
+fn ports_and_addresses_no_set_can_hold_are_left_out_and_close_nothing() {
+    let hep = json!({"node": "n1", "interfaceName": "eth0", "expectedIPs": ["192.0.2.1", "0.0.0.0"],
+        "profiles": ["projectcalico-default-allow"], "ports": [{"name": "echo", "protocol": "ICMP", "port": 8},
+            {"name": "echo", "protocol": "TCP", "port": 80}, {"name": "echo", "protocol": "UDPLite", "port": 81}]});
+    let echo = json!({"namespaceSelector": "global()", "ports": ["echo"]});
+    let rules = json!([{"action": "Deny", "destination": echo}, {"action": "Allow"}]);
+    let spec = json!({"selector": "all()", "types": ["Egress"], "egress": rules});
+    let c = Cluster::new([
+        resource(Kind::HostEndpoint, "", "one", hep),
+        resource(Kind::GlobalNetworkPolicy, "", "g", spec),
+    ]);
+    let members = |start: &str| {
+        let of = c.state.sets.iter().filter(|(id, _)| id.0.starts_with(start));
+        of.flat_map(|(_, members)| members).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(members("n:"), ["192.0.2.1,tcp:80"]);
+    assert!(!c.ask("10.0.0.1", "192.0.2.1").allowed() && c.ask("10.0.0.1", "192.0.2.2").allowed());
+    let one = &c.state.endpoints[&EndpointId::Host { name: "one".into() }];
+    assert_eq!(one.closed, None);
+    for field in ["spec.ports[0].protocol = 'ICMP'", "spec.ports[2].protocol = 'UDPLite'"] {
+        assert!(c.problems().contains(&format!("HostEndpoint(one): {field}")), "{}", c.problems());
+    }
+}
+
+#[test]
 fn host_endpoints_of_the_same_interface_close_it_but_for_failsafe_ports() {
     let hep = |name: &str| {
         let spec =
