@@ -1,6 +1,7 @@
 //! The thread: inputs, decision, one write; what failed is tried again with growing pauses. What it reads back, and when,
 //! is in `checks`.
 
+mod aside;
 mod calico;
 mod checks;
 mod closing;
@@ -41,6 +42,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub(super) use self::host::addresses;
 use self::{
+    aside::{Aside, TRIES},
     calico::Calico,
     checks::Questions,
     closing::Closing,
@@ -127,6 +129,7 @@ pub fn spawn_policy(
         questions: Questions::default(),
         urgent: false,
         tidy: None,
+        aside: Aside::default(),
         closing: Closing::default(),
         tracked: Tracked::default(),
         calico: Calico::new(setup.calico),
@@ -191,6 +194,7 @@ struct Engine {
     urgent: bool,
     /// When what is left of workloads that have gone is removed, and when at the latest.
     tidy: Option<(Instant, Instant)>,
+    aside: Aside,
     closing: Closing,
     tracked: Tracked,
     calico: Calico,
@@ -213,8 +217,9 @@ impl Engine {
                 Some((at, _)) => flows.into_iter().chain([at]).min(),
                 None => {
                     let check = self.check_at.filter(|_| self.look.is_none());
-                    let others = [tidy, flows, self.ipvs.due(), self.addresses.due(), self.calico.due()];
-                    check.into_iter().chain(others.into_iter().flatten()).min()
+                    let told = [self.ipvs.due(), self.addresses.due(), self.calico.due(), self.aside.due()];
+                    let others = [tidy, flows].into_iter().chain(told);
+                    check.into_iter().chain(others.flatten()).min()
                 }
             };
             let sleep = async {
@@ -409,6 +414,7 @@ impl Engine {
             self.postpone(now);
             return None;
         }
+        self.try_in_full(now);
         let found = std::mem::take(&mut self.found);
         let check = self.check(now) || found;
         let tidy = self.tidy.is_some_and(|(at, _)| at <= now);
@@ -418,17 +424,14 @@ impl Engine {
         }
         self.judge_old_flows();
         let repairs = self.driver.counters.repairs;
-        let result = match self.driver.apply_members(&self.pending) {
-            Ok(true) if !must => Ok(()),
-            Ok(_) => {
-                let layouts = self.layouts();
-                let known = self.failed.is_none() && self.applied;
-                let keep = known && !tidy && !any_exists(&self.pending.gone_devices);
-                let leftovers = if keep { Leftovers::Keep } else { Leftovers::Remove };
-                self.driver.apply(&layouts, known.then_some(&self.pending), leftovers)
+        let mut result = self.write(must, tidy);
+        for _ in 0..TRIES {
+            match &result {
+                Err(e) if self.set_aside(e) => result = self.write(true, tidy),
+                _ => break,
             }
-            Err(e) => Err(e),
-        };
+        }
+        self.tell_of_aside(result.is_ok(), now);
         match result {
             Ok(()) => Some(self.done(now, repairs, check)),
             Err(e) => {
@@ -442,6 +445,18 @@ impl Engine {
                 None
             }
         }
+    }
+
+    /// Brings the kernel to what is known. `must`: also when nothing has changed.
+    fn write(&mut self, must: bool, tidy: bool) -> Result<(), DriveError> {
+        if self.driver.apply_members(&self.pending)? && !must {
+            return Ok(());
+        }
+        let layouts = self.layouts();
+        let known = self.failed.is_none() && self.applied;
+        let keep = known && !tidy && !any_exists(&self.pending.gone_devices);
+        let leftovers = if keep { Leftovers::Keep } else { Leftovers::Remove };
+        self.driver.apply(&layouts, known.then_some(&self.pending), leftovers)
     }
 
     fn done(&mut self, now: Instant, repairs: u64, checked: bool) -> Changed {
@@ -647,6 +662,7 @@ impl Engine {
                 .iter()
                 .chain(&self.resources)
                 .chain(&self.rivals)
+                .chain(&self.aside.lines)
                 .cloned()
                 .collect(),
             policies: self.model.policies.len(),

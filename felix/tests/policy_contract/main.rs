@@ -35,6 +35,7 @@ use brindle_kernel::{
 use serde_json::json;
 use tokio::task::JoinHandle;
 
+mod aside;
 mod calico;
 mod flows;
 mod sets;

@@ -50,6 +50,8 @@ struct State {
     nft: BTreeMap<(IpVersion, String), NftTable>,
     flows: Vec<Flow>,
     fail: VecDeque<NfCall>,
+    /// Lines that contain this are refused.
+    refused: Option<String>,
     /// Calls that wrote something.
     writes: u64,
 }
@@ -83,6 +85,11 @@ impl FilterWorld {
     /// The next such call fails.
     pub fn fail_next(&self, call: NfCall) {
         self.with(|s| s.fail.push_back(call));
+    }
+
+    /// From now on lines that contain this are refused.
+    pub fn refuse(&self, text: Option<&str>) {
+        self.with(|s| s.refused = text.map(str::to_owned));
     }
 
     /// What was to fail and has not yet does not fail.
@@ -121,6 +128,13 @@ impl State {
         at.and_then(|i| self.fail.remove(i)).is_some()
     }
 
+    /// Of the tool's input the first line that is refused.
+    fn judge(&self, tool: &str, mut lines: std::str::Lines<'_>) -> Result<(), NfError> {
+        let Some(text) = &self.refused else { return Ok(()) };
+        let found = lines.find(|l| l.contains(text.as_str()));
+        found.map_or(Ok(()), |line| Err(refused(tool, "is not to be", line)))
+    }
+
     fn of(&mut self, variant: Variant, version: IpVersion) -> &mut BTreeMap<String, Rules> {
         self.tables.entry((variant, version)).or_insert_with(|| {
             let rules = |chains: &[&str]| chains.iter().map(|c| ((*c).to_owned(), Vec::new())).collect();
@@ -130,6 +144,7 @@ impl State {
 
     fn restore(&mut self, variant: Variant, version: IpVersion, input: &str) -> Result<(), NfError> {
         let midway = self.fails(NfCall::RestoreMidway);
+        self.judge("iptables-restore", input.lines())?;
         let sets: Vec<String> = self.sets.keys().cloned().collect();
         let mut current: Option<(String, Rules)> = None;
         for line in input.lines() {
@@ -164,6 +179,7 @@ impl State {
             if limit == Some(NfCall::RestoreSets(n)) {
                 return Err(refused("ipset", "injected", line));
             }
+            self.judge("ipset", line.lines())?;
             self.set_line(line)?;
             self.writes += 1;
         }
@@ -369,6 +385,7 @@ impl Netfilter for FakeFilter {
             if s.fails(NfCall::Nft) || members() && s.fails(NfCall::NftMembers) {
                 return Err(refused("nft", "injected", ""));
             }
+            s.judge("nft", input.lines())?;
             let mut next = s.nft.clone();
             for line in input.lines() {
                 nft_line(&mut next, line)?;

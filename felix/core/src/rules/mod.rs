@@ -9,6 +9,7 @@
 //! Pure: what was read back is an argument, what is to be written is a value. See docs/design/policy-dataplane.md.
 
 pub mod around;
+pub mod aside;
 pub mod calico;
 pub mod endpoint;
 pub mod iptables;

@@ -10,6 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
+    aside::{Aside, Fault},
     endpoint::{Direction, Shape, policy_chain, prefix, profile_chain},
     iptables::Text,
     ir::{Chain, Dispatch, Family, Rule, Table, Way},
@@ -22,7 +23,7 @@ use super::{
 use crate::policy::{
     active::{
         ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, Interface, IpSetDelta, IpSetId, IpSetKind,
-        IpSetMember, PolicyDelta, PolicyId, PolicySettings,
+        IpSetMember, PolicyDelta, PolicyId, PolicySettings, Rule as Written,
     },
     state::contested,
 };
@@ -43,6 +44,8 @@ pub struct Model {
     kept: BTreeMap<(Family, String), Kept>,
     pods: Pods,
     style: Option<Style>,
+    /// What the tools refuse.
+    aside: Aside,
     changed: Changed,
 }
 
@@ -122,6 +125,7 @@ impl Model {
                     let members = holdable(members.iter().copied(), family);
                     Arc::new(WantedSet { kind: kind(set.kind), members })
                 };
+                self.forget_set(&set.id);
                 self.changed.whole.insert(set.id.clone());
                 self.changed.judge |= self.sets.insert(set.id, Family::ALL.map(of)).is_some();
             }
@@ -134,6 +138,7 @@ impl Model {
                         }
                         set.members.extend(holdable(d.added.iter().map(member), family));
                     }
+                    self.forget_members(&d);
                     self.changed.members.push(d);
                 }
                 return;
@@ -181,6 +186,7 @@ impl Model {
                 self.policies.remove(&id);
             }
             PolicyDelta::IpSetRemove(id) => {
+                self.forget_set(&id);
                 self.sets.remove(&id);
             }
             PolicyDelta::InSync => {
@@ -208,6 +214,81 @@ impl Model {
             self.kept.remove(&(f, a.to_owned()));
             self.kept.remove(&(f, b.to_owned()));
         }
+        self.aside.forget_chain(a);
+        self.aside.forget_chain(b);
+    }
+
+    /// The set is another one.
+    fn forget_set(&mut self, id: &IpSetId) {
+        if self.aside.has_members() {
+            let names = Family::ALL.map(|f| names::set(f, &id.0));
+            self.aside.forget_members(|set, _| names.iter().any(|n| n == set));
+        }
+    }
+
+    fn forget_members(&mut self, d: &IpSetDelta) {
+        if self.aside.has_members() {
+            let names = Family::ALL.map(|f| names::set(f, &d.id.0));
+            let told: BTreeSet<Member> = d.added.iter().chain(&d.removed).map(member).collect();
+            self.aside.forget_members(|set, m| names.iter().any(|n| n == set) && told.contains(m));
+        }
+    }
+
+    /// Whether what a refused line writes can be set aside: it belongs to a policy or profile, or is a member of a set.
+    pub fn is_of_policy(&self, fault: &Fault) -> bool {
+        match fault {
+            Fault::Chain(name) => self.owner(name).is_some(),
+            Fault::Member(..) => true,
+        }
+    }
+
+    /// From now on this chain denies, or this member is left out, until it changes. `false`: it was set aside before.
+    pub fn set_aside(&mut self, fault: Fault, why: String) -> bool {
+        self.aside.add(fault, why)
+    }
+
+    /// Whatever was set aside is to be written as it should be.
+    pub fn try_in_full(&mut self) {
+        self.aside = Aside::default();
+    }
+
+    /// What is set aside: a line each, with the resource.
+    pub fn aside(&self) -> Vec<String> {
+        let chains = self.aside.chains().map(|(chain, why)| match self.owner(chain) {
+            Some((resource, way)) => format!("{resource}: its {way} rules deny everything: {why}"),
+            None => format!("chain {chain}: denies everything: {why}"),
+        });
+        let members = self.aside.members().map(|((set, member), why)| {
+            let who = self.owner_of_set(set).unwrap_or_else(|| format!("set {set}"));
+            format!("{who}: {member} is left out of a set it asks for: {why}")
+        });
+        chains.chain(members).collect()
+    }
+
+    /// The resource whose rules of one direction are this chain.
+    fn owner(&self, chain: &str) -> Option<(String, &'static str)> {
+        for (inbound, way) in [(true, "ingress"), (false, "egress")] {
+            if let Some(id) = self.policies.keys().find(|id| policy_chain(id, inbound) == chain) {
+                return Some((resource(id), way));
+            }
+            if let Some(name) = self.profiles.keys().find(|name| profile_chain(name, inbound) == chain) {
+                return Some((format!("Profile({name})"), way));
+            }
+        }
+        None
+    }
+
+    /// The first resource that asks a set.
+    fn owner_of_set(&self, set: &str) -> Option<String> {
+        let is = |id: &IpSetId| Family::ALL.iter().any(|f| names::set(*f, &id.0) == set);
+        let asks = |rules: &[Written]| rules.iter().flat_map(Written::ip_sets).any(is);
+        let policy = self.policies.values().find(|p| asks(&p.inbound) || asks(&p.outbound));
+        let profile = || self.profiles.values().find(|p| asks(&p.inbound) || asks(&p.outbound));
+        let brought = || self.kept.iter().find(|(_, (_, sets))| sets.contains_key(set));
+        policy
+            .map(|p| resource(&p.id))
+            .or_else(|| profile().map(|p| format!("Profile({})", p.name)))
+            .or_else(|| self.owner(&brought()?.0.1).map(|(resource, _)| resource))
     }
 
     /// What changed since the last call.
@@ -229,17 +310,7 @@ impl Model {
     }
 
     /// A policy's or profile's chain, rendered once.
-    fn shared(
-        &mut self,
-        family: Family,
-        name: String,
-        style: &Style,
-        make: impl FnOnce(&mut Anonymous) -> Chain,
-    ) -> Kept {
-        if self.style.as_ref() != Some(style) {
-            self.kept.clear();
-            self.style = Some(style.clone());
-        }
+    fn shared(&mut self, family: Family, name: String, make: impl FnOnce(&mut Anonymous) -> Chain) -> Kept {
         self.kept
             .entry((family, name))
             .or_insert_with(|| {
@@ -290,6 +361,11 @@ impl Model {
         style: &Style,
         address_of: &BTreeMap<IpAddr, String>,
     ) -> Layout {
+        if self.style.as_ref() != Some(style) {
+            self.kept.clear();
+            self.try_in_full();
+            self.style = Some(style.clone());
+        }
         // What is a pod's own address is nobody's floating address, whoever asks for it.
         let mut free = around.clone();
         if let Some(leads) = free.floating.as_mut().filter(|l| !l.is_empty()) {
@@ -326,10 +402,15 @@ impl Model {
         hosts(&shape, around, &endpoints, address_of, &mut out, &mut self.pods, &mut used);
         for u in used.all {
             let Use { table, name, what } = &*u;
+            if self.aside.chain(name).is_some() {
+                let deny = Rule::new(Vec::new(), style.deny.clone()).because("refused as it was written");
+                out.put_shared(*table, Arc::new(Chain::new(name, vec![deny])));
+                continue;
+            }
             let kept = match what {
                 PolicyOrProfile::Policy(id, inbound) => {
                     let p = self.policies.get(id).cloned();
-                    self.shared(family, name.clone(), style, |sets| {
+                    self.shared(family, name.clone(), |sets| {
                         let rules = p.as_ref().map(|p| if *inbound { &p.inbound } else { &p.outbound });
                         let style = style.naming(&id.tier, id.kind.short(), &id.namespace, &id.name);
                         shared_chain(family, &style, name, &id.to_string(), *inbound, rules, sets)
@@ -337,7 +418,7 @@ impl Model {
                 }
                 PolicyOrProfile::Profile(profile, inbound) => {
                     let p = self.profiles.get(profile).cloned();
-                    self.shared(family, name.clone(), style, |sets| {
+                    self.shared(family, name.clone(), |sets| {
                         let rules = p.as_ref().map(|p| if *inbound { &p.inbound } else { &p.outbound });
                         let style = style.naming("", "profile", "", profile);
                         shared_chain(
@@ -361,8 +442,15 @@ impl Model {
                 out.sets.insert(name, set);
             }
         }
+        self.aside.strip(&mut out.sets);
         out
     }
+}
+
+/// `KIND(NAMESPACE/NAME)`.
+fn resource(id: &PolicyId) -> String {
+    let slash = if id.namespace.is_empty() { "" } else { "/" };
+    format!("{}({}{slash}{})", id.kind.as_str(), id.namespace, id.name)
 }
 
 /// A missing policy or profile denies: silence would allow.
@@ -372,7 +460,7 @@ fn shared_chain(
     name: &str,
     what: &str,
     inbound: bool,
-    rules: Option<&Vec<crate::policy::active::Rule>>,
+    rules: Option<&Vec<Written>>,
     sets: &mut Anonymous,
 ) -> Chain {
     let way = if inbound { "ingress" } else { "egress" };

@@ -51,6 +51,11 @@ pub fn temporary(set: &str) -> String {
     format!("{set}-t")
 }
 
+/// The set that a twin becomes; any other name is its own.
+pub fn lasting(set: &str) -> &str {
+    set.strip_suffix("-t").unwrap_or(set)
+}
+
 /// Whether a set is ours in this family.
 pub fn is_our_set(family: Family, name: &str) -> bool {
     name.strip_prefix(SET).and_then(|r| r.strip_prefix(family.digit())).is_some_and(|r| r.starts_with('-'))
