@@ -476,3 +476,81 @@ fn what_only_the_node_knows_is_told() {
     assert!(json.contains(r#""allowed":false"#) || json.contains(r#""allowed": false"#), "{json}");
     assert!(json.contains("contested") && json.contains("HostEndpoint n-v6"), "{json}");
 }
+
+/// A pod in a pool with natOutgoing, and the host of another node that takes nothing from pods.
+const NAT: &str = r#"
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: n1}
+spec: {bgp: {ipv4Address: 192.168.9.1/24}}
+---
+apiVersion: projectcalico.org/v3
+kind: Node
+metadata: {name: n2}
+spec: {bgp: {ipv4Address: 192.168.9.2/24}}
+---
+apiVersion: projectcalico.org/v3
+kind: IPPool
+metadata: {name: pods}
+spec: {cidr: 10.65.0.0/16, natOutgoing: true}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: n1-k8s-a-eth0, namespace: red}
+spec: {orchestrator: k8s, node: n1, pod: a, endpoint: eth0, interfaceName: cali1, ipNetworks: [10.65.0.1/32], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: n3-k8s-c-eth0, namespace: red}
+spec: {orchestrator: k8s, node: n3, pod: c, endpoint: eth0, interfaceName: cali1, ipNetworks: [10.65.3.1/32], profiles: [kns.red]}
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: n2-eth0, labels: {role: far}}
+spec: {node: n2, interfaceName: eth0, expectedIPs: [192.168.9.2]}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: far}
+spec:
+  selector: role == "far"
+  types: [Ingress]
+  ingress: [{action: Deny, source: {nets: [10.65.0.0/16]}}, {action: Allow}]
+"#;
+
+#[test]
+fn beyond_its_node_a_pod_of_a_pool_with_nat_has_another_source() {
+    let felix = |spec: &str| {
+        let resource =
+            "apiVersion: projectcalico.org/v3\nkind: FelixConfiguration\nmetadata: {name: default}";
+        format!("{NAT}---\n{resource}\nspec: {{{spec}}}\n")
+    };
+    let plain = Place::with("trace-nat", NAT);
+    let hosts = Place::with("trace-nat-hosts", &felix("natOutgoingExclusions: IPPoolsAndHostIPs"));
+    let address = Place::with(
+        "trace-nat-address",
+        &felix("natOutgoingAddress: 10.65.255.1, iptablesNATOutgoingInterfaceFilter: eth0"),
+    );
+    let of = |p: &Place, line: &str, parts: &[&str]| {
+        let screen = p.run(line);
+        for part in parts {
+            assert!(screen.contains(part), "{part:?} is missing:\n{screen}");
+        }
+        screen
+    };
+    let nat = "n1 sends it on with the source 192.168.9.1 (natOutgoing)\n";
+    of(&plain, "policy trace red/a n2-eth0:8000", &[nat, "far (tier default), ingress rule 2", "[0]"]);
+    let json = r#""translated":{"interface":null,"node":"n1","source":"192.168.9.1"}"#;
+    of(&plain, "policy trace red/a n2-eth0:8000 -o json", &[json, r#""allowed":true"#]);
+    of(&plain, "policy trace red/a 192.0.2.1:80", &[nat, "[0]"]);
+    let between = of(&plain, "policy trace red/a red/c:80", &["[0]"]);
+    assert!(!between.contains("natOutgoing"), "between pods:\n{between}");
+    // Its node tells no address.
+    of(&plain, "policy trace red/c n2-eth0:8000", &["which Node n3 does not tell", "ingress rule 1", "[1]"]);
+    let to_node = of(&hosts, "policy trace red/a n2-eth0:8000", &["ingress rule 1", "[1]"]);
+    assert!(!to_node.contains("natOutgoing"), "to a node:\n{to_node}");
+    of(&hosts, "policy trace red/a 192.0.2.1:80", &[nat, "[0]"]);
+    let given =
+        "n1 sends it on by eth0 (by others it keeps its own) with the source 10.65.255.1 (natOutgoing)\n";
+    of(&address, "policy trace red/a n2-eth0:8000", &[given, "ingress rule 1", "[1]"]);
+}

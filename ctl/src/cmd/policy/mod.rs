@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 mod ends;
+mod nat;
 mod service;
 mod trace;
 mod way;

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::{
     args::TraceArgs,
     ends::{self, End},
+    nat::Translated,
     service::{self, Behind},
     way::{self, Door, Nodes, Through},
 };
@@ -55,6 +56,8 @@ struct Doubts {
     contested: Vec<String>,
     /// The packet is for a service: policy sees another destination.
     service: Option<Behind>,
+    /// Beyond the node of the sender policy sees another source.
+    translated: Option<Translated>,
 }
 
 /// What becomes of the packet.
@@ -115,7 +118,10 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
     let mut fate = Fate::Allowed;
     // What a pod sends to itself meets no rule of the node.
     let legs = if to_itself(&from, &to) { Vec::new() } else { legs(&from, &to) };
+    // As it is where it is looked at.
+    let mut met = packet;
     for leg in legs {
+        let src = met.src;
         let mut graph = Graph::new(Scope::Node(leg.node.clone()));
         entries.iter().for_each(|e| graph.put(&e.key, &e.value));
         graph.set_in_sync();
@@ -138,9 +144,9 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
         let mut contested = false;
         for door in doors {
             let at = |spot: &Spot| spot.place(door.endpoint.as_ref());
-            let said = verdict(&state, &packet, &at(&leg.from), &at(&leg.to));
+            let said = verdict(&state, &met, &at(&leg.from), &at(&leg.to));
             allowed.push(said.allowed());
-            contested |= said.allowed() && !verdict(&closed, &packet, &at(&leg.from), &at(&leg.to)).allowed();
+            contested |= said.allowed() && !verdict(&closed, &met, &at(&leg.from), &at(&leg.to)).allowed();
             // Interfaces without a host endpoint decide nothing.
             for step in said.steps.into_iter().filter(|s| s.reason != Reason::NotPoliced) {
                 // A workload says the same whichever way it is.
@@ -155,7 +161,7 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
         steps.extend(found.into_iter().map(|(door, step)| Seen {
             node: Some(leg.node.clone()),
             staged: step.endpoint.as_ref().map(|e| graph.staged(e)).unwrap_or_default(),
-            unless: overruled_by(&step, &packet, &leg),
+            unless: overruled_by(&step, &met, &leg),
             door: if matches!(step.endpoint, Some(EndpointId::Host { .. })) { door } else { Door::default() },
             step,
         }));
@@ -179,6 +185,10 @@ pub(super) fn trace(entries: &[Entry], args: &TraceArgs, format: Format) -> Resu
                 fate = Fate::Denied;
                 break;
             }
+        }
+        if from.node.as_ref() == Some(&leg.node) && from.node != to.node {
+            doubts.translated = Translated::of(entries, &nodes, &leg.node, src, dst);
+            met.src = doubts.translated.as_ref().and_then(|t| t.source).unwrap_or(src);
         }
     }
     doubts.problems.sort();
@@ -406,7 +416,12 @@ fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], doubts: &Doubts, fate:
     } else if steps.is_empty() {
         say!("Neither end is an endpoint of this cluster: no policy looks at it.");
     }
+    // Said where it happens: behind what its node says.
+    let mut translated = doubts.translated.as_ref();
     for s in steps {
+        if let Some(t) = translated.take_if(|t| s.node.as_ref() != Some(&t.node)) {
+            say!("{}", t.sentence());
+        }
         let name = match (end_of(s.step.endpoint.as_ref(), from, to), &s.step.endpoint) {
             (Some(e), _) => e.name.clone(),
             (None, Some(id)) => id.to_string(),
@@ -424,6 +439,9 @@ fn show(from: &End, to: &End, p: &Packet, steps: &[Seen], doubts: &Doubts, fate:
         for id in &s.staged {
             say!("  staged, not enforced: {id}");
         }
+    }
+    if let Some(t) = translated {
+        say!("{}", t.sentence());
     }
     if !doubts.contested.is_empty() && fate != Fate::Denied {
         doubts.contested.iter().for_each(|line| say!("\n{line}"));
@@ -481,6 +499,7 @@ fn as_json(from: &End, to: &End, p: &Packet, steps: &[Seen], doubts: &Doubts, fa
         "dependsOnInterface": matches!(fate, Fate::Depends | Fate::Unless),
         "steps": steps,
         "contested": doubts.contested,
+        "translated": doubts.translated.as_ref().map(Translated::json),
         "service": doubts.service.as_ref().map(|b| json!({"name": b.service, "ends": b.ends})),
         "problems": doubts.problems,
     })

@@ -61,6 +61,11 @@ impl Nodes {
         self.nodes.iter().find(|(_, n)| n.ips().any(|a| a == address)).map(|(name, _)| &**name)
     }
 
+    /// A node's own addresses.
+    pub(super) fn addresses(&self, node: &str) -> Vec<IpAddr> {
+        self.nodes.get(node).map(|n| n.ips().collect()).unwrap_or_default()
+    }
+
     /// The addresses of a node's devices, as far as the datastore tells: that of its tunnel.
     fn devices(&self, node: &str) -> BTreeMap<IpAddr, String> {
         let bgp = self.nodes.get(node).and_then(|n| n.bgp.as_ref());
