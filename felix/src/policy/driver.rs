@@ -381,8 +381,8 @@ impl Driver {
                 table_plan::assume(plan, want, have, seen);
             }
         }
-        // Chains that were left may still refer to sets.
-        if leftovers == Leftovers::Keep && !after.is_empty() {
+        // Chains that were left may still refer to sets, and so may those of another make until they have been removed.
+        if (leftovers == Leftovers::Keep || !self.alone) && !after.is_empty() {
             untidy = true;
             after.clear();
         }

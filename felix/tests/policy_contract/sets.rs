@@ -1,6 +1,6 @@
 //! Sets: those strangers use or make in our place, and members that change without the tool.
 
-use std::fs::File;
+use std::{fs::File, time::Instant};
 
 use brindle_config_core::{
     ObjectMeta, Resource,
@@ -18,7 +18,7 @@ use brindle_kernel::{
 };
 use serde_json::json;
 
-use super::{Agent, BACK_ENDS, World, first, id, net, same, second};
+use super::{Agent, BACK_ENDS, LONG, World, endpoint, first, id, net, same, second};
 
 #[test]
 fn a_set_somebody_made_in_another_form_under_our_name_gets_ours_and_its_rules() {
@@ -245,4 +245,29 @@ fn devices_of_verdict_maps_and_ports_of_sets_change_without_the_tool() {
         assert_eq!(state(), left);
         let _ = std::fs::remove_dir_all(folder);
     });
+}
+
+#[test]
+fn a_set_that_only_rules_of_the_former_make_ask_goes_after_them() {
+    for (before, after) in [("iptables-nft", "iptables-legacy"), ("iptables-legacy", "iptables-nft")] {
+        let world = World::linux();
+        let agent = Agent::start(&world, before);
+        agent.tell(PolicyInput::Deltas(first()));
+        agent.tidy();
+        let sets = || world.inside(|mut nf| nf.save_sets().unwrap());
+        let name = names::set(Family::V4, "s:one");
+        assert!(sets().contains(&name), "{}", sets());
+        agent.stop();
+        // Meanwhile the policy has gone, and its set with it.
+        let agent = Agent::start(&world, after);
+        agent.tell(PolicyInput::Deltas(vec![endpoint(1, &[]), PolicyDelta::InSync]));
+        assert_eq!(agent.tidy().back_end, after);
+        let gone = Instant::now() + LONG;
+        while sets().contains(&name) {
+            assert!(Instant::now() < gone, "{}", sets());
+            agent.tell(PolicyInput::Check);
+            agent.settled();
+        }
+        agent.stop();
+    }
 }
