@@ -300,6 +300,54 @@ fn endpoints_nobody_can_have_or_two_claim_are_named_and_closed_and_all_else_is_e
     until_true("open again", LONG, || reaches(80));
 }
 
+#[test]
+fn what_the_tools_would_refuse_holds_back_no_policy() {
+    let node = CniNode::new("refused", "10.149.0.0/24");
+    let (a, b) = (Container::new(), Container::new());
+    let [_, of_b] = [&a, &b].map(|pod| node.add(pod).address());
+    let from_a = || ping(a.ns.ns(), &of_b);
+    until_true("without policy pods talk", LONG, from_a);
+    let put = |kind: Kind, name: &str, spec: Value| {
+        let value = json!({"apiVersion": "projectcalico.org/v3", "kind": kind.as_str(), "metadata": {"name": name}, "spec": spec});
+        node.put_value(&Key::new(kind, None, name), &value);
+        value
+    };
+    let closed = Key::new(Kind::GlobalNetworkPolicy, None, "closed");
+    for mode in ["Disabled", "Enabled"] {
+        // A variable of nft; two protocols of which iptables takes one; a port and an address that ipset does not take.
+        let felix =
+            put(Kind::FelixConfiguration, "default", json!({"nftablesMode": mode, "logPrefix": "cost$a"}));
+        let far = json!({"node": "n9", "interfaceName": "eth0", "expectedIPs": ["192.0.2.9", "0.0.0.0"],
+            "ports": [{"name": "echo", "protocol": "ICMP", "port": 8}, {"name": "echo", "protocol": "TCP", "port": 80}]});
+        let far = put(Kind::HostEndpoint, "far", far);
+        let echo = json!({"namespaceSelector": "global()", "ports": ["echo"]});
+        let odd = json!({"selector": "all()", "order": 10, "types": ["Ingress", "Egress"],
+            "ingress": [{"action": "Log"}, {"action": "Deny", "protocol": "ICMP", "notProtocol": 1},
+                {"action": "Allow", "protocol": "TCP", "notProtocol": "UDP"}, {"action": "Allow", "protocol": "ICMP"}],
+            "egress": [{"action": "Deny", "destination": echo}, {"action": "Allow"}]});
+        put(Kind::GlobalNetworkPolicy, "odd", odd);
+        for (value, words) in [(&felix, "printable ASCII"), (&far, "no rule can name a port")] {
+            let said = apply(&node, value);
+            assert!(said.0 == 2 && said.1.contains(words), "{mode}: {said:?}");
+        }
+        named(&node, "FelixConfiguration(default)", "printable ASCII");
+        named(&node, "HostEndpoint(far)", "no rule can name a port");
+        put(
+            Kind::GlobalNetworkPolicy,
+            "closed",
+            json!({"selector": "all()", "order": 1, "ingress": [{"action": "Deny"}]}),
+        );
+        until_true(&format!("{mode}: what is denied later is denied"), LONG, || !from_a());
+        node.remove(&closed);
+        until_true(&format!("{mode}: and allowed again"), LONG, from_a);
+        let policy = status(&node)["policy"].clone();
+        assert_eq!(policy["back_end"] == "nftables", mode == "Enabled", "{policy:#}");
+        assert!(!policy.to_string().contains("refused"), "{policy:#}");
+        let log = std::fs::read_to_string(node.dir.join("agent.log")).expect("the agent's log");
+        assert!(!log.contains("policy could not be written"), "{log}");
+    }
+}
+
 /// What the agent says of itself.
 fn status(node: &CniNode) -> Value {
     let socket = node.dir.join("admin.sock");
