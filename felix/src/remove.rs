@@ -83,10 +83,12 @@ impl Removal {
             Ok(None) => {}
             Ok(Some(json)) => {
                 let what = format!("nftables: table {} {}", nft::family(family), nft::TABLE);
-                let done = nft_plan::removal(family, &json).map_err(|e| e.to_string()).and_then(|inputs| {
-                    let mut inputs = inputs.iter().filter(|i| !i.is_empty() && !self.dry_run);
-                    inputs.try_for_each(|i| nf.nft(i).map_err(|e| e.to_string()))
-                });
+                let done = nft_plan::removal(family, nft::TABLE, &json).map_err(|e| e.to_string()).and_then(
+                    |inputs| {
+                        let mut inputs = inputs.iter().filter(|i| !i.is_empty() && !self.dry_run);
+                        inputs.try_for_each(|i| nf.nft(i).map_err(|e| e.to_string()))
+                    },
+                );
                 self.tell(what, done, out);
             }
             Err(e) if refused(&e) => {}

@@ -9,7 +9,6 @@ mod kept;
 mod place;
 
 use std::{
-    collections::BTreeSet,
     fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -26,7 +25,6 @@ use clap::{Args, Parser, builder::FalseyValueParser};
 use conflist::{Families, called, conflist_text, given, of_another_node, ours, question};
 pub(crate) use kept::Kept;
 use place::{plugins, put, remove, remove_file};
-use serde_json::{Value, json};
 
 use crate::cluster::boolean;
 
@@ -258,6 +256,8 @@ mod tests {
         os::unix::{fs::PermissionsExt, net::UnixListener},
         sync::atomic::{AtomicU32, Ordering},
     };
+
+    use serde_json::{Value, json};
 
     use super::*;
 

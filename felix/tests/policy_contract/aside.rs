@@ -87,7 +87,7 @@ fn a_refused_rule_closes_its_policy_alone_until_it_is_mended() {
 #[test]
 fn a_node_that_begins_with_a_refused_rule_keeps_its_make_of_iptables() {
     let world = World::linux();
-    let agent = Agent::early(&world, &[], |nf| nf);
+    let agent = Agent::early(&world, &[], |nf| nf, || None);
     let both_and_first = first().into_iter().rev().skip(1).rev().chain(both()).chain([PolicyDelta::InSync]);
     agent.tell(PolicyInput::Deltas(both_and_first.collect()));
     let r = agent.settled();
