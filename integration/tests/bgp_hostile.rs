@@ -7,6 +7,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    ops::Range,
     thread,
     time::{Duration, Instant},
 };
@@ -31,26 +32,32 @@ struct Scene<'a> {
     good: Bird<'a>,
     evil: NetNs,
     since: Instant,
+    hold: u64,
 }
 
-fn config(more: &str) -> String {
+fn config(hold: u64, more: &str) -> String {
     format!(
         "asNumber: 64512\nrouterID: 10.99.0.1\nlisten: [\"10.99.0.1:179\"]\nacceptAll: true\nannounce:\n  - {{prefix: \
-         10.1.0.0/26}}\n{more}peers:\n  - {{address: 10.99.0.2, asNumber: 64513, holdTime: {HOLD}, connectRetry: 1}}\n  - \
-         {{address: 10.99.0.3, asNumber: {ASN}, holdTime: 90, passive: true, maxPrefixes: 1000000}}\n"
+         10.1.0.0/26}}\n{more}peers:\n  - {{address: 10.99.0.2, asNumber: 64513, holdTime: {hold}, connectRetry: 1}}\n  - \
+         {{address: 10.99.0.3, asNumber: {ASN}, holdTime: 90, passive: true, maxPrefixes: 1000000, addPath: {{receive: \
+         true}}}}\n"
     )
 }
 
 impl<'a> Scene<'a> {
     fn new(segment: &'a Segment) -> Self {
-        let us = Brindle::start(segment, 1, &config(""));
+        Self::with_hold(segment, HOLD)
+    }
+
+    fn with_hold(segment: &'a Segment, hold: u64) -> Self {
+        let us = Brindle::start(segment, 1, &config(hold, ""));
         let good = Bird::start(
             segment,
             2,
             &format!(
                 "protocol static {{ ipv4; route 10.2.0.0/26 blackhole; }}
 protocol static late {{ disabled; ipv4; route 10.2.9.0/26 blackhole; }}
-protocol bgp v4 {{ local as 64513; neighbor 10.99.0.1 as 64512; hold time {HOLD}; connect delay time 1;
+protocol bgp v4 {{ local as 64513; neighbor 10.99.0.1 as 64512; hold time {hold}; connect delay time 1;
   connect retry time 1; error wait time 1, 2; ipv4 {{ import all; export where source = RTS_STATIC; }}; }}
 "
             ),
@@ -60,7 +67,7 @@ protocol bgp v4 {{ local as 64513; neighbor 10.99.0.1 as 64512; hold time {HOLD}
         us.route("10.2.0.0/26", true);
         good.route("10.1.0.0/26", true);
         let evil = NetNs::named(&segment.netns(3)).expect("the segment made it");
-        Self { us, good, evil, since: Instant::now() }
+        Self { us, good, evil, since: Instant::now(), hold }
     }
 
     /// A connection from host 3.
@@ -85,6 +92,19 @@ protocol bgp v4 {{ local as 64513; neighbor 10.99.0.1 as 64512; hold time {HOLD}
         stream
     }
 
+    /// The same when it may have to wait for the end of a back-off.
+    fn session_again(&self, open: &[u8]) -> TcpStream {
+        eventually("a session after all this", || {
+            let mut stream = self.connect();
+            stream.write_all(&[open, &keepalive()].concat()).map_err(|e| e.to_string())?;
+            let peer = eventually("a decision about it", || {
+                let p = self.us.peer("10.99.0.3")?;
+                if p.state == "OpenSent" || p.state == "OpenConfirm" { Err(format!("{p:?}")) } else { Ok(p) }
+            });
+            if peer.state == "Established" { Ok(stream) } else { Err(format!("{peer:?}")) }
+        })
+    }
+
     fn rss(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.us.daemon.pid())).expect("it runs");
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("a line of memory");
@@ -96,7 +116,7 @@ protocol bgp v4 {{ local as 64513; neighbor 10.99.0.1 as 64512; hold time {HOLD}
         let now = self.rss();
         assert!(now <= before + ROOM, "{before} MiB became {now}");
         self.us.daemon.assert_alive();
-        self.us.reload(&config("  - {prefix: 10.1.9.0/26}\n"));
+        self.us.reload(&config(self.hold, "  - {prefix: 10.1.9.0/26}\n"));
         self.good.birdc("enable late").expect("BIRD answers");
         for prefix in ["10.2.0.0/26", "10.2.9.0/26"] {
             self.us.route(prefix, true);
@@ -124,16 +144,29 @@ fn open_for_refreshes() -> Vec<u8> {
     frame(1, &body).expect("it is short")
 }
 
-fn keepalive() -> Vec<u8> {
-    frame(4, &[]).expect("it is short")
+/// The same with several paths to a prefix from us (RFC 7911).
+fn open_for_paths() -> Vec<u8> {
+    let [a, b] = ASN.to_be_bytes();
+    let body = [4, a, b, 0, 90, 10, 99, 0, 3, 14, 2, 12, 1, 4, 0, 1, 0, 1, 69, 4, 0, 1, 1, 2];
+    frame(1, &body).expect("it is short")
 }
 
-/// Announces 200 prefixes of /24 from the `n`th on.
-fn update(n: u32, med: u32) -> Vec<u8> {
+/// Announces these prefixes of /24 under these identifiers: at most 500 in all.
+fn paths(prefixes: Range<u32>, ids: Range<u32>, med: u32) -> Vec<u8> {
+    let each = prefixes.flat_map(|n| ids.clone().map(move |id| (n, id)));
+    let nlri = each.flat_map(|(n, id)| {
+        let [_, x, y, z] = n.to_be_bytes();
+        id.to_be_bytes().into_iter().chain([24, 100 + x, y, z])
+    });
+    announcement(&[0], med, nlri)
+}
+
+/// An UPDATE with this ORIGIN.
+fn announcement(origin: &[u8], med: u32, nlri: impl Iterator<Item = u8>) -> Vec<u8> {
     let [a, b] = ASN.to_be_bytes();
     let mut attributes = vec![];
     for (flags, code, value) in [
-        (0x40, 1, &[0][..]),
+        (0x40, 1, origin),
         (0x40, 2, &[2, 1, a, b]),
         (0x40, 3, &[10, 99, 0, 3]),
         (0x80, 4, &med.to_be_bytes()),
@@ -142,11 +175,21 @@ fn update(n: u32, med: u32) -> Vec<u8> {
     }
     let len = u16::try_from(attributes.len()).expect("it is short").to_be_bytes();
     let mut body = [&[0, 0], &len[..], &attributes].concat();
-    for i in n..n + 200 {
-        let [_, x, y, z] = i.to_be_bytes();
-        body.extend([24, 100 + x, y, z]);
-    }
+    body.extend(nlri);
     frame(2, &body).expect("it fits")
+}
+
+fn keepalive() -> Vec<u8> {
+    frame(4, &[]).expect("it is short")
+}
+
+/// Announces 200 prefixes of /24 from the `n`th on.
+fn update(n: u32, med: u32) -> Vec<u8> {
+    let nlri = (n..n + 200).flat_map(|i| {
+        let [_, x, y, z] = i.to_be_bytes();
+        [24, 100 + x, y, z]
+    });
+    announcement(&[0], med, nlri)
 }
 
 /// 2,000 prefixes.
@@ -178,6 +221,62 @@ fn a_flood_of_updates_keepalives_and_refreshes_delays_nobody_elses_timers() {
     assert_eq!(scene.us.peer("10.99.0.3").expect("it is configured").received, 2_000);
     scene.unharmed(before);
     // The daemon is gone, and with it what the reader read from.
+    let _ = reader.join().expect("it only reads");
+}
+
+#[test]
+fn paths_without_end_to_one_prefix_end_the_session_that_sends_them() {
+    let segment = Segment::new(3);
+    let scene = Scene::with_hold(&segment, 3);
+    let before = scene.rss();
+    let flood: Vec<u8> = (0..125).flat_map(|i| paths(7..8, i * 400..(i + 1) * 400, 0)).collect();
+    // Longer than the back-off between two of its sessions.
+    for _ in 0..3 {
+        let mut stream = scene.session_again(&open_for_paths());
+        // It is closed on the way.
+        let _ = stream.write_all(&flood);
+        let mut said = vec![];
+        let _ = stream.read_to_end(&mut said);
+        eventually("the end of the session", || {
+            let peer = scene.us.peer("10.99.0.3")?;
+            let why = peer.last_error.clone().unwrap_or_default();
+            if peer.state != "Established" && why.contains("more than 256 paths to 100.0.7.0/24") {
+                Ok(())
+            } else {
+                Err(format!("{peer:?}"))
+            }
+        });
+        scene.us.route("100.0.7.0/24", false);
+    }
+    scene.unharmed(before);
+}
+
+#[test]
+fn as_many_paths_as_a_neighbor_may_have_and_changed_all_the_time_delay_nobody_elses_timers() {
+    let segment = Segment::new(3);
+    let scene = Scene::with_hold(&segment, 3);
+    let mut stream = scene.session_with(&open_for_paths());
+    let mut answers = stream.try_clone().expect("a descriptor");
+    let reader = thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+    for n in 0..400 {
+        stream.write_all(&paths(n..n + 1, 0..250, 0)).expect("the session is up");
+    }
+    eventually("all paths", || match scene.us.peer("10.99.0.3")?.received {
+        100_000 => Ok(()),
+        n => Err(format!("{n} paths")),
+    });
+    let before = scene.rss();
+    let start = Instant::now();
+    let mut round = 0;
+    while start.elapsed() < ATTACK {
+        // Of each prefix one path, so that each message makes as many decisions as it can.
+        round += 1;
+        let flood: Vec<u8> = (0..50).flat_map(|id| paths(0..400, id..id + 1, round)).collect();
+        stream
+            .write_all(&[&flood[..], &keepalive()].concat())
+            .expect("a flood is no reason to end a session");
+    }
+    scene.unharmed(before);
     let _ = reader.join().expect("it only reads");
 }
 
@@ -302,14 +401,6 @@ fn ten_thousand_connects_cost_no_memory_and_no_session() {
         count += 1;
     }
     // The address is not barred for it.
-    eventually("a session after all this", || {
-        let mut stream = scene.connect();
-        stream.write_all(&[open(), keepalive()].concat()).map_err(|e| e.to_string())?;
-        let peer = eventually("a decision about it", || {
-            let p = scene.us.peer("10.99.0.3")?;
-            if p.state == "OpenSent" || p.state == "OpenConfirm" { Err(format!("{p:?}")) } else { Ok(p) }
-        });
-        if peer.state == "Established" { Ok(()) } else { Err(format!("{peer:?}")) }
-    });
+    drop(scene.session_again(&open()));
     scene.unharmed(before);
 }

@@ -34,8 +34,8 @@ const BATCH: usize = 128;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_OCTETS: usize = 1 << 20;
 
-/// Reads until the connection ends or the speaker wants no more of it. `waiting` counts the reports that the speaker has
-/// not taken yet.
+/// Reads until the connection ends or the speaker wants no more of it. `waiting` counts the reports that the speaker is not
+/// done with.
 pub(crate) async fn read(
     token: Token,
     conn: ConnId,
@@ -54,7 +54,7 @@ pub(crate) async fn read(
         };
         let decoded = decode(conn, &mut buf, &cx);
         if !decoded.inputs.is_empty() {
-            // Counted down when the report is taken.
+            // Counted down when the last message of the report is taken.
             waiting.fetch_add(1, Ordering::Relaxed);
             if inbox.send(Report::Inputs { token, inputs: decoded.inputs }).await.is_err() {
                 return Exit::Closed;

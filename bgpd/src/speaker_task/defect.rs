@@ -19,7 +19,7 @@ use brindle_bgpd_core::speaker::{ConnId, Input, PeerId, Speaker, Work};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::SpeakerTask;
+use super::{SpeakerTask, TURN};
 
 /// How long a neighbor is put aside the first time, seconds; each time twice as long.
 const FIRST: u32 = 60;
@@ -65,6 +65,7 @@ impl Defects {
 impl SpeakerTask {
     /// A turn of the task, which may meet a defect outside of the speaker.
     pub(super) fn turn(&mut self, work: impl FnOnce(&mut Self)) {
+        self.turn_ends = Instant::now() + TURN;
         if let Err(panic) = guarded(|| work(self)) {
             self.defects.total += 1;
             self.without_blame(panic);

@@ -21,6 +21,7 @@ use tokio::{
     net::TcpStream,
     sync::{mpsc, watch},
     task::{AbortHandle, Id, JoinError},
+    time::Instant,
 };
 use tracing::{debug, error};
 
@@ -38,10 +39,46 @@ const CONTROL: usize = 64 * 1024;
 
 impl SpeakerTask {
     pub(super) fn reports(&mut self) {
+        self.go_on();
         for _ in 0..REPORTS {
+            if self.unfinished.is_some() || Instant::now() >= self.turn_ends {
+                return;
+            }
             let Ok(report) = self.inbox.try_recv() else { return };
             self.report(report);
         }
+    }
+
+    /// The messages of a report, as many as fit into the turn.
+    fn go_on(&mut self) {
+        let Some((token, mut inputs)) = self.unfinished.take() else { return };
+        // An earlier message may have ended the connection.
+        while self.by_token.contains_key(&token)
+            && let Some(input) = inputs.next()
+        {
+            self.feed(input);
+            if Instant::now() >= self.turn_ends {
+                self.unfinished = Some((token, inputs));
+                return;
+            }
+        }
+        if let Some(conn) = self.by_token.get(&token)
+            && let Some(Link { state: LinkState::Up(up), .. }) = self.links.get(conn)
+        {
+            up.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        for exit in std::mem::take(&mut self.exits) {
+            self.exit(exit);
+        }
+    }
+
+    /// Whether reports of a connection are still to be taken.
+    fn is_unread(&self, token: Token) -> bool {
+        let link = self.by_token.get(&token).and_then(|conn| self.links.get(conn));
+        link.is_some_and(|link| match &link.state {
+            LinkState::Dialing(_) => false,
+            LinkState::Up(up) => up.waiting.load(Ordering::Relaxed) > 0,
+        })
     }
 
     pub(super) fn report(&mut self, report: Report) {
@@ -51,9 +88,6 @@ impl SpeakerTask {
             }
             Report::Inputs { token, inputs } => {
                 if let Some(conn) = self.by_token.get(&token) {
-                    if let Some(Link { state: LinkState::Up(up), .. }) = self.links.get(conn) {
-                        up.waiting.fetch_sub(1, Ordering::Relaxed);
-                    }
                     self.tally.received(*conn, &inputs, self.speaker.as_ref());
                     if let (Some(archive), Some(speaker)) = (&mut self.archive, &self.speaker) {
                         let cx = self.tally.read_cx(*conn);
@@ -63,12 +97,8 @@ impl SpeakerTask {
                         }
                     }
                 }
-                for input in inputs {
-                    // An earlier message may have ended the connection.
-                    if self.by_token.contains_key(&token) {
-                        self.feed(input);
-                    }
-                }
+                self.unfinished = Some((token, inputs.into_iter()));
+                self.go_on();
             }
             Report::Room { token } => {
                 let Some(conn) = self.by_token.get(&token).copied() else { return };
@@ -132,7 +162,15 @@ impl SpeakerTask {
                 Exit::Lost { token, why: "internal error".into() }
             }
         };
+        self.exit(exit);
+    }
+
+    /// The end of a task. It comes after its last report is in the inbox, and is looked at when that was taken.
+    fn exit(&mut self, exit: Exit) {
         match exit {
+            Exit::Lost { token, .. } | Exit::Stalled { token } if self.is_unread(token) => {
+                self.exits.push(exit);
+            }
             Exit::Closed => {}
             Exit::Dialed { token, stream } => self.dialed(token, stream),
             Exit::Lost { token, why } => {

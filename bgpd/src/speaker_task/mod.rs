@@ -53,6 +53,9 @@ use crate::{
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Reports taken before outputs are looked at.
 const REPORTS: usize = 32;
+/// A turn ends after the message during which it has lasted so long; what is left of a report is for the next one. So
+/// timers and all other connections have their turn whatever the messages of one peer cost.
+const TURN: Duration = Duration::from_millis(50);
 
 // States as events name them.
 const IDLE: &str = "Idle";
@@ -84,7 +87,7 @@ struct Up {
     pending: bool,
     /// The writer has a chunk.
     busy: bool,
-    /// Reports of the reader that were not taken yet.
+    /// Reports of the reader that were not taken yet, or not to their end.
     waiting: Arc<AtomicUsize>,
 }
 
@@ -118,6 +121,12 @@ pub(crate) struct SpeakerTask {
     task_tokens: HashMap<Id, Token>,
     next_token: u64,
     next_accept: u64,
+    /// When the present turn has lasted long enough.
+    turn_ends: Instant,
+    /// A report whose turn was over before its end.
+    unfinished: Option<(Token, std::vec::IntoIter<Input>)>,
+    /// Ends of connections of which something is still unread.
+    exits: Vec<Exit>,
     outputs: VecDeque<Output>,
     /// Connections for which there may be something to write.
     dirty: Vec<ConnId>,
@@ -182,6 +191,9 @@ impl SpeakerTask {
             task_tokens: HashMap::new(),
             next_token: 0,
             next_accept: 1,
+            turn_ends: Instant::now(),
+            unfinished: None,
+            exits: Vec::new(),
             outputs: VecDeque::new(),
             dirty: Vec::new(),
             scratch: BytesMut::new(),
@@ -205,6 +217,8 @@ impl SpeakerTask {
     /// Runs until told to shut down, or until every handle is gone.
     pub(crate) async fn run(mut self) {
         let mut busy_since = Instant::now();
+        // When readers could last run, as far as is known.
+        let mut paused_at = busy_since;
         loop {
             let deadline = self.deadline();
             self.tally.turns.add(busy_since);
@@ -220,23 +234,20 @@ impl SpeakerTask {
                     }
                     Some(order) => {
                         busy_since = Instant::now();
-                        self.turn(|me| {
-                            me.order(order);
-                            // Questions must not hold up what peers say, however many there are.
-                            me.reports();
-                        });
+                        self.turn(|me| me.order(order));
+                        // Questions must not hold up what peers say, however many there are.
+                        self.turn(Self::reports);
                     }
                 },
                 Some(ended) = self.tasks.join_next_with_id() => {
                     busy_since = Instant::now();
                     self.turn(|me| {
-                        // A task ends after its last report is in the inbox, so that comes first.
                         me.reports();
                         me.ended(ended);
                     });
                 }
                 () = self.fib.hand_over(), if self.fib.has_work() => busy_since = Instant::now(),
-                Some(report) = self.inbox.recv() => {
+                Some(report) = self.inbox.recv(), if self.unfinished.is_none() => {
                     busy_since = Instant::now();
                     self.turn(|me| {
                         me.report(report);
@@ -247,15 +258,25 @@ impl SpeakerTask {
                     busy_since = Instant::now();
                     self.turn(Self::announce_all);
                 }
+                () = tokio::task::yield_now(), if self.unfinished.is_some() => {
+                    busy_since = Instant::now();
+                    self.turn(Self::reports);
+                }
                 // More to write to somebody who takes it; whatever came in meanwhile was first.
                 () = tokio::task::yield_now(), if !self.dirty.is_empty() => {}
                 () = sleep_until(deadline.unwrap_or(self.origin)), if deadline.is_some() => {
                     busy_since = Instant::now();
                 }
             }
+            // Also when something else came first: a flood of input must not stop the timers.
+            let due = self.deadline().is_some_and(|d| d <= Instant::now());
+            if due && paused_at.elapsed() >= TURN {
+                // A peer is not silent whose words nobody has read: on one thread readers run only when this task waits.
+                tokio::task::yield_now().await;
+                paused_at = Instant::now();
+            }
             self.turn(|me| {
-                // Also when something else came first: a flood of input must not stop the timers.
-                if me.deadline().is_some_and(|d| d <= Instant::now()) {
+                if due {
                     me.on_time();
                 }
                 me.settle();

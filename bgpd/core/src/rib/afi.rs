@@ -49,7 +49,6 @@ pub(super) struct ChangeCx<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct NewPath {
     pub peer: PeerId,
-    pub path_id: u32,
     pub attrs: Attrs,
     pub ebgp: bool,
     pub bad: Option<Invalid>,
@@ -133,54 +132,75 @@ impl<P: Prefix> Afi<P> {
         self.adj_in_ref(peer).map_or(0, |i| i.stale)
     }
 
-    /// A route arrives, replacing an earlier one of the same peer and path identifier.
-    pub(super) fn announce(&mut self, prefix: P, new: NewPath, cx: &mut ChangeCx<'_>) {
+    /// Routes to a destination arrive, one for each path identifier, replacing earlier ones of the same peer and
+    /// identifier. They are decided about together. False if there are more than a peer may have: the others are left out.
+    pub(super) fn announce(
+        &mut self,
+        prefix: P,
+        ids: impl IntoIterator<Item = u32>,
+        new: &NewPath,
+        cx: &mut ChangeCx<'_>,
+    ) -> bool {
         let (n, added) = self.table.get_or_add(prefix);
-        let dest = self.table.dest_mut(n);
-        let at = dest.find(new.peer, new.path_id);
         let peer = new.peer;
-        if let Some(raw) = new.raw {
-            self.raw.insert((n, peer, new.path_id), raw);
-        } else if !self.raw.is_empty() {
-            self.raw.remove(&(n, peer, new.path_id));
-        }
-        if let Ok(at) = at
-            && let Some(old) = dest.paths.get_mut(at)
-            && old.attrs == new.attrs
-            && old.bad == new.bad
-        {
-            // Nothing new, except that it is confirmed.
-            if std::mem::take(&mut old.flags.age) == Age::Stale {
-                self.adj_in(peer).stale -= 1;
+        let mut before = None;
+        // Kept until the comparison is over.
+        let mut old: SmallVec<[Path; 1]> = SmallVec::new();
+        let mut fits = true;
+        for path_id in ids {
+            let dest = self.table.dest_mut(n);
+            let at = dest.find(peer, path_id);
+            if at.is_err() && dest.is_full(peer) {
+                fits = false;
+                break;
             }
-            return;
-        }
-        let before = Before::of(dest, cx);
-        let path = Path {
-            attrs: new.attrs,
-            peer,
-            path_id: new.path_id,
-            flags: PathFlags { ebgp: new.ebgp, age: Age::Fresh, multipath: false },
-            bad: new.bad,
-            lost: None,
-        };
-        // An empty destination that is found again is one less to sweep.
-        let refilled = !added && dest.paths.is_empty();
-        let old = match at {
-            Ok(at) => dest.paths.get_mut(at).map(|old| std::mem::replace(old, path)),
-            Err(at) => {
-                dest.paths.insert(at, path);
-                None
+            if let Some(raw) = &new.raw {
+                self.raw.insert((n, peer, path_id), raw.clone());
+            } else if !self.raw.is_empty() {
+                self.raw.remove(&(n, peer, path_id));
             }
-        };
-        self.empty -= usize::from(refilled);
-        let adj = self.adj_in(peer);
-        if at.is_err() {
-            adj.dests.insert(n);
-            adj.paths += 1;
+            if let Ok(at) = at
+                && let Some(old) = dest.paths.get_mut(at)
+                && old.attrs == new.attrs
+                && old.bad == new.bad
+            {
+                // Nothing new, except that it is confirmed.
+                if std::mem::take(&mut old.flags.age) == Age::Stale {
+                    self.adj_in(peer).stale -= 1;
+                }
+                continue;
+            }
+            before.get_or_insert_with(|| Before::of(dest, cx));
+            let path = Path {
+                attrs: new.attrs.clone(),
+                peer,
+                path_id,
+                flags: PathFlags { ebgp: new.ebgp, age: Age::Fresh, multipath: false },
+                bad: new.bad,
+                lost: None,
+            };
+            // An empty destination that is found again is one less to sweep.
+            let refilled = !added && dest.paths.is_empty();
+            let replaced = match at {
+                Ok(at) => dest.paths.get_mut(at).map(|old| std::mem::replace(old, path)),
+                Err(at) => {
+                    dest.paths.insert(at, path);
+                    None
+                }
+            };
+            self.empty -= usize::from(refilled);
+            let adj = self.adj_in(peer);
+            if at.is_err() {
+                adj.dests.insert(n);
+                adj.paths += 1;
+            }
+            adj.stale -= usize::from(replaced.as_ref().is_some_and(|o| o.flags.age == Age::Stale));
+            old.extend(replaced);
         }
-        adj.stale -= usize::from(old.as_ref().is_some_and(|o| o.flags.age == Age::Stale));
-        self.after(n, before, cx);
+        if let Some(before) = before {
+            self.after(n, before, cx);
+        }
+        fits
     }
 
     /// Routes of a peer are withdrawn.
@@ -193,9 +213,12 @@ impl<P: Prefix> Afi<P> {
                 next = n.map_or(next, |n| n.saturating_add(1));
             }
             // A number that is given up on the way has no paths, so nothing is removed from it.
-            for (n, nlri) in numbers.iter().zip(some) {
-                if let Some(n) = n {
-                    self.remove(*n, peer, |p| p.path_id == nlri.path_id, cx);
+            let mut rest = some;
+            for same in numbers[..some.len()].chunk_by(PartialEq::eq) {
+                let (these, others) = rest.split_at(same.len());
+                rest = others;
+                if let Some(Some(n)) = same.first() {
+                    self.remove(*n, peer, |p| these.iter().any(|nlri| nlri.path_id == p.path_id), cx);
                 }
             }
         }
@@ -473,8 +496,8 @@ impl<P: Prefix> Afi<P> {
                 let Some(Screened { attrs, raw, bad }) = judge(prefix.net(), &path, &raw, cx) else {
                     continue;
                 };
-                let new = NewPath { peer, path_id: path.path_id, attrs, ebgp: path.flags.ebgp, bad, raw };
-                self.announce(prefix, new, cx);
+                let new = NewPath { peer, attrs, ebgp: path.flags.ebgp, bad, raw };
+                self.announce(prefix, [path.path_id], &new, cx);
                 // It was not confirmed by this.
                 if path.flags.age != Age::Fresh
                     && let Ok(at) = self.table.dest(n).find(peer, path.path_id)

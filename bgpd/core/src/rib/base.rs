@@ -375,12 +375,13 @@ impl Rib {
         }
     }
 
-    /// An UPDATE of an established neighbor.
-    pub fn update(&mut self, peer: &RibPeer, update: Update) {
+    /// An UPDATE of an established neighbor. Gives a prefix to which it has sent more than [`MAX_PATHS`](super::MAX_PATHS);
+    /// what comes after that is left out.
+    pub fn update(&mut self, peer: &RibPeer, update: Update) -> Option<IpNet> {
         for prefixes in &update.withdrawn {
             self.withdraw(peer, prefixes);
         }
-        let Some(mut set) = update.attributes else { return };
+        let mut set = update.attributes?;
         let judge = ImportCx {
             speaker: &self.cfg,
             ibgp: peer.ibgp,
@@ -396,11 +397,11 @@ impl Rib {
                 self.withdraw(peer, &reach.prefixes);
                 continue;
             };
-            let new = NewPath { peer: peer.id, path_id: 0, attrs, ebgp: !peer.ibgp, bad, raw: None };
+            let new = NewPath { peer: peer.id, attrs, ebgp: !peer.ibgp, bad, raw: None };
             let families = peer.families;
             let mut screen = Screen::new(&peer.import, peer.ibgp);
             let (v4, v6, mut cx) = self.split();
-            match &reach.prefixes {
+            let crowded = match &reach.prefixes {
                 Prefixes::V4(list) if families[Family::Ipv4Unicast] => {
                     announce(v4, list, &new, &mut screen, &mut cx)
                 }
@@ -408,9 +409,13 @@ impl Rib {
                     announce(v6, list, &new, &mut screen, &mut cx)
                 }
                 // A family that was not negotiated is ignored (RFC 4760 section 6).
-                Prefixes::V4(_) | Prefixes::V6(_) => {}
+                Prefixes::V4(_) | Prefixes::V6(_) => None,
+            };
+            if crowded.is_some() {
+                return crowded;
             }
         }
+        None
     }
 
     fn withdraw(&mut self, peer: &RibPeer, prefixes: &Prefixes) {
@@ -428,12 +433,13 @@ impl Rib {
         for LocalRoute { prefix, next_hop, mut attributes } in routes {
             attributes.local_pref.get_or_insert(self.cfg.local_pref);
             let Some(attrs) = self.interner.intern(&attributes, next_hop) else { continue };
-            let new = NewPath { peer: LOCAL, path_id: 0, attrs, ebgp: false, bad: None, raw: None };
+            let new = NewPath { peer: LOCAL, attrs, ebgp: false, bad: None, raw: None };
             let (v4, v6, mut cx) = self.split();
+            // One path each.
             match prefix {
-                IpNet::V4(p) => v4.announce(p.trunc(), new, &mut cx),
-                IpNet::V6(p) => v6.announce(p.trunc(), new, &mut cx),
-            }
+                IpNet::V4(p) => v4.announce(p.trunc(), [0], &new, &mut cx),
+                IpNet::V6(p) => v6.announce(p.trunc(), [0], &new, &mut cx),
+            };
         }
         let (v4, v6, mut cx) = self.split();
         let wanted = |net: IpNet| wanted.binary_search(&net).is_ok();
@@ -633,19 +639,33 @@ fn announce<P: Prefix>(
     new: &NewPath,
     screen: &mut Screen<'_>,
     cx: &mut ChangeCx<'_>,
-) {
-    if screen.policy.is_empty() || new.bad.is_some() {
-        for n in list {
-            afi.announce(n.prefix, NewPath { path_id: n.path_id, ..new.clone() }, cx);
+) -> Option<IpNet> {
+    // Of several paths to a prefix, wherever they stand, one decision is made. Without identifiers there is one each.
+    let mut sorted: Vec<Nlri<P>>;
+    let list: &[Nlri<P>] = if list.iter().any(|n| n.path_id != 0) {
+        sorted = list.to_vec();
+        sorted.sort_unstable_by_key(|n| (n.prefix, n.path_id));
+        &sorted
+    } else {
+        list
+    };
+    let unscreened = screen.policy.is_empty() || new.bad.is_some();
+    let mut screened;
+    for same in list.chunk_by(|a, b| a.prefix == b.prefix) {
+        let Some(prefix) = same.first().map(|n| n.prefix) else { continue };
+        let new = if unscreened {
+            new
+        } else {
+            let Screened { attrs, raw, bad } =
+                screen.judge(prefix.net(), &new.attrs, cx.out.interner, cx.out.next_hops);
+            screened = NewPath { peer: new.peer, attrs, ebgp: new.ebgp, bad, raw };
+            &screened
+        };
+        if !afi.announce(prefix, same.iter().map(|n| n.path_id), new, cx) {
+            return Some(prefix.net());
         }
-        return;
     }
-    for n in list {
-        let Screened { attrs, raw, bad } =
-            screen.judge(n.prefix.net(), &new.attrs, cx.out.interner, cx.out.next_hops);
-        let new = NewPath { peer: new.peer, path_id: n.path_id, attrs, ebgp: new.ebgp, bad, raw };
-        afi.announce(n.prefix, new, cx);
-    }
+    None
 }
 
 fn view<P: Prefix>(dest: &Dest<P>, path: &Path, imports: &BTreeMap<PeerId, Policy>) -> PathView {

@@ -128,11 +128,14 @@ impl Race<'_> {
         if self.alive.len() < 2 {
             return;
         }
-        let meds: SmallVec<[(u32, u32); 8]> =
+        let mut meds: SmallVec<[(u32, u32); 8]> =
             self.alive.iter().map(|n| &self.path(*n).attrs.rank).map(|r| (r.neighbor_as, r.med)).collect();
+        // The lowest of each AS.
+        meds.sort_unstable();
+        meds.dedup_by_key(|(asn, _)| *asn);
         self.retain(Step::Med, |p| {
             let r = &p.attrs.rank;
-            !meds.iter().any(|(asn, med)| *asn == r.neighbor_as && *med < r.med)
+            meds.binary_search(&(r.neighbor_as, r.med)).is_ok()
         });
     }
 }

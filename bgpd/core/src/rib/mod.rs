@@ -38,5 +38,5 @@ pub use self::{
     look::{Export, Scan, Withheld},
     peers::{LOCAL, NextHops, Source, Sources},
     rewrite::{Inward, Rewrite},
-    table::{Age, Path, PathFlags},
+    table::{Age, MAX_PATHS, Path, PathFlags},
 };

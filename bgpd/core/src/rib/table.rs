@@ -62,6 +62,10 @@ pub(super) struct Dest<P> {
 /// No best path.
 const NONE: u32 = u32::MAX;
 
+/// Paths of one peer to one prefix (with add-path): what a decision costs grows with them, and nobody has so many ways to
+/// one destination. Those kept from before its restart count for themselves.
+pub const MAX_PATHS: usize = 256;
+
 impl<P> Dest<P> {
     /// The best path.
     pub(super) fn best(&self) -> Option<&Path> {
@@ -71,6 +75,17 @@ impl<P> Dest<P> {
     /// Where a path is, or would be.
     pub(super) fn find(&self, peer: PeerId, path_id: u32) -> Result<usize, usize> {
         self.paths.binary_search_by_key(&(peer, path_id), |p| (p.peer, p.path_id))
+    }
+
+    /// Whether a peer has as many paths here as it may.
+    pub(super) fn is_full(&self, peer: PeerId) -> bool {
+        if self.paths.len() < MAX_PATHS {
+            return false;
+        }
+        let of_peer = || self.paths.iter().filter(|p| p.peer == peer);
+        // What several restarts in a row left behind does not add up either.
+        of_peer().count() >= 2 * MAX_PATHS
+            || of_peer().filter(|p| p.flags.age != Age::Stale).count() >= MAX_PATHS
     }
 
     /// Records what was decided about the present paths.

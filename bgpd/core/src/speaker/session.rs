@@ -2,6 +2,8 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use ipnet::IpNet;
+
 use super::{
     AddPathSend, Clear, ConnId, Event, ExportPolicy, Output, PeerConfig, PeerId, PrefixAction, Routing,
     Speaker, SpeakerConfig,
@@ -10,7 +12,7 @@ use super::{
 use crate::{
     af::{Family, PerFamily},
     fsm::{Cease, Down, PeerInput, Session, Stop, notice},
-    rib::{Inward, Rewrite, RibPeer},
+    rib::{Inward, MAX_PATHS, Rewrite, RibPeer},
     time::Mono,
     wire::{Message, Notification, RouteRefresh, Update, refresh},
 };
@@ -191,7 +193,7 @@ impl Speaker {
         let conn = up.conn;
         #[cfg(debug_assertions)]
         let seen = self.fault.map(|_| update.clone());
-        self.rib.update(&up.rib, update);
+        let crowded = self.rib.update(&up.rib, update);
         #[cfg(debug_assertions)]
         if let Some(seen) = seen {
             self.strike(true, &seen);
@@ -199,10 +201,26 @@ impl Speaker {
         if let Some(family) = end {
             self.end_of_rib(id, family, out);
         }
-        self.too_many(id, conn, out)
+        match crowded {
+            Some(prefix) => self.crowded(id, conn, prefix),
+            None => self.too_many(id, conn, out).or_else(|| self.no_room(conn)),
+        }
     }
 
-    fn too_many(&mut self, id: PeerId, conn: ConnId, out: &mut VecDeque<Output>) -> Option<Excess> {
+    /// More paths to one prefix than a neighbor may have: they would be left out, so a warning is not enough.
+    fn crowded(&self, id: PeerId, conn: ConnId, prefix: IpNet) -> Option<Excess> {
+        let action = self.peers.get(&id)?.fsm.config().session.prefixes.action;
+        let what = format!("more than {MAX_PATHS} paths to {prefix}");
+        Some(Excess { conn, notification: Cease::MaximumPrefixes.notification(), what, action })
+    }
+
+    /// More prefixes than a neighbor may have.
+    pub(super) fn too_many(
+        &mut self,
+        id: PeerId,
+        conn: ConnId,
+        out: &mut VecDeque<Output>,
+    ) -> Option<Excess> {
         let peer = self.peers.get_mut(&id)?;
         let cfg = Arc::clone(peer.fsm.config());
         let limits = cfg.session.prefixes;
@@ -226,6 +244,11 @@ impl Speaker {
                 out.push_back(event);
             }
         }
+        None
+    }
+
+    /// More paths of all neighbors together than there may be.
+    fn no_room(&self, conn: ConnId) -> Option<Excess> {
         if self.cfg.max_paths > 0 {
             let counts = self.peers.keys().flat_map(|p| Family::ALL.map(|f| self.rib.received(*p, f)));
             if counts.sum::<usize>() > self.cfg.max_paths {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::queue::{CX, announce, peer, rib, withdraw};
 use crate::{
     af::{Family, PerFamily},
-    rib::{Rib, RibPeer},
+    rib::{MAX_PATHS, Rib, RibPeer},
     speaker::{AddPathSend, PeerId},
     wire::{Message, Nlri, Prefixes, Reach, Update, WireCx, next_frame},
 };
@@ -207,4 +207,47 @@ proptest! {
         there.sort_unstable();
         prop_assert_eq!(told, there);
     }
+}
+
+/// One prefix under these identifiers of one peer.
+fn under(from: &RibPeer, ids: impl IntoIterator<Item = u32>) -> Update {
+    let mut update = announce(from, &[1], 0);
+    update.reach.truncate(1);
+    let Prefixes::V4(list) = &mut update.reach[0].prefixes else { panic!("IPv4 is first") };
+    *list = ids.into_iter().map(|path_id| Nlri { path_id, ..list[0] }).collect();
+    update
+}
+
+#[test]
+fn one_peer_has_so_many_paths_to_a_prefix_and_those_of_before_its_restart_count_for_themselves() {
+    let max = u32::try_from(MAX_PATHS).unwrap();
+    let mut rib = rib();
+    let (a, b) = (peer(0, true), peer(1, true));
+    rib.peer_up(&a);
+    rib.peer_up(&b);
+    assert_eq!(rib.update(&a, under(&a, (1..=max).rev())), None);
+    assert_eq!(rib.update(&a, under(&a, 1..=max)), None, "what is there may come again");
+    assert_eq!(rib.update(&b, under(&b, 1..=max)), None, "each for itself");
+    let crowded = rib.update(&a, under(&a, [max + 1]));
+    assert_eq!(crowded.map(|p| p.to_string()).as_deref(), Some("10.128.0.1/32"));
+    assert_eq!(rib.received(a.id, Family::Ipv4Unicast), MAX_PATHS);
+    let best: Vec<u32> = rib.paths(None).filter(|p| p.best).map(|p| p.path_id).collect();
+    assert_eq!(best, [1]);
+    // It restarts, and sends as many under other identifiers; but not as often as it likes.
+    let long = PerFamily([true, true]);
+    rib.peer_down(&a, long, long);
+    rib.peer_up(&a);
+    assert_eq!(rib.update(&a, under(&a, 1_001..=1_000 + max)), None);
+    assert!(rib.update(&a, under(&a, [2_000])).is_some());
+    rib.peer_down(&a, long, long);
+    rib.peer_up(&a);
+    assert!(rib.update(&a, under(&a, [2_000])).is_some());
+    assert_eq!(rib.received(a.id, Family::Ipv4Unicast), 2 * MAX_PATHS);
+    rib.drop_stale(a.id, Family::Ipv4Unicast);
+    assert_eq!(rib.update(&a, under(&a, [2_000, 2_001])), None);
+    let mut gone = under(&a, [2_000, 7, 2_001]);
+    gone.withdrawn = gone.reach.drain(..).map(|r| r.prefixes).collect();
+    gone.attributes = None;
+    rib.update(&a, gone);
+    assert_eq!(rib.received(a.id, Family::Ipv4Unicast), 0);
 }

@@ -312,8 +312,12 @@ proptest! {
         let mut receivers: Vec<Option<Receiver>> = (0..4).map(|_| None).collect();
         for op in ops {
             match op {
-                Op::Announce(n, p, med) if receivers[n].is_some() => rib.update(&peers[n], announce(&peers[n], &p, med)),
-                Op::Withdraw(n, p) if receivers[n].is_some() => rib.update(&peers[n], withdraw(&p)),
+                Op::Announce(n, p, med) if receivers[n].is_some() => {
+                    rib.update(&peers[n], announce(&peers[n], &p, med));
+                }
+                Op::Withdraw(n, p) if receivers[n].is_some() => {
+                    rib.update(&peers[n], withdraw(&p));
+                }
                 Op::Pull(n, limit) => {
                     if let Some(r) = &mut receivers[n] {
                         r.pull(&mut rib, peers[n].id, limit, &CX);

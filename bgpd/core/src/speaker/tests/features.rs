@@ -180,6 +180,35 @@ fn a_guest_of_the_wrong_as_is_refused_and_kept_only_for_its_back_off() {
 }
 
 #[test]
+fn a_neighbor_with_too_many_paths_to_one_prefix_is_dismissed_whatever_its_limits_say() {
+    let mut cfg = neighbor(2, AS);
+    cfg.add_path.receive = true;
+    cfg.session.prefixes.action = PrefixAction::Warn;
+    let mut b = Bench::new(vec![cfg, neighbor(3, AS)]);
+    let mut with = open(2, AS);
+    with.capabilities.push(Capability::AddPath(vec![(1, 1, 2)]));
+    b.establish(2, with);
+    b.establish(3, open(3, AS));
+    let most = u32::try_from(crate::rib::MAX_PATHS).unwrap();
+    let under = |ids: std::ops::RangeInclusive<u32>| {
+        let prefix = "10.2.0.0/24".parse().unwrap();
+        let list = ids.map(|path_id| Nlri { prefix, path_id }).collect();
+        Message::Update(Update {
+            attributes: Some(ibgp()),
+            reach: vec![Reach { next_hop: NextHop::V4([10, 0, 0, 2].into()), prefixes: Prefixes::V4(list) }],
+            ..Update::default()
+        })
+    };
+    b.message(2, under(1..=most));
+    assert_eq!(b.notifications(), []);
+    b.message(2, under(1..=most + 1));
+    assert_eq!(b.notifications(), [(6, 1)]);
+    let error = b.s.peers().find(|p| p.address == ip(2)).unwrap().last_error.unwrap();
+    assert!(error.contains("more than 256 paths to 10.2.0.0/24"), "{error}");
+    assert_eq!((b.s.rib(None).count(), b.state(3)), (0, StateKind::Established));
+}
+
+#[test]
 fn a_range_that_is_shut_down_lets_nobody_in() {
     let mut b = Bench::new(vec![]);
     let mut shut = range(10, AS);
