@@ -347,17 +347,6 @@ impl Check<'_> {
                     return self.fail(format!("filters[{i}].{at}.{field}"), "there is no such field");
                 }
             }
-            let families = [
-                ("importV4", &spec.import_v4, true),
-                ("exportV4", &spec.export_v4, true),
-                ("importV6", &spec.import_v6, false),
-                ("exportV6", &spec.export_v6, false),
-            ];
-            for (field, rules, v4) in families {
-                if let Some((k, what)) = checks::family(rules, v4) {
-                    return self.fail(format!("filters[{i}].{field}[{k}].cidr"), what);
-                }
-            }
             if let Some(what) = checks::name(&f.name) {
                 return self.fail(format!("filters[{i}].name"), what);
             }

@@ -7,6 +7,7 @@ use brindle_bgpd_core::policy::{
 use brindle_config_core::{
     bgp::{BgpFilterRule, BgpFilterSpec, FilterAction, MatchOperator},
     bgp_values::CommunityValue,
+    validate::{self, Invalid},
 };
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -35,12 +36,19 @@ pub(super) fn policies(state: &ClusterState, names: &[String]) -> Result<Policie
     compile(filters).map_err(|e| format!("spec.filters: BGPFilter {e}; the peer is left out"))
 }
 
-/// Compiles filters; an error names filter and field.
+/// Compiles filters; an error names filter and field. Nothing that [`validate`] refuses gets through.
 pub(crate) fn compile<'a>(
     filters: impl IntoIterator<Item = (&'a str, &'a BgpFilterSpec)>,
 ) -> Result<Policies, String> {
     let (mut import, mut export) = (Vec::new(), Vec::new());
     for (name, spec) in filters {
+        // What brindlectl refuses may have been written by others, or stand in a file. It must not mean less than it says.
+        if let Err(Invalid(all)) = validate::bgp_filter(spec)
+            && let Some(e) = all.first()
+        {
+            let field = e.field.strip_prefix("spec.").unwrap_or(&e.field);
+            return Err(format!("{name}: {field}: {}", e.reason));
+        }
         let list = |field: &str, rules: &[BgpFilterRule]| -> Result<Vec<Rule>, String> {
             let numbered = rules.iter().enumerate();
             numbered.map(|(i, r)| rule(r).map_err(|e| format!("{name}: {field}[{i}].{e}"))).collect()
@@ -60,12 +68,7 @@ pub(crate) fn compile<'a>(
 }
 
 fn rule(r: &BgpFilterRule) -> Result<Rule, String> {
-    let prefix = match (r.cidr, r.match_operator) {
-        (None, None) => None,
-        (Some(_), None) => return Err("cidr: needs matchOperator".into()),
-        (None, Some(_)) => return Err("matchOperator: needs cidr".into()),
-        (Some(cidr), Some(operator)) => Some(prefix(cidr, operator, r)),
-    };
+    let prefix = r.cidr.zip(r.match_operator).map(|(cidr, operator)| prefix(cidr, operator, r));
     let peer = match r.peer_type.as_deref() {
         None | Some("") => None,
         Some("eBGP") => Some(PeerType::Ebgp),
@@ -93,9 +96,6 @@ fn rule(r: &BgpFilterRule) -> Result<Rule, String> {
         read.and_then(Written::operation).map_err(|e| format!("operations[{i}]: {e}"))
     });
     let operations: Vec<Operation> = operations.collect::<Result<_, _>>()?;
-    if action == Action::Reject && !operations.is_empty() {
-        return Err("operations: only a rule with action Accept can change attributes".into());
-    }
     Ok(Rule {
         prefix,
         learnt,
@@ -152,13 +152,9 @@ impl Written {
         Ok(match self {
             Self::AddCommunity { value } => Operation::AddCommunity(community(&value)?),
             Self::PrependAsPath { prefix } => {
-                if !(1..=10).contains(&prefix.len()) || prefix.iter().any(|a| a.0 == 0) {
-                    return Err("prependASPath takes 1 to 10 AS numbers, none of them 0".into());
-                }
                 Operation::PrependAsPath(prefix.into_iter().map(|a| a.0).collect())
             }
-            Self::SetPriority { value: value @ 1..=2_147_483_646 } => Operation::SetPriority(value),
-            Self::SetPriority { .. } => return Err("setPriority takes a value of 1 to 2147483646".into()),
+            Self::SetPriority { value } => Operation::SetPriority(value),
         })
     }
 }

@@ -66,8 +66,8 @@ fn a_filter_with_every_field_reaches_the_speaker() {
 fn a_filter_that_cannot_be_honoured_leaves_the_peer_out_and_names_the_field() {
     for (rule, text) in [
         (json!({"cidr": "10.0.0.0/8", "action": "Accept"}), "f: importV4[0].cidr: needs matchOperator"),
-        (json!({"peerType": "both", "action": "Accept"}), "f: importV4[0].peerType: expected eBGP or iBGP"),
-        (json!({"source": "Me", "action": "Accept"}), "f: importV4[0].source: expected RemotePeers"),
+        (json!({"peerType": "both", "action": "Accept"}), "f: importV4[0].peerType: expected one of eBGP"),
+        (json!({"source": "Me", "action": "Accept"}), "f: importV4[0].source: expected one of RemotePeers"),
         (json!({"communities": {"values": ["x"]}, "action": "Accept"}), "communities.values[0]: expected"),
         (
             json!({"communities": {"values": []}, "action": "Accept"}),
@@ -78,6 +78,23 @@ fn a_filter_that_cannot_be_honoured_leaves_the_peer_out_and_names_the_field() {
         (
             json!({"operations": [{"setPriority": {"value": 1}}], "action": "Reject"}),
             "operations: only a rule",
+        ),
+        (json!({"prefixLength": {"max": 24}, "action": "Accept"}), "importV4[0].prefixLength: needs cidr"),
+        (
+            json!({"cidr": "10.0.0.0/8", "matchOperator": "In", "prefixLength": {"max": 33}, "action": "Accept"}),
+            "importV4[0].prefixLength: expected 0 to 32",
+        ),
+        (
+            json!({"cidr": "10.0.0.0/8", "matchOperator": "In", "prefixLength": {"min": 24, "max": 16}, "action": "Accept"}),
+            "prefixLength: min is greater than max",
+        ),
+        (
+            json!({"cidr": "fd00::/8", "matchOperator": "In", "action": "Accept"}),
+            "importV4[0].cidr: the list is for IPv4",
+        ),
+        (
+            json!({"operations": [{"prependASPath": {"prefix": [0]}}], "action": "Accept"}),
+            "operations[0]: AS 0 is reserved",
         ),
     ] {
         let plan = with_filter(json!({"importV4": [rule]}));

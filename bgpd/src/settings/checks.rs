@@ -6,7 +6,6 @@ use brindle_bgpd_core::{
     af::Family,
     speaker::{NextHopPolicy, PeerConfig},
 };
-use brindle_config_core::bgp::BgpFilterRule;
 
 use super::Settings;
 use crate::keys::Wanted;
@@ -104,14 +103,6 @@ pub(super) fn times(
         }
         _ => None,
     }
-}
-
-/// Rules for one family.
-pub(super) fn family(rules: &[BgpFilterRule], v4: bool) -> Option<(usize, String)> {
-    rules.iter().enumerate().find_map(|(i, r)| {
-        let cidr = r.cidr.filter(|c| c.addr().is_ipv4() != v4)?;
-        Some((i, format!("{cidr} is not of the family of these rules")))
-    })
 }
 
 impl Settings {

@@ -251,7 +251,29 @@ fn every_mistake_is_named_with_file_line_and_field() {
         (
             "filters:\n  - name: f\n    importV4:\n      - {cidr: \"fd00::/8\", matchOperator: In, action: Accept}\n",
             6,
-            "filters[0].importV4[0].cidr: fd00::/8 is not of the family",
+            "filters[0].importV4[0].cidr: the list is for IPv4",
+        ),
+        (
+            "filters:\n  - name: f\n    importV4:\n      - {prefixLength: {max: 24}, action: Accept}\n      - {action: \
+             Reject}\n",
+            6,
+            "filters[0].importV4[0].prefixLength: needs cidr",
+        ),
+        (
+            "filters:\n  - name: f\n    exportV6:\n      - cidr: \"fd00::/8\"\n        matchOperator: In\n        action: \
+             Accept\n        prefixLength: {min: 24, max: 16}\n",
+            9,
+            "filters[0].exportV6[0].prefixLength: min is greater than max",
+        ),
+        (
+            "filters:\n  - name: f\n    importV4:\n      - {interface: \"eth 0\", action: Accept}\n",
+            6,
+            "filters[0].importV4[0].interface: expected an interface name",
+        ),
+        (
+            "filters:\n  - name: f\n    importV4:\n      - {priority: 0, action: Accept}\n",
+            6,
+            "filters[0].importV4[0].priority: expected 1 to",
         ),
         ("filters:\n  - name: \"a\\nb\"\n", 4, "filters[0].name: \"a\\nb\" has control characters"),
         ("peers:\n  - {address: 0.0.0.0, asNumber: 1}\n", 4, "peers[0].address: 0.0.0.0 is no unicast"),

@@ -14,9 +14,11 @@ pub(super) fn check(f: &BgpFilterSpec, errors: &mut Errors) {
         for (i, rule) in rules.iter().enumerate() {
             let at = format!("spec.{list}[{i}]");
             prefix(&at, list.ends_with("V4"), rule, errors);
-            errors.one_of(&format!("{at}.source"), rule.source.as_ref(), &["RemotePeers"]);
-            errors.one_of(&format!("{at}.peerType"), rule.peer_type.as_ref(), &["eBGP", "iBGP"]);
-            if let Some(interface) = &rule.interface {
+            // What is empty is not set.
+            let set = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+            errors.one_of(&format!("{at}.source"), set(&rule.source).as_ref(), &["RemotePeers"]);
+            errors.one_of(&format!("{at}.peerType"), set(&rule.peer_type).as_ref(), &["eBGP", "iBGP"]);
+            if let Some(interface) = &set(&rule.interface) {
                 errors.interface(&format!("{at}.interface"), interface, true);
             }
             if let Some(communities) = &rule.communities {
@@ -109,8 +111,10 @@ fn check_operation(operation: &Value) -> Result<(), String> {
             if !(1..=10).contains(&prefix.len()) {
                 return Err("prependASPath takes 1 to 10 AS numbers".into());
             }
-            prefix.iter().try_for_each(|v| {
-                serde_json::from_value::<AsNumber>(v.clone()).map(drop).map_err(|e| e.to_string())
+            prefix.iter().try_for_each(|v| match serde_json::from_value::<AsNumber>(v.clone()) {
+                Ok(AsNumber(0)) => Err("AS 0 is reserved (RFC 7607)".into()),
+                Ok(_) => Ok(()),
+                Err(e) => Err(e.to_string()),
             })
         }
         "setPriority" => match body.get("value").and_then(Value::as_u64) {

@@ -27,6 +27,7 @@ use std::fmt;
 
 use crate::{
     AnyResource, Kind, Selector,
+    bgp::BgpFilterSpec,
     convert::{self, ClusterKind},
     duration,
 };
@@ -77,6 +78,13 @@ pub fn written(r: &AnyResource) -> Result<(), Invalid> {
     if let Err(others) = resource(r) {
         errors.0.extend(others.0);
     }
+    errors.done()
+}
+
+/// Checks the rules of a BGPFilter, which may also stand where there is no resource.
+pub fn bgp_filter(spec: &BgpFilterSpec) -> Result<(), Invalid> {
+    let mut errors = Errors::default();
+    filter::check(spec, &mut errors);
     errors.done()
 }
 
