@@ -145,8 +145,8 @@ impl ImportRule {
         self.table == table && self.source.protocols().contains(&protocol)
     }
 
-    /// What is announced for a route; `None`: it does not fit. `devices`: where it leads.
-    fn take(&self, route: &Route, devices: &[&str]) -> Option<LocalRoute> {
+    /// What is announced for a route, `Some(None)`: nothing; `None`: it does not fit. `devices`: where it leads.
+    fn take(&self, route: &Route, devices: &[&str]) -> Option<Option<LocalRoute>> {
         let net = route.dst;
         if !self.may_fit(route.table, route.protocol)
             || route.tos != 0
@@ -180,13 +180,13 @@ impl ImportRule {
             interface: devices.first().copied(),
         };
         match self.policy.decide(&facts) {
-            Decision::Reject(_) => return None,
+            Decision::Reject(_) => return Some(None),
             Decision::Accept(n) => {
                 self.policy.apply(Family::of(&net), n, &mut attributes);
             }
             Decision::Default => {}
         }
-        Some(LocalRoute { prefix: net, next_hop: None, attributes })
+        Some(Some(LocalRoute { prefix: net, next_hop: None, attributes }))
     }
 }
 
@@ -236,7 +236,8 @@ impl Imports {
             if devices.iter().any(|d| self.exclude.iter().any(|p| d.starts_with(p.as_str()))) {
                 continue;
             }
-            let Some(new) = self.rules.iter().find_map(|r| r.take(route, &devices)) else { continue };
+            let decided = self.rules.iter().find_map(|r| r.take(route, &devices));
+            let Some(Some(new)) = decided else { continue };
             if taken.get(&new.prefix).is_none_or(|(metric, _)| route.metric < *metric) {
                 taken.insert(new.prefix, (route.metric, new));
             }
@@ -353,12 +354,15 @@ mod tests {
             v6: vec![],
         };
         let rule = ImportRule { policy: Policy::from(vec![filter]), ..ImportRule::of(Source::Connected) };
-        let all = Imports { rules: vec![rule], exclude: vec![] };
+        // What the first rule rejects the second does not get.
+        let rules = vec![rule, ImportRule::of(Source::Connected), ImportRule::of(Source::Static)];
+        let all = Imports { rules, exclude: vec![] };
         let routes = table();
         let all = all.announce(routes.iter(), names);
         let marked: Vec<_> =
             all.iter().map(|r| (r.prefix.to_string(), r.attributes.communities.len())).collect();
-        assert_eq!(marked, [("10.2.0.0/24".to_owned(), 1), ("fd00:1::/64".to_owned(), 0)]);
+        let expected = [("10.2.0.0/24", 1), ("10.3.0.0/24", 0), ("10.10.0.0/16", 0), ("fd00:1::/64", 0)];
+        assert_eq!(marked, expected.map(|(p, n)| (p.to_owned(), n)));
     }
 
     #[test]

@@ -244,5 +244,9 @@ fn routes_of_the_kernel_are_chosen_by_an_annotation_of_which_the_nodes_own_comes
     assert!(
         missing.imports.rules.is_empty() && missing.problems[0].what.contains("BGPFilter g does not exist")
     );
+    // What the missing filter would have rejected must not fit the next rule.
+    let missing = of_whole(&[config("default", "ospf; static filter=g; static")]);
+    assert_eq!(missing.imports.rules.len(), 1);
+    assert!(missing.problems[0].what.ends_with("this rule and those after it are left out"));
     assert!(of_whole(&[]).imports.rules.is_empty());
 }

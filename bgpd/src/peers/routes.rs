@@ -78,7 +78,7 @@ pub(super) fn local_routes(
 }
 
 /// Which routes of the kernel are announced. Never those of pods' devices, and none of what is outside of a rule that
-/// could not be read.
+/// could not be read, nor of those after it: the first rule that fits decides, and it would have been one of them.
 pub(super) fn imports(state: &ClusterState, problems: &mut Vec<Problem>) -> Imports {
     let specific = format!("node.{}", state.me);
     let found = [specific.as_str(), "default"].into_iter().find_map(|n| Some((n, state.imports.get(n)?)));
@@ -91,10 +91,15 @@ pub(super) fn imports(state: &ClusterState, problems: &mut Vec<Problem>) -> Impo
     for part in text.split(';').map(str::trim).filter(|p| !p.is_empty()) {
         match ImportRule::parse(part, filter) {
             Ok(rule) => rules.push(rule),
-            Err(e) => problems.push(Problem {
-                about: Key::new(Kind::BgpConfiguration, None, config),
-                what: format!("annotation {IMPORT_ANNOTATION}: {part:?}: {e}; this rule is left out"),
-            }),
+            Err(e) => {
+                problems.push(Problem {
+                    about: Key::new(Kind::BgpConfiguration, None, config),
+                    what: format!(
+                        "annotation {IMPORT_ANNOTATION}: {part:?}: {e}; this rule and those after it are left out"
+                    ),
+                });
+                break;
+            }
         }
     }
     Imports { rules, exclude: [POD_PREFIX, "tunl", "kube-ipvs"].map(Into::into).to_vec() }
