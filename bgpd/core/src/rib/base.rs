@@ -241,7 +241,7 @@ impl Rib {
             self.next_hops.add_own(address, beside);
         }
         self.set_source(peer);
-        self.set_import(peer);
+        self.set_import(peer.id, &peer.import);
         let eor = !self.deferred;
         self.hold_default(peer);
         let (v4, v6, mut cx) = self.split();
@@ -266,7 +266,7 @@ impl Rib {
             self.next_hops.remove_own(address, beside);
         }
         self.set_source(peer);
-        self.set_import(peer);
+        self.set_import(peer.id, &peer.import);
         let changed = |f| old.group(f) != peer.group(f);
         self.hold_default(peer);
         let (v4, v6, mut cx) = self.split();
@@ -287,25 +287,25 @@ impl Rib {
         }
     }
 
-    /// Judges what a peer has sent again if its import policy is another than before.
-    fn set_import(&mut self, peer: &RibPeer) {
-        let same = match self.imports.get(&peer.id) {
-            Some(old) => *old == peer.import,
-            None => peer.import.is_empty(),
+    /// Judges what a peer has sent again if its import policy is another than before; it need not be up.
+    pub fn set_import(&mut self, peer: PeerId, import: &Policy) {
+        let same = match self.imports.get(&peer) {
+            Some(old) => old == import,
+            None => import.is_empty(),
         };
         if same {
             return;
         }
-        if peer.import.is_empty() {
-            self.imports.remove(&peer.id);
+        if import.is_empty() {
+            self.imports.remove(&peer);
         } else {
-            self.imports.insert(peer.id, peer.import.clone());
+            self.imports.insert(peer, import.clone());
         }
+        let mut screen = Screen::new(import, self.sources.get(peer).ibgp);
         let (v4, v6, mut cx) = self.split();
-        let mut screen = Screen::new(&peer.import, peer.ibgp);
-        v4.screen(peer.id, &mut screen, None, &mut cx);
+        v4.screen(peer, &mut screen, None, &mut cx);
         screen.memo = None;
-        v6.screen(peer.id, &mut screen, None, &mut cx);
+        v6.screen(peer, &mut screen, None, &mut cx);
     }
 
     fn set_source(&mut self, peer: &RibPeer) {

@@ -219,6 +219,10 @@ impl Speaker {
             self.reset(now, id, Cease::ConfigurationChange.into(), out);
         } else if again && !self.ask_again(id, out) {
             self.reset(now, id, Cease::ConfigurationChange.into(), out);
+        } else if again && let Some(peer) = self.peers.get_mut(&id).filter(|p| p.up.is_none()) {
+            // What is kept while it restarts cannot be asked for again.
+            peer.kept_nothing();
+            self.rib.forget(id);
         }
     }
 }

@@ -157,16 +157,21 @@ impl Speaker {
     /// Settings that need no new session have changed.
     pub(super) fn treat_anew(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if let Some(mut up) = peer.up.take() {
-            let mut rib = rib_peer(peer, &up.session, &self.cfg, self.draining);
-            // Who was told several paths is told several as long as the session lasts.
-            for family in Family::ALL {
-                rib.add_path[family] = rib.add_path[family].or(up.rib.add_path[family]);
+        let Some(mut up) = peer.up.take() else {
+            // What is kept while the neighbor restarts is used by the same rules.
+            if peer.keeps() {
+                self.rib.set_import(id, &peer.fsm.config().import);
             }
-            self.rib.peer_changed(&up.rib, &rib);
-            up.rib = rib;
-            peer.up = Some(up);
+            return;
+        };
+        let mut rib = rib_peer(peer, &up.session, &self.cfg, self.draining);
+        // Who was told several paths is told several as long as the session lasts.
+        for family in Family::ALL {
+            rib.add_path[family] = rib.add_path[family].or(up.rib.add_path[family]);
         }
+        self.rib.peer_changed(&up.rib, &rib);
+        up.rib = rib;
+        peer.up = Some(up);
     }
 
     /// An UPDATE; returns what to do if the neighbor has sent more than it may.

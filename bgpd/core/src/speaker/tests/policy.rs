@@ -45,6 +45,53 @@ fn what_an_import_rule_rejects_is_kept_with_the_rules_name() {
 }
 
 #[test]
+fn another_import_policy_holds_for_what_is_kept_while_the_neighbor_restarts() {
+    let all = |rules: Vec<Rule>| vec![configured(2, rules, vec![]), configured(3, vec![], vec![])];
+    let restartable = || {
+        let mut o = open(2, 65_002);
+        o.capabilities.push(Capability::GracefulRestart {
+            restarting: false,
+            notification: false,
+            restart_time: 60,
+            families: vec![crate::wire::GrFamily { afi: 1, safi: 1, forwarding_preserved: true }],
+        });
+        o
+    };
+    let kept = |peers: Vec<PeerConfig>| {
+        let mut b = Bench::new(peers);
+        b.establish(2, restartable());
+        b.establish(3, open(3, 65_003));
+        b.message(2, announce(2, &["10.1.0.0/16", "10.2.0.0/16"], via(&[65_002])));
+        b.input(Input::Disconnected { conn: conn(2), reason: DownReason::Closed("reset".into()) });
+        assert_eq!((b.fib().len(), b.told(3).len()), (2, 2));
+        b
+    };
+    let mut b = kept(all(vec![]));
+    b.input(Input::SetPeers(all(vec![inside("10.1.0.0/16", Action::Reject)])));
+    assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![])]);
+    assert_eq!(b.why("10.1.0.0/16"), ["rejected by filter f importV4[0]"]);
+    // It can be taken back, and what is kept is still only kept.
+    b.input(Input::SetPeers(all(vec![])));
+    assert_eq!(b.fib(), [(net("10.1.0.0/16"), vec![ip(2)])]);
+    b.wait(60_000);
+    assert_eq!(b.s.rib(None).count(), 0);
+    // Closed for want of a policy (RFC 8212): nobody can be asked again.
+    let closed = |rules: Vec<Rule>| {
+        let none = rules.is_empty();
+        let mut all = all(rules);
+        all[0].attributes.require_policy = true;
+        if none {
+            all[0].import = Policy::default();
+        }
+        all
+    };
+    let mut b = kept(closed(vec![inside("10.0.0.0/8", Action::Accept)]));
+    b.input(Input::SetPeers(closed(vec![])));
+    assert_eq!((b.fib().len(), b.s.rib(None).count()), (2, 0));
+    b.establish(2, restartable());
+}
+
+#[test]
 fn another_import_policy_judges_what_was_received_again_from_what_was_received() {
     let prefer = |priority| {
         let operations = vec![
