@@ -555,6 +555,14 @@ impl Rib {
         any
     }
 
+    /// Of the paths of a neighbor, those kept from before its restart.
+    pub fn stale(&self, peer: PeerId, family: Family) -> usize {
+        match family {
+            Family::Ipv4Unicast => self.v4.stale(peer),
+            Family::Ipv6Unicast => self.v6.stale(peer),
+        }
+    }
+
     /// Paths a neighbor has sent in a family.
     pub fn received(&self, peer: PeerId, family: Family) -> usize {
         match family {

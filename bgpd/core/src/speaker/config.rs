@@ -214,7 +214,11 @@ impl Speaker {
         peer.fsm.set_config(Arc::new(cfg));
         let waits = !peer.fsm.started();
         self.treat_anew(id);
-        if waits && !down && !self.stopped {
+        let conn = self.peers.get(&id).and_then(|p| p.up.as_ref()).map(|up| up.conn);
+        if let Some(excess) = conn.and_then(|conn| self.too_many(id, conn, out)) {
+            // The new limit is one it is over already.
+            self.put_down(now, id, excess, out);
+        } else if waits && !down && !self.stopped {
             // It was down for what may have been changed now.
             self.reset(now, id, Cease::ConfigurationChange.into(), out);
         } else if again && !self.ask_again(id, out) {

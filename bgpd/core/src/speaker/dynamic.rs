@@ -36,8 +36,11 @@ impl Speaker {
         if range.template.session.shutdown.is_some() {
             return Err("the range is shut down");
         }
-        let name = &range.range;
-        let members = self.peers.values().filter(|p| p.dynamic && name.contains(&p.fsm.config().address));
+        // Of a range within a range the guests are its own.
+        let of_range = |guest: IpAddr| {
+            DynamicPeers::of(&self.cfg.dynamic, guest).is_some_and(|d| d.range == range.range)
+        };
+        let members = self.peers.values().filter(|p| p.dynamic && of_range(p.fsm.config().address));
         if members.count() >= usize::try_from(range.max).unwrap_or(usize::MAX) {
             return Err("the range has as many neighbors as it may have");
         }

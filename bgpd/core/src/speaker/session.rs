@@ -231,8 +231,11 @@ impl Speaker {
         let limits = cfg.session.prefixes;
         for family in Family::ALL {
             let limit = limits.of(family, cfg.max_prefixes);
-            let count = self.rib.received(id, family);
-            let over = count > usize::try_from(limit).unwrap_or(usize::MAX);
+            let most = usize::try_from(limit).unwrap_or(usize::MAX);
+            // Until End-of-RIB what is kept from before its restart stands beside what takes its place. It may be as much
+            // again, and not more, however often the neighbor restarts.
+            let count = self.rib.received(id, family) - self.rib.stale(id, family).min(most);
+            let over = count > most;
             let warn_from = u64::from(limit) * u64::from(limits.warn_at) / 100;
             let high = limits.warn_at > 0 && u64::try_from(count).unwrap_or(u64::MAX) >= warn_from;
             let only_warn = limits.action == PrefixAction::Warn;

@@ -180,6 +180,53 @@ fn a_guest_of_the_wrong_as_is_refused_and_kept_only_for_its_back_off() {
 }
 
 #[test]
+fn guests_of_a_range_within_a_range_do_not_count_in_the_other() {
+    let mut b = Bench::new(vec![]);
+    let inner = DynamicPeers { name: "inner".into(), range: net("10.0.0.0/29"), ..range(2, AS) };
+    b.input(Input::SetDynamic(vec![range(1, AS), inner]));
+    for n in [5, 6, 9] {
+        b.establish(n, open(n, AS));
+    }
+    assert_eq!(guests(&b).len(), 3);
+    for n in [7, 10] {
+        b.out.clear();
+        b.connect(n);
+        assert_eq!(b.notifications(), [(6, 5)], "{n}: its range is full");
+    }
+}
+
+#[test]
+fn a_limit_that_becomes_lower_than_what_is_there_acts_at_once() {
+    for (action, state) in [
+        (PrefixAction::Warn, StateKind::Established),
+        (PrefixAction::Restart(120), StateKind::Idle),
+        (PrefixAction::StayDown, StateKind::Idle),
+    ] {
+        let peers = |limit| {
+            [2, 3].map(|n| {
+                let mut cfg = neighbor(n, 65_000 + u32::from(n));
+                cfg.max_prefixes = limit;
+                cfg.session.prefixes.action = action;
+                cfg
+            })
+        };
+        let mut b = Bench::new(peers(9).to_vec());
+        b.establish(2, open(2, 65_002));
+        b.establish(3, open(3, 65_003));
+        b.message(2, announce(2, &["10.2.0.0/24", "10.2.1.0/24"], via(&[65_002])));
+        b.message(3, announce(3, &["10.3.0.0/24"], via(&[65_003])));
+        b.out.clear();
+        b.input(Input::SetPeers(peers(1).to_vec()));
+        assert_eq!((b.state(2), b.state(3)), (state, StateKind::Established), "{action:?}");
+        if action == PrefixAction::Warn {
+            assert!(b.events().iter().any(|e| e.contains("2 prefixes, the limit is 1")), "{:?}", b.events());
+        } else {
+            assert_eq!(b.notifications(), [(6, 1)]);
+        }
+    }
+}
+
+#[test]
 fn a_neighbor_with_too_many_paths_to_one_prefix_is_dismissed_whatever_its_limits_say() {
     let mut cfg = neighbor(2, AS);
     cfg.add_path.receive = true;

@@ -103,6 +103,50 @@ fn too_many_prefixes_are_a_hard_reset_with_the_n_bit() {
 }
 
 #[test]
+fn what_is_kept_over_a_restart_does_not_count_beside_what_takes_its_place() {
+    let limit = |c: &mut PeerConfig| c.max_prefixes = 2;
+    let mut b = bench(limit, restartable(2, 65_002, false, 0));
+    lose(&mut b);
+    b.out.clear();
+    b.establish(2, restartable(2, 65_002, false, 0));
+    b.message(2, announce(2, &["10.2.8.0/24", "10.2.9.0/24"], via(&[65_002])));
+    assert_eq!((b.notifications(), routes(&b)), (vec![], 4));
+    b.message(2, eor());
+    assert_eq!((b.notifications(), routes(&b)), (vec![], 2));
+    // Beyond that the limit holds, before End-of-RIB, too.
+    lose(&mut b);
+    b.establish(2, restartable(2, 65_002, false, 0));
+    b.message(2, announce(2, &["10.2.1.0/24", "10.2.2.0/24", "10.2.3.0/24"], via(&[65_002])));
+    assert_eq!(b.notifications().last(), Some(&(6, 1)));
+}
+
+#[test]
+fn restarts_in_a_row_do_not_add_up_beyond_the_limit() {
+    let limit = |c: &mut PeerConfig| {
+        c.max_prefixes = 2;
+        c.session.long_lived = 300;
+    };
+    let mut b = bench(limit, restartable(2, 65_002, false, 600));
+    for n in 1..9 {
+        lose(&mut b);
+        b.establish(2, restartable(2, 65_002, false, 600));
+        b.message(
+            2,
+            announce(
+                2,
+                &[&format!("10.2.{}.0/24", 2 * n), &format!("10.2.{}.0/24", 2 * n + 1)],
+                via(&[65_002]),
+            ),
+        );
+        if b.state(2) != StateKind::Established {
+            assert_eq!((n, b.notifications().last()), (2, Some(&(6, 1))));
+            return;
+        }
+    }
+    panic!("{} routes of one that may have 2", routes(&b));
+}
+
+#[test]
 fn the_restart_time_of_the_peer_is_bounded_by_ours() {
     let mut b = bench(|c| c.session.restart_limit = 10, restartable(2, 65_002, false, 0));
     lose(&mut b);
