@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, SpeakerConfig};
+use brindle_bgpd_core::speaker::{Clear, FibChange, LocalRoute, PeerConfig, PeerId, SpeakerConfig};
 use brindle_bgpd_core::{speaker::Speaker, time::Mono};
 use brindle_config_core::status::{BgpStatus, bgp::BgpEvent};
 use ipnet::IpNet;
@@ -157,8 +157,7 @@ pub(crate) enum Order {
     SetLocalRoutes(Vec<LocalRoute>),
     NextHops(BTreeMap<IpAddr, Option<u32>>),
     Devices(BTreeMap<IpAddr, String>),
-    Clear(String, Clear, oneshot::Sender<bool>),
-    Reset(String, String, oneshot::Sender<bool>),
+    Clear(PeerId, Clear, oneshot::Sender<bool>),
     Drain(oneshot::Sender<()>),
     /// How far the other sessions carry what is learnt over those with these addresses.
     Coverage(BTreeSet<IpAddr>, oneshot::Sender<Coverage>),
@@ -217,20 +216,12 @@ impl Handle {
         let _ = self.kernel.0.set(ask);
     }
 
-    /// An operator's `clear` of the peer with this name or address; `false` if there is none.
+    /// An operator's `clear` of a peer; `false` if it is gone. Names and addresses may be those of several sessions.
     ///
     /// # Errors
     /// [`Unanswered`].
-    pub async fn clear(&self, peer: &str, how: Clear) -> Result<bool, Unanswered> {
-        self.ask(|tx| Order::Clear(peer.to_owned(), how, tx)).await
-    }
-
-    /// Resets the session with this peer and tells its operator why (RFC 9003); `false` if there is none.
-    ///
-    /// # Errors
-    /// [`Unanswered`].
-    pub async fn reset(&self, peer: &str, text: &str) -> Result<bool, Unanswered> {
-        self.ask(|tx| Order::Reset(peer.to_owned(), text.to_owned(), tx)).await
+    pub async fn clear(&self, peer: PeerId, how: Clear) -> Result<bool, Unanswered> {
+        self.ask(|tx| Order::Clear(peer, how, tx)).await
     }
 
     /// Tells every peer that we are about to leave (RFC 8326), so that traffic moves away before the sessions end.

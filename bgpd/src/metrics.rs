@@ -1,7 +1,12 @@
 //! Prometheus metrics: the names and the text (exposition format 0.0.4). docs/metrics.md describes every name; a test
 //! compares.
 
-use std::{fmt::Write as _, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use brindle_admin::http::{self, Answer};
 use brindle_bgpd_core::af::Family;
@@ -162,8 +167,17 @@ fn render(s: &Scrape) -> String {
     t.metric("brindle_bgp_info");
     let asn = s.asn.to_string();
     t.value(&[("version", env!("CARGO_PKG_VERSION")), ("asn", &asn), ("router_id", &s.router_id)], 1);
-    let peers: Vec<(String, &Neighbor)> =
-        s.neighbors.iter().map(|n| (n.address.map(|a| a.to_string()).unwrap_or_default(), n)).collect();
+    let mut times: HashMap<(&str, Option<IpAddr>), usize> = HashMap::new();
+    s.neighbors.iter().for_each(|n| *times.entry((n.name.as_str(), n.address)).or_default() += 1);
+    // A series has one value: several speakers at one address are told apart by their ports.
+    let address = |n: &Neighbor| match n.address {
+        Some(a) if times.get(&(n.name.as_str(), n.address)).is_some_and(|n| *n > 1) => {
+            SocketAddr::new(a, n.port).to_string()
+        }
+        Some(a) => a.to_string(),
+        None => String::new(),
+    };
+    let peers: Vec<(String, &Neighbor)> = s.neighbors.iter().map(|n| (address(n), n)).collect();
     let each = |t: &mut Text, name: &str, value: &dyn Fn(&Neighbor) -> f64| {
         t.metric(name);
         for (address, n) in &peers {
@@ -337,6 +351,28 @@ mod tests {
         let written: BTreeSet<&str> = written.iter().filter_map(|n| n.strip_prefix("brindle_")).collect();
         assert_eq!(written, documented);
         assert_eq!(written.len(), METRICS.len() + PROCESS.len());
+    }
+
+    #[test]
+    fn speakers_at_one_address_have_series_of_their_own() {
+        let mut s = scrape();
+        let first = &s.neighbors[0];
+        let second = Neighbor { port: 1179, ..first.clone() };
+        let elsewhere = Neighbor { address: "192.0.2.2".parse().ok(), ..first.clone() };
+        s.neighbors.extend([second, elsewhere]);
+        let text = render(&s);
+        let series: Vec<&str> = text
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .filter_map(|l| l.rsplit_once(' '))
+            .map(|(s, _)| s)
+            .collect();
+        let each: BTreeSet<&str> = series.iter().copied().collect();
+        assert_eq!(each.len(), series.len());
+        assert!(
+            text.contains("address=\"192.0.2.1:1179\"} ") && text.contains("address=\"192.0.2.2\"} "),
+            "{text}"
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! deploy/brindle-bgpd.example.yaml shows every field; a test reads it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -257,6 +257,7 @@ impl Check<'_> {
         }
         let mut seen: HashMap<(String, u16), usize> = HashMap::new();
         let mut names: HashMap<String, usize> = HashMap::new();
+        let mut addresses: HashSet<String> = HashSet::new();
         let mut peers = Vec::with_capacity(raw.peers.len());
         let speaker = SpeakerConfig {
             cluster_id: raw.cluster_id.or(reflects.then_some(raw.router_id)),
@@ -276,12 +277,18 @@ impl Check<'_> {
             if peer.as_number.is_none() {
                 return self.fail(at, "asNumber is missing");
             }
-            let peer = self.peer(&at, address, peer, &common)?;
+            let unnamed = peer.name.is_none();
+            let mut peer = self.peer(&at, address, peer, &common)?;
             // Several speakers at one address are told apart by their ports, those of several links by the links.
             let usual = usual_name(address.to_canonical(), peer.session.interface.as_deref());
             if let Some(first) = seen.insert((usual.clone(), peer.port), i) {
                 let what = format!("{usual} is the address of peers[{first}] already, with the same port");
                 return self.fail(format!("{at}.address"), what);
+            }
+            if !addresses.insert(usual.clone()) && unnamed {
+                // Commands and metrics tell them apart by their names.
+                let host = if address.is_ipv6() { format!("[{usual}]") } else { usual.clone() };
+                peer.name = format!("{host}:{}", peer.port);
             }
             if let Some(what) = checks::peer_name(&peer.name) {
                 return self.fail(format!("{at}.name"), what);

@@ -202,3 +202,49 @@ fn monitor_tells_of_a_session_that_ends_and_comes_back() {
     });
     us.established("10.99.0.2");
 }
+
+#[test]
+fn of_two_speakers_at_one_address_each_is_asked_and_cleared_by_its_name() {
+    let segment = Segment::new(2);
+    let bird = "protocol static { ipv4; route 10.2.0.0/26 blackhole; }
+protocol bgp a { local as 64513; neighbor 10.99.0.1 as 64512; hold time 9; passive on; connect delay time 1;
+  error wait time 1, 2; ipv4 { import all; export where source = RTS_STATIC; }; }
+";
+    let _a = Bird::start(&segment, 2, bird);
+    let other = "asNumber: 64513\nrouterID: 10.99.0.22\nlisten: [\"10.99.0.2:1790\"]\nacceptAll: true\nannounce:\n  - \
+                 {prefix: 10.2.0.0/26}\npeers:\n  - {address: 10.99.0.1, asNumber: 64512, passive: true, holdTime: 9}\n";
+    let _b = Brindle::start(&segment, 2, other);
+    let peer = |more: &str| {
+        format!("  - {{{more}, address: 10.99.0.2, asNumber: 64513, holdTime: 9, connectRetry: 1}}\n")
+    };
+    let peers = [peer("name: a"), peer("port: 1790")].concat();
+    let us = format!("asNumber: 64512\nrouterID: 10.99.0.1\nacceptAll: true\npeers:\n{peers}");
+    let _us = Brindle::start(&segment, 1, &us);
+    let s = Screen { socket: segment.dir(1).join("bgpd.sock") };
+    // Sessions that were established, of each.
+    let sessions = |wanted: [u64; 2]| {
+        until(&format!("{wanted:?} sessions"), LIMIT, || {
+            let out = s.command(&["summary", "-o", "json"]).output().expect("brindlectl can be started");
+            let all: Value = serde_json::from_slice(&out.stdout).map_err(|e| e.to_string())?;
+            let of = |n: usize| all["neighbors"][n]["sessions"].as_u64().unwrap_or_default();
+            let up = |n: usize| all["neighbors"][n]["state"] == "Established";
+            let ready = [of(0), of(1)] == wanted && up(0) && up(1);
+            if ready { Ok(()) } else { Err(all.to_string()) }
+        });
+    };
+    sessions([1, 1]);
+    let cleared = s.raw(&["clear", "10.99.0.2:1790", "hard"], 0);
+    assert!(cleared.contains("10.99.0.2:1790") && cleared.lines().count() == 1, "{cleared}");
+    sessions([1, 2]);
+    let cleared = s.raw(&["clear", "a", "hard"], 0);
+    assert!(cleared.starts_with("a ") && cleared.lines().count() == 1, "{cleared}");
+    sessions([2, 2]);
+    // Both are at the address.
+    until("the routes of both", LIMIT, || {
+        let all = s.raw(&["received", "10.99.0.2"], 0);
+        if all.contains("2 paths") { Ok(()) } else { Err(all) }
+    });
+    let cleared = s.raw(&["clear", "10.99.0.2", "hard"], 0);
+    assert_eq!(cleared.lines().count(), 2, "{cleared}");
+    sessions([3, 3]);
+}

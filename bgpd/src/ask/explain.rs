@@ -1,6 +1,9 @@
 //! `explain PREFIX [to PEER]`: why a prefix is, or is not, received, chosen, installed, in the kernel and advertised.
 
+use std::collections::HashSet;
+
 use brindle_bgpd_core::{
+    af::Family,
     rib::Export,
     speaker::{PeerId, PeerStatus, Speaker},
 };
@@ -24,7 +27,7 @@ pub(super) async fn explain(
         None => None,
     };
     // Bounded by the number of neighbors and of paths to one prefix.
-    let found = handle.look(move |s| s.speaker.map(|speaker| all(s, speaker, prefix, to))).await?;
+    let found = handle.look(move |s| s.speaker.map(|speaker| all(s, speaker, prefix, to.as_deref()))).await?;
     let none = || Trouble::Other("the speaker has no identity yet: no AS, no router id".into());
     let mut found: Vec<Finding> = found.ok_or_else(none)?;
     if let Some(ask) = handle.kernel.0.get() {
@@ -35,15 +38,29 @@ pub(super) async fn explain(
     Ok(found)
 }
 
-fn all(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet, to: Option<PeerId>) -> Vec<Finding> {
+fn all(s: &Seen<'_>, speaker: &Speaker, prefix: IpNet, to: Option<&[PeerId]>) -> Vec<Finding> {
     let mut out = received(speaker, prefix);
     out.extend(services(s, prefix));
     out.extend(chosen(speaker, prefix));
     out.extend(installed(s, speaker, prefix));
-    for p in speaker.peers().filter(|p| to.is_none_or(|id| id == p.id)) {
-        out.push(advertised(speaker, prefix, &p));
+    let asked: Vec<PeerStatus> =
+        speaker.peers().filter(|p| to.is_none_or(|ids| ids.contains(&p.id))).collect();
+    let family = Family::of(&prefix);
+    // A node has a session for each family: only the one that could tell it is worth a word.
+    let able: HashSet<&str> =
+        asked.iter().filter(|p| carries(speaker, p, family)).map(|p| p.name.as_str()).collect();
+    for p in asked.iter().filter(|p| !able.contains(p.name.as_str()) || carries(speaker, p, family)) {
+        out.push(advertised(speaker, prefix, p));
     }
     out
+}
+
+/// Whether routes of a family are told on a session; while there is none, whether they would be.
+fn carries(speaker: &Speaker, p: &PeerStatus, family: Family) -> bool {
+    match &p.session {
+        Some(session) => session.families[family],
+        None => speaker.peer_config(p.id).is_some_and(|c| c.families.contains(&family)),
+    }
 }
 
 fn finding(topic: Topic, peer: Option<&str>, yes: bool, why: impl Into<String>) -> Finding {

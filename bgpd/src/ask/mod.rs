@@ -9,7 +9,7 @@ mod capabilities;
 mod explain;
 mod neighbors;
 
-use std::{io, sync::Arc};
+use std::{collections::HashMap, io, sync::Arc};
 
 use brindle_admin::defect::{outlived, words};
 use brindle_bgpd_core::{
@@ -172,18 +172,19 @@ fn speaker(s: &Seen<'_>) -> SpeakerFacts {
     }
 }
 
-/// The neighbor with this name or address.
-pub(crate) async fn find(handle: &Handle, name: &str) -> Result<PeerId, Trouble> {
+/// The neighbors with this name or address, at least one: a node has a session for each family, and several speakers may
+/// be at one address.
+pub(crate) async fn find(handle: &Handle, name: &str) -> Result<Vec<PeerId>, Trouble> {
     let wanted = name.to_owned();
-    let found = handle
+    let (found, names) = handle
         .look(move |s| {
-            let Some(speaker) = s.speaker else { return Err(Vec::new()) };
-            let mut peers = speaker.peers();
-            let found = peers.find(|p| p.name == wanted || p.address.to_string() == wanted).map(|p| p.id);
-            found.ok_or_else(|| speaker.peers().map(|p| p.name.clone()).collect())
+            let peers: Vec<_> = s.speaker.into_iter().flat_map(|s| s.peers()).collect();
+            let called = peers.iter().filter(|p| p.name == wanted || p.address.to_string() == wanted);
+            let found: Vec<PeerId> = called.map(|p| p.id).collect();
+            (found, peers.into_iter().map(|p| p.name).collect::<Vec<String>>())
         })
         .await?;
-    found.map_err(|names: Vec<String>| no_peer(name, names.iter().map(String::as_str)))
+    if found.is_empty() { Err(no_peer(name, names.iter().map(String::as_str))) } else { Ok(found) }
 }
 
 fn no_peer<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Trouble {
@@ -222,29 +223,34 @@ async fn routes(
     prefix: Option<IpNet>,
     lines: &mut Lines<'_, impl AsyncWrite + Unpin>,
 ) -> Result<(), Trouble> {
-    let peer = match peer {
-        Some(name) if name == "own" => Some(LOCAL),
-        Some(name) => Some(find(handle, &name).await?),
-        None => None,
+    let peers = match peer {
+        Some(name) if name == "own" => vec![LOCAL],
+        Some(name) => find(handle, &name).await?,
+        None if table == RouteTable::Rib => Vec::new(),
+        None => return Err(Trouble::Other("name the peer whose routes are wanted".into())),
     };
-    let which = match (table, peer) {
-        (RouteTable::Rib, None) => Scan::All,
-        (RouteTable::Rib | RouteTable::Received, Some(peer)) => Scan::From(peer),
-        (RouteTable::Advertised, Some(peer)) => Scan::Told(peer),
-        (RouteTable::Received | RouteTable::Advertised, None) => {
-            return Err(Trouble::Other("name the peer whose routes are wanted".into()));
+    let mut scans: Vec<Scan> = peers
+        .into_iter()
+        .map(|peer| match table {
+            RouteTable::Rib | RouteTable::Received => Scan::From(peer),
+            RouteTable::Advertised => Scan::Told(peer),
+        })
+        .collect();
+    if scans.is_empty() {
+        scans.push(Scan::All);
+    }
+    for which in scans {
+        let wanted = match prefix {
+            Some(prefix) => vec![prefix.trunc()],
+            None => prefixes(handle, which).await?,
+        };
+        for page in wanted.chunks(PAGE) {
+            let page = page.to_vec();
+            for path in handle.look(move |s| paths(s, which, &page)).await? {
+                lines.add(&path)?;
+            }
+            lines.flush().await?;
         }
-    };
-    let wanted = match prefix {
-        Some(prefix) => vec![prefix.trunc()],
-        None => prefixes(handle, which).await?,
-    };
-    for page in wanted.chunks(PAGE) {
-        let page = page.to_vec();
-        for path in handle.look(move |s| paths(s, which, &page)).await? {
-            lines.add(&path)?;
-        }
-        lines.flush().await?;
     }
     Ok(())
 }
@@ -285,43 +291,47 @@ async fn clear(
     if how == ClearHow::Hard && direction.is_some() {
         return Err(Trouble::Other("in and out go with soft: a hard clear ends the session".into()));
     }
-    let one = match &peer {
+    let some = match &peer {
         Some(name) => Some(find(handle, name).await?),
         None => None,
     };
     let peers = handle
         .look(move |s| {
-            let all = s.speaker.into_iter().flat_map(|s| s.peers());
-            let wanted = all.filter(|p| one.is_none_or(|id| id == p.id));
+            let all: Vec<_> = s.speaker.into_iter().flat_map(|s| s.peers()).collect();
+            let mut times: HashMap<&str, usize> = HashMap::new();
+            all.iter().for_each(|p| *times.entry(&p.name).or_default() += 1);
+            let wanted = all.iter().filter(|p| some.as_ref().is_none_or(|ids| ids.contains(&p.id)));
             wanted
                 .map(|p| {
+                    let several = times.get(p.name.as_str()).is_some_and(|n| *n > 1);
+                    let name = if several { format!("{} {}", p.name, p.address) } else { p.name.clone() };
                     let caps = p.session.as_ref().map(|s| s.capabilities.clone()).unwrap_or_default();
                     let refresh = caps.iter().any(|c| c.code() == 2);
                     let config = s.speaker.and_then(|s| s.peer_config(p.id));
                     let shut = config.is_some_and(|c| c.session.shutdown.is_some());
-                    (p.address.to_string(), p.name, p.state.to_string(), refresh, shut)
+                    (p.id, name, p.state.to_string(), refresh, shut)
                 })
                 .collect::<Vec<_>>()
         })
         .await?;
     let mut report = Vec::with_capacity(peers.len());
-    for (address, name, state, refresh, shut) in peers {
+    for (id, name, state, refresh, shut) in peers {
         let mut did = Vec::new();
         let mut done = true;
         if shut {
             done = false;
             did.push("is shut down (`shutdown` in its configuration): nothing to clear".to_owned());
         } else if how == ClearHow::Hard {
-            done = handle.clear(&address, Clear::Reset).await?;
+            done = handle.clear(id, Clear::Reset).await?;
             did.push("session reset".to_owned());
         } else if state == "Established" {
             if direction != Some(Direction::In) {
-                done &= handle.clear(&address, Clear::SoftOut).await?;
+                done &= handle.clear(id, Clear::SoftOut).await?;
                 did.push("routes are sent again".to_owned());
             }
             if direction != Some(Direction::Out) {
                 if refresh {
-                    done &= handle.clear(&address, Clear::SoftIn).await?;
+                    done &= handle.clear(id, Clear::SoftIn).await?;
                     did.push("asked for its routes".to_owned());
                 } else {
                     done = false;

@@ -26,7 +26,7 @@ use crate::peers::filters::compile;
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Peer {
-    name: Option<String>,
+    pub(super) name: Option<String>,
     pub(super) address: Option<IpAddr>,
     pub(super) as_number: Option<AsNumber>,
     port: Option<u16>,

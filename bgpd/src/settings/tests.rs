@@ -450,6 +450,20 @@ fn one_link_local_address_may_stand_on_several_links() {
 }
 
 #[test]
+fn peers_without_names_at_one_address_are_called_by_their_ports() {
+    let text = "asNumber: 64512
+routerID: 10.0.0.1
+peers:
+  - {address: 10.0.0.2, asNumber: 1}
+  - {address: 10.0.0.2, port: 1179, asNumber: 1}
+  - {name: b, address: \"fd00::2\", asNumber: 1}
+  - {address: \"fd00::2\", port: 1179, asNumber: 1}
+";
+    let names: Vec<String> = parse(text).unwrap().desired.peers.into_iter().map(|p| p.name).collect();
+    assert_eq!(names, ["10.0.0.2", "10.0.0.2:1179", "b", "[fd00::2]:1179"]);
+}
+
+#[test]
 fn routes_that_no_next_hop_can_be_said_for_are_warned_about() {
     let warned = |peer: &str, more: &str| {
         let text = format!(

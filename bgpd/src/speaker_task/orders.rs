@@ -41,19 +41,12 @@ impl SpeakerTask {
             }
             Order::Clear(peer, how, answer) => {
                 fault::point("bgp.driver");
-                let _ = answer.send(self.clear(&peer, how));
+                let _ = answer.send(self.clear(peer, how));
             }
             Order::Coverage(leaving, answer) => self.look(|seen| {
                 let covered = seen.speaker.map(|s| view::coverage(s, &leaving));
                 let _ = answer.send(covered.unwrap_or_default());
             }),
-            Order::Reset(peer, text, answer) => {
-                let found = self.find(&peer);
-                if let Some(peer) = found {
-                    self.feed(Input::Reset { peer, text });
-                }
-                let _ = answer.send(found.is_some());
-            }
             Order::Drain(answer) => {
                 self.drain();
                 let _ = answer.send(());
@@ -192,12 +185,6 @@ impl SpeakerTask {
         self.feed(Input::SetLocalRoutes(routes));
     }
 
-    /// The peer with this name or address.
-    fn find(&self, peer: &str) -> Option<PeerId> {
-        let mut peers = self.speaker.as_ref()?.peers();
-        peers.find(|p| p.name == peer || p.address.to_string() == peer).map(|p| p.id)
-    }
-
     /// Routes to peers behind a gateway. They come before what is learnt for the same address.
     pub(super) fn set_statics(&mut self, wanted: Vec<(IpAddr, IpAddr)>) {
         let wanted: BTreeMap<IpNet, IpAddr> = wanted.into_iter().map(|(p, g)| (p.into(), g)).collect();
@@ -237,8 +224,10 @@ impl SpeakerTask {
         }
     }
 
-    fn clear(&mut self, peer: &str, how: Clear) -> bool {
-        let Some(peer) = self.find(peer) else { return false };
+    fn clear(&mut self, peer: PeerId, how: Clear) -> bool {
+        if self.speaker.as_ref().is_none_or(|s| s.peer_config(peer).is_none()) {
+            return false;
+        }
         self.feed(Input::Clear { peer, how });
         true
     }

@@ -1,6 +1,6 @@
 //! Answers as screens of 80 columns.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::SocketAddr};
 
 use brindle_config_core::status::bgp::{
     BgpEvent, BgpPath, Cleared, Finding, Neighbor, ServiceRoute, SpeakerFacts, Topic,
@@ -29,8 +29,15 @@ pub(super) fn speaker(s: &SpeakerFacts) -> String {
 pub(super) fn summary(peers: &[Neighbor], terminal: bool) -> String {
     let mut table = Table::new(&["PEER", "AS", "STATE", "SINCE", "RCVD", "ACC", "ADV", "LAST ERROR"]);
     for p in peers {
+        // A node has a session for each family, and several speakers may be at one address.
+        let namesakes: Vec<&Neighbor> = peers.iter().filter(|o| o.name == p.name).collect();
+        let who = match (p.address, namesakes.iter().filter(|o| o.address == p.address).count()) {
+            (Some(address), 1) if namesakes.len() > 1 => format!("{} {address}", p.name),
+            (Some(address), 2..) => format!("{} {}", p.name, SocketAddr::new(address, p.port)),
+            _ => p.name.clone(),
+        };
         table.row([
-            p.name.clone(),
+            who,
             p.asn.to_string(),
             p.state.clone(),
             age(p.since_ms),
@@ -236,5 +243,34 @@ pub(super) fn age(ms: u64) -> String {
         60..3600 => format!("{}m{:02}s", s / 60, s % 60),
         3600..86_400 => format!("{}h{:02}m", s / 3600, s / 60 % 60),
         _ => format!("{}d{:02}h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_of_one_name_are_told_apart_by_address_and_by_port() {
+        let peer = |name: &str, address: &str, port| Neighbor {
+            name: name.into(),
+            address: address.parse().ok(),
+            port,
+            state: "Active".into(),
+            ..Neighbor::default()
+        };
+        let all = [
+            peer("node-b", "10.0.0.2", 179),
+            peer("node-b", "fd00::2", 179),
+            peer("rack", "10.0.0.3", 179),
+            peer("rack", "10.0.0.3", 1790),
+            peer("alone", "10.0.0.4", 179),
+        ];
+        let text = summary(&all, false);
+        let names: Vec<&str> = text.lines().skip(1).filter_map(|l| l.split("  ").next()).collect();
+        assert_eq!(
+            names,
+            ["node-b 10.0.0.2", "node-b fd00::2", "rack 10.0.0.3:179", "rack 10.0.0.3:1790", "alone"]
+        );
     }
 }
