@@ -22,7 +22,7 @@ use crate::{
 pub type Metric = (&'static str, &'static str, &'static str);
 
 /// Every metric of the speaker, in the order of the text.
-pub const METRICS: [Metric; 19] = [
+pub const METRICS: [Metric; 20] = [
     ("brindle_bgp_info", "gauge", "1, with version, AS and router identifier as labels."),
     ("brindle_bgp_peer_state", "gauge", "1 for the state the session is in, 0 for the others."),
     ("brindle_bgp_peer_up", "gauge", "1 if the session is established."),
@@ -36,6 +36,7 @@ pub const METRICS: [Metric; 19] = [
     ("brindle_bgp_peer_waiting_routes", "gauge", "Changes that wait for room in the peer's socket."),
     ("brindle_bgp_peer_messages_total", "counter", "Messages by direction and type."),
     ("brindle_bgp_peer_notifications_total", "counter", "NOTIFICATION messages by direction."),
+    ("brindle_bgp_peer_faulty_updates_total", "counter", "UPDATEs with faults, dealt with as RFC 7606 says."),
     ("brindle_bgp_rib_prefixes", "gauge", "Prefixes in the RIB."),
     (
         "brindle_bgp_refused_connections_total",
@@ -225,6 +226,10 @@ fn render(s: &Scrape) -> String {
         for (direction, m) in [("received", &n.messages_received), ("sent", &n.messages_sent)] {
             t.value(&[("peer", &n.name), ("address", address), ("direction", direction)], m.notification);
         }
+    }
+    t.metric("brindle_bgp_peer_faulty_updates_total");
+    for (address, n) in &peers {
+        t.value(&[("peer", &n.name), ("address", address)], n.faulty_updates);
     }
     t.metric("brindle_bgp_rib_prefixes");
     for (family, n) in s.prefixes {

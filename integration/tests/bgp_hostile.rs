@@ -281,6 +281,31 @@ fn as_many_paths_as_a_neighbor_may_have_and_changed_all_the_time_delay_nobody_el
 }
 
 #[test]
+fn ten_thousand_faulty_updates_are_counted_and_fill_no_log() {
+    const MANY: usize = 10_000;
+    let segment = Segment::new(3);
+    let scene = Scene::new(&segment);
+    let mut stream = scene.session();
+    let before = scene.rss();
+    // There is no ORIGIN 9: treated as a withdrawal, with the session going on.
+    let faulty = announcement(&[9], 0, [24, 100, 0, 9].into_iter());
+    let began = Instant::now();
+    stream.write_all(&faulty.repeat(MANY)).expect("a fault is no reason to end a session");
+    stream.write_all(&update(0, 1)).expect("a fault is no reason to end a session");
+    scene.us.route("100.0.0.0/24", true);
+    let metrics = scene.us.metrics();
+    let counted = "brindle_bgp_peer_faulty_updates_total{peer=\"10.99.0.3\",address=\"10.99.0.3\"} 10000";
+    assert!(metrics.lines().any(|l| l == counted), "{metrics}");
+    let log = scene.us.daemon.log();
+    let lines: Vec<&str> = log.lines().filter(|l| l.contains("faulty UPDATE")).collect();
+    let most = 20.max(began.elapsed().as_secs() + 2);
+    assert!(u64::try_from(lines.len()).expect("few") < most, "{} lines", lines.len());
+    let first = lines.first().copied().unwrap_or_default();
+    assert!(first.contains("100.0.9.0/24") && first.contains("attribute 1"), "{first}");
+    scene.unharmed(before);
+}
+
+#[test]
 fn a_flood_of_refreshes_by_a_neighbor_that_reads_nothing_stops_nobody() {
     let segment = Segment::new(3);
     let scene = Scene::new(&segment);

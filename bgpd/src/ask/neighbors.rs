@@ -89,6 +89,7 @@ fn neighbor(s: &Seen<'_>, p: PeerStatus, unusable: &Unusable) -> Neighbor {
         capabilities: capabilities::both(&ours, p.session.as_ref()),
         messages_received: traffic.received,
         messages_sent: traffic.sent,
+        faulty_updates: p.faulty,
         settings: config.map(settings).unwrap_or_default(),
         last_reset: p.ended.map(|(at, why)| LastReset { ago_ms: s.now.since_ms(at), why }),
         held_down_ms: left(p.start_at),

@@ -57,6 +57,10 @@ const REPORTS: usize = 32;
 /// timers and all other connections have their turn whatever the messages of one peer cost.
 const TURN: Duration = Duration::from_millis(50);
 
+const SECOND: Duration = Duration::from_secs(1);
+/// Warnings about one peer in ten seconds: each matters, but for those that a peer repeats.
+const WARNINGS: u32 = 10;
+
 // States as events name them.
 const IDLE: &str = "Idle";
 const ACTIVE: &str = "Active";
@@ -136,6 +140,9 @@ pub(crate) struct SpeakerTask {
     fib: FibQueue,
     recorder: Option<Recorder>,
     refused: Refused,
+    /// Lines about faulty UPDATEs and about warnings, by peer.
+    faults: HashMap<PeerId, Sparse>,
+    warnings: HashMap<PeerId, Sparse>,
     /// Why a peer is not up: what last sent it to Idle or Active.
     trouble: HashMap<PeerId, String>,
     tally: Tally,
@@ -158,8 +165,31 @@ pub(crate) struct SpeakerTask {
 #[derive(Default)]
 struct Refused {
     total: u64,
+    lines: Sparse,
+}
+
+/// Keeps what somebody else can bring about as often as they like from filling the log.
+#[derive(Default)]
+struct Sparse {
+    window: Option<Instant>,
+    lines: u32,
     unlogged: u64,
-    logged_at: Option<Instant>,
+}
+
+impl Sparse {
+    /// Something has happened. How often since the last line, if there is one to be said now: at most so many a window.
+    fn happened(&mut self, most: u32, window: Duration) -> Option<u64> {
+        self.unlogged += 1;
+        let now = Instant::now();
+        if self.window.is_none_or(|at| now.duration_since(at) >= window) {
+            (self.window, self.lines) = (Some(now), 0);
+        }
+        if self.lines >= most {
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.unlogged))
+    }
 }
 
 impl SpeakerTask {
@@ -201,6 +231,8 @@ impl SpeakerTask {
             fib,
             recorder,
             refused: Refused::default(),
+            faults: HashMap::new(),
+            warnings: HashMap::new(),
             trouble: HashMap::new(),
             tally: Tally::default(),
             client_arrivals: 0,
@@ -449,14 +481,23 @@ impl SpeakerTask {
             }
             Event::Fault { peer, what } => {
                 let name = self.speaker.as_ref().and_then(|s| s.peer_config(*peer)).map(|c| c.name.as_str());
-                warn!(peer = name.unwrap_or("removed"), %what, "faulty UPDATE");
+                if let Some(count) = self.faults.entry(*peer).or_default().happened(1, SECOND) {
+                    warn!(peer = name.unwrap_or("removed"), %what, count, "faulty UPDATE");
+                }
             }
             Event::Restart { peer: _, name, what, routes } => {
                 info!(peer = %name, %what, routes, "graceful restart");
             }
-            Event::Warning { peer: _, name, what } => warn!(peer = %name, %what, "session"),
+            Event::Warning { peer, name, what } => {
+                let count = self.warnings.entry(*peer).or_default().happened(WARNINGS, 10 * SECOND);
+                match count {
+                    Some(1) => warn!(peer = %name, %what, "session"),
+                    Some(count) => warn!(peer = %name, %what, count, "session"),
+                    None => {}
+                }
+            }
             Event::Config { name, what } => warn!(peer = %name, %what, "configuration problem"),
-            Event::Refused { remote, why } => info!(%remote, %why, "refused connection"),
+            Event::Refused { remote, why } => self.refused.count(*remote, why),
         }
     }
 }
@@ -499,12 +540,8 @@ impl SpeakerTask {
 impl Refused {
     fn count(&mut self, remote: SocketAddr, why: &str) {
         self.total += 1;
-        self.unlogged += 1;
-        let now = Instant::now();
-        if self.logged_at.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1)) {
-            info!(%remote, count = self.unlogged, total = self.total, "refused connection: {why}");
-            self.logged_at = Some(now);
-            self.unlogged = 0;
+        if let Some(count) = self.lines.happened(1, SECOND) {
+            info!(%remote, count, total = self.total, "refused connection: {why}");
         }
     }
 }

@@ -120,6 +120,8 @@ impl SpeakerTask {
         self.set_keys();
         if let Some(speaker) = &self.speaker {
             self.trouble.retain(|id, _| speaker.peer_config(*id).is_some());
+            self.faults.retain(|id, _| speaker.peer_config(*id).is_some());
+            self.warnings.retain(|id, _| speaker.peer_config(*id).is_some());
             self.tally.retain(|id| speaker.peer_config(id).is_some());
         }
     }

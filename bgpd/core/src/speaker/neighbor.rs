@@ -83,6 +83,8 @@ pub(super) struct Neighbor {
     /// Sessions that were established.
     pub(super) sessions: u32,
     pub(super) updates: u64,
+    /// Of these, those with faults.
+    pub(super) faulty: u64,
 }
 
 impl Neighbor {
@@ -105,6 +107,7 @@ impl Neighbor {
             ended: None,
             sessions: 0,
             updates: 0,
+            faulty: 0,
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
     fsm::{Cease, Down, PeerInput, Session, Stop, notice},
     rib::{Inward, MAX_PATHS, Rewrite, RibPeer},
     time::Mono,
-    wire::{Message, Notification, RouteRefresh, Update, refresh},
+    wire::{AttrFault, Message, Notification, RouteRefresh, Update, refresh},
 };
 
 /// The neighbor as the RIB sees it.
@@ -184,8 +184,10 @@ impl Speaker {
         let peer = self.peers.get_mut(&id)?;
         let up = peer.up.as_mut()?;
         peer.updates = peer.updates.saturating_add(1);
-        for fault in std::mem::take(&mut update.faults) {
-            let what = format!("attribute {}: {} ({:?})", fault.code, fault.what, fault.reaction);
+        let faults = std::mem::take(&mut update.faults);
+        if !faults.is_empty() {
+            peer.faulty = peer.faulty.saturating_add(1);
+            let what = faulty(&faults, update.first_prefix());
             out.push_back(Output::Event(Event::Fault { peer: id, what }));
         }
         let end = update.end_of_rib;
@@ -395,6 +397,21 @@ impl Speaker {
     pub(super) fn farewell(&self, id: PeerId) -> String {
         self.peers.get(&id).map(|p| p.fsm.config().session.farewell.clone()).unwrap_or_default()
     }
+}
+
+/// What is wrong with an UPDATE, in one line.
+fn faulty(faults: &[AttrFault], prefix: Option<IpNet>) -> String {
+    const NAMED: usize = 3;
+    let mut named: Vec<String> = faults
+        .iter()
+        .take(NAMED)
+        .map(|f| format!("attribute {}: {} ({:?})", f.code, f.what, f.reaction))
+        .collect();
+    if faults.len() > NAMED {
+        named.push(format!("{} more", faults.len() - NAMED));
+    }
+    let of = prefix.map(|p| format!("; its first prefix is {p}")).unwrap_or_default();
+    named.join("; ") + &of
 }
 
 fn warning(peer: &Neighbor, what: String) -> Output {

@@ -46,6 +46,9 @@ pub struct PeerStatus {
     pub sessions: u32,
     /// UPDATEs received since the start.
     pub updates: u64,
+    /// Of these, those with faults (RFC 7606).
+    #[serde(default)]
+    pub faulty: u64,
     /// Counts by family; families that are not negotiated have none (nor routes, unless stale).
     pub routes: PerFamily<PeerRoutes>,
     /// The rest exists from OpenConfirm on.
@@ -149,6 +152,7 @@ impl Speaker {
             long_until: p.long_until,
             sessions: p.sessions,
             updates: p.updates,
+            faulty: p.faulty,
             routes: PerFamily::from_fn(|f| self.rib.counts(p.id, f)),
             session: p.fsm.session().map(|s| SessionStatus {
                 local: s.ends.local,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
@@ -167,6 +167,17 @@ pub struct Update {
     pub end_of_rib: Option<Family>,
     /// What RFC 7606 made of bad attributes, for the log and counters.
     pub faults: Vec<AttrFault>,
+}
+
+impl Update {
+    /// A prefix it is about.
+    pub fn first_prefix(&self) -> Option<IpNet> {
+        let mut all = self.reach.iter().map(|r| &r.prefixes).chain(&self.withdrawn);
+        all.find_map(|list| match list {
+            Prefixes::V4(l) => l.first().map(|n| n.prefix.into()),
+            Prefixes::V6(l) => l.first().map(|n| n.prefix.into()),
+        })
+    }
 }
 
 /// An attribute that was wrong, and the reaction.

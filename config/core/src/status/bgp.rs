@@ -151,6 +151,8 @@ pub struct Neighbor {
     pub capabilities: Vec<CapabilityState>,
     pub messages_received: Messages,
     pub messages_sent: Messages,
+    /// UPDATEs received with faults (RFC 7606).
+    pub faulty_updates: u64,
     pub settings: NeighborSettings,
     /// From OpenConfirm on.
     pub session: Option<SessionFacts>,

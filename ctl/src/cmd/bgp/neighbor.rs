@@ -259,7 +259,15 @@ fn messages(p: &Neighbor) -> String {
         };
     row("received", &p.messages_received);
     row("sent", &p.messages_sent);
-    table.render()
+    let mut text = table.render();
+    if p.faulty_updates > 0 {
+        field(
+            &mut text,
+            "faulty",
+            &format!("{} of the UPDATEs received (RFC 7606); the log has more", p.faulty_updates),
+        );
+    }
+    text
 }
 
 #[cfg(test)]
