@@ -149,6 +149,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) services: &'a Arc<[Verdict]>,
     /// Somebody in this process programs routes.
     pub(crate) programs: bool,
+    /// Whether the archive of updates is written, and how many records are missing in it.
+    pub(crate) archive: Option<(bool, u64)>,
 }
 
 pub(crate) enum Order {

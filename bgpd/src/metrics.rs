@@ -22,7 +22,7 @@ use crate::{
 pub type Metric = (&'static str, &'static str, &'static str);
 
 /// Every metric of the speaker, in the order of the text.
-pub const METRICS: [Metric; 20] = [
+pub const METRICS: [Metric; 22] = [
     ("brindle_bgp_info", "gauge", "1, with version, AS and router identifier as labels."),
     ("brindle_bgp_peer_state", "gauge", "1 for the state the session is in, 0 for the others."),
     ("brindle_bgp_peer_up", "gauge", "1 if the session is established."),
@@ -48,6 +48,12 @@ pub const METRICS: [Metric; 20] = [
         "counter",
         "Panics that were outlived: of a session, a question, an archive.",
     ),
+    (
+        "brindle_bgp_mrt_writing",
+        "gauge",
+        "1 if the archive of updates is written; absent if none is asked for.",
+    ),
+    ("brindle_bgp_mrt_lost_records_total", "counter", "Records that are missing in the archive of updates."),
     ("brindle_bgp_loop_turns_total", "counter", "Turns of the speaker task."),
     ("brindle_bgp_loop_busy_seconds_total", "counter", "Time spent in turns of the speaker task."),
     (
@@ -134,6 +140,8 @@ struct Scrape {
     prefixes: [(&'static str, usize); 2],
     refused: u64,
     defects: u64,
+    /// Whether it is written, and how many records are missing.
+    archive: Option<(bool, u64)>,
     turns: u64,
     busy: Duration,
     lag: Duration,
@@ -154,6 +162,7 @@ pub async fn text(handle: &Handle) -> Result<String, Unanswered> {
                 .map(|f| (ask::family_name(f), s.speaker.map_or(0, |speaker| speaker.prefixes(f)))),
             refused: s.refused,
             defects: s.defects,
+            archive: s.archive,
             turns: s.tally.turns.count,
             busy: s.tally.turns.busy,
             lag: s.tally.turns.longest(),
@@ -239,6 +248,10 @@ fn render(s: &Scrape) -> String {
     t.value(&[], s.refused);
     t.metric("brindle_bgp_defects_total");
     t.value(&[], s.defects);
+    t.metric("brindle_bgp_mrt_writing");
+    s.archive.iter().for_each(|(writing, _)| t.value(&[], u8::from(*writing)));
+    t.metric("brindle_bgp_mrt_lost_records_total");
+    s.archive.iter().for_each(|(_, lost)| t.value(&[], lost));
     t.metric("brindle_bgp_loop_turns_total");
     t.value(&[], s.turns);
     t.metric("brindle_bgp_loop_busy_seconds_total");
@@ -334,6 +347,7 @@ mod tests {
             prefixes: [("ipv4", 7), ("ipv6", 0)],
             refused: 1,
             defects: 0,
+            archive: Some((true, 0)),
             turns: 2,
             busy: Duration::from_millis(1500),
             lag: Duration::from_millis(2),

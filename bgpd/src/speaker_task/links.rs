@@ -91,7 +91,11 @@ impl SpeakerTask {
                     self.tally.received(*conn, &inputs, self.speaker.as_ref());
                     if let (Some(archive), Some(speaker)) = (&mut self.archive, &self.speaker) {
                         let cx = self.tally.read_cx(*conn);
-                        if guarded(|| archive.messages(speaker, *conn, &cx, &inputs)).is_err() {
+                        let local = match self.links.get(conn).map(|l| &l.state) {
+                            Some(LinkState::Up(up)) => up.socket.local_addr().ok().map(|a| a.ip()),
+                            Some(LinkState::Dialing(_)) | None => None,
+                        };
+                        if guarded(|| archive.messages(speaker, *conn, local, &cx, &inputs)).is_err() {
                             archive.left_out();
                             self.defects.total += 1;
                         }

@@ -69,6 +69,7 @@ impl SpeakerTask {
             defects: self.defects.total,
             services: &self.services,
             programs: self.fib.is_heard(),
+            archive: self.archive.as_ref().map(crate::mrt::Archive::state),
         };
         if let Err(panic) = guarded(|| question(&seen)) {
             self.defects.total += 1;
