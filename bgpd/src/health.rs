@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::{
     fault,
-    handle::{Handle, Seen, Unanswered},
+    handle::{Handle, ListenError, Seen, Unanswered},
 };
 
 /// How long the speaker may take to answer before it counts as stuck.
@@ -36,7 +36,7 @@ pub struct Facts {
     /// There is somebody to speak for.
     pub identity: bool,
     /// What could not be listened on, and why.
-    pub listening: Vec<String>,
+    pub listening: Vec<ListenError>,
     /// The peers' routes are complete.
     pub converged: bool,
     pub established: usize,
@@ -86,7 +86,7 @@ impl Facts {
         fault::point("bgp.health");
         let mut facts = Self {
             identity: s.speaker.is_some(),
-            listening: s.listeners.errors().iter().map(|e| format!("{}: {}", e.address, e.why)).collect(),
+            listening: s.listeners.errors(),
             client_arrivals: s.client_arrivals,
             ..Self::default()
         };
@@ -139,7 +139,6 @@ fn judge(word: &Word, uptime: Duration) -> Health {
         }
     };
     let identity = if f.identity { Ok("answers".into()) } else { Err("has nobody to speak for yet".into()) };
-    let listening = if f.listening.is_empty() { Ok("open".into()) } else { Err(f.listening.join("; ")) };
     let routes = if f.converged {
         Ok("complete".into())
     } else {
@@ -149,10 +148,23 @@ fn judge(word: &Word, uptime: Duration) -> Health {
         checks: vec![
             check("bgpd", true, Ok("answers".into())),
             check("identity", false, identity),
-            check("sockets", false, listening),
+            check("sockets", false, f.sockets()),
             check("routes", false, routes),
             check("sessions", false, word.sessions(uptime)),
         ],
+    }
+}
+
+impl Facts {
+    /// Whether peers can connect.
+    ///
+    /// # Errors
+    /// Why not, in words, and what to do.
+    pub fn sockets(&self) -> Result<String, String> {
+        let Some(first) = self.listening.first() else { return Ok("open".into()) };
+        let all: Vec<String> = self.listening.iter().map(|e| format!("{} ({})", e.address, e.why)).collect();
+        let port = first.address.port();
+        Err(format!("cannot listen on {}; who has the port: ss -ltnp sport = :{port}", all.join(", ")))
     }
 }
 
@@ -232,6 +244,7 @@ mod tests {
             rest: Some(Duration::from_secs(s)),
             ..facts()
         };
+        let taken = ListenError { address: ([0; 4], 1790).into(), why: "in use".into() };
         for (f, uptime, ready) in [
             (facts(), 20, false),
             (facts(), 61, true),
@@ -246,7 +259,7 @@ mod tests {
             (Facts { clients: 0, ..rest(1, 99) }, 6_000, false),
             (Facts { clients: 0, client_arrivals: 0, ..rest(1, 99) }, 6_000, true),
             (Facts { converged: false, ..rest(9, 10) }, 61, false),
-            (Facts { listening: vec!["0.0.0.0:1790: in use".into()], ..rest(9, 10) }, 61, false),
+            (Facts { listening: vec![taken.clone()], ..rest(9, 10) }, 61, false),
         ] {
             let (ok, text) = at(&f, uptime);
             assert_eq!(ok, ready, "{uptime} s: {f:?}\n{text}");

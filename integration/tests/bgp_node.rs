@@ -1,7 +1,14 @@
 //! BGP of whole agents, with the kernel under them: filters that look at the device of a route, and pods that peer with
 //! their node. Needs root, and Debian's bird2 for the pod's speaker.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use brindle_config_core::{Key, Kind};
 use brindle_integration::{
@@ -241,4 +248,32 @@ protocol bgp node {{ local as 65010; neighbor {ADDRESS} as 64512; multihop; conn
     assert!(!seen.contains(&format!("Deleted {block}")), "{seen}");
     assert!(one.pings(&far), "{}", one.log());
     assert!(one.del(&pod).ok && two.del(&there).ok);
+}
+
+/// `brindle-node probe --ready`: whether it is, and what it says.
+fn ready(node: &CniNode) -> (bool, String) {
+    let mut command = Command::new(bin("brindle-node"));
+    let out = command.args(["probe", "--ready", "--state-dir"]).arg(&node.dir).output();
+    let out = out.expect("brindle-node can be run");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    (out.status.success(), text)
+}
+
+#[test]
+fn an_agent_whose_port_another_daemon_has_is_not_ready_and_says_what_to_look_for() {
+    let mut node = CniNode::without_agent("port", "10.126.0.0/24");
+    let held = node.ns.ns().run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 179)));
+    let held = held.expect("the namespace is alive").expect("nobody has the port");
+    node.networking = "bgp";
+    node.start_agent();
+    let wanted = "bgp: cannot listen on 0.0.0.0:179";
+    until("the port is named", LONG, || match ready(&node) {
+        (false, text) if text.contains(wanted) && text.contains("ss -ltnp sport = :179") => Ok(()),
+        (_, text) => Err(text),
+    });
+    drop(held);
+    until("it has the port", LONG, || match ready(&node) {
+        (true, _) => Ok(()),
+        (false, text) => Err(text),
+    });
 }

@@ -158,6 +158,8 @@ fn judge(
         (None, None, Some(Word::Facts(f))) if !f.identity => {
             Err("the speaker was not told yet whom to speak for".into())
         }
+        // Sessions may be up all the same: those that this node dialled.
+        (None, None, Some(Word::Facts(f))) if !f.listening.is_empty() => f.sockets(),
         (None, None, Some(word)) => word.sessions(uptime),
         (None, None, None) => Ok("not asked for".into()),
     };
@@ -293,6 +295,21 @@ mod tests {
         assert!(health.ok(Probe::Live));
         assert_eq!(failing(&health), ["bgp"]);
         assert!(health.text(Probe::Ready).contains("[-] bgp: Node(n1): has no address"));
+    }
+
+    #[test]
+    fn a_node_whose_bgp_port_somebody_else_has_is_live_and_not_ready() {
+        let (report, policy) = good();
+        let why = "Address already in use (os error 98)".to_owned();
+        let taken = brindle_bgpd::ListenError { address: ([0; 4], 179).into(), why };
+        let deaf = Facts { identity: true, established: 1, listening: vec![taken], ..Facts::default() };
+        let health = judge(Some(&report), &policy, speaks(Some(Word::Facts(Box::new(deaf)))), None, LATER);
+        assert!(health.ok(Probe::Live));
+        assert_eq!(failing(&health), ["bgp"]);
+        let text = health.text(Probe::Ready);
+        let wanted = "[-] bgp: cannot listen on 0.0.0.0:179 (Address already in use (os error 98)); who has the port: ss -ltnp \
+                      sport = :179";
+        assert!(text.contains(wanted), "{text}");
     }
 
     #[test]
