@@ -1,13 +1,16 @@
-//! The dependency rules of ARCHITECTURE.md, checked against what cargo resolves, and the proof that the clippy bans
-//! of the pure packages bite.
+//! The dependency rules of ARCHITECTURE.md, checked against what cargo resolves, dependencies that nobody uses, and the
+//! proof that the clippy bans of the pure packages bite.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+
+use crate::unused::{self, Package};
 
 /// Which of our packages each of our packages may depend on (normal dependencies only).
 const ALLOWED: [(&str, &[&str]); 15] = [
@@ -22,19 +25,15 @@ const ALLOWED: [(&str, &[&str]); 15] = [
         "brindle-bgpd",
         &["brindle-admin", "brindle-bgpd-core", "brindle-kernel", "brindle-config", "brindle-config-core"],
     ),
-    (
-        "brindle-felix",
-        &["brindle-felix-core", "brindle-kernel", "brindle-config", "brindle-config-core", "brindle-carrier"],
-    ),
-    ("brindle-carrier", &["brindle-felix-core", "brindle-kernel", "brindle-config-core"]),
-    ("brindle-cni", &["brindle-ipam", "brindle-kernel", "brindle-config-core"]),
+    ("brindle-felix", &["brindle-felix-core", "brindle-kernel", "brindle-config-core", "brindle-carrier"]),
+    ("brindle-carrier", &["brindle-felix-core", "brindle-kernel"]),
+    ("brindle-cni", &["brindle-ipam", "brindle-kernel"]),
     ("brindle-controllers", &["brindle-admin", "brindle-ipam", "brindle-config", "brindle-config-core"]),
     (
         "brindle-node",
         &[
             "brindle-admin",
             "brindle-bgpd",
-            "brindle-bgpd-core",
             "brindle-felix",
             "brindle-felix-core",
             "brindle-cni",
@@ -42,7 +41,6 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "brindle-kernel",
             "brindle-config",
             "brindle-config-core",
-            "brindle-carrier",
         ],
     ),
     ("brindle-all", &["brindle-node", "brindle-bgpd", "brindle-controllers", "brindle-ctl"]),
@@ -53,7 +51,6 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "brindle-config",
             "brindle-config-core",
             "brindle-ipam",
-            "brindle-bgpd-core",
             "brindle-felix-core",
             "brindle-kernel",
         ],
@@ -99,6 +96,8 @@ struct Graph {
     /// Package → its direct normal dependencies, names.
     deps: BTreeMap<String, BTreeSet<String>>,
     ours: BTreeSet<String>,
+    /// Our packages as their Cargo.toml have them.
+    listed: Vec<Package>,
 }
 
 fn graph() -> Result<Graph> {
@@ -109,10 +108,20 @@ fn graph() -> Result<Graph> {
     let meta: Value = serde_json::from_slice(&out.stdout).context("cargo metadata")?;
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
+    let packages = list(&meta["packages"]);
     let names: BTreeMap<String, String> =
-        list(&meta["packages"]).iter().map(|p| (text(&p["id"]), text(&p["name"]))).collect();
-    let ours =
+        packages.iter().map(|p| (text(&p["id"]), text(&p["name"]))).collect();
+    let ours: BTreeSet<String> =
         list(&meta["workspace_members"]).iter().filter_map(|id| names.get(&text(id)).cloned()).collect();
+    let listed = packages.iter().filter(|p| ours.contains(&text(&p["name"]))).map(|p| Package {
+        name: text(&p["name"]),
+        folder: Path::new(&text(&p["manifest_path"])).parent().map(Path::to_owned).unwrap_or_default(),
+        dependencies: list(&p["dependencies"])
+            .iter()
+            .map(|d| text(if d["rename"].is_null() { &d["name"] } else { &d["rename"] }))
+            .collect(),
+    });
+    let listed = listed.collect();
     let mut deps: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in list(&meta["resolve"]["nodes"]) {
         let entry = deps.entry(names.get(&text(&node["id"])).cloned().unwrap_or_default()).or_default();
@@ -124,7 +133,7 @@ fn graph() -> Result<Graph> {
             }
         }
     }
-    Ok(Graph { deps, ours })
+    Ok(Graph { deps, ours, listed })
 }
 
 fn reaches(g: &Graph, from: &str) -> BTreeSet<String> {
@@ -164,6 +173,9 @@ pub(crate) fn check() -> Result<()> {
                 wrong.push(format!("{p} may not use {library}: only {owner} does"));
             }
         }
+    }
+    for package in &g.listed {
+        wrong.append(&mut unused::faults(package)?);
     }
     if !wrong.is_empty() {
         bail!("layer rules broken:\n  {}", wrong.join("\n  "));

@@ -7,6 +7,7 @@ mod layers;
 mod named_tests;
 mod setup;
 mod steps;
+mod unused;
 
 use std::process::ExitCode;
 
@@ -20,7 +21,8 @@ cargo xtask TASK
                  fmt layers named clippy unit integration policy image oracles doc deny fuzz bench; cli, kube and
                  etcd are parts of unit and integration; explore is the property tests with many more cases, another
                  way each time
-  layers         the dependency rules of ARCHITECTURE.md, and that the bans of the pure packages bite
+  layers         the dependency rules of ARCHITECTURE.md, that no dependency is listed in vain, and that the bans of the
+                 pure packages bite
   bench [NAME..] build in release and run the paired benchmarks: ipam routes cni carrier policy lab bgp etcd kube cli
   image [--debug] build the container image FROM scratch and run every program in it; --debug: as the tests built them
   generate       write the files that are made from the model and the programs: definitions, chart, docs/reference
