@@ -78,11 +78,6 @@ impl CniError {
     pub fn config(message: impl Into<String>) -> Self {
         Self::new(code::CONFIG, message)
     }
-
-    /// Whether another attempt of the same may work.
-    pub const fn is_transient(&self) -> bool {
-        self.code == code::TRY_AGAIN
-    }
 }
 
 /// What to do when nothing better is known than the code.

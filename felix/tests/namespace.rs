@@ -196,7 +196,7 @@ impl Events for Slow {
         let mut h = heard.lock().unwrap();
         match &got {
             Ok(events) => h.events.extend(events.iter().cloned()),
-            Err(e) => h.overruns += usize::from(e.is_overrun()),
+            Err(e) => h.overruns += usize::from(matches!(e, NetlinkError::Overrun { .. })),
         }
         got
     }

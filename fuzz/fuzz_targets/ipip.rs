@@ -7,13 +7,14 @@
 use std::net::Ipv4Addr;
 
 use brindle_felix_core::ipip::{
+    OUTER_TTL, PROTO_IPIP,
     checksum::checksum,
     coalesce::{Coalescer, MAX_HEAD, frame_head},
     decap::{Verdict, decapsulate},
-    encap::{is_loop, outer_header},
+    encap::{is_loop, outer_tos},
     fragment::fragment,
     icmp::{self, error},
-    ipv4::{Header, set_ecn},
+    ipv4::{FLAG_DF, Header, build, set_ecn},
     segment::{Kind, complete_checksum, segment, transport_state},
     table::Table,
 };
@@ -33,7 +34,10 @@ fuzz_target!(|data: &[u8]| {
         // Behind a sound outer header, so that the inner packet is reached.
         1 => {
             let Ok(inner) = Header::parse(&packet) else { return };
-            let whole = [&outer_header(REMOTE, LOCAL, &inner)[..], &packet].concat();
+            let payload = u16::try_from(inner.total_len).unwrap_or(u16::MAX);
+            let tos = outer_tos(inner.tos);
+            let outer = build(REMOTE, LOCAL, PROTO_IPIP, tos, OUTER_TTL, FLAG_DF, payload);
+            let whole = [&outer[..], &packet].concat();
             outwards(&whole);
         }
         2 => fragments(&packet, size),

@@ -55,11 +55,6 @@ pub fn block_of(ip: IpAddr, block_size: u8) -> Option<IpNet> {
     IpNet::new(ip, block_size).ok().map(|n| n.trunc())
 }
 
-/// The host route of the address: /32 or /128.
-pub fn host_net(ip: IpAddr) -> IpNet {
-    IpNet::from(ip)
-}
-
 /// The blocks of a pool, once around from a start index. Never materialises them: an IPv6 pool may have 2^58.
 #[derive(Clone, Debug)]
 pub struct BlockWalk {

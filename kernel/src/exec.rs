@@ -7,7 +7,7 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     os::{
         fd::{AsFd, FromRawFd, OwnedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::process::CommandExt,
     },
     process::{ChildStdin, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -237,15 +237,6 @@ fn converse(
     }
 }
 
-/// "exit 3", "signal 9".
-pub fn status_text(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(c), _) => format!("exit {c}"),
-        (None, Some(s)) => format!("signal {s}"),
-        (None, None) => status.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,7 +247,7 @@ mod tests {
     fn input_goes_in_and_both_outputs_come_out() {
         let out = run("sh", ["-c", "cat; echo oops >&2; exit 3"], Some(b"hello"), LONG).unwrap();
         assert_eq!((out.stdout.as_slice(), out.stderr.as_slice()), (&b"hello"[..], &b"oops\n"[..]));
-        assert_eq!(status_text(out.status), "exit 3");
+        assert_eq!(out.status.code(), Some(3));
         let e = out.success().unwrap_err().to_string();
         assert!(e.contains("sh failed") && e.contains("oops"), "{e}");
     }

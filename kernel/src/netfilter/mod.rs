@@ -36,13 +36,6 @@ pub enum NfError {
     Netlink(#[from] NetlinkError),
 }
 
-impl NfError {
-    /// Whether only time can help.
-    pub fn is_locked(&self) -> bool {
-        matches!(self, Self::Locked { .. })
-    }
-}
-
 /// The filter of one namespace. Blocking.
 pub trait Netfilter: Send {
     /// iptables-save of all tables.

@@ -101,11 +101,6 @@ impl RouteBatcher {
         self.timeout = timeout;
     }
 
-    /// Size of the receive buffer as the kernel accounts it, bytes.
-    pub fn receive_buffer(&self) -> usize {
-        self.sock.rcvbuf()
-    }
-
     /// Applies the changes in order. A refused change does not stop the others.
     pub fn apply(&mut self, changes: &[RouteChange]) -> BatchReport {
         let mut report = BatchReport::default();

@@ -84,11 +84,6 @@ impl NetlinkError {
     pub fn is_permission(&self) -> bool {
         matches!(self.errno(), Some(libc::EPERM | libc::EACCES))
     }
-
-    /// Messages were lost; only a full read-back helps.
-    pub fn is_overrun(&self) -> bool {
-        matches!(self, Self::Overrun { .. })
-    }
 }
 
 #[cfg(test)]

@@ -81,11 +81,6 @@ impl NlSocket {
         Ok(())
     }
 
-    /// The size of the receive buffer as the kernel accounts it (twice what was asked for).
-    pub(crate) fn rcvbuf(&self) -> usize {
-        self.sock.get_rx_buf_sz().unwrap_or(0)
-    }
-
     /// Address of this socket on the netlink bus.
     pub(crate) fn port(&self) -> u32 {
         self.port

@@ -14,8 +14,6 @@ pub const TABLE_MAIN: u32 = 254;
 
 /// Route protocols (`rtm_protocol`, /etc/iproute2/rt_protos).
 pub mod proto {
-    pub const UNSPEC: u8 = 0;
-    pub const REDIRECT: u8 = 1;
     pub const KERNEL: u8 = 2;
     pub const BOOT: u8 = 3;
     pub const STATIC: u8 = 4;
@@ -34,15 +32,12 @@ pub mod scope {
 pub mod addr_flag {
     pub const NODAD: u32 = 0x02;
     pub const PERMANENT: u32 = 0x80;
-    pub const NOPREFIXROUTE: u32 = 0x200;
 }
 
 /// `NUD_*`.
 pub mod neigh_state {
-    pub const REACHABLE: u16 = 0x02;
     pub const STALE: u16 = 0x04;
     pub const FAILED: u16 = 0x20;
-    pub const NOARP: u16 = 0x40;
     pub const PERMANENT: u16 = 0x80;
 }
 

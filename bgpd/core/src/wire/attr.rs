@@ -113,9 +113,6 @@ pub static TABLE: [AttrRow; 18] = [
     row!(ONLY_TO_CUSTOMER,    "ONLY_TO_CUSTOMER",    OPTIONAL_TRANSITIVE, Everywhere,    W,     W,     "9234 5",    only_to_customer),
 ];
 
-/// What an unknown well-known attribute leads to: RFC 7606 leaves RFC 4271 section 6.3 in force here (3/2).
-pub const ON_UNKNOWN_WELL_KNOWN: Reaction = Reaction::SessionReset;
-
 /// The row of a code, if we understand it.
 pub fn row(code: u8) -> Option<&'static AttrRow> {
     TABLE.binary_search_by_key(&code, |r| r.code).ok().and_then(|i| TABLE.get(i))
@@ -275,6 +272,7 @@ fn known(row: &AttrRow, raw: &Raw<'_>, cx: &WireCx, draft: &mut Draft<'_>) -> Re
 
 fn unknown(raw: &Raw<'_>, draft: &mut Draft<'_>) -> Result<(), DecodeError> {
     if raw.flags & flag::OPTIONAL == 0 {
+        // RFC 7606 section 3 leaves RFC 4271 section 6.3 in force here: the session ends.
         let what = format!("is well-known by its flags {:#04x}, but not to us", raw.flags);
         return Err(refuse(raw.code, update::UNRECOGNIZED_WELL_KNOWN, raw.whole, &what));
     }
