@@ -19,7 +19,6 @@
 pub mod admin;
 pub mod ask;
 pub mod cli;
-mod communities;
 mod conn;
 pub mod daemon;
 mod fault;

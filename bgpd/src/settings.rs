@@ -26,11 +26,10 @@ use self::{
     peer::{Common, Peer, Range, usual_name},
 };
 use crate::{
-    communities,
     handle::Desired,
     keys::{Wanted, Whose},
     mrt::MrtSettings,
-    peers::filters::compile,
+    peers::filters::{community, compile},
 };
 
 mod checks;
@@ -395,9 +394,9 @@ impl Check<'_> {
             ..AttrSet::default()
         };
         for (k, text) in a.communities.iter().enumerate() {
-            match communities::parse(text) {
-                Some(tag) => tag.attach(&mut attributes),
-                None => {
+            match community(text) {
+                Ok(c) => c.attach(&mut attributes),
+                Err(_) => {
                     let what = format!("expected aa:nn or aa:nn:mm, found {text:?}");
                     return fail(&format!("communities[{k}]"), what);
                 }

@@ -23,14 +23,11 @@ use ipnet::IpNet;
 
 use super::{
     Problem,
-    filters::compile,
+    filters::{community, compile},
     services::{self, Rules, Verdict},
     state::{ClusterState, IMPORT_ANNOTATION, NodeFacts},
 };
-use crate::{
-    communities,
-    import::{ImportRule, Imports},
-};
+use crate::import::{ImportRule, Imports};
 
 /// Devices of pods (Calico's default).
 const POD_PREFIX: &str = "cali";
@@ -195,15 +192,15 @@ pub(super) fn tags(state: &ClusterState, problems: &mut Vec<Problem>) -> Tags {
     };
     let value_of = |text: &str| {
         let found = node.communities.iter().chain(&global.communities).find(|c| c.name == text);
-        communities::parse(found.map_or(text, |Community { value, .. }| value))
+        community(found.map_or(text, |Community { value, .. }| value))
     };
     let mut tags = Vec::with_capacity(adverts.len());
     for a in adverts {
         let mut set = AttrSet::default();
         for text in &a.communities {
             match value_of(text) {
-                Some(tag) => tag.attach(&mut set),
-                None => problems.push(Problem {
+                Ok(c) => c.attach(&mut set),
+                Err(_) => problems.push(Problem {
                     about: Key::new(Kind::BgpConfiguration, None, source),
                     what: format!(
                         "prefixAdvertisements {}: {text:?} is neither a named community nor aa:nn or aa:nn:mm; it \

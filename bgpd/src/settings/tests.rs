@@ -189,6 +189,7 @@ fn every_mistake_is_named_with_file_line_and_field() {
             "announce[0].nextHop: fd00::1 is not of",
         ),
         ("announce:\n  - prefix: 10.0.0.0/24\n    communities: [\"1:2\", blue]\n", 5, "found \"blue\""),
+        ("announce:\n  - prefix: 10.0.0.0/24\n    communities: [\"1:2\", \"+1:2\"]\n", 5, "found \"+1:2\""),
         ("announce:\n  - prefix: 10.0.0.0/24\n  - prefix: 10.0.0.0/24\n", 5, "announce[0] already"),
         (
             "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    multihop: 3\n    ttlSecurity: 1\n",

@@ -122,6 +122,16 @@ fn the_first_match_ends_the_whole_list_and_is_named() {
 }
 
 #[test]
+fn attached_communities_stay_sorted_and_unique() {
+    let mut set = AttrSet::default();
+    let standard = [3, 1, 3].map(Community::Standard);
+    let large = [(9, 9, 9), (1, 2, 3), (9, 9, 9)].map(Community::Large);
+    standard.into_iter().chain(large).for_each(|c| c.attach(&mut set));
+    assert_eq!(set.communities[..], [1, 3]);
+    assert_eq!(set.large_communities[..], [(1, 2, 3), (9, 9, 9)]);
+}
+
+#[test]
 fn operations_are_applied_in_order() {
     let rule = Rule {
         operations: vec![
