@@ -1,18 +1,11 @@
-//! File names by time: `20260131.235959`, UTC. The proleptic Gregorian calendar in a dozen lines.
+//! File names by time: `20260131.235959`, UTC.
+
+use brindle_config_core::time::Now;
 
 /// `YYYYMMDD.HHMMSS` of seconds since 1970.
 pub(super) fn stamp(seconds: u64) -> String {
-    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    // Years of 365.2425 days counted from 0000-03-01, so that the leap day is the last of its year.
-    let z = days + 719_468;
-    let (era, of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}{month:02}{day:02}.{:02}{:02}{:02}", of_day / 3_600, of_day / 60 % 60, of_day % 60)
+    let (y, mo, d, h, mi, s) = Now::from_secs(seconds).civil();
+    format!("{y:04}{mo:02}{d:02}.{h:02}{mi:02}{s:02}")
 }
 
 /// Whether a name ends in what [`stamp`] gives.

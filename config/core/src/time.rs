@@ -90,7 +90,8 @@ impl Now {
         self.0.saturating_sub(earlier.0) / NANOS
     }
 
-    fn civil(self) -> (u64, u64, u64, u64, u64, u64) {
+    /// Year, month, day, hour, minute and second, UTC.
+    pub const fn civil(self) -> (u64, u64, u64, u64, u64, u64) {
         let secs = self.0 / NANOS;
         let (y, mo, d) = civil_from_days(secs / DAY);
         let rest = secs % DAY;
@@ -99,7 +100,7 @@ impl Now {
 }
 
 /// Days since 1970-01-01 to year, month, day; the Gregorian calendar shifted to start in March.
-fn civil_from_days(days: u64) -> (u64, u64, u64) {
+const fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let era = z / 146_097;
     let doe = z % 146_097;
@@ -107,7 +108,7 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
     let mp = (5 * doy + 2) / 153;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+    (yoe + era * 400 + (month <= 2) as u64, month, doy - (153 * mp + 2) / 5 + 1)
 }
 
 /// Inverse of [`civil_from_days`] for years from 1970.

@@ -3,7 +3,10 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
-use brindle_config_core::status::{AdminRequest, NodeStatus, PeerStatus};
+use brindle_config_core::{
+    status::{AdminRequest, NodeStatus, PeerStatus},
+    time::Now,
+};
 use serde_json::json;
 
 use super::LIMIT;
@@ -82,24 +85,8 @@ fn render(s: &NodeStatus, now: Duration) -> String {
 /// When it was, in UTC: the time within a day, else the date, as BIRD writes it.
 fn clock(since_ms: u64, now: Duration) -> String {
     let at = now.saturating_sub(Duration::from_millis(since_ms)).as_secs();
-    if since_ms < 86_400_000 {
-        let s = at % 86_400;
-        return format!("{:02}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
-    }
-    let (y, m, d) = date(at / 86_400);
-    format!("{y:04}-{m:02}-{d:02}")
-}
-
-/// The day so many days after 1970-01-01 in the Gregorian calendar.
-fn date(days: u64) -> (u64, u64, u64) {
-    // Counted from 0000-03-01, so that the leap day is a year's last.
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+    let (y, mo, d, h, mi, s) = Now::from_secs(at).civil();
+    if since_ms < 86_400_000 { format!("{h:02}:{mi:02}:{s:02}") } else { format!("{y:04}-{mo:02}-{d:02}") }
 }
 
 #[cfg(test)]
@@ -137,8 +124,9 @@ mod tests {
 
     #[test]
     fn days_have_their_dates() {
-        assert_eq!(date(0), (1970, 1, 1));
-        assert_eq!(date(19_782), (2024, 2, 29));
-        assert_eq!(date(20_089), (2025, 1, 1));
+        let long_ago = |days: u64| clock(days * 86_400_000, Duration::from_secs(20_090 * 86_400));
+        assert_eq!(long_ago(20_090), "1970-01-01");
+        assert_eq!(long_ago(20_090 - 19_782), "2024-02-29");
+        assert_eq!(long_ago(1), "2025-01-01");
     }
 }
