@@ -99,6 +99,18 @@ impl Server {
         EtcdSettings::parse(&format!("{scheme}://127.0.0.1:{}?{options}", self.port), |_| None).unwrap()
     }
 
+    /// Runs etcdctl, which must succeed; `how` is beside the address.
+    fn etcdctl(&self, scheme: &str, how: &[String], args: &[&str]) {
+        let out = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={scheme}://127.0.0.1:{}", self.port))
+            .args(how)
+            .args(args)
+            .output()
+            .expect("etcdctl is missing: apt-get install etcd-client (cargo xtask setup does)");
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
@@ -395,20 +407,9 @@ async fn tls_and_users_let_in_whom_they_should() {
     }
 
     // Users: root switches authentication on; `reader` may read only.
-    let ctl = |args: &[&str]| {
-        let out = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .args([
-                format!("--endpoints=https://127.0.0.1:{}", server.port),
-                format!("--cacert={}", file("ca.pem")),
-                format!("--cert={}", file("cert.pem")),
-                format!("--key={}", file("key.pem")),
-            ])
-            .args(args)
-            .output()
-            .expect("etcdctl is missing: apt-get install etcd-client (cargo xtask setup does)");
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    };
+    let tls = [("cacert", "ca.pem"), ("cert", "cert.pem"), ("key", "key.pem")];
+    let tls = tls.map(|(option, name)| format!("--{option}={}", file(name)));
+    let ctl = |args: &[&str]| server.etcdctl("https", &tls, args);
     ctl(&["user", "add", "root:secret"]);
     ctl(&["user", "grant-role", "root", "root"]);
     ctl(&["user", "add", "reader:hello"]);
@@ -447,15 +448,7 @@ async fn a_change_of_users_locks_nobody_out() {
         vec![format!("--auth-token=jwt,sign-method=HS256,ttl=1h,priv-key={}", key.display())]
     });
     ready(&server, &server.store("")).await;
-    let ctl = |args: &[&str]| {
-        let out = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .arg(format!("--endpoints=http://127.0.0.1:{}", server.port))
-            .args(args)
-            .output()
-            .expect("etcdctl is missing: apt-get install etcd-client (cargo xtask setup does)");
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    };
+    let ctl = |args: &[&str]| server.etcdctl("http", &[], args);
     ctl(&["user", "add", "root:secret"]);
     ctl(&["user", "grant-role", "root", "root"]);
     ctl(&["user", "add", "brindle:hello"]);
