@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::{Check, checks};
-use crate::peers::filters::compile;
+use crate::peers::filters::{Policies, compile};
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -207,102 +207,26 @@ impl Check<'_> {
         p: Peer,
         common: &Common<'_>,
     ) -> Result<PeerConfig, Problem> {
-        let fail = |field: &str, what: String| self.fail(format!("{at}.{field}"), what);
-        if p.as_number.is_some_and(|a| a.0 == 0) {
-            return fail("asNumber", "0 is reserved (RFC 7607)".into());
-        }
-        let asn = p.as_number.map_or(0, |a| a.0);
-        let external = asn != 0 && asn != p.local_as_number.map_or(common.asn, |a| a.0);
-        if p.reflector_client && external {
-            return fail("reflectorClient", format!("AS {asn} is not ours, and only iBGP is reflected"));
-        }
-        if let Some(source) = p.source_address
-            && source.is_ipv4() != address.is_ipv4()
-        {
-            return fail("sourceAddress", format!("{source} cannot connect to {address}"));
-        }
-        if matches!(address, IpAddr::V6(a) if a.is_unicast_link_local()) && p.interface.is_none() {
-            return fail("address", format!("{address} is link-local; name its interface"));
-        }
-        if matches!(p.hold_time, Some(1 | 2)) {
-            return fail("holdTime", "must be 0 or at least 3 (RFC 4271 section 4.2)".into());
-        }
-        let hold = p.hold_time.unwrap_or_else(|| PeerConfig::new("", address, asn).hold_time);
-        if let Some((field, what)) = checks::times(hold, p.keepalive, p.send_hold_time) {
-            return fail(field, what);
-        }
-        if p.port == Some(0) {
-            return fail("port", "expected 1 to 65535".into());
-        }
-        let texts = [("shutdown", p.shutdown.as_deref()), ("farewell", Some(p.farewell.as_str()))];
-        for (field, text) in texts {
-            if let Some(what) = text.and_then(checks::text) {
-                return fail(field, what);
-            }
-        }
-        if let Some(what) = p.interface.as_deref().and_then(checks::interface) {
-            return fail("interface", what);
-        }
-        let limits = [
-            ("maxPrefixes", p.max_prefixes),
-            ("prefixLimits.ipv4", p.prefix_limits.ipv4),
-            ("prefixLimits.ipv6", p.prefix_limits.ipv6),
-        ];
-        if let Some((field, _)) = limits.iter().find(|(_, limit)| *limit == Some(0)) {
-            return fail(field, "0 lets no route in; reject them with a filter".into());
-        }
-        if p.restart_time.is_some_and(|t| t > 4095) {
-            return fail("restartTime", "at most 4095 (RFC 4724 section 3)".into());
-        }
-        if p.long_lived_time > LONG_LIVED_MAX {
-            return fail("longLivedTime", format!("at most {LONG_LIVED_MAX} (RFC 9494 section 3)"));
-        }
-        if p.long_lived_time > 0 && p.restart_time == Some(0) {
-            return fail("longLivedTime", "needs a restartTime (RFC 9494 section 4.1)".into());
-        }
-        if p.ttl_security.is_some_and(|h| h > 0) && p.multihop.is_some() {
-            return fail("multihop", "ttlSecurity says already how far the peer may be".into());
-        }
-        if p.prefix_limits.warn_at > 100 {
-            return fail("prefixLimits.warnAt", "at most 100 per cent".into());
-        }
-        if p.prefix_limits.restart_after > 0 && p.prefix_limits.action != ActionName::Restart {
-            return fail("prefixLimits.restartAfter", "goes with action: restart".into());
-        }
-        if p.local_as_number.is_none() && (p.no_prepend.is_some() || p.replace_as.is_some()) {
-            let field = if p.no_prepend.is_some() { "noPrepend" } else { "replaceAS" };
-            return fail(field, "goes with localASNumber".into());
-        }
-        let send = match (p.add_path.send_all, NonZeroU8::new(p.add_path.send_best)) {
-            (true, Some(_)) => return fail("addPath.sendBest", "sendAll is set".into()),
-            (true, None) => Some(AddPathSend::All),
-            (false, best) => best.map(AddPathSend::Best),
-        };
+        self.config(address, p, common)
+            .or_else(|wrong| self.fail(format!("{at}.{}", wrong.field), wrong.what))
+    }
+
+    fn config(&self, address: IpAddr, p: Peer, common: &Common<'_>) -> Result<PeerConfig, Wrong> {
+        p.refuse_contradictions(address, common)?;
+        let send = p.add_path.send()?;
         let usual = usual_name(address, p.interface.as_deref());
-        let mut peer = PeerConfig::new(p.name.unwrap_or(usual), address, asn);
-        if let Some(families) = p.families {
+        let mut peer = PeerConfig::new(p.name.clone().unwrap_or(usual), address, p.asn());
+        if let Some(families) = &p.families {
             let named = |f: Family| match f {
                 Family::Ipv4Unicast => families.contains(&FamilyName::Ipv4),
                 Family::Ipv6Unicast => families.contains(&FamilyName::Ipv6),
             };
             peer.families = Family::ALL.into_iter().filter(|f| named(*f)).collect();
             if peer.families.is_empty() {
-                return fail("families", "name ipv4, ipv6 or both".into());
+                return wrong("families", "name ipv4, ipv6 or both");
             }
         }
-        let own_next_hop = PerFamily([p.next_hop_ipv4.map(IpAddr::V4), p.next_hop_ipv6.map(IpAddr::V6)]);
-        for (family, field) in Family::ALL.into_iter().zip(["nextHopIPv4", "nextHopIPv6"]) {
-            let Some(ours) = own_next_hop[family] else { continue };
-            if !peer.families.contains(&family) {
-                return fail(field, format!("the session carries no {family} routes; see families"));
-            }
-            if let Some(what) = checks::unicast(ours) {
-                return fail(field, what);
-            }
-            if matches!(ours, IpAddr::V6(a) if a.is_unicast_link_local()) {
-                return fail(field, format!("{ours} is link-local; nobody behind the peer reaches it"));
-            }
-        }
+        peer.attributes = p.route_options(common, p.own_next_hop(|f| peer.families.contains(&f))?);
         peer.port = p.port.unwrap_or(peer.port);
         peer.local_address = p.source_address;
         peer.local_asn = p.local_as_number.map(|a| a.0);
@@ -321,71 +245,18 @@ impl Check<'_> {
         };
         peer.add_path = AddPath { receive: p.add_path.receive, send };
         peer.ttl = p.ttl_security.filter(|hops| *hops != 0);
-        if let Some(file) = p.password_file {
-            match self.password(&file) {
-                Ok(key) => peer.password = Some(key),
-                Err(what) => return fail("passwordFile", what),
-            }
+        if let Some(file) = &p.password_file {
+            peer.password = Some(self.password(file).or_else(|what| wrong("passwordFile", what))?);
         }
-        let mut named = Vec::with_capacity(p.filters.len());
-        for (k, name) in p.filters.iter().enumerate() {
-            match common.filters.get(name) {
-                Some(spec) => named.push((name.as_str(), spec)),
-                None => {
-                    return fail(&format!("filters[{k}]"), format!("there is no filter {name} in filters"));
-                }
-            }
-        }
-        match compile(named) {
-            // Only a node knows by which device a next hop is reached.
-            Ok(policies) if policies.export.reads_interface() || policies.import.reads_interface() => {
-                let what = "only brindle-node knows by which device a route leaves; a rule has `interface`";
-                return fail("filters", what.into());
-            }
-            Ok(policies) => {
-                peer.import = policies.import;
-                peer.export = ExportPolicy {
-                    deny: p.export.deny,
-                    allow: p.export.allow,
-                    filters: policies.export,
-                    ..ExportPolicy::default()
-                };
-            }
-            Err(what) => return fail("filters", what),
-        }
-        let usual = SessionOptions::default();
-        peer.session = SessionOptions {
-            interface: p.interface,
-            hops: p.multihop.filter(|h| *h != 0),
-            send_hold: p.send_hold_time.filter(|s| *s != 0),
-            delay_open: p.delay_open,
-            shutdown: p.shutdown,
-            farewell: p.farewell,
-            long_lived: p.long_lived_time,
-            notification_restart: p.notification_restart.unwrap_or(true),
-            restart_limit: p.restart_limit.unwrap_or(usual.restart_limit),
-            stale_time: p.stale_time.unwrap_or(usual.stale_time),
-            prefixes: PrefixLimits {
-                family: PerFamily([p.prefix_limits.ipv4, p.prefix_limits.ipv6]),
-                warn_at: p.prefix_limits.warn_at,
-                action: match p.prefix_limits.action {
-                    ActionName::Warn => PrefixAction::Warn,
-                    ActionName::Restart => PrefixAction::Restart(p.prefix_limits.restart_after),
-                    ActionName::Down => PrefixAction::StayDown,
-                },
-            },
+        let policies = p.filters(common)?;
+        peer.import = policies.import;
+        peer.export = ExportPolicy {
+            deny: p.export.deny.clone(),
+            allow: p.export.allow.clone(),
+            filters: policies.export,
+            ..ExportPolicy::default()
         };
-        peer.attributes = RouteOptions {
-            as_override: p.as_override,
-            remove_private: p.remove_private_as,
-            local_as_prepend: !p.no_prepend.unwrap_or(true),
-            local_as_show_own: !p.replace_as.unwrap_or(true),
-            honour_shutdown: p.honour_graceful_shutdown,
-            default_route: p.default_originate,
-            enforce_first_as: p.enforce_first_as.unwrap_or(true),
-            require_policy: !(common.accept_all || p.accept_all),
-            own_next_hop,
-        };
+        peer.session = p.session_options();
         Ok(peer)
     }
 
@@ -400,6 +271,180 @@ impl Check<'_> {
             0 => Err(format!("{shown} is empty")),
             1..=MD5_KEY_MAX => Ok(key.to_owned()),
             n => Err(format!("the key in {shown} has {n} octets, the kernel takes {MD5_KEY_MAX}")),
+        }
+    }
+}
+
+/// A field of a peer that cannot be as it is.
+struct Wrong {
+    field: String,
+    what: String,
+}
+
+fn wrong<T>(field: impl Into<String>, what: impl Into<String>) -> Result<T, Wrong> {
+    Err(Wrong { field: field.into(), what: what.into() })
+}
+
+impl AddPaths {
+    fn send(&self) -> Result<Option<AddPathSend>, Wrong> {
+        match (self.send_all, NonZeroU8::new(self.send_best)) {
+            (true, Some(_)) => wrong("addPath.sendBest", "sendAll is set"),
+            (true, None) => Ok(Some(AddPathSend::All)),
+            (false, best) => Ok(best.map(AddPathSend::Best)),
+        }
+    }
+}
+
+impl Peer {
+    /// 0: any.
+    fn asn(&self) -> u32 {
+        self.as_number.map_or(0, |a| a.0)
+    }
+
+    /// Values that no peer has, and those that do not go with each other.
+    fn refuse_contradictions(&self, address: IpAddr, common: &Common<'_>) -> Result<(), Wrong> {
+        if self.as_number.is_some_and(|a| a.0 == 0) {
+            return wrong("asNumber", "0 is reserved (RFC 7607)");
+        }
+        let asn = self.asn();
+        let external = asn != 0 && asn != self.local_as_number.map_or(common.asn, |a| a.0);
+        if self.reflector_client && external {
+            return wrong("reflectorClient", format!("AS {asn} is not ours, and only iBGP is reflected"));
+        }
+        if let Some(source) = self.source_address
+            && source.is_ipv4() != address.is_ipv4()
+        {
+            return wrong("sourceAddress", format!("{source} cannot connect to {address}"));
+        }
+        if matches!(address, IpAddr::V6(a) if a.is_unicast_link_local()) && self.interface.is_none() {
+            return wrong("address", format!("{address} is link-local; name its interface"));
+        }
+        if matches!(self.hold_time, Some(1 | 2)) {
+            return wrong("holdTime", "must be 0 or at least 3 (RFC 4271 section 4.2)");
+        }
+        let hold = self.hold_time.unwrap_or_else(|| PeerConfig::new("", address, asn).hold_time);
+        if let Some((field, what)) = checks::times(hold, self.keepalive, self.send_hold_time) {
+            return wrong(field, what);
+        }
+        if self.port == Some(0) {
+            return wrong("port", "expected 1 to 65535");
+        }
+        let texts = [("shutdown", self.shutdown.as_deref()), ("farewell", Some(self.farewell.as_str()))];
+        for (field, text) in texts {
+            if let Some(what) = text.and_then(checks::text) {
+                return wrong(field, what);
+            }
+        }
+        if let Some(what) = self.interface.as_deref().and_then(checks::interface) {
+            return wrong("interface", what);
+        }
+        let prefixes = &self.prefix_limits;
+        let limits = [
+            ("maxPrefixes", self.max_prefixes),
+            ("prefixLimits.ipv4", prefixes.ipv4),
+            ("prefixLimits.ipv6", prefixes.ipv6),
+        ];
+        if let Some((field, _)) = limits.iter().find(|(_, limit)| *limit == Some(0)) {
+            return wrong(*field, "0 lets no route in; reject them with a filter");
+        }
+        if self.restart_time.is_some_and(|t| t > 4095) {
+            return wrong("restartTime", "at most 4095 (RFC 4724 section 3)");
+        }
+        if self.long_lived_time > LONG_LIVED_MAX {
+            return wrong("longLivedTime", format!("at most {LONG_LIVED_MAX} (RFC 9494 section 3)"));
+        }
+        if self.long_lived_time > 0 && self.restart_time == Some(0) {
+            return wrong("longLivedTime", "needs a restartTime (RFC 9494 section 4.1)");
+        }
+        if self.ttl_security.is_some_and(|h| h > 0) && self.multihop.is_some() {
+            return wrong("multihop", "ttlSecurity says already how far the peer may be");
+        }
+        if prefixes.warn_at > 100 {
+            return wrong("prefixLimits.warnAt", "at most 100 per cent");
+        }
+        if prefixes.restart_after > 0 && prefixes.action != ActionName::Restart {
+            return wrong("prefixLimits.restartAfter", "goes with action: restart");
+        }
+        if self.local_as_number.is_none() && (self.no_prepend.is_some() || self.replace_as.is_some()) {
+            let field = if self.no_prepend.is_some() { "noPrepend" } else { "replaceAS" };
+            return wrong(field, "goes with localASNumber");
+        }
+        Ok(())
+    }
+
+    /// Own next hops, for families the session `carries`.
+    fn own_next_hop(&self, carries: impl Fn(Family) -> bool) -> Result<PerFamily<Option<IpAddr>>, Wrong> {
+        let own = PerFamily([self.next_hop_ipv4.map(IpAddr::V4), self.next_hop_ipv6.map(IpAddr::V6)]);
+        for (family, field) in Family::ALL.into_iter().zip(["nextHopIPv4", "nextHopIPv6"]) {
+            let Some(ours) = own[family] else { continue };
+            if !carries(family) {
+                return wrong(field, format!("the session carries no {family} routes; see families"));
+            }
+            if let Some(what) = checks::unicast(ours) {
+                return wrong(field, what);
+            }
+            if matches!(ours, IpAddr::V6(a) if a.is_unicast_link_local()) {
+                return wrong(field, format!("{ours} is link-local; nobody behind the peer reaches it"));
+            }
+        }
+        Ok(own)
+    }
+
+    fn filters(&self, common: &Common<'_>) -> Result<Policies, Wrong> {
+        let mut named = Vec::with_capacity(self.filters.len());
+        for (k, name) in self.filters.iter().enumerate() {
+            match common.filters.get(name) {
+                Some(spec) => named.push((name.as_str(), spec)),
+                None => {
+                    return wrong(format!("filters[{k}]"), format!("there is no filter {name} in filters"));
+                }
+            }
+        }
+        let policies = compile(named).or_else(|what| wrong("filters", what))?;
+        // Only a node knows by which device a next hop is reached.
+        if policies.export.reads_interface() || policies.import.reads_interface() {
+            let what = "only brindle-node knows by which device a route leaves; a rule has `interface`";
+            return wrong("filters", what);
+        }
+        Ok(policies)
+    }
+
+    fn route_options(&self, common: &Common<'_>, own_next_hop: PerFamily<Option<IpAddr>>) -> RouteOptions {
+        RouteOptions {
+            as_override: self.as_override,
+            remove_private: self.remove_private_as,
+            local_as_prepend: !self.no_prepend.unwrap_or(true),
+            local_as_show_own: !self.replace_as.unwrap_or(true),
+            honour_shutdown: self.honour_graceful_shutdown,
+            default_route: self.default_originate,
+            enforce_first_as: self.enforce_first_as.unwrap_or(true),
+            require_policy: !(common.accept_all || self.accept_all),
+            own_next_hop,
+        }
+    }
+
+    fn session_options(self) -> SessionOptions {
+        let usual = SessionOptions::default();
+        SessionOptions {
+            interface: self.interface,
+            hops: self.multihop.filter(|h| *h != 0),
+            send_hold: self.send_hold_time.filter(|s| *s != 0),
+            delay_open: self.delay_open,
+            shutdown: self.shutdown,
+            farewell: self.farewell,
+            long_lived: self.long_lived_time,
+            notification_restart: self.notification_restart.unwrap_or(true),
+            restart_limit: self.restart_limit.unwrap_or(usual.restart_limit),
+            stale_time: self.stale_time.unwrap_or(usual.stale_time),
+            prefixes: PrefixLimits {
+                family: PerFamily([self.prefix_limits.ipv4, self.prefix_limits.ipv6]),
+                warn_at: self.prefix_limits.warn_at,
+                action: match self.prefix_limits.action {
+                    ActionName::Warn => PrefixAction::Warn,
+                    ActionName::Restart => PrefixAction::Restart(self.prefix_limits.restart_after),
+                    ActionName::Down => PrefixAction::StayDown,
+                },
+            },
         }
     }
 }
