@@ -40,26 +40,26 @@ const TUNNELS: [&str; 2] = ["tunl0", "brtun0"];
 /// What the own Node says that matters here: the address, and the labels pools select by. `None`: there is no Node.
 type Said = Option<(Option<Ipv4Addr>, BTreeMap<String, String>)>;
 
-/// What this machine's devices have.
-pub(crate) trait Devices: Send {
+/// What this machine's devices have. Blocking.
+pub(crate) trait Devices: Send + Sync + 'static {
     /// Those of the addresses that a device has.
-    fn having(&mut self, addresses: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>>;
+    fn having(&self, addresses: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>>;
     /// Takes an address off the tunnel device. Felix does so only for another one: the kernel's device cannot be
     /// removed, and outlives the last pool with all it has.
-    fn take_off(&mut self, address: Ipv4Addr) -> Result<()>;
+    fn take_off(&self, address: Ipv4Addr) -> Result<()>;
 }
 
 /// Those of this network namespace.
 pub(crate) struct Local;
 
 impl Devices for Local {
-    fn having(&mut self, addresses: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>> {
+    fn having(&self, addresses: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>> {
         let all = Rtnl::open()?.addrs(None)?;
         let has = |ip: &&Ipv4Addr| all.iter().any(|a| a.net.addr() == IpAddr::V4(**ip));
         Ok(addresses.iter().filter(has).copied().collect())
     }
 
-    fn take_off(&mut self, address: Ipv4Addr) -> Result<()> {
+    fn take_off(&self, address: Ipv4Addr) -> Result<()> {
         let mut k = Rtnl::open()?;
         let tunnels = k.links()?.into_iter().filter(|l| TUNNELS.contains(&l.name.as_str()));
         for link in tunnels.map(|l| l.index).collect::<Vec<_>>() {
@@ -153,11 +153,38 @@ struct Done {
     again: Option<Duration>,
 }
 
+/// What there is, read before anything is decided.
+struct Found {
+    view: View,
+    /// What the Node says.
+    current: Option<Ipv4Addr>,
+    labels: BTreeMap<String, String>,
+    /// What this node holds of the pools.
+    held: Vec<IpAddr>,
+}
+
+/// What the address should be.
+#[derive(Default)]
+struct Choice {
+    address: Option<Ipv4Addr>,
+    complaint: Option<String>,
+    /// When another one may be had.
+    again: Option<Duration>,
+}
+
+impl Choice {
+    fn of(address: Option<Ipv4Addr>, complaint: Option<String>) -> Self {
+        Self { address, complaint, again: None }
+    }
+}
+
+const KIND: TunnelKind = TunnelKind::Ipip;
+
 struct Keeper<D> {
     store: Arc<dyn Store>,
     node: String,
     v4: bool,
-    devices: D,
+    devices: Arc<D>,
     /// What was last complained of; said once.
     told: Option<String>,
     /// How long the devices are given next time.
@@ -167,96 +194,142 @@ struct Keeper<D> {
 
 impl<D: Devices> Keeper<D> {
     fn new(store: Arc<dyn Store>, node: String, v4: bool, devices: D) -> Self {
+        let devices = Arc::new(devices);
         Self { store, node, v4, devices, told: None, patience: DEVICE, history: None }
     }
 
     /// Looks at what is, and takes the next step towards what should be. May be stopped anywhere: the next one begins with
     /// what is there then.
     async fn step(&mut self) -> Result<Done> {
-        const KIND: TunnelKind = TunnelKind::Ipip;
+        let mut allocator = BlockAllocator::new(self.store.clone(), &self.node, Arc::new(Jitter));
+        // It is followed: when the Node is made again, it says nothing of an address.
+        let Some(found) = self.look(&allocator).await? else { return Ok(Done { said: None, again: None }) };
+        let wished = if self.v4 {
+            wish(KIND, &self.node, &found.view, &found.held, found.current.map(IpAddr::V4))
+        } else {
+            TunnelWish::Nothing
+        };
+        let nothing = wished == TunnelWish::Nothing;
+        let choice = self.choose(wished, &found, &mut allocator).await?;
+        self.complain(choice.complaint);
+        let address = choice.address;
+        let leaving: Vec<Ipv4Addr> =
+            found.held.iter().filter_map(|ip| v4(*ip)).filter(|ip| Some(*ip) != address).collect();
+        let again = if found.current != address {
+            let cause = if nothing { "no IPIP pool is left" } else { "an IPIP pool gives it to this node" };
+            self.publish(found.current, address, cause).await?;
+            // Felix must hear of it before the devices are asked.
+            self.patience = DEVICE;
+            if leaving.is_empty() && !nothing { choice.again } else { Some(DEVICE) }
+        } else if self.on_devices(&leaving, address.is_none()).await? {
+            let pause = self.patience;
+            self.patience = (pause * 2).min(DEVICE_MOST);
+            Some(choice.again.unwrap_or(pause).min(pause))
+        } else {
+            self.patience = DEVICE;
+            self.give_back(&mut allocator, &found.view, leaving, nothing).await?;
+            choice.again
+        };
+        Ok(Done { said: Some((address, found.labels)), again })
+    }
+
+    /// `None`: there is no Node.
+    async fn look(&self, allocator: &BlockAllocator) -> Result<Option<Found>> {
         let view = View::load(&*self.store, &self.node).await?;
         let (current, labels) = match self.store.get_as::<NodeSpec>(None, &self.node).await {
             Ok(found) => {
                 let bgp = found.resource.spec.bgp.unwrap_or_default();
                 (bgp.ipv4_ipip_tunnel_addr, found.resource.metadata.labels)
             }
-            // It is followed: when it is made again, it says nothing of an address.
-            Err(StoreError::NotFound(_)) => return Ok(Done { said: None, again: None }),
+            Err(StoreError::NotFound(_)) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        let mut allocator = BlockAllocator::new(self.store.clone(), &self.node, Arc::new(Jitter));
         let held = allocator.tunnel_addresses(KIND).await?;
-        let wished = if self.v4 {
-            wish(KIND, &self.node, &view, &held, current.map(IpAddr::V4))
-        } else {
-            TunnelWish::Nothing
-        };
-        let nothing = wished == TunnelWish::Nothing;
-        let mut again = None;
-        let (address, complaint) = match wished {
-            TunnelWish::Nothing => (None, None),
-            TunnelWish::Keep(ip) => (v4(ip), None),
-            TunnelWish::Hold(ip, why) => (v4(ip), Some(format!("{ip} stays in use: {why}"))),
-            TunnelWish::Lack(why) => (current, Some(format!("there is none: {why}"))),
-            TunnelWish::Take { pools, instead } => {
-                match allocator.take_tunnel_address(KIND, &pools, &view, now()).await {
-                    Ok(ip) => {
-                        self.note(Event::Given, &[ip], KIND);
-                        (v4(ip), None)
-                    }
-                    Err(IpamError::Refused(why)) => {
-                        again = Some(REFUSED);
-                        match instead {
-                            Some(ip) => {
-                                (v4(ip), Some(format!("{ip} stays in use, no other is to be had: {why}")))
-                            }
-                            None => (current, Some(format!("there is none to be had: {why}"))),
-                        }
-                    }
-                    Err(e) => return Err(e.into()),
-                }
+        Ok(Some(Found { view, current, labels, held }))
+    }
+
+    /// What becomes of a wish; an address is taken from the pools if it is for one.
+    async fn choose(
+        &self,
+        wished: TunnelWish,
+        found: &Found,
+        allocator: &mut BlockAllocator,
+    ) -> Result<Choice> {
+        let (pools, instead) = match wished {
+            TunnelWish::Nothing => return Ok(Choice::default()),
+            TunnelWish::Keep(ip) => return Ok(Choice::of(v4(ip), None)),
+            TunnelWish::Hold(ip, why) => {
+                return Ok(Choice::of(v4(ip), Some(format!("{ip} stays in use: {why}"))));
             }
-        };
-        self.complain(complaint);
-        let said = Some((address, labels));
-        let leaving: Vec<Ipv4Addr> =
-            held.iter().filter_map(|ip| v4(*ip)).filter(|ip| Some(*ip) != address).collect();
-        if current != address {
-            identity::update(&*self.store, &self.node, |n| {
-                n.bgp.get_or_insert_default().ipv4_ipip_tunnel_addr = address;
-            })
-            .await?;
-            let cause = if nothing { "no IPIP pool is left" } else { "an IPIP pool gives it to this node" };
-            tracing::info!(old = ?current, new = ?address, cause, "tunnel address");
-            // Felix must hear of it before the devices are asked.
-            self.patience = DEVICE;
-            again = if leaving.is_empty() && !nothing { again } else { Some(DEVICE) };
-            return Ok(Done { said, again });
-        }
-        let on_device = self.devices.having(&leaving)?;
-        if !on_device.is_empty() {
-            if address.is_none() {
-                on_device.iter().try_for_each(|ip| self.devices.take_off(*ip))?;
+            TunnelWish::Lack(why) => {
+                return Ok(Choice::of(found.current, Some(format!("there is none: {why}"))));
             }
-            tracing::debug!(addresses = ?on_device, "old tunnel addresses are still on a device");
-            let pause = self.patience;
-            self.patience = (pause * 2).min(DEVICE_MOST);
-            return Ok(Done { said, again: Some(again.unwrap_or(pause).min(pause)) });
+            TunnelWish::Take { pools, instead } => (pools, instead),
+        };
+        match allocator.take_tunnel_address(KIND, &pools, &found.view, now()).await {
+            Ok(ip) => {
+                self.note(Event::Given, &[ip], KIND);
+                Ok(Choice::of(v4(ip), None))
+            }
+            Err(IpamError::Refused(why)) => {
+                let (address, complaint) = match instead {
+                    Some(ip) => (v4(ip), format!("{ip} stays in use, no other is to be had: {why}")),
+                    None => (found.current, format!("there is none to be had: {why}")),
+                };
+                Ok(Choice { again: Some(REFUSED), ..Choice::of(address, Some(complaint)) })
+            }
+            Err(e) => Err(e.into()),
         }
-        self.patience = DEVICE;
-        let freed = if nothing {
-            allocator.release_tunnel_handle(KIND, &view, now()).await?
+    }
+
+    /// The Node names the address from now on.
+    async fn publish(&self, old: Option<Ipv4Addr>, new: Option<Ipv4Addr>, cause: &str) -> Result<()> {
+        identity::update(&*self.store, &self.node, |n| {
+            n.bgp.get_or_insert_default().ipv4_ipip_tunnel_addr = new;
+        })
+        .await?;
+        tracing::info!(?old, ?new, cause, "tunnel address");
+        Ok(())
+    }
+
+    /// Whether a device has one of these addresses; with `off` they are taken off it then.
+    async fn on_devices(&self, leaving: &[Ipv4Addr], off: bool) -> Result<bool> {
+        let (devices, leaving) = (Arc::clone(&self.devices), leaving.to_vec());
+        let ask = move || {
+            let having = devices.having(&leaving)?;
+            if off {
+                having.iter().try_for_each(|ip| devices.take_off(*ip))?;
+            }
+            Ok::<_, anyhow::Error>(having)
+        };
+        let having = tokio::task::spawn_blocking(ask).await??;
+        if !having.is_empty() {
+            tracing::debug!(addresses = ?having, "old tunnel addresses are still on a device");
+        }
+        Ok(!having.is_empty())
+    }
+
+    /// No device has these any more. `all`: the node holds no address from now on.
+    async fn give_back(
+        &self,
+        allocator: &mut BlockAllocator,
+        view: &View,
+        leaving: Vec<Ipv4Addr>,
+        all: bool,
+    ) -> Result<()> {
+        let freed = if all {
+            allocator.release_tunnel_handle(KIND, view, now()).await?
         } else if leaving.is_empty() {
             Vec::new()
         } else {
             let leaving: Vec<IpAddr> = leaving.into_iter().map(IpAddr::V4).collect();
-            allocator.release_tunnel_addresses(KIND, &leaving, &view, now()).await?
+            allocator.release_tunnel_addresses(KIND, &leaving, view, now()).await?
         };
         if !freed.is_empty() {
             self.note(Event::Returned, &freed, KIND);
             tracing::info!(addresses = ?freed, cause = "no device has them any more", "tunnel addresses given back");
         }
-        Ok(Done { said, again })
+        Ok(())
     }
 
     fn note(&self, event: Event, ips: &[IpAddr], kind: TunnelKind) {
@@ -288,6 +361,8 @@ const fn v4(ip: IpAddr) -> Option<Ipv4Addr> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use brindle_config_core::{
         ObjectMeta, Resource,
         pool::{AllowedUse, EncapMode, IpPoolSpec},
@@ -299,16 +374,23 @@ mod tests {
     /// Devices that do what felix would when told to.
     #[derive(Default)]
     struct Told {
-        has: Vec<Ipv4Addr>,
+        has: Mutex<Vec<Ipv4Addr>>,
+    }
+
+    impl Told {
+        fn set(&self, has: &[Ipv4Addr]) {
+            *self.has.lock().unwrap() = has.to_vec();
+        }
     }
 
     impl Devices for Told {
-        fn having(&mut self, addresses: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>> {
-            Ok(addresses.iter().filter(|ip| self.has.contains(ip)).copied().collect())
+        fn having(&self, addresses: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>> {
+            let has = self.has.lock().unwrap();
+            Ok(addresses.iter().filter(|ip| has.contains(ip)).copied().collect())
         }
 
-        fn take_off(&mut self, address: Ipv4Addr) -> Result<()> {
-            self.has.retain(|ip| *ip != address);
+        fn take_off(&self, address: Ipv4Addr) -> Result<()> {
+            self.has.lock().unwrap().retain(|ip| *ip != address);
             Ok(())
         }
     }
@@ -355,7 +437,7 @@ mod tests {
         keeper.history = Some(Arc::new(History::new(&dir)));
         assert_eq!(keeper.step().await.unwrap().again, None);
         let first = within(named(&store).await, "10.1.0.");
-        keeper.devices.has = vec![first];
+        keeper.devices.set(&[first]);
 
         // For pods only, and there is no other: it stays, and stays held.
         put_pool(&store, "one", "10.1.0.0/24", |p| p.allowed_uses = vec![AllowedUse::Workload]).await;
@@ -374,7 +456,7 @@ mod tests {
             [IpAddr::V4(first), second.into()],
             "the device still has the old one"
         );
-        keeper.devices.has = vec![second];
+        keeper.devices.set(&[second]);
         assert_eq!(keeper.step().await.unwrap().again, None);
         assert_eq!(held(&store).await, [IpAddr::V4(second)]);
 
@@ -383,7 +465,7 @@ mod tests {
         label(&store, "b").await;
         keeper.step().await.unwrap();
         let third = within(named(&store).await, "10.1.0.");
-        keeper.devices.has = vec![third];
+        keeper.devices.set(&[third]);
         keeper.step().await.unwrap();
         assert_eq!(held(&store).await, [IpAddr::V4(third)]);
 
@@ -392,7 +474,9 @@ mod tests {
         put_pool(&store, "two", "10.2.0.0/24", |p| p.ipip_mode = EncapMode::Never).await;
         assert_eq!(keeper.step().await.unwrap().again, Some(DEVICE));
         assert_eq!((named(&store).await, held(&store).await), (None, vec![third.into()]));
-        assert!(keeper.step().await.unwrap().again.is_some() && keeper.devices.has.is_empty());
+        assert!(
+            keeper.step().await.unwrap().again.is_some() && keeper.devices.has.lock().unwrap().is_empty()
+        );
         assert_eq!(held(&store).await, [IpAddr::V4(third)], "not in the step that took it off");
         assert_eq!(keeper.step().await.unwrap().again, None);
         assert!(held(&store).await.is_empty());
