@@ -1,13 +1,15 @@
-//! Prometheus metrics of the controllers: names, text (exposition format 0.0.4), and what its port answers.
+//! Prometheus metrics of the controllers, and what their port answers.
 //! docs/metrics.md describes every name; a test compares.
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use brindle_admin::http::{self, Answer};
+use brindle_admin::{
+    http::{self, Answer},
+    metrics::{Metric, Text},
+};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -15,8 +17,8 @@ use crate::{
     plan::{Controller, Plan},
 };
 
-/// Name, type, help.
-pub const METRICS: [(&str, &str, &str); 6] = [
+/// In the order of the text.
+pub const METRICS: [Metric; 6] = [
     ("brindle_controllers_info", "gauge", "1, with the version as a label."),
     ("brindle_controllers_leader", "gauge", "1 while this process holds the lease."),
     ("brindle_controllers_actions_total", "counter", "Things done, by controller and outcome."),
@@ -75,38 +77,22 @@ impl Tally {
     /// The text of a scrape.
     pub fn text(&self) -> String {
         let counts = self.counts();
-        let mut out = String::new();
-        for (name, kind, help) in METRICS {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            match name {
-                "brindle_controllers_info" => {
-                    let _ = writeln!(out, "{name}{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
-                }
-                "brindle_controllers_leader" => {
-                    let _ = writeln!(out, "{name} {}", u8::from(counts.leader));
-                }
-                "brindle_controllers_actions_total" => {
-                    for ((controller, outcome), n) in &counts.actions {
-                        let controller = controller.name();
-                        let _ =
-                            writeln!(out, "{name}{{controller=\"{controller}\",outcome=\"{outcome}\"}} {n}");
-                    }
-                }
-                "brindle_controllers_waiting" => {
-                    for controller in Controller::ALL {
-                        let n = counts.waiting.get(&controller).copied().unwrap_or_default();
-                        let _ = writeln!(out, "{name}{{controller=\"{}\"}} {n}", controller.name());
-                    }
-                }
-                "brindle_controllers_problems" => {
-                    let _ = writeln!(out, "{name} {}", counts.problems);
-                }
-                _ => {
-                    let _ = writeln!(out, "{name} {}", counts.looks);
-                }
-            }
+        let mut t = Text::new(&METRICS);
+        t.metric("brindle_controllers_info");
+        t.value(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+        t.one("brindle_controllers_leader", u8::from(counts.leader));
+        t.metric("brindle_controllers_actions_total");
+        for ((controller, outcome), n) in &counts.actions {
+            t.value(&[("controller", controller.name()), ("outcome", outcome)], n);
         }
-        out
+        t.metric("brindle_controllers_waiting");
+        for controller in Controller::ALL {
+            let n = counts.waiting.get(&controller).copied().unwrap_or_default();
+            t.value(&[("controller", controller.name())], n);
+        }
+        t.one("brindle_controllers_problems", counts.problems);
+        t.one("brindle_controllers_looks_total", counts.looks);
+        t.done()
     }
 }
 

@@ -7,8 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use brindle_admin::http::{self, Answer};
-use brindle_bgpd::metrics::{Metric, Text, process};
+use brindle_admin::{
+    http::{self, Answer},
+    metrics::{Metric, Text, process},
+};
 use brindle_config_core::{
     Key, Kind,
     store::{Store, StoreError},
