@@ -9,10 +9,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Listed for their features alone, with the package that does.
-const FOR_FEATURES: [(&str, &str); 1] = [
+/// Listed for what the sources of the package do not show, with the package that does.
+const NEEDED: [(&str, &str); 2] = [
     // kube does not compile until somebody has chosen the version of Kubernetes.
     ("brindle-config", "k8s-openapi"),
+    // Scenarios take the renderer of the chart from the tests of config.
+    ("brindle-integration", "sha2"),
 ];
 
 /// A package as its Cargo.toml has it.
@@ -28,7 +30,7 @@ pub(crate) fn faults(package: &Package) -> Result<Vec<String>> {
     let mut sources = Vec::new();
     read(&package.folder, &mut sources)?;
     let unused = package.dependencies.iter().filter(|d| {
-        !FOR_FEATURES.contains(&(package.name.as_str(), d.as_str()))
+        !NEEDED.contains(&(package.name.as_str(), d.as_str()))
             && !sources.iter().any(|source| mentions(source, d))
     });
     let manifest = package.folder.join("Cargo.toml");
