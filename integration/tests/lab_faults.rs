@@ -331,9 +331,10 @@ fn a_deleted_route_comes_back_and_foreign_routes_survive() {
         let all = rtnl.routes(&RouteFilter::main()).expect("routes can be listed");
         all.into_iter().find(|r| r.dst.to_string() == dst)
     };
-    let foreign = ["203.0.113.0/24", "192.168.250.0/26"];
-    lab.exec("node1", &["ip", "route", "add", foreign[0], "via", "10.77.1.254", "proto", "static"]);
-    lab.exec("node1", &["ip", "route", "add", foreign[1], "via", "10.77.1.254", "proto", "bird"]);
+    let foreign = ["203.0.113.0/24", "198.51.100.0/24", "192.168.250.0/26"];
+    for (dst, protocol) in foreign.into_iter().zip(["static", "bird", "static"]) {
+        lab.exec("node1", &["ip", "route", "add", dst, "via", "10.77.1.254", "proto", protocol]);
+    }
 
     let ours = find(&mut rtnl, &block).expect("the route to node2's block");
     rtnl.del_route(&ours).expect("it can be deleted");
@@ -350,13 +351,27 @@ fn a_deleted_route_comes_back_and_foreign_routes_survive() {
     rtnl.del_route(&local).expect("it can be deleted");
     wait::until_true("the pod's route is back", Duration::from_secs(5), || find(&mut rtnl, &pod).is_some());
 
-    // Neither repairs nor a restart of the agent touch what is not ours.
+    // Neither repairs nor a restart of the agent touch what is not ours, but for what a BIRD has left in a pool: with no
+    // BIRD on the node nobody takes its routes back, and they come before ours.
     lab.ctl(&["break", "kill", "node1"]).expect(0);
+    let left = [block.as_str(), "192.168.251.0/26"];
+    for dst in left {
+        lab.exec("node1", &["ip", "route", "add", dst, "via", "10.77.1.254", "proto", "bird"]);
+    }
     lab.ctl(&["heal"]).expect(0);
     lab.wait_healthy(Duration::from_secs(10));
+    let birds = |rtnl: &mut Rtnl| {
+        let all = rtnl.routes(&RouteFilter::main()).expect("routes can be listed");
+        all.into_iter().filter(|r| r.protocol == 12).map(|r| r.dst.to_string()).collect::<Vec<_>>()
+    };
+    wait::until_true("what a BIRD has left is gone", Duration::from_secs(20), || {
+        birds(&mut rtnl) == [foreign[1]]
+    });
     for dst in foreign {
         assert!(find(&mut rtnl, dst).is_some(), "{dst} is gone");
     }
+    assert_eq!(find(&mut rtnl, &block).map(|r| r.hops), Some(ours.hops));
+    lab.ping_ok();
     lab.down();
 }
 
