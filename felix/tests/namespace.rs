@@ -98,6 +98,31 @@ fn settings() -> Settings {
     }
 }
 
+/// Both ends up; the device's index.
+fn veth(k: &mut Rtnl, name: &str, peer: &str) -> u32 {
+    let peer = VethPeer { name: peer, ..Default::default() };
+    k.add_veth(&Veth { name, mac: None, mtu: None, up: false, peer }).unwrap();
+    k.set_up(name).unwrap();
+    k.set_up(peer.name).unwrap();
+    k.link_by_name(name).unwrap().unwrap().index
+}
+
+/// The device other nodes are behind.
+fn eth0(k: &mut Rtnl) -> u32 {
+    let eth0 = veth(k, "eth0", "eth0p");
+    k.add_addr(&Addr::new(eth0, "10.0.1.1/24".parse().unwrap())).unwrap();
+    eth0
+}
+
+/// The IPv4 destinations in the table, but routes of these protocols.
+fn dsts(k: &mut Rtnl, without: &[u8]) -> Vec<String> {
+    let mut all = k.routes(&RouteFilter::main()).unwrap();
+    all.retain(|r| r.dst.addr().is_ipv4() && !without.contains(&r.protocol));
+    let mut all: Vec<String> = all.iter().map(|r| r.dst.to_string()).collect();
+    all.sort();
+    all
+}
+
 fn start() -> Handle {
     brindle_felix::spawn(&settings()).unwrap()
 }
@@ -112,14 +137,8 @@ fn routes_are_written_repaired_kept_and_not_written_again() {
     let ns = Namespace::new("felix");
     ns.run(|| {
         let mut k = Rtnl::open().unwrap();
-        for (name, peer) in [("eth0", "eth0p"), ("cali00000000001", "podp")] {
-            let peer = VethPeer { name: peer, ..Default::default() };
-            k.add_veth(&Veth { name, mac: None, mtu: None, up: false, peer }).unwrap();
-            k.set_up(name).unwrap();
-            k.set_up(peer.name).unwrap();
-        }
-        let eth0 = k.link_by_name("eth0").unwrap().unwrap().index;
-        k.add_addr(&Addr::new(eth0, "10.0.1.1/24".parse().unwrap())).unwrap();
+        let eth0 = eth0(&mut k);
+        veth(&mut k, "cali00000000001", "podp");
         let foreign =
             Route::new("172.20.0.0/16".parse().unwrap()).via("10.0.1.9".parse().unwrap(), None, false);
         k.add_route(&foreign).unwrap();
@@ -129,13 +148,8 @@ fn routes_are_written_repaired_kept_and_not_written_again() {
             .with_metric(1024);
         k.add_route(&leftover).unwrap();
 
-        let dsts = |k: &mut Rtnl| -> Vec<String> {
-            let mut all: Vec<_> = k.routes(&RouteFilter::main()).unwrap();
-            all.retain(|r| r.dst.addr().is_ipv4() && r.protocol != 2);
-            let mut all: Vec<String> = all.iter().map(|r| r.dst.to_string()).collect();
-            all.sort();
-            all
-        };
+        // All but the kernel's own.
+        let dsts = |k: &mut Rtnl| dsts(k, &[2]);
 
         let h = start();
         assert!(dsts(&mut k).contains(&leftover.dst.to_string()), "nothing is touched before in-sync");
@@ -211,23 +225,9 @@ fn what_happens_while_the_listener_is_overrun_is_found_by_reading_everything() {
     let ns = Namespace::new("overrun");
     ns.run(|| {
         let mut k = Rtnl::open().unwrap();
-        let veth = |k: &mut Rtnl, name: &str, peer: &str| {
-            let peer = VethPeer { name: peer, ..Default::default() };
-            k.add_veth(&Veth { name, mac: None, mtu: None, up: false, peer }).unwrap();
-            k.set_up(name).unwrap();
-            k.set_up(peer.name).unwrap();
-            k.link_by_name(name).unwrap().unwrap().index
-        };
-        let eth0 = veth(&mut k, "eth0", "eth0p");
-        k.add_addr(&Addr::new(eth0, "10.0.1.1/24".parse().unwrap())).unwrap();
-        let ours = |k: &mut Rtnl| -> Vec<String> {
-            // Neither the kernel's own nor the flood.
-            let mut all = k.routes(&RouteFilter::main()).unwrap();
-            all.retain(|r| r.dst.addr().is_ipv4() && ![2, 4].contains(&r.protocol));
-            let mut all: Vec<String> = all.iter().map(|r| r.dst.to_string()).collect();
-            all.sort();
-            all
-        };
+        let eth0 = eth0(&mut k);
+        // Neither the kernel's own nor the flood.
+        let ours = |k: &mut Rtnl| dsts(k, &[2, 4]);
 
         let (kernel, mut monitor) = Linux::open().unwrap();
         monitor.set_buffer(1).unwrap();
@@ -298,10 +298,7 @@ fn ours_beside_somebody_elses_of_the_same_ipv6_prefix_and_metric_is_withdrawn() 
     let ns = Namespace::new("beside");
     ns.run(|| {
         let mut k = Rtnl::open().unwrap();
-        ip("link add eth0 type veth peer name eth0p");
-        ip("link set eth0p up");
-        ip("link set eth0 up");
-        ip("addr add 10.0.1.1/24 dev eth0");
+        eth0(&mut k);
         ip("addr add fd00:f::1/64 dev eth0 nodad");
         let h = start();
         send(&h, FelixInput::Store(snapshot()));
@@ -326,11 +323,8 @@ fn a_next_hop_is_reached_by_the_live_gateways_of_the_host_even_on_no_subnet() {
     let ns = Namespace::new("onlink");
     ns.run(|| {
         let mut k = Rtnl::open().unwrap();
-        for n in [0, 1] {
-            ip(&format!("link add eth{n} type veth peer name eth{n}p"));
-            ip(&format!("link set eth{n}p up"));
-            ip(&format!("link set eth{n} up"));
-        }
+        veth(&mut k, "eth0", "eth0p");
+        veth(&mut k, "eth1", "eth1p");
         ip("addr add 10.77.1.1/32 dev eth0");
         ip("route add default via 10.77.9.9 dev eth0 onlink");
         let h = start();

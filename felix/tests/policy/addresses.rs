@@ -6,24 +6,11 @@ use socket2::{Domain, Socket, Type};
 
 use super::*;
 
-pub(crate) fn ip(ns: &Ns, line: &str) {
-    let ok = ns.run(|| Command::new("ip").args(line.split(' ')).status().unwrap().success());
-    assert!(ok, "ip {line}");
-}
-
 #[test]
 fn a_host_endpoint_known_by_its_address_is_enforced_as_soon_as_the_address_is_there() {
     for back_end in ALL {
         let mut node = Node::new(2);
-        let far = Ns::new("far");
-        let target = far.ns();
-        node.ns.run(|| {
-            let peer = VethPeer { name: "up0", mac: None, netns: Some(&target) };
-            let veth = Veth { name: "up0", mac: None, mtu: None, up: true, peer };
-            Rtnl::open().unwrap().add_veth(&veth).unwrap();
-        });
-        ip(&far, "link set up0 up");
-        ip(&far, "addr add 10.99.0.2/24 dev up0");
+        let far = far(&node, "10.99.0.2/24");
         let server = node.ns.run(|| TcpListener::bind("0.0.0.0:80").unwrap());
         server.set_nonblocking(true).unwrap();
         let host = EndpointPolicy {
@@ -44,9 +31,7 @@ fn a_host_endpoint_known_by_its_address_is_enforced_as_soon_as_the_address_is_th
                 while server.accept().is_ok() {}
             }
         };
-        let mut all = node.everything(&[], &[]);
-        all.insert(all.len() - 1, PolicyDelta::Endpoint(Arc::new(host)));
-        node.apply(all);
+        node.apply(and(node.everything(&[], &[]), host));
         ip(&node.ns, "addr add 10.99.0.1/24 dev up0");
         reached(true);
         ip(&node.ns, "addr add 10.99.0.3/24 dev up0");
@@ -150,7 +135,7 @@ fn what_does_not_hold_beside_ipvs_is_said() {
     let mut node = Node::new(2);
     ip(&node.ns, "link add kube-ipvs0 type veth peer name other");
     node.start(BackEnd::Nftables);
-    let mut all = node.everything(&[], &[policy("none", Vec::new(), vec![rule(Action::Deny)])]);
+    let all = node.everything(&[], &[policy("none", Vec::new(), vec![rule(Action::Deny)])]);
     let host = EndpointPolicy {
         id: EndpointId::Host { name: "up".into() },
         interface: Interface::Name("other".into()),
@@ -158,8 +143,7 @@ fn what_does_not_hold_beside_ipvs_is_said() {
         host: Some(HostPolicy { forward: vec![tier(&[], &["none"])], ..HostPolicy::default() }),
         ..node.endpoint(0, Vec::new())
     };
-    all.insert(all.len() - 1, PolicyDelta::Endpoint(Arc::new(host)));
-    let report = node.apply(all);
+    let report = node.apply(and(all, host));
     assert!(report.resources.iter().any(|l| l.contains("applyOnForward")), "{report:?}");
     assert!(report.problems.is_empty(), "{report:?}");
 }

@@ -153,14 +153,7 @@ fn rejections_of_a_closed_flow_reach_whoever_sends() {
     for back_end in ALL {
         let mut node = Node::new(2);
         node.start(back_end);
-        let mut spec = FelixConfigurationSpec::default();
-        let (nft, iptables) = match back_end {
-            BackEnd::Legacy => ("Disabled", "Legacy"),
-            BackEnd::Nft => ("Disabled", "NFT"),
-            BackEnd::Nftables => ("Enabled", "Auto"),
-        };
-        spec.extra.insert("nftablesMode".into(), json!(nft));
-        spec.extra.insert("iptablesBackend".into(), json!(iptables));
+        let mut spec = configuration(back_end);
         spec.extra.insert("iptablesFilterDenyAction".into(), json!("Reject"));
         node.tell(PolicyInput::Store(vec![upsert("default", spec)]));
         node.apply(node.everything(&[], &[]));
@@ -273,14 +266,7 @@ fn a_flow_nobody_knew_of_to_the_address_of_a_new_pod_is_judged_soon() {
     node.apply(all);
     // Until now the address is somewhere else.
     let (address, to) = (node.pods[2].v4, SocketAddr::new(node.pods[2].v4, 80));
-    let far = Ns::new("far");
-    let target = far.ns();
-    node.ns.run(|| {
-        let peer = VethPeer { name: "up0", mac: None, netns: Some(&target) };
-        let veth = Veth { name: "up0", mac: None, mtu: None, up: true, peer };
-        Rtnl::open().unwrap().add_veth(&veth).unwrap();
-    });
-    sh(&far, &format!("ip link set up0 up; ip addr add {address}/32 dev up0"));
+    let far = far(&node, &format!("{address}/32"));
     sh(&node.ns, &format!("ip route replace {address}/32 dev up0"));
     let near = node.pods[0].ns.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
     let server = far.run(|| UdpSocket::bind(to).unwrap());

@@ -2,22 +2,14 @@
 
 use brindle_felix_core::policy::active::HostPolicy;
 
-use super::{addresses::ip, *};
+use super::*;
 
 #[test]
 fn what_the_host_sends_untracked_meets_its_egress_policy() {
     for back_end in ALL {
         let mut node = Node::new(2);
-        let far = Ns::new("far");
-        let target = far.ns();
-        node.ns.run(|| {
-            let peer = VethPeer { name: "up0", mac: None, netns: Some(&target) };
-            let veth = Veth { name: "up0", mac: None, mtu: None, up: true, peer };
-            Rtnl::open().unwrap().add_veth(&veth).unwrap();
-        });
+        let far = far(&node, "10.99.0.2/24");
         ip(&node.ns, "addr add 10.99.0.1/24 dev up0");
-        ip(&far, "link set up0 up");
-        ip(&far, "addr add 10.99.0.2/24 dev up0");
         let (open, closed) = (9000, 9001);
         let notrack = format!("-t raw -A OUTPUT -p udp -d 10.99.0.2 --dport {open}:{closed} -j NOTRACK");
         let make = if back_end == BackEnd::Legacy { "legacy" } else { "nft" };
@@ -35,9 +27,7 @@ fn what_the_host_sends_untracked_meets_its_egress_policy() {
             ..node.endpoint(0, vec![tier(&[], &["out"])])
         };
         node.start(back_end);
-        let mut all = node.everything(&[], &[policy("out", Vec::new(), vec![one_port])]);
-        all.insert(all.len() - 1, PolicyDelta::Endpoint(Arc::new(host)));
-        node.apply(all);
+        node.apply(and(node.everything(&[], &[policy("out", Vec::new(), vec![one_port])]), host));
         let reaches = |port: u16| {
             let server = far.run(|| UdpSocket::bind(("10.99.0.2", port)).unwrap());
             udp(&node.ns, SocketAddr::new(IpAddr::from([10, 99, 0, 2]), port), &server)

@@ -4,6 +4,7 @@
 mod addresses;
 mod flows;
 mod hosts;
+mod support;
 mod tools;
 mod translated;
 
@@ -40,6 +41,8 @@ use brindle_kernel::{
     sysctl,
 };
 use serde_json::json;
+
+use self::support::{and, far, ip};
 
 const LONG: Duration = Duration::from_secs(60);
 /// A dropped packet is not answered; nobody waits longer for an answer on an idle veth.
@@ -122,7 +125,7 @@ fn upsert<S: Spec>(name: &str, spec: S) -> SyncEvent {
     })
 }
 
-fn configuration(back_end: BackEnd) -> SyncEvent {
+fn configuration(back_end: BackEnd) -> FelixConfigurationSpec {
     let mut spec = FelixConfigurationSpec::default();
     let (nft, iptables) = match back_end {
         BackEnd::Legacy => ("Disabled", "Legacy"),
@@ -131,7 +134,7 @@ fn configuration(back_end: BackEnd) -> SyncEvent {
     };
     spec.extra.insert("nftablesMode".into(), json!(nft));
     spec.extra.insert("iptablesBackend".into(), json!(iptables));
-    upsert("default", spec)
+    spec
 }
 
 impl Node {
@@ -157,7 +160,11 @@ impl Node {
             "pool",
             IpPoolSpec { nat_outgoing: true, ..IpPoolSpec::new("10.77.0.0/16".parse().unwrap()) },
         );
-        self.tell(PolicyInput::Store(vec![configuration(back_end), pool, SyncEvent::InSync]));
+        self.tell(PolicyInput::Store(vec![
+            upsert("default", configuration(back_end)),
+            pool,
+            SyncEvent::InSync,
+        ]));
     }
 
     fn tell(&self, input: PolicyInput) {
@@ -691,7 +698,7 @@ fn changing_the_back_end_lets_nothing_through() {
             })
         });
         for next in [BackEnd::Nftables, BackEnd::Legacy, BackEnd::Nft, BackEnd::Nftables] {
-            node.tell(PolicyInput::Store(vec![configuration(next)]));
+            node.tell(PolicyInput::Store(vec![upsert("default", configuration(next))]));
             let r = node.report();
             let name = match next {
                 BackEnd::Legacy => "iptables-legacy",
@@ -767,7 +774,7 @@ fn a_mixture_of_both_iptables_is_refused_and_a_choice_helps() {
     node.tell(PolicyInput::Deltas(deltas));
     let r = node.report();
     assert!(!r.in_sync && r.problems.iter().any(|p| p.contains("set iptablesBackend")), "{r:?}");
-    node.tell(PolicyInput::Store(vec![configuration(BackEnd::Legacy)]));
+    node.tell(PolicyInput::Store(vec![upsert("default", configuration(BackEnd::Legacy))]));
     let r = node.apply(vec![]);
     assert_eq!(r.back_end, "iptables-legacy");
 }

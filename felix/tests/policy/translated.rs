@@ -2,20 +2,16 @@
 
 use brindle_felix_core::policy::active::HostPolicy;
 
-use super::{addresses::ip, flows::sh, *};
+use super::{
+    flows::sh,
+    support::{far, ip},
+    *,
+};
 
-/// A machine beside the node, on a network of its own: its namespace.
+/// A machine beside the node, on a network of its own.
 fn neighbour(node: &Node) -> Ns {
-    let far = Ns::new("far");
-    let target = far.ns();
-    node.ns.run(|| {
-        let peer = VethPeer { name: "up0", mac: None, netns: Some(&target) };
-        let veth = Veth { name: "up0", mac: None, mtu: None, up: true, peer };
-        Rtnl::open().unwrap().add_veth(&veth).unwrap();
-    });
+    let far = far(node, "10.99.0.2/24 brd +");
     ip(&node.ns, "addr add 10.99.0.1/24 brd + dev up0");
-    ip(&far, "link set up0 up");
-    ip(&far, "addr add 10.99.0.2/24 brd + dev up0");
     far
 }
 

@@ -15,17 +15,36 @@ fn pod_world() -> World {
     w
 }
 
-/// A node one of whose pods' routes is refused, with more refusals to come.
-fn refused(w: &World) -> Sim {
-    let mut s = settled(w);
-    w.add_device("cali00000000002", true);
+/// A node one of whose pods' routes is refused, with more refusals to come. And that pod's device.
+fn refused() -> (World, Sim, u32) {
+    let w = pod_world();
+    let mut s = settled(&w);
+    let device = w.add_device("cali00000000002", true);
     s.store([pod("b", "cali00000000002", "192.168.1.6/32")]);
     for _ in 0..50 {
         w.fail_next(Call::WriteRoute, Fault::Errno(EACCES));
     }
     s.pass(Duration::from_secs(5));
     assert!(s.report().routes.failed[0].contains("EACCES"), "{:?}", s.report().routes);
-    s
+    (w, s, device)
+}
+
+/// As an administrator does it: past the refusals meant for the engine.
+fn write_in_spite(w: &World, route: KernelRoute) {
+    while !w.faults_used_up() {
+        w.other().write_routes(&[RouteChange::Add(route.clone())]);
+    }
+    write(w, RouteChange::Add(route));
+}
+
+/// A node that got no answer when it wrote the route of this prefix.
+fn unanswered(prefix: &str) -> (World, Sim) {
+    let w = pod_world();
+    let mut s = settled(&w);
+    w.fail_next(Call::WriteBulk, Fault::Timeout);
+    s.fib(&[(prefix, &["10.0.1.2"])], true);
+    s.settle();
+    (w, s)
 }
 
 /// A minute later: nothing fails any more and nothing was done but what is done anyway.
@@ -40,9 +59,7 @@ fn at_rest(s: &mut Sim) {
 
 #[test]
 fn a_refused_route_whose_device_goes_down_waits_without_trying() {
-    let w = pod_world();
-    let mut s = refused(&w);
-    let dev = w.link("cali00000000002").unwrap().index;
+    let (w, mut s, dev) = refused();
     w.other().set_link_up(dev, false).unwrap();
     at_rest(&mut s);
     assert!(s.report().waiting.values().any(|why| why.contains("is down")), "{:?}", s.report().waiting);
@@ -50,32 +67,22 @@ fn a_refused_route_whose_device_goes_down_waits_without_trying() {
 
 #[test]
 fn a_refused_route_that_somebody_writes_for_us_is_right() {
-    let w = pod_world();
-    let mut s = refused(&w);
-    let dev = w.link("cali00000000002").unwrap().index;
-    // As an administrator does it: past the refusals meant for the engine.
+    let (w, mut s, dev) = refused();
     let ours =
         KernelRoute::new("192.168.1.6/32".parse().unwrap()).dev(dev).with_protocol(3).with_metric(1024);
-    while !w.faults_used_up() {
-        w.other().write_routes(&[RouteChange::Add(ours.clone())]);
-    }
-    write(&w, RouteChange::Add(ours));
+    write_in_spite(&w, ours);
     at_rest(&mut s);
     assert_eq!(s.report().ready.len(), 2);
 }
 
 #[test]
 fn a_refused_route_in_whose_place_another_comes_is_said_to_be_held() {
-    let w = pod_world();
-    let mut s = refused(&w);
+    let (w, mut s, _) = refused();
     let eth0 = w.link("eth0").unwrap().index;
     let theirs = KernelRoute::new("192.168.1.6/32".parse().unwrap())
         .via(ip("10.0.1.254"), Some(eth0), false)
         .with_metric(1024);
-    while !w.faults_used_up() {
-        w.other().write_routes(&[RouteChange::Add(theirs.clone())]);
-    }
-    write(&w, RouteChange::Add(theirs));
+    write_in_spite(&w, theirs);
     s.settle();
     let before = w.route_dumps();
     s.pass(Duration::from_secs(60));
@@ -86,11 +93,7 @@ fn a_refused_route_in_whose_place_another_comes_is_said_to_be_held() {
 
 #[test]
 fn a_bulk_that_took_effect_without_an_answer_is_settled_by_reading() {
-    let w = pod_world();
-    let mut s = settled(&w);
-    w.fail_next(Call::WriteBulk, Fault::Timeout);
-    s.fib(&[("192.168.4.0/26", &["10.0.1.2"])], true);
-    s.settle();
+    let (w, mut s) = unanswered("192.168.4.0/26");
     assert_eq!(s.report().routes.failed.len(), 1);
     let eth0 = w.link("eth0").unwrap().index;
     let late = KernelRoute::new("192.168.4.0/26".parse().unwrap())
@@ -104,11 +107,7 @@ fn a_bulk_that_took_effect_without_an_answer_is_settled_by_reading() {
 
 #[test]
 fn a_bulk_without_an_answer_is_read_back_though_another_write_succeeds_meanwhile() {
-    let w = pod_world();
-    let mut s = settled(&w);
-    w.fail_next(Call::WriteBulk, Fault::Timeout);
-    s.fib(&[("192.168.4.0/26", &["10.0.1.2"])], true);
-    s.settle();
+    let (_w, mut s) = unanswered("192.168.4.0/26");
     s.fib(&[("192.168.5.0/26", &["10.0.1.2"])], true);
     s.settle();
     s.pass(Duration::from_secs(1));
@@ -153,8 +152,7 @@ fn an_address_to_peer_with_is_not_tried_on_a_device_that_is_down() {
 
 #[test]
 fn while_the_kernel_cannot_be_read_nothing_else_that_is_due_keeps_the_engine_busy() {
-    let w = pod_world();
-    let mut s = refused(&w);
+    let (w, mut s, _) = refused();
     for _ in 0..200 {
         w.fail_next(Call::Routes, Fault::Garbled);
     }
