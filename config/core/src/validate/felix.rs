@@ -55,12 +55,12 @@ fn setting(name: &str, value: &Value, errors: &mut Errors) {
         errors.add(&field, shown, reason);
     };
     match form(name) {
-        Some(Form::Word(allowed)) => {
-            if !text.is_some_and(|t| allowed.iter().any(|a| a.eq_ignore_ascii_case(t))) {
-                let meant = text.and_then(|t| crate::suggest::closest(t, allowed.iter().copied()));
-                let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
-                wrong(format!("expected one of {}{hint}", allowed.join(", ")));
-            }
+        Some(Form::Word(allowed))
+            if !text.is_some_and(|t| allowed.iter().any(|a| a.eq_ignore_ascii_case(t))) =>
+        {
+            let meant = text.and_then(|t| crate::suggest::closest(t, allowed.iter().copied()));
+            let hint = meant.map(|m| format!("; did you mean {m}?")).unwrap_or_default();
+            wrong(format!("expected one of {}{hint}", allowed.join(", ")));
         }
         Some(Form::Flag) if !value.is_boolean() => wrong("expected true or false".into()),
         Some(Form::Ports) => match value.as_array() {

@@ -54,7 +54,7 @@ impl Work {
         let of_family = |a: &IpAddr| family.has(&(*a).into());
         self.gone.iter().any(of_family)
             || self.touched.iter().any(|n| family.has(n))
-            || self.all && !(quiet && !alive.iter().any(of_family))
+            || self.all && (!quiet || alive.iter().any(of_family))
     }
 }
 
