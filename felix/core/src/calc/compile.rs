@@ -207,8 +207,12 @@ fn rules(
     let mut out = Vec::with_capacity(list.len());
     for (i, r) in (0u32..).zip(list) {
         let index = from.and_then(|f| f.get(i as usize).copied()).unwrap_or(i);
-        let rule = rule(namespace, &format!("{field}[{i}]"), index, r, sets)?;
-        out.extend(one_protocol(rule));
+        let mut asked = Sets::new();
+        let rule = rule(namespace, &format!("{field}[{i}]"), index, r, &mut asked)?;
+        if let Some(rule) = one_protocol(rule) {
+            sets.append(&mut asked);
+            out.push(rule);
+        }
     }
     Ok(out)
 }
@@ -402,5 +406,10 @@ mod tests {
         let (tcp, udp, icmp) = (Some(Protocol::TCP), Some(Protocol::UDP), Some(Protocol::ICMP));
         assert_eq!(left, [(0, tcp, None), (2, icmp, None), (3, None, udp)]);
         assert!(done.sets.is_empty(), "what no rule asks for is not made: {:?}", done.sets);
+        let spec = serde_json::from_value(json!({"egress": [
+            {"action": "Allow", "protocol": "TCP", "notProtocol": 6, "source": {"selector": "has(a)"}}]}))
+        .expect("it has the right types");
+        let (inbound, outbound, sets) = profile(&spec).expect("it can be enforced");
+        assert!(inbound.is_empty() && outbound.is_empty() && sets.is_empty(), "{outbound:?} {sets:?}");
     }
 }
