@@ -128,11 +128,14 @@ fn every_screen_of_brindlectl_bgp_shows_a_real_session() {
     us.route("10.66.0.0/24", true);
     us.route("fd02::/64", true);
     let s = Screen { socket: segment.dir(1).join("bgpd.sock") };
-    // The markers at the end of the tables come after the routes.
-    until("the first exchange is over", LIMIT, || {
-        let text = s.text(&["neighbor", "rack"]);
-        if text.contains("yes") { Ok(()) } else { Err(text) }
-    });
+    // The markers at the end of the tables come after the routes, and are the last column.
+    for peer in ["rack", "rack6"] {
+        until("the first exchange is over", LIMIT, || {
+            let text = s.text(&["neighbor", peer]);
+            let over = |l: &str| l.starts_with("  ipv") && l.ends_with("  0  yes");
+            if text.lines().any(over) { Ok(()) } else { Err(text) }
+        });
+    }
 
     snapshot("bgp_summary", &s.text(&["summary"]));
     snapshot("bgp_neighbor", &s.text(&["neighbor", "rack"]));
