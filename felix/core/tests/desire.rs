@@ -14,10 +14,17 @@ use brindle_felix_core::{
     desire::{Desired, desire, ownership, paths},
     host::{HostView, Link},
     inputs::{Impact, Inputs},
+    owner::Ownership,
     plan::{Plan, PlanCx, Step},
     route::{Hop, Route, RouteKey, Target},
 };
 use proptest::prelude::*;
+
+/// One table with one entry of a key, no device of a pod in the making, nobody's remains.
+fn seeing(owner: &Ownership, fib_in_sync: bool) -> PlanCx<'_> {
+    static BESIDE: BTreeMap<RouteKey, Vec<Route>> = BTreeMap::new();
+    PlanCx { owner, beside: &BESIDE, fib_in_sync, grace: &|_| false, left: &|_| false }
+}
 
 fn upsert<S: Spec>(name: &str, spec: S) -> SyncEvent {
     let r = Resource::new(ObjectMeta::named(name), spec);
@@ -365,13 +372,7 @@ fn a_multipath_route_that_gains_or_loses_a_hop_is_replaced_in_place() {
     i.set_fib(prefix, vec!["10.0.2.4".parse().unwrap()]);
     let after = desired(&i);
     let owner = ownership(&i);
-    let cx = PlanCx {
-        owner: &owner,
-        beside: &BTreeMap::new(),
-        fib_in_sync: true,
-        grace: &|_| false,
-        left: &|_| false,
-    };
+    let cx = seeing(&owner, true);
     let there = Plan::new(&before.routes, &after.routes, &host(), &cx);
     let back = Plan::new(&after.routes, &before.routes, &host(), &cx);
     insta::assert_snapshot!(format!("{there}{back}"));
@@ -461,7 +462,7 @@ proptest! {
         let mut actual = table(actual);
         let wanted = table(wanted.into_iter().filter(|r| owner.owns(r)).collect());
         let foreign: Vec<_> = actual.values().filter(|r| !owner.owns(r)).cloned().collect();
-        let cx = PlanCx { owner: &owner, beside: &BTreeMap::new(), fib_in_sync, grace: &|_| false, left: &|_| false };
+        let cx = seeing(&owner, fib_in_sync);
         let host = host();
         let plan = Plan::new(&actual, &wanted, &host, &cx);
         apply(&mut actual, &plan);
@@ -483,13 +484,7 @@ proptest! {
 fn the_same_state_plans_nothing() {
     let d = desired(&inputs(EncapMode::CrossSubnet));
     let owner = ownership(&inputs(EncapMode::CrossSubnet));
-    let cx = PlanCx {
-        owner: &owner,
-        beside: &BTreeMap::new(),
-        fib_in_sync: true,
-        grace: &|_| false,
-        left: &|_| false,
-    };
+    let cx = seeing(&owner, true);
     assert_eq!(Plan::new(&d.routes, &d.routes, &host(), &cx), Plan::default());
 }
 
@@ -563,13 +558,7 @@ fn a_plan_reads_like_a_list_of_what_will_happen() {
     ]);
     let i = inputs(EncapMode::CrossSubnet);
     let owner = ownership(&i);
-    let mut cx = PlanCx {
-        owner: &owner,
-        beside: &BTreeMap::new(),
-        fib_in_sync: true,
-        grace: &|_| false,
-        left: &|_| false,
-    };
+    let mut cx = seeing(&owner, true);
     let plan = Plan::new(&actual, &desired(&i).routes, &host(), &cx);
     assert_eq!(
         plan.to_string(),
