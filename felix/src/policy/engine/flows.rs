@@ -110,7 +110,10 @@ impl Tracked {
 
     fn failed(&mut self, why: String) {
         if self.problem.as_ref() != Some(&why) {
-            tracing::warn!("flows could not be cut: {why}");
+            tracing::warn!(
+                "flows that policy denies now could not be cut, and are tried again every {} s: {why}",
+                AGAIN.as_secs()
+            );
         }
         self.problem = Some(why);
     }
