@@ -28,6 +28,7 @@ use crate::jitter;
 pub struct Leadership {
     key: Key,
     until: watch::Receiver<Option<Instant>>,
+    obstacle: watch::Receiver<Option<String>>,
     resign: mpsc::Sender<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -50,6 +51,7 @@ pub struct Candidate {
 /// Stands for election until dropped or [`Leadership::resign`].
 pub fn stand(store: Arc<dyn Store>, candidate: Candidate) -> Leadership {
     let (told, until) = watch::channel(None);
+    let (hindered, obstacle) = watch::channel(None);
     let (resign, asked) = mpsc::channel(1);
     let key = Key::new(brindle_config_core::Kind::Lease, Some(&candidate.namespace), &candidate.name);
     let runner = Runner {
@@ -58,11 +60,12 @@ pub fn stand(store: Arc<dyn Store>, candidate: Candidate) -> Leadership {
         candidate,
         store,
         told,
+        hindered,
         origin: Instant::now(),
         holder: None,
     };
     let task = tokio::spawn(runner.run(asked));
-    Leadership { key, until, resign, task }
+    Leadership { key, until, obstacle, resign, task }
 }
 
 impl Leadership {
@@ -83,6 +86,11 @@ impl Leadership {
     pub async fn elected(&mut self) -> Result<(), Ended> {
         let current = |t: &Option<Instant>| t.is_some_and(|t| Instant::now() < t);
         self.until.wait_for(current).await.map(drop).map_err(|_| Ended(self.key.clone()))
+    }
+
+    /// Why this process does not lead, as far as it is known: who does, or what is wrong with the datastore.
+    pub fn obstacle(&self) -> Option<String> {
+        self.obstacle.borrow().clone()
     }
 
     /// Gives the lease back, so that the next one need not wait for its end.
@@ -107,6 +115,7 @@ struct Runner {
     key: Key,
     elector: Elector,
     told: watch::Sender<Option<Instant>>,
+    hindered: watch::Sender<Option<String>>,
     origin: Instant,
     /// Who had it last, to tell a change once.
     holder: Option<String>,
@@ -120,15 +129,20 @@ impl Runner {
             let limit = self.candidate.timing.renew_within;
             match timeout(limit, self.turn()).await {
                 Ok(Ok(())) => trouble = false,
-                Ok(Err(error)) if !trouble => {
-                    tracing::warn!(lease = %self.key, %error, "cannot read or renew the lease; trying again");
+                Ok(Err(error)) => {
+                    self.hindered.send_replace(Some(error.to_string()));
+                    if !trouble {
+                        tracing::warn!(lease = %self.key, %error, "cannot read or renew the lease; trying again");
+                    }
                     trouble = true;
                 }
-                Err(_) if !trouble => {
-                    tracing::warn!(lease = %self.key, "the datastore does not answer; the lease is not renewed");
+                Err(_) => {
+                    self.hindered.send_replace(Some("the datastore does not answer".to_owned()));
+                    if !trouble {
+                        tracing::warn!(lease = %self.key, "the datastore does not answer; the lease is not renewed");
+                    }
                     trouble = true;
                 }
-                Ok(Err(_)) | Err(_) => {}
             }
             self.tell();
             let retry = self.candidate.timing.retry;
@@ -138,8 +152,14 @@ impl Runner {
                 () = sleep(pause) => {}
                 Some(done) = asked.recv() => {
                     self.told.send_replace(None);
-                    if let Err(error) = self.resign().await {
-                        tracing::warn!(lease = %self.key, %error, "the lease could not be given back; it ends by itself");
+                    let why = match timeout(limit, self.resign()).await {
+                        Ok(Ok(())) => None,
+                        Ok(Err(error)) => Some(error.to_string()),
+                        Err(_) => Some("the datastore does not answer".to_owned()),
+                    };
+                    if let Some(why) = why {
+                        tracing::warn!(lease = %self.key, "the lease could not be given back: {why}; nothing need be \
+                            done, the next process follows when it has ended");
                     }
                     // Whoever asked may have gone.
                     let _ = done.send(());
@@ -166,28 +186,44 @@ impl Runner {
         }
     }
 
+    /// Reads the record and writes it if it is ours to write.
     async fn turn(&mut self) -> Result<(), StoreError> {
+        // What was written between the two may be our own last renewal, whose answer was lost: that is looked at at once,
+        // for a leader that steps back for nothing has everything begun anew.
+        for last in [false, true] {
+            if self.attempt(last).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// `false`: somebody wrote in between.
+    async fn attempt(&mut self, last: bool) -> Result<bool, StoreError> {
         let found = self.read().await?;
         let began = self.now();
         let record = found.as_ref().map(|(r, revision)| (&r.spec, *revision));
         let step = self.elector.step(began, wall(), record);
-        if let Step::Write(spec, expect) = step {
-            match self.write(found.map(|(r, _)| r), spec, expect).await {
-                Ok(()) => {
-                    self.elector.written(began);
-                    self.note(Some(self.candidate.identity.clone()));
-                }
-                Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_)) => {
-                    self.elector.lost();
-                }
-                // Whether it was written is not known: what was known before holds on until it ends.
-                Err(e) => return Err(e),
-            }
-        } else {
+        let Step::Write(spec, expect) = step else {
             let holder = found.and_then(|(r, _)| r.spec.holder().map(str::to_owned));
             self.note(holder);
+            return Ok(true);
+        };
+        match self.write(found.map(|(r, _)| r), spec, expect).await {
+            Ok(()) => {
+                self.elector.written(began);
+                self.note(Some(self.candidate.identity.clone()));
+                Ok(true)
+            }
+            Err(StoreError::Conflict(_) | StoreError::Exists(_) | StoreError::NotFound(_)) => {
+                if last {
+                    self.elector.lost();
+                }
+                Ok(false)
+            }
+            // Whether it was written is not known: what was known before holds on until it ends.
+            Err(e) => Err(e),
         }
-        Ok(())
     }
 
     async fn write(
@@ -222,10 +258,12 @@ impl Runner {
 
     /// One line per change of holder.
     fn note(&mut self, holder: Option<String>) {
+        let own = holder.as_deref() == Some(self.candidate.identity.as_str());
+        let other = holder.as_ref().filter(|_| !own);
+        self.hindered.send_replace(other.map(|name| format!("{name} leads")));
         if self.holder == holder {
             return;
         }
-        let own = holder.as_deref() == Some(self.candidate.identity.as_str());
         let name = holder.as_deref().unwrap_or("nobody");
         if own {
             tracing::info!(lease = %self.key, identity = %name, "this process leads");

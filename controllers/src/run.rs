@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use brindle_admin::http;
 use brindle_config::{
     lease::{self, Leadership},
@@ -90,7 +90,7 @@ async fn run(settings: Settings) -> Result<bool> {
     let work = async {
         loop {
             if let Some(l) = &mut leadership {
-                l.elected().await?;
+                elected(l, &settings).await?;
             }
             tally.leads(true);
             let mut worker = Worker::new(&settings, Arc::clone(&store), leadership.as_ref(), tally.clone());
@@ -115,6 +115,24 @@ async fn run(settings: Settings) -> Result<bool> {
         l.resign().await;
     }
     ended
+}
+
+/// Waits for the lease. Whoever looks once waits no longer than a lease of a dead leader lasts, and a little.
+async fn elected(leadership: &mut Leadership, settings: &Settings) -> Result<()> {
+    let Some(candidate) = settings.candidate.as_ref().filter(|_| settings.once) else {
+        return Ok(leadership.elected().await?);
+    };
+    let limit = candidate.timing.duration + candidate.timing.renew_within;
+    if let Ok(elected) = tokio::time::timeout(limit, leadership.elected()).await {
+        return Ok(elected?);
+    }
+    let (namespace, name) = (&candidate.namespace, &candidate.name);
+    let why = leadership.obstacle().unwrap_or_else(|| "nobody says why".to_owned());
+    bail!(
+        "--once: no lease {namespace}/{name} within {} s: {why}; make the datastore answer, let the process that leads do \
+         the work, or look without a lease: --dry-run, or --leader-elect=false where no other runs",
+        limit.as_secs()
+    )
 }
 
 /// A part that is to run as long as the process.

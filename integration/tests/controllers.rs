@@ -602,6 +602,29 @@ fn one_look_without_the_nodes_of_kubernetes_is_an_error_of_those() {
     }
 }
 
+/// Whoever looks once waits neither for a datastore that is away nor for a leader that stays.
+#[test]
+fn one_look_that_gets_no_lease_ends_and_says_why() {
+    let mut site = Site::sqlite("clease");
+    let once = |site: &Site, name: &str| {
+        let out = site.command(name, &["--once"]).stderr(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(2), "{said}");
+        said
+    };
+    let leader = site.start("first");
+    until("the first one leads", LONG, || site.holder().filter(|h| h == "first").ok_or("nobody".to_owned()));
+    let said = once(&site, "second");
+    assert!(
+        said.contains("--once: no lease") && said.contains("first_") && said.contains(" leads;"),
+        "{said}"
+    );
+    drop(leader);
+    site.url = "etcd:http://127.0.0.1:1".to_owned();
+    let said = once(&site, "third");
+    assert!(said.contains("--once: no lease") && said.contains("127.0.0.1:1"), "{said}");
+}
+
 /// What a path answers at a port of the site, head and body.
 fn asked(site: &Site, port: u16, path: &str) -> String {
     let ask = || -> std::io::Result<String> {
