@@ -18,7 +18,7 @@ pub(crate) use self::{
     dial::{Dial, dial, prepare},
     half::{Half, write_now},
     listen::{Age, Listener},
-    read::read,
+    read::{AHEAD, read},
     write::write,
 };
 

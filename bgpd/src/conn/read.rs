@@ -1,13 +1,7 @@
 //! The reader: framing and decoding, so that the speaker task sees values. Bounded: it does not read on until the
 //! speaker has taken what it sent, so a flooding peer is slowed by its own TCP window.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use brindle_bgpd_core::{
     speaker::{ConnId, Input},
@@ -19,7 +13,7 @@ use brindle_bgpd_core::{
 use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 
@@ -27,22 +21,24 @@ use super::{Exit, Mode, READ_BATCH, Report, Token};
 
 /// Room for most sessions, which are idle most of the time; grows to [`READ_BATCH`] while a peer has much to say.
 const IDLE_BUFFER: usize = 4096;
-/// Messages handed over at a time: how long another peer's message waits at most behind those of a flooding one.
+/// Messages handed over at a time.
 const BATCH: usize = 128;
+/// Reports a reader may be ahead of the speaker: what one peer's flood costs in memory, and of the places in the inbox.
+pub(crate) const AHEAD: usize = 4;
 /// How long, and how much, is read from a connection being closed, so that the peer gets our NOTIFICATION and not
 /// a reset.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_OCTETS: usize = 1 << 20;
 
-/// Reads until the connection ends or the speaker wants no more of it. `waiting` counts the reports that the speaker is not
-/// done with.
+/// Reads until the connection ends or the speaker wants no more of it. `ahead` has [`AHEAD`] permits: one goes with each
+/// report, and the speaker gives it back when it has taken the last message of that; closed when it wants no more.
 pub(crate) async fn read(
     token: Token,
     conn: ConnId,
     mut socket: impl AsyncRead + Unpin,
     mut mode: watch::Receiver<Mode>,
     inbox: mpsc::Sender<Report>,
-    waiting: Arc<AtomicUsize>,
+    ahead: Arc<Semaphore>,
 ) -> Exit {
     let mut buf = BytesMut::with_capacity(IDLE_BUFFER);
     loop {
@@ -54,8 +50,11 @@ pub(crate) async fn read(
         };
         let decoded = decode(conn, &mut buf, &cx);
         if !decoded.inputs.is_empty() {
-            // Counted down when the last message of the report is taken.
-            waiting.fetch_add(1, Ordering::Relaxed);
+            match ahead.acquire().await {
+                Ok(permit) => permit.forget(),
+                // The mode says how it ends.
+                Err(_) => continue,
+            }
             if inbox.send(Report::Inputs { token, inputs: decoded.inputs }).await.is_err() {
                 return Exit::Closed;
             }
@@ -225,11 +224,11 @@ mod tests {
         let (mut peer, socket) = tokio::io::duplex(256);
         let (mode_tx, mode) = watch::channel(Mode::Open);
         let (inbox, mut reports) = mpsc::channel(4);
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let task = tokio::spawn(read(Token(1), CONN, socket, mode, inbox, Arc::clone(&waiting)));
+        let ahead = Arc::new(Semaphore::new(AHEAD));
+        let task = tokio::spawn(read(Token(1), CONN, socket, mode, inbox, Arc::clone(&ahead)));
         peer.write_all(&[open(), keepalive()].concat()).await.unwrap();
         let Some(Report::Inputs { inputs, .. }) = reports.recv().await else { panic!() };
-        assert_eq!((inputs.len(), waiting.load(Ordering::Relaxed)), (1, 1));
+        assert_eq!((inputs.len(), ahead.available_permits()), (1, AHEAD - 1));
         tokio::task::yield_now().await;
         assert!(reports.try_recv().is_err());
         mode_tx.send(Mode::Negotiated(WireCx::default())).unwrap();
@@ -239,11 +238,40 @@ mod tests {
         assert!(matches!(task.await.unwrap(), Exit::Lost { .. }));
     }
 
+    #[tokio::test]
+    async fn a_reader_is_a_few_reports_ahead_and_goes_on_when_they_are_taken_or_nobody_wants_them() {
+        let (mut peer, socket) = tokio::io::duplex(1 << 20);
+        let (mode_tx, mode) = watch::channel(Mode::Negotiated(WireCx::default()));
+        let (inbox, mut reports) = mpsc::channel(64);
+        let ahead = Arc::new(Semaphore::new(AHEAD));
+        let task = tokio::spawn(read(Token(1), CONN, socket, mode, inbox, Arc::clone(&ahead)));
+        peer.write_all(&keepalive().repeat(20 * BATCH)).await.unwrap();
+        while ahead.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(reports.len(), AHEAD);
+        assert!(reports.recv().await.is_some());
+        ahead.add_permits(1);
+        while reports.len() < AHEAD {
+            tokio::task::yield_now().await;
+        }
+        mode_tx.send(Mode::Closing).unwrap();
+        ahead.close();
+        drop(peer);
+        assert!(matches!(task.await.unwrap(), Exit::Closed));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_closing_connection_is_read_to_its_end_but_not_for_ever() {
         let (_peer, socket) = tokio::io::duplex(256);
         let (_mode_tx, mode) = watch::channel(Mode::Closing);
         let (inbox, _reports) = mpsc::channel(4);
-        assert!(matches!(read(Token(1), CONN, socket, mode, inbox, Arc::default()).await, Exit::Closed));
+        assert!(matches!(
+            read(Token(1), CONN, socket, mode, inbox, Arc::new(Semaphore::new(AHEAD))).await,
+            Exit::Closed
+        ));
     }
 }

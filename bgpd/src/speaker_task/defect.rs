@@ -19,7 +19,7 @@ use brindle_bgpd_core::speaker::{ConnId, Input, PeerId, Speaker, Work};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{SpeakerTask, TURN};
+use super::{SpeakerTask, TURN, ready::Ready};
 
 /// How long a neighbor is put aside the first time, seconds; each time twice as long.
 const FIRST: u32 = 60;
@@ -124,6 +124,8 @@ impl SpeakerTask {
     /// Another speaker in the place of this one, which is told all the same.
     fn begin_again(&mut self) {
         self.outputs.clear();
+        // Of connections that end here; one that was being taken may be lost.
+        self.ready = Ready::default();
         // Not a word: a NOTIFICATION would be the end of our routes at many neighbors.
         let links: Vec<ConnId> = self.links.keys().copied().collect();
         links.into_iter().for_each(|conn| self.close(conn));

@@ -1,14 +1,6 @@
 //! The connections of the speaker task: what their tasks report, what goes to their writers, how they end.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use brindle_admin::defect::guarded;
 use brindle_bgpd_core::{
@@ -19,7 +11,7 @@ use brindle_kernel::tcp;
 use bytes::BytesMut;
 use tokio::{
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::{AbortHandle, Id, JoinError},
     time::Instant,
 };
@@ -38,47 +30,49 @@ const SEND_HOLD: Duration = Duration::from_secs(480);
 const CONTROL: usize = 64 * 1024;
 
 impl SpeakerTask {
+    /// What has come in, until it is all taken or the turn is over.
     pub(super) fn reports(&mut self) {
-        self.go_on();
-        for _ in 0..REPORTS {
-            if self.unfinished.is_some() || Instant::now() >= self.turn_ends {
+        loop {
+            while self.ready.len() < REPORTS
+                && let Ok(report) = self.inbox.try_recv()
+            {
+                self.report(report);
+            }
+            if !self.serve() || Instant::now() >= self.turn_ends {
                 return;
             }
-            let Ok(report) = self.inbox.try_recv() else { return };
-            self.report(report);
         }
     }
 
-    /// The messages of a report, as many as fit into the turn.
-    fn go_on(&mut self) {
-        let Some((token, mut inputs)) = self.unfinished.take() else { return };
+    /// The messages of the report that is next, as many as fit into the turn. `false`: there is none.
+    fn serve(&mut self) -> bool {
+        let Some((token, mut inputs)) = self.ready.take() else { return false };
         // An earlier message may have ended the connection.
         while self.by_token.contains_key(&token)
             && let Some(input) = inputs.next()
         {
             self.feed(input);
-            if Instant::now() >= self.turn_ends {
-                self.unfinished = Some((token, inputs));
-                return;
+            if inputs.len() > 0 && Instant::now() >= self.turn_ends {
+                self.ready.give_back(token, inputs);
+                return true;
             }
         }
+        self.ready.done(token);
         if let Some(conn) = self.by_token.get(&token)
             && let Some(Link { state: LinkState::Up(up), .. }) = self.links.get(conn)
         {
-            up.waiting.fetch_sub(1, Ordering::Relaxed);
+            up.ahead.add_permits(1);
         }
         for exit in std::mem::take(&mut self.exits) {
             self.exit(exit);
         }
+        true
     }
 
     /// Whether reports of a connection are still to be taken.
     fn is_unread(&self, token: Token) -> bool {
         let link = self.by_token.get(&token).and_then(|conn| self.links.get(conn));
-        link.is_some_and(|link| match &link.state {
-            LinkState::Dialing(_) => false,
-            LinkState::Up(up) => up.waiting.load(Ordering::Relaxed) > 0,
-        })
+        link.is_some_and(Link::is_unread)
     }
 
     pub(super) fn report(&mut self, report: Report) {
@@ -101,8 +95,7 @@ impl SpeakerTask {
                         }
                     }
                 }
-                self.unfinished = Some((token, inputs.into_iter()));
-                self.go_on();
+                self.ready.push(token, inputs);
             }
             Report::Room { token } => {
                 let Some(conn) = self.by_token.get(&token).copied() else { return };
@@ -242,9 +235,9 @@ impl SpeakerTask {
         // Two: the chunk being written, and the last one.
         let (chunks, chunks_rx) = mpsc::channel(2);
         let (send_hold, hold_rx) = watch::channel(send_hold);
-        let waiting = Arc::new(AtomicUsize::new(0));
+        let ahead = Arc::new(Semaphore::new(conn::AHEAD));
         let inbox = self.inbox_tx.clone();
-        self.spawn(token, conn::read(token, conn, read_half, mode_rx.clone(), inbox, Arc::clone(&waiting)));
+        self.spawn(token, conn::read(token, conn, read_half, mode_rx.clone(), inbox, Arc::clone(&ahead)));
         let inbox = self.inbox_tx.clone();
         self.spawn(token, conn::write(token, write_half, chunks_rx, mode_rx, inbox, hold_rx));
         Up {
@@ -256,7 +249,7 @@ impl SpeakerTask {
             control: BytesMut::new(),
             pending: false,
             busy: false,
-            waiting,
+            ahead,
         }
     }
 
@@ -342,6 +335,8 @@ impl SpeakerTask {
             LinkState::Dialing(task) => task.abort(),
             LinkState::Up(up) => {
                 up.mode.send_replace(Mode::Closing);
+                // Nobody takes the reports of its reader any more: it must not wait for that.
+                up.ahead.close();
                 // Fails only if the writer ended, and then there is nobody to tell.
                 let _ = up.chunks.try_send(Chunk { bytes: up.control, last: true });
             }

@@ -6,14 +6,12 @@
 mod defect;
 mod links;
 mod orders;
+mod ready;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,13 +26,13 @@ use bytes::BytesMut;
 use ipnet::IpNet;
 use tokio::{
     net::TcpStream,
-    sync::{broadcast, mpsc, watch},
+    sync::{Semaphore, broadcast, mpsc, watch},
     task::{AbortHandle, Id, JoinSet},
     time::{Instant, sleep_until},
 };
 use tracing::{debug, info, warn};
 
-use self::defect::Defects;
+use self::{defect::Defects, ready::Ready};
 use crate::{
     conn::{self, Chunk, Exit, Mode, Report, Token},
     fib::FibQueue,
@@ -51,8 +49,8 @@ use crate::{
 
 /// A connection attempt is given up after this.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Reports taken before outputs are looked at.
-const REPORTS: usize = 32;
+/// Reports that are taken from the inbox and not yet to their end.
+const REPORTS: usize = 8;
 /// A turn ends after the message during which it has lasted so long; what is left of a report is for the next one. So
 /// timers and all other connections have their turn whatever the messages of one peer cost.
 const TURN: Duration = Duration::from_millis(50);
@@ -70,6 +68,13 @@ const ESTABLISHED: &str = "Established";
 struct Link {
     token: Token,
     state: LinkState,
+}
+
+impl Link {
+    /// Whether reports of its reader are still to be taken, or to be taken to their end.
+    fn is_unread(&self) -> bool {
+        matches!(&self.state, LinkState::Up(up) if up.ahead.available_permits() < conn::AHEAD)
+    }
 }
 
 enum LinkState {
@@ -91,8 +96,8 @@ struct Up {
     pending: bool,
     /// The writer has a chunk.
     busy: bool,
-    /// Reports of the reader that were not taken yet, or not to their end.
-    waiting: Arc<AtomicUsize>,
+    /// Of the reports its reader may be ahead of this task, those that are left.
+    ahead: Arc<Semaphore>,
 }
 
 pub(crate) struct SpeakerTask {
@@ -127,8 +132,8 @@ pub(crate) struct SpeakerTask {
     next_accept: u64,
     /// When the present turn has lasted long enough.
     turn_ends: Instant,
-    /// A report whose turn was over before its end.
-    unfinished: Option<(Token, std::vec::IntoIter<Input>)>,
+    /// Reports that are not taken to their end.
+    ready: Ready,
     /// Ends of connections of which something is still unread.
     exits: Vec<Exit>,
     outputs: VecDeque<Output>,
@@ -222,7 +227,7 @@ impl SpeakerTask {
             next_token: 0,
             next_accept: 1,
             turn_ends: Instant::now(),
-            unfinished: None,
+            ready: Ready::default(),
             exits: Vec::new(),
             outputs: VecDeque::new(),
             dirty: Vec::new(),
@@ -279,7 +284,7 @@ impl SpeakerTask {
                     });
                 }
                 () = self.fib.hand_over(), if self.fib.has_work() => busy_since = Instant::now(),
-                Some(report) = self.inbox.recv(), if self.unfinished.is_none() => {
+                Some(report) = self.inbox.recv(), if self.ready.is_empty() => {
                     busy_since = Instant::now();
                     self.turn(|me| {
                         me.report(report);
@@ -290,7 +295,7 @@ impl SpeakerTask {
                     busy_since = Instant::now();
                     self.turn(Self::announce_all);
                 }
-                () = tokio::task::yield_now(), if self.unfinished.is_some() => {
+                () = tokio::task::yield_now(), if !self.ready.is_empty() => {
                     busy_since = Instant::now();
                     self.turn(Self::reports);
                 }
@@ -333,10 +338,8 @@ impl SpeakerTask {
             waited.into_iter().for_each(|report| self.report(report));
         }
         // What a peer sent counts from when it was there, not from when those before it were done with.
-        let unread =
-            |l: &Link| matches!(&l.state, LinkState::Up(up) if up.waiting.load(Ordering::Relaxed) > 0);
         let heard: Vec<ConnId> =
-            self.links.iter().filter(|(_, l)| unread(l)).map(|(conn, _)| *conn).collect();
+            self.links.iter().filter(|(_, l)| l.is_unread()).map(|(conn, _)| *conn).collect();
         for conn in heard {
             self.feed(Input::Heard { conn });
         }
