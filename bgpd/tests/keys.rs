@@ -17,7 +17,10 @@ use bytes::BytesMut;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 
-use self::support::{Hand, address};
+use self::support::{Hand, PATIENCE, address};
+
+/// Who has no connection by then is refused.
+const REFUSED: Duration = Duration::from_millis(500);
 
 /// Whom they connect from, and our two addresses.
 struct Place {
@@ -54,18 +57,22 @@ impl Place {
     }
 
     /// Who connects, if the kernel lets him.
-    fn connect(&self, to: usize, key: Option<&str>) -> Option<Hand> {
+    fn connect(&self, to: usize, key: Option<&str>, limit: Duration) -> Option<Hand> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         brindle_kernel::tcp::set_md5(&socket, self.ours[to].into(), key.map(str::as_bytes)).unwrap();
         socket.bind(&SocketAddr::new(self.them.into(), 0).into()).unwrap();
         let to = SocketAddr::new(self.ours[to].into(), self.port);
-        socket.connect_timeout(&to.into(), Duration::from_millis(500)).ok()?;
+        socket.connect_timeout(&to.into(), limit).ok()?;
         socket.set_nonblocking(true).unwrap();
         Some(Hand { stream: TcpStream::from_std(socket.into()).unwrap(), buf: BytesMut::new() })
     }
 
     async fn is_greeted(&self, to: usize, key: Option<&str>) -> bool {
-        match self.connect(to, key) {
+        self.is_greeted_within(to, key, PATIENCE).await
+    }
+
+    async fn is_greeted_within(&self, to: usize, key: Option<&str>, limit: Duration) -> bool {
+        match self.connect(to, key, limit) {
             Some(mut hand) => matches!(hand.next().await, Some(Message::Open(_))),
             None => false,
         }
@@ -78,7 +85,7 @@ async fn who_has_no_key_gets_in_nowhere_where_one_is_wanted_though_the_socket_as
     let _us = place.listen(&[Ipv4Addr::UNSPECIFIED]).await;
     assert!(place.is_greeted(0, None).await);
     // The one socket has no key for this address, since its first peer has none.
-    let mut stranger = place.connect(1, None).expect("the kernel lets it in");
+    let mut stranger = place.connect(1, None, PATIENCE).expect("the kernel lets it in");
     assert!(stranger.next().await.is_none(), "without a word");
 }
 
@@ -101,11 +108,11 @@ async fn who_connected_before_there_was_a_key_does_not_get_in_with_it() {
     let place = Place { them: newcomer, ..place };
     // Without a key, since there is none yet; then with the old one when there is another.
     for (with, key) in [(None, "k"), (Some("k"), "l")] {
-        let mut early = place.connect(1, with).expect("the kernel lets it in");
+        let mut early = place.connect(1, with, PATIENCE).expect("the kernel lets it in");
         assert_eq!(us.handle.apply(desired(key)).await.unwrap(), []);
         assert!(early.next().await.is_none(), "without a word");
         // The kernel asks for the key from now on; who has it gets in.
-        let mut late = place.connect(1, Some(key)).expect("with the key");
+        let mut late = place.connect(1, Some(key), PATIENCE).expect("with the key");
         assert!(matches!(late.next().await, Some(Message::Open(_))));
     }
 }
@@ -116,6 +123,6 @@ async fn sockets_at_our_addresses_have_each_the_key_of_the_peer_that_connects_th
     let _us = place.listen(&place.ours).await;
     assert!(place.is_greeted(0, None).await && place.is_greeted(1, Some("k")).await);
     for (to, key) in [(1, None), (1, Some("other")), (0, Some("k"))] {
-        assert!(!place.is_greeted(to, key).await, "{to} {key:?}");
+        assert!(!place.is_greeted_within(to, key, REFUSED).await, "{to} {key:?}");
     }
 }

@@ -3,12 +3,13 @@
 #![cfg(feature = "etcd")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -35,8 +36,11 @@ struct Server {
     args: Vec<String>,
 }
 
+/// A port nobody has, and that was not given before.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let free = || TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap().port();
+    std::iter::repeat_with(free).find(|p| GIVEN.lock().unwrap().insert(*p)).unwrap()
 }
 
 impl Server {
@@ -276,6 +280,9 @@ fn cluster(name: &str) -> [Server; 3] {
                 format!("--listen-peer-urls={own}"),
                 format!("--initial-advertise-peer-urls={own}"),
                 format!("--initial-cluster={}", all.join(",")),
+                // A busy machine lets a leader wait for longer than the usual second.
+                "--heartbeat-interval=500".to_owned(),
+                "--election-timeout=5000".to_owned(),
             ]
         })
     })

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use crate::{bins::bin, netns::TestNs, process::Running, wait::until};
 
 /// How long an agent may take to be ready on a busy machine.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(90);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -437,7 +437,7 @@ impl CniNode {
     pub fn settled(&self, live: &[&Container]) {
         let mut want: Vec<String> = live.iter().map(|c| format!("net.{}", c.id)).collect();
         want.sort();
-        until("the node is tidy", Duration::from_secs(10), || {
+        until("the node is tidy", START, || {
             let (mut handles, findings) = self.handles();
             handles.sort();
             let counts = (self.devices().len(), self.endpoints().len(), self.journal());

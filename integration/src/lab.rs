@@ -166,7 +166,7 @@ impl Lab {
         assert!(!self.dir().exists(), "{} is left", self.dir().display());
         // The lab's directory is in the arguments of every process of a node; CNI plugins end by themselves.
         let word = format!("/{}/", self.name);
-        wait::until("the lab's processes are gone", Duration::from_secs(5), || {
+        wait::until("the lab's processes are gone", Duration::from_secs(60), || {
             let left = process::naming(&word);
             if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
         });

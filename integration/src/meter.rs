@@ -11,6 +11,7 @@ use std::{
 };
 
 use brindle_kernel::netns::NetNs;
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
 const PORT: u16 = 7_007;
 /// Between two packets of a pair.
@@ -90,6 +91,8 @@ fn socket(ns: &NetNs, at: SocketAddr) -> UdpSocket {
     let socket = ns.run(|| UdpSocket::bind(at)).expect("the namespace is alive");
     let socket = socket.unwrap_or_else(|e| panic!("{at}: {e}"));
     socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket has a time limit");
+    // Room for all that comes while the machine lets the reader wait: the meter itself must lose nothing.
+    setsockopt(&socket, RcvBufForce, &(64 << 20)).expect("a test of namespaces runs as root");
     socket
 }
 

@@ -2,12 +2,13 @@
 //! datastores, on this machine or on a host of a segment, and transcripts of lines typed.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write as _,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -54,9 +55,15 @@ fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
 }
 
+/// A port nobody has, and that was not given before.
 fn free_port() -> u16 {
-    let any = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-    any.expect("there is a free port").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let free = || {
+        let any = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+        any.expect("there is a free port").port()
+    };
+    let new = |port: &u16| GIVEN.lock().expect("nobody panics with it").insert(*port);
+    std::iter::repeat_with(free).find(new).expect("it goes on until there is one")
 }
 
 /// Starts Debian's etcd-server with its files in `dir`; its URL. `place`: a namespace and an address there.

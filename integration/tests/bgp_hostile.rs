@@ -15,12 +15,15 @@ use std::{
 use brindle_integration::{
     mrt::{frame, put_attribute},
     peer::{Bird, Brindle, Segment, eventually},
+    wait::until,
 };
 use brindle_kernel::netns::NetNs;
 
 /// Of the session with BIRD, seconds. An attack goes on for longer than twice this.
 const HOLD: u64 = 9;
 const ATTACK: Duration = Duration::from_secs(2 * HOLD + 1);
+/// What a debug build on a busy machine may take for a hundred thousand paths, or for what is left of a flood.
+const SLOW: Duration = Duration::from_secs(240);
 /// What an attack may add to the daemon's memory at most, MiB.
 const ROOM: u64 = 48;
 /// The hostile neighbor's AS.
@@ -75,7 +78,7 @@ protocol bgp v4 {{ local as 64513; neighbor 10.99.0.1 as 64512; hold time {hold}
         let stream = self.evil.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(20)));
         let stream = stream.expect("the namespace is alive").expect("the daemon accepts");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket option");
-        stream.set_write_timeout(Some(Duration::from_secs(20))).expect("a socket option");
+        stream.set_write_timeout(Some(SLOW)).expect("a socket option");
         stream
     }
 
@@ -125,9 +128,7 @@ protocol bgp v4 {{ local as 64513; neighbor 10.99.0.1 as 64512; hold time {hold}
         }
         // Told by the log, for ages are of the speaker's last turn, which may lie some time back.
         let peer = self.us.peer("10.99.0.2").expect("it is configured");
-        let log = self.us.daemon.log();
-        let (name, up) = ("peer=10.99.0.2 ", "new=Established");
-        let sessions = log.lines().filter(|l| l.contains(name) && l.contains(up)).count();
+        let sessions = self.us.sessions("10.99.0.2");
         assert!(peer.state == "Established" && sessions == 1, "{sessions} sessions: {peer:?}");
     }
 }
@@ -220,6 +221,10 @@ fn a_flood_of_updates_keepalives_and_refreshes_delays_nobody_elses_timers() {
     assert!(rounds > 2, "{rounds} rounds");
     // The last word counts, for the flooding neighbor as for others.
     scene.good.route("100.7.207.0/24", true);
+    until("the last word is heard", SLOW, || {
+        let rib = scene.us.rib(Some("100.7.207.0/24"))?;
+        if rib[0]["med"] == rounds { Ok(()) } else { Err(rib.to_string()) }
+    });
     assert_eq!(scene.us.peer("10.99.0.3").expect("it is configured").received, 2_000);
     scene.unharmed(before);
     // The daemon is gone, and with it what the reader read from.
@@ -256,14 +261,14 @@ fn paths_without_end_to_one_prefix_end_the_session_that_sends_them() {
 #[test]
 fn as_many_paths_as_a_neighbor_may_have_and_changed_all_the_time_delay_nobody_elses_timers() {
     let segment = Segment::new(3);
-    let scene = Scene::with_hold(&segment, 3);
+    let scene = Scene::new(&segment);
     let mut stream = scene.session_with(&open_for_paths());
     let mut answers = stream.try_clone().expect("a descriptor");
     let reader = thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
     for n in 0..400 {
         stream.write_all(&paths(n..n + 1, 0..250, 0)).expect("the session is up");
     }
-    eventually("all paths", || match scene.us.peer("10.99.0.3")?.received {
+    until("all paths", SLOW, || match scene.us.peer("10.99.0.3")?.received {
         100_000 => Ok(()),
         n => Err(format!("{n} paths")),
     });
@@ -278,6 +283,7 @@ fn as_many_paths_as_a_neighbor_may_have_and_changed_all_the_time_delay_nobody_el
             .write_all(&[&flood[..], &keepalive()].concat())
             .expect("a flood is no reason to end a session");
     }
+    // Whatever of the flood is still in the sockets, the others need not wait for it.
     scene.unharmed(before);
     let _ = reader.join().expect("it only reads");
 }
@@ -377,8 +383,10 @@ fn silent_connections_octets_one_by_one_and_garbage_end_alone() {
     let start = Instant::now();
     // Connections that say nothing, all at once: of the neighbor's address only the last ones are kept.
     let silent: Vec<TcpStream> = (0..500).map(|_| scene.connect()).collect();
-    let descriptors = fs::read_dir(format!("/proc/{}/fd", scene.us.daemon.pid())).expect("it runs").count();
-    assert!(descriptors < 600, "{descriptors} descriptors");
+    eventually("all but the last ones are closed", || {
+        let n = fs::read_dir(format!("/proc/{}/fd", scene.us.daemon.pid())).expect("it runs").count();
+        if n < 100 { Ok(()) } else { Err(format!("{n} descriptors")) }
+    });
     drop(silent);
     // A session made of single octets, and a route in it.
     let mut stream = scene.connect();

@@ -243,8 +243,10 @@ protocol bgp node {{ local as 65010; neighbor {ADDRESS} as 64512; multihop; conn
     // Everything is there again: what the pod had announced is swept, and that alone.
     until_says(one.ns.ns(), "route show 10.126.0.0/26", "via", false);
     assert!(ip(one.ns.ns(), &route).contains("via 192.0.2.2 dev eth0"));
-    let seen = fs::read_to_string(&seen).expect("it is there");
-    assert!(seen.contains("Deleted 10.126.0.0/26"), "the monitor sees: {seen}");
+    let seen = until("the monitor sees it", LONG, || {
+        let seen = fs::read_to_string(&seen).map_err(|e| e.to_string())?;
+        if seen.contains("Deleted 10.126.0.0/26") { Ok(seen) } else { Err(seen) }
+    });
     assert!(!seen.contains(&format!("Deleted {block}")), "{seen}");
     assert!(one.pings(&far), "{}", one.log());
     assert!(one.del(&pod).ok && two.del(&there).ok);

@@ -263,7 +263,8 @@ fn what_we_ask_frr_gobgp_and_bird_for_again_is_sent_again() {
         Ok((of("messagesReceived", "update")?, of("messagesSent", "routeRefresh")?))
     };
     for host in 2..=4 {
-        let since = us.established(format!("10.99.0.{host}")).since_ms;
+        us.established(format!("10.99.0.{host}"));
+        let sessions = us.sessions(format!("10.99.0.{host}"));
         let before = counts(host).unwrap();
         ctl(&segment, &["clear", &format!("10.99.0.{host}"), "soft", "in"]).unwrap();
         eventually(&format!("host {host} sends again"), || {
@@ -271,7 +272,8 @@ fn what_we_ask_frr_gobgp_and_bird_for_again_is_sent_again() {
             if now.0 > before.0 && now.1 > before.1 { Ok(()) } else { Err(format!("{before:?} {now:?}")) }
         });
         us.route(&format!("10.{host}.0.0/26"), true);
-        assert!(us.established(format!("10.99.0.{host}")).since_ms >= since, "the session is the same one");
+        us.established(format!("10.99.0.{host}"));
+        assert_eq!(us.sessions(format!("10.99.0.{host}")), sessions, "the session is the same one");
     }
     // And they count it, too.
     let heard = one.vtysh("show bgp neighbors 10.99.0.1 json").unwrap();

@@ -196,7 +196,9 @@ fn monitor_tells_of_a_session_that_ends_and_comes_back() {
         while let Ok(line) = lines.recv_timeout(Duration::from_secs(1)) {
             seen.push(line);
         }
-        if seen.iter().any(|l| l.contains("rack") && l.contains("Established")) { Ok(()) } else { Err(said) }
+        let ended =
+            |l: &String| l.contains(" rack ") && l.contains("Established") && !l.contains("-> Established");
+        if seen.iter().any(ended) { Ok(()) } else { Err(said) }
     });
     until("the new session is told", LIMIT, || {
         seen.extend(lines.try_iter());

@@ -10,7 +10,7 @@ use brindle_integration::{
 };
 use serde_json::Value;
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(90);
 
 fn row<'a>(screen: &'a Value, node: &str) -> &'a Value {
     let rows = screen["nodes"].as_array().expect("nodes");
@@ -47,7 +47,7 @@ fn status_shows_the_cluster_and_names_who_does_not_answer() {
     let (lab, _) = Lab::up("cls", &["--nodes", "3", "--segments", "2", "--pods-per-node", "1"]);
     let status = |more: &[&str]| ctl(&[&["status", "--lab", lab.name()], more].concat());
 
-    let well = status(&["--wait=30s"]).expect(0);
+    let well = status(&["--wait=90s"]).expect(0);
     let screen = well.last();
     assert_eq!(screen["health"], "ok", "{screen:#}");
     assert_eq!(screen["answered"], 3);
@@ -66,11 +66,11 @@ fn status_shows_the_cluster_and_names_who_does_not_answer() {
     let pid = lab.node_status("node2")["pid"].as_u64().expect("a pid").to_string();
     let signal = |s: &str| assert!(Command::new("kill").args([s, &pid]).status().unwrap().success());
     signal("-STOP");
-    let ill = status(&["--timeout", "700ms"]);
+    let ill = status(&["--timeout", "2s"]);
     signal("-CONT");
     let screen = ill.expect(1).last().clone();
     assert_eq!(row(&screen, "node2")["health"], "silent", "{screen:#}");
-    assert_eq!(row(&screen, "node2")["deadlineMs"], 700);
+    assert_eq!(row(&screen, "node2")["deadlineMs"], 2_000);
     assert_eq!(row(&screen, "node1")["health"], "ok", "{screen:#}");
 
     // One that is dead, with what to type; the sessions with it are not told again by each of the others.
@@ -90,7 +90,7 @@ fn status_shows_the_cluster_and_names_who_does_not_answer() {
     assert!(wrong.error().contains("did you mean node1?"), "{wrong:#?}");
 
     lab.ctl(&["heal"]).expect(0);
-    status(&["--wait=30s"]).expect(0);
+    status(&["--wait=90s"]).expect(0);
     lab.down();
 }
 

@@ -308,9 +308,11 @@ fn a_pod_on_a_new_node_waits_for_etcd() {
         (true, _) => Ok(()),
         (false, said) => Err(format!("{said}\n{}", log(&node))),
     });
-    let (ready, said) = node.probe("--ready");
-    assert!(!ready && said.contains("[-] datastore: waiting for etcd:http://127.0.0.1:2379"), "{said}");
-    assert!(said.contains("refused"), "{said}");
+    until("it says what it waits for", LONG, || {
+        let (ready, said) = node.probe("--ready");
+        let waits = said.contains("[-] datastore: waiting for etcd:http://127.0.0.1:2379");
+        if !ready && waits && said.contains("refused") { Ok(()) } else { Err(said) }
+    });
     assert!(!log(&node).contains("kube-proxy"), "the address is no service's: {}", log(&node));
     node.start_etcd();
     until("it goes on", LONG, || match node.probe("--ready") {

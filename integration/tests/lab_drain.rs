@@ -62,7 +62,7 @@ async fn a_drained_node_is_left_before_it_leaves() {
     store.put(&Key::new(Kind::BgpConfiguration, None, "default"), value, Expect::Any).await.expect("written");
 
     let bird = lab.dir().join("nodes/bird1/bird.ctl").display().to_string();
-    let both = wait::until("BIRD has the services from both nodes", Duration::from_secs(20), || {
+    let both = wait::until("BIRD has the services from both nodes", Duration::from_secs(60), || {
         let now = paths(&lab, &bird);
         if now.len() == 2 { Ok(now) } else { Err(format!("{now:?}")) }
     });
@@ -90,8 +90,8 @@ async fn a_drained_node_is_left_before_it_leaves() {
     assert!(in_kernel());
 
     std::thread::scope(|s| {
-        let drain = s.spawn(|| ask(&["drain", "--wait", "5"]));
-        let moved = wait::until("traffic has moved to the other node", Duration::from_secs(5), || {
+        let drain = s.spawn(|| ask(&["drain", "--wait", "15"]));
+        let moved = wait::until("traffic has moved to the other node", Duration::from_secs(15), || {
             let now = paths(&lab, &bird);
             let old = now.iter().find(|p| p.via == best.via);
             let new = now.iter().find(|p| p.best && p.via != best.via);
@@ -106,7 +106,7 @@ async fn a_drained_node_is_left_before_it_leaves() {
         assert!(done.last()["stdout"].as_str().is_some_and(|t| t.contains("peers were told")), "{done:?}");
     });
 
-    wait::until_true("its routes are gone", Duration::from_secs(5), || {
+    wait::until_true("its routes are gone", Duration::from_secs(30), || {
         paths(&lab, &bird).iter().all(|p| p.via != best.via) && !in_kernel()
     });
     let ready = ask(&["probe", "--ready"]);
@@ -118,8 +118,8 @@ async fn a_drained_node_is_left_before_it_leaves() {
     // The next agent is there again.
     lab.ctl(&["break", "kill", node]).expect(0);
     lab.ctl(&["heal"]).expect(0);
-    lab.wait_healthy(Duration::from_secs(20));
-    wait::until_true("its routes are back", Duration::from_secs(20), in_kernel);
+    lab.wait_healthy(Duration::from_secs(60));
+    wait::until_true("its routes are back", Duration::from_secs(60), in_kernel);
     lab.ping_ok();
     lab.down();
     std::fs::remove_file(file).expect("it was written above");

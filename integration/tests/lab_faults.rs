@@ -149,7 +149,7 @@ impl Agent<'_> {
         let mut command = self.command();
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut running = Running::start_in(self.ns.ns(), &mut command);
-        let status = running.wait(Duration::from_secs(20));
+        let status = running.wait(Duration::from_secs(60));
         let mut said = String::new();
         for pipe in [
             running.child().stdout.take().map(|p| Box::new(p) as Box<dyn std::io::Read>),
@@ -338,7 +338,7 @@ fn a_deleted_route_comes_back_and_foreign_routes_survive() {
 
     let ours = find(&mut rtnl, &block).expect("the route to node2's block");
     rtnl.del_route(&ours).expect("it can be deleted");
-    wait::until_true("our route is back", Duration::from_secs(5), || {
+    wait::until_true("our route is back", Duration::from_secs(30), || {
         find(&mut rtnl, &block).is_some_and(|r| r.hops == ours.hops)
     });
     assert!(lab.node_status("node1")["routes"]["repairs"].as_u64() >= Some(1));
@@ -349,7 +349,7 @@ fn a_deleted_route_comes_back_and_foreign_routes_survive() {
         pod.split_ascii_whitespace().find(|w| w.ends_with("/32")).expect("the pod's address").to_owned();
     let local = find(&mut rtnl, &pod).expect("the pod's route");
     rtnl.del_route(&local).expect("it can be deleted");
-    wait::until_true("the pod's route is back", Duration::from_secs(5), || find(&mut rtnl, &pod).is_some());
+    wait::until_true("the pod's route is back", Duration::from_secs(30), || find(&mut rtnl, &pod).is_some());
 
     // Neither repairs nor a restart of the agent touch what is not ours, but for what a BIRD has left in a pool: with no
     // BIRD on the node nobody takes its routes back, and they come before ours.
@@ -359,12 +359,12 @@ fn a_deleted_route_comes_back_and_foreign_routes_survive() {
         lab.exec("node1", &["ip", "route", "add", dst, "via", "10.77.1.254", "proto", "bird"]);
     }
     lab.ctl(&["heal"]).expect(0);
-    lab.wait_healthy(Duration::from_secs(10));
+    lab.wait_healthy(Duration::from_secs(60));
     let birds = |rtnl: &mut Rtnl| {
         let all = rtnl.routes(&RouteFilter::main()).expect("routes can be listed");
         all.into_iter().filter(|r| r.protocol == 12).map(|r| r.dst.to_string()).collect::<Vec<_>>()
     };
-    wait::until_true("what a BIRD has left is gone", Duration::from_secs(20), || {
+    wait::until_true("what a BIRD has left is gone", Duration::from_secs(60), || {
         birds(&mut rtnl) == [foreign[1]]
     });
     for dst in foreign {
@@ -380,7 +380,7 @@ fn the_log_of_a_dead_agent_is_quoted() {
     let (lab, _) = Lab::up("quote", &["--nodes", "2", "--pods-per-node", "1"]);
     let pid = lab.node_status("node1")["pid"].to_string();
     lab.exec("node1", &["sh", "-c", &format!("kill -KILL {pid}")]);
-    let problem = wait::until("the death is noticed", Duration::from_secs(5), || {
+    let problem = wait::until("the death is noticed", Duration::from_secs(30), || {
         let status = lab.ctl(&["status"]);
         let problem = status.last()["nodes"][0]["problems"][0].clone();
         let what = problem["what"].as_str().unwrap_or_default();

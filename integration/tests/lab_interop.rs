@@ -52,7 +52,7 @@ fn bird_nodes_and_an_frr_router_are_in_the_mesh() {
     lab.ctl(&["break", "kill", "node3"]).expect(0);
     lab.ping_ok();
     lab.ctl(&["heal"]).expect(0);
-    lab.wait_healthy(Duration::from_secs(20));
+    lab.wait_healthy(Duration::from_secs(60));
 
     // A node more: BIRD is reconfigured, FRR listens to the whole segment.
     lab.ctl(&["add", "node", "--segment", "seg2", "--pods", "1"]).expect(0);
@@ -70,13 +70,13 @@ fn a_block_withdrawn_by_bird_leaves_our_kernels() {
     let socket = socket.to_str().expect("text");
     lab.exec("bird2", &["birdc", "-s", socket, "disable", "own_blocks"]);
     for node in ["node1", "node3"] {
-        wait::until("the withdrawn block is gone", Duration::from_secs(5), || {
+        wait::until("the withdrawn block is gone", Duration::from_secs(30), || {
             let now = routes(node);
             if now.contains("10.78.4.0/26") { Err(now) } else { Ok(()) }
         });
     }
     lab.exec("bird2", &["birdc", "-s", socket, "enable", "own_blocks"]);
-    wait::until_true("the block is back", Duration::from_secs(5), || {
+    wait::until_true("the block is back", Duration::from_secs(30), || {
         routes("node1").contains("10.78.4.0/26 via")
     });
     lab.ping_ok();

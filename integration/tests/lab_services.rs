@@ -15,7 +15,7 @@ use brindle_integration::{
 };
 use serde_json::{Value, json};
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(90);
 /// A withdrawal is promised within a second. On a busy machine nobody can hold it to that, but this is no timer's doing any
 /// more.
 const WITHDRAWN: Duration = Duration::from_secs(10);
@@ -132,7 +132,11 @@ fn the_router_sees_exactly_the_nodes_with_a_ready_endpoint() {
     }
 
     // The reasons.
-    let services = ctl(&["bgp", "--lab", lab.name(), "--node", "node3", "services"]).expect(0);
+    let services = wait::until("node3 knows the service", LONG, || {
+        let s = ctl(&["bgp", "--lab", lab.name(), "--node", "node3", "services"]).expect(0);
+        let why = "traffic policy Local; no ready endpoint on this node, other nodes have some";
+        if s.lines.iter().any(|l| l["why"] == why) { Ok(s) } else { Err(format!("{s:#?}")) }
+    });
     let line = |prefix: &str| {
         let found = services.lines.iter().find(|l| l["prefix"] == prefix);
         found.unwrap_or_else(|| panic!("{prefix}: {services:#?}")).clone()

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 pub(crate) const PORT: u16 = 1790;
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An address of this test process's own, so that runs side by side do not meet.
 pub(crate) fn address() -> Ipv4Addr {

@@ -54,7 +54,7 @@ fn a_killed_carrier_leaves_device_and_routes_and_a_new_one_goes_on() {
     world.kill(world.keeper(Side::A));
     world.kill(pid);
     assert_eq!(index(&world), before, "same device, same route");
-    assert!(!world.replies(Side::A, INNER_B, 84));
+    assert!(world.is_silent(Side::A, INNER_B, 84));
     assert_eq!(world.start(Side::A, "tunl0"), How::Started);
     assert_eq!(index(&world), before);
     assert!(world.replies(Side::A, INNER_B, 84));

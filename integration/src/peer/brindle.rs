@@ -132,6 +132,13 @@ impl<'a> Brindle<'a> {
         found.ok_or_else(|| format!("no peer {address} in {status:?}"))
     }
 
+    /// How many sessions with this address this process ever had, by its log.
+    #[track_caller]
+    pub fn sessions(&self, address: impl ToString) -> usize {
+        let name = format!("peer={} ", self.peer(address).expect("it is configured").name);
+        self.daemon.log().lines().filter(|l| l.contains(&name) && l.contains("new=Established")).count()
+    }
+
     /// Waits for an established session.
     #[track_caller]
     pub fn established(&self, address: impl ToString) -> PeerStatus {

@@ -12,7 +12,7 @@ use std::{
 use crate::wait::until;
 
 /// How long anything in these tests may take before it counts as failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `what` yields a value; panics with its last excuse after [`PATIENCE`].
 #[track_caller]

@@ -243,7 +243,7 @@ impl Stage {
     }
 
     async fn until_in_use(&self, n: usize) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while self.in_use().await != n {
             assert!(Instant::now() < deadline, "still {} addresses", self.in_use().await);
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -174,14 +174,18 @@ impl World {
         self.run(side, || Rtnl::open().unwrap().link_by_name(device).unwrap().is_some())
     }
 
-    /// One echo of `len` bytes with DF from node `from` to `to`; none when there is no answer.
+    /// One echo of `len` bytes with DF from node `from` to `to`; none when there is no answer within a second.
     pub(crate) fn echo(&self, from: Side, to: Ipv4Addr, len: usize) -> Option<Answer> {
+        self.answer(from, to, len, Duration::from_secs(1))
+    }
+
+    fn answer(&self, from: Side, to: Ipv4Addr, len: usize, limit: Duration) -> Option<Answer> {
         self.run(from, || {
             let socket = EchoSocket::open().unwrap();
             let id = u16::try_from(std::process::id() & 0xffff).unwrap();
             socket.send(to, id, 1, len).ok()?;
             let sockets = [socket];
-            let end = Instant::now() + Duration::from_secs(1);
+            let end = Instant::now() + limit;
             loop {
                 let left = end.saturating_duration_since(Instant::now());
                 if wait_readable(&sockets, left).unwrap().is_empty() {
@@ -198,7 +202,14 @@ impl World {
     }
 
     pub(crate) fn replies(&self, from: Side, to: Ipv4Addr, len: usize) -> bool {
-        matches!(self.echo(from, to, len), Some(Answer::Reply { len: l, .. }) if l == len)
+        // An answer takes as long as a busy machine lets it.
+        let answer = self.answer(from, to, len, Duration::from_secs(10));
+        matches!(answer, Some(Answer::Reply { len: l, .. }) if l == len)
+    }
+
+    /// Whether there is no reply within a second.
+    pub(crate) fn is_silent(&self, from: Side, to: Ipv4Addr, len: usize) -> bool {
+        !matches!(self.echo(from, to, len), Some(Answer::Reply { .. }))
     }
 
     /// Leaves a carrier's process to be ended with the world.
