@@ -352,7 +352,11 @@ impl Groups {
             Member { group: number, out: Out::Ring(0), eor, refresh, again: Bits::default(), rung: false };
         if with_paths {
             let mut paths = match old {
-                Some(Member { out: Out::Paths(p), .. }) => p,
+                Some(Member { out: Out::Paths(p), again, .. }) => {
+                    // So is what a refresh has not repeated yet: the end of its answer is.
+                    member.again = again;
+                    p
+                }
                 old => {
                     let mut paths = PathsOut::new(self.seed ^ u64::from(peer.0));
                     if let Some(Member { out: Out::Own(bits), .. }) = &old {

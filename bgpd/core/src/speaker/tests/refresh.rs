@@ -183,6 +183,44 @@ fn an_end_of_refresh_survives_a_change_of_policy_on_its_way() {
 }
 
 #[test]
+fn every_path_is_repeated_before_the_end_of_refresh_whatever_policy_becomes_on_its_way() {
+    let add_path = AddPath { receive: false, send: Some(AddPathSend::All) };
+    let client = PeerConfig { reflector_client: true, add_path, ..neighbor(3, AS) };
+    let mut b = Bench::new(vec![neighbor(2, AS), client.clone()]);
+    b.establish(2, open(2, AS));
+    let mut asks = enhanced(3);
+    asks.capabilities.push(Capability::AddPath(vec![(1, 1, 1)]));
+    b.establish(3, asks);
+    let prefixes: Vec<String> = (0..200).map(|n| format!("10.2.{n}.0/24")).collect();
+    for (n, prefix) in (0..).zip(&prefixes) {
+        b.message(2, announce(2, &[prefix], AttrSet { med: Some(n), ..ibgp() }));
+    }
+    assert_eq!(b.told(3).len(), 200);
+    b.message(3, say(refresh::REQUEST));
+    // Some of the answer is read; then one prefix is kept back.
+    let mut buf = BytesMut::new();
+    assert!(b.s.next_update(conn(3), 500, &mut buf));
+    let export = ExportPolicy { deny: vec![net("10.2.150.0/24")], ..ExportPolicy::default() };
+    b.input(Input::SetPeers(vec![neighbor(2, AS), PeerConfig { export, ..client }]));
+    while b.s.next_update(conn(3), 4_096, &mut buf) {}
+    let cx = WireCx { four_octet_as: true, ibgp: true, add_path: [true, false], ..WireCx::default() };
+    let (mut markers, mut repeated) = (vec![], BTreeMap::new());
+    while let Some((_, len)) = next_frame(&buf, 4_096).unwrap() {
+        match Message::parse(&buf.split_to(len), &cx).unwrap() {
+            Message::RouteRefresh(r) => markers.push((r.subtype, repeated.len())),
+            Message::Update(u) => {
+                for prefixes in u.reach.into_iter().map(|r| r.prefixes) {
+                    let Prefixes::V4(list) = prefixes else { panic!("IPv4") };
+                    repeated.extend(list.into_iter().map(|n| (n.prefix.to_string(), n.path_id)));
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(markers, [(refresh::BEGIN, 0), (refresh::END, 199)]);
+}
+
+#[test]
 fn what_a_peer_does_not_repeat_in_a_refresh_goes_at_its_end() {
     let mut b = bench(enhanced(2));
     b.message(2, say(refresh::BEGIN));
