@@ -109,6 +109,10 @@ impl Speaker {
                 Progress::NotUp | Progress::Awaited => (selectable, complete) = (false, false),
             }
         }
+        // Nobody can tell who will come back from a range: all get the time of those that are listed and not up yet.
+        if self.cfg.restarting && !self.cfg.dynamic.is_empty() && now < settle {
+            (selectable, complete) = (false, false);
+        }
         // Routes whose next hops somebody is looking for are as good as not here yet.
         complete &= !self.rib.waits_for_devices();
         if now >= limit {

@@ -6,6 +6,7 @@ mod defects;
 mod features;
 mod opens;
 mod own_next_hop;
+mod own_restart;
 mod policy;
 mod refresh;
 mod restarts;
