@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     LOCAL,
-    attrs::Attrs,
+    attrs::{Attrs, Interner},
     bandwidth::{Bandwidth, shares},
     bits::Bits,
     decision::{DecisionCx, decide},
@@ -362,11 +362,15 @@ impl<P: Prefix> Afi<P> {
             let before = Before::of(dest, cx);
             let mut old: SmallVec<[Attrs; 1]> = SmallVec::new();
             for path in dest.paths.iter_mut().filter(|p| p.peer == peer && p.flags.age == Age::Stale) {
-                let mut set = path.attrs.set();
-                add(&mut set, LLGR_STALE);
                 // A set with no room for one community more stays as it is; it is dropped when the time is over.
-                if let Some(attrs) = cx.out.interner.intern(&set, path.attrs.next_hop()) {
+                if let Some(attrs) = long_lived(&path.attrs, cx.out.interner) {
                     old.push(std::mem::replace(&mut path.attrs, attrs));
+                }
+                // Another import policy starts from here.
+                if let Some(raw) = self.raw.get_mut(&(n, peer, path.path_id))
+                    && let Some(attrs) = long_lived(raw, cx.out.interner)
+                {
+                    *raw = attrs;
                 }
             }
             if !old.is_empty() {
@@ -558,6 +562,13 @@ impl Before {
         let hops = if cx.fib.is_some() { next_hops(dest) } else { SmallVec::new() };
         Self { best: dest.best().map(|p| (p.attrs.address(), p.peer)), hops }
     }
+}
+
+/// The attributes of a path that is long-lived stale now.
+fn long_lived(attrs: &Attrs, interner: &mut Interner) -> Option<Attrs> {
+    let mut set = attrs.set();
+    add(&mut set, LLGR_STALE);
+    interner.intern(&set, attrs.next_hop())
 }
 
 /// Where packets to a destination go: the next hops of its multipath set, sorted; none for own routes. One stands there

@@ -92,6 +92,46 @@ fn another_import_policy_holds_for_what_is_kept_while_the_neighbor_restarts() {
 }
 
 #[test]
+fn another_import_policy_makes_nothing_fresh_of_a_long_lived_stale_route() {
+    let tag = |value| {
+        let operations = vec![Operation::AddCommunity(Community::Standard(value))];
+        let mut two = configured(2, vec![Rule { operations, ..Rule::new(Action::Accept) }], vec![]);
+        two.session.long_lived = 600;
+        vec![two, neighbor(3, 65_003), neighbor(4, AS)]
+    };
+    let mut b = Bench::new(tag(20));
+    let mut leaves = open(2, 65_002);
+    leaves.capabilities.push(Capability::GracefulRestart {
+        restarting: false,
+        notification: false,
+        restart_time: 1,
+        families: vec![crate::wire::GrFamily { afi: 1, safi: 1, forwarding_preserved: true }],
+    });
+    leaves.capabilities.push(Capability::LongLivedGracefulRestart(vec![(1, 1, 0x80, 600)]));
+    b.establish(2, leaves);
+    b.establish(3, open(3, 65_003));
+    b.establish(4, open(4, AS));
+    b.message(2, announce(2, &["10.1.0.0/16"], via(&[65_002])));
+    assert_eq!((b.told(3).len(), b.told(4).len()), (1, 1));
+    b.input(Input::Disconnected { conn: conn(2), reason: DownReason::Closed("reset".into()) });
+    b.wait(1_000);
+    assert_eq!(b.pull(3)[0].withdrawn.len(), 1, "it does not know such routes");
+    assert_eq!(b.pull(4)[0].attributes.as_ref().unwrap().local_pref, Some(0));
+    for value in [30, 40] {
+        b.input(Input::SetPeers(tag(value)));
+        assert!(b.pull(3).is_empty());
+        let sent = b.pull(4);
+        let set = sent[0].attributes.as_ref().unwrap();
+        assert_eq!((set.local_pref, set.communities.contains(&value)), (Some(0), true));
+        let set = b.s.rib(None).next().unwrap().attributes;
+        assert_eq!(set.communities[..], [value, LLGR_STALE]);
+    }
+    // The last resort still.
+    b.message(4, announce(4, &["10.1.0.0/16"], AttrSet { local_pref: Some(1), ..via(&[1, 2, 3]) }));
+    assert_eq!(b.why("10.1.0.0/16"), ["long-lived stale", "best"]);
+}
+
+#[test]
 fn another_import_policy_judges_what_was_received_again_from_what_was_received() {
     let prefer = |priority| {
         let operations = vec![
