@@ -229,7 +229,8 @@ impl Peer {
         }
     }
 
-    /// An established session yields to a newcomer only if the peer can restart gracefully and it is not brand-new.
+    /// An established session yields to a newcomer only if the peer can restart gracefully (RFC 4724 section 4.2: its new
+    /// connection is the end of the old one) and it is not brand-new.
     fn may_be_replaced(&self, now: Mono) -> bool {
         self.primary.up_since().is_some_and(|at| now.since_ms(at) >= FRESH_MS)
             && self.primary.session().is_some_and(|s| s.restart.is_some())
@@ -262,7 +263,9 @@ impl Peer {
                     }
                 }
                 StateKind::Established => {
-                    if replace && restarts(&open) {
+                    // Another identifier is another speaker at this address, unless it says that it has restarted.
+                    let same = other.session().is_some_and(|s| s.remote_id == open.router_id);
+                    if replace && (same || restarts(&open)) {
                         other.handle(env, Event::Collision, out);
                     } else {
                         conn.handle(env, Event::Collision, out);

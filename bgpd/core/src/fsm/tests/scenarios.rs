@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::pair::Pair;
 use crate::{
     fsm::{Cause, Cease, PeerInput, Side, StateKind, survivor},
+    speaker::PeerConfig,
     time::Mono,
     wire::{Message, RouteRefresh, Update},
 };
@@ -121,21 +122,48 @@ fn updates_and_refreshes_reach_the_other_side() {
     assert!(p.converged());
 }
 
-#[test]
-fn a_restarted_peer_takes_over_its_old_session() {
-    let mut p = Pair::new(10, 5, |n, c| c.passive = n == 0);
+/// Node 1 loses its memory and connects again; node 0 has not noticed. With R bit or not, under its old identifier or
+/// another, with graceful restart or without.
+fn reborn(restarting: bool, same_id: bool, graceful: bool) -> Pair {
+    let change = |n: usize, c: &mut PeerConfig| {
+        c.passive = n == 0;
+        c.restart_time = if graceful { 120 } else { 0 };
+    };
+    let mut p = Pair::new(10, 5, change);
     p.start();
     p.run_ms(10_000);
     assert!(p.converged());
-    // Node 1 loses its memory; node 0 has not noticed.
-    let fresh = Pair::new(77, 5, |n, c| c.passive = n == 0);
-    let [_, mut reborn] = fresh.nodes;
-    reborn.me.restarting = true;
+    let [_, mut reborn] = Pair::new(77, 5, change).nodes;
+    reborn.me.restarting = restarting;
+    if !same_id {
+        reborn.me.router_id = [10, 0, 0, 77].into();
+    }
     p.replace(1, reborn);
     p.input(1, PeerInput::Start);
     p.run_ms(1_000);
-    assert!(p.converged());
-    assert!(matches!(p.nodes[0].downs[..], [(Cause::Replaced, true)]));
+    p
+}
+
+#[test]
+fn a_restarted_peer_takes_over_its_old_session() {
+    for (restarting, same_id) in [(true, true), (false, true), (true, false)] {
+        let p = reborn(restarting, same_id, true);
+        assert!(p.converged(), "{restarting} {same_id}");
+        assert!(matches!(p.nodes[0].downs[..], [(Cause::Replaced, true)]));
+    }
+}
+
+#[test]
+fn another_speaker_at_its_address_or_a_peer_without_graceful_restart_does_not_end_a_session() {
+    for (same_id, graceful) in [(false, true), (true, false)] {
+        let p = reborn(false, same_id, graceful);
+        assert_eq!(
+            (p.states()[0], p.nodes[0].downs.len()),
+            (StateKind::Established, 0),
+            "{same_id} {graceful}"
+        );
+        assert_ne!(p.states()[1], StateKind::Established);
+    }
 }
 
 #[test]
