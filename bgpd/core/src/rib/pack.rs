@@ -1,5 +1,6 @@
 //! From changes to UPDATE octets: withdrawals first, then each attribute set with all its prefixes, in the order the
-//! sets came. Attributes are put together once for each set. The memory is used again and again.
+//! sets came; behind them withdrawals of paths in whose place there are others under another identifier. Attributes are
+//! put together once for each set. The memory is used again and again.
 
 use bytes::BytesMut;
 use foldhash::fast::FixedState;
@@ -18,6 +19,18 @@ use crate::wire::{Nlri, WireCx};
 struct Bucket {
     attrs: Option<Attrs>,
     to: To,
+    /// Withdrawn, and said behind everything that is announced.
+    behind: bool,
+}
+
+impl Bucket {
+    const fn rank(&self) -> u8 {
+        match (&self.attrs, self.behind) {
+            (None, false) => 0,
+            (Some(_), _) => 1,
+            (None, true) => 2,
+        }
+    }
 }
 
 /// A destination in a bucket.
@@ -74,43 +87,45 @@ impl Packer {
         dest: u32,
         was: Option<crate::speaker::PeerId>,
     ) {
-        let bucket = self.bucket::<P>(attrs, to);
+        let bucket = self.bucket::<P>(attrs, to, false);
         self.entries.push(Entry { bucket, dest, path_id: 0, was });
     }
 
-    /// Collects a change for one neighbor.
-    pub(super) fn add<P: Prefix>(&mut self, attrs: Option<&Attrs>, dest: u32, path_id: u32) {
-        let bucket = self.bucket::<P>(attrs, ALONE);
+    /// Collects a change for one neighbor. A path that is withdrawn goes `behind` what is announced where the destination
+    /// has others in its place: before, the neighbor would be without any for a moment.
+    pub(super) fn add<P: Prefix>(&mut self, attrs: Option<&Attrs>, dest: u32, path_id: u32, behind: bool) {
+        let bucket = self.bucket::<P>(attrs, ALONE, behind);
         self.entries.push(Entry { bucket, dest, path_id, was: None });
     }
 
-    fn bucket<P: Prefix>(&mut self, attrs: Option<&Attrs>, to: To) -> u32 {
+    fn bucket<P: Prefix>(&mut self, attrs: Option<&Attrs>, to: To, behind: bool) -> u32 {
         self.size += 1 + usize::from(P::BITS / 8);
         // Mostly it is the one before.
         if let Some(last) = self.entries.last()
             && let Some(b) = self.buckets.get(last.bucket as usize)
             && b.attrs.as_ref() == attrs
             && b.to == to
+            && b.behind == behind
         {
             return last.bucket;
         }
         let to_key = match to {
             To::Except(p) => u64::from(p.0),
             To::Only(p) => u64::from(p.0) | 1 << 32,
-        };
+        } | u64::from(behind) << 33;
         let next = u32::try_from(self.buckets.len()).unwrap_or(u32::MAX);
         let n = *self.by_key.entry((attrs.map_or(0, Attrs::address), to_key)).or_insert(next);
         if n == next {
             self.size += OVERHEAD + attrs.map_or(0, |a| a.len());
-            self.buckets.push(Bucket { attrs: attrs.cloned(), to });
+            self.buckets.push(Bucket { attrs: attrs.cloned(), to, behind });
         }
         n
     }
 
-    /// Sorts what was collected by bucket, withdrawals in front.
+    /// Sorts what was collected by bucket, withdrawals in front or behind.
     fn sort(&mut self) {
-        let withdrawn = |b: u32| self.buckets.get(b as usize).is_some_and(|b| b.attrs.is_none());
-        let key = |e: &Entry| (!withdrawn(e.bucket), e.bucket);
+        let rank = |b: u32| self.buckets.get(b as usize).map_or(1, Bucket::rank);
+        let key = |e: &Entry| (rank(e.bucket), e.bucket);
         // Stable: prefixes stay in the order they came. Mostly they came in order; sorting would ask for memory first.
         if !self.entries.is_sorted_by_key(key) {
             self.entries.sort_by_key(key);

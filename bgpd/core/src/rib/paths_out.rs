@@ -106,28 +106,31 @@ impl PathsOut {
         self.told.get(&dest).map_or(&[], |t| t.as_slice())
     }
 
-    /// From now on it is told `want`, whose identifiers are held for it; gives what must be said: withdrawn identifiers, and new or changed paths. With
-    /// `again`, also those it knows already.
+    /// From now on it is told `want`, whose identifiers are held for it; gives what must be said: new or changed paths, with
+    /// `again` also those it knows already; then withdrawn identifiers, and whether they must come behind: where the
+    /// destination has new paths, the neighbor is never to be without one.
     pub(super) fn replace(
         &mut self,
         dest: u32,
         want: Told,
         again: bool,
         ids: &mut PathIds,
-        mut say: impl FnMut(u32, Option<&Attrs>),
+        mut say: impl FnMut(u32, Option<&Attrs>, bool),
     ) {
         let old = self.told.remove(&dest).unwrap_or_default();
+        let mut behind = false;
+        for (id, attrs) in &want {
+            if again || !old.iter().any(|(o, a)| o == id && a == attrs) {
+                say(*id, Some(attrs), false);
+                behind = true;
+            }
+        }
         if self.single.remove(dest) {
-            say(0, None);
+            say(0, None, behind);
         }
         self.count -= old.len();
         for (id, _) in old.iter().filter(|(id, _)| !want.iter().any(|(w, _)| w == id)) {
-            say(*id, None);
-        }
-        for (id, attrs) in &want {
-            if again || !old.iter().any(|(o, a)| o == id && a == attrs) {
-                say(*id, Some(attrs));
-            }
+            say(*id, None, behind);
         }
         old.iter().for_each(|(id, _)| ids.release(*id));
         self.count += want.len();

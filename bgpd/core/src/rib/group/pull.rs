@@ -46,7 +46,7 @@ impl Groups {
                     {
                         let want = group.want(table, peer, n);
                         if want.is_some() || bits.told.contains(n) {
-                            packer.add::<P>(want, n, 0);
+                            packer.add::<P>(want, n, 0, false);
                         }
                         bits.told.set(n, want.is_some());
                     }
@@ -62,8 +62,8 @@ impl Groups {
                     {
                         let want = wanted(group, &mut self.ids, table.dest(n), peer, cx);
                         let again = member.again.remove(n);
-                        paths.replace(n, want, again, &mut self.ids, |id, attrs| {
-                            packer.add::<P>(attrs, n, id)
+                        paths.replace(n, want, again, &mut self.ids, |id, attrs, behind| {
+                            packer.add::<P>(attrs, n, id, behind);
                         });
                     }
                     packer.finish(table, &group.key.write, buf);

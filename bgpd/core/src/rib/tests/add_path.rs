@@ -131,6 +131,61 @@ fn a_peer_that_invents_identifiers_for_ever_costs_nothing() {
     assert_eq!(rib.path_ids(), 0, "nobody knows any");
 }
 
+/// As [`read`], and how often a prefix that was known was not for a while.
+fn gaps(rib: &mut Rib, to: PeerId, known: &mut Known) -> usize {
+    let before: Vec<IpNet> = known.keys().map(|(p, _)| *p).collect();
+    let (mut buf, mut gaps) = (BytesMut::new(), 0);
+    while rib.pull(to, 4_096, &mut buf) {}
+    while let Some((_, len)) = next_frame(&buf, WITH.max_len()).unwrap() {
+        let message = buf.split_to(len);
+        let Message::Update(u) = Message::parse(&message, &WITH).unwrap() else { panic!("an UPDATE") };
+        for p in u.withdrawn {
+            let Prefixes::V4(list) = p else { panic!("IPv4") };
+            list.iter().for_each(|n| assert!(known.remove(&(n.prefix.into(), n.path_id)).is_some()));
+        }
+        for r in u.reach {
+            let Prefixes::V4(list) = r.prefixes else { panic!("IPv4") };
+            known.extend(list.iter().map(|n| ((n.prefix.into(), n.path_id), None)));
+        }
+        gaps += before.iter().filter(|b| !known.keys().any(|(p, _)| p == *b)).count();
+    }
+    gaps
+}
+
+#[test]
+fn where_another_path_takes_the_place_of_one_the_neighbor_is_never_without() {
+    let mut rib = rib();
+    let senders: Vec<RibPeer> = (0..3).map(|n| peer(n, true)).collect();
+    let best = receiver(3, AddPathSend::Best(NonZeroU8::new(1).unwrap()));
+    let single = RibPeer { add_path: PerFamily([None; 2]), ..receiver(4, AddPathSend::All) };
+    senders.iter().chain([&best, &single]).for_each(|p| rib.peer_up(p));
+    let all: Vec<u32> = (0..100).collect();
+    for (s, med) in senders.iter().zip([10, 20, 30]) {
+        for n in &all {
+            rib.update(s, announce(s, &[*n], med * 100 + n));
+        }
+    }
+    let (mut of_best, mut of_single) = (Known::new(), Known::new());
+    assert_eq!(gaps(&mut rib, best.id, &mut of_best), 0);
+    assert_eq!(gaps(&mut rib, single.id, &mut of_single), 0);
+    assert_eq!((of_best.len(), of_single.len()), (100, 100));
+    // The best one goes, of most prefixes in favour of the next.
+    rib.update(&senders[0], withdraw(&all));
+    assert_eq!(gaps(&mut rib, best.id, &mut of_best), 0);
+    assert_eq!(gaps(&mut rib, single.id, &mut of_single), 0);
+    // Several paths under identifiers instead of one without.
+    let several = RibPeer { add_path: PerFamily([Some(AddPathSend::All), None]), ..single.clone() };
+    rib.peer_changed(&single, &several);
+    assert_eq!(gaps(&mut rib, single.id, &mut of_single), 0);
+    assert_eq!((of_best.len(), of_single.len()), (100, 200));
+    // What has nothing in its place goes.
+    rib.update(&senders[1], withdraw(&all));
+    rib.update(&senders[2], withdraw(&all[..50]));
+    gaps(&mut rib, best.id, &mut of_best);
+    gaps(&mut rib, single.id, &mut of_single);
+    assert_eq!((of_best.len(), of_single.len()), (50, 50));
+}
+
 proptest! {
     /// Whatever peers do with their identifiers, ours are as many as paths told, and none when nobody knows any.
     #[test]
