@@ -11,7 +11,7 @@ use std::{
 };
 
 use brindle_bgpd_core::{
-    speaker::{Input, SpeakerConfig},
+    speaker::{DynamicPeers, Input, PeerConfig, SpeakerConfig},
     time::Mono,
 };
 use serde::Serialize;
@@ -28,13 +28,15 @@ enum Line<'a> {
 
 /// Writes until the first failure or until the file has its largest size, which it reports once; routing goes on
 /// without it. A recording is only good from its beginning, so the file is not rotated. It holds what peers say, but
-/// no passwords; it is readable by its owner only.
+/// no passwords, only which are the same; it is readable by its owner only.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     path: PathBuf,
     out: Option<BufWriter<File>>,
     /// Octets that may still be written.
     left: u64,
+    /// Those that were met: what stands for them is their place here.
+    passwords: Vec<String>,
 }
 
 impl Recorder {
@@ -58,18 +60,43 @@ impl Recorder {
         }
         if left == 0 {
             warn!(file = %path.display(), "nothing is recorded: those of earlier runs have the largest size (--record-limit)");
-            return Ok(Self { path: to, out: None, left });
+            return Ok(Self { path: to, out: None, left, passwords: Vec::new() });
         }
         let file = File::options().append(true).create(true).mode(0o600).open(&to)?;
-        Ok(Self { path: to, out: Some(BufWriter::new(file)), left })
+        Ok(Self { path: to, out: Some(BufWriter::new(file)), left, passwords: Vec::new() })
     }
 
     pub(crate) fn speaker(&mut self, speaker: &SpeakerConfig) {
-        self.line(&Line::Speaker { speaker });
+        let mut speaker = speaker.clone();
+        self.number(&mut speaker.dynamic);
+        self.line(&Line::Speaker { speaker: &speaker });
     }
 
     pub(crate) fn input(&mut self, at: Mono, input: &Input) {
-        self.line(&Line::Input { at: at.0, input });
+        let mut numbered = match input {
+            Input::SetPeers(_) | Input::SetDynamic(_) => input.clone(),
+            _ => return self.line(&Line::Input { at: at.0, input }),
+        };
+        match &mut numbered {
+            Input::SetPeers(peers) => peers.iter_mut().for_each(|p| self.number_of(p)),
+            Input::SetDynamic(ranges) => self.number(ranges),
+            _ => {}
+        }
+        self.line(&Line::Input { at: at.0, input: &numbered });
+    }
+
+    fn number(&mut self, ranges: &mut [DynamicPeers]) {
+        ranges.iter_mut().for_each(|d| self.number_of(&mut d.template));
+    }
+
+    /// A session ends when its password is another one: so it must when the recording is run again.
+    fn number_of(&mut self, peer: &mut PeerConfig) {
+        let Some(password) = &peer.password else { return };
+        let at = self.passwords.iter().position(|p| p == password).unwrap_or_else(|| {
+            self.passwords.push(password.clone());
+            self.passwords.len() - 1
+        });
+        peer.password_number = u32::try_from(at + 1).unwrap_or(u32::MAX);
     }
 
     pub(crate) fn tick(&mut self, at: Mono) {
@@ -152,6 +179,53 @@ mod tests {
         run(5);
         assert_eq!(read("r.jsonl.4"), "", "there is no room for more");
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn another_password_is_seen_as_a_change_and_never_written() {
+        let path = std::env::temp_dir().join(format!("bt-{}-passwords.jsonl", std::process::id()));
+        let mut recorder = Recorder::create(&path, 1_000_000).unwrap();
+        let with = |password: Option<&str>| PeerConfig {
+            password: password.map(Into::into),
+            ..PeerConfig::new("a", [10, 0, 0, 2].into(), 1)
+        };
+        let range = |password| {
+            let range = "10.1.0.0/24".parse().unwrap();
+            vec![DynamicPeers { name: "r".into(), range, template: with(password), max: 9 }]
+        };
+        let mut speaker = SpeakerConfig::new(1, [10, 0, 0, 1].into());
+        speaker.dynamic = range(Some("HUSH"));
+        recorder.speaker(&speaker);
+        let peers = |password| Input::SetPeers(vec![with(password)]);
+        let inputs = [
+            peers(Some("FIRST")),
+            peers(Some("HUSH")),
+            peers(Some("FIRST")),
+            peers(None),
+            Input::SetDynamic(range(Some("HUSH"))),
+            Input::SetDynamic(range(Some("OTHER"))),
+        ];
+        inputs.iter().for_each(|input| recorder.input(Mono(1), input));
+        recorder.flush();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        for password in ["FIRST", "HUSH", "OTHER"] {
+            assert!(!text.contains(password), "{text}");
+        }
+        let number = |line: &str| {
+            let (_, rest) = line.split_once("\"password_number\":")?;
+            rest.split(',').next()?.parse::<u32>().ok()
+        };
+        let numbers: Vec<Option<u32>> = text.lines().map(number).collect();
+        assert_eq!(numbers, [Some(1), Some(2), Some(1), Some(2), None, Some(1), Some(3)]);
+        // A session under way, or a dial, ends with its password there, too: one for each of the three that follow.
+        let mut dials = 0;
+        let count = |did: &crate::replay::Did| {
+            let text = serde_json::to_string(did).unwrap();
+            dials += usize::from(text.contains("\"Dial\""));
+        };
+        crate::replay::Replay::default().run(text.as_bytes(), count).unwrap();
+        assert_eq!(dials, 4);
     }
 
     #[test]

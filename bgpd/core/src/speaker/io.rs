@@ -214,6 +214,10 @@ pub struct PeerConfig {
     /// TCP-MD5 password, carried for the driver. Never written into a recording.
     #[serde(default, skip_serializing)]
     pub password: Option<String>,
+    /// In a recording: which password it was, by a number for each, so that another one is seen as a change there, too.
+    /// 0 elsewhere.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub password_number: u32,
     #[serde(default)]
     pub add_path: AddPath,
     /// Export policy: peers with an equal one share work. Accept = advertise what the speaker may advertise.
@@ -227,6 +231,11 @@ pub struct PeerConfig {
     /// Rules for what the peer sends. What they reject is kept, with the rule, and not used.
     #[serde(default)]
     pub import: Policy,
+}
+
+/// For serde, which passes a reference.
+const fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 impl PeerConfig {
@@ -252,6 +261,7 @@ impl PeerConfig {
             next_hop: NextHopPolicy::Auto,
             ttl: None,
             password: None,
+            password_number: 0,
             add_path: AddPath::default(),
             export: ExportPolicy::default(),
             session: SessionOptions::default(),
