@@ -23,16 +23,35 @@ impl Speaker {
         }
     }
 
-    /// A neighbor for an address nobody configured; `Err` says why there is none.
+    /// The range of a connection that is not for a neighbor we have; `Err` says why there is none. Nobody is a guest
+    /// beside the neighbor that has its address, nor at another address of ours than its range names.
+    pub(super) fn range_of(
+        &self,
+        local: IpAddr,
+        remote: IpAddr,
+        interface: Option<&str>,
+    ) -> Result<&DynamicPeers, &'static str> {
+        if self.at_address(remote, interface).next().is_some() {
+            return Err("expected at another address of ours (sourceAddress)");
+        }
+        let range = DynamicPeers::of(&self.cfg.dynamic, remote).ok_or("not a configured neighbor")?;
+        match range.template.local_address {
+            Some(ours) if ours.to_canonical() != local.to_canonical() => {
+                Err("its range is for another address of ours (sourceAddress)")
+            }
+            Some(_) | None => Ok(range),
+        }
+    }
+
+    /// A neighbor for a connection from an address nobody configured; `Err` says why there is none.
     pub(super) fn admit(
         &mut self,
         now: Mono,
-        address: IpAddr,
+        (local, address): (IpAddr, IpAddr),
+        interface: Option<&str>,
         out: &mut VecDeque<Output>,
     ) -> Result<PeerId, &'static str> {
-        let Some(range) = DynamicPeers::of(&self.cfg.dynamic, address) else {
-            return Err("not a configured neighbor");
-        };
+        let range = self.range_of(local, address, interface)?;
         if range.template.session.shutdown.is_some() {
             return Err("the range is shut down");
         }

@@ -320,13 +320,22 @@ impl Speaker {
         }
     }
 
+    /// Neighbors at an address, if it is one on this device where that matters.
+    fn at_address<'a>(
+        &'a self,
+        remote: IpAddr,
+        interface: Option<&str>,
+    ) -> impl Iterator<Item = &'a Neighbor> {
+        let here = self.by_address.get(&remote.to_canonical()).into_iter().flatten();
+        here.filter_map(|id| self.peers.get(id))
+            .filter(move |p| p.fsm.config().scope().is_none_or(|device| interface == Some(device)))
+    }
+
     /// Whose connection this is, if somebody at an address connects to one of ours.
     fn expects(&self, local: IpAddr, remote: IpAddr, interface: Option<&str>) -> Option<&Neighbor> {
         let at = local.to_canonical();
-        let here = self.by_address.get(&remote.to_canonical())?;
-        let here = here.iter().filter_map(|id| self.peers.get(id));
-        here.filter(|p| p.fsm.config().local_address.is_none_or(|a| a == at))
-            .filter(|p| p.fsm.config().scope().is_none_or(|device| interface == Some(device)))
+        self.at_address(remote, interface)
+            .filter(|p| p.fsm.config().local_address.is_none_or(|a| a == at))
             // Of several speakers at one address it is the one that is waited for; the others are connected to.
             .min_by_key(|p| !p.fsm.config().passive)
     }
@@ -341,7 +350,7 @@ impl Speaker {
     ) -> Option<&PeerConfig> {
         match self.expects(local, remote, interface) {
             Some(p) => Some(p.fsm.config()),
-            None => DynamicPeers::of(&self.cfg.dynamic, remote).map(|d| &d.template),
+            None => self.range_of(local, remote, interface).ok().map(|d| &d.template),
         }
     }
 
@@ -358,14 +367,14 @@ impl Speaker {
         let id = match known {
             _ if self.stopped => Err("shutting down"),
             Some(id) => Ok(id),
-            None => self.admit(now, remote.ip(), out),
+            None => self.admit(now, (local.ip(), remote.ip()), interface, out),
         };
         let id = match id {
             Ok(id) => id,
             Err(why) => {
                 out.push_back(Output::Event(Event::Refused { remote, why: why.into() }));
                 // Strangers are not talked to; who is one of a range may know that it is full or shut down (RFC 4486).
-                if !self.stopped && DynamicPeers::of(&self.cfg.dynamic, remote.ip()).is_some() {
+                if !self.stopped && self.range_of(local.ip(), remote.ip(), interface).is_ok() {
                     let message = Message::Notification(Cease::ConnectionRejected.notification());
                     out.push_back(Output::Send { conn, message });
                 }

@@ -36,6 +36,57 @@ fn a_peer_that_is_bound_to_an_address_of_ours_is_found_only_there() {
     assert!(b.s.settings_for(ip(1), ip(2), None).is_none());
 }
 
+/// Somebody connects to an address of ours; whether that was let in.
+fn comes(b: &mut Bench, number: u8, to: u8, from: u8) -> bool {
+    b.out.clear();
+    b.input(Input::Accepted {
+        conn: conn(number),
+        local: SocketAddr::new(ip(to), 179),
+        remote: SocketAddr::new(ip(from), 40_000),
+        interface: None,
+    });
+    !b.out.iter().any(|o| matches!(o, Output::Close { conn: c } if *c == conn(number)))
+}
+
+fn range(template: PeerConfig) -> Input {
+    let range = DynamicPeers { name: "r".into(), range: net("10.0.0.0/24"), template, max: 3 };
+    Input::SetDynamic(vec![range])
+}
+
+#[test]
+fn who_is_listed_is_no_guest_at_another_address_of_ours() {
+    let mut listed = at("10.0.0.2", 179, true, None);
+    listed.local_address = Some(ip(77));
+    listed.session.shutdown = Some("maintenance".into());
+    let mut b = Bench::new(vec![listed]);
+    b.input(range(at("10.0.0.9", 179, true, None)));
+    assert!(b.s.settings_for(ip(1), ip(2), None).is_none());
+    assert!(!comes(&mut b, 2, 1, 2));
+    assert!(b.events()[0].contains("expected at another address of ours"), "{:?}", b.events());
+    assert_eq!((names(&b).len(), b.notifications()), (1, vec![]), "as a stranger");
+    // At its own it hears that it is down; others are welcome.
+    assert!(!comes(&mut b, 2, 77, 2));
+    assert_eq!(b.notifications(), [(6, 5)]);
+    assert!(comes(&mut b, 3, 1, 3));
+}
+
+#[test]
+fn a_guest_comes_to_the_address_of_ours_that_its_range_names_and_is_one() {
+    let mut template = at("10.0.0.9", 179, true, None);
+    template.local_address = Some(ip(77));
+    let mut b = Bench::new(vec![]);
+    b.input(range(template));
+    for number in 2..6 {
+        assert!(!comes(&mut b, number, 1, 2));
+        assert!(b.events()[0].contains("its range is for another address of ours"), "{:?}", b.events());
+        assert!(b.s.settings_for(ip(1), ip(2), None).is_none());
+    }
+    assert_eq!(names(&b), [""; 0]);
+    assert!(comes(&mut b, 2, 77, 2));
+    assert!(!comes(&mut b, 3, 1, 2));
+    assert_eq!(names(&b), ["r-10.0.0.2"]);
+}
+
 #[test]
 fn one_link_local_address_on_two_links_is_two_peers() {
     let two = vec![at("fe80::1", 179, true, Some("eth0")), at("fe80::1", 179, true, Some("eth1"))];
