@@ -350,6 +350,13 @@ impl Peer {
         if self.restart_time.is_some_and(|t| t > 4095) {
             return wrong("restartTime", "at most 4095 (RFC 4724 section 3)");
         }
+        if self.stale_time == Some(0) {
+            // It would be the end of its routes before it can repeat any, at each route refresh, too.
+            return wrong(
+                "staleTime",
+                "expected 1 to 65535; to keep nothing at all there is restartLimit: 0",
+            );
+        }
         if self.long_lived_time > LONG_LIVED_MAX {
             return wrong("longLivedTime", format!("at most {LONG_LIVED_MAX} (RFC 9494 section 3)"));
         }

@@ -163,6 +163,11 @@ fn every_mistake_is_named_with_file_line_and_field() {
             "peers[0].restartTime: at most",
         ),
         (
+            "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    staleTime: 0\n",
+            6,
+            "peers[0].staleTime: expected 1 to 65535",
+        ),
+        (
             "peers:\n  - address: 10.0.0.2\n    asNumber: 1\n    sourceAddress: fd00::1\n",
             6,
             "sourceAddress: fd00::1",
