@@ -75,7 +75,12 @@ pub(super) fn without_policy(up: &Up) -> Option<String> {
         (false, true) => "sent to it",
         (false, false) => return None,
     };
-    Some(format!("external peer without a policy: nothing is {what} (RFC 8212)"))
+    // Somebody has asked for that one by name.
+    let but = match up.rib.rewrite.default_route.filter(|_| up.rib.rewrite.closed) {
+        Some(_) => " but the default route of defaultOriginate",
+        None => "",
+    };
+    Some(format!("external peer without a policy: nothing is {what}{but} (RFC 8212)"))
 }
 
 /// A session that carries more than it may.

@@ -114,6 +114,26 @@ fn a_default_route_is_originated_where_asked_for_and_hides_that_of_the_rib() {
 }
 
 #[test]
+fn a_default_route_that_is_asked_for_is_sent_without_a_policy_and_that_is_said() {
+    for (asked, said) in [
+        (
+            true,
+            "nothing is accepted from it or sent to it but the default route of defaultOriginate (RFC 8212)",
+        ),
+        (false, "nothing is accepted from it or sent to it (RFC 8212)"),
+    ] {
+        let mut cfg = neighbor(3, 65_003);
+        (cfg.attributes.default_route, cfg.attributes.require_policy) = (asked, true);
+        let mut b = Bench::new(vec![cfg]);
+        b.establish(3, open(3, 65_003));
+        assert_eq!(b.told(3).len(), usize::from(asked));
+        let note = b.s.peers().next().unwrap().note.unwrap();
+        assert_eq!(note, format!("external peer without a policy: {said}"));
+        assert!(b.events().iter().any(|e| e.contains(&note)));
+    }
+}
+
+#[test]
 fn a_default_route_of_ours_waits_like_the_others_while_selection_is_put_off() {
     let mut cfg = neighbor(3, AS);
     cfg.attributes.default_route = true;
