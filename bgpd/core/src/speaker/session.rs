@@ -265,7 +265,12 @@ impl Speaker {
     /// More paths of all neighbors together than there may be.
     fn no_room(&self, conn: ConnId) -> Option<Excess> {
         if self.cfg.max_paths > 0 {
-            let counts = self.peers.keys().flat_map(|p| Family::ALL.map(|f| self.rib.received(*p, f)));
+            // What is kept from before a restart and what takes its place count once.
+            let count = |p: PeerId, f| {
+                let (all, stale) = (self.rib.received(p, f), self.rib.stale(p, f));
+                stale.max(all - stale)
+            };
+            let counts = self.peers.keys().flat_map(|p| Family::ALL.map(|f| count(*p, f)));
             if counts.sum::<usize>() > self.cfg.max_paths {
                 return Some(Excess {
                     conn,

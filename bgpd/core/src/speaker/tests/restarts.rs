@@ -121,6 +121,21 @@ fn what_is_kept_over_a_restart_does_not_count_beside_what_takes_its_place() {
 }
 
 #[test]
+fn nor_does_it_count_twice_among_the_paths_of_all_neighbors() {
+    let mut b = bench(|_| {}, restartable(2, 65_002, false, 0));
+    b.message(3, announce(3, &["10.3.0.0/24"], ibgp()));
+    b.s.cfg.max_paths = 3;
+    lose(&mut b);
+    b.out.clear();
+    b.establish(2, restartable(2, 65_002, false, 0));
+    b.message(2, announce(2, &["10.2.8.0/24", "10.2.9.0/24"], via(&[65_002])));
+    b.message(3, announce(3, &["10.3.0.0/24"], AttrSet { med: Some(1), ..ibgp() }));
+    assert_eq!((b.notifications(), routes(&b)), (vec![], 5));
+    b.message(2, announce(2, &["10.2.7.0/24"], via(&[65_002])));
+    assert_eq!(b.notifications(), [(6, 8)]);
+}
+
+#[test]
 fn restarts_in_a_row_do_not_add_up_beyond_the_limit() {
     let limit = |c: &mut PeerConfig| {
         c.max_prefixes = 2;
