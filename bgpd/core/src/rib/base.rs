@@ -354,6 +354,7 @@ impl Rib {
         let (v4, v6, mut cx) = self.split();
         v4.drop_paths(peer, false, &mut cx);
         v6.drop_paths(peer, false, &mut cx);
+        self.sources.forget(peer);
     }
 
     /// Drops what is kept as stale in a family; returns how many paths.

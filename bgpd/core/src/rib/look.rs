@@ -3,7 +3,11 @@
 //! The verdict is always that of the code that decides (`export`); what is here only names it afterwards, so that an
 //! explanation cannot disagree with what happens.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -117,6 +121,11 @@ pub enum Export {
 }
 
 impl Rib {
+    /// Whether a neighbor is internal, and its identifier, by its last session.
+    pub fn source(&self, peer: PeerId) -> Option<(bool, Ipv4Addr)> {
+        self.sources().known(peer).map(|s| (s.ibgp, s.router_id))
+    }
+
     /// Prefixes of a family, from destination number `from` on, looking at no more than `limit` destinations; they
     /// are added to `found` in no particular order. Returns where to go on, `None` at the end.
     pub fn scan(

@@ -52,9 +52,21 @@ impl Sources {
         self.by_peer[n] = Some(source);
     }
 
+    /// The neighbor, if it has had a session.
+    pub fn known(&self, peer: PeerId) -> Option<&Source> {
+        self.by_peer.get(peer.0 as usize)?.as_ref()
+    }
+
+    /// It is gone for good; another may get its number.
+    pub fn forget(&mut self, peer: PeerId) {
+        if let Some(source) = self.by_peer.get_mut(peer.0 as usize) {
+            *source = None;
+        }
+    }
+
     /// The neighbor; ourselves for own routes.
     pub fn get(&self, peer: PeerId) -> &Source {
-        self.by_peer.get(peer.0 as usize).and_then(Option::as_ref).unwrap_or(&self.unknown)
+        self.known(peer).unwrap_or(&self.unknown)
     }
 }
 

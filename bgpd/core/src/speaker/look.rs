@@ -1,6 +1,9 @@
 //! Looking at routes in bounded steps, for answers of any size that hold nobody up. Nothing here changes anything.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ipnet::IpNet;
 
@@ -59,6 +62,11 @@ impl Speaker {
     /// All neighbors, in the order they were configured.
     pub fn peer_ids(&self) -> impl Iterator<Item = PeerId> {
         self.peers.keys().copied()
+    }
+
+    /// Whether a neighbor that has routes here is internal, and its identifier; also while it is away and they are kept.
+    pub fn source(&self, peer: PeerId) -> Option<(bool, Ipv4Addr)> {
+        self.rib.source(peer)
     }
 
     /// Destinations in the RIB.
