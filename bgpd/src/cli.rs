@@ -240,7 +240,7 @@ fn daemon(args: RunArgs) -> Result<()> {
     // One thread: all routes are one task's, and what the others do is little and made of system calls.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
-    runtime.block_on(run(Daemon {
+    let done = runtime.block_on(run(Daemon {
         source,
         admin_socket,
         record: args.record,
@@ -250,7 +250,10 @@ fn daemon(args: RunArgs) -> Result<()> {
         drain_time: settings.as_ref().map_or(Duration::from_secs(args.drain.into()), |s| s.drain_time),
         mrt: settings.as_ref().map_or_else(|| args.mrt_dir.map(MrtSettings::usual), |s| s.mrt.clone()),
         settings,
-    }))
+    }));
+    drop(runtime);
+    brindle_config::SqliteStore::close_all();
+    done
 }
 
 /// Memory nobody needs any more; where that is not possible it is kept.

@@ -52,7 +52,10 @@ const TICK: Duration = Duration::from_secs(60);
 /// Why it could not start.
 pub fn main(settings: Settings) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(settings))
+    let done = runtime.block_on(run(settings));
+    drop(runtime);
+    brindle_config::SqliteStore::close_all();
+    done
 }
 
 async fn run(settings: Settings) -> Result<bool> {

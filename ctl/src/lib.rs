@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
     };
     let output =
         if args.output == cmd::resource::form::Form::Json { args::Format::Json } else { args::Format::Table };
-    written(match meaning::understand(args).and_then(cmd::run) {
+    let code = written(match meaning::understand(args).and_then(cmd::run) {
         Ok(Outcome::Ok) => ExitCode::SUCCESS,
         Ok(Outcome::Degraded) => ExitCode::from(1),
         Ok(Outcome::Code(code)) => ExitCode::from(code),
@@ -52,7 +52,9 @@ pub fn main() -> ExitCode {
             out::error(output, &error);
             ExitCode::from(2)
         }
-    })
+    });
+    brindle_config::SqliteStore::close_all();
+    code
 }
 
 /// An answer that is cut off must not pass for a whole one, such as a backup on a full disk.

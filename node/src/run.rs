@@ -73,6 +73,7 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
     });
     // Connections are dropped without a NOTIFICATION, so that peers keep our routes for the restart time.
     runtime.shutdown_background();
+    brindle_config::SqliteStore::close_all();
     result
 }
 

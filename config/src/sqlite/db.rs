@@ -33,6 +33,8 @@ const TRIM_EVERY: u64 = 64;
 const PAGE: u32 = 1024;
 /// How long a call waits for other processes' transactions.
 pub(super) const BUSY: Duration = Duration::from_secs(10);
+/// How long the end of a connection waits for others who read what is in the log.
+const CLOSING: Duration = Duration::from_millis(500);
 /// Files up to this size are checked when they are opened (a few ms); larger ones when SQLite meets the damage.
 const CHECK_UP_TO: u64 = 4 << 20;
 
@@ -151,6 +153,33 @@ impl Db {
         }
         opening.done(file);
         Ok(Self { conn, path: path.to_owned(), file, generation: 0 })
+    }
+
+    /// Closes the connection. What it has written is in the file itself then, whoever else has it open: of two that close at
+    /// once SQLite takes neither for the last one, which alone would see to it.
+    pub(super) fn close(self) {
+        let wrote = self.conn.query_row("SELECT total_changes()", [], |r| r.get::<_, i64>(0));
+        // A file that was replaced has nothing to do with the log of this one.
+        if wrote.is_ok_and(|n| n > 0)
+            && identity(&self.path).is_ok_and(|file| file == self.file)
+            && let Err(error) = self.take_log_in()
+        {
+            tracing::debug!(path = %self.path.display(), %error, "the log is not taken into the file");
+        }
+        if let Err((_, error)) = self.conn.close() {
+            tracing::debug!(path = %self.path.display(), %error, "not closed");
+        }
+    }
+
+    /// SQLite does not wait for another process that is at the same.
+    fn take_log_in(&self) -> rusqlite::Result<()> {
+        let begun = Instant::now();
+        self.conn.busy_timeout(CLOSING)?;
+        let busy = || self.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get::<_, bool>(0));
+        while busy()? && begun.elapsed() < CLOSING {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
     }
 
     /// Words for what went wrong.

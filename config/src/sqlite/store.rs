@@ -19,6 +19,9 @@ use super::{
     worker::Worker,
 };
 
+/// How long the end of a process waits for its connections to be closed.
+const CLOSE: Duration = Duration::from_secs(3);
+
 /// A datastore in one SQLite file. Watches need a tokio runtime with time; the other calls need none.
 pub struct SqliteStore {
     path: PathBuf,
@@ -47,6 +50,12 @@ impl SqliteStore {
         let reader = Worker::start("store-read", &path, Db::open_again(&path)?)?;
         let bell = Arc::new(Bell::new(&path));
         Ok(Self { path, reader, writer, bell, ear: OnceLock::new() })
+    }
+
+    /// Closes every such datastore of this process, for its end: then the file alone has everything that this process wrote.
+    /// Without it the log beside the file does. A disk that is slow is not waited for.
+    pub fn close_all() {
+        super::worker::close_all(CLOSE);
     }
 
     /// The database file.

@@ -40,6 +40,14 @@ fn play_a_role() {
                 Ok(_) => say("written"),
                 Err(e) => say(e),
             },
+            "put-and-close" => match store.put(&key("from-child"), value(1), Expect::Any).await {
+                Ok(_) => {
+                    SqliteStore::close_all();
+                    let refused = store.get(&key("from-child")).await.is_err();
+                    say(if refused { "closed" } else { "still open" });
+                }
+                Err(e) => say(e),
+            },
             "count" => count(&store).await,
             "fill" => fill(&store).await,
             "follow" => follow(store).await,

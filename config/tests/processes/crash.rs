@@ -62,3 +62,32 @@ async fn a_killed_writer_does_not_block_the_others() {
     victim.kill();
     store.put(&key("mine"), value(2), Expect::Any).await.expect("writes after it");
 }
+
+#[tokio::test]
+async fn a_process_that_closes_leaves_one_file_with_everything_also_beside_others() {
+    let dir = TempDir::new();
+    let (db, copy) = (dir.path("store.db"), dir.path("copy.db"));
+    for beside in [false, true] {
+        let other = beside.then(|| SqliteStore::open(&db).expect("opens"));
+        if let Some(other) = &other {
+            other.delete(&key("from-child"), Expect::Any).await.expect("deletes");
+        }
+        let mut child = Role::start("put-and-close", &db);
+        assert_eq!(child.says().as_deref(), Some("closed"));
+        let log = dir.path("store.db-wal");
+        assert_eq!(log.exists(), beside, "whoever still has it open keeps the log, which is empty");
+        assert_eq!(std::fs::metadata(&log).map_or(0, |m| m.len()), 0);
+        std::fs::copy(&db, &copy).expect("copies the one file");
+        let copied = SqliteStore::open(&copy).expect("opens");
+        assert_eq!(number(&copied.get(&key("from-child")).await.expect("is in the file").value), 1);
+        if let Some(other) = &other {
+            other.get(&key("from-child")).await.expect("reads on");
+            other.put(&key("more"), value(2), Expect::Any).await.expect("writes on");
+        }
+        drop(copied);
+        // Its connections close when their threads are done.
+        for name in ["copy.db", "copy.db-wal", "copy.db-shm", "copy.db.lock"] {
+            let _ = std::fs::remove_file(dir.path(name));
+        }
+    }
+}
