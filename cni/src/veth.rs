@@ -136,8 +136,12 @@ impl Wiring {
             self.enable_ipv6()?;
         }
         let forwarding = if self.forwarding { "1" } else { "0" };
-        if let Err(e) = sysctl::ensure("net/ipv4/ip_forward", forwarding) {
-            warnings.push(e.to_string());
+        for key in
+            [Some("net/ipv4/ip_forward"), v6.then_some("net/ipv6/conf/all/forwarding")].into_iter().flatten()
+        {
+            if let Err(e) = sysctl::ensure(key, forwarding) {
+                warnings.push(e.to_string());
+            }
         }
         let mut pod = Rtnl::open()?;
         let link = pod.link_by_name(&self.ifname)?.ok_or_else(|| vanished(&self.ifname))?;
@@ -198,8 +202,13 @@ impl Wiring {
         let conf = |who: &str, what: &str| format!("net/ipv6/conf/{who}/{what}");
         let set = |key: String, value: &str| {
             sysctl::ensure(&key, value).map(drop).map_err(|e| {
-                let hint =
-                    if e.is_not_found() { "this kernel has no IPv6" } else { "is /proc/sys read-only?" };
+                let hint = match e.is_not_found() {
+                    true if self.mtu.is_some_and(|mtu| mtu < 1280) => {
+                        "IPv6 needs an MTU of 1280 at least: correct mtu"
+                    }
+                    true => "this kernel has no IPv6",
+                    false => "is /proc/sys read-only?",
+                };
                 CniError::new(code::IO, e.to_string()).hint(hint)
             })
         };

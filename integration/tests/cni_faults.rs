@@ -280,6 +280,13 @@ fn families_and_second_interfaces_go_their_own_way() {
     let mut only6 = dual.clone();
     only6["ipam"]["assign_ipv4"] = json!(false);
     let (a, b) = (Container::new(), Container::new());
+    // A host that is hardened, for devices that are made from now on.
+    node.ns
+        .ns()
+        .run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))
+        .unwrap()
+        .unwrap();
+    only6["container_settings"] = json!({"allow_ip_forwarding": true});
     // A namespace where somebody switched IPv6 off.
     a.ns.ns().run(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")).unwrap().unwrap();
     let said = node.call("ADD", &a, &dual);
@@ -299,6 +306,8 @@ fn families_and_second_interfaces_go_their_own_way() {
     let said = node.call("ADD", &b, &only6);
     assert!(said.address().starts_with("fd00:125:"), "{said:?}");
     until_true("IPv6 alone", LONG, || node.pings(&said.address()));
+    let forwards = b.ns.ns().run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding"));
+    assert_eq!(forwards.unwrap().unwrap().trim(), "1", "as allow_ip_forwarding says");
 
     // The second network of a meta-plugin: another name, another interface of the same container.
     let mut second = node.conf();

@@ -40,6 +40,10 @@ pub fn device(dev: &str, addresses: &[IpNet], spoofs: bool) -> Vec<Setting> {
     }
     // A pod without IPv6 can send it all the same: no advertisement or redirect of its moves the host's routes.
     let six = addresses.iter().any(|a| a.addr().is_ipv6());
+    if six {
+        // First: hosts that switch IPv6 off for new devices have no room for its other settings and routes.
+        all.push(set(format!("net/ipv6/conf/{dev}/disable_ipv6"), "0"));
+    }
     for deaf in ["accept_ra", "accept_redirects"] {
         all.push(Setting { optional: !six, ..set(format!("net/ipv6/conf/{dev}/{deaf}"), "0") });
     }
@@ -63,6 +67,19 @@ mod tests {
             let found = all.iter().find(|s| s.path == "net/ipv4/conf/cali1/rp_filter").map(|s| s.value);
             assert_eq!(found, Some(value));
         }
+    }
+
+    #[test]
+    fn ipv6_is_switched_on_before_anything_else_of_it_where_the_pod_has_it() {
+        let paths = |address: &str| {
+            let all = device("cali1", &[address.parse().expect("a prefix")], false);
+            all.into_iter().map(|s| s.path).filter(|p| p.starts_with("net/ipv6/")).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            paths("2001:db8::1/128").first().map(String::as_str),
+            Some("net/ipv6/conf/cali1/disable_ipv6")
+        );
+        assert!(!paths("10.0.0.1/32").iter().any(|p| p.ends_with("disable_ipv6")));
     }
 
     #[test]
