@@ -8,7 +8,7 @@ use brindle_kernel::netlink::Mac;
 use serde::Deserialize;
 
 use crate::{
-    env::is_station,
+    env::check_station,
     error::{CniError, code},
 };
 
@@ -133,10 +133,8 @@ fn families(texts: &[String]) -> Result<(bool, bool), CniError> {
 
 fn mac(text: &str) -> Result<Mac, CniError> {
     let mac = text.parse().map_err(|_| wrong("hwAddr", format!("is {text:?}, which is no MAC address")))?;
-    if is_station(mac) {
-        return Ok(mac);
-    }
-    Err(wrong("hwAddr", format!("is {text:?}, which is not the address of one station")))
+    check_station(mac).map_err(|why| wrong("hwAddr", format!("is {text:?}, which is {why}")))?;
+    Ok(mac)
 }
 
 #[cfg(test)]
@@ -189,6 +187,7 @@ mod tests {
             (vec![("hwAddr", "x")], 7, "no MAC address"),
             (vec![("hwAddr", "ff:ff:ff:ff:ff:ff")], 7, "not the address of one station"),
             (vec![("hwAddr", "00:00:00:00:00:00")], 7, "not the address of one station"),
+            (vec![("hwAddr", "ee:ee:ee:ee:ee:ee")], 7, "what the host's end of every pod has"),
             (vec![("ipv4pools", "{}")], 7, "ipv4pools is no JSON list"),
             (vec![("floatingIPs", "192.0.2.1")], 7, "floatingIPs is no JSON list"),
             (vec![("floatingIPs", r#"["192.0.2.1/32"]"#)], 7, "\"192.0.2.1/32\", which is no address"),

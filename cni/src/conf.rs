@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     annotations::{FeatureControl, Wishes},
-    env::{Command, NAME_RULE, is_name, is_station},
+    env::{Command, NAME_RULE, check_station, is_name},
     error::{CniError, code},
     result::Answer,
     undo,
@@ -407,9 +407,10 @@ fn mac(field: &str, text: &str) -> Result<Option<brindle_kernel::netlink::Mac>, 
     if text.is_empty() {
         return Ok(None);
     }
-    let wrong = |what: &str| CniError::config(format!("{field}: {text:?} is not {what}"));
-    let mac = text.parse().map_err(|_| wrong("a MAC address"))?;
-    if is_station(mac) { Ok(Some(mac)) } else { Err(wrong("the address of one station")) }
+    let wrong = |what: &str| CniError::config(format!("{field}: {text:?} is {what}"));
+    let mac = text.parse().map_err(|_| wrong("not a MAC address"))?;
+    check_station(mac).map_err(wrong)?;
+    Ok(Some(mac))
 }
 
 /// Routes for an interface: objects with a network `dst`, and perhaps a gateway `gw`. DEL and the like do not need them.
@@ -544,6 +545,11 @@ mod tests {
                 r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"mac":"01:00:5e:00:00:01"}}"#,
                 7,
                 "runtimeConfig.mac: \"01:00:5e:00:00:01\" is not the address of one station",
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"mac":"ee:ee:ee:ee:ee:ee"}}"#,
+                7,
+                "runtimeConfig.mac: \"ee:ee:ee:ee:ee:ee\" is what the host's end of every pod has",
             ),
             (r#"{"cniVersion":"1.0.0","name":"n","agent_socket":"cni.sock"}"#, 7, "agent_socket"),
             (r#"{"cniVersion":"1.0.0","name":"n","state_dir":"x"}"#, 7, "state_dir"),

@@ -125,9 +125,13 @@ pub(crate) fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
-/// Whether a device can have this MAC: neither a group's nor none at all.
-pub(crate) fn is_station(mac: brindle_kernel::netlink::Mac) -> bool {
-    mac.0[0] & 1 == 0 && mac.0 != [0; 6]
+/// Whether a pod's device can have this MAC: neither a group's, nor none at all, nor that of the other end, of which the kernel
+/// would make the same link-local address. Says why not.
+pub(crate) fn check_station(mac: brindle_kernel::netlink::Mac) -> Result<(), &'static str> {
+    if mac == crate::names::HOST_MAC {
+        return Err("what the host's end of every pod has");
+    }
+    if mac.0[0] & 1 == 0 && mac.0 != [0; 6] { Ok(()) } else { Err("not the address of one station") }
 }
 
 fn check_id(variable: &str, id: &str) -> Result<(), CniError> {
@@ -215,9 +219,7 @@ impl Args {
                 "MAC" if !value.is_empty() => {
                     let mac: brindle_kernel::netlink::Mac =
                         value.parse().map_err(|_| invalid("not a MAC address"))?;
-                    if !is_station(mac) {
-                        return Err(invalid("not the address of one station"));
-                    }
+                    check_station(mac).map_err(invalid)?;
                     args.mac = Some(mac);
                 }
                 _ => {}
