@@ -23,6 +23,17 @@ use crate::{
     time::Now,
 };
 
+/// The addresses of the pools that cool down, if there are any.
+fn resting(job: &Job<'_>, all: &AllBlocks) -> Option<Reason> {
+    let cooldown = job.view.config.ip_cooldown_seconds.filter(|s| *s > 0)?;
+    let of_pools = all.values().flatten().filter(|h| job.pool_of(&h.block.cidr()).is_some());
+    let left = of_pools.flat_map(|h| {
+        h.block.allocations().filter_map(|a| h.block.cooling_for(a.ip, job.now, cooldown)).collect::<Vec<_>>()
+    });
+    let left: Vec<u64> = left.collect();
+    Some(Reason::Resting { addresses: left.len(), seconds: left.into_iter().min()? })
+}
+
 /// Limit of blocks per host when none is configured (Calico's).
 const DEFAULT_MAX_BLOCKS: u32 = 20;
 /// A block claimed less than this ago is not taken from its host though it is empty: the host is about to use it.
@@ -107,7 +118,9 @@ impl BlockAllocator {
             let mut all = self.read_rested(view, now).await?;
             self.use_own(&mut job).await?;
             self.use_new(&mut job, &mut all, max_blocks).await?;
+            let resting = resting(&job, &all);
             self.use_others(&mut job, all).await?;
+            resting.into_iter().for_each(|reason| job.refusal.push(reason));
         }
         let refusal = (job.missing() > 0).then_some(job.refusal);
         Ok((job.got, refusal))

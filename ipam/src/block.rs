@@ -215,7 +215,7 @@ impl Block {
         if let Some(held) = self.allocation(ip) {
             let holder = match held.handle() {
                 Some(h) => format!("handle {h}"),
-                None if held.cooling() => "nobody yet: it was released a moment ago and cools down".into(),
+                None if held.cooling() => "its last owner until it has cooled down".into(),
                 None => "an owner without a handle".into(),
             };
             return Err(BlockError::Assigned { ip, holder });
@@ -304,6 +304,21 @@ impl Block {
             .map(|(o, _)| o)
             .collect();
         self.free(&ordinals, None);
+    }
+
+    /// Seconds until the address has cooled down; `None`: it does not cool down.
+    pub fn cooling_for(&self, ip: IpAddr, now: Now, seconds: u32) -> Option<u64> {
+        let held = self.allocation(ip).filter(Allocation::cooling)?;
+        let since = held.attribute.released_at.as_deref().and_then(Now::parse_rfc3339).unwrap_or(now);
+        Some(u64::from(seconds).saturating_sub(now.secs_since(since)))
+    }
+
+    /// Ends the cooldown of one address, for whoever had it.
+    pub fn stop_cooling(&mut self, ip: IpAddr) {
+        let cools = self.allocation(ip).is_some_and(|a| a.cooling());
+        if let Some(ordinal) = self.ordinal(ip).ok().filter(|_| cools) {
+            self.free(&[ordinal], None);
+        }
     }
 
     /// Free addresses that may be given unasked.

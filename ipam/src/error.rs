@@ -15,6 +15,9 @@ pub enum IpamError {
     /// The wanted address is in use; names the holder.
     #[error("{ip} is already assigned to {holder}")]
     Assigned { ip: IpAddr, holder: String },
+    /// It was given back a moment ago, and is free again in so many seconds.
+    #[error("{ip} was given back a moment ago and cools down for {seconds} s more (ipCooldownSeconds)")]
+    Cooling { ip: IpAddr, seconds: u64 },
     /// What is stored has changed since the caller looked, so nothing was released.
     #[error("update conflict: {0}")]
     Stale(BlockError),

@@ -9,7 +9,7 @@ use crate::{
     affinity::Claim,
     allocator::{Assigned, BlockAllocator},
     assign::overlaps,
-    block::{Owner, Release, same_handle},
+    block::{Allocation, Owner, Release, same_handle},
     error::IpamError,
     net,
     pools::{Pool, View},
@@ -59,7 +59,11 @@ impl BlockAllocator {
             {
                 return Err(refused(Reason::ForeignBlock { block, host: host.clone() }));
             }
-            held.block.end_cooldown(now, view.config.ip_cooldown_seconds.unwrap_or(0));
+            let cooldown = view.config.ip_cooldown_seconds.unwrap_or(0);
+            held.block.end_cooldown(now, cooldown);
+            if let Some(seconds) = held.block.cooling_for(ip, now, cooldown) {
+                return Err(IpamError::Cooling { ip, seconds });
+            }
             held.block.assign(ip, owner)?;
             if self.write_assigned(&mut held, &owner.handle, 1).await? {
                 if lender.is_none() {
@@ -71,7 +75,7 @@ impl BlockAllocator {
         }
     }
 
-    /// Makes the records say that the owner has this address: they do already, or it is free, or `former` has it, which is
+    /// Makes the records say that the owner has this address: they do already, or it is free or cools down, or `former` has it, which is
     /// the same workload's handle of before. Refuses an address of anybody else. The workload has it already, so that what
     /// became of its pool since does not matter: a disabled one gives no new addresses, and this is none.
     pub async fn keep(
@@ -88,17 +92,27 @@ impl BlockAllocator {
         while let Some(mut held) = self.stored_block(ip, guess, view).await? {
             let cidr = held.block.cidr();
             self.own.remove(&cidr);
-            let holder = held.block.allocation(ip).and_then(|a| a.handle().map(str::to_owned));
+            let there = held.block.allocation(ip);
+            let cools = there.as_ref().is_some_and(Allocation::cooling);
+            let holder = there.and_then(|a| a.handle().map(str::to_owned));
             match holder {
                 Some(h) if same_handle(&h, &owner.handle) => return Ok(()),
                 Some(h) if same_handle(&h, former) => {}
+                None if cools => {}
                 _ => break,
             }
             // One write of the block: at no time is the address anybody's to take.
-            held.block.release(&[Release { ip, handle: Some(former.to_owned()), sequence: None }], None)?;
+            if cools {
+                held.block.stop_cooling(ip);
+            } else {
+                held.block
+                    .release(&[Release { ip, handle: Some(former.to_owned()), sequence: None }], None)?;
+            }
             held.block.assign(ip, owner)?;
             if self.write_assigned(&mut held, &owner.handle, 1).await? {
-                self.handles.decrement(former, &cidr, 1).await?;
+                if !cools {
+                    self.handles.decrement(former, &cidr, 1).await?;
+                }
                 if held.block.is_of(&self.host) {
                     self.own.insert(cidr, held);
                 }

@@ -49,7 +49,7 @@ pub struct Pool {
 
 impl Pool {
     /// Whether the request means this pool: by CIDR or by name.
-    fn is_named(&self, wanted: &str) -> bool {
+    pub fn is_named(&self, wanted: &str) -> bool {
         self.name == wanted || wanted.parse::<IpNet>().is_ok_and(|n| n.trunc() == self.spec.cidr.trunc())
     }
 
@@ -155,7 +155,7 @@ impl View {
                 refusal.push(Reason::Unreadable(text.clone()));
             }
             if refusal.reasons.is_empty() {
-                refusal.push(Reason::NoPools);
+                refusal.push(Reason::NoPools(Some(family).filter(|_| !self.pools.is_empty())));
             }
             return Err(refusal);
         }

@@ -5,11 +5,13 @@ use std::fmt;
 use brindle_config_core::pool::AllowedUse;
 use ipnet::IpNet;
 
+use crate::pools::Family;
+
 /// One step that led nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// No pool of this family exists at all.
-    NoPools,
+    /// No pool exists at all, or none of this family.
+    NoPools(Option<Family>),
     /// The request names a pool that does not exist.
     NoSuchPool(String),
     /// The request names a pool that gives no new addresses.
@@ -45,6 +47,11 @@ pub enum Reason {
     Unreadable(String),
     /// Every block of the host in the allowed pools is full.
     OwnBlocksFull(usize),
+    /// So many addresses were given back a moment ago; the first of them is free again in so many seconds.
+    Resting {
+        addresses: usize,
+        seconds: u64,
+    },
     /// No block of the pool is unclaimed. Of its addresses so many are reserved.
     NoFreeBlock {
         pool: String,
@@ -72,7 +79,9 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoPools => f.write_str("no IP pool is configured"),
+            Self::NoPools(None) => f.write_str("no IP pool is configured"),
+            Self::NoPools(Some(Family::V4)) => f.write_str("no IPv4 pool is configured"),
+            Self::NoPools(Some(Family::V6)) => f.write_str("no IPv6 pool is configured"),
             Self::NoSuchPool(p) => write!(f, "the given pool ({p}) does not exist, or is not enabled"),
             Self::PoolDisabled(p) => write!(f, "pool {p} is disabled"),
             Self::PoolTerminating(p) => write!(f, "pool {p} is being deleted"),
@@ -90,6 +99,12 @@ impl fmt::Display for Reason {
             }
             Self::Unreadable(what) => write!(f, "not readable: {what}"),
             Self::OwnBlocksFull(n) => write!(f, "the node's {n} blocks are full"),
+            Self::Resting { addresses, seconds } => {
+                write!(
+                    f,
+                    "{addresses} addresses were given back a moment ago and cool down (ipCooldownSeconds), the first for {seconds} s more"
+                )
+            }
             Self::NoFreeBlock { pool, blocks, reserved: 0 } => {
                 write!(f, "no free block in pool {pool} ({blocks} in all)")
             }
@@ -140,6 +155,11 @@ impl Refusal {
                 || matches!(r, Reason::NoFreeBlock { reserved, .. } if *reserved > 0)
         };
         self.reasons.iter().any(by_reservation)
+    }
+
+    /// Whether addresses are about to be free again.
+    pub fn resting(&self) -> bool {
+        self.reasons.iter().any(|r| matches!(r, Reason::Resting { .. }))
     }
 
     /// Whether addresses ran out, as opposed to a request or configuration that can never be served.

@@ -174,7 +174,7 @@ impl BlockAllocator {
         match given.addresses.first() {
             Some(a) => Ok(a.ip),
             None => Err(IpamError::Refused(
-                given.refusal().cloned().unwrap_or_else(|| Refusal::from(Reason::NoPools)),
+                given.refusal().cloned().unwrap_or_else(|| Refusal::from(Reason::NoPools(None))),
             )),
         }
     }

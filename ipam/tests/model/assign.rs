@@ -231,6 +231,8 @@ fn pools_are_chosen_by_request_then_by_selectors_and_uses() {
 fn no_pool_at_all_is_said_plainly() {
     let store = SimStore::default();
     assert_eq!(refusal(&Host::new(&store, "n0").pod("a", 1)), "no IP pool is configured");
+    pool(&store, "six", "fd00::/64", |_| {});
+    assert_eq!(refusal(&Host::new(&store, "n0").pod("a", 1)), "no IPv4 pool is configured");
 }
 
 #[test]
@@ -496,6 +498,28 @@ fn blocks_that_stay_empty_go_back_but_one_of_each_pool() {
     a.release("net.new");
     assert_eq!(look(901), [], "its time begins anew");
     assert_eq!(look(1801).len(), 1);
+    assert_eq!(audit(&store.everything()), []);
+}
+
+#[test]
+fn addresses_that_cool_down_are_told_from_those_in_use() {
+    let store = SimStore::default();
+    pool(&store, "p", "10.0.0.0/31", |p| p.block_size_raw = Some(31));
+    config(&store, |c| c.ip_cooldown_seconds = Some(60));
+    let mut a = Host::new(&store, "a");
+    a.pod("net.1", 2);
+    a.release("net.1");
+    let said = refusal(&a.pod("net.2", 1));
+    assert!(
+        said.contains("2 addresses were given back a moment ago and cool down") && said.contains("60 s"),
+        "{said}"
+    );
+    let (view, owner) = (a.view(), a.owner("net.3"));
+    let one = run(a.allocator.assign_ip(ip("10.0.0.1"), &owner, AllowedUse::Workload, &view, NOW));
+    assert_eq!(one, Err(IpamError::Cooling { ip: ip("10.0.0.1"), seconds: 60 }));
+    // Who has it already need not wait.
+    run(a.allocator.keep(ip("10.0.0.1"), "net.1", &owner, &view, NOW)).unwrap();
+    assert_eq!(run(a.allocator.by_handle("net.3")).unwrap(), [ip("10.0.0.1")]);
     assert_eq!(audit(&store.everything()), []);
 }
 

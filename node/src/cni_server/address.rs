@@ -265,7 +265,9 @@ impl Service {
                 return Err(Refused::new(
                     if why.exhausted() { code::POOL_EXHAUSTED } else { code::CONFIG },
                     format!("no address for {}: {why}", a.workload()),
-                    if why.reserved() {
+                    if why.resting() {
+                        "nothing needs doing: it is tried again; or add an IPPool that serves this node"
+                    } else if why.reserved() {
                         "take addresses out of the IPReservation, add an IPPool that serves this node, or free addresses"
                     } else {
                         "add an IPPool that serves this node, or free addresses"

@@ -84,6 +84,9 @@ impl From<IpamError> for Refused {
             IpamError::Assigned { .. } => {
                 (code::DUPLICATE_ADDRESS, "ask for another address, or delete the pod that has it")
             }
+            IpamError::Cooling { .. } => {
+                (code::TRY_AGAIN, "nothing needs doing: it is tried again, and given then")
+            }
             IpamError::Stale(_) | IpamError::Contention { .. } => {
                 (code::TRY_AGAIN, "other nodes write the same blocks; try again")
             }

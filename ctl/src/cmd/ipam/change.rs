@@ -20,6 +20,8 @@ use super::{
 };
 use crate::{Outcome, args::Format, out};
 
+/// Parts of a pool that are still pools somebody means to have.
+const MANY_PARTS: u32 = 4096;
 /// Whom the allocator takes this command for; it claims nothing.
 const NOBODY: &str = "brindlectl";
 
@@ -203,14 +205,23 @@ pub(super) async fn configure(
         spec.ip_cooldown_seconds = Some(n);
         done.push(("IPCooldownSeconds", n.to_string()));
     }
+    // Who asks for its end is told what else has to end.
+    let off = args.strictaffinity == Some(false);
+    let n = spec.max_blocks_per_host;
     ensure!(
-        spec.max_blocks_per_host == 0 || spec.strict_affinity,
-        "MaxBlocksPerHost requires StrictAffinity to be enabled: add --strictaffinity=true"
+        n == 0 || spec.strict_affinity,
+        "MaxBlocksPerHost requires StrictAffinity to be enabled: {}",
+        if off {
+            format!("it is {n}; add --max-blocks-per-host=0")
+        } else {
+            "add --strictaffinity=true".into()
+        }
     );
     ensure!(
         spec.auto_allocate_blocks || spec.strict_affinity,
         "AutoAllocateBlocks false requires StrictAffinity to be enabled: nodes would only borrow from each \
-         other; add --strictaffinity=true"
+         other; add {}",
+        if off { "--auto-allocate-blocks=true" } else { "--strictaffinity=true" }
     );
     store.put_as(&resource, expect).await?;
     match format {
@@ -223,6 +234,7 @@ pub(super) async fn configure(
 pub(super) async fn split(store: Arc<dyn Store>, args: &SplitArgs, format: Format) -> Result<Outcome> {
     let n = args.number;
     ensure!(n >= 2 && n.is_power_of_two(), "{n}: a pool is split into a power of two: 2, 4, 8 …");
+    ensure!(n <= MANY_PARTS, "{n}: a pool is split into {MANY_PARTS} at most");
     let world = World::read(&*store).await?;
     world.must_be_locked(args.force)?;
     let meant = world.view.pools.iter().find(|p| match (&args.cidr, &args.name) {
