@@ -448,6 +448,41 @@ fn parts_of_a_pool_have_its_labels_and_annotations() {
 }
 
 #[test]
+fn with_a_node_goes_what_it_had_and_with_a_pool_its_empty_blocks() {
+    let c = Cluster::new("gone");
+    for node in ["node1", "node2"] {
+        c.put(ObjectMeta::named(node), brindle_config_core::node::NodeSpec::default());
+    }
+    c.pod("node1", "a", 1, true);
+    c.hold("ipip-tunnel-addr-node1", &[("type", "ipipTunnelAddress")], false);
+    c.pod("node2", "b", 0, true);
+    // Its Node is taken away by something else: it is told.
+    let node2 = Key::new(Kind::Node, None, "node2");
+    c.runtime.block_on(c.store.delete(&node2, Expect::Any)).unwrap();
+    let said = c.run("ipam check");
+    assert!(said.contains("1 endpoints of nodes that do not exist"), "{said}");
+    let said = c.run("delete node node1");
+    assert!(said.contains("endpoints (1), addresses (3) and blocks (2)"), "{said}");
+    let (left, _) = c.runtime.block_on(c.store.list_as::<WorkloadEndpointSpec>()).unwrap();
+    assert_eq!(left.iter().map(|e| &*e.resource.spec.node).collect::<Vec<_>>(), ["node2"]);
+    let all = || {
+        let kinds = [Kind::IpamBlock, Kind::BlockAffinity, Kind::IpamHandle];
+        let entries = c.runtime.block_on(c.store.list(&kinds)).unwrap().entries;
+        assert_eq!(brindle_ipam::audit::audit(&entries), []);
+        entries.len()
+    };
+    assert_eq!(all(), 3, "block, affinity and handle of the other node");
+    let mut a = BlockAllocator::new(Arc::clone(&c.store), "node2", Arc::new(NoPause));
+    c.runtime.block_on(async {
+        let view = View::load(&*c.store, "node2").await.unwrap();
+        a.release_handle("k8s-pod-network.b", &view, NOW).await.unwrap();
+    });
+    assert_eq!(all(), 2);
+    c.run("delete ippool default-pool");
+    assert_eq!(all(), 0);
+}
+
+#[test]
 fn what_something_uses_is_released_by_force_alone() {
     let c = Cluster::new("guards");
     let tunnel = c.hold("ipip-tunnel-addr-node1", &[("type", "ipipTunnelAddress")], false);

@@ -502,6 +502,53 @@ fn blocks_that_stay_empty_go_back_but_one_of_each_pool() {
 }
 
 #[test]
+fn what_gives_a_node_nothing_any_more_takes_its_last_block() {
+    const GRACE: u64 = 900;
+    let deleted =
+        |s: &SimStore| drop(run(s.delete(&Key::new(Kind::IpPool, None, "p"), Expect::Any)).unwrap());
+    let disabled = |s: &SimStore| pool(s, "p", "10.0.0.0/24", |p| p.disabled = true);
+    let elsewhere = |s: &SimStore| pool(s, "p", "10.0.0.0/24", |p| p.node_selector = "rack == 'b'".into());
+    let cases: [(&dyn Fn(&SimStore), [usize; 2]); 3] =
+        [(&deleted, [1, 1]), (&disabled, [0, 1]), (&elsewhere, [0, 1])];
+    for (change, due) in cases {
+        let store = SimStore::default();
+        pool(&store, "p", "10.0.0.0/24", |_| {});
+        let mut a = Host::new(&store, "a");
+        a.pod("net.1", 1);
+        a.release("net.1");
+        let looks = || {
+            let mut idle = Idle::default();
+            [0, GRACE].map(|seconds| {
+                let view = run(View::load(&store, "a")).unwrap();
+                let at = Now(NOW.0 + seconds * 1_000_000_000);
+                idle.look("a", &Blocks::read(&store.everything()), &view, GRACE, at).len()
+            })
+        };
+        assert_eq!(looks(), [0, 0], "it serves the next pod");
+        change(&store);
+        assert_eq!(looks(), due);
+    }
+}
+
+#[test]
+fn the_empty_blocks_of_a_pool_that_is_gone_make_room_for_another_size() {
+    let store = SimStore::default();
+    pool(&store, "p", "10.0.0.0/24", |_| {});
+    let (mut a, mut b) = (Host::new(&store, "a"), Host::new(&store, "b"));
+    a.pod("net.1", 1);
+    b.pod("net.2", 1);
+    a.release("net.1");
+    run(store.delete(&Key::new(Kind::IpPool, None, "p"), Expect::Any)).unwrap();
+    let mut other = Host::new(&store, "brindlectl");
+    let given = run(other.allocator.give_back_within(&"10.0.0.0/24".parse().unwrap(), NOW)).unwrap();
+    assert_eq!(given.len(), 1, "the one with an address in use stays");
+    assert_eq!(store.everything().iter().filter(|e| e.key.kind == Kind::BlockAffinity).count(), 1);
+    b.release("net.2");
+    let kinds = [Kind::IpamBlock, Kind::BlockAffinity, Kind::IpamHandle];
+    assert!(!store.everything().iter().any(|e| kinds.contains(&e.key.kind)));
+}
+
+#[test]
 fn addresses_that_cool_down_are_told_from_those_in_use() {
     let store = SimStore::default();
     pool(&store, "p", "10.0.0.0/31", |p| p.block_size_raw = Some(31));

@@ -110,7 +110,10 @@ pub fn against<'a>(
         errors.add(
             "spec.blockSize",
             new.block_size(),
-            format!("the block {block} exists inside the pool with another size; release it first"),
+            format!(
+                "the block {block} exists inside the pool with another size; its node gives it back a few minutes after its \
+                 last address (see brindlectl ipam show --show-blocks)"
+            ),
         );
     }
     errors.done()

@@ -37,6 +37,8 @@ struct Checked {
     not_allocated: Vec<(IpAddr, Vec<String>)>,
     idle_handles: Vec<String>,
     findings: Vec<Finding>,
+    /// Of nodes that do not exist.
+    orphans: Vec<String>,
     /// Of other IPAM plugins, inside pools.
     ranges: Vec<Value>,
 }
@@ -51,6 +53,7 @@ pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<O
         + c.not_allocated.len()
         + c.idle_handles.len()
         + c.findings.len()
+        + c.orphans.len()
         + c.ranges.len();
     let collectors: Vec<(Option<String>, Value)> =
         folders.into_iter().filter_map(|(node, folder)| Some((node, collector(&folder)?))).collect();
@@ -92,6 +95,7 @@ pub(super) fn check(world: &World, args: &CheckArgs, format: Format) -> Result<O
                 "usedNotAllocated": list(&c.not_allocated),
                 "handlesWithoutIPs": c.idle_handles,
                 "records": c.findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "endpointsWithoutNode": c.orphans,
                 "foreignRanges": c.ranges,
                 "collector": collectors.iter().find(|(node, _)| node.is_none()).map(|(_, found)| found),
                 "collectors": collectors.iter().filter_map(|(node, found)| Some((node.clone()?, found.clone())))
@@ -160,6 +164,7 @@ fn look(world: &World, args: &CheckArgs) -> Checked {
     unused(world, args, &allocated, &used, &mut c, &mut t);
     not_allocated(world, args, &allocated, &used, &mut c, &mut t);
     handles(world, &mut c, &mut t);
+    orphans(world, &mut c, &mut t);
     c.text = t;
     c
 }
@@ -234,6 +239,28 @@ fn not_allocated(
         "Found {} in-use IPs that are in active IP pools but have no corresponding IPAM allocation.",
         c.not_allocated.len()
     );
+}
+
+/// Endpoints of nodes that are gone keep their addresses until somebody takes them away. Where no Node can be seen none is
+/// missed.
+fn orphans(world: &World, c: &mut Checked, t: &mut String) {
+    let nodes: BTreeSet<&str> =
+        world.entries.iter().filter(|e| e.key.kind == Kind::Node).map(|e| &*e.key.name).collect();
+    if nodes.is_empty() {
+        return;
+    }
+    let of_none = world.endpoints.iter().filter(|e| !nodes.contains(&*e.resource.spec.node));
+    c.orphans = of_none.map(|e| e.resource.key().to_string()).collect();
+    if !c.orphans.is_empty() {
+        let _ = writeln!(
+            t,
+            "\nFound {} endpoints of nodes that do not exist; brindle-controllers collects them:",
+            c.orphans.len()
+        );
+        for endpoint in &c.orphans {
+            let _ = writeln!(t, "  {endpoint}");
+        }
+    }
 }
 
 fn handles(world: &World, c: &mut Checked, t: &mut String) {

@@ -1,6 +1,7 @@
 //! `get`, `apply`, `create`, `replace`, `delete`, `patch`, `label`, `edit`, `diff`, `validate`: resources in and out of
 //! the datastore, with calicoctl's words.
 
+mod aftermath;
 pub(crate) mod args;
 mod change;
 mod columns;

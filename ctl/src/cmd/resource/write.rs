@@ -14,7 +14,7 @@ use serde_json::Value;
 use similar::TextDiff;
 
 use super::{
-    Did,
+    Did, aftermath,
     args::{DeleteArgs, ValidateArgs, WriteArgs},
     block_on,
     get::{export, missing, yaml},
@@ -432,17 +432,19 @@ pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
         // Its policies before a tier: whatever interrupts this, none is left without one.
         keys.sort_by_key(|key| key.kind == Kind::Tier);
         guard::tiers_to_go(&*store, &keys).await?;
-        let mut done = Vec::new();
+        let (mut done, mut left) = (Vec::new(), Vec::new());
         for key in &keys {
             guard::writable(key)?;
-            let did = match existing(&*store, key).await? {
+            let there = existing(&*store, key).await?;
+            let did = match &there {
                 None if args.skip_not_exists => Did::Skipped,
                 None => return Err(missing(&*store, key).await),
                 Some(_) => Did::Deleted,
             };
             done.push((key.clone(), did));
+            left.push(there.as_ref().and_then(aftermath::of));
         }
-        for (key, did) in &mut done {
+        for ((key, did), left) in done.iter_mut().zip(left) {
             if args.dry_run || *did != Did::Deleted {
                 continue;
             }
@@ -450,6 +452,12 @@ pub(crate) fn delete(args: &DeleteArgs, format: Format) -> Result<Outcome> {
                 Ok(_) => {}
                 Err(StoreError::NotFound(_)) => *did = Did::Skipped,
                 Err(e) => return Err(failed("delete", key, e)),
+            }
+            if let Some(left) = left {
+                let cleared = aftermath::clear(&store, &left).await;
+                cleared.with_context(|| {
+                    format!("{key} is deleted, but not all that it leaves; see `brindlectl ipam check`")
+                })?;
             }
         }
         report("deleted", &done, args.dry_run, format);
