@@ -31,6 +31,18 @@ pub(super) struct Wish {
 }
 
 impl Wish {
+    /// Whether this address is one of those wished for: by itself, or by its family and its pool.
+    fn is_for(&self, ip: IpAddr, view: &View) -> bool {
+        if !self.ips.is_empty() {
+            return self.ips.contains(&ip);
+        }
+        let (wanted, pools) =
+            if ip.is_ipv6() { (self.num6, &self.pools6) } else { (self.num4, &self.pools4) };
+        let pool = || view.pools.iter().find(|p| p.spec.cidr.contains(&ip));
+        wanted > 0
+            && (pools.is_empty() || pool().is_some_and(|p| pools.iter().any(|named| p.is_named(named))))
+    }
+
     /// What is left to wish for beside these addresses; `None`: nothing.
     fn without(&self, have: &[IpAddr]) -> Option<Self> {
         let mut left = self.clone();
@@ -178,9 +190,12 @@ impl Service {
         }
         let now = now();
         let owner = Owner { handle: a.handle(), attributes: self.attributes(a, &now.attribute(), false) };
-        // What a pod that names its addresses wishes for no more goes as the former sandbox's.
-        let wished = |n: &&IpNet| wish.ips.is_empty() || wish.ips.contains(&n.addr());
-        let kept: Vec<IpNet> = former.addresses.iter().filter(wished).copied().collect();
+        // What a pod wishes for no more goes as the former sandbox's.
+        let kept: Vec<IpNet> =
+            former.addresses.iter().filter(|n| wish.is_for(n.addr(), view)).copied().collect();
+        if kept.is_empty() {
+            return Ok(None);
+        }
         let ips: Vec<IpAddr> = kept.iter().map(IpNet::addr).collect();
         for ip in &ips {
             match allocator.keep(*ip, &former.handle, &owner, view, now).await {

@@ -239,3 +239,30 @@ async fn a_pod_keeps_its_address_when_its_pool_is_disabled() {
     let check = Call::Check { attachment: pod("c3", "u1"), addresses: before, foreign: false };
     assert_eq!(s.ask(check).await, Reply::Checked);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_next_sandbox_keeps_of_its_addresses_what_is_asked_for_still() {
+    let s = Stage::new("10.1.0.0/24").await;
+    s.put(ObjectMeta::named("six"), IpPoolSpec::new("fd00:1::/64".parse().unwrap())).await;
+    s.put(ObjectMeta::named("other"), IpPoolSpec::new("10.2.0.0/24".parse().unwrap())).await;
+    let asks = |id: &str, num: (u8, u8), pools: &[&str]| {
+        let a = pod(id, "uid-1");
+        let Call::Add { attachment, pools6, ips, given, ranges, pools_of_pod, .. } = add(&a) else {
+            panic!()
+        };
+        let pools4 = pools.iter().map(|p| (*p).to_owned()).collect();
+        let (num4, num6) = num;
+        (a, Call::Add { attachment, pools4, pools6, num4, num6, ips, given, ranges, pools_of_pod })
+    };
+    let (a, asked) = asks("c1", (1, 1), &["pool"]);
+    let first = s.attach_by(&a, asked).await;
+    let (a, asked) = asks("c2", (0, 1), &[]);
+    assert_eq!(s.attach_by(&a, asked).await, first[1..], "IPv6 alone");
+    let (a, asked) = asks("c3", (1, 1), &["other"]);
+    let third = s.attach_by(&a, asked).await;
+    assert!(third[0].to_string().starts_with("10.2.0.") && third[1] == first[1], "{third:?}");
+    for id in ["c1", "c2"] {
+        assert_eq!(s.ask(del(&pod(id, "uid-1"))).await, Reply::Deleted);
+    }
+    assert_eq!(s.in_use().await, 1);
+}
