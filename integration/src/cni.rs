@@ -345,6 +345,15 @@ impl CniNode {
         });
     }
 
+    /// SIGTERM, and its end.
+    pub fn stop_agent(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let told = Command::new("kill").arg(agent.pid().to_string()).status();
+            assert!(told.is_ok_and(|s| s.success()), "the agent is there");
+            assert!(agent.wait(START).success(), "{}", self.log());
+        }
+    }
+
     /// kill -9.
     pub fn kill_agent(&mut self) {
         if let Some(mut agent) = self.agent.take() {

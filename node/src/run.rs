@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    addresses, admin, admin_tcp, beside, calico_status, condition, defaults,
+    addresses, admin, admin_tcp, beside, calico_status, cni_server, condition, defaults,
     drain::Drain,
     felix_env::FelixEnv,
     health::{self, BgpProblems},
@@ -69,6 +69,9 @@ pub(crate) fn run(settings: Settings) -> Result<(), Failure> {
         .map_err(|e| setup(anyhow!("cannot start the runtime: {e}")))?;
     let result = runtime.block_on(async {
         let _lock = lock::take(&settings.state_dir).map_err(setup)?;
+        let folder = &settings.state_dir;
+        let pods = || cni_server::pods_here(folder);
+        state_files::same_name(folder, &settings.node_name, pods).map_err(setup)?;
         agent(settings).await
     });
     // Connections are dropped without a NOTIFICATION, so that peers keep our routes for the restart time.
@@ -339,7 +342,7 @@ async fn start(
     tasks.spawn_beside("the MTU file", state_files::keep_mtu(settings.state_dir.clone(), felix.watch()));
     let mut cni = match cni {
         Some(cni) => cni,
-        None => crate::cni_server::start(settings, &store, &felix, &policy).await?,
+        None => cni_server::start(settings, &store, &felix, &policy).await?,
     };
     metrics.parts(&dataplanes, &cni);
     tasks.spawn(

@@ -32,6 +32,24 @@ pub(crate) async fn leave_node_name(state_dir: &Path, name: &str) -> anyhow::Res
     written(write).await.with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Refuses another name while pods are here that were attached under the one of before: their endpoints are that node's, and
+/// an agent of another one takes their routes away. `pods`: those whose device is here.
+pub(crate) fn same_name(
+    state_dir: &Path,
+    name: &str,
+    pods: impl FnOnce() -> Vec<String>,
+) -> anyhow::Result<()> {
+    let Some(former) = node_name(state_dir).filter(|former| former != name) else { return Ok(()) };
+    let pods = pods();
+    let Some(first) = pods.first() else { return Ok(()) };
+    anyhow::bail!(
+        "{} was node {former}'s, and {} of its pods are here (such as {first}), which node {name} would cut off: start the agent \
+         with --node-name {former}, or delete these pods first",
+        state_dir.display(),
+        pods.len()
+    )
+}
+
 /// STATE/mtu: what other tools and the CNI plugin give new pods.
 pub(crate) async fn keep_mtu(state_dir: PathBuf, mut report: watch::Receiver<brindle_felix::Report>) {
     let path = state_dir.join(MTU);
@@ -71,6 +89,19 @@ mod tests {
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder).unwrap();
         folder
+    }
+
+    #[tokio::test]
+    async fn another_name_is_refused_while_pods_of_the_one_before_are_here() {
+        let folder = folder("renamed");
+        let pods = || vec!["default/web-0".to_owned()];
+        same_name(&folder, "n9", pods).unwrap();
+        leave_node_name(&folder, "n1").await.unwrap();
+        same_name(&folder, "n1", pods).unwrap();
+        same_name(&folder, "n9", Vec::new).unwrap();
+        let refused = same_name(&folder, "n9", pods).unwrap_err().to_string();
+        assert!(refused.contains("--node-name n1") && refused.contains("default/web-0"), "{refused}");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! What is attached to this node, as the agent itself remembers it: a file per attachment below the state folder, written
 //! when its addresses are given and removed when they are taken back. With it a pod that was here before a reboot gets
 //! its addresses again, also while the datastore is away. It is a memory, not a record: who may have an address is
-//! decided by the blocks in the datastore, where a given address stays recorded until somebody releases it.
+//! decided by the blocks in the datastore, where a given address stays recorded until somebody releases it; only that one which
+//! a pod of this node has, by this and by the kernel, is nobody else's ([`super::lost`]).
 //!
 //! Files are not synced, except of what the datastore is not told of yet, so a power cut may undo what was done to them
 //! last. One that is missing or torn costs its pod the address while the datastore is away, nothing else. One that is back
@@ -20,6 +21,7 @@ use std::{
 };
 
 use brindle_cni::{journal, proto::Attachment};
+use brindle_kernel::netlink::Rtnl;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -47,6 +49,12 @@ pub(super) struct Kept {
     /// The endpoint, while the datastore has not been told of it.
     #[serde(default)]
     pub(super) unrecorded: Option<Unrecorded>,
+    /// What only its registration said, should the datastore lose it. The MAC is no more than in memory unless it is written
+    /// for something else: without it the kernel asks the pod.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) mac: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) floating: Vec<IpAddr>,
 }
 
 /// What the plugin made while the datastore was away.
@@ -88,6 +96,17 @@ fn doubtful<'a>(all: impl Iterator<Item = &'a Kept>) -> BTreeSet<IpAddr> {
         }
     }
     twice
+}
+
+/// The pods that agents of this state folder attached and whose host device is there; none where that cannot be said.
+pub(crate) fn pods_here(state_dir: &Path) -> Vec<String> {
+    let kept = journal::read_all::<Kept>(&state_dir.join(FOLDER), SUFFIX).map(|(sound, _)| sound);
+    let Some(kept) = kept.ok().filter(|all| !all.is_empty()) else { return Vec::new() };
+    let Ok(links) = Rtnl::open().and_then(|mut kernel| kernel.links()) else { return Vec::new() };
+    // What pod devices begin with is a setting, which is not read yet.
+    let ends = |end: &str| links.iter().any(|l| l.name.ends_with(end));
+    let there = kept.into_iter().map(|(_, k)| k.attachment).filter(|a| ends(&a.host_ifname("")));
+    there.map(|a| super::address::whose(&a)).collect()
 }
 
 /// All attachments.
@@ -156,6 +175,40 @@ impl Attached {
         let has =
             |k: &&Kept| k.given && !k.attachment.is_same(a) && k.addresses.iter().any(|n| n.addr() == ip);
         self.lock().values().find(has).map(|k| k.attachment.clone())
+    }
+
+    /// Others that the datastore has given this address to, as far as this agent knows; not other sandboxes of the same pod,
+    /// which hand it on.
+    pub(super) fn holders(&self, ip: IpAddr, a: &Attachment) -> Vec<Kept> {
+        let has = |k: &&Kept| {
+            !k.given
+                && k.addresses.iter().any(|n| n.addr() == ip)
+                && !k.attachment.is_same(a)
+                && !k.attachment.is_interface_of(a)
+        };
+        self.lock().values().filter(has).cloned().collect()
+    }
+
+    /// All whom the datastore has given addresses, under their own handle, as far as this agent knows.
+    pub(super) fn recorded(&self) -> Vec<Kept> {
+        self.lock().values().filter(|k| !k.given && !k.owes()).cloned().collect()
+    }
+
+    /// What the registration said.
+    pub(super) async fn registered(&self, a: &Attachment, mac: &str, floating: &[IpAddr]) {
+        let written = {
+            let mut all = self.lock();
+            let Some(kept) = all.get_mut(&journal::file_stem(a)) else { return };
+            mac.clone_into(&mut kept.mac);
+            if kept.floating == floating {
+                return;
+            }
+            kept.floating = floating.to_vec();
+            kept.clone()
+        };
+        if let Err(e) = self.keep(written).await {
+            tracing::warn!(container = %a.container_id, "its floating addresses are not remembered on disk: {e}");
+        }
     }
 
     /// The attachments of which this is true.
@@ -262,7 +315,9 @@ mod tests {
         };
         let addresses = vec![address.parse().unwrap()];
         let handle = attachment.handle();
-        Kept { attachment, addresses, given: false, handle, former: String::new(), mtu: 0, unrecorded: None }
+        let (former, mac) = (String::new(), String::new());
+        let floating = Vec::new();
+        Kept { attachment, addresses, given: false, handle, former, mtu: 0, unrecorded: None, mac, floating }
     }
 
     #[tokio::test]

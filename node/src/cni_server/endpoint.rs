@@ -2,7 +2,7 @@
 //! profiles are Calico's.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
@@ -207,15 +207,20 @@ impl Service {
         };
         let done = refused.await;
         if done.is_err() && !given.again {
-            if given.announced {
-                self.withdraw(a).await;
-            }
-            if let Err(e) = self.release(a).await {
-                tracing::warn!(container = %a.container_id, "addresses of a refused request are not back yet: {}", e.msg);
-                self.note_release(a).await;
-            }
+            self.give_back(a, given).await;
         }
         done
+    }
+
+    /// Gives back what an ADD that is refused was given.
+    pub(super) async fn give_back(&self, a: &Attachment, given: &Given) {
+        if given.announced {
+            self.withdraw(a).await;
+        }
+        if let Err(e) = self.release(a).await {
+            tracing::warn!(container = %a.container_id, "addresses of a refused request are not back yet: {}", e.msg);
+            self.note_release(a).await;
+        }
     }
 
     /// Lets the dataplane begin with the policy of an endpoint while the plugin makes its device.
@@ -397,6 +402,36 @@ impl Service {
             format!("{key} is changed by somebody else all the time"),
             "try again",
         ))
+    }
+
+    /// An agent of this state folder may have served the node under another name, which the records of the addresses say:
+    /// they are not given back while the endpoint of that time speaks for them.
+    pub(super) async fn remove_endpoint_of_former_name(
+        &self,
+        a: &Attachment,
+    ) -> Result<Option<HostDevice>, Refused> {
+        let held = self.reader.held_by(&a.handle()).await?;
+        let nodes: BTreeSet<&String> = held.iter().filter_map(|h| h.attributes.get("node")).collect();
+        if nodes.iter().all(|n| **n == self.node) {
+            return Ok(None);
+        }
+        let listing = self.store.list(&[Kind::WorkloadEndpoint]).await?;
+        let of_it = |e: &Endpoint| {
+            let spec = &e.resource.spec;
+            nodes.contains(&spec.node)
+                && spec.node != self.node
+                && spec.container_id == a.container_id
+                && spec.endpoint == a.ifname
+        };
+        let found = listing.entries.iter().filter_map(|e| decode::<WorkloadEndpointSpec>(e).ok()).find(of_it);
+        let Some(found) = found else { return Ok(None) };
+        let key = found.resource.key();
+        match self.store.delete(&key, Expect::Revision(found.revision)).await {
+            Ok(_) | Err(StoreError::NotFound(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
+        tracing::info!(%key, container = %a.container_id, cause = "the node had another name", "endpoint removed");
+        Ok(host_device(&found.resource))
     }
 
     async fn find_endpoint(&self, a: &Attachment) -> Result<Option<Key>, Refused> {

@@ -2,7 +2,7 @@
 //! session per plugin ([`session`]; [`claims`] tells whose an unfinished ADD is), and behind them the [`service`] that
 //! gives addresses ([`address`]), records endpoints ([`endpoint`]), deletes devices ([`device`], [`names`]) and carries out what the
 //! journal says ([`replay`]); [`calls`] counts them. What it gave it remembers ([`attached`]), for the time when the datastore is away
-//! ([`remembered`]).
+//! ([`remembered`]) or has lost it ([`lost`]).
 //!
 //! Nothing here decides who gets which address (`brindle-ipam`) or programs a route (felix).
 
@@ -18,6 +18,7 @@ mod ghosts;
 mod history;
 mod idle;
 mod leaks;
+mod lost;
 mod names;
 mod overlap;
 mod pause;
@@ -32,6 +33,7 @@ mod unfinished;
 
 use std::{path::PathBuf, sync::Arc};
 
+pub(crate) use attached::pods_here;
 use brindle_config_core::store::Store;
 use brindle_ipam::View;
 pub(crate) use calls::Calls;

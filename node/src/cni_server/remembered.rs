@@ -34,7 +34,7 @@ use super::{
 /// the address, and whoever looks after the records will mend them.
 fn is_lost(e: &IpamError) -> bool {
     match e {
-        IpamError::Assigned { .. } => true,
+        IpamError::Assigned { .. } | IpamError::Cooling { .. } => true,
         IpamError::Refused(why) => {
             why.reasons.iter().any(|r| matches!(r, Reason::OutsidePools | Reason::ForeignBlock { .. }))
         }
@@ -48,6 +48,8 @@ const GUARD: Duration = Duration::from_secs(20);
 impl Service {
     /// Remembers what an attachment was given. A disk without room costs it only this.
     pub(super) async fn remember(&self, a: &Attachment, addresses: &[IpNet], given: bool, mtu: u32) {
+        let have = self.attached.of(a);
+        let (mac, floating) = have.as_ref().map(|k| (k.mac.clone(), k.floating.clone())).unwrap_or_default();
         let kept = Kept {
             attachment: a.clone(),
             addresses: addresses.to_vec(),
@@ -56,8 +58,10 @@ impl Service {
             former: String::new(),
             mtu,
             unrecorded: None,
+            mac,
+            floating,
         };
-        if self.attached.of(a).is_some_and(|have| have == kept) {
+        if have.is_some_and(|have| have == kept) {
             return;
         }
         if let Err(e) = self.attached.keep(kept).await {

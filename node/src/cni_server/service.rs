@@ -185,6 +185,7 @@ impl Service {
                     Err(why) if why.is_away() => self.register_remembered(&attachment, &made, why).await,
                     done => done,
                 }?;
+                self.attached.registered(&attachment, &made.mac, &made.floating).await;
                 Ok(Reply::Registered)
             }
             Call::Del { attachment, device } => {
@@ -275,7 +276,7 @@ impl Service {
             Given { addresses, again: false, announced: false }
         } else {
             // An endpoint of the pod's former sandbox stays in force until it is replaced.
-            let given = self.assign(a, wish, !known).await?;
+            let given = self.assign_unheld(a, wish, !known).await?;
             self.not_foreign(a, &given).await?;
             given
         };
@@ -314,7 +315,7 @@ impl Service {
         let (unlocked, promised) = tokio::join!(self.unlocked(), self.promised(a));
         unlocked?;
         self.settle(promised).await?;
-        let Given { addresses, again, .. } = self.assign(a, wish, false).await?;
+        let Given { addresses, again, .. } = self.assign_unheld(a, wish, false).await?;
         self.remember(a, &addresses, false, 0).await;
         Ok(Reply::Added { addresses, host_ifname: String::new(), mtu: 0, again })
     }
@@ -391,11 +392,14 @@ impl Service {
         if !addresses_only {
             self.claims.end(a);
         }
-        if !addresses_only
-            && let Some(device) = self.remove_endpoint(a).await?
-            && going != Some(&device)
-        {
-            self.deletions.start(device).await;
+        if !addresses_only {
+            let device = match self.remove_endpoint(a).await? {
+                Some(device) => Some(device),
+                None => self.remove_endpoint_of_former_name(a).await?,
+            };
+            if let Some(device) = device.filter(|d| going != Some(d)) {
+                self.deletions.start(device).await;
+            }
         }
         fail::point("agent.del.endpoint");
         // The pod's next sandbox was promised these addresses while the datastore was away.
@@ -460,20 +464,26 @@ impl Service {
         turns
     }
 
+    /// [`Self::turn`], unless another call works on this container.
+    pub(super) fn turn_now(&self, a: &Attachment) -> Option<OwnedMutexGuard<()>> {
+        self.lock_of(&handle::part(&a.container_id)).try_lock_owned().ok()
+    }
+
     /// `container`: as it stands in handles.
     async fn turn_of(&self, container: &str) -> OwnedMutexGuard<()> {
-        let lock = {
-            // Poisoned only if inserting into the map panicked, which leaves the map usable.
-            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            busy.retain(|_, l| l.strong_count() > 0);
-            let slot = busy.entry(container.to_owned()).or_default();
-            slot.upgrade().unwrap_or_else(|| {
-                let lock = Arc::new(Mutex::new(()));
-                *slot = Arc::downgrade(&lock);
-                lock
-            })
-        };
-        lock.lock_owned().await
+        self.lock_of(container).lock_owned().await
+    }
+
+    fn lock_of(&self, container: &str) -> Arc<Mutex<()>> {
+        // Poisoned only if inserting into the map panicked, which leaves the map usable.
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.retain(|_, l| l.strong_count() > 0);
+        let slot = busy.entry(container.to_owned()).or_default();
+        slot.upgrade().unwrap_or_else(|| {
+            let lock = Arc::new(Mutex::new(()));
+            *slot = Arc::downgrade(&lock);
+            lock
+        })
     }
 
     /// Refuses while the cluster is locked.

@@ -13,7 +13,7 @@ const MAX_SESSIONS: usize = 256;
 
 /// A running server. Dropping it ends it.
 pub(crate) struct Server {
-    tasks: [JoinHandle<()>; 3],
+    tasks: [JoinHandle<()>; 4],
     calls: Arc<Calls>,
     history: Arc<History>,
 }
@@ -31,11 +31,12 @@ impl Server {
 
     /// Completes when the server has ended, which it does only by a defect.
     pub(crate) async fn ended(&mut self) {
-        let [serve, replay, collect] = &mut self.tasks;
+        let [serve, replay, collect, recorded] = &mut self.tasks;
         tokio::select! {
             _ = serve => {}
             _ = replay => {}
             _ = collect => {}
+            _ = recorded => {}
         }
     }
 }
@@ -55,9 +56,10 @@ pub(super) async fn spawn(settings: CniServerSettings) -> Result<Server> {
     let (calls, history) = (Arc::clone(&service.calls), Arc::clone(&service.history));
     let replay = tokio::spawn(Arc::clone(&service).keep_replaying());
     let collect = tokio::spawn(Arc::clone(&service).keep_collecting(settings.leaks));
+    let recorded = tokio::spawn(Arc::clone(&service).keep_recorded());
     let serve = tokio::spawn(local_socket::serve(listener, MAX_SESSIONS, move |stream| {
         let service = Arc::clone(&service);
         async move { session::serve(stream, service).await }
     }));
-    Ok(Server { tasks: [serve, replay, collect], calls, history })
+    Ok(Server { tasks: [serve, replay, collect, recorded], calls, history })
 }

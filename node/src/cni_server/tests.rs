@@ -153,6 +153,7 @@ struct Stage {
     store: Arc<Switch>,
     dataplane: Arc<Stub>,
     server: Option<super::Server>,
+    node: &'static str,
 }
 
 impl Stage {
@@ -165,7 +166,7 @@ impl Stage {
             off: AtomicBool::new(false),
             full: AtomicBool::new(false),
         });
-        let mut stage = Self { folder, store, dataplane: Arc::default(), server: None };
+        let mut stage = Self { folder, store, dataplane: Arc::default(), server: None, node: "n1" };
         stage.put(ObjectMeta::named("pool"), IpPoolSpec::new(pool.parse().unwrap())).await;
         stage.start().await;
         stage
@@ -173,7 +174,7 @@ impl Stage {
 
     async fn start(&mut self) {
         let settings = CniServerSettings {
-            node: "n1".into(),
+            node: self.node.into(),
             socket: self.folder.join("cni.sock"),
             state_dir: self.folder.clone(),
             store: self.store.clone(),

@@ -150,3 +150,14 @@ async fn what_an_old_calico_gave_a_pod_under_its_name_goes_with_it() {
     assert_eq!(s.ask(del(&next)).await, Reply::Deleted);
     assert_eq!(s.in_use().await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_attached_under_another_name_of_the_node_goes_whole() {
+    let mut s = Stage::new("10.1.0.0/24").await;
+    let a = attachment("c1");
+    s.attach(&a).await;
+    (s.server, s.node) = (None, "n9");
+    s.start().await;
+    assert_eq!(s.ask(del(&a)).await, Reply::Deleted);
+    assert_eq!((s.endpoints().await.len(), s.in_use().await), (0, 0));
+}
