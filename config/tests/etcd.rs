@@ -259,6 +259,52 @@ async fn a_watch_outlives_a_restart_of_the_server() {
     assert!(matches!(&changes[..], [Change::Put(e)] if e.key == key), "{changes:?}");
 }
 
+/// Calico's client changes no object without these two.
+#[tokio::test]
+async fn every_resource_has_a_uid_and_the_time_it_was_made() {
+    let server = Server::start("identity", false, &|_| Vec::new());
+    let store = server.store("");
+    ready(&server, &store).await;
+    let (key, value) = pool("p");
+    let identity = async || {
+        let metadata = store.get(&key).await.unwrap().value["metadata"].clone();
+        let text = |name: &str| metadata[name].as_str().unwrap_or_default().to_owned();
+        (text("uid"), text("creationTimestamp"))
+    };
+    let revision = store.put(&key, value.clone(), Expect::Absent).await.unwrap();
+    let made = identity().await;
+    assert!(made.0.len() == 36 && made.0.split('-').nth(2).unwrap().starts_with('4'), "{made:?}");
+    assert!(made.1.len() == "2026-11-21T02:23:27Z".len() && made.1.ends_with('Z'), "{made:?}");
+
+    // A change by who did not look at the old one keeps it.
+    store.put(&key, value.clone(), Expect::Revision(revision)).await.unwrap();
+    assert_eq!(identity().await, made);
+    store.put(&key, value.clone(), Expect::Any).await.unwrap();
+    assert_eq!(identity().await, made);
+    let old = store.put(&key, value.clone(), Expect::Revision(revision)).await;
+    assert_eq!(old, Err(StoreError::Conflict(key.clone())));
+    store.delete(&key, Expect::Any).await.unwrap();
+    let gone = store.put(&key, value.clone(), Expect::Revision(revision)).await;
+    assert_eq!(gone, Err(StoreError::NotFound(key.clone())));
+    store.put(&key, value.clone(), Expect::Any).await.unwrap();
+    assert_ne!(identity().await.0, made.0, "it is another one");
+
+    // One that lacks both gets them with its next change; what is half there stays.
+    let path = "/calico/resources/v3/projectcalico.org/ippools/p";
+    server.etcdctl("http", &[], &["put", path, &value.to_string()]);
+    assert_eq!(identity().await, (String::new(), String::new()));
+    let bare = store.get(&key).await.unwrap();
+    store.put(&key, (*bare.value).clone(), Expect::Revision(bare.revision)).await.unwrap();
+    let healed = identity().await;
+    assert!(!healed.0.is_empty() && !healed.1.is_empty(), "{healed:?}");
+    let mut half = value.clone();
+    half["metadata"]["uid"] = json!("u");
+    server.etcdctl("http", &[], &["put", path, &half.to_string()]);
+    store.put(&key, value, Expect::Any).await.unwrap();
+    let (uid, time) = identity().await;
+    assert!(uid == "u" && !time.is_empty(), "{uid} {time}");
+}
+
 #[tokio::test]
 async fn nobody_there_is_said_with_the_address() {
     let settings = EtcdSettings::parse(&format!("http://127.0.0.1:{}", free_port()), |_| None).unwrap();

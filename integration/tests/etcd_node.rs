@@ -176,6 +176,41 @@ impl Node {
         }
     }
 
+    /// Calico's client refuses to change an object without uid or creationTimestamp: what an agent, the plugin,
+    /// brindlectl and the controllers wrote has both.
+    fn is_calicos_to_change(&self) {
+        const RESOURCES: &str = "/calico/resources/v3/projectcalico.org/";
+        let (out, err) = self.log("controllers.log");
+        let mut command = Command::new(bin("brindle-controllers"));
+        command
+            .args(["run", "--datastore", &format!("etcd:{ETCD}")])
+            .env_remove("KUBERNETES_SERVICE_HOST")
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err);
+        let mut controllers = Running::start_in(self.ns.ns(), &mut command);
+        let all = until("the controllers wrote their configuration", LONG, || {
+            let all = self.etcdctl(&["get", "--prefix", RESOURCES]);
+            if all.contains("/kubecontrollersconfigurations/") {
+                return Ok(all);
+            }
+            Err(fs::read_to_string(self.dir.join("controllers.log")).unwrap_or_default())
+        });
+        controllers.kill();
+        let lines: Vec<&str> = all.lines().collect();
+        for pair in lines.chunks(2) {
+            let [key, value] = pair else { panic!("a key without a value: {all}") };
+            let value: Value = serde_json::from_str(value).unwrap_or_else(|e| panic!("{key}: {e}"));
+            for name in ["uid", "creationTimestamp"] {
+                let text = value["metadata"][name].as_str().unwrap_or_default();
+                assert!(!text.is_empty(), "{key} has no {name}: {value}");
+            }
+        }
+        for kind in ["nodes", "ippools", "workloadendpoints"] {
+            assert!(all.contains(&format!("{RESOURCES}{kind}/")), "no {kind} in {all}");
+        }
+    }
+
     fn etcdctl(&self, args: &[&str]) -> String {
         let mut command = Command::new("etcdctl");
         command.args(["--endpoints", ETCD]).args(args).env("ETCDCTL_API", "3");
@@ -211,6 +246,7 @@ fn pods_live_on_etcd_and_outlive_it() {
     }
     let (code, said) = node.ctl(&["get", "weps", "-o", "wide"], "");
     assert!(code == 0 && said.contains(&first.address()), "{said}");
+    node.is_calicos_to_change();
 
     // Without its datastore the node forwards, and a DEL is taken.
     node.kill_etcd();

@@ -4,6 +4,7 @@
 //! Nothing is written twice: a write whose answer was lost is the caller's to look at again, as its expectation decides.
 
 mod client;
+mod identity;
 mod keys;
 mod members;
 mod model;
@@ -33,6 +34,8 @@ use self::{
 const PAGE: i64 = 2_000;
 /// How often a listing is begun again because its revision was compacted meanwhile.
 const LISTINGS: usize = 3;
+/// How often an unconditional write looks again at what it keeps, when others write meanwhile.
+const LOOKS: usize = 8;
 
 /// A datastore in etcd. Clones share connections.
 #[derive(Clone)]
@@ -133,6 +136,47 @@ impl EtcdStore {
         let value = model::read(&place.key, place.affinity.as_ref(), &kv.value)
             .map_err(|reason| StoreError::Invalid { key: place.key.clone(), reason })?;
         Ok(Some(Entry { key: place.key, revision: revision(kv.mod_revision), value: Arc::new(value) }))
+    }
+
+    /// A value with the identity of what lies at its path, or a new one; and the revision of what lies there.
+    async fn identified(
+        &self,
+        path: &str,
+        value: &Value,
+        expect: Expect,
+    ) -> Result<(Value, Option<Revision>), StoreError> {
+        let stored = match expect {
+            Expect::Absent => None,
+            Expect::Revision(_) | Expect::Any => {
+                let request = RangeRequest { key: path.as_bytes().to_vec(), ..Default::default() };
+                self.client.range(request).await?.kvs.into_iter().next()
+            }
+        };
+        let mut whole = value.clone();
+        identity::complete(&mut whole, stored.as_ref().map(|kv| kv.value.as_slice()), identity::fresh());
+        Ok((whole, stored.map(|kv| revision(kv.mod_revision))))
+    }
+
+    async fn write(
+        &self,
+        key: &Key,
+        path: &str,
+        value: &Value,
+        expect: Expect,
+    ) -> Result<Revision, StoreError> {
+        let put = PutRequest { key: path.as_bytes().to_vec(), value: model::write(key, value) };
+        let answer = self
+            .client
+            .txn(TxnRequest {
+                compare: compare(path, expect),
+                success: vec![RequestOp { request: Some(Op::Put(put)) }],
+                failure: vec![range_op(path)],
+            })
+            .await?;
+        if !answer.succeeded {
+            return Err(refused(key, expect, &answer.responses));
+        }
+        Ok(revision(answer.header.unwrap_or_default().revision))
     }
 
     /// Where a value is written to.
@@ -242,19 +286,25 @@ impl Store for EtcdStore {
     fn put<'a>(&'a self, key: &'a Key, value: Value, expect: Expect) -> StoreFuture<'a, Revision> {
         Box::pin(async move {
             let path = self.path_for(key, &value)?;
-            let put = PutRequest { key: path.clone().into_bytes(), value: model::write(key, &value) };
-            let answer = self
-                .client
-                .txn(TxnRequest {
-                    compare: compare(&path, expect),
-                    success: vec![RequestOp { request: Some(Op::Put(put)) }],
-                    failure: vec![range_op(&path)],
-                })
-                .await?;
-            if !answer.succeeded {
-                return Err(refused(key, expect, &answer.responses));
+            if identity::is_whole(key.kind, &value) {
+                return self.write(key, &path, &value, expect).await;
             }
-            Ok(revision(answer.header.unwrap_or_default().revision))
+            for _ in 0..LOOKS {
+                let (whole, at) = self.identified(&path, &value, expect).await?;
+                // Who overwrites whatever is there still keeps the identity of exactly that.
+                let guard = match (expect, at) {
+                    (Expect::Any, None) => Expect::Absent,
+                    (Expect::Any, Some(at)) => Expect::Revision(at),
+                    (given, _) => given,
+                };
+                match self.write(key, &path, &whole, guard).await {
+                    Err(StoreError::Exists(_) | StoreError::Conflict(_) | StoreError::NotFound(_))
+                        if expect == Expect::Any => {}
+                    result => return result,
+                }
+            }
+            let (whole, _) = self.identified(&path, &value, expect).await?;
+            self.write(key, &path, &whole, expect).await
         })
     }
 
