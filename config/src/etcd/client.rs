@@ -87,7 +87,7 @@ impl Client {
                 return Err(status);
             }
             let why = words(&status);
-            self.members.leave(member.turn, &why);
+            self.leave(member.turn, &why);
             said.push(format!("{}: {why}", member.address));
             if left == 0 || (again == Again::Writes && !is_unsent(&status)) {
                 return Err(match self.settings().endpoints.len() {
@@ -131,6 +131,14 @@ impl Client {
     /// Whether there was one to forget; the next call logs in anew.
     pub(super) fn forget_token(&self) -> bool {
         self.token.lock().expect("no code panics while it holds the token").take().is_some()
+    }
+
+    /// A member failed. With it goes the token: a simple one carries the index at which it was given out, and a cluster
+    /// that was restored from an older backup lets each call with it wait, in silence, until it gets there again.
+    fn leave(&self, turn: u64, why: &str) {
+        if self.members.leave(turn, why) {
+            self.forget_token();
+        }
     }
 
     /// One call, with one token.
@@ -256,7 +264,7 @@ impl Client {
 
     /// A watch ended that nobody had ended: what it says, and the next one goes to another member.
     pub(super) fn broke(&self, watching: &Watching, status: &Status) -> StoreError {
-        self.members.leave(watching.turn, &words(status));
+        self.leave(watching.turn, &words(status));
         self.error(status)
     }
 

@@ -66,11 +66,11 @@ impl Members {
 
     /// A member failed: the next call goes to the next one, unless another caller has seen to that. Where there is one
     /// alone it is dialed anew, with the certificates as they are now: those of the connection may have run out, and are
-    /// renewed in place (a Secret that is mounted).
-    pub(super) fn leave(&self, turn: u64, why: &str) {
+    /// renewed in place (a Secret that is mounted). Whether this call left it.
+    pub(super) fn leave(&self, turn: u64, why: &str) -> bool {
         let mut now = self.now();
         if now.turn != turn {
-            return;
+            return false;
         }
         now.turn = turn.wrapping_add(1);
         now.channel = None;
@@ -78,6 +78,7 @@ impl Members {
         if old != new {
             tracing::info!(old, new, cause = why, "etcd: asking another member");
         }
+        true
     }
 
     fn dial(&self, address: &str) -> Result<Channel, StoreError> {
@@ -123,8 +124,8 @@ mod tests {
         let members = Members::new(EtcdSettings::parse(&all.join(","), |_| None).unwrap());
         let first = members.current().unwrap();
         assert_eq!(members.current().unwrap().address, first.address, "it is stayed with");
-        for _ in 0..3 {
-            members.leave(first.turn, "gone");
+        for n in 0..3 {
+            assert_eq!(members.leave(first.turn, "gone"), n == 0);
         }
         let mut met = vec![first.address];
         for _ in 0..3 {
