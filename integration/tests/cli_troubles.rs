@@ -70,7 +70,7 @@ fn a_cluster_without_definitions_is_told_what_to_apply() {
     let config = backend.dir.join("bare");
     bare.write_kubeconfig(&config, bare.admin_token());
     let line = format!("get ippools --datastore kubernetes:{}", config.display());
-    refused(&backend.run(&line), &["kubectl apply -f deploy/crds"]);
+    refused(&backend.run(&line), &["kubectl apply -k deploy/crds"]);
 }
 
 #[test]

@@ -307,3 +307,17 @@ fn reflectors_are_wired_as_the_page_says() {
     let node = typist.server.get(("v1", "Node"), ("", "node-a")).unwrap();
     assert_eq!(node["metadata"]["labels"]["brindle.dev/route-reflector"], "true");
 }
+
+/// What every program says to type where the cluster lacks the definitions, or has them beside native ones.
+#[test]
+fn the_remedy_for_lacking_definitions_can_be_typed() {
+    let Some(typist) = Typist::new("definitions") else { return };
+    const DEFINITION: (&str, &str) = ("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+    let pools = || typist.server.get(DEFINITION, ("", "ippools.crd.projectcalico.org"));
+    for apply in ["kubectl apply -k deploy/crds\n", "kubectl apply --server-side -k deploy/crds\n"] {
+        typist.types(apply);
+        assert!(pools().is_some(), "{apply}");
+        typist.types("kubectl delete --wait=false -k deploy/crds\n");
+        assert_eq!(pools(), None, "{apply}");
+    }
+}

@@ -229,7 +229,7 @@ impl Client {
             (true, false) => Ok(Api::V1),
             (false, true) => Ok(Api::V3),
             (false, false) => Err(Failure::Transport(StoreError::Broken(format!(
-                "{}: the cluster has no CRDs of Calico's API; apply them: kubectl apply -f deploy/crds",
+                "{}: the cluster has no CRDs of Calico's API; apply them: kubectl apply -k deploy/crds",
                 self.name()
             )))),
         }
@@ -246,7 +246,7 @@ impl Client {
         }
         Err(Failure::Transport(StoreError::Broken(format!(
             "{}: the cluster has IPPools of projectcalico.org/v3, and none in crd.projectcalico.org, which would be used: were \
-             Brindle's definitions added to a cluster that has native ones? To go on with those: kubectl delete -f deploy/crds \
+             Brindle's definitions added to a cluster that has native ones? To go on with those: kubectl delete -k deploy/crds \
              (it deletes what crd.projectcalico.org holds as well), and install without them, with deploy/overlays/native or \
              helm's --skip-crds. To begin anew in crd.projectcalico.org: make an IPPool there (kubectl)",
             self.name()

@@ -282,7 +282,7 @@ mod tests {
                 let e = said(Verb::Get, Kind::IpPool, name, status.clone()).to_string();
                 assert!(
                     e.contains(
-                        "no ippools.crd.projectcalico.org; apply Brindle's CRDs: kubectl apply -f deploy/crds"
+                        "no ippools.crd.projectcalico.org; apply Brindle's CRDs: kubectl apply -k deploy/crds"
                     ),
                     "{e}"
                 );

@@ -142,7 +142,7 @@ impl Place {
     /// What to do when the cluster does not know the collection.
     pub(super) fn remedy(&self) -> String {
         match self.shape {
-            Shape::Calico(_) => "apply Brindle's CRDs: kubectl apply -f deploy/crds".into(),
+            Shape::Calico(_) => "apply Brindle's CRDs: kubectl apply -k deploy/crds".into(),
             _ => format!("the cluster's API server does not serve {}", self.api_version()),
         }
     }

@@ -200,7 +200,7 @@ async fn a_cluster_without_definitions_says_what_to_apply() {
     let target = Target::ours_bare().await;
     let store = target.store();
     let e = store.list(&[Kind::IpPool]).await.unwrap_err().to_string();
-    assert!(e.contains("kubectl apply -f deploy/crds"), "{e}");
+    assert!(e.contains("kubectl apply -k deploy/crds"), "{e}");
     let definition = super::target::definitions().remove(0);
     let plural = definition["spec"]["names"]["plural"].as_str().unwrap().to_owned();
     target.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition).await;
