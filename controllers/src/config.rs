@@ -133,7 +133,7 @@ impl Running {
             } else {
                 AssignIps::All
             }),
-            host_endpoints: spec.map(|_| node.and_then(|n| n.host_endpoint.clone()).unwrap_or_default()),
+            host_endpoints: node.and_then(|n| n.host_endpoint.clone()),
             careful_with_names: given.controllers.is_none(),
             metrics: given
                 .metrics
@@ -154,17 +154,18 @@ impl Running {
         let node = NodeControllerSpec {
             reconciler_period: Some(duration::text(self.period)),
             leak_grace_period: Some(duration::text(leak)),
-            host_endpoint: on(Controller::HostEndpoint).then(|| {
-                let mut auto = self.host_endpoints.clone().unwrap_or_default();
-                for (field, default) in
-                    [(&mut auto.auto_create, DISABLED), (&mut auto.create_default_host_endpoint, ENABLED)]
-                {
-                    if field.is_empty() {
-                        default.clone_into(field);
+            host_endpoint: self.host_endpoints.clone().filter(|_| on(Controller::HostEndpoint)).map(
+                |mut auto| {
+                    for (field, default) in
+                        [(&mut auto.auto_create, DISABLED), (&mut auto.create_default_host_endpoint, ENABLED)]
+                    {
+                        if field.is_empty() {
+                            default.clone_into(field);
+                        }
                     }
-                }
-                auto
-            }),
+                    auto
+                },
+            ),
             ..NodeControllerSpec::default()
         };
         let assign_ips = match self.assign_ips {
@@ -206,7 +207,8 @@ impl Running {
         let names = |c: &BTreeSet<Controller>| c.iter().map(|c| c.name()).collect::<Vec<_>>().join(",");
         let hosts = |h: &Option<AutoHostEndpointSpec>| match h {
             Some(h) if h.is_on() => format!("on, {} templates", h.templates.len()),
-            _ => "off".to_owned(),
+            Some(_) => "off".to_owned(),
+            None => "as they are".to_owned(),
         };
         let port = |m: Option<SocketAddr>| m.map_or_else(|| "none".to_owned(), |a| a.to_string());
         let assign = |a: AssignIps| if a == AssignIps::All { "all" } else { "requested" };
@@ -229,7 +231,8 @@ impl Running {
     }
 }
 
-/// The object a cluster without one gets: what runs anyway, so that it can be patched.
+/// The object a cluster without one gets: what runs anyway, so that it can be patched. Of host endpoints it says nothing:
+/// those that are there stay, until somebody says whether they are wanted.
 pub fn default_object() -> Resource<KubeControllersConfigurationSpec> {
     let running = Running::of(&Given::default(), None);
     let mut spec = running.written();
@@ -361,12 +364,13 @@ mod tests {
     fn the_object_made_for_a_cluster_changes_nothing() {
         let made = default_object();
         assert_eq!(
-            Running {
-                careful_with_names: true,
-                host_endpoints: None,
-                ..Running::of(&Given::default(), Some(&made.spec))
-            },
+            Running { careful_with_names: true, ..Running::of(&Given::default(), Some(&made.spec)) },
             Running::of(&Given::default(), None)
+        );
+        assert_eq!(
+            Running::of(&Given::default(), Some(&made.spec)).host_endpoints,
+            None,
+            "what is there stays"
         );
         brindle_config_core::validate::resource(&made.clone().into()).unwrap();
         insta::assert_snapshot!(serde_json::to_string_pretty(&made).unwrap());

@@ -334,6 +334,18 @@ fn configuration_story(site: &Site) {
     };
     says("an object is made and has its status", "/controllers/node/leakGracePeriod", json!("15m0s"));
     fill(site);
+    // By making it the controllers have not said that host endpoints are unwanted.
+    let made = site.get(Kind::KubeControllersConfiguration, "default").unwrap_or_default();
+    assert_eq!(made.pointer("/spec/controllers/node/hostEndpoint"), None, "{made:#}");
+    let old = json!({"apiVersion": "projectcalico.org/v3", "kind": "HostEndpoint", "metadata": {"name": "old-auto-hep",
+        "labels": {"projectcalico.org/created-by": "calico-kube-controllers"}},
+        "spec": {"node": "stays", "interfaceName": "old0"}});
+    site.put(Kind::HostEndpoint, "old-auto-hep", old);
+    configured(site, json!({"leakGracePeriod": "14m", "reconcilerPeriod": "2s"}), "AllServices", json!({}));
+    says("what is said without them", "/controllers/node/leakGracePeriod", json!("14m0s"));
+    configured(site, json!({"leakGracePeriod": "13m", "reconcilerPeriod": "2s"}), "AllServices", json!({}));
+    says("and once more", "/controllers/node/leakGracePeriod", json!("13m0s"));
+    assert!(site.get(Kind::HostEndpoint, "old-auto-hep").is_some(), "{}", site.log("one"));
     let hep = || site.get(Kind::HostEndpoint, "stays-auto-hep");
     let on =
         json!({"hostEndpoint": {"autoCreate": "Enabled"}, "leakGracePeriod": "1s", "reconcilerPeriod": "2s"});
@@ -344,6 +356,12 @@ fn configuration_story(site: &Site) {
     until("the node has a host endpoint", LONG, || match hep() {
         Some(h) if h["spec"]["interfaceName"] == "*" => Ok(()),
         other => Err(format!("{other:?}\n{}", site.log("one"))),
+    });
+    until("the one that nobody asks for is gone", LONG, || {
+        match site.get(Kind::HostEndpoint, "old-auto-hep") {
+            None => Ok(()),
+            Some(other) => Err(format!("{other:#}\n{}", site.log("one"))),
+        }
     });
     until("what leaked is collected", LONG, || match handles(site).as_slice() {
         [live] if live == "net.live" => Ok(()),
