@@ -101,6 +101,8 @@ fn what_a_cluster_refuses_is_refused_and_the_rest_is_not_lost() {
     server.refuse(refusal(1));
     let said = backend.run("apply -f folder");
     assert!(said.ends_with("[2]\n") && said.contains("IPPool(three)"), "{said}");
+    // One that asks to come again a second later is asked again.
+    server.refuse(Refusal { code: 429, retry_after: Some(1), ..refusal(1) });
     let said = backend.run("apply -f folder");
     assert!(said.ends_with("[0]\n"), "{said}");
     let names = backend.run("get ippools -o name");

@@ -10,14 +10,19 @@ use brindle_config_core::store::StoreError;
 use http::{Method, Request, header};
 use http_body_util::BodyExt;
 use kube::client::Body;
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time::Instant};
 
 use super::{KubeSettings, kinds::Api, object::Status, settings::causes};
+use crate::jitter;
 
 /// How long a call may take.
 const CALL: Duration = Duration::from_secs(30);
 /// How long a page of a list may take: much data, and a server that has just started.
 const LIST: Duration = Duration::from_secs(90);
+/// How often a call is made again because the server asks for that.
+const REPEATS: u32 = 10;
+/// Longest that followers stay away because the server asks for that.
+const AWAY: Duration = Duration::from_secs(60);
 /// Most bytes of an answer: a page holds 500 objects of at most some megabytes, mostly of some kilobytes.
 const MOST: usize = 512 << 20;
 
@@ -44,11 +49,13 @@ pub(super) struct Client {
     settings: KubeSettings,
     kube: Mutex<Option<(kube::Client, String)>>,
     api: OnceCell<Api>,
+    /// Until when the server asked to be left alone (Retry-After).
+    later: Mutex<Option<Instant>>,
 }
 
 impl Client {
     pub(super) fn new(settings: KubeSettings) -> Self {
-        Self { settings, kube: Mutex::new(None), api: OnceCell::new() }
+        Self { settings, kube: Mutex::new(None), api: OnceCell::new(), later: Mutex::new(None) }
     }
 
     /// For what Kubernetes itself has; which of Calico's groups there is, if any, is not asked.
@@ -84,20 +91,27 @@ impl Client {
         *self.held() = None;
     }
 
+    /// The pause of a follower before attempt `n` of what failed: at least as long as the server asked for.
+    pub(super) fn pause(&self, n: u32) -> Duration {
+        let later = *self.later.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = later.map(|at| at.saturating_duration_since(Instant::now())).unwrap_or_default();
+        jitter::back_off(n).max(if asked.is_zero() { asked } else { asked + jitter::back_off(n) })
+    }
+
     async fn send(
         &self,
-        method: Method,
+        method: &Method,
         path: &str,
-        payload: Payload,
+        payload: &Payload,
     ) -> Result<http::Response<Body>, Failure> {
         let client = self.kube().await.map_err(Failure::Transport)?;
         let (content, body) = match payload {
             Payload::None => ("", Vec::new()),
-            Payload::Json(b) => ("application/json", b),
-            Payload::MergePatch(b) => ("application/merge-patch+json", b),
+            Payload::Json(b) => ("application/json", b.clone()),
+            Payload::MergePatch(b) => ("application/merge-patch+json", b.clone()),
         };
         let mut request = Request::builder()
-            .method(method)
+            .method(method.clone())
             .uri(path)
             .header(header::USER_AGENT, AGENT)
             .header(header::ACCEPT, "application/json");
@@ -115,28 +129,37 @@ impl Client {
         if code == 401 {
             self.forget();
         }
+        let seconds = answer.headers().get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
+        let retry_after =
+            seconds.filter(|_| matches!(code, 429 | 500..=599)).map(|s: u32| Duration::from_secs(s.into()));
+        if let Some(wait) = retry_after {
+            let at = Instant::now() + wait.min(AWAY);
+            let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
+            *later = (*later).max(Some(at));
+        }
         let text = answer.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
         let mut status = serde_json::from_slice::<Status>(&text).unwrap_or_else(|_| Status {
             message: String::from_utf8_lossy(&text).chars().take(200).collect::<String>().trim().to_owned(),
             ..Status::default()
         });
         status.code = code;
+        status.retry_after = retry_after;
         Err(Failure::Api(status))
     }
 
-    /// One call and its whole answer.
+    /// One call and its whole answer. A server that asks to come again is kept to that, within the time of the call.
     pub(super) async fn call(
         &self,
         method: Method,
         path: &str,
         payload: Payload,
     ) -> Result<Vec<u8>, Failure> {
-        self.within(CALL, self.whole(method, path, payload)).await
+        self.within(CALL, self.patiently(CALL, method, path, payload)).await
     }
 
     /// One page of a list.
     pub(super) async fn page(&self, path: &str) -> Result<Vec<u8>, Failure> {
-        self.within(LIST, self.whole(Method::GET, path, Payload::None)).await
+        self.within(LIST, self.patiently(LIST, Method::GET, path, Payload::None)).await
     }
 
     async fn within<T>(
@@ -150,7 +173,33 @@ impl Client {
         })
     }
 
-    async fn whole(&self, method: Method, path: &str, payload: Payload) -> Result<Vec<u8>, Failure> {
+    async fn patiently(
+        &self,
+        time: Duration,
+        method: Method,
+        path: &str,
+        payload: Payload,
+    ) -> Result<Vec<u8>, Failure> {
+        let end = Instant::now() + time;
+        let mut repeats = 0;
+        loop {
+            let status = match self.whole(&method, path, &payload).await {
+                Err(Failure::Api(status)) => status,
+                other => return other,
+            };
+            // What was refused because there is too much to do was not done; after other troubles a write may have been.
+            let asked = status.retry_after.filter(|_| status.code == 429 || method == Method::GET);
+            let wait = asked.map(|asked| asked + jitter::back_off(repeats));
+            let Some(wait) = wait.filter(|wait| repeats < REPEATS && Instant::now() + *wait < end) else {
+                return Err(Failure::Api(status));
+            };
+            tracing::debug!(path, ?wait, code = status.code, "the server asks to come again later");
+            tokio::time::sleep(wait).await;
+            repeats += 1;
+        }
+    }
+
+    async fn whole(&self, method: &Method, path: &str, payload: &Payload) -> Result<Vec<u8>, Failure> {
         let mut body = self.send(method, path, payload).await?.into_body();
         let mut all = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -167,9 +216,9 @@ impl Client {
         Ok(all)
     }
 
-    /// Opens a stream of lines (a watch).
+    /// Opens a stream of lines (a watch). Who follows waits by itself ([`Self::pause`]), and says meanwhile what for.
     pub(super) async fn lines(&self, path: &str) -> Result<Lines, Failure> {
-        let answer = self.within(CALL, self.send(Method::GET, path, Payload::None)).await?;
+        let answer = self.within(CALL, self.send(&Method::GET, path, &Payload::None)).await?;
         Ok(Lines { body: answer.into_body(), buffer: Vec::new(), searched: 0 })
     }
 

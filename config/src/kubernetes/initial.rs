@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 use super::{
     Inner, Piece,
     client::{Failure, Lines},
+    explain::Verb,
     kinds::Place,
     object::{self, Event, Mapped, Stub},
     watch,
@@ -25,6 +26,8 @@ enum Not {
     /// The server does not know it.
     Refused(String),
     Broken(String),
+    /// The server has too much to do: pages would be more still.
+    Later(StoreError),
 }
 
 impl Inner {
@@ -50,6 +53,7 @@ impl Inner {
                 Err(Not::Broken(why)) => {
                     tracing::debug!(resource = %place.resource(), why, "not streamed; reading it page by page");
                 }
+                Err(Not::Later(error)) => return Err(error),
             }
         }
         Ok((self.each(place, take).await?, None))
@@ -70,6 +74,9 @@ impl Inner {
         let mut lines = self.client.lines(&path).await.map_err(|failure| match failure {
             // "sendInitialEvents is forbidden", or, of servers that do not know the word, "resourceVersionMatch is".
             Failure::Api(s) if s.code == 422 => Not::Refused(s.message),
+            Failure::Api(s) if matches!(s.code, 429 | 503) => {
+                Not::Later(self.explain(Verb::List, place, None, Failure::Api(s)))
+            }
             Failure::Api(s) => Not::Broken(s.message),
             Failure::Transport(e) => Not::Broken(e.to_string()),
         })?;

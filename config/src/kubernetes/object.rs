@@ -1,7 +1,7 @@
 //! What all objects of the API have in common, with the fields that are read here and no others: much of a Pod or Node is
 //! skipped while it is parsed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use brindle_config_core::{
     Key,
@@ -91,6 +91,9 @@ pub(super) struct Status {
     pub(super) message: String,
     #[serde(deserialize_with = "or_default")]
     pub(super) details: Details,
+    /// When the server asks to come again, as its header says.
+    #[serde(skip)]
+    pub(super) retry_after: Option<Duration>,
 }
 
 /// What a [`Status`] is about.

@@ -19,7 +19,6 @@ use super::{
     shared::{Filling, Shared},
     watch::KubeWatch,
 };
-use crate::jitter;
 
 /// A collection, and the node whose pods alone are followed.
 type Selected = (Kind, Option<String>);
@@ -155,7 +154,7 @@ async fn keep(inner: Arc<Inner>, kind: Kind, filling: Filling, last: Arc<Mutex<O
         if !matches!(error, StoreError::Compacted(_)) {
             inner.reflectors.meet(inner.whose, &mut trouble, &error);
         }
-        tokio::time::sleep(jitter::back_off(attempt)).await;
+        tokio::time::sleep(inner.client.pause(attempt)).await;
         attempt = attempt.saturating_add(1);
     }
 }

@@ -183,7 +183,7 @@ impl Collection {
                 }
                 End::Trouble(error) => {
                     self.inner.reflectors.meet(self.inner.whose, &mut self.trouble, &error);
-                    tokio::time::sleep(jitter::back_off(self.attempt)).await;
+                    tokio::time::sleep(self.inner.client.pause(self.attempt)).await;
                 }
             }
             self.attempt = self.attempt.saturating_add(1);

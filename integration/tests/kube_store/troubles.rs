@@ -1,7 +1,7 @@
 //! A server that is away, cuts connections, forgets history, denies, and is full. In-process only: a real one does none of
 //! it on demand.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brindle_config::{KubeStore, kubernetes::KubeSettings};
 use brindle_config_core::{
@@ -255,6 +255,50 @@ async fn refusals_for_a_time_and_for_good_are_told_apart() {
         store.put(&set, json!({"metadata": {"name": "s"}, "spec": {}}), Expect::Absent).await.unwrap_err();
     assert!(e.to_string().contains("create it first"), "{e}");
     assert_eq!(store.put(&key, value, Expect::Revision(Revision(1))).await, Err(StoreError::NotFound(key)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_asks_to_come_again_later_is_kept_to_it() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let target = Target::ours().await;
+    let store = target.store();
+    let refuse = |verb: &str, code, seconds, times| {
+        let verb = verb.to_owned();
+        let resource = "bgppeers".to_owned();
+        target.server().refuse(Refusal { verb, resource, code, retry_after: Some(seconds), times });
+    };
+    // A write that was not done is done then.
+    let begin = Instant::now();
+    refuse("create", 429, 1, 2);
+    put(&store, 1).await;
+    assert!(begin.elapsed() >= 2 * SECOND, "{:?}", begin.elapsed());
+    // One that may have been done is the caller's to look at.
+    let (key, value) = peer(2);
+    refuse("create", 503, 1, 1);
+    let e = store.put(&key, value.clone(), Expect::Absent).await.unwrap_err();
+    assert!(matches!(&e, StoreError::Unavailable(why) if why.contains("503")), "{e}");
+    let begin = Instant::now();
+    refuse("get", 503, 1, 1);
+    assert_eq!(store.get(&key).await, Err(StoreError::NotFound(key.clone())));
+    assert!(begin.elapsed() >= SECOND, "{:?}", begin.elapsed());
+    // Later than a call may take: its caller hears that at once.
+    let begin = Instant::now();
+    refuse("create", 429, 3600, 1);
+    let e = store.put(&key, value, Expect::Absent).await.unwrap_err();
+    assert!(matches!(&e, StoreError::Unavailable(why) if why.contains("429")), "{e}");
+    assert!(begin.elapsed() < 20 * SECOND, "{:?}", begin.elapsed());
+
+    // Followers stay away as well, and ask for no pages because a stream was refused.
+    let store = target.store();
+    target.server().clear_calls();
+    let begin = Instant::now();
+    refuse("", 429, 1, 2);
+    let mut all = store.subscribe(&[Kind::BgpPeer]).expect("a cluster is shared");
+    tokio::time::timeout(LONG, all.next()).await.expect("it comes").unwrap();
+    assert!(begin.elapsed() >= 2 * SECOND, "{:?}", begin.elapsed());
+    let calls = target.server().calls();
+    let lists = calls.iter().filter(|(c, _)| c.resource == "bgppeers" && c.verb == "list").count();
+    assert_eq!(lists, 0, "{calls:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
