@@ -168,11 +168,13 @@ fn several_pods_are_several_all_the_time() {
         let objects = overlay(name);
         for o in objects.iter().filter(|o| o["kind"] == "Deployment") {
             let labels = &o["spec"]["selector"]["matchLabels"];
-            let budget = objects.iter().any(|b| {
+            let budget = objects.iter().find(|b| {
                 b["kind"] == "PodDisruptionBudget" && b["spec"]["selector"]["matchLabels"] == *labels
             });
             let of = &o["metadata"]["name"];
-            assert!(budget, "{name}: {of} has no budget");
+            let budget = budget.unwrap_or_else(|| panic!("{name}: {of} has no budget"));
+            let broken = &budget["spec"]["unhealthyPodEvictionPolicy"];
+            assert_eq!(broken, "AlwaysAllow", "{name}: of {of} none is ready while the datastore is away");
             let pod = &o["spec"]["template"]["spec"];
             let spread: Vec<&Value> = list(pod, "topologySpreadConstraints")
                 .chain(list(
