@@ -33,7 +33,7 @@ fn backup(node: &CniNode, name: &str) -> PathBuf {
     });
     // Closed by its threads, which take the log in.
     let log = node.dir.join(format!("{name}-wal"));
-    until("the backup is one file", LONG, || if log.exists() { Err("its log is there") } else { Ok(()) });
+    until("the backup is one file", LONG, || if log.exists() { Err("its log is there".to_owned()) } else { Ok(()) });
     path
 }
 
@@ -111,10 +111,10 @@ fn an_agent_that_ends_leaves_one_file_that_is_a_backup() {
     let mut node = CniNode::new("onefile", "10.137.0.0/24");
     let a = Container::new();
     assert!(node.add(&a).ok);
-    let one = node.dir.join("one.db");
+    let (file, one) = (node.dir.join("brindle.db"), node.dir.join("one.db"));
     let endpoints = || {
         // What is in the file alone.
-        fs::copy(node.dir.join("brindle.db"), &one).unwrap();
+        fs::copy(&file, &one).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let store = brindle_config::SqliteStore::open_existing(&one).unwrap();
         runtime.block_on(store.list(&[Kind::WorkloadEndpoint])).unwrap().entries.len()
