@@ -155,6 +155,8 @@ pub(super) fn read(pod: &PodObject) -> Result<Mapped, String> {
     }
     let account = &pod.spec.service_account_name;
     let mut labels = meta.labels.clone();
+    // What a pod's namespace and account are is not for its labels to say.
+    labels.retain(|name, _| !convert::is_inherited(name) && name != convert::LABEL_SERVICE_ACCOUNT);
     labels.insert(convert::LABEL_NAMESPACE.into(), meta.namespace.clone());
     labels.insert(convert::LABEL_ORCHESTRATOR.into(), ORCHESTRATOR.into());
     let mut profiles = vec![convert::namespace_profile_name(&meta.namespace)];

@@ -33,6 +33,12 @@ pub const PREFIX_NAMESPACE: &str = "pcns.";
 /// Before the labels that come from the service account.
 pub const PREFIX_SERVICE_ACCOUNT: &str = "pcsa.";
 
+/// Whether a label is of those that are inherited from a namespace or a service account. Nobody has them as his own: who may
+/// label a pod would make it a member of another namespace.
+pub fn is_inherited(label: &str) -> bool {
+    label.starts_with(PREFIX_NAMESPACE) || label.starts_with(PREFIX_SERVICE_ACCOUNT)
+}
+
 /// Tiers that exist without a resource: name, order, whether the default action is Pass. A Tier of the same name says the
 /// same.
 pub const BUILT_IN_TIERS: [(&str, f64, bool); 5] = [

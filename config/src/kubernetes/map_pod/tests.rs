@@ -11,7 +11,8 @@ use super::*;
 fn pod(annotations: &Value, status: &Value) -> PodObject {
     serde_json::from_value(json!({
         "metadata": {"name": "web-0", "namespace": "default", "uid": "u", "resourceVersion": "40",
-            "labels": {"app": "web"}, "annotations": annotations, "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "labels": {"app": "web", "pcns.team": "red", "pcsa.team": "red"},
+            "annotations": annotations, "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {"nodeName": "node-1", "serviceAccountName": "builder", "containers": [
             {"name": "c", "image": "i", "ports": [
                 {"name": "http", "containerPort": 80}, {"containerPort": 81},

@@ -138,6 +138,7 @@ pub(crate) fn far(key: &Key, value: &Value, mine: &str, words: &mut Words) -> Op
     }
     let WorkloadView { metadata, spec, .. } = WorkloadView::of(value)?;
     let mut labels = metadata.labels;
+    labels.retain(|name, _| !convert::is_inherited(name));
     labels.insert(convert::LABEL_NAMESPACE, &key.namespace);
     labels.entry(convert::LABEL_ORCHESTRATOR).or_insert(spec.orchestrator);
     let mut parents: Vec<String> = spec.profiles.iter().map(|p| (*p).to_owned()).collect();
@@ -405,6 +406,7 @@ fn of(key: &Key, value: &Value, resource: AnyResource, bad: bool, problems: &mut
             profile(&name, &convert::service_account_profile(&key.name, &r.metadata.labels), false, problems)
         }
         AnyResource::NetworkSet(mut r) => {
+            r.metadata.labels.retain(|name, _| !convert::is_inherited(name));
             r.metadata.labels.insert(convert::LABEL_NAMESPACE.into(), key.namespace.clone());
             let parents = vec![convert::namespace_profile_name(&key.namespace)];
             set(r.metadata.labels, parents, &r.spec.0.nets)
@@ -413,6 +415,7 @@ fn of(key: &Key, value: &Value, resource: AnyResource, bad: bool, problems: &mut
         AnyResource::HostEndpoint(r) => host_endpoint(key, r.metadata.labels, r.spec, bad, problems),
         AnyResource::WorkloadEndpoint(r) => {
             let mut labels = r.metadata.labels;
+            labels.retain(|name, _| !convert::is_inherited(name));
             labels.insert(convert::LABEL_NAMESPACE.into(), key.namespace.clone());
             labels.entry(convert::LABEL_ORCHESTRATOR.into()).or_insert_with(|| r.spec.orchestrator.clone());
             let account = &r.spec.service_account_name;

@@ -56,6 +56,14 @@ impl Random {
         out
     }
 
+    /// Perhaps labels that look like those of another namespace or account.
+    fn disguise(&mut self, resource: &mut Value) {
+        if self.once(4) {
+            let name = self.pick(&["pcns.team", "pcsa.team", "pcns.projectcalico.org/name"]);
+            resource["metadata"]["labels"][name] = self.pick(&["red", "blue", "ns1"]).into();
+        }
+    }
+
     fn calico(kind: &str, namespace: &str, name: &str, spec: Value) -> Value {
         let mut meta = json!({ "name": name });
         if !namespace.is_empty() {
@@ -99,6 +107,7 @@ impl Random {
                 }
                 let mut wep = Self::calico("WorkloadEndpoint", ns, pod, spec);
                 wep["metadata"]["labels"] = self.labels(false);
+                self.disguise(&mut wep);
                 out.push(wep);
             }
         }
@@ -111,6 +120,9 @@ impl Random {
             let more = self.pick(&["10.9.1.0/24", "0.0.0.0/0", "10.0.0.1/32"]);
             let mut set = Self::calico(kind, ns, "set", json!({"nets": [net, more]}));
             set["metadata"]["labels"] = self.labels(false);
+            if !ns.is_empty() {
+                self.disguise(&mut set);
+            }
             out.push(set);
         }
         self.host_endpoints(&mut out);
