@@ -95,8 +95,16 @@ fn main() -> Result<()> {
     println!("{} pods here, {} policies, {} pods in the cluster", args.pods, args.policies, args.cluster);
     println!("of {} rounds the middle one and the worst; memory in sync and after give_back\n", args.rounds);
     println!(
-        "{:<16} {:>8} {:>8} {:>10} {:>6} {:>12} {:>20} {:>20}",
-        "", "in sync", "own CPU", "tools' CPU", "ratio", "RSS, MiB", "one of 50 sets, ms", "new pod here, ms"
+        "{:<16} {:>8} {:>8} {:>10} {:>6} {:>12} {:>20} {:>20} {:>28}",
+        "",
+        "in sync",
+        "own CPU",
+        "tools' CPU",
+        "ratio",
+        "RSS, MiB",
+        "one of 50 sets, ms",
+        "new pod here, ms",
+        "3000, 20000 leave a set, ms"
     );
     for b in &args.back_ends {
         let numbers = [args.pods, args.policies, args.cluster, args.rounds].map(|n| n.to_string());
@@ -294,18 +302,34 @@ fn start(args: &Args, b: BackEnd) -> Result<()> {
             bail!("the new pod is not ready: {:?}", last.problems);
         }
     }
+    let [few, many] = [3000, 20_000].map(|count| leave(&running, count));
+    let (few, many) = (few?.as_secs_f64(), many?.as_secs_f64());
     let ratio = own.as_secs_f64() / tools.as_secs_f64().max(0.01);
     println!(
-        "{:<16} {:>6.2} s {:>6.2} s {:>8.2} s {ratio:>6.2} {:>12} {:>20} {:>20}",
+        "{:<16} {:>6.2} s {:>6.2} s {:>8.2} s {ratio:>6.2} {:>12} {:>20} {:>20} {:>28}",
         b.name(),
         whole.as_secs_f64(),
         own.as_secs_f64(),
         tools.as_secs_f64(),
         format!("{in_sync}, {after}"),
         middle_and_worst(member),
-        middle_and_worst(here)
+        middle_and_worst(here),
+        format!("{:.1}, {:.1}", few * 1e3, many * 1e3)
     );
     Ok(())
+}
+
+/// So many members leave a set that a policy asks, all but ten.
+fn leave(running: &Running, count: usize) -> Result<Duration> {
+    let set = |count: usize| {
+        let nets: Vec<String> = (0..count).map(|i| format!("11.{}.{}.0/25", i / 256, i % 256)).collect();
+        event(json!({"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkSet",
+            "metadata": {"name": "crowd", "labels": {"crowd": "yes"}}, "spec": {"nets": nets}}))
+    };
+    let deny = json!({"selector": "all()", "types": ["Ingress"],
+        "ingress": [{"action": "Deny", "source": {"selector": "crowd == 'yes'"}}]});
+    running.tell(vec![event(gnp("crowd", deny))?, set(count)?])?;
+    running.written(set(10)?)
 }
 
 fn middle_and_worst(mut times: Vec<Duration>) -> String {

@@ -431,8 +431,7 @@ impl Driver {
             planned = plans(&self.halves, Leftovers::Remove);
         }
         self.untidy = planned.iter().any(|(_, p)| p.left);
-        let input: String = planned.iter().map(|(_, p)| p.input.as_str()).collect();
-        if input.is_empty() {
+        if planned.iter().all(|(_, p)| p.input.is_empty()) {
             return Ok(false);
         }
         for (_, plan) in &planned {
@@ -440,11 +439,8 @@ impl Driver {
             self.counters.members += (plan.added + plan.deleted) as u64;
         }
         self.counters.nft_writes += 1;
-        self.nf.nft(&input)?;
-        let late: String = planned.iter().map(|(_, p)| p.late.as_str()).collect();
-        if !late.is_empty() {
-            self.nf.nft(&late)?;
-        }
+        self.nft_each(planned.iter().map(|(_, p)| p.input.as_str()))?;
+        self.nft_each(planned.iter().map(|(_, p)| p.late.as_str()))?;
         for (family, plan) in planned {
             if let Some(half) = self.halves.get_mut(&family) {
                 plan.assume(&mut half.nft);
@@ -469,6 +465,16 @@ impl Driver {
                 let (name, added, removed) = Model::delta(family, d);
                 if added.is_empty() && removed.is_empty() {
                     continue;
+    /// One transaction of members and one of everything else: whatever is in one with rules is nft's, and that is slow with
+    /// members of large sets.
+    fn nft_each<'a>(&mut self, inputs: impl Iterator<Item = &'a str>) -> Result<(), NfError> {
+        let (members, rest): (Vec<&str>, Vec<&str>) = inputs.partition(|i| nft_plan::only_members(i));
+        for input in [rest.concat(), members.concat()].iter().filter(|i| !i.is_empty()) {
+            self.nf.nft(input)?;
+        }
+        Ok(())
+    }
+
                 }
                 count += added.len() + removed.len();
                 match self.mode {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -88,6 +91,15 @@ impl PolicyReport {
 
     /// For the admin socket.
     pub fn status(&self) -> PolicyStatus {
+    /// What keeps the thread from taking anything in.
+    fn what_is_under_way(&self) -> String {
+        let busy = "an earlier change is still being written to the kernel; it may be busy";
+        match self.problems.as_slice() {
+            [] => busy.to_owned(),
+            problems => format!("{busy}; {}", problems.join("; ")),
+        }
+    }
+
         let c = &self.counters;
         PolicyStatus {
             in_sync: self.in_sync,
@@ -149,17 +161,23 @@ impl PolicyHandle {
         let mut report = self.report.clone();
         let wait = async {
             // Whatever the thread was told before this call is taken in first: its former rules are no answer.
+        let heard = AtomicBool::new(false);
             let (tx, rx) = oneshot::channel();
             if !self.send(PolicyInput::Heard(tx)).await || rx.await.is_err() {
                 return Err(());
             }
             report.wait_for(|r| r.settled && r.ready.get(&id) == Some(&mine)).await.map(drop).map_err(drop)
         };
+            heard.store(true, Ordering::Relaxed);
         match tokio::time::timeout(limit, wait).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(())) => Err("the policy thread is not running; see the agent's log".into()),
             Err(_) => {
-                let why = self.report.borrow().what_is_missing(&id, &mine);
+                let report = self.report.borrow();
+                let why = match heard.load(Ordering::Relaxed) {
+                    true => report.what_is_missing(&id, &mine),
+                    false => report.what_is_under_way(),
+                };
                 Err(format!(
                     "the policy of {key} is not in the kernel after {:.0} s: {why}",
                     limit.as_secs_f64()
@@ -209,8 +227,21 @@ fn endpoint_id(key: &Key) -> Option<EndpointId> {
 mod tests {
     use super::*;
 
+    use brindle_config_core::Kind;
+
     #[test]
     fn what_a_workload_waits_for_is_named() {
+    #[tokio::test]
+    async fn who_waits_for_a_thread_that_writes_is_told_so() {
+        let (inputs, _kept) = mpsc::channel(1);
+        let known = PolicyReport { in_sync: true, listed: true, settled: true, ..PolicyReport::default() };
+        let (_tx, report) = watch::channel(known);
+        let handle = PolicyHandle { inputs, report };
+        let key = Key::new(Kind::WorkloadEndpoint, Some("red"), "a");
+        let said = handle.wait_ready(&key, &[], Duration::from_millis(1)).await.unwrap_err();
+        assert!(said.contains("an earlier change is still being written"), "{said}");
+    }
+
         let id = EndpointId::Workload { namespace: "a".into(), name: "b".into() };
         let nets = |text: &str| BTreeSet::from([text.parse::<IpNet>().unwrap()]);
         let mine = nets("10.0.0.2/32");

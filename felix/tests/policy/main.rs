@@ -4,6 +4,7 @@
 mod addresses;
 mod flows;
 mod hosts;
+mod sets;
 mod support;
 mod tools;
 mod translated;

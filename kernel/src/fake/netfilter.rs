@@ -495,6 +495,10 @@ fn nft_line(tables: &mut BTreeMap<(IpVersion, String), NftTable>, line: &str) ->
             }
         }
         ("add", "set") => drop(t.sets.entry(name).or_insert((inner().unwrap_or_default(), Vec::new()))),
+        ("flush", "set") => match t.sets.get_mut(&name) {
+            Some((_, members)) => members.clear(),
+            None => return no("No such file or directory"),
+        },
         ("delete", "set") => {
             if t.chains.values().flatten().any(|r| r.contains(&format!("@{name} "))) {
                 return no("Device or resource busy");

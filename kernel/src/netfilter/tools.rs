@@ -19,6 +19,9 @@ use crate::{
 const LOCK: u64 = 10;
 /// How long any tool may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Changes of more members are not left to nft when the kernel has refused them: nft walks through a whole set for every
+/// member it removes.
+const NFT_MEMBERS: usize = 256;
 /// Modules of the kernel, also those it was built with that have parameters, as ip_set has.
 const MODULES: &str = "/sys/module";
 /// Where tools are looked for beside PATH.
@@ -226,13 +229,17 @@ impl Netfilter for Tools {
                 Some(open) => Ok(open),
                 None => Elements::open(),
             };
-            // What fails is said better by nft, and a set of another form is nft's.
-            if let Ok(mut socket) = socket
-                && let Ok(done) = socket.change(&changes)
-            {
-                self.elements = Some(socket);
-                if done {
-                    return Ok(());
+            if let Ok(mut socket) = socket {
+                let done = socket.change(&changes);
+                if done.is_ok() {
+                    self.elements = Some(socket);
+                }
+                match done {
+                    Ok(true) => return Ok(()),
+                    // nft would try for minutes and be told the same.
+                    Err(e) if elements::count(&changes) > NFT_MEMBERS => return Err(e.into()),
+                    // What fails is said better by nft, and a set of another form is nft's.
+                    Ok(false) | Err(_) => {}
                 }
             }
         }

@@ -13,7 +13,7 @@ use nix::{
     errno::Errno,
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{setsockopt, sockopt},
+    sys::socket::{getsockopt, setsockopt, sockopt},
 };
 
 use socket2::{SockFilter, SockRef};
@@ -79,6 +79,21 @@ impl NlSocket {
             return Err(NetlinkError::Socket { what: "set SO_RCVBUF".into(), errno: e as i32 });
         }
         Ok(())
+    }
+
+    /// Whether a datagram of so many bytes can be sent; asks for a buffer that holds it. CAP_NET_ADMIN forces it, otherwise
+    /// net.core.wmem_max limits it.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        // The kernel's own part of the buffer.
+        let needed = bytes.saturating_add(1024);
+        let has = || getsockopt(&self.sock, sockopt::SndBuf).is_ok_and(|n| n >= needed);
+        has() || {
+            // The kernel reserves twice what it is asked for. What it gave in the end is looked at below.
+            if setsockopt(&self.sock, sockopt::SndBufForce, &needed).is_err() {
+                let _ = setsockopt(&self.sock, sockopt::SndBuf, &needed);
+            }
+            has()
+        }
     }
 
     /// Address of this socket on the netlink bus.

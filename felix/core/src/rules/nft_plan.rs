@@ -222,6 +222,33 @@ pub fn elements(input: &mut String, verb: &str, fam: &str, set: &str, members: &
     }
 }
 
+/// Removing members with rules beside them costs nft a walk through the whole set for each; beyond so many steps the set is
+/// emptied and filled in the same transaction instead, which packets see as little of.
+const WALKED: usize = 20_000;
+
+/// Lines that change members of a set in a transaction that nft carries out.
+fn anew(
+    input: &mut String,
+    fam: &str,
+    set: &str,
+    (have, want): (usize, &BTreeSet<Member>),
+    change: [&[&Member]; 2],
+) {
+    let [gone, new] = change;
+    if gone.len().saturating_mul(have) > WALKED {
+        let _ = writeln!(input, "flush set {fam} {} {set}", nft::TABLE);
+        elements(input, "add", fam, set, &want.iter().collect::<Vec<_>>());
+    } else {
+        elements(input, "delete", fam, set, gone);
+        elements(input, "add", fam, set, new);
+    }
+}
+
+/// Whether an input changes members of sets and maps and nothing else: no tool is needed for that.
+pub fn only_members(input: &str) -> bool {
+    input.lines().all(|l| l.starts_with("add element ") || l.starts_with("delete element "))
+}
+
 /// Plans one family's table. `only`: just these sets are compared.
 pub fn plan(
     family: Family,
@@ -236,6 +263,8 @@ pub fn plan(
     // What nothing in force refers to yet, and what packets meet.
     let (mut input, mut met) = (String::new(), String::new());
     let (mut new_members, mut members_of) = (String::new(), String::new());
+    // The same members beside rules.
+    let mut members_beside = String::new();
     // Writing to a String cannot fail.
     if !(actual.exists || wanted.chains.is_empty() && sets.is_empty()) {
         let _ = writeln!(input, "add table {fam} {table}");
@@ -245,8 +274,8 @@ pub fn plan(
     let none = BTreeSet::new();
     for (name, want) in sets.iter().filter(|(name, _)| only.is_none_or(|o| o.contains(*name))) {
         let members = disjoint(&want.members);
-        let (have, lines) = match actual.sets.get(name) {
-            Some(Some((kind, have))) if *kind == want.kind => (have, &mut members_of),
+        let (have, new_set) = match actual.sets.get(name) {
+            Some(Some((kind, have))) if *kind == want.kind => (have, false),
             other => {
                 if other.is_some() {
                     // Not ours, whatever its name: the name says the form.
@@ -258,14 +287,19 @@ pub fn plan(
                 };
                 let _ = writeln!(input, "add set {fam} {table} {name} {{ {form} }}");
                 out.after.sets.insert(name.clone(), Some((want.kind, BTreeSet::new())));
-                (&none, &mut new_members)
+                (&none, true)
             }
         };
         // Away first: a network may make room for one that covers it.
         let gone: Vec<&Member> = have.difference(&members).collect();
         let new: Vec<&Member> = members.difference(have).collect();
-        elements(lines, "delete", fam, name, &gone);
-        elements(lines, "add", fam, name, &new);
+        if new_set {
+            elements(&mut new_members, "add", fam, name, &new);
+        } else {
+            elements(&mut members_of, "delete", fam, name, &gone);
+            elements(&mut members_of, "add", fam, name, &new);
+            anew(&mut members_beside, fam, name, (have.len(), &members), [&gone, &new]);
+        }
         out.deleted += gone.len();
         out.added += new.len();
         if !(gone.is_empty() && new.is_empty()) {
@@ -296,11 +330,7 @@ pub fn plan(
         let none = BTreeMap::new();
         let have = actual.maps.get(name).unwrap_or(&none);
         let mut after = map.elements.clone();
-        let mut lines = &mut members_of;
-        if !actual.maps.contains_key(name) {
-            let _ = writeln!(input, "add map {fam} {table} {name} {{ type ifname : verdict; }}");
-            lines = &mut new_members;
-        }
+        let mut lines = String::new();
         for (dev, chain) in have.iter().filter(|(d, c)| map.elements.get(*d) != Some(c)) {
             if leftovers == Leftovers::Keep && !map.elements.contains_key(dev) {
                 out.left = true;
@@ -314,6 +344,13 @@ pub fn plan(
         for (dev, chain) in map.elements.iter().filter(|(d, c)| have.get(*d) != Some(c)) {
             let _ = writeln!(lines, "add element {fam} {table} {name} {{ \"{dev}\" : goto {chain} }}");
             out.added += 1;
+        }
+        if actual.maps.contains_key(name) {
+            members_of.push_str(&lines);
+            members_beside.push_str(&lines);
+        } else {
+            let _ = writeln!(input, "add map {fam} {table} {name} {{ type ifname : verdict; }}");
+            new_members.push_str(&lines);
         }
         out.after.maps.insert(name.clone(), Some(after));
     }
@@ -333,14 +370,18 @@ pub fn plan(
         }
     }
     // New chains are met only through a map's new elements, unless one is at a hook or another is written again.
+    let nothing_beside = [&input, &met, &new_rules, &rules].iter().all(|part| part.is_empty())
+        && !(any && leftovers == Leftovers::Remove);
     if met.is_empty() && actual.exists && !removes && !input.is_empty() {
         input.push_str(&new_rules);
         out.late = new_members + &members_of;
+    } else if nothing_beside {
+        input = members_of;
     } else if met.is_empty() || new_members.is_empty() {
-        input = input + &met + &new_members + &members_of + &new_rules + &rules;
+        input = input + &met + &new_members + &members_beside + &new_rules + &rules;
     } else {
         input = input + &new_members + &new_rules;
-        out.late = met + &members_of + &rules;
+        out.late = met + &members_beside + &rules;
     }
     out.written = changed.len();
     // Rules, then maps and chains, then sets.
@@ -523,6 +564,35 @@ mod tests {
         Arc::make_mut(sets.get_mut("brindle4-a").unwrap()).members.insert(Member::parse("10.0.0.9").unwrap());
         let p = plan(Family::V4, &wanted, &sets, &actual, Leftovers::Remove, None);
         assert_eq!(p.input, "add element ip brindle brindle4-a { 10.0.0.9 }\n");
+    }
+
+    #[test]
+    fn with_rules_beside_them_many_members_go_by_filling_the_set_again() {
+        let (wanted, mut sets) = example();
+        let all: BTreeSet<Member> = (0..20_001u32)
+            .map(|i| Member::Net(std::net::IpAddr::from((i * 2).to_be_bytes()).into()))
+            .collect();
+        let set = |members: BTreeSet<Member>| Arc::new(WantedSet { kind: SetKind::Net, members });
+        sets.insert("brindle4-a".into(), set(all.clone()));
+        let actual = carried_out(&wanted, &sets);
+        let mut few = all.clone();
+        few.pop_last();
+        sets.insert("brindle4-a".into(), set(few.clone()));
+        let alone = plan(Family::V4, &wanted, &sets, &actual, Leftovers::Remove, None);
+        assert_eq!(alone.input, "delete element ip brindle brindle4-a { 0.0.156.64 }\n");
+        assert!(only_members(&alone.input) && alone.late.is_empty());
+        let mut more = wanted.clone();
+        let name = "filter-brindle-fw-cali1";
+        let text = Text { name: name.into(), lines: vec!["drop".into()], tags: vec!["t".into()], loose: 0 };
+        more.chains.insert(name.into(), Arc::new(text));
+        let beside = plan(Family::V4, &more, &sets, &actual, Leftovers::Remove, None);
+        let filled = beside.input.lines().filter(|l| l.starts_with("add element ip brindle brindle4-a"));
+        assert_eq!(filled.map(|l| l.matches(", ").count() + 1).sum::<usize>(), few.len());
+        assert!(beside.input.contains("flush set ip brindle brindle4-a\n") && beside.late.is_empty());
+        assert!(!beside.input.contains("delete element") && !only_members(&beside.input));
+        let mut after = actual.clone();
+        beside.assume(&mut after);
+        assert_eq!(after, carried_out(&more, &sets));
     }
 
     #[test]
