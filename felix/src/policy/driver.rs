@@ -19,7 +19,10 @@ use brindle_felix_core::rules::{
 use brindle_kernel::netfilter::{IpVersion, Netfilter, NfError, Variant};
 use serde::Serialize;
 
-use super::readback::{self, Reading};
+use super::{
+    leftover::{self, Held},
+    readback::{self, Reading},
+};
 
 /// What rules are written with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +97,8 @@ pub(crate) struct Driver {
     switches: u64,
     /// The other back ends have been looked at.
     alone: bool,
+    /// Sets nobody needs that somebody else's rules ask.
+    held: Held,
     /// Rules nobody needs were left for later.
     pub(crate) untidy: bool,
     /// Something of a Calico's was seen and is not known to be gone.
@@ -120,6 +125,7 @@ impl Driver {
             fresh: false,
             switches: 0,
             alone: false,
+            held: Held::default(),
             untidy: false,
             calico: false,
             max_set: 1 << 20,
@@ -153,6 +159,7 @@ impl Driver {
             self.fresh = false;
             self.switches += 1;
             self.alone = false;
+            self.held = Held::default();
         }
     }
 
@@ -307,8 +314,12 @@ impl Driver {
             Some(Mode::Nft) => self.apply_nft(layouts, changed.filter(|_| !whole), leftovers)?,
             None => false,
         };
+        let mode_is_nft = self.mode == Some(Mode::Nft);
         self.fresh = false;
         self.counters.repairs += u64::from(checking && wrote);
+        if mode_is_nft && self.held.any() && (whole || leftovers == Leftovers::Remove && self.held.soon()) {
+            self.alone = false;
+        }
         if !self.alone {
             self.clear_others()?;
             self.alone = true;
@@ -381,6 +392,11 @@ impl Driver {
                 table_plan::assume(plan, want, have, seen);
             }
         }
+        if remember {
+            self.held.look(&after);
+        } else {
+            after = self.held.due(&after);
+        }
         // Chains that were left may still refer to sets, and so may those of another make until they have been removed.
         if (leftovers == Leftovers::Keep || !self.alone) && !after.is_empty() {
             untidy = true;
@@ -388,14 +404,14 @@ impl Driver {
         }
         self.untidy = untidy;
         if !after.is_empty() {
-            self.counters.set_writes += 1;
-            wrote = true;
-            self.nf.restore_sets(&after)?;
+            wrote |= self.destroy(&after)?;
             for (family, layout) in layouts {
                 if let Some(half) = self.halves.get_mut(family) {
-                    half.sets.retain(|name, _| layout.sets.contains_key(name));
+                    let held = &self.held;
+                    half.sets.retain(|name, _| layout.sets.contains_key(name) || held.has(name));
                 }
             }
+            self.untidy |= self.held.soon();
         }
         Ok(wrote)
     }
@@ -449,6 +465,16 @@ impl Driver {
         Ok(true)
     }
 
+    /// One transaction of members and one of everything else: whatever is in one with rules is nft's, and that is slow with
+    /// members of large sets.
+    fn nft_each<'a>(&mut self, inputs: impl Iterator<Item = &'a str>) -> Result<(), NfError> {
+        let (members, rest): (Vec<&str>, Vec<&str>) = inputs.partition(|i| nft_plan::only_members(i));
+        for input in [rest.concat(), members.concat()].iter().filter(|i| !i.is_empty()) {
+            self.nf.nft(input)?;
+        }
+        Ok(())
+    }
+
     /// Changes members of sets and nothing else: one batch, whatever the number of sets. `false`: it needs `apply`.
     pub(crate) fn apply_members(&mut self, changed: &Changed) -> Result<bool, DriveError> {
         if self.stale || self.fresh || changed.rules || !changed.whole.is_empty() {
@@ -465,16 +491,6 @@ impl Driver {
                 let (name, added, removed) = Model::delta(family, d);
                 if added.is_empty() && removed.is_empty() {
                     continue;
-    /// One transaction of members and one of everything else: whatever is in one with rules is nft's, and that is slow with
-    /// members of large sets.
-    fn nft_each<'a>(&mut self, inputs: impl Iterator<Item = &'a str>) -> Result<(), NfError> {
-        let (members, rest): (Vec<&str>, Vec<&str>) = inputs.partition(|i| nft_plan::only_members(i));
-        for input in [rest.concat(), members.concat()].iter().filter(|i| !i.is_empty()) {
-            self.nf.nft(input)?;
-        }
-        Ok(())
-    }
-
                 }
                 count += added.len() + removed.len();
                 match self.mode {
@@ -547,6 +563,7 @@ impl Driver {
     /// Removes what an earlier run wrote with another back end; ours is in force already.
     fn clear_others(&mut self) -> Result<(), DriveError> {
         let Some(mode) = self.mode else { return Ok(()) };
+        let mut sets = String::new();
         for family in self.families.clone() {
             if mode != Mode::Nft
                 && let Some(json) = self.nf.nft_list(ip(family), nft::TABLE).ok().flatten()
@@ -577,13 +594,31 @@ impl Driver {
                 self.calico |= calico::in_sets(&text);
                 let have = sets::parse(family, &text);
                 let plan = sets::plan(family, &sets::WantedSets::new(), &have, self.max_set, None);
-                if !plan.after.is_empty() {
-                    self.nf.restore_sets(&plan.after)?;
-                    self.counters.set_writes += 1;
-                }
+                sets.push_str(&plan.after);
             }
         }
+        if mode == Mode::Nft {
+            self.held.look(&sets);
+        }
+        if !sets.is_empty() {
+            self.destroy(&sets)?;
+            self.untidy |= self.held.soon();
+        }
         Ok(())
+    }
+
+    /// Removes sets nobody needs; whether any went. What somebody else's rule asks stays, and is told of.
+    fn destroy(&mut self, input: &str) -> Result<bool, NfError> {
+        self.counters.set_writes += 1;
+        let held = leftover::destroy(&mut *self.nf, input)?;
+        let any = held.len() < input.lines().count();
+        self.held.note(input, held);
+        Ok(any)
+    }
+
+    /// Sets that stay though nobody needs them, a line each.
+    pub(crate) fn held(&self) -> Vec<String> {
+        self.held.lines()
     }
 
     /// Writes rules with either make.
@@ -638,8 +673,12 @@ impl Driver {
         // Rules asked for them until now.
         if !sets.input.is_empty() {
             self.counters.set_writes += 1;
-            self.nf.restore_sets(&sets.input)?;
-            *removed += sets.count;
+            let held = leftover::destroy(&mut *self.nf, &sets.input)?;
+            *removed += calico::Count { sets: sets.count.sets.saturating_sub(held.len()), ..sets.count };
+            if let Some((name, why)) = held.into_iter().next() {
+                let culprit = Some(format!("destroy {name}"));
+                return Err(NfError::Refused { tool: "ipset".into(), why, culprit }.into());
+            }
         }
         self.calico = false;
         Ok(None)

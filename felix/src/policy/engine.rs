@@ -645,6 +645,7 @@ impl Engine {
         let lines = [&self.mode_problem, &self.problem, &self.bridge_problem, &self.settings.problem];
         let lines = lines.into_iter().flatten().chain(self.addresses.problem()).chain(self.calico.problem());
         let problems: Vec<String> = lines.cloned().collect();
+        let held = self.driver.held();
         let next = PolicyReport {
             in_sync: self.applied,
             listed: self.model.in_sync(),
@@ -660,6 +661,7 @@ impl Engine {
             resources: self
                 .ipvs_problems
                 .iter()
+                .chain(&held)
                 .chain(&self.resources)
                 .chain(&self.rivals)
                 .chain(&self.aside.lines)

@@ -15,6 +15,7 @@ mod driver;
 mod engine;
 mod handle;
 mod ipvs;
+mod leftover;
 mod named;
 mod readback;
 

@@ -120,3 +120,62 @@ fn node_pods(node: &Node, p: Arc<ActivePolicy>) -> Vec<PolicyDelta> {
     let name = p.id.name.clone();
     node.everything(&[(1, tier(&[&name], &[&name]))], &[p])
 }
+
+#[test]
+fn a_set_that_somebody_elses_rule_asks_holds_nothing_back() {
+    for (back_end, program) in [(BackEnd::Legacy, "iptables-legacy"), (BackEnd::Nft, "iptables-nft")] {
+        let mut node = Node::new(3);
+        let ns = node.ns.ns();
+        let iptables = |args: &str| {
+            let done = ns.run(|| Command::new(program).args(args.split(' ')).output().unwrap()).unwrap();
+            assert!(done.status.success(), "{program} {args}: {done:?}");
+        };
+        let named = names::set(Family::V4, "s:asked");
+        let asked = whole("s:asked", nets(&["10.77.0.10/32"]));
+        let asking = policy("asking", vec![asks(Action::Allow, "s:asked")], vec![rule(Action::Allow)]);
+        let open = policy("open", vec![rule(Action::Allow)], vec![rule(Action::Allow)]);
+        let until = |node: &Node, what: &str, done: &dyn Fn(&PolicyReport) -> bool| {
+            let deadline = Instant::now() + LONG;
+            loop {
+                node.tell(PolicyInput::Check);
+                let r = node.report();
+                if done(&r) {
+                    return r;
+                }
+                assert!(Instant::now() < deadline, "{back_end:?} {what}: {r:?}\n{}", node.dump());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let there = |node: &Node| node.dump().contains(&format!("create {named} "));
+        node.start(back_end);
+        let mut first = node_pods(&node, Arc::clone(&asking));
+        first.insert(0, asked);
+        node.apply(first);
+        iptables("-N admin");
+        iptables(&format!("-A admin -m set --match-set {named} src -j LOG"));
+        // Nobody needs the set any more.
+        let gone = vec![
+            PolicyDelta::Policy(Arc::clone(&open)),
+            PolicyDelta::Endpoint(Arc::new(node.endpoint(1, vec![tier(&["open"], &["open"])]))),
+            PolicyDelta::PolicyRemove(asking.id.clone()),
+            PolicyDelta::IpSetRemove(IpSetId("s:asked".into())),
+        ];
+        node.apply(gone);
+        let says = |r: &PolicyReport| r.resources.iter().any(|l| l.contains(&named));
+        let r = until(&node, "the set is told of", &says);
+        assert!(r.settled && r.problems.is_empty() && there(&node), "{r:?}");
+        let tier_of =
+            |i: usize| PolicyDelta::Endpoint(Arc::new(node.endpoint(i, vec![tier(&["open"], &[])])));
+        let r = node.apply(vec![tier_of(2)]);
+        assert!(r.settled && r.counters.repairs == 0, "{r:?}");
+        // The agent of another start finds it there.
+        node.stop();
+        node.start(back_end);
+        let r = node.apply(node_pods(&node, open));
+        assert!(r.settled, "{r:?}");
+        until(&node, "the set is told of after a restart", &says);
+        iptables("-F admin");
+        let r = until(&node, "the set goes", &|r| !says(r));
+        assert!(r.counters.repairs <= 1 && !there(&node), "{r:?}");
+    }
+}

@@ -72,15 +72,26 @@ fn a_set_a_stranger_uses_stays_until_he_lets_go_and_everything_else_is_enforced(
         nf.restore(IpVersion::V4, &format!("*mangle\n-A INPUT {foreign}\nCOMMIT\n")).unwrap()
     });
     agent.tell(PolicyInput::Deltas(second()));
-    agent.tell(PolicyInput::Check);
-    let r = agent.report();
-    assert!(r.problems.iter().any(|p| p.contains("in use")), "{r:?}");
+    let until = |told: bool| {
+        let deadline = Instant::now() + LONG;
+        loop {
+            agent.tell(PolicyInput::Check);
+            let r = agent.report();
+            if r.resources.iter().any(|l| l.contains("in use") && l.contains(&name)) == told {
+                break r;
+            }
+            assert!(Instant::now() < deadline, "{told} {r:?}");
+            std::thread::yield_now();
+        }
+    };
+    let r = until(true);
+    assert!(r.settled && r.problems.is_empty() && r.counters.repairs == 0, "{r:?}");
     let state = world.state("iptables-nft");
     assert!(state.iter().any(|l| l.contains("brindle-tw-cali2")), "the new rules are in force: {state:?}");
     world.inside(|mut nf| {
         nf.restore(IpVersion::V4, &format!("*mangle\n-D INPUT {foreign}\nCOMMIT\n")).unwrap()
     });
-    agent.tidy();
+    until(false);
     assert!(!world.state("iptables-nft").iter().any(|l| l.contains(&name)), "it is gone");
     // Members of what stays go on as before.
     let added = vec![net("203.0.113.0/24")];
