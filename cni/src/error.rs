@@ -32,7 +32,7 @@ pub mod code {
     pub const POOL_EXHAUSTED: u32 = 100;
     /// The address asked for is taken.
     pub const DUPLICATE_ADDRESS: u32 = 101;
-    /// The routes of the pod did not come into force in time.
+    /// New flows of the pod cannot be denied while what it may do is not known.
     pub const NOT_READY: u32 = 103;
     /// The container's interface exists already, or in another namespace.
     pub const ATTACHED: u32 = 104;

@@ -115,10 +115,12 @@ fn without_iptables_the_agent_says_so_and_lets_no_pod_in_unprotected() {
     ]);
     let c = Container::new();
     let said = node.add(&c);
-    assert_eq!(said.code(), 103, "{said:?}");
+    assert_eq!(said.code(), 11, "{said:?}");
     for word in ["policy", "is not installed", "install the package"] {
         assert!(said.out.contains(word), "{word}: {said:?}");
     }
+    let said = node.status();
+    assert!(said.code() == 50 && said.out.contains("is not installed"), "{said:?}");
     let log = std::fs::read_to_string(node.dir.join("agent.log")).expect("the agent's log");
     assert!(
         log.lines().any(|l| l.contains("policy could not be written") && l.contains("not installed")),

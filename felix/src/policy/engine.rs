@@ -646,6 +646,11 @@ impl Engine {
         let lines = lines.into_iter().flatten().chain(self.addresses.problem()).chain(self.calico.problem());
         let problems: Vec<String> = lines.cloned().collect();
         let held = self.driver.held();
+        let stuck =
+            self.failed.filter(|(_, pause)| *pause > RETRY.0 * 2).map(|_| match problems.as_slice() {
+                [] => "policy cannot be written to the kernel".to_owned(),
+                all => all.join("; "),
+            });
         let next = PolicyReport {
             in_sync: self.applied,
             listed: self.model.in_sync(),
@@ -657,6 +662,7 @@ impl Engine {
                 Some(r) => Arc::new(r),
                 None => Arc::clone(&self.report.borrow().ready),
             },
+            stuck,
             problems,
             resources: self
                 .ipvs_problems

@@ -52,6 +52,8 @@ pub struct PolicyReport {
     pub back_end: &'static str,
     /// Endpoints whose policy is in the kernel, and the addresses it was written for.
     pub ready: Arc<BTreeMap<EndpointId, BTreeSet<IpNet>>>,
+    /// Why nothing can be written, when several attempts in a row have failed.
+    pub stuck: Option<String>,
     /// What cannot be done as asked, with what to do.
     pub problems: Vec<String>,
     /// Resources that cannot be enforced as written.
@@ -89,8 +91,6 @@ impl PolicyReport {
         }
     }
 
-    /// For the admin socket.
-    pub fn status(&self) -> PolicyStatus {
     /// What keeps the thread from taking anything in.
     fn what_is_under_way(&self) -> String {
         let busy = "an earlier change is still being written to the kernel; it may be busy";
@@ -100,6 +100,8 @@ impl PolicyReport {
         }
     }
 
+    /// For the admin socket.
+    pub fn status(&self) -> PolicyStatus {
         let c = &self.counters;
         PolicyStatus {
             in_sync: self.in_sync,
@@ -159,16 +161,16 @@ impl PolicyHandle {
         let Some(id) = endpoint_id(key) else { return Ok(()) };
         let mine: BTreeSet<IpNet> = addresses.iter().copied().collect();
         let mut report = self.report.clone();
+        let heard = AtomicBool::new(false);
         let wait = async {
             // Whatever the thread was told before this call is taken in first: its former rules are no answer.
-        let heard = AtomicBool::new(false);
             let (tx, rx) = oneshot::channel();
             if !self.send(PolicyInput::Heard(tx)).await || rx.await.is_err() {
                 return Err(());
             }
+            heard.store(true, Ordering::Relaxed);
             report.wait_for(|r| r.settled && r.ready.get(&id) == Some(&mine)).await.map(drop).map_err(drop)
         };
-            heard.store(true, Ordering::Relaxed);
         match tokio::time::timeout(limit, wait).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(())) => Err("the policy thread is not running; see the agent's log".into()),
@@ -225,12 +227,10 @@ fn endpoint_id(key: &Key) -> Option<EndpointId> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     use brindle_config_core::Kind;
 
-    #[test]
-    fn what_a_workload_waits_for_is_named() {
+    use super::*;
+
     #[tokio::test]
     async fn who_waits_for_a_thread_that_writes_is_told_so() {
         let (inputs, _kept) = mpsc::channel(1);
@@ -242,6 +242,8 @@ mod tests {
         assert!(said.contains("an earlier change is still being written"), "{said}");
     }
 
+    #[test]
+    fn what_a_workload_waits_for_is_named() {
         let id = EndpointId::Workload { namespace: "a".into(), name: "b".into() };
         let nets = |text: &str| BTreeSet::from([text.parse::<IpNet>().unwrap()]);
         let mine = nets("10.0.0.2/32");

@@ -43,6 +43,10 @@ pub(crate) trait Dataplane: Send + Sync {
     fn knows_cluster(&self) -> bool {
         true
     }
+    /// Why no endpoint could be made ready now, if that is known.
+    fn stuck(&self) -> Option<String> {
+        None
+    }
     /// Makes sure that new flows of endpoints nobody has told of are denied in the kernel.
     fn guard(&self, _limit: Duration) -> Answer<'_, ()> {
         Box::pin(async { Ok(()) })
@@ -114,6 +118,10 @@ impl Dataplane for Both {
     fn knows_cluster(&self) -> bool {
         // Without the MTU of pods felix has not heard of the pools.
         self.policy.report().in_sync && self.felix.report().pod_mtu != 0
+    }
+
+    fn stuck(&self) -> Option<String> {
+        self.policy.report().stuck
     }
 
     fn guard(&self, limit: Duration) -> Answer<'_, ()> {

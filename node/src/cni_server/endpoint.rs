@@ -285,9 +285,9 @@ impl Service {
         let expected = Expected { key, device: made.device.clone(), addresses: made.addresses.clone() };
         self.dataplane.ready(expected, READY).await.map_err(|e| {
             Refused::new(
-                code::NOT_READY,
+                code::TRY_AGAIN,
                 e,
-                "the agent could not program the pod's routes and policy; see its log",
+                "the agent could not program the pod's routes and policy in time; try again, and see its log",
             )
         })?;
         fail::point("agent.register.ready");

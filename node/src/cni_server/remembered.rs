@@ -150,20 +150,16 @@ impl Service {
                 "make room on the disk",
             )
         })?;
-        let not_ready = |e: String| {
-            Refused::new(
-                code::NOT_READY,
-                format!("{}, and {e}", why.msg),
-                "see the agent's log; it is tried again",
-            )
+        let not_ready = |code: u32, e: String| {
+            Refused::new(code, format!("{}, and {e}", why.msg), "see the agent's log; it is tried again")
         };
         if self.dataplane.knows_cluster() {
             // The datastore still has the endpoint of before, and so have routes and policy: a DEL needs it too.
             let key = self.endpoint_key(a);
             let expected = Expected { key, device: made.device.clone(), addresses: made.addresses.clone() };
-            return self.dataplane.ready(expected, READY).await.map_err(not_ready);
+            return self.dataplane.ready(expected, READY).await.map_err(|e| not_ready(code::TRY_AGAIN, e));
         }
-        self.dataplane.guard(GUARD).await.map_err(not_ready)?;
+        self.dataplane.guard(GUARD).await.map_err(|e| not_ready(code::NOT_READY, e))?;
         tracing::warn!(container = %a.container_id, workload = a.workload(), cause = %why.msg,
             "attached; its new flows are denied until the datastore is back");
         Ok(())

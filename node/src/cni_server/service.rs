@@ -249,6 +249,10 @@ impl Service {
         }
         let mtu = self.dataplane.mtu(Duration::ZERO).await;
         mtu.map_err(|e| Refused::new(code::NOT_AVAILABLE, e, "see the agent's log"))?;
+        if let Some(why) = self.dataplane.stuck() {
+            let msg = format!("a new pod's policy could not be written: {why}");
+            return Err(Refused::new(code::NOT_AVAILABLE, msg, "see the agent's log"));
+        }
         Ok(self.pong())
     }
 

@@ -91,6 +91,10 @@ impl Dataplane for Stub {
         !self.ignorant.load(Ordering::Relaxed)
     }
 
+    fn stuck(&self) -> Option<String> {
+        self.stuck.load(Ordering::Relaxed).then(|| "ipset is not installed".to_owned())
+    }
+
     fn guard(&self, _: Duration) -> Answer<'_, ()> {
         let open = self.open.load(Ordering::Relaxed);
         Box::pin(async move { if open { Err("ipset is not installed".into()) } else { Ok(()) } })
@@ -381,8 +385,13 @@ async fn a_pod_that_cannot_be_programmed_is_refused() {
         floating: vec![],
     };
     let (code, msg) = refused(s.ask(register).await);
-    assert_eq!(code, code::NOT_READY);
+    assert_eq!(code, code::TRY_AGAIN);
     assert!(msg.contains("is not in the kernel"), "{msg}");
+    let (code, msg) = refused(s.ask(Call::status()).await);
+    assert_eq!(code, code::NOT_AVAILABLE);
+    assert_eq!(msg, "a new pod's policy could not be written: ipset is not installed");
+    s.dataplane.stuck.store(false, Ordering::Relaxed);
+    assert!(matches!(s.ask(Call::status()).await, Reply::Pong { .. }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
