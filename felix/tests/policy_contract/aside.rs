@@ -84,6 +84,30 @@ fn a_refused_rule_closes_its_policy_alone_until_it_is_mended() {
     }
 }
 
+/// What denies meanwhile denies flows that were there before, too.
+#[test]
+fn flows_of_a_policy_that_is_set_aside_are_closed_until_it_is_mended() {
+    let model = FilterWorld::new();
+    let agent = Agent::start(&World::Model(model.clone()), "nftables");
+    agent.tell(PolicyInput::Deltas(first()));
+    agent.settled();
+    model.track(flows::flow(1000));
+    let mut refused = refused_by_iptables();
+    // As it is written it allows the flow.
+    refused.protocol = None;
+    refused.not_protocol = Some(Protocol::TCP);
+    model.refuse(Some("l4proto != 6"));
+    agent.tell(PolicyInput::Deltas(vec![policy("bad", refused), endpoint(0, &["bad"])]));
+    let r = agent.settled();
+    is_named(&r, &["NetworkPolicy(red/bad): its ingress rules deny everything: "]);
+    let closed = |model: &FilterWorld| model.tracked().iter().all(|f| f.mark != 0);
+    assert!(closed(&model) && r.counters.flows_cut == 1, "{r:?} {:?}", model.tracked());
+    agent.tell(PolicyInput::Deltas(vec![policy("bad", allow())]));
+    agent.settled();
+    assert!(!closed(&model), "{:?}", model.tracked());
+    agent.stop();
+}
+
 #[test]
 fn a_node_that_begins_with_a_refused_rule_keeps_its_make_of_iptables() {
     let world = World::linux();

@@ -8,7 +8,7 @@ use brindle_kernel::netfilter::Tuple;
 use super::*;
 
 /// From the second pod to the first, by UDP.
-fn flow(sport: u16) -> Flow {
+pub(crate) fn flow(sport: u16) -> Flow {
     let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
     let original = Tuple { src: ip(2), dst: ip(1), sport, dport: 80, icmp: None };
     let reply = Tuple { src: ip(1), dst: ip(2), sport: 80, dport: sport, icmp: None };

@@ -64,6 +64,10 @@ impl Aside {
         self.members.iter()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.members.is_empty()
+    }
+
     pub(super) fn has_members(&self) -> bool {
         !self.members.is_empty()
     }
@@ -100,7 +104,7 @@ mod tests {
             endpoint::policy_chain,
             ir::{Action, Family},
             layout::Surroundings,
-            model::Model,
+            model::{HeldBack, Model},
             policy::Style,
         },
     };
@@ -181,6 +185,7 @@ mod tests {
         assert!(model.set_aside(Fault::Member(set.clone(), bad), "why".into()));
         assert_eq!(members(&mut model), 1);
         assert_eq!(model.aside(), ["NetworkPolicy(red/p): 10.0.0.1 is left out of a set it asks for: why"]);
+        assert_eq!(model.held_back(), HeldBack::default(), "who is not allowed is denied");
         let change = |m: &str| {
             let (added, removed) = (vec![IpSetMember::Net(m.parse().unwrap())], Vec::new());
             PolicyDelta::IpSetDelta(IpSetDelta { id: IpSetId("s:a".into()), added, removed })
@@ -189,6 +194,49 @@ mod tests {
         assert_eq!(members(&mut model), 2, "another one is no reason");
         model.apply(change("10.0.0.1/32"));
         assert!(members(&mut model) == 3 && model.aside().is_empty());
+    }
+
+    /// A rule that denies members of a set, or allows all others, would let through one that the set lacks.
+    #[test]
+    fn rules_that_cannot_do_without_a_member_deny_meanwhile() {
+        let set = names::set(Family::V4, "s:a");
+        let bad = || Fault::Member(set.clone(), Member::parse("10.0.0.1").unwrap());
+        for (action, not) in
+            [(active::Action::Deny, false), (active::Action::Pass, false), (active::Action::Allow, true)]
+        {
+            let (mut model, _, id) = model();
+            let mut rule = active::Rule::any(action, Why::default());
+            let sets = vec![IpSetId("s:a".into())];
+            if not {
+                rule.src.not_sets = sets
+            } else {
+                rule.src.sets = sets
+            }
+            let all = active::Rule::any(active::Action::Allow, Why::default());
+            let policy =
+                ActivePolicy { id: id.clone(), inbound: vec![rule, all.clone()], outbound: vec![all] };
+            model.apply(PolicyDelta::Policy(Arc::new(policy)));
+            let chain = |model: &mut Model, inbound| {
+                let layout =
+                    model.layout(Family::V4, &Surroundings::default(), &Style::iptables(), &BTreeMap::new());
+                layout.chains.get(&(Table::Filter, policy_chain(&id, inbound))).map(|c| c.rules.len())
+            };
+            let before = chain(&mut model, true);
+            assert!(before.is_some_and(|n| n > 1), "{before:?}");
+            assert!(model.set_aside(bad(), "why".into()));
+            assert_eq!(chain(&mut model, true), Some(1), "{action:?}");
+            let said = model.aside();
+            assert!(
+                said.len() == 2 && said[1].starts_with("NetworkPolicy(red/p): its ingress rules deny"),
+                "{said:?}"
+            );
+            let held = model.held_back();
+            let held = &held.policies[&id];
+            assert!(held.inbound.iter().all(|r| r.action == active::Action::Deny) && held.inbound.len() == 1);
+            assert_eq!(held.outbound[0].action, active::Action::Allow);
+            model.try_in_full();
+            assert_eq!((chain(&mut model, true), model.held_back()), (before, HeldBack::default()));
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What the dataplane was told, and the rules that follow from it. Chains of policies are kept between calls: one
 //! changed endpoint costs its own chains, not those of all policies.
 
+mod held;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -9,8 +11,10 @@ use std::{
 
 use ipnet::IpNet;
 
+pub use held::HeldBack;
+
 use super::{
-    aside::{Aside, Fault},
+    aside::Aside,
     endpoint::{Direction, Shape, policy_chain, prefix, profile_chain},
     iptables::Text,
     ir::{Chain, Dispatch, Family, Rule, Table, Way},
@@ -234,63 +238,6 @@ impl Model {
         }
     }
 
-    /// Whether what a refused line writes can be set aside: it belongs to a policy or profile, or is a member of a set.
-    pub fn is_of_policy(&self, fault: &Fault) -> bool {
-        match fault {
-            Fault::Chain(name) => self.owner(name).is_some(),
-            Fault::Member(..) => true,
-        }
-    }
-
-    /// From now on this chain denies, or this member is left out, until it changes. `false`: it was set aside before.
-    pub fn set_aside(&mut self, fault: Fault, why: String) -> bool {
-        self.aside.add(fault, why)
-    }
-
-    /// Whatever was set aside is to be written as it should be.
-    pub fn try_in_full(&mut self) {
-        self.aside = Aside::default();
-    }
-
-    /// What is set aside: a line each, with the resource.
-    pub fn aside(&self) -> Vec<String> {
-        let chains = self.aside.chains().map(|(chain, why)| match self.owner(chain) {
-            Some((resource, way)) => format!("{resource}: its {way} rules deny everything: {why}"),
-            None => format!("chain {chain}: denies everything: {why}"),
-        });
-        let members = self.aside.members().map(|((set, member), why)| {
-            let who = self.owner_of_set(set).unwrap_or_else(|| format!("set {set}"));
-            format!("{who}: {member} is left out of a set it asks for: {why}")
-        });
-        chains.chain(members).collect()
-    }
-
-    /// The resource whose rules of one direction are this chain.
-    fn owner(&self, chain: &str) -> Option<(String, &'static str)> {
-        for (inbound, way) in [(true, "ingress"), (false, "egress")] {
-            if let Some(id) = self.policies.keys().find(|id| policy_chain(id, inbound) == chain) {
-                return Some((resource(id), way));
-            }
-            if let Some(name) = self.profiles.keys().find(|name| profile_chain(name, inbound) == chain) {
-                return Some((format!("Profile({name})"), way));
-            }
-        }
-        None
-    }
-
-    /// The first resource that asks a set.
-    fn owner_of_set(&self, set: &str) -> Option<String> {
-        let is = |id: &IpSetId| Family::ALL.iter().any(|f| names::set(*f, &id.0) == set);
-        let asks = |rules: &[Written]| rules.iter().flat_map(Written::ip_sets).any(is);
-        let policy = self.policies.values().find(|p| asks(&p.inbound) || asks(&p.outbound));
-        let profile = || self.profiles.values().find(|p| asks(&p.inbound) || asks(&p.outbound));
-        let brought = || self.kept.iter().find(|(_, (_, sets))| sets.contains_key(set));
-        policy
-            .map(|p| resource(&p.id))
-            .or_else(|| profile().map(|p| format!("Profile({})", p.name)))
-            .or_else(|| self.owner(&brought()?.0.1).map(|(resource, _)| resource))
-    }
-
     /// What changed since the last call.
     pub fn take_changed(&mut self) -> Changed {
         std::mem::take(&mut self.changed)
@@ -402,7 +349,7 @@ impl Model {
         hosts(&shape, around, &endpoints, address_of, &mut out, &mut self.pods, &mut used);
         for u in used.all {
             let Use { table, name, what } = &*u;
-            if self.aside.chain(name).is_some() {
+            if self.is_closed(name, what) {
                 let deny = Rule::new(Vec::new(), style.deny.clone()).because("refused as it was written");
                 out.put_shared(*table, Arc::new(Chain::new(name, vec![deny])));
                 continue;

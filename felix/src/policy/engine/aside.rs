@@ -1,9 +1,12 @@
 //! One refused line must not hold back a whole node: what it belongs to is set aside, all else is enforced, and it is tried
 //! again when it changes, or after a while.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use brindle_felix_core::rules::aside;
+use brindle_felix_core::rules::{aside, model::HeldBack};
 use brindle_kernel::netfilter::{NfError, Variant};
 
 use super::{BackEnd, Engine};
@@ -25,6 +28,8 @@ pub(super) struct Aside {
     /// What is set aside, a line for each, and when it is tried again.
     pub(super) lines: Vec<String>,
     again: Option<Instant>,
+    /// What holds of policies and profiles meanwhile, as the state has it that flows are judged by.
+    held: HeldBack,
 }
 
 impl Aside {
@@ -70,11 +75,36 @@ impl Engine {
         }
     }
 
+    /// Flows are judged by what is in the kernel: what denies meanwhile denies them, too.
+    fn judge_by(&mut self, held: HeldBack) {
+        let before = std::mem::replace(&mut self.aside.held, held);
+        let held = &self.aside.held;
+        for (id, p) in before.policies.iter().filter(|(id, _)| !held.policies.contains_key(*id)) {
+            // One that changed was told of already, and one that went is gone.
+            if self.state.policies.get(id) == Some(p)
+                && let Some(p) = self.model.policies.get(id)
+            {
+                self.state.policies.insert(id.clone(), Arc::clone(p));
+            }
+        }
+        for (name, p) in before.profiles.iter().filter(|(name, _)| !held.profiles.contains_key(*name)) {
+            if self.state.profiles.get(name) == Some(p)
+                && let Some(p) = self.model.profiles.get(name)
+            {
+                self.state.profiles.insert(name.clone(), Arc::clone(p));
+            }
+        }
+        self.state.policies.extend(held.policies.iter().map(|(id, p)| (id.clone(), Arc::clone(p))));
+        self.state.profiles.extend(held.profiles.iter().map(|(name, p)| (name.clone(), Arc::clone(p))));
+        self.pending.judge |= before != *held;
+    }
+
     /// Tells of what is set aside after a write.
     pub(super) fn tell_of_aside(&mut self, written: bool, now: Instant) {
         if written {
             self.aside.suspect = None;
         }
+        self.judge_by(self.model.held_back());
         let lines = self.model.aside();
         named::log(&self.aside.lines, &lines);
         self.aside.again = self.aside.again.or(Some(now + AGAIN)).filter(|_| !lines.is_empty());
