@@ -36,6 +36,13 @@ fn a_host_endpoint_known_by_its_address_is_enforced_as_soon_as_the_address_is_th
         reached(true);
         ip(&node.ns, "addr add 10.99.0.3/24 dev up0");
         reached(false);
+        // What a device is called may change; its addresses stay.
+        for (old, new) in [("up0", "west0"), ("west0", "up0")] {
+            ip(&node.ns, &format!("link set {old} down"));
+            ip(&node.ns, &format!("link set {old} name {new}"));
+            ip(&node.ns, &format!("link set {new} up"));
+            reached(false);
+        }
         ip(&node.ns, "addr del 10.99.0.3/24 dev up0");
         reached(true);
         let report = node.report();

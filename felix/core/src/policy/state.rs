@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use brindle_config_core::validate::device_name;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -143,8 +144,7 @@ impl PolicyState {
             self.endpoints.values().find(|e| e.host.is_some() && fits(e)).map(|e| &e.id)
         };
         let has = |e: &EndpointPolicy| {
-            let mut devices = e.addresses.iter().filter_map(|n| addresses.get(&n.addr()));
-            e.interface == Interface::WithAddress && devices.any(|d| d == device)
+            e.interface == Interface::WithAddress && devices_of(e, addresses).any(|d| d == device)
         };
         find(&|e| matches!(&e.interface, Interface::Name(n) if n == device))
             .or_else(|| find(&has))
@@ -159,6 +159,17 @@ impl PolicyState {
     }
 }
 
+/// The devices that have an address of a host endpoint known by addresses. None of them is `lo`: what comes for an address
+/// there comes through another device, and what the host says to itself is nobody's to deny. Nor is one whose name means
+/// something else to the tools of the kernel.
+pub(crate) fn devices_of<'a>(
+    e: &'a EndpointPolicy,
+    addresses: &'a BTreeMap<IpAddr, String>,
+) -> impl Iterator<Item = &'a String> {
+    let all = e.addresses.iter().filter_map(|n| addresses.get(&n.addr()));
+    all.filter(|device| *device != "lo" && device_name(device))
+}
+
 /// Of the host endpoints known by addresses, in order of their names, those that come first at a device another of them has
 /// an address of, too. Which of them is meant nobody can tell, so it drops everything, for the reason given. A device that
 /// an endpoint names is that one's.
@@ -168,8 +179,7 @@ pub(crate) fn contested<'a>(
 ) -> BTreeMap<EndpointId, String> {
     let mut at: BTreeMap<&String, Vec<&EndpointPolicy>> = BTreeMap::new();
     for e in endpoints.clone().filter(|e| e.host.is_some() && e.interface == Interface::WithAddress) {
-        let devices: BTreeSet<&String> =
-            e.addresses.iter().filter_map(|n| addresses.get(&n.addr())).collect();
+        let devices: BTreeSet<&String> = devices_of(e, addresses).collect();
         for device in devices {
             at.entry(device).or_default().push(e);
         }

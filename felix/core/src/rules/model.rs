@@ -29,7 +29,7 @@ use crate::policy::{
         ActivePolicy, ActiveProfile, EndpointId, EndpointPolicy, Interface, IpSetDelta, IpSetId, IpSetKind,
         IpSetMember, PolicyDelta, PolicyId, PolicySettings, Rule as Written,
     },
-    state::contested,
+    state::{contested, devices_of},
 };
 
 /// A rendered chain and the sets it brought.
@@ -285,7 +285,22 @@ impl Model {
         let closed = contested(self.endpoints.values(), address_of).into_iter();
         let closed =
             closed.map(|(id, why)| format!("{}: drops everything: {why}", name(&self.endpoints[&id])));
-        closed.chain(without.iter().map(line)).collect()
+        let mut out: Vec<String> = closed.chain(without.iter().map(line)).collect();
+        for e in hosts.iter().filter(|e| e.interface == Interface::WithAddress) {
+            let used: BTreeSet<&String> = devices_of(e, address_of).collect();
+            for address in e.addresses.iter().map(IpNet::addr) {
+                let Some(device) = address_of.get(&address).filter(|d| !used.contains(d)) else { continue };
+                out.push(format!(
+                    "{}: not used for {address}: {}; set interfaceName to the interface that packets come by",
+                    name(e),
+                    match device.as_str() {
+                        "lo" => "its address is on lo, which no packet from outside comes by".to_owned(),
+                        other => format!("the name of its device, {other:?}, cannot stand in a rule"),
+                    }
+                ));
+            }
+        }
+        out
     }
 
     /// What holds while the resources are not known: flows of workloads go on, new ones are denied.
@@ -437,8 +452,7 @@ fn by_device<'a>(
         }
     }
     for e in endpoints.iter().filter(|e| e.interface == Interface::WithAddress) {
-        let devices: BTreeSet<&String> =
-            e.addresses.iter().filter_map(|n| address_of.get(&n.addr())).collect();
+        let devices: BTreeSet<&String> = devices_of(e, address_of).collect();
         for dev in devices {
             match taken.get(dev) {
                 None => drop(taken.insert(dev.clone(), e)),
@@ -489,7 +503,8 @@ fn hosts(
     let named = by_device.iter().map(|(d, e)| (Some(d.clone()), *e));
     for (device, e) in named.chain(any.map(|e| (None, &**e))) {
         let Some(host) = &e.host else { continue };
-        let label = device.clone().unwrap_or_else(|| "any".into());
+        // Longer than the name of a device can be.
+        let label = device.clone().unwrap_or_else(|| "any-other-device".into());
         let mut put = |table, name, way, chain: Chain| {
             let Some((entries, otherwise)) = dispatches.get_mut(&(table, name, way)) else { return };
             match &device {

@@ -10,7 +10,12 @@ use brindle_felix_core::{
         state::PolicyState,
         verdict::{Packet, Place, verdict},
     },
-    rules::{layout::Surroundings, model::Model},
+    rules::{
+        ir::{Action, Dispatch, Family, Table},
+        layout::Surroundings,
+        model::Model,
+        policy::Style,
+    },
 };
 use serde_json::{Value, json};
 
@@ -273,6 +278,66 @@ fn two_known_by_addresses_of_one_device_are_closed_there_and_the_failsafe_ports_
     }
     let node = Node::new(&[a, allow()]);
     assert!(node.tcp(Beyond("eth0"), Host, 80), "one alone");
+}
+
+/// Node addresses on `lo`, as routed fabrics have them; and a device whose name means something else to the tools.
+#[test]
+fn an_address_on_lo_or_on_a_device_no_rule_can_name_leads_to_no_rules() {
+    let node = Node::new(&[
+        hep("a", json!({"expectedIPs": ["127.0.0.1", "198.51.100.7", "198.51.100.8"]})),
+        gnp("g", json!({"ingress": [{"action": "Deny"}], "egress": [{"action": "Deny"}]})),
+    ]);
+    assert!(node.tcp(Beyond("lo"), Host, 80) && node.tcp(Host, Beyond("lo"), 80));
+    let mut addresses = node.addresses.clone();
+    for (address, device) in [("198.51.100.7", "e+"), ("198.51.100.8", "x\"y")] {
+        addresses.insert(address.parse().expect("an address"), device.into());
+    }
+    let mut model = node.model.clone();
+    let around = Surroundings::default();
+    let layout = model.layout(Family::V4, &around, &Style::iptables(), &addresses);
+    let named = |d: &Dispatch| d.name.contains("hep") && !d.entries.is_empty();
+    assert!(!layout.dispatches.iter().any(|(_, d)| named(d)), "{:?}", layout.dispatches);
+    assert_eq!(
+        node.model.rivals(&addresses),
+        [
+            "HostEndpoint(a): not used for 127.0.0.1: its address is on lo, which no packet from outside comes by; set \
+             interfaceName to the interface that packets come by",
+            "HostEndpoint(a): not used for 198.51.100.7: the name of its device, \"e+\", cannot stand in a rule; set \
+             interfaceName to the interface that packets come by",
+            "HostEndpoint(a): not used for 198.51.100.8: the name of its device, \"x\\\"y\", cannot stand in a rule; set \
+             interfaceName to the interface that packets come by",
+        ]
+    );
+    // By its name lo is a device like others.
+    let node = Node::new(&[
+        hep("a", json!({"interfaceName": "lo"})),
+        gnp("g", json!({"ingress": [{"action": "Deny"}]})),
+    ]);
+    assert!(!node.tcp(Beyond("lo"), Host, 80));
+}
+
+/// A device of that name beside the host endpoint for all others.
+#[test]
+fn a_device_named_any_is_not_the_one_for_all_others() {
+    let node = Node::new(&[
+        hep("a", json!({"interfaceName": "any"})),
+        hep("z", json!({"interfaceName": "*"})),
+        {
+            let mut open = resource("GlobalNetworkPolicy", "open", json!({"ingress": [{"action": "Allow"}]}));
+            open["spec"]["selector"] = "which == 'any'".into();
+            open
+        },
+        gnp("g", json!({"order": 2_000, "ingress": [{"action": "Deny"}]})),
+    ]);
+    let mut model = node.model.clone();
+    let layout = model.layout(Family::V4, &Surroundings::default(), &Style::iptables(), &BTreeMap::new());
+    let dispatch =
+        layout.dispatches.iter().find(|(t, d)| *t == Table::Filter && d.name == "brindle-from-hep");
+    let (_, dispatch) = dispatch.expect("one for host endpoints");
+    let [(device, chain)] = dispatch.entries.as_slice() else { panic!("{dispatch:?}") };
+    let last = dispatch.otherwise.last().map(|r| &r.action);
+    assert_eq!((device.as_str(), chain.as_str()), ("any", "brindle-fh-any"));
+    assert_eq!(last, Some(&Action::Goto("brindle-fh-any-other-device".into())));
 }
 
 #[test]

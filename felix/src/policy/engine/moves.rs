@@ -2,6 +2,7 @@
 //! endpoints and services are told.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use brindle_kernel::netlink::{Event, Group, Monitor, NetlinkError, Waker};
+use brindle_kernel::netlink::{Event, Group, Monitor, NetlinkError, Rtnl, Waker};
 use tokio::sync::mpsc;
 
 use crate::policy::ipvs;
@@ -77,6 +78,12 @@ impl Drop for Moves {
     }
 }
 
+/// Devices by their index. What is not known is taken for new when it is told of.
+fn names() -> BTreeMap<u32, String> {
+    let links = Rtnl::open().and_then(|mut rtnl| rtnl.links()).unwrap_or_default();
+    links.into_iter().map(|l| (l.index, l.name)).collect()
+}
+
 /// The thread's side.
 struct Listener {
     tx: mpsc::Sender<()>,
@@ -115,15 +122,29 @@ impl Listener {
     fn listen(&self, mut monitor: Monitor) -> Result<(), NetlinkError> {
         let device = || ipvs::device().ok().flatten();
         let mut services = device();
+        let mut names = names();
         while !self.tx.is_closed() {
             let told = match monitor.next(None) {
                 Ok(events) => {
                     let mut any = false;
                     for e in &events {
                         any |= match e {
+                            // Its addresses stay, and host endpoints known by them are for the new name.
+                            Event::Link(link)
+                                if names
+                                    .insert(link.index, link.name.clone())
+                                    .is_some_and(|old| old != link.name)
+                                    && self.addresses.load(Ordering::Relaxed) =>
+                            {
+                                true
+                            }
                             Event::Link(link) | Event::LinkGone(link) if link.name == ipvs::DEVICE => {
                                 services = matches!(e, Event::Link(_)).then_some(link.index);
                                 true
+                            }
+                            Event::LinkGone(link) => {
+                                names.remove(&link.index);
+                                false
                             }
                             Event::Addr(a) | Event::AddrGone(a) => {
                                 services == Some(a.link) || self.addresses.load(Ordering::Relaxed)
@@ -136,6 +157,7 @@ impl Listener {
                 // What was lost may have been one.
                 Err(NetlinkError::Overrun { .. }) => {
                     services = device();
+                    names = self::names();
                     true
                 }
                 Err(e) => return Err(e),
