@@ -2,7 +2,12 @@
 //! is called by, or by its first argument. They share most of what they are made of (client of the API server, TLS,
 //! resource model): as files of their own they would fill the image three times. Nothing else lives here.
 
-use std::{ffi::OsStr, path::Path, process::ExitCode};
+use std::{
+    ffi::OsStr,
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
 
 /// A program's name and its beginning.
 type Program = (&'static str, fn() -> ExitCode);
@@ -26,7 +31,8 @@ fn main() -> ExitCode {
         return main();
     }
     let names = PROGRAMS.map(|p| p.0).join(", ");
-    eprintln!("{}: call it by a link named one of {names}", own.to_string_lossy());
+    // Nobody need be listening.
+    let _ = writeln!(io::stderr(), "{}: call it by a link named one of {names}", own.to_string_lossy());
     ExitCode::from(2)
 }
 

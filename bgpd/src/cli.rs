@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use brindle_admin::aside;
 use brindle_config_core::status::{
     AdminRequest, NodeStatus,
     bgp::{BgpRequest, Dumped},
@@ -207,13 +208,14 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("brindle-bgpd: {e:#}");
+            aside::say(format_args!("brindle-bgpd: {e:#}"));
             ExitCode::from(if e.is::<Usage>() { 2 } else { 1 })
         }
     }
 }
 
-fn usage(e: impl Into<anyhow::Error>) -> anyhow::Error {
+/// Marks an error as one of usage or configuration.
+pub(crate) fn usage(e: impl Into<anyhow::Error>) -> anyhow::Error {
     Usage(e.into()).into()
 }
 
@@ -347,7 +349,7 @@ fn replay(file: &Path, trace: bool) -> Result<()> {
     out.flush().or_else(closed_pipe)?;
     if trace {
         if let Some(line) = replay.torn {
-            eprintln!("{}: line {line} is cut off; all before it was run", file.display());
+            aside::say(format_args!("{}: line {line} is cut off; all before it was run", file.display()));
         }
         return Ok(());
     }
@@ -363,7 +365,7 @@ fn closed_pipe(e: std::io::Error) -> std::io::Result<()> {
 fn check(file: &Path) -> Result<()> {
     let settings = Settings::read(file).map_err(usage)?;
     for warning in settings.warnings() {
-        eprintln!("{}: warning: {warning}", file.display());
+        aside::say(format_args!("{}: warning: {warning}", file.display()));
     }
     let d = &settings.desired;
     print(&format!(

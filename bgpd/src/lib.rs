@@ -15,6 +15,7 @@
 //! The speaker task never waits for a peer: readers wait for it (so a flood is slowed by its own TCP window), and
 //! writers get their next chunk when the socket took the one before. One armed sleep, at `Speaker::deadline`: an idle
 //! daemon wakes only for keepalives. See docs/design/bgpd.md.
+#![deny(clippy::print_stderr, reason = "it ends the program where nobody reads; aside::say does not")]
 
 pub mod admin;
 pub mod ask;

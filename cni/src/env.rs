@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::error::CniError;
+use crate::{aside, error::CniError};
 
 /// Longest value accepted for any variable.
 const MAX_VALUE: usize = 4096;
@@ -96,7 +96,7 @@ impl Attachment {
 
 /// What is wrong is said and left out.
 fn lenient<T>(read: Result<T, CniError>) -> Option<T> {
-    read.inspect_err(|e| eprintln!("brindle: {}; left out", e.message)).ok()
+    read.inspect_err(|e| aside::say(format_args!("brindle: {}; left out", e.message))).ok()
 }
 
 fn missing(name: &str) -> CniError {

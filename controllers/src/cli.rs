@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use brindle_admin::aside;
 use brindle_config::lease::Candidate;
 use brindle_config_core::{duration, lease::Timing};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -31,7 +32,7 @@ pub fn main() -> ExitCode {
     let settings = match brindle_admin::arguments::parse::<Cli>().settings() {
         Ok(settings) => settings,
         Err(e) => {
-            eprintln!("brindle-controllers: {e:#}");
+            aside::say(format_args!("brindle-controllers: {e:#}"));
             return ExitCode::from(2);
         }
     };
@@ -70,6 +71,7 @@ struct RunArgs {
         long,
         env = "BRINDLE_LEADER_ELECT",
         action = ArgAction::Set,
+        value_parser = brindle_admin::arguments::boolean,
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
@@ -279,6 +281,8 @@ fn start_log(format: LogFormat, filter: &str) -> Result<Log> {
     let colours = std::io::stderr().is_terminal();
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    // A log that cannot be written is no reason to end.
+    let log = log.log_internal_errors(false);
     Ok(match format {
         LogFormat::Text => {
             let log = log.with_target(false).with_filter_reloading();

@@ -10,6 +10,7 @@
 //! [`facts`] and [`plan`] decide and do no I/O; [`act`] does what they say through the package `ipam`, whose writes are
 //! all conditional; [`run`] is the loop around them. A plan is made again from a fresh listing before anything is
 //! done, and what was done shows in the next one: there is no state of its own to lose. docs/design/controllers.md.
+#![deny(clippy::print_stderr, reason = "it ends the program where nobody reads; aside::say does not")]
 
 pub mod act;
 pub mod cli;

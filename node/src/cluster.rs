@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
+use brindle_admin::arguments::boolean;
 use brindle_config_core::{duration, pool::EncapMode};
-use clap::{Args, builder::FalseyValueParser};
+use clap::{ArgAction, Args};
 use ipnet::IpNet;
 
-use crate::{addresses::POLL_INTERVAL, autodetect::Method, settings::Networking};
+use crate::{addresses::POLL_INTERVAL, autodetect::Method, defaults, settings::Networking};
 
 /// Port of Calico's health checks.
 pub(crate) const HEALTH_PORT: u16 = 9099;
@@ -30,13 +31,13 @@ pub(crate) struct ClusterArgs {
     #[arg(long, env = "AUTODETECT_POLL_INTERVAL", value_name = "DURATION")]
     autodetect_poll_interval: Option<String>,
     /// Do not refuse an address that another node has too
-    #[arg(long, env = "DISABLE_NODE_IP_CHECK", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "DISABLE_NODE_IP_CHECK", value_parser = boolean)]
     disable_node_ip_check: bool,
     /// Calico's name for --networking: bird (bgp) or none
     #[arg(long, env = "CALICO_NETWORKING_BACKEND", value_name = "NAME")]
     networking_backend: Option<String>,
     /// Make no IP pools, even if there is none
-    #[arg(long, env = "NO_DEFAULT_POOLS", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "NO_DEFAULT_POOLS", value_parser = boolean)]
     no_default_pools: bool,
     /// The first agent of a cluster makes this IPv4 pool if there is none [default on Kubernetes: 192.168.0.0/16, or
     /// one of 172.16.0.0/16 to 172.31.0.0/16 if a node is inside it; else no pool]
@@ -55,10 +56,11 @@ pub(crate) struct ClusterArgs {
     #[arg(long, env = "CALICO_IPV4POOL_NODE_SELECTOR", value_name = "SELECTOR", default_value = "all()")]
     ipv4pool_node_selector: String,
     /// Whether packets that leave that pool take the node's address
-    #[arg(long, env = "CALICO_IPV4POOL_NAT_OUTGOING", value_name = "BOOL", default_value = "true")]
-    ipv4pool_nat_outgoing: String,
+    #[arg(long, env = "CALICO_IPV4POOL_NAT_OUTGOING", value_name = "BOOL", default_value = "true",
+        value_parser = boolean, action = ArgAction::Set)]
+    ipv4pool_nat_outgoing: bool,
     /// Keeps that pool out of BGP
-    #[arg(long, env = "CALICO_IPV4POOL_DISABLE_BGP_EXPORT", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "CALICO_IPV4POOL_DISABLE_BGP_EXPORT", value_parser = boolean)]
     ipv4pool_disable_bgp_export: bool,
     /// The same for IPv6; without it no IPv6 pool is made
     #[arg(long, env = "CALICO_IPV6POOL_CIDR", value_name = "CIDR")]
@@ -67,9 +69,10 @@ pub(crate) struct ClusterArgs {
     ipv6pool_block_size: u8,
     #[arg(long, env = "CALICO_IPV6POOL_NODE_SELECTOR", value_name = "SELECTOR", default_value = "all()")]
     ipv6pool_node_selector: String,
-    #[arg(long, env = "CALICO_IPV6POOL_NAT_OUTGOING", value_name = "BOOL", default_value = "false")]
-    ipv6pool_nat_outgoing: String,
-    #[arg(long, env = "CALICO_IPV6POOL_DISABLE_BGP_EXPORT", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "CALICO_IPV6POOL_NAT_OUTGOING", value_name = "BOOL", default_value = "false",
+        value_parser = boolean, action = ArgAction::Set)]
+    ipv6pool_nat_outgoing: bool,
+    #[arg(long, env = "CALICO_IPV6POOL_DISABLE_BGP_EXPORT", value_parser = boolean)]
     ipv6pool_disable_bgp_export: bool,
     /// Words about the cluster for ClusterInformation, e.g. k8s,bgp
     #[arg(long, env = "CLUSTER_TYPE", value_name = "WORDS")]
@@ -81,13 +84,13 @@ pub(crate) struct ClusterArgs {
     /// Answer health checks at http://ADDR:PORT/livez and /readyz; FELIX_HEALTHENABLED=true is --health 127.0.0.1:9099
     #[arg(long, env = "BRINDLE_HEALTH", value_name = "ADDR:PORT")]
     health: Option<SocketAddr>,
-    #[arg(long, env = "FELIX_HEALTHENABLED", hide = true, value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "FELIX_HEALTHENABLED", hide = true, value_parser = boolean)]
     felix_healthenabled: bool,
     #[arg(long, env = "FELIX_HEALTHHOST", hide = true, default_value = "localhost")]
     felix_healthhost: String,
     #[arg(long, env = "FELIX_HEALTHPORT", hide = true, default_value_t = HEALTH_PORT)]
     felix_healthport: u16,
-    #[arg(long, env = "FELIX_PROMETHEUSMETRICSENABLED", hide = true, value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "FELIX_PROMETHEUSMETRICSENABLED", hide = true, value_parser = boolean)]
     felix_metricsenabled: bool,
     #[arg(long, env = "FELIX_PROMETHEUSMETRICSHOST", hide = true, default_value = "")]
     felix_metricshost: String,
@@ -98,7 +101,7 @@ pub(crate) struct ClusterArgs {
     #[arg(long, env = "BRINDLE_DRAIN", value_name = "SECONDS", default_value_t = 0)]
     drain: u16,
     /// Write the conflist once pods can be attached, as `brindle-node install-cni` does (its variables count too)
-    #[arg(long, env = "BRINDLE_INSTALL_CNI", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "BRINDLE_INSTALL_CNI", value_parser = boolean)]
     install_cni: bool,
 }
 
@@ -162,25 +165,27 @@ impl Cluster {
         if !a.no_default_pools {
             let cidr = pool_cidr("--ipv4pool-cidr", a.ipv4pool_cidr.as_deref(), false)?;
             if cidr.is_some() || on_kubernetes {
-                pools.push(PoolWish {
+                let wish = PoolWish {
                     cidr,
                     ipip: encap("--ipv4pool-ipip", &a.ipv4pool_ipip)?,
                     block_size: block_size("--ipv4pool-block-size", a.ipv4pool_block_size, 20, 32)?,
                     node_selector: selector("--ipv4pool-node-selector", a.ipv4pool_node_selector)?,
-                    nat_outgoing: boolean("--ipv4pool-nat-outgoing", &a.ipv4pool_nat_outgoing)?,
+                    nat_outgoing: a.ipv4pool_nat_outgoing,
                     disable_bgp_export: a.ipv4pool_disable_bgp_export,
-                });
+                };
+                pools.push(possible("--ipv4pool", wish)?);
             }
             let cidr = pool_cidr("--ipv6pool-cidr", a.ipv6pool_cidr.as_deref(), true)?;
             if cidr.is_some() {
-                pools.push(PoolWish {
+                let wish = PoolWish {
                     cidr,
                     ipip: EncapMode::Never,
                     block_size: block_size("--ipv6pool-block-size", a.ipv6pool_block_size, 116, 128)?,
                     node_selector: selector("--ipv6pool-node-selector", a.ipv6pool_node_selector)?,
-                    nat_outgoing: boolean("--ipv6pool-nat-outgoing", &a.ipv6pool_nat_outgoing)?,
+                    nat_outgoing: a.ipv6pool_nat_outgoing,
                     disable_bgp_export: a.ipv6pool_disable_bgp_export,
-                });
+                };
+                pools.push(possible("--ipv6pool", wish)?);
             }
         }
         let words = a.cluster_type.unwrap_or_default();
@@ -247,12 +252,14 @@ fn selector(flag: &str, text: String) -> Result<String, String> {
     }
 }
 
-pub(crate) fn boolean(flag: &str, text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" | "on" => Ok(true),
-        "false" | "0" | "no" | "off" => Ok(false),
-        _ => Err(format!("{flag} {text:?}: expected true or false")),
+/// A pool that the datastore would be given and nobody could use is refused before anything is written.
+fn possible(flags: &str, wish: PoolWish) -> Result<PoolWish, String> {
+    if let Some(cidr) = wish.cidr {
+        defaults::check(&wish, cidr).map_err(|why| {
+            format!("{flags}-cidr {cidr} with {flags}-block-size {}: {why}", wish.block_size)
+        })?;
     }
+    Ok(wish)
 }
 
 fn socket(name: &str, host: &str, port: u16) -> Result<SocketAddr, String> {
@@ -266,7 +273,7 @@ fn socket(name: &str, host: &str, port: u16) -> Result<SocketAddr, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{CommandFactory as _, Parser};
 
     use super::*;
 
@@ -299,6 +306,36 @@ mod tests {
         for off in ["Never", "never", "Off", ""] {
             assert_eq!(parse(&["--ipv4pool-vxlan", off], true).unwrap().pools.len(), 1, "{off:?}");
         }
+    }
+
+    #[test]
+    fn a_switch_is_on_off_or_refused_wherever_it_stands() {
+        let command = Cli::command();
+        let switches = command.get_arguments().filter(|a| matches!(a.get_action(), ArgAction::SetTrue));
+        let names: Vec<_> = switches.filter(|a| a.get_env().is_some()).map(|a| a.get_id().clone()).collect();
+        assert_eq!(names.len(), 7, "{names:?}");
+        for name in names {
+            // The only variable every test has.
+            let command = command.clone().mut_arg(&name, |a| a.env("PATH"));
+            let e = command.try_get_matches_from(["x"]).unwrap_err().to_string();
+            assert!(e.contains("expected true or false"), "{name}: {e}");
+        }
+    }
+
+    #[test]
+    fn pools_nobody_could_use_are_refused() {
+        for (pool, more) in [
+            (["--ipv4pool-cidr", "10.0.0.0/28"], None),
+            (["--ipv4pool-cidr", "10.0.0.0/24"], Some(["--ipv4pool-block-size", "20"])),
+            (["--ipv4pool-cidr", "127.0.0.0/16"], None),
+            (["--ipv6pool-cidr", "fd00::/125"], None),
+        ] {
+            let args = [&pool[..], more.as_ref().map_or(&[], |m| &m[..])].concat();
+            let e = parse(&args, false).unwrap_err();
+            assert!(e.contains(pool[0]) && e.contains(pool[1]), "{args:?}: {e}");
+        }
+        let just = ["--ipv4pool-cidr", "10.0.0.0/28", "--ipv4pool-block-size", "28"];
+        assert_eq!(parse(&just, false).unwrap().pools.len(), 1);
     }
 
     #[test]

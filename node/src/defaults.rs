@@ -3,12 +3,13 @@
 
 use anyhow::{Context, Result};
 use brindle_config_core::{
-    ObjectMeta, Resource, Spec,
+    AnyResource, ObjectMeta, Resource, Spec,
     felix::ClusterInformationSpec,
     meta::Extra,
     policy::TierSpec,
     pool::{EncapMode, IpPoolSpec},
     store::{Expect, Store, StoreError, StoreExt},
+    validate::{self, Invalid},
 };
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -57,6 +58,14 @@ async fn pools(store: &dyn Store, wishes: &[PoolWish], nodes: &[IpNet]) -> Resul
         }
     }
     Ok(())
+}
+
+/// What is wrong with the pool that would be made.
+pub(crate) fn check(wish: &PoolWish, cidr: IpNet) -> Result<(), String> {
+    let spec = serde_json::from_value(pool(wish, cidr)).map_err(|e| e.to_string())?;
+    let pool = AnyResource::IpPool(Resource::new(ObjectMeta::named("default-ippool"), spec));
+    let joined = |e: Invalid| e.0.into_iter().map(|e| e.reason).collect::<Vec<_>>().join("; ");
+    validate::resource(&pool).map_err(joined)
 }
 
 fn pool(wish: &PoolWish, cidr: IpNet) -> Value {

@@ -17,16 +17,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use brindle_admin::arguments::boolean;
 use brindle_cni::{
     plugin::lacks_pod_cidr,
     proto::{self, Call, Reply},
 };
-use clap::{Args, Parser, builder::FalseyValueParser};
+use clap::{ArgAction, Args, Parser};
 use conflist::{Families, called, conflist_text, given, of_another_node, ours, question};
 pub(crate) use kept::Kept;
 use place::{plugins, put, remove, remove_file};
-
-use crate::cluster::boolean;
 
 /// The plugins.
 const BINARIES: [&str; 2] = ["brindle", "brindle-ipam"];
@@ -88,14 +87,15 @@ pub(crate) struct InstallArgs {
     old_conf_name: Option<String>,
     /// Whether plugins that are there already are brought up to date; of others those that were installed here and are
     /// as they were then
-    #[arg(long, env = "UPDATE_CNI_BINARIES", value_name = "BOOL", default_value = "true")]
-    update_binaries: String,
+    #[arg(long, env = "UPDATE_CNI_BINARIES", value_name = "BOOL", default_value = "true", value_parser = boolean,
+        action = ArgAction::Set)]
+    update_binaries: bool,
     /// Plugins not to install, by name, with commas
     #[arg(long, env = "SKIP_CNI_BINARIES", value_name = "NAME,..", value_delimiter = ',')]
     skip_binaries: Vec<String>,
     /// On a node that ran Calico: also take the place of its plugins `calico` and `calico-ipam`, which are kept and put back
     /// by a removal. CRI-O calls them to delete the pods that Calico attached
-    #[arg(long, env = "BRINDLE_TAKE_OVER", value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "BRINDLE_TAKE_OVER", value_parser = boolean)]
     take_over: bool,
     /// Where the plugins are now [default: the folder of this program]
     #[arg(long, value_name = "DIR")]
@@ -285,7 +285,7 @@ mod tests {
             conflist_file: None,
             mtu: "0".into(),
             old_conf_name: None,
-            update_binaries: "true".into(),
+            update_binaries: true,
             skip_binaries: Vec::new(),
             take_over: false,
             from: Some(dir.join("from")),
@@ -483,12 +483,12 @@ mod tests {
             fs::write(args.others.join(name), format!("newer {name}")).unwrap();
         }
         fs::write(args.places.bin_dir.join("portmap"), "a package's").unwrap();
-        args.update_binaries = "false".into();
+        args.update_binaries = false;
         let done = run(&args).unwrap().join("\n");
         assert_eq!(read(&args, "loopback"), "plugin loopback", "{done}");
         assert!(done.contains("loopback: not to be updated, left alone"), "{done}");
 
-        args.update_binaries = "true".into();
+        args.update_binaries = true;
         // It may be running at this moment.
         let old = File::open(args.places.bin_dir.join("loopback")).unwrap();
         let done = run(&args).unwrap().join("\n");
@@ -568,14 +568,14 @@ mod tests {
             fs::set_permissions(args.places.bin_dir.join(name), fs::Permissions::from_mode(0o644)).unwrap();
         }
         fs::write(dir.join("from/brindle"), "program of the next version").unwrap();
-        args.update_binaries = "false".into();
+        args.update_binaries = false;
         let done = run(&args).unwrap().join("\n");
         assert_eq!(
             fs::read_to_string(args.places.bin_dir.join("brindle")).unwrap(),
             "program brindle",
             "{done}"
         );
-        args.update_binaries = "true".into();
+        args.update_binaries = true;
         fs::write(dir.join("from/brindle"), "program brindle").unwrap();
         fs::set_permissions(args.places.bin_dir.join("brindle"), fs::Permissions::from_mode(0o600)).unwrap();
         let again = run(&args).unwrap().join("\n");
@@ -583,8 +583,6 @@ mod tests {
             let mode = fs::metadata(args.places.bin_dir.join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o111, 0o111, "{name}: {done}\n{again}");
         }
-        args.update_binaries = "perhaps".into();
-        assert!(run(&args).unwrap_err().to_string().contains("UPDATE_CNI_BINARIES"));
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -1,6 +1,7 @@
 //! `brindle-node`: the agent of one node, as a program that `src/main.rs` and the image's one program begin. This file
 //! only turns arguments into [`settings::Settings`] and a result into an exit code: 0 ended as asked, 1 failed while
 //! running, 2 could not start as configured.
+#![deny(clippy::print_stderr, reason = "it ends the program where nobody reads; aside::say does not")]
 
 mod addresses;
 mod admin;
@@ -35,7 +36,7 @@ mod waiting;
 
 use std::process::ExitCode;
 
-use brindle_admin::arguments;
+use brindle_admin::{arguments, aside};
 
 /// The whole program: arguments, environment and standard output are the process's.
 #[must_use]
@@ -45,11 +46,11 @@ pub fn main() -> ExitCode {
         settings::Command::InstallCni(args) => {
             return match install_cni::run(&args) {
                 Ok(done) => {
-                    done.iter().for_each(|line| eprintln!("brindle-node: {line}"));
+                    done.iter().for_each(|line| aside::say(format_args!("brindle-node: {line}")));
                     ExitCode::SUCCESS
                 }
                 Err(e) => {
-                    eprintln!("brindle-node: {e:#}");
+                    aside::say(format_args!("brindle-node: {e:#}"));
                     ExitCode::from(2)
                 }
             };
@@ -58,7 +59,7 @@ pub fn main() -> ExitCode {
             return match remove::run(&args, |line| print(&format!("{line}\n"))) {
                 Ok(all) => ExitCode::from(u8::from(!all)),
                 Err(e) => {
-                    eprintln!("brindle-node: {e:#}");
+                    aside::say(format_args!("brindle-node: {e:#}"));
                     ExitCode::from(2)
                 }
             };
@@ -75,7 +76,7 @@ pub fn main() -> ExitCode {
                     ExitCode::SUCCESS
                 }
                 Err(e) => {
-                    eprintln!("brindle-node: {e:#}");
+                    aside::say(format_args!("brindle-node: {e:#}"));
                     ExitCode::from(1)
                 }
             };
@@ -83,7 +84,7 @@ pub fn main() -> ExitCode {
         settings::Command::Run(args) => match settings::Settings::from_args(*args) {
             Ok(s) => s,
             Err(e) => {
-                eprintln!("brindle-node: {e}");
+                aside::say(format_args!("brindle-node: {e}"));
                 return ExitCode::from(2);
             }
         },
@@ -91,7 +92,7 @@ pub fn main() -> ExitCode {
     let _flush = match settings.init_log() {
         Ok(flush) => flush,
         Err(e) => {
-            eprintln!("brindle-node: {e}");
+            aside::say(format_args!("brindle-node: {e}"));
             return ExitCode::from(2);
         }
     };

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
+use brindle_admin::aside;
 use brindle_felix::Removal;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,7 +69,7 @@ pub(crate) fn run(args: &RemoveArgs, mut say: impl FnMut(&str)) -> Result<bool> 
         done.push("nothing of Brindle is left here".into());
     }
     done.iter().for_each(|line| say(line));
-    failed.iter().for_each(|line| eprintln!("brindle-node: {line}"));
+    failed.iter().for_each(|line| aside::say(format_args!("brindle-node: {line}")));
     drop(lock);
     if failed.is_empty()
         && let Some((mut term, mut int)) = end

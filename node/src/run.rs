@@ -236,9 +236,7 @@ async fn start(
 ) -> Result<Parts, Failure> {
     beside::until_alone(settings).await?;
     let mut tasks = Tasks::default();
-    let url = settings.datastore.clone();
-    let opened = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await;
-    let store = opened.context("the datastore cannot be opened")?.map_err(anyhow::Error::from)?;
+    let store = waiting::open(&settings.datastore).await?;
     let port = match &settings.admin_port {
         Some((address, token)) => Some(admin_tcp::bind(*address, token).await?),
         None => None,

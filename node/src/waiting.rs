@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use brindle_config_core::{
     Kind,
     status::{AdminRequest, bgp::End},
@@ -30,6 +31,24 @@ use crate::{
 
 /// First and longest pause between two attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// Opens the datastore. A file that somebody else keeps locked is waited for: nothing is wrong with what was configured.
+pub(crate) async fn open(url: &str) -> anyhow::Result<Arc<dyn Store>> {
+    let mut told = false;
+    loop {
+        let url = url.to_owned();
+        let opened = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await;
+        match opened.context("the datastore cannot be opened")? {
+            Err(why @ StoreError::Unavailable(_)) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(cause = %why, "waiting for the datastore");
+                }
+                tokio::time::sleep(PAUSE.0).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
 
 /// What writes to the kernel.
 #[derive(Clone)]
@@ -254,17 +273,19 @@ pub(crate) struct Ended {
 
 /// Whether waiting makes sense. On a node that has been served before it does whenever the datastore does not answer or
 /// does not serve this agent: a clock that is wrong after a reboot makes tokens and certificates invalid, and pods of
-/// before must not wait for it. On a new node only a pod waits, and only for an answer: it starts beside kube-proxy, without
+/// before must not wait for it. On a new node only a pod waits (or whose file another process has locked), and only for an answer: it starts beside kube-proxy, without
 /// which there is no way to the API server's service yet, and in a cluster that starts its etcd may be later than its nodes;
 /// ending would make kubelet wait longer before each next try.
 pub(crate) fn is_worth_it(why: &anyhow::Error, settings: &Settings) -> bool {
     let served =
         || state_files::node_name(&settings.state_dir).is_some_and(|name| name == settings.node_name);
+    let file = settings.datastore.starts_with("sqlite:");
     if is_away(why) {
-        return is_pod(&settings.datastore, api_server().as_deref()) || served();
+        // A file that is there and locked is no mistake in the configuration.
+        return file || is_pod(&settings.datastore, api_server().as_deref()) || served();
     }
     // What is wrong with a file of this machine, waiting does not mend.
-    !settings.datastore.starts_with("sqlite:") && is_refusal(why) && served()
+    !file && is_refusal(why) && served()
 }
 
 /// The API server of the cluster this is a pod of.

@@ -14,6 +14,7 @@ use super::{
     open_pod,
 };
 use crate::{
+    aside,
     client::Agent,
     conf::Dns,
     error::{CniError, code},
@@ -130,7 +131,7 @@ fn lives(call: &Invocation, host: &mut Rtnl) -> bool {
 /// Addresses of another IPAM plugin, after an ADD that failed, be it its own: so the specification has it.
 fn give_back(call: &Invocation) {
     if let Some(Err(e)) = call.delegate.as_ref().map(Delegate::del) {
-        eprintln!("brindle: {e}");
+        aside::say(format_args!("brindle: {e}"));
     }
 }
 
@@ -145,7 +146,7 @@ fn wire(wiring: &Wiring, host: &mut Rtnl, pod: &NetNs, undo: &mut Undo) -> Resul
     }
     fail::point("add.created");
     for warning in wiring.configure(pod)? {
-        eprintln!("brindle: {warning}");
+        aside::say(format_args!("brindle: {warning}"));
     }
     fail::point("add.configured");
     Ok(())

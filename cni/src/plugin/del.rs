@@ -12,6 +12,7 @@ use brindle_kernel::netlink::{Link, Rtnl};
 
 use super::{DEL_PATIENCE, Invocation, open_netns};
 use crate::{
+    aside,
     client::{Agent, CallError},
     error::{CniError, code},
     fail,
@@ -52,7 +53,7 @@ fn device(call: &Invocation, host: &mut Rtnl) -> Result<Option<HostDevice>, CniE
         Err(e) if e.code == code::CONTAINER => return Ok(None),
         // No ADD made anything there.
         Err(e) if e.code == code::ENVIRONMENT => {
-            eprintln!("brindle: {}; left alone", e.message);
+            aside::say(format_args!("brindle: {}; left alone", e.message));
             return Ok(None);
         }
         Err(e) => return Err(e),
@@ -64,15 +65,15 @@ fn device(call: &Invocation, host: &mut Rtnl) -> Result<Option<HostDevice>, CniE
         // Another plugin's, or another attachment's: runtimes send a DEL also after an ADD that was refused for it.
         Ok(Some(Pair { host, .. })) => {
             let Attachment { ifname, .. } = &call.attachment;
-            eprintln!(
+            aside::say(format_args!(
                 "brindle: {ifname} in {pod} behind {} is not of this attachment; left alone",
                 host.name
-            );
+            ));
             Ok(None)
         }
         Ok(None) => Ok(None),
         Err(e) if e.code == code::ATTACHED => {
-            eprintln!("brindle: {e}; left alone");
+            aside::say(format_args!("brindle: {e}; left alone"));
             Ok(None)
         }
         Err(e) => Err(e),
@@ -114,7 +115,11 @@ fn write_down(
     let folder = call.conf.state_dir.join(journal::FOLDER);
     match journal::write(&folder, &Record { attachment: a.clone(), addresses_only }) {
         Ok(path) => {
-            eprintln!("brindle: {}; the agent will release the addresses: {}", why.message, path.display());
+            aside::say(format_args!(
+                "brindle: {}; the agent will release the addresses: {}",
+                why.message,
+                path.display()
+            ));
             Ok(())
         }
         Err(e) => {

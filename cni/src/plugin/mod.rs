@@ -22,6 +22,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
+    aside,
     client::Agent,
     conf::{self, Conf, MAX_INPUT, Version},
     env::{self, Command, Lookup},
@@ -93,7 +94,7 @@ pub fn main(program: Program) -> ExitCode {
         Ok(None) => return ExitCode::SUCCESS,
         Ok(Some(value)) => (value, ExitCode::SUCCESS),
         Err(e) => {
-            eprintln!("{}: {e}", program.name());
+            aside::say(format_args!("{}: {e}", program.name()));
             (result::error(&conf::version_hint(&input), &e), ExitCode::FAILURE)
         }
     };
@@ -103,7 +104,7 @@ pub fn main(program: Program) -> ExitCode {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => status,
         Err(e) => {
-            eprintln!("{}: cannot write to standard output: {e}", program.name());
+            aside::say(format_args!("{}: cannot write to standard output: {e}", program.name()));
             ExitCode::FAILURE
         }
     }
@@ -123,7 +124,9 @@ fn about(program: Program, argument: &str) -> ExitCode {
             ExitCode::SUCCESS,
         ),
         other => {
-            eprintln!("{name}: unknown argument {other:?}; it takes none but --version and --help");
+            aside::say(format_args!(
+                "{name}: unknown argument {other:?}; it takes none but --version and --help"
+            ));
             return ExitCode::from(2);
         }
     };
@@ -140,7 +143,7 @@ pub fn run(program: Program, lookup: Lookup<'_>, input: &[u8]) -> Result<Option<
     let Some(program) = calico::instead(program, command)? else { return Ok(None) };
     let conf = Conf::parse(input, command)?;
     for warning in &conf.warnings {
-        eprintln!("{}: {warning}", program.name());
+        aside::say(format_args!("{}: {warning}", program.name()));
     }
     let needs = match command {
         Command::Check => Version::V0_4_0,
@@ -387,7 +390,7 @@ fn gc(conf: &Conf, input: &[u8]) -> Result<(), CniError> {
     let other = delegate(conf, input, false);
     let forwarded = other.and_then(|other| other.map_or(Ok(()), |o| o.forward("GC")));
     if let (Err(_), Err(e)) = (&collected, &forwarded) {
-        eprintln!("brindle: {e}");
+        aside::say(format_args!("brindle: {e}"));
     }
     collected.and(forwarded)
 }

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{BINARIES, InstallArgs, OTHERS, Places, SHIPPED, boolean, calico};
+use super::{BINARIES, InstallArgs, OTHERS, Places, SHIPPED, calico};
 
 /// In the folder of the plugins: a line for each of others that was installed here, `NAME SIZE CHECKSUM`; two of a name
 /// while one takes the other's place.
@@ -19,8 +19,6 @@ const RECORD: &str = ".brindle-plugins";
 
 /// Installs the plugins, of others those that the conflist `called` calls or that ours come with; says what was done.
 pub(super) fn plugins(args: &InstallArgs, called: &BTreeSet<String>) -> Result<Vec<String>> {
-    let update = boolean("--update-binaries (UPDATE_CNI_BINARIES)", &args.update_binaries)
-        .map_err(anyhow::Error::msg)?;
     let from = match &args.from {
         Some(dir) => dir.clone(),
         None => {
@@ -32,7 +30,7 @@ pub(super) fn plugins(args: &InstallArgs, called: &BTreeSet<String>) -> Result<V
     fs::create_dir_all(&args.places.bin_dir).with_context(|| args.places.bin_dir.display().to_string())?;
     for name in BINARIES.into_iter().filter(|b| !skipped(args, b)) {
         let (source, place) = (from.join(name), args.places.bin_dir.join(name));
-        if !update && place.exists() {
+        if !args.update_binaries && place.exists() {
             leave(&place, "not to be updated", &mut done);
             continue;
         }
@@ -40,8 +38,8 @@ pub(super) fn plugins(args: &InstallArgs, called: &BTreeSet<String>) -> Result<V
             fs::read(&source).with_context(|| format!("cannot read the plugin {}", source.display()))?;
         put(&place, &bytes, 0o755, &mut done)?;
     }
-    calico::stand_in(args, &from, update, &mut done)?;
-    others(args, update, called, &mut done)?;
+    calico::stand_in(args, &from, args.update_binaries, &mut done)?;
+    others(args, called, &mut done)?;
     Ok(done)
 }
 
@@ -51,7 +49,7 @@ pub(super) fn skipped(args: &InstallArgs, name: &str) -> bool {
 
 /// Plugins of others: what a node has from elsewhere is the node's own affair, newer or older. One that was installed here,
 /// and is as it was then, is brought up to date as ours are.
-fn others(args: &InstallArgs, update: bool, called: &BTreeSet<String>, done: &mut Vec<String>) -> Result<()> {
+fn others(args: &InstallArgs, called: &BTreeSet<String>, done: &mut Vec<String>) -> Result<()> {
     let mut record = Record::read(&args.places.bin_dir);
     for name in OTHERS.into_iter().filter(|o| !skipped(args, o)) {
         let place = args.places.bin_dir.join(name);
@@ -59,7 +57,7 @@ fn others(args: &InstallArgs, update: bool, called: &BTreeSet<String>, done: &mu
         if let Ok(there) = &there {
             // A link is not what was put there.
             let untouched = there.is_file() && fs::read(&place).is_ok_and(|bytes| record.fits(name, &bytes));
-            if !untouched || !update {
+            if !untouched || !args.update_binaries {
                 let why = match (untouched, record.names(name)) {
                     (true, _) => "not to be updated",
                     (false, true) => "changed since it was installed",
