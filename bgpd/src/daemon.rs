@@ -11,12 +11,13 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use brindle_admin::defect::{outlived, words};
+use brindle_config_core::store::StoreError;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
     admin::AdminSocket,
-    cli::give_back,
+    cli::{give_back, usage},
     fault,
     follow::AFTER_DEFECT,
     follow::{Environment, Follower, from_store},
@@ -136,7 +137,11 @@ pub async fn run(daemon: Daemon) -> Result<()> {
 async fn start(daemon: &Daemon, running: &Running) -> Result<Option<Follower>> {
     match (&daemon.source, &daemon.settings) {
         (Source::Datastore { url, node, secrets }, _) => {
-            let store = brindle_config::open(url)?;
+            // Waiting or starting again mends only one that does not answer.
+            let store = brindle_config::open(url).map_err(|e| match e {
+                StoreError::Broken(_) => usage(e),
+                e => e.into(),
+            })?;
             Ok(Some(from_store(store, node, secrets, Environment::default(), running.handle.clone())))
         }
         (Source::File(_), Some(settings)) => {

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use brindle_bgpd_core::{
     speaker::{LocalRoute, Multipath, SpeakerConfig},
     wire::{AttrSet, NextHop, Origin},
 };
-use brindle_config::yaml::{Origin as Source, Place, Problem, read_one_with_origin};
+use brindle_config::yaml::{self, Origin as Source, Place, Problem, read_one_with_origin};
 use brindle_config_core::{
     bgp::{AsNumber, BgpFilterRule, BgpFilterSpec},
     meta::Spec,
@@ -193,12 +194,13 @@ impl Settings {
     /// # Errors
     /// Not readable, not YAML, or not a configuration: file, line and field.
     pub fn read(file: &Path) -> Result<Self, Problem> {
-        let text = std::fs::read_to_string(file).map_err(|e| Problem {
-            place: Place { file: file.display().to_string().into(), document: 0, line: 0, column: 0 },
+        let name: Arc<str> = file.display().to_string().into();
+        let bytes = std::fs::read(file).map_err(|e| Problem {
+            place: Place { file: name.clone(), document: 0, line: 0, column: 0 },
             field: String::new(),
             message: format!("cannot be read: {e}"),
         })?;
-        Self::parse(file, &text)
+        Self::parse(file, yaml::text(&name, &bytes)?)
     }
 
     /// With another router id than the file's; the cluster id follows if it is the same. For many reflectors with one file.

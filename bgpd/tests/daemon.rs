@@ -36,7 +36,12 @@ async fn mistakes_end_with_their_exit_code_and_one_clear_line() {
     fails(&["check"], 2, "FILE");
     fails(&["--config", "/nonexistent.yaml"], 2, "/nonexistent.yaml: cannot be read");
     fails(&[], 2, "--config");
-    fails(&["--datastore", "redis:x", "--node", "n", "--admin-socket", &dir.path("x")], 1, "redis:x");
+    fails(&["--datastore", "redis:x", "--node", "n", "--admin-socket", &dir.path("x")], 2, "redis:x");
+    let nowhere = "sqlite:/nonexistent/x";
+    fails(&["--datastore", nowhere, "--node", "n", "--admin-socket", &dir.path("x")], 2, "/nonexistent");
+    let utf16: Vec<u8> = "\u{feff}asNumber: 1\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    std::fs::write(dir.path("utf16.yaml"), utf16).unwrap();
+    fails(&["check", &dir.path("utf16.yaml")], 2, "the file is UTF-16, save it as UTF-8");
     fails(&["status", "--admin-socket", &dir.path("nobody")], 1, "is brindle-bgpd running");
 
     let at = address();

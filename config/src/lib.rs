@@ -44,8 +44,20 @@ pub fn calico_variable(name: &str) -> Option<String> {
 /// (see [`etcd::EtcdSettings::parse`]), `kubernetes:` (see [`kubernetes::KubeSettings::parse`]) or `memory:`. Servers are
 /// connected to with the first call. Blocks for some milliseconds; not to be called from inside a busy async task.
 pub fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    open_with(url, SqliteStore::open)
+}
+
+/// The same for whoever has no business in an empty datastore: a file must be there, a mistyped path makes none.
+pub fn open_existing(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    open_with(url, SqliteStore::open_existing)
+}
+
+fn open_with(
+    url: &str,
+    sqlite: fn(&Path) -> Result<SqliteStore, StoreError>,
+) -> Result<Arc<dyn Store>, StoreError> {
     match url.split_once(':') {
-        Some(("sqlite", path)) if !path.is_empty() => Ok(Arc::new(SqliteStore::open(Path::new(path))?)),
+        Some(("sqlite", path)) if !path.is_empty() => Ok(Arc::new(sqlite(Path::new(path))?)),
         #[cfg(feature = "etcd")]
         Some(("etcd", rest)) => {
             let settings = etcd::EtcdSettings::parse(rest, calico_variable)?;

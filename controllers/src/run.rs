@@ -60,7 +60,7 @@ pub fn main(settings: Settings) -> Result<bool> {
 
 async fn run(settings: Settings) -> Result<bool> {
     let url = settings.datastore.clone();
-    let store = tokio::task::spawn_blocking(move || brindle_config::open(&url)).await??;
+    let store = tokio::task::spawn_blocking(move || brindle_config::open_existing(&url)).await??;
     let kube = match settings.kubernetes_nodes.clone() {
         Some(url) => {
             let opened = tokio::task::spawn_blocking(move || brindle_config::open_cluster(&url)).await?;

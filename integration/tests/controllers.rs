@@ -44,6 +44,8 @@ impl Site {
     fn sqlite(tag: &str) -> Self {
         let (ns, dir) = Self::place(tag);
         let url = format!("sqlite:{}", dir.join("brindle.db").display());
+        // As the first agent makes it.
+        brindle_config::open(&url).unwrap();
         Self { ns, dir, url, _etcd: None }
     }
 
@@ -591,12 +593,14 @@ fn what_cannot_be_meant_is_said_in_one_line() {
         (&["--datastore", "sqlite:/nonexistent/x.db", "--grace", "soon"], "--grace"),
         (&["--datastore", "sqlite:/nonexistent/x.db", "--lease-duration", "1500ms"], "--lease-duration"),
         (&["--datastore", "sqlite:/nonexistent/x.db"], "/nonexistent"),
+        (&["--datastore", "sqlite:/tmp/mistyped-brindle.db"], "no such datastore; check the path"),
     ] {
         let out = Command::new(bin("brindle-controllers")).arg("run").args(args).output().unwrap();
         let said = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(2), "{args:?}: {said}");
         assert!(said.contains(words) && said.trim().lines().count() == 1, "{args:?}: {said}");
     }
+    assert!(!Path::new("/tmp/mistyped-brindle.db").exists(), "nobody has any use for an empty one");
 }
 
 /// The datastore answers, the cluster whose nodes count does not: one look has nothing to go by.

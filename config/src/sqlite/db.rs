@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::{
     fault::{corrupt, explain, io_error, is_busy},
+    frozen,
     pair::{Identity, Opening, identity},
 };
 
@@ -112,12 +113,21 @@ impl Db {
     pub(super) fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).map_err(|e| io_error(path, &e))?;
         let create = inspect_file(&path, create)?;
-        Self::connect(&path, create, true).map_err(|f| explain(&path, f))
+        Self::connect(&path, create, true).or_else(|f| Self::look(&path, f)).map_err(|f| explain(&path, f))
     }
 
     /// Another connection to a file that was just opened.
     pub(super) fn open_again(path: &Path) -> Result<Self, StoreError> {
-        Self::connect(path, false, false).map_err(|f| explain(path, f))
+        Self::connect(path, false, false).or_else(|f| Self::look(path, f)).map_err(|f| explain(path, f))
+    }
+
+    /// Opens a file that nobody can write, after it could not be opened as usual.
+    fn look(path: &Path, failure: Failure) -> Result<Self, Failure> {
+        let conn = frozen::open(path, failure)?;
+        check_header(&conn, path)?;
+        state(&conn)?;
+        let file = identity(path).map_err(|e| io_error(path, &e))?;
+        Ok(Self { conn, path: path.to_owned(), file, generation: 0 })
     }
 
     fn connect(path: &Path, create: bool, check: bool) -> Result<Self, Failure> {
@@ -192,9 +202,9 @@ impl Db {
         match identity(&self.path) {
             Ok(file) if file == self.file => Ok(()),
             Ok(_) => {
-                tracing::warn!(path = %self.path.display(), "datastore file was replaced; opening the new one");
                 let generation = self.generation + 1;
                 *self = Self { generation, ..Self::open(&self.path, false)? };
+                tracing::warn!(path = %self.path.display(), "datastore file was replaced; the new one is open");
                 Ok(())
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(StoreError::Broken(format!(

@@ -1,11 +1,19 @@
 //! What SQLite's and the system's errors mean for the person who has to act: each names the file and the remedy.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt, OpenOptionsExt as _},
+    path::Path,
+};
 
 use brindle_config_core::store::StoreError;
 use rusqlite::{ErrorCode, ffi};
 
-use super::db::{BUSY, Failure};
+use super::{
+    db::{BUSY, Failure},
+    pair::beside,
+};
 
 pub(super) fn is_busy(e: &rusqlite::Error) -> bool {
     matches!(e.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
@@ -13,6 +21,8 @@ pub(super) fn is_busy(e: &rusqlite::Error) -> bool {
 
 pub(super) fn corrupt(path: &Path, detail: &str) -> String {
     let path = path.display();
+    // SQLite's verdict has lines; a message is one.
+    let detail = detail.lines().map(str::trim).collect::<Vec<_>>().join("; ");
     format!(
         "{path}: is damaged ({detail}); stop what uses it, move it away together with {path}-wal and {path}-shm, \
          then restore a backup or start with an empty one"
@@ -43,13 +53,19 @@ pub(super) fn explain(path: &Path, failure: Failure) -> StoreError {
     let extended = e.sqlite_error().map_or(0, |e| e.extended_code);
     match e.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Unavailable(format!(
-            "{at}: locked by another process for more than {} s",
+            "{at}: locked by another process for more than {} s; find it: fuser -v {at}",
             BUSY.as_secs()
         )),
         Some(ErrorCode::DatabaseCorrupt) => StoreError::Broken(corrupt(path, &e.to_string())),
         Some(ErrorCode::NotADatabase) => StoreError::Broken(format!(
             "{at}: is not a datastore file; choose another path, or move it away to start with an empty one"
         )),
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) if is_on_read_only(path) => {
+            io_error(path, &io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+        Some(ErrorCode::CannotOpen | ErrorCode::SystemIoFailure) if is_full(path) => {
+            io_error(path, &io::ErrorKind::StorageFull.into())
+        }
         Some(ErrorCode::ReadOnly) => {
             StoreError::Broken(format!("{at}: is read-only; make the file and its directory writable"))
         }
@@ -62,7 +78,7 @@ pub(super) fn explain(path: &Path, failure: Failure) -> StoreError {
         Some(ErrorCode::CannotOpen) => StoreError::Broken(format!(
             "{at}: cannot be opened ({e}); is its directory there and writable for this user?"
         )),
-        Some(ErrorCode::DiskFull) => StoreError::Broken(format!("{at}: the disk is full; free some space")),
+        Some(ErrorCode::DiskFull) => io_error(path, &io::ErrorKind::StorageFull.into()),
         // A short read is what a truncated file looks like.
         Some(ErrorCode::SystemIoFailure) if extended == ffi::SQLITE_IOERR_SHORT_READ => {
             StoreError::Broken(corrupt(path, "the file is too short"))
@@ -72,6 +88,25 @@ pub(super) fn explain(path: &Path, failure: Failure) -> StoreError {
         )),
         _ => StoreError::Broken(format!("{at}: unexpected answer of the database ({e})")),
     }
+}
+
+/// Whether nothing can be written where the file is, for anybody.
+pub(super) fn is_on_read_only(path: &Path) -> bool {
+    trial(path).is_err_and(|e| e.kind() == io::ErrorKind::ReadOnlyFilesystem)
+}
+
+/// SQLite tells a full disk only while it writes the file itself, not while it makes what is beside it.
+fn is_full(path: &Path) -> bool {
+    trial(path).is_err_and(|e| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+/// Writes beside the file as much as SQLite needs to open one.
+fn trial(path: &Path) -> io::Result<()> {
+    let scratch = beside(path, &format!(".trial-{}", std::process::id()));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&scratch)?;
+    let done = file.write_all(&[0; 64 << 10]).and_then(|()| file.sync_data());
+    let _ = fs::remove_file(&scratch);
+    done
 }
 
 /// Whether the mode of the file lets this process read it. Looked up, not tried: see `inspect_file`.

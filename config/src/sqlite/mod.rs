@@ -12,6 +12,7 @@
 mod db;
 mod fault;
 mod feed;
+mod frozen;
 mod pair;
 mod store;
 mod worker;

@@ -31,7 +31,7 @@ pub(super) fn identity(path: &Path) -> io::Result<Identity> {
     Ok(Identity { device: meta.dev(), inode: meta.ino(), born })
 }
 
-fn beside(path: &Path, end: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     name.into()
@@ -132,9 +132,10 @@ fn wait_for(lock: &fs::File, path: &Path) -> Result<(), StoreError> {
             }
             Err(fs::TryLockError::WouldBlock) => {
                 return Err(StoreError::Unavailable(format!(
-                    "{}: another process has been opening it for more than {} s",
+                    "{}: another process has been opening it for more than {} s; find it: fuser -v {}",
                     path.display(),
-                    BUSY.as_secs()
+                    BUSY.as_secs(),
+                    beside(path, ".lock").display()
                 )));
             }
             Err(fs::TryLockError::Error(e)) => return Err(io_error(path, &e)),

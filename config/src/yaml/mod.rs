@@ -20,7 +20,7 @@ mod tests;
 
 pub use read::{
     EMPTY_FILE, EMPTY_FOLDER, Loaded, Loading, Origin, idle_fields, parse_bytes, parse_str, read_one,
-    read_one_with_origin, read_path, read_paths,
+    read_one_with_origin, read_path, read_paths, read_paths_in, text,
 };
 pub use write::{to_yaml, to_yaml_documents};
 

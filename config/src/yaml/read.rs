@@ -110,6 +110,18 @@ impl Loading {
         self.errors.push(Problem { place, field: String::new(), message: message.into() });
     }
 
+    /// Before resources are held against each other: it is part of what they are called.
+    fn fill_namespace(&mut self, namespace: Option<&str>) {
+        let Some(namespace) = namespace else { return };
+        for Loaded { resource, .. } in &mut self.resources {
+            let namespaced = resource.kind().namespaced();
+            let meta = resource.metadata_mut();
+            if namespaced && meta.namespace.as_ref().is_none_or(String::is_empty) {
+                meta.namespace = Some(namespace.to_owned());
+            }
+        }
+    }
+
     /// A resource given twice would win by chance: the first one counts, the others are errors.
     fn find_duplicates(&mut self) {
         let mut seen: BTreeMap<Key, Place> = BTreeMap::new();
@@ -131,10 +143,16 @@ impl Loading {
 
 /// Reads files, folders (their `.yaml`, `.yml` and `.json` files in order of name) and `-`, the standard input.
 pub fn read_paths<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Loading {
+    read_paths_in(paths, None)
+}
+
+/// The same; resources in a namespace that name none are in this one.
+pub fn read_paths_in<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>, namespace: Option<&str>) -> Loading {
     let mut out = Loading::default();
     for path in paths {
         load_path(path.as_ref(), &mut out);
     }
+    out.fill_namespace(namespace);
     out.find_duplicates();
     out
 }
@@ -241,20 +259,24 @@ fn load_bytes(file: &Arc<str>, bytes: &[u8], out: &mut Loading) {
     if bytes.len() > MAX_INPUT {
         return out.file_error(file, too_large());
     }
-    match std::str::from_utf8(bytes) {
+    match text(file, bytes) {
         Ok(text) => load_text(file, text, out),
-        Err(e) => {
-            let before = bytes.get(..e.valid_up_to()).unwrap_or_default();
-            let line = 1 + before.iter().filter(|b| **b == b'\n').count();
-            let hint = match bytes {
-                [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "; the file is UTF-16, save it as UTF-8",
-                _ => "",
-            };
-            let place = Place { file: file.clone(), document: 0, line, column: 1 };
-            let message = format!("is not UTF-8 text{hint}");
-            out.errors.push(Problem { place, field: String::new(), message });
-        }
+        Err(problem) => out.errors.push(problem),
     }
+}
+
+/// What a file says, if it is text.
+pub fn text<'a>(file: &Arc<str>, bytes: &'a [u8]) -> Result<&'a str, Problem> {
+    std::str::from_utf8(bytes).map_err(|e| {
+        let before = bytes.get(..e.valid_up_to()).unwrap_or_default();
+        let line = 1 + before.iter().filter(|b| **b == b'\n').count();
+        let hint = match bytes {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "; the file is UTF-16, save it as UTF-8",
+            _ => "",
+        };
+        let place = Place { file: file.clone(), document: 0, line, column: 1 };
+        Problem { place, field: String::new(), message: format!("is not UTF-8 text{hint}") }
+    })
 }
 
 fn load_text(file: &Arc<str>, text: &str, out: &mut Loading) {
