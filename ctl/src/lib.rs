@@ -1,6 +1,7 @@
 //! `brindlectl`: the operator's command, and the lab. Arguments are read in two stages (style of a compiler front
 //! end): `args` is what was typed, `meaning` is what it asks for; `cmd` and `lab` do it and answer with an
 //! [`Outcome`], which decides the exit code: 0 all is well, 1 it works but something is degraded, 2 error.
+#![deny(clippy::print_stderr, reason = "it ends the program where nobody reads; out::remark does not")]
 
 mod args;
 mod cluster;

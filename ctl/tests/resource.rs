@@ -236,6 +236,108 @@ fn a_stale_revision_is_refused() {
     );
 }
 
+#[test]
+fn what_was_deleted_meanwhile_is_not_made_again_in_silence() {
+    let p = Place::new("gone");
+    p.stdin("apply -f -", NODE);
+    let read = p.command(&["get", "node", "node1", "-o", "yaml"]).output().unwrap();
+    let text = String::from_utf8(read.stdout).unwrap();
+    assert!(p.run("delete node node1").contains("[0]"));
+    let answer = p.stdin("apply -f -", &text);
+    assert!(answer.contains("warning: Node(node1), by metadata.resourceVersion"), "{answer}");
+    assert!(answer.contains("Successfully applied 1") && answer.contains("[0]"), "{answer}");
+    assert!(!p.stdin("apply -f -", NODE).contains("warning"));
+}
+
+/// Who reads standard error may have gone, and the disk be full that it goes to.
+#[test]
+fn nobody_need_read_standard_error() {
+    let p = Place::new("unread");
+    let unknown =
+        |n: u32| format!("---\n{}", NODE.replace("node1}", &format!("n{n}}}")).replace("bgp:", "bpg:"));
+    p.file("many.yaml", &(0..50).map(unknown).collect::<String>());
+    p.file(
+        "wrong.yaml",
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: x}\nspec: {cidr: 7}\n",
+    );
+    let code = |line: &str, stderr: Stdio| {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let child = p.command(&args).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        child.wait_with_output().unwrap().status.code()
+    };
+    for (line, expected) in [
+        ("apply -f many.yaml", 0),
+        ("validate -f wrong.yaml", 2),
+        ("apply -f wrong.yaml", 2),
+        ("delete -f wrong.yaml", 2),
+        ("patch node n1 -p {\"spec\":{\"bpgg\":1}}", 0),
+        ("get ippool,bgppeer", 0),
+        ("get nodes -o nonsense", 2),
+        ("nonsense", 2),
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        assert_eq!(code(line, full.into()), Some(expected), "full: {line}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(code(line, writer.into()), Some(expected), "closed: {line}");
+    }
+}
+
+#[test]
+fn a_namespace_from_the_command_line_is_part_of_what_resources_are_called() {
+    let p = Place::new("namespace");
+    let set = |more: &str| {
+        format!(
+            "---\napiVersion: projectcalico.org/v3\nkind: NetworkSet\nmetadata: {{name: a{more}}}\nspec: {{nets: []}}\n"
+        )
+    };
+    p.file("two.yaml", &(set("") + &set(", namespace: default")));
+    p.file("one.yaml", &(set("") + &set(", namespace: shop")));
+    let answer = p.run("apply -n shop -f two.yaml");
+    assert!(answer.contains("Successfully applied 2") && answer.contains("[0]"), "{answer}");
+    assert_eq!(p.run("get networksets -A -o name").matches("/a").count(), 2);
+    assert!(p.run("delete -n shop -f two.yaml").contains("Successfully deleted 2"));
+    let answer = p.run("apply -n shop -f one.yaml");
+    assert!(answer.contains("was given before, at one.yaml:") && answer.contains("[2]"), "{answer}");
+    assert!(!p.run("get networksets -A -o name").contains("/a"), "nothing was written");
+    let answer = p.run("apply -f two.yaml");
+    assert!(answer.contains("was given before") && answer.contains("[2]"), "{answer}");
+}
+
+#[test]
+fn an_empty_editor_is_none() {
+    let p = Place::new("editor");
+    p.stdin("apply -f -", NODE);
+    // `vi` as this test has it.
+    p.file("bin/vi", "#!/bin/sh\nsed -i 's/10.77.1.1/10.77.1.9/' \"$1\"\n");
+    let vi = p.dir.join("bin/vi");
+    std::fs::set_permissions(&vi, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", p.dir.join("bin").display(), std::env::var("PATH").unwrap());
+    let edit = |visual: &str, editor: &str| {
+        let mut command = p.command(&["edit", "node", "node1"]);
+        let out = command.env("PATH", &path).env("VISUAL", visual).env("EDITOR", editor).output().unwrap();
+        told("edit", &out, &p.dir)
+    };
+    let answer = edit("", " ");
+    assert!(answer.contains("Successfully edited") && answer.contains("[0]"), "{answer}");
+    let answer = edit("", "sed -i s/10.77.1.9/10.77.1.8/");
+    assert!(answer.contains("[0]") && p.run("get node node1 -o yaml").contains("10.77.1.8"), "{answer}");
+}
+
+#[test]
+fn a_migration_comes_from_standard_input_too() {
+    let p = Place::new("import");
+    p.stdin("apply -f -", NODE);
+    assert!(p.run("datastore migrate lock").contains("[0]"));
+    let text =
+        String::from_utf8(p.command(&["datastore", "migrate", "export"]).output().unwrap().stdout).unwrap();
+    let other = format!("sqlite:{}", p.dir.join("other.db").display());
+    let answer = p.stdin(&format!("datastore migrate import -f - --datastore {other}"), &text);
+    assert!(answer.contains("successfully imported: 2 resources") && answer.contains("[0]"), "{answer}");
+    let answer = p.stdin(&format!("datastore migrate import -f - --datastore {other}"), "nonsense");
+    assert!(answer.contains("standard input") && answer.contains("[2]"), "{answer}");
+}
+
 const POLICIES: &str = "\
 apiVersion: projectcalico.org/v3
 kind: GlobalNetworkPolicy

@@ -3,7 +3,7 @@
 //! The file has calicoctl's three sections, between lines of `===`: resources, ClusterInformation, records of IPAM. Ours
 //! has a first and a last line besides, so that one that was cut off is told from a whole one.
 
-use std::{fs, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use brindle_config::yaml;
@@ -69,7 +69,7 @@ enum MigrateCommand {
     Import {
         #[command(flatten)]
         store: StoreArgs,
-        /// The file export has written.
+        /// The file export has written; - is standard input.
         #[arg(short = 'f', long, value_name = "FILE")]
         filename: PathBuf,
     },
@@ -190,8 +190,11 @@ fn export(args: &StoreArgs) -> Result<Outcome> {
 }
 
 fn import(args: &StoreArgs, file: &std::path::Path, format: Format) -> Result<Outcome> {
-    let name = file.display().to_string();
-    let text = fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    let (name, text) = match file.as_os_str() == "-" {
+        true => ("standard input".to_owned(), io::read_to_string(io::stdin())),
+        false => (file.display().to_string(), fs::read_to_string(file)),
+    };
+    let text = text.with_context(|| format!("cannot read {name}"))?;
     let mut loaded = Vec::new();
     let mut problems = 0;
     for section in sections(&text).with_context(|| name.clone())? {
@@ -201,7 +204,7 @@ fn import(args: &StoreArgs, file: &std::path::Path, format: Format) -> Result<Ou
         let loading = yaml::parse_str(&name, &section);
         for e in &loading.errors {
             problems += 1;
-            eprintln!("error: {e}");
+            out::remark(format_args!("error: {e}"));
         }
         loaded.extend(loading.resources);
     }

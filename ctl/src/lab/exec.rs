@@ -1,6 +1,9 @@
 //! `lab exec`: a command in the network namespace of a node, a pod, the router or the fabric.
 
-use std::process::{Command, Stdio};
+use std::{
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, ExitStatus, Stdio},
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
@@ -46,5 +49,22 @@ pub(crate) fn exec(name: &str, target: &str, argv: &[String], format: Format) ->
             out.status
         }
     };
-    Ok(Outcome::Code(u8::try_from(status.code().unwrap_or(128)).unwrap_or(u8::MAX)))
+    Ok(Outcome::Code(code(status)))
+}
+
+/// As a shell has it: a signal is 128 and its number.
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
+    code.and_then(|c| u8::try_from(c).ok()).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_told_as_a_shell_tells_it() {
+        let run = |script: &str| code(Command::new("sh").args(["-c", script]).status().expect("sh starts"));
+        assert_eq!((run("exit 7"), run("kill -9 $$"), run("kill -15 $$")), (7, 137, 143));
+    }
 }

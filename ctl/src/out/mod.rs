@@ -102,6 +102,11 @@ pub(crate) fn note(text: &str) {
     aside(&format!("brindlectl: {text}"));
 }
 
+/// A line on stderr as it is; nobody need read it.
+pub(crate) fn remark(text: impl std::fmt::Display) {
+    brindle_admin::aside::say(text);
+}
+
 fn aside(text: &str) {
     let shown = std::io::stderr().is_terminal().then(|| {
         // What is laid out already, such as what the reader of YAML shows of a file, stays as it is.
@@ -112,5 +117,5 @@ fn aside(text: &str) {
         });
         lines.collect::<Vec<_>>().join("\n")
     });
-    eprintln!("{}", shown.as_deref().unwrap_or(text));
+    remark(shown.as_deref().unwrap_or(text));
 }

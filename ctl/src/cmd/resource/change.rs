@@ -91,7 +91,7 @@ pub(crate) fn patch(args: &PatchArgs, format: Format) -> Result<Outcome> {
         })
         .await?;
         for (field, message) in &idle {
-            eprintln!("warning: --patch: {field}: {message}");
+            out::remark(format_args!("warning: --patch: {field}: {message}"));
         }
         report("patched", &[(key.clone(), did)], args.dry_run, format);
         Ok(Outcome::Ok)
@@ -179,8 +179,9 @@ pub(crate) fn edit(args: &EditArgs, format: Format) -> Result<Outcome> {
         let entry = get::one(&*store, &key).await?;
         let before = get::yaml(&shown(&entry));
         let file = Draft::new(&before)?;
-        let editor =
-            std::env::var("VISUAL").or_else(|_| std::env::var("EDITOR")).unwrap_or_else(|_| "vi".into());
+        // An empty one is none: the shell would run the draft.
+        let mut given = ["VISUAL", "EDITOR"].into_iter().filter_map(|name| std::env::var(name).ok());
+        let editor = given.find(|e| !e.trim().is_empty()).unwrap_or_else(|| "vi".into());
         let status = Command::new("sh")
             .args(["-c", &format!("{editor} \"$0\"")])
             .arg(&file.path)
@@ -199,7 +200,7 @@ pub(crate) fn edit(args: &EditArgs, format: Format) -> Result<Outcome> {
         }
         let loading = yaml::parse_str("the edited text", &after);
         for p in loading.warnings.iter().chain(&loading.errors) {
-            eprintln!("{p}");
+            out::remark(format_args!("{p}"));
         }
         let [loaded] = loading.resources.as_slice() else {
             let kept = file.keep();

@@ -158,6 +158,7 @@ async fn follow(
         .with_writer(std::io::stderr)
         .without_time()
         .with_target(false)
+        .log_internal_errors(false)
         .try_init();
     let kinds = wanted.kinds();
     let mut listing = store.list(&kinds).await?;

@@ -13,6 +13,8 @@ use brindle_config_core::{
 };
 use serde_json::Value;
 
+use crate::out;
+
 /// Everything that new resources are held against.
 #[derive(Debug, Default)]
 pub(crate) struct Others {
@@ -83,10 +85,10 @@ impl Others {
         for e in store.list(&CHECKED).await?.entries {
             match AnyResource::from_value(e.key.kind, &e.value) {
                 Ok(resource) => drop(all.insert(e.key, resource)),
-                Err(why) => eprintln!(
+                Err(why) => out::remark(format_args!(
                     "warning: {} in the datastore cannot be read, so that nothing is held against it: {why}",
                     e.key
-                ),
+                )),
             }
         }
         Ok(Self { all })

@@ -6,6 +6,8 @@ use anyhow::{Context as _, Result, bail};
 use brindle_config::yaml::{self, Loaded, Loading, Problem};
 use brindle_config_core::Key;
 
+use crate::out;
+
 /// How files are read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct How<'a> {
@@ -28,7 +30,7 @@ const DEEPEST: usize = 32;
 
 fn read(paths: &[PathBuf], how: How<'_>) -> Result<Loading> {
     let paths = if how.recursive { expand(paths)? } else { paths.to_vec() };
-    Ok(yaml::read_paths(&paths))
+    Ok(yaml::read_paths_in(&paths, how.namespace))
 }
 
 fn problems(errors: &[Problem]) -> anyhow::Error {
@@ -38,27 +40,18 @@ fn problems(errors: &[Problem]) -> anyhow::Error {
 
 /// Reads files. Every problem is printed with its place; any of them fails the command unless `go_on`.
 pub(crate) fn files(paths: &[PathBuf], how: How<'_>) -> Result<Input> {
-    let Loading { mut resources, warnings, mut errors, .. } = read(paths, how)?;
+    let Loading { resources, warnings, mut errors, .. } = read(paths, how)?;
     if how.skip_empty {
         errors.retain(|p| p.message != yaml::EMPTY_FILE && p.message != yaml::EMPTY_FOLDER);
     }
     for w in &warnings {
-        eprintln!("warning: {w}");
+        out::remark(format_args!("warning: {w}"));
     }
     for e in &errors {
-        eprintln!("error: {e}");
+        out::remark(format_args!("error: {e}"));
     }
     if !errors.is_empty() && !how.go_on {
         return Err(problems(&errors));
-    }
-    if let Some(namespace) = how.namespace {
-        for loaded in &mut resources {
-            let namespaced = loaded.resource.kind().namespaced();
-            let meta = loaded.resource.metadata_mut();
-            if namespaced && meta.namespace.as_ref().is_none_or(String::is_empty) {
-                meta.namespace = Some(namespace.to_owned());
-            }
-        }
     }
     if resources.is_empty() && errors.is_empty() && !how.skip_empty {
         bail!("No resources specified");
@@ -70,11 +63,11 @@ pub(crate) fn files(paths: &[PathBuf], how: How<'_>) -> Result<Input> {
 pub(crate) fn keys(paths: &[PathBuf], how: How<'_>) -> Result<Vec<Key>> {
     let loading = read(paths, how)?;
     for w in &loading.warnings {
-        eprintln!("warning: {w}");
+        out::remark(format_args!("warning: {w}"));
     }
     let (keys, errors) = loading.keys(how.namespace);
     for e in &errors {
-        eprintln!("error: {e}");
+        out::remark(format_args!("error: {e}"));
     }
     if !errors.is_empty() {
         return Err(problems(&errors));

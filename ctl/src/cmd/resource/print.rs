@@ -73,7 +73,7 @@ pub(super) fn all(entries: Vec<Entry>, selection: &Selection, shape: &Shape<'_>)
                     [kind] => rows.begin(*kind)?,
                     kinds => {
                         let names: Vec<&str> = kinds.iter().map(|k| k.plural()).collect();
-                        eprintln!("no {}", names.join(", no "));
+                        out::remark(format_args!("no {}", names.join(", no ")));
                     }
                 },
                 _ => {}

@@ -1,7 +1,7 @@
 //! `create`, `apply`, `replace`, `delete`, `validate`, `diff`. First everything is read and checked, then written;
 //! a document that is wrong keeps all the others out unless `--continue`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, bail};
 use brindle_config::yaml::Loaded;
@@ -68,6 +68,8 @@ struct Step {
     kept: Value,
     did: Did,
     expect: Expect,
+    /// It has a revision, so it was read from a datastore, and is not there.
+    gone: bool,
 }
 
 /// `create`, `apply`, `replace`.
@@ -80,6 +82,7 @@ pub(crate) fn write(verb: Verb, args: &WriteArgs, format: Format) -> Result<Outc
         if wrong > 0 && !args.files.go_on {
             bail!("{}; nothing was written", problems(wrong));
         }
+        tell_gone(verb, &steps);
         let mut done: Vec<(Key, Did)> = Vec::new();
         for step in &steps {
             if !args.dry_run && matches!(step.did, Did::Created | Did::Configured) {
@@ -90,6 +93,22 @@ pub(crate) fn write(verb: Verb, args: &WriteArgs, format: Format) -> Result<Outc
         report(verb.done(), &done, args.dry_run, format);
         Ok(if wrong > 0 { Outcome::Degraded } else { Outcome::Ok })
     })
+}
+
+/// What was read from a datastore and is not there was deleted meanwhile, or comes from another one. A backup is put back
+/// like this, so that it is done, but not in silence.
+fn tell_gone(verb: Verb, steps: &[Step]) {
+    let mut gone = steps.iter().filter(|s| s.gone && verb == Verb::Apply);
+    let Some(first) = gone.next() else { return };
+    let (more, are) = match gone.count() {
+        0 => (String::new(), "is"),
+        n => (format!(" and {n} more"), "are"),
+    };
+    out::remark(format_args!(
+        "warning: {}{more}, by metadata.resourceVersion read from a datastore, {are} not in this one (deleted meanwhile?) \
+         and {are} made anew",
+        first.key
+    ));
 }
 
 fn problems(n: usize) -> String {
@@ -120,7 +139,7 @@ async fn plan(store: &dyn Store, verb: Verb, args: &WriteArgs, input: &Input) ->
     let mut complaints = Complaints::new();
     let steps = steps(store, verb, args, input, &mut complaints).await;
     for complaint in complaints.values().flatten() {
-        eprintln!("error: {complaint}");
+        out::remark(format_args!("error: {complaint}"));
     }
     Ok((steps?, complaints.len()))
 }
@@ -140,6 +159,7 @@ async fn steps(
     let olds = futures::stream::iter(&keys).map(|key| existing(store, key)).buffered(ABREAST);
     let olds: Vec<Option<Entry>> = olds.try_collect().await?;
     let mut steps: Vec<(Step, usize)> = Vec::new();
+    let mut seen = BTreeSet::new();
     let mut order: Vec<_> = input.resources.iter().zip(keys).enumerate().collect();
     // A policy is never there without its tier, wherever in the input that stands.
     if let Some(first) = order.iter().position(|(_, (_, key))| policy_names::KINDS.contains(&key.kind)) {
@@ -154,7 +174,10 @@ async fn steps(
         let refusal = match (verb, old) {
             (Verb::Create, Some(_)) if args.skip_exists => {
                 let (value, kept) = (Value::Null, Value::Null);
-                steps.push((Step { key, value, kept, did: Did::Skipped, expect: Expect::Any }, at));
+                steps.push((
+                    Step { key, value, kept, did: Did::Skipped, expect: Expect::Any, gone: false },
+                    at,
+                ));
                 continue;
             }
             (Verb::Create, Some(_)) => Some(format!("resource already exists: {key}; use apply or replace")),
@@ -172,6 +195,12 @@ async fn steps(
                 continue;
             }
         };
+        // A policy has an old and a new name: two documents may mean the same one.
+        if !seen.insert(step.key.clone()) {
+            let twice = loaded.origin.problem("metadata.name", format!("{} was given before", step.key));
+            complaints.insert(at, vec![twice.to_string()]);
+            continue;
+        }
         // The next ones are held against it: it is asked about at once.
         if Others::holds(step.key.kind)
             && let Some(refused) = asked(store, loaded, old, &mut step).await?
@@ -276,7 +305,8 @@ fn step(loaded: &Loaded, old: Option<&Entry>, others: &Others, names: Names) -> 
         Some(old) if *old.value == value => (Did::Unchanged, Expect::Any),
         Some(old) => (Did::Configured, Expect::Revision(old.revision)),
     };
-    Ok(Step { key, kept: value.clone(), value, did, expect })
+    let gone = given.is_some() && old.is_none();
+    Ok(Step { key, kept: value.clone(), value, did, expect, gone })
 }
 
 /// What the store will hold: the revision is the store's own; what the cluster gave the old one stays; a policy says what
