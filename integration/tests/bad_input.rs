@@ -15,6 +15,7 @@ use brindle_integration::{
     cni::{CniNode, Container, ping},
     lab::{Lab, ctl},
     netns::TestNs,
+    process::Running,
     wait::{until, until_true},
 };
 use serde_json::{Value, json};
@@ -362,10 +363,20 @@ struct Small(PathBuf);
 
 impl Small {
     fn new(at: &Path) -> Self {
+        Self::of_size(at, "64k")
+    }
+
+    fn of_size(at: &Path, size: &str) -> Self {
         std::fs::create_dir_all(at).expect("a folder");
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(at).status();
-        assert!(status.is_ok_and(|s| s.success()), "a file system can be mounted on {}", at.display());
-        Self(at.to_owned())
+        let small = Self(at.to_owned());
+        small.mount(&format!("size={size}"));
+        small
+    }
+
+    /// Mounts it, or changes how it is mounted.
+    fn mount(&self, options: &str) {
+        let status = Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(&self.0).status();
+        assert!(status.is_ok_and(|s| s.success()), "{options} on {}", self.0.display());
     }
 
     /// Takes all the room there is.
@@ -436,6 +447,100 @@ fn a_first_start_without_its_datastore_says_what_to_do() {
         assert!(line.contains(part), "{part} is missing in {said}");
     }
     assert_eq!(said.lines().filter(|l| l.contains("ERROR")).count(), 1, "{said}");
+}
+
+/// A backup on a medium, and a disk without room: it is said which it is, and read what can be read.
+#[test]
+fn a_medium_nobody_can_write_is_read_and_a_full_one_is_named() {
+    let dir = std::env::temp_dir().join(format!("brindle-medium-{}", std::process::id()));
+    let disk = Small::of_size(&dir.join("disk"), "1m");
+    let file = disk.0.join("x.db");
+    let pool = dir.join("pool.yaml");
+    let text =
+        "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: kept}\nspec: {cidr: 10.1.0.0/16}\n";
+    std::fs::write(&pool, text).expect("the folder of the test can be written");
+    let (url, pool) = (format!("sqlite:{}", file.display()), pool.display().to_string());
+    ctl(&["apply", "-f", &pool, "--datastore", &url]).expect(0);
+    // Whoever ends last takes the log in.
+    let log = disk.0.join("x.db-wal");
+    drop(brindle_config::open(&url).expect("it was made"));
+    until_true("the log is gone", LONG, || !log.exists());
+    disk.mount("remount,ro");
+    let told = |args: &[&str], words: &str| {
+        let answer = ctl(args).expect(2);
+        let said = format!("{:?}{}", answer.lines, answer.stderr);
+        assert!(said.contains(words), "{said}");
+    };
+    ctl(&["get", "ippool", "kept", "--datastore", &url]).expect(0);
+    let change = ["label", "ippool", "kept", "a=b", "--datastore", &url];
+    told(&change, "the file system is read-only");
+    disk.mount("remount,rw");
+    disk.fill();
+    told(&["get", "ippools", "--datastore", &url], "the disk is full; free some space");
+    disk.free();
+    ctl(&change).expect(0);
+    drop(disk);
+    let _ = std::fs::remove_dir_all(dir);
+}
+
+#[test]
+fn an_agent_waits_for_a_datastore_that_somebody_keeps_locked() {
+    let node = CniNode::without_agent("locked", "10.145.0.0/24");
+    let (file, state, log) = (node.dir.join("l.db"), node.dir.join("first"), node.dir.join("first.log"));
+    std::fs::create_dir_all(&state).expect("the folder of the test can be written");
+    let url = format!("sqlite:{}", file.display());
+    drop(brindle_config::open(&url).expect("it can be made"));
+    let lock = std::fs::File::options().write(true).open(node.dir.join("l.db.lock")).expect("it is there");
+    lock.lock().expect("it can be locked");
+    let mut command = Command::new(bin("brindle-node"));
+    command.args(["run", "--node-name", "n1", "--ip", "192.0.2.1/24", "--networking", "none"]);
+    command.args(["--datastore", &url, "--state-dir"]).arg(&state);
+    command.arg("--admin-socket").arg(state.join("a.sock")).arg("--cni-socket").arg(state.join("c.sock"));
+    command.stderr(std::fs::File::create(&log).expect("the folder of the test can be written"));
+    let mut agent = Running::start_in(node.ns.ns(), &mut command);
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("it says that it waits", LONG, || {
+        let said = said();
+        if said.contains("waiting for the datastore") && said.contains("l.db.lock") {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    });
+    drop(lock);
+    until("it starts", LONG, || if said().contains("agent started") { Ok(()) } else { Err(said()) });
+    agent.kill();
+}
+
+/// A switch that is neither on nor off is refused with its variable, and so is a pool nobody could use, before anything is
+/// written.
+#[test]
+fn a_mistyped_variable_ends_an_agent_with_its_name() {
+    let ns = TestNs::new("mistyped");
+    for (name, value) in [
+        ("CALICO_IPV4POOL_DISABLE_BGP_EXPORT", "perhaps"),
+        ("NO_DEFAULT_POOLS", "maybe"),
+        ("CALICO_IPV4POOL_NAT_OUTGOING", "maybe"),
+        ("FELIX_HEALTHENABLED", "tru"),
+        ("BRINDLE_DRAIN", "soon"),
+    ] {
+        let mut command = Command::new(bin("brindle-node"));
+        command.args(["run", "--node-name", "n1", "--state-dir", "/dev/null/state"]).env(name, value);
+        let out = ns.ns().run(|| command.output()).expect("the namespace is alive").expect("it starts");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(2), "{name}: {said}");
+        assert!(said.contains(&format!("the variable {name}")), "{name}: {said}");
+    }
+    let mut command = Command::new(bin("brindle-node"));
+    command.args(["run", "--node-name", "n1", "--state-dir", "/dev/null/state"]);
+    command.env("CALICO_IPV4POOL_CIDR", "10.0.0.0/28");
+    let out = ns.ns().run(|| command.output()).expect("the namespace is alive").expect("it starts");
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("--ipv4pool-cidr 10.0.0.0/28") && said.contains("smaller than one block"),
+        "{said}"
+    );
 }
 
 /// A variable of a manifest that is left empty is one that is not set: each program goes as far as without it.
