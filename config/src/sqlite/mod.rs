@@ -3,6 +3,7 @@
 //! - `db`: schema and transactions; `fault`: what each error means. Synchronous.
 //! - `worker`: a thread that owns one connection, so that no caller's runtime ever waits for a disk.
 //! - `feed`: how a commit in one process wakes the watches in all others.
+//! - `frozen`: reading a file on a file system nobody can write.
 //! - `pair`: a log is never replayed over another file than the one it was begun for.
 //! - `store`: the `Store` trait over these.
 //!
