@@ -33,7 +33,9 @@ fn backup(node: &CniNode, name: &str) -> PathBuf {
     });
     // Closed by its threads, which take the log in.
     let log = node.dir.join(format!("{name}-wal"));
-    until("the backup is one file", LONG, || if log.exists() { Err("its log is there".to_owned()) } else { Ok(()) });
+    until("the backup is one file", LONG, || {
+        if log.exists() { Err("its log is there".to_owned()) } else { Ok(()) }
+    });
     path
 }
 

@@ -504,8 +504,9 @@ fn blocks_that_stay_empty_go_back_but_one_of_each_pool() {
 #[test]
 fn what_gives_a_node_nothing_any_more_takes_its_last_block() {
     const GRACE: u64 = 900;
-    let deleted =
-        |s: &SimStore| drop(run(s.delete(&Key::new(Kind::IpPool, None, "p"), Expect::Any)).unwrap());
+    let deleted = |s: &SimStore| {
+        run(s.delete(&Key::new(Kind::IpPool, None, "p"), Expect::Any)).unwrap();
+    };
     let disabled = |s: &SimStore| pool(s, "p", "10.0.0.0/24", |p| p.disabled = true);
     let elsewhere = |s: &SimStore| pool(s, "p", "10.0.0.0/24", |p| p.node_selector = "rack == 'b'".into());
     let cases: [(&dyn Fn(&SimStore), [usize; 2]); 3] =
