@@ -17,6 +17,7 @@ use brindle_integration::{
     cni::{CniNode, Container, Said},
     wait::{until, until_true},
 };
+use serde_json::json;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -96,6 +97,11 @@ fn a_live_pod_keeps_its_address_whatever_the_datastore_has_lost() {
 
     // By force, under a pod that runs on.
     ctl(&node, &format!("ipam release --ip {} --force", said_a.address()));
+    let mut conf = node.conf();
+    conf["runtimeConfig"] = json!({ "ips": [said_a.address()] });
+    let refused = node.call("ADD", d, &conf);
+    assert!(refused.code() == 101 && refused.out.contains(&a.id), "{refused:?}");
+    node.settled(&[a, b, c]);
     let said_d = node.add(d);
     assert_ne!(said_d.address(), said_a.address());
     node.settled(&[a, b, c, d]);
@@ -129,7 +135,7 @@ fn an_agent_that_ends_leaves_one_file_that_is_a_backup() {
 
 #[test]
 fn an_agent_of_another_name_does_not_start_beside_pods_of_the_one_before() {
-    let mut node = CniNode::new("renamed", "10.138.0.0/30");
+    let mut node = CniNode::new("renamed", "10.138.0.0/24");
     let a = Container::new();
     assert!(node.add(&a).ok);
     node.stop_agent();
