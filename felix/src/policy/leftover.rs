@@ -23,7 +23,7 @@ impl Held {
     /// Takes what came of an attempt to carry out `input`.
     pub(super) fn note(&mut self, input: &str, held: BTreeMap<String, String>) {
         let tried: BTreeSet<&str> = input.lines().filter_map(set).collect();
-        let before = self.told().then(|| self.sets.clone()).unwrap_or_default();
+        let before = if self.told() { self.sets.clone() } else { BTreeMap::default() };
         self.tries = self.tries.saturating_add(u32::from(!held.is_empty()));
         self.sets.retain(|name, _| !tried.contains(name.as_str()));
         self.sets.extend(held);

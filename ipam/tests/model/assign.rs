@@ -504,14 +504,13 @@ fn blocks_that_stay_empty_go_back_but_one_of_each_pool() {
 #[test]
 fn what_gives_a_node_nothing_any_more_takes_its_last_block() {
     const GRACE: u64 = 900;
-    let deleted = |s: &SimStore| {
+    let deleted: fn(&SimStore) = |s| {
         run(s.delete(&Key::new(Kind::IpPool, None, "p"), Expect::Any)).unwrap();
     };
-    let disabled = |s: &SimStore| pool(s, "p", "10.0.0.0/24", |p| p.disabled = true);
-    let elsewhere = |s: &SimStore| pool(s, "p", "10.0.0.0/24", |p| p.node_selector = "rack == 'b'".into());
-    let cases: [(&dyn Fn(&SimStore), [usize; 2]); 3] =
-        [(&deleted, [1, 1]), (&disabled, [0, 1]), (&elsewhere, [0, 1])];
-    for (change, due) in cases {
+    let disabled: fn(&SimStore) = |s| pool(s, "p", "10.0.0.0/24", |p| p.disabled = true);
+    let elsewhere: fn(&SimStore) =
+        |s| pool(s, "p", "10.0.0.0/24", |p| p.node_selector = "rack == 'b'".into());
+    for (change, due) in [(deleted, [1, 1]), (disabled, [0, 1]), (elsewhere, [0, 1])] {
         let store = SimStore::default();
         pool(&store, "p", "10.0.0.0/24", |_| {});
         let mut a = Host::new(&store, "a");
