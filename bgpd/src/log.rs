@@ -193,6 +193,10 @@ mod tests {
         let (before, after) = tracing::subscriber::with_default(log, || {
             for n in 0..100 {
                 tracing::info!(n, "line");
+                // With the first one in its hands the writer takes no more, nor the count of those left out.
+                while !flush.0.lock().writing {
+                    thread::yield_now();
+                }
             }
             let before = flush.0.lock().left_out;
             for _ in 0..100 {
