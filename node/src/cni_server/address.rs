@@ -145,9 +145,11 @@ impl Service {
                 self.wrote();
                 self.history.note(Event::Given, &ips, &a.handle(), &whose(a), &self.node);
                 tracing::info!(container = %a.container_id, workload = a.workload(), addresses = ?ips, "addresses given");
+                // As they were asked for, unless some come from before.
+                let all_new = have.is_empty();
                 have.extend(ips);
                 let addresses =
-                    if again { in_order(have) } else { have.into_iter().map(IpNet::from).collect() };
+                    if all_new { have.into_iter().map(IpNet::from).collect() } else { in_order(have) };
                 Ok(Given { addresses, again, announced: false })
             }
             Err(refused) => {
